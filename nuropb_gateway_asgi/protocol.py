@@ -1,0 +1,547 @@
+"""The client protocol, version 1: frames, error codes and close codes.
+
+Pure: bytes in, typed structs out, and the other way round; no I/O, no awaits, no clock. ``docs/protocol.md``
+describes the protocol to users. A frame from a client is looked at once: one decode into a typed struct, in which
+``params`` stays the text that the client sent (:class:`msgspec.Raw`), checked but never rebuilt.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+from msgspec import Raw, Struct
+
+from .exceptions import ProtocolError
+from .topics import check_pattern
+
+__all__ = [
+    "PING",
+    "SUBPROTOCOL",
+    "Authorize",
+    "Cancel",
+    "ClientFrame",
+    "CloseCode",
+    "Command",
+    "Decoder",
+    "Describe",
+    "ErrorCode",
+    "Failure",
+    "Ping",
+    "Pong",
+    "Request",
+    "Subscribe",
+    "Unsubscribe",
+    "encode_error",
+    "encode_event",
+    "encode_failure",
+    "encode_json",
+    "encode_pong",
+    "encode_response",
+]
+
+SUBPROTOCOL: Final = "nuropb.v1"
+#: A name (service, topic) is at most this many bytes: an AMQP routing key is a short string.
+MAX_NAME_BYTES: Final = 255
+MAX_ID_LENGTH: Final = 64
+MAX_TRACE_ID_LENGTH: Final = 128
+#: Characters of one number; a double needs 17 digits, and nobody means anything by the 129th.
+MAX_NUMBER_LENGTH: Final = 128
+
+_SERVICE = re.compile(r"[!-~]{1,255}")
+
+
+class ErrorCode(enum.StrEnum):
+    """What went wrong with a frame, for programs. The class name is the one that NuroPb uses for it."""
+
+    nuropb_class: str
+    retryable: bool
+
+    def __new__(cls, value: str, nuropb_class: str, retryable: bool = False) -> ErrorCode:
+        """A string with two attributes more."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.nuropb_class = nuropb_class
+        member.retryable = retryable
+        return member
+
+    BAD_REQUEST = "bad_request", "NuropbMessageError"
+    INVALID_PARAMS = "invalid_params", "NuropbValidationError"
+    UNAUTHENTICATED = "unauthenticated", "NuropbAuthenticationError"
+    PERMISSION_DENIED = "permission_denied", "NuropbAuthorizationError"
+    METHOD_NOT_FOUND = "method_not_found", "NuropbHandlingError"
+    DUPLICATE_ID = "duplicate_id", "NuropbMessageError"
+    SERVICE_UNAVAILABLE = "service_unavailable", "NuropbNotDeliveredError", True
+    MESH_UNAVAILABLE = "mesh_unavailable", "NuropbTransportError", True
+    TIMEOUT = "timeout", "NuropbTimeoutError"
+    CANCELLED = "cancelled", "NuropbException"
+    TOO_MANY_REQUESTS = "too_many_requests", "NuropbException", True
+    PAYLOAD_TOO_LARGE = "payload_too_large", "NuropbMessageError"
+    DEPRECATED = "deprecated", "NuropbDeprecatedError"
+    SERVICE_ERROR = "service_error", "NuropbHandlingError"
+    INTERNAL = "internal", "NuropbException"
+
+
+class CloseCode(enum.IntEnum):
+    """Why the gateway closed a connection.
+
+    4000-4499: reconnect with backoff. 4500-4999: do not, the next attempt would end in the same way.
+    """
+
+    NORMAL = 1000
+    UNSUPPORTED_DATA = 1003
+    INVALID_UTF8 = 1007
+    MESSAGE_TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
+    SERVICE_RESTART = 1012
+    TRY_AGAIN_LATER = 1013
+    DRAINING = 4001
+    TOKEN_EXPIRED = 4005
+    SLOW_CONSUMER = 4008
+    NO_PONG = 4012
+    TOO_MANY_REQUESTS = 4029
+    BAD_REQUEST = 4501
+    AUTHORISATION_TIMEOUT = 4502
+    DISCONNECTED = 4503
+    CONNECTION_LIMIT = 4504
+    SUBPROTOCOL_NOT_ACCEPTABLE = 4505
+    PERMISSION_DENIED = 4507
+    TOO_MANY_ERRORS = 4509
+    INVALID_TOKEN = 4510
+    TOKEN_REVOKED = 4511
+    ORIGIN_NOT_ALLOWED = 4513
+
+    @property
+    def reconnect(self) -> bool:
+        """Whether a client that was closed with this code should connect again (with backoff)."""
+        if self >= CloseCode.DRAINING:
+            return self < 4500
+        return self in (CloseCode.INTERNAL_ERROR, CloseCode.SERVICE_RESTART, CloseCode.TRY_AGAIN_LATER)
+
+
+class Failure(NamedTuple):
+    """An error as a client gets it. ``retry_after_ms`` is a hint in milliseconds, or None."""
+
+    code: ErrorCode
+    description: str
+    #: The NuroPb class name; the code's own when empty.
+    error: str = ""
+    retry_after_ms: int | None = None
+
+
+# --- frames from a client -------------------------------------------------------------------------------------
+
+
+class Request(Struct, gc=False):
+    """Call ``service.method`` and answer with what it returned. ``timeout`` is in seconds."""
+
+    service: str
+    method: str
+    params: Raw = Raw(b"{}")
+    id: str | None = None
+    trace_id: str | None = None
+    timeout: float | None = None
+
+
+class Command(Struct, gc=False):
+    """Call ``service.method`` for its effect; answered once the mesh has taken it."""
+
+    service: str
+    method: str
+    params: Raw = Raw(b"{}")
+    id: str | None = None
+    trace_id: str | None = None
+
+
+class Describe(Struct, gc=False):
+    """What may this caller call: of one service, or of all."""
+
+    service: str | None = None
+    id: str | None = None
+    trace_id: str | None = None
+
+
+class Subscribe(Struct, gc=False):
+    """Send events of these AMQP topic patterns from now on. All or nothing."""
+
+    topics: list[str]
+    id: str | None = None
+    trace_id: str | None = None
+
+
+class Unsubscribe(Struct, gc=False):
+    """Send events of these patterns no longer."""
+
+    topics: list[str]
+    id: str | None = None
+    trace_id: str | None = None
+
+
+class Cancel(Struct, gc=False):
+    """The client no longer wants the answer to its request ``id``."""
+
+    id: str
+
+
+class Authorize(Struct, gc=False):
+    """A token: the first one of this connection, or a newer one for the same user."""
+
+    token: str
+    id: str | None = None
+    trace_id: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Authorize(id={self.id!r}, token=<hidden>)"
+
+
+class Ping(Struct, gc=False):
+    """Is the gateway there? The payload comes back in the pong."""
+
+    payload: Raw
+
+
+class Pong(Struct, gc=False):
+    """The client is there: the answer to the gateway's ping."""
+
+
+ClientFrame: TypeAlias = Request | Command | Describe | Subscribe | Unsubscribe | Cancel | Authorize | Ping | Pong
+
+
+class _RequestFrame(Struct, tag_field="type", tag="request", gc=False):
+    payload: Request
+
+
+class _CommandFrame(Struct, tag_field="type", tag="command", gc=False):
+    payload: Command
+
+
+class _DescribeFrame(Struct, tag_field="type", tag="describe", gc=False):
+    payload: Describe = msgspec.field(default_factory=Describe)
+
+
+class _SubscribeFrame(Struct, tag_field="type", tag="subscribe", gc=False):
+    payload: Subscribe
+
+
+class _UnsubscribeFrame(Struct, tag_field="type", tag="unsubscribe", gc=False):
+    payload: Unsubscribe
+
+
+class _CancelFrame(Struct, tag_field="type", tag="cancel", gc=False):
+    payload: Cancel
+
+
+class _AuthorizeFrame(Struct, tag_field="type", tag="authorize", gc=False):
+    payload: Authorize
+
+
+class _PingFrame(Struct, tag_field="type", tag="ping", gc=False):
+    payload: Raw = Raw(b"")
+
+
+class _PongFrame(Struct, tag_field="type", tag="pong", gc=False):
+    payload: Raw = Raw(b"")
+
+
+_AnyFrame: TypeAlias = (
+    _RequestFrame
+    | _CommandFrame
+    | _DescribeFrame
+    | _SubscribeFrame
+    | _UnsubscribeFrame
+    | _CancelFrame
+    | _AuthorizeFrame
+    | _PingFrame
+    | _PongFrame
+)
+FRAME_TYPES: Final = (
+    "request",
+    "command",
+    "describe",
+    "subscribe",
+    "unsubscribe",
+    "cancel",
+    "authorize",
+    "ping",
+    "pong",
+)
+
+
+class _Correlation(Struct, gc=False):
+    id: Any = None
+    trace_id: Any = None
+
+
+class _CorrelationFrame(Struct, gc=False):
+    payload: _Correlation
+
+
+_decode_frame = msgspec.json.Decoder(_AnyFrame).decode
+_decode_correlation = msgspec.json.Decoder(_CorrelationFrame).decode
+_PONG = Pong()
+
+# What a JSON text is made of, as far as the limits are concerned, one byte each: "[" opens a level, "0" is a digit,
+# "e" and "+" belong to an exponent. Two or three searches in the translated text cost about a microsecond for a
+# kilobyte; a regular expression over the text itself costs thirty.
+_SHAPE: Final = bytes(
+    {
+        **dict.fromkeys(b"{[", ord("[")),
+        **dict.fromkeys(b"0123456789", ord("0")),
+        **dict.fromkeys(b"eE", ord("e")),
+        ord("+"): ord("+"),
+    }.get(byte, ord(" "))
+    for byte in range(256)
+)
+# Fewer digits than this cannot exceed 64 bits.
+_LONG_RUN: Final = b"0" * 20
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]|-?[0-9][0-9.eE+-]*')
+
+
+def check_limits(text: bytes, max_depth: int) -> str | None:
+    """Why ``text`` (valid JSON) may not be passed on, or None.
+
+    A NuroPb 0.1.8 service dies for good of JSON that nests deeper than its interpreter's stack, and Python turns
+    ``1e999`` into infinity, which is no JSON any more. So levels are counted, integers have to fit 64 bits (RFC 8259,
+    section 6, on interoperability) and other numbers a finite double.
+    """
+    shape = text.translate(_SHAPE)
+    # Brackets within strings are counted too; then the second look decides.
+    if shape.count(b"[") <= max_depth and _LONG_RUN not in shape and b"0e000" not in shape and b"0e+000" not in shape:
+        return None
+    depth = 0
+    for match in _TOKENS.finditer(text):
+        token = match[0]
+        first = token[0]
+        if first == 0x22:  # a string
+            continue
+        if first in b"[{":
+            depth += 1
+            if depth > max_depth:
+                return f"nested more than {max_depth} levels deep"
+        elif first in b"]}":
+            depth -= 1
+        elif len(token) > MAX_NUMBER_LENGTH:
+            return f"a number has more than {MAX_NUMBER_LENGTH} characters"
+        elif token.lstrip(b"-").isdigit():
+            if not -(2**63) <= int(token) < 2**64:
+                return "an integer does not fit 64 bits"
+        elif math.isinf(float(token)):
+            return "a number is out of range"
+    return None
+
+
+class Decoder:
+    """Decodes the frames of clients under the limits of one gateway.
+
+    ``max_size`` is in bytes of UTF-8, ``max_depth`` in levels of JSON (the frame itself is the first).
+    """
+
+    __slots__ = ("max_depth", "max_size")
+
+    def __init__(self, *, max_size: int = 65536, max_depth: int = 32) -> None:
+        self.max_size = max_size
+        self.max_depth = max_depth
+
+    def decode(self, data: str | bytes) -> ClientFrame:
+        """The frame in ``data``.
+
+        Raises :class:`ProtocolError`, and nothing else, for whatever is not a valid frame. The size is not checked
+        here: a message that is too big ends the connection (see :meth:`is_too_big`).
+        """
+        try:
+            text = data.encode() if isinstance(data, str) else data
+            if text is data:
+                text.decode()  # msgspec lets invalid UTF-8 within a Raw through when it is given bytes
+            frame = _decode_frame(text)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise self._explain(error, data) from error
+        reason = check_limits(text, self.max_depth)
+        if reason is not None:
+            raise self._error(f"Error decoding JSON: {reason}", text)
+        if isinstance(frame, _RequestFrame):
+            request = frame.payload
+            reason = (
+                _check_ids(request.id, request.trace_id)
+                or _check_call(request.service, request.method, request.params)
+                or _check_timeout(request.timeout)
+            )
+            if reason is not None:
+                raise self._error(reason, text)
+            return request
+        if isinstance(frame, _PingFrame):
+            return Ping(frame.payload)
+        if isinstance(frame, _PongFrame):
+            return _PONG
+        reason = _check_other(frame.payload)
+        if reason is not None:
+            raise self._error(reason, text)
+        payload: ClientFrame = frame.payload
+        return payload
+
+    def is_too_big(self, data: str | bytes) -> bool:
+        """Whether a message exceeds ``max_size``."""
+        size = len(data)
+        if size > self.max_size:
+            return True
+        # Four bytes of UTF-8 to a character at the most, so short texts need not be encoded to be measured.
+        if isinstance(data, bytes) or data.isascii() or size * 4 <= self.max_size:
+            return False
+        return len(data.encode(errors="surrogatepass")) > self.max_size
+
+    def _explain(self, error: Exception, data: str | bytes) -> ProtocolError:
+        if isinstance(error, UnicodeError):
+            return ProtocolError("Error decoding JSON: not valid UTF-8")
+        if isinstance(error, RecursionError):
+            return ProtocolError(f"Error decoding JSON: nested more than {self.max_depth} levels deep")
+        if not isinstance(error, msgspec.ValidationError):
+            return ProtocolError(f"Error decoding JSON: {_plain(str(error))}")
+        return self._error(_explain_field(str(error)), data if isinstance(data, bytes) else data.encode())
+
+    @staticmethod
+    def _error(description: str, text: bytes) -> ProtocolError:
+        """A ProtocolError with the ids of the broken frame, where these are sound."""
+        try:
+            correlation = _decode_correlation(text).payload
+        except (msgspec.MsgspecError, RecursionError):
+            return ProtocolError(description)
+        id_ = correlation.id if isinstance(correlation.id, str) else None
+        trace_id = correlation.trace_id if isinstance(correlation.trace_id, str) else None
+        return ProtocolError(
+            description,
+            id=None if _check_ids(id_, None) else id_,
+            trace_id=None if _check_ids(None, trace_id) else trace_id,
+        )
+
+
+def _plain(message: str) -> str:
+    """A msgspec message as the continuation of our own: no capital, no backticks."""
+    message = message.replace("`", "")
+    return message[:1].lower() + message[1:]
+
+
+def _explain_field(message: str) -> str:
+    # msgspec says "Expected `str`, got `int` - at `$.payload.method`"; only the place of an unknown key or the value
+    # of a wrong tag could quote the client, and neither does beyond the tag itself, which is left out here.
+    what, _, where = message.partition(" - at ")
+    field = where.strip("`").removeprefix("$.")
+    if field == "type":
+        return f"type: must be one of {', '.join(FRAME_TYPES)}"
+    if field.startswith("key") or not field:
+        return f"Not a frame: {_plain(what)}"
+    return f"{field}: {_plain(what)}"
+
+
+def _check_ids(id_: str | None, trace_id: str | None) -> str | None:
+    if id_ is not None and not (0 < len(id_) <= MAX_ID_LENGTH and id_.isascii() and id_.isprintable()):
+        return f"payload.id: must be 1 to {MAX_ID_LENGTH} printable ASCII characters"
+    if trace_id is not None and not (len(trace_id) <= MAX_TRACE_ID_LENGTH and trace_id.isprintable()):
+        return f"payload.trace_id: must be at most {MAX_TRACE_ID_LENGTH} printable characters"
+    return None
+
+
+def _check_call(service: str, method: str, params: Raw) -> str | None:
+    if not _SERVICE.fullmatch(service):
+        return f"payload.service: must be 1 to {MAX_NAME_BYTES} printable ASCII characters without spaces"
+    if not method.isidentifier() or not method.isascii() or len(method) > MAX_NAME_BYTES:
+        return f"payload.method: must be a name of at most {MAX_NAME_BYTES} ASCII letters, digits and underscores"
+    if method[0] == "_":
+        return "payload.method: names that start with an underscore are private to the service"
+    if memoryview(params)[0] != 0x7B:
+        return "payload.params: expected object"
+    return None
+
+
+def _check_timeout(timeout: float | None) -> str | None:
+    if timeout is not None and not timeout > 0:
+        return "payload.timeout: must be greater than 0 seconds"
+    return None
+
+
+def _check_other(
+    payload: Command | Describe | Subscribe | Unsubscribe | Cancel | Authorize,
+) -> str | None:
+    if isinstance(payload, Cancel):
+        return _check_ids(payload.id, None)
+    reason = _check_ids(payload.id, payload.trace_id)
+    if reason is not None:
+        return reason
+    if isinstance(payload, Command):
+        return _check_call(payload.service, payload.method, payload.params)
+    if isinstance(payload, Subscribe | Unsubscribe):
+        for topic in payload.topics:
+            reason = check_pattern(topic)
+            if reason is not None:
+                return f"payload.topics: {reason}"
+    elif isinstance(payload, Describe) and payload.service is not None:
+        return _check_call(payload.service, "describe", Raw(b"{}"))
+    return None
+
+
+# --- frames from the gateway ----------------------------------------------------------------------------------
+
+encode_json = msgspec.json.Encoder(decimal_format="string").encode
+#: The gateway's ping; a client answers with ``{"type":"pong"}``.
+PING: Final = '{"type":"ping"}'
+
+
+def _ids(id_: str | None, trace_id: str | None) -> bytes:
+    """The members ``id`` and ``trace_id`` as far as given, each with a comma behind it."""
+    if id_ is None:
+        return b"" if trace_id is None else b'"trace_id":%b,' % encode_json(trace_id)
+    if trace_id is None:
+        return b'"id":%b,' % encode_json(id_)
+    return b'"id":%b,"trace_id":%b,' % (encode_json(id_), encode_json(trace_id))
+
+
+def encode_response(id_: str | None, trace_id: str | None, result: bytes | Raw) -> str:
+    """The answer to a frame. ``result`` is JSON."""
+    return (b'{"type":"response","payload":{%b"result":%b,"error":null}}' % (_ids(id_, trace_id), result)).decode()
+
+
+def encode_failure(id_: str | None, trace_id: str | None, failure: Failure) -> str:
+    """The answer to a frame that went wrong."""
+    error = {
+        "error": failure.error or failure.code.nuropb_class,
+        "description": failure.description,
+        "code": failure.code.value,
+        "retryable": failure.code.retryable,
+        "retry_after_ms": failure.retry_after_ms,
+    }
+    return (
+        b'{"type":"response","payload":{%b"result":null,"error":%b}}' % (_ids(id_, trace_id), encode_json(error))
+    ).decode()
+
+
+def encode_error(failure: Failure) -> str:
+    """An error that belongs to no frame that could be named. Its fields are flat, as nuropb_gw's were."""
+    frame: dict[str, object] = {
+        "type": "error",
+        "error": failure.error or failure.code.nuropb_class,
+        "description": failure.description,
+        "code": failure.code.value,
+        "retryable": failure.code.retryable,
+    }
+    if failure.retry_after_ms is not None:
+        frame["retry_after_ms"] = failure.retry_after_ms
+    return encode_json(frame).decode()
+
+
+def encode_event(topic: str, event: bytes | Raw, trace_id: str | None = None) -> str:
+    """An event. ``event`` is JSON."""
+    trace = b"" if trace_id is None else b',"trace_id":%b' % encode_json(trace_id)
+    return (b'{"type":"event","payload":{"topic":%b,"event":%b%b}}' % (encode_json(topic), event, trace)).decode()
+
+
+def encode_pong(payload: Raw) -> str:
+    """The answer to a client's ping, with the same payload."""
+    text = bytes(payload)
+    return (b'{"type":"pong","payload":%b}' % text).decode() if text else '{"type":"pong"}'
+
+
+def encode_topics(topics: Sequence[str]) -> bytes:
+    """The result of a subscribe or unsubscribe: what the connection is subscribed to now."""
+    return encode_json({"topics": topics})

@@ -1,0 +1,231 @@
+"""Settings: fields of one frozen class, each also an environment variable ``NUROPB_GATEWAY_<NAME>``."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+from .exceptions import SettingsError
+
+__all__ = ["ENV_PREFIX", "Settings"]
+
+ENV_PREFIX: Final = "NUROPB_GATEWAY_"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_SECRETS: Final = ("jwt_key", "mesh_url")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Settings:
+    """Everything that can be set, with its default; times are in seconds, sizes in bytes.
+
+    Raises :class:`SettingsError` for a value that is not allowed. ``repr()`` shows neither keys nor passwords.
+    """
+
+    mesh_url: str = "embedded://demo"
+    service_name: str = "nuropb-gateway"
+    instance_id: str = dataclasses.field(default_factory=lambda: uuid4().hex)
+    path: str = "/ws"
+
+    jwt_key: str = ""
+    jwt_algorithms: Sequence[str] = ()
+    jwt_jwks_url: str = ""
+    jwt_oidc_issuer: str = ""
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    jwt_leeway: float = 10.0
+    jwt_user_claim: str = "sub"
+    jwt_username_claim: str = "preferred_username"
+
+    expose: Sequence[str] | None = None
+    expose_topics: Sequence[str] | None = None
+    allowed_origins: Sequence[str] | None = None
+    auth_cookie: str = ""
+
+    request_timeout: float = 30.0
+    request_timeout_max: float = 60.0
+    max_message_size: int = 65536
+    max_json_depth: int = 32
+    max_in_flight: int = 64
+    max_connections: int = 10000
+    max_connections_per_user: int = 100
+    outbox_size: int = 1048576
+    write_timeout: float = 10.0
+    auth_timeout: float = 10.0
+    ping_interval: float = 25.0
+    ping_timeout: float = 10.0
+    drain_timeout: float = 10.0
+
+    error_details: Literal["nuropb", "all", "none"] = "nuropb"
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _checked(field.name, _TYPES[field.name], getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        self._check()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """The settings that the environment names (``os.environ`` unless given).
+
+        ``NUROPB_GATEWAY_JWT_KEY_FILE`` and ``NUROPB_GATEWAY_MESH_URL_FILE`` name a file to read the secret from; one
+        line break at its end is not part of the secret. A variable with the prefix that names no setting is an
+        error, for it is most likely a misspelt one.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for variable, text in environ.items():
+            if not variable.startswith(ENV_PREFIX):
+                continue
+            name = variable.removeprefix(ENV_PREFIX).lower()
+            if name in _TYPES:
+                if text != "" or name not in _SECRETS:
+                    _set_once(values, name, text)
+            elif name.removesuffix("_file") in _SECRETS and name.endswith("_file"):
+                if text != "":
+                    _set_once(values, name.removesuffix("_file"), _read_secret(variable, text))
+            elif name != "token":  # the token of the command line's client
+                raise SettingsError(f"{variable} is not a setting; see docs/deployment.md for those that there are")
+        return cls(**values)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the mesh runs in this process."""
+        return self.mesh_url.startswith("embedded://")
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{field.name}={self._shown(field.name)!r}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) not in (field.default, ())
+        )
+        return f"Settings({', '.join(shown)})"
+
+    def _shown(self, name: str) -> Any:
+        if name == "jwt_key":
+            return "<hidden>"
+        return hide_password(self.mesh_url) if name == "mesh_url" else getattr(self, name)
+
+    def _check(self) -> None:
+        scheme = urlsplit(self.mesh_url).scheme
+        if scheme not in ("amqp", "amqps", "embedded"):
+            raise _refusal("mesh_url", "the scheme is not known", "amqp://, amqps:// or embedded://demo")
+        if scheme == "embedded" and self.mesh_url != "embedded://demo":
+            raise _refusal("mesh_url", "there is no such embedded mesh", "embedded://demo")
+        if scheme != "embedded" and not urlsplit(self.mesh_url).hostname:
+            raise _refusal("mesh_url", "it names no host", "amqp://user:password@host:5672/vhost")
+        for name in ("service_name", "instance_id"):
+            if not _NAME.fullmatch(getattr(self, name)):
+                raise _refusal(name, "it is not a name", "1 to 100 letters, digits, '.', '_' and '-'")
+        if not self.path.startswith("/"):
+            raise _refusal("path", "it does not start with a slash", "a path such as /ws")
+        if self.auth_cookie and not _COOKIE_NAME.fullmatch(self.auth_cookie):
+            raise _refusal("auth_cookie", "it is not a cookie name", "a token of RFC 6265, such as Authorization")
+        if self.auth_cookie and "*" in (self.allowed_origins or ()):
+            raise _refusal(
+                "allowed_origins",
+                "'*' together with AUTH_COOKIE would let any page act for its visitors",
+                "a list of origins",
+            )
+        if self.request_timeout > self.request_timeout_max:
+            raise _refusal("request_timeout", "it exceeds REQUEST_TIMEOUT_MAX", f"up to {self.request_timeout_max}")
+        if self.outbox_size < self.max_message_size:
+            raise _refusal("outbox_size", "it is below MAX_MESSAGE_SIZE", f"{self.max_message_size} or more")
+
+
+_TYPES: Final[dict[str, Any]] = typing.get_type_hints(Settings)
+#: What a number may be at the least; 86400 s is the longest time that becomes an AMQP expiration.
+_MINIMUM: Final = {
+    "jwt_leeway": 0,
+    "drain_timeout": 0,
+    "max_message_size": 256,
+    "max_json_depth": 3,
+    "max_in_flight": 1,
+    "max_connections": 1,
+    "max_connections_per_user": 1,
+    "outbox_size": 1024,
+}
+_LONGEST_TIME: Final = 86400.0
+#: A NuroPb 0.1.8 service dies of JSON nested about 970 deep; the gateway's own envelope adds two levels.
+_DEEPEST: Final = 256
+
+
+def hide_password(url: str) -> str:
+    """``url`` with the password replaced, for logs."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    netloc = parts.netloc.replace(f":{parts.password}@", ":***@")
+    return urlunsplit(parts._replace(netloc=netloc))
+
+
+def _refusal(name: str, wrong: str, allowed: str) -> SettingsError:
+    return SettingsError(f"{ENV_PREFIX}{name.upper()}: {wrong}; allowed is {allowed}")
+
+
+def _set_once(values: dict[str, Any], name: str, value: str) -> None:
+    if name in values:
+        raise _refusal(name, "it is given twice, as a value and as a file", "one of the two")
+    values[name] = value
+
+
+def _read_secret(variable: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{variable}: the file cannot be read ({type(error).__name__})") from error
+
+
+def _checked(name: str, type_: Any, value: Any) -> Any:
+    if typing.get_origin(type_) is types.UnionType:  # a list, or None for "by the kind of mesh"
+        return None if value is None else _checked_list(name, value)
+    if typing.get_origin(type_) is Literal:
+        value = value.lower() if isinstance(value, str) else value
+        if value not in typing.get_args(type_):
+            raise _refusal(name, "there is no such choice", ", ".join(typing.get_args(type_)))
+        return value
+    if type_ is str:
+        if not isinstance(value, str):
+            raise _refusal(name, f"it is a {type(value).__name__}", "a string")
+        return value
+    if type_ in (int, float):
+        return _checked_number(name, type_, value)
+    return _checked_list(name, value)
+
+
+def _checked_list(name: str, value: Any) -> tuple[str, ...]:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, Sequence) or not all(isinstance(item, str) for item in items):
+        raise _refusal(name, "it is not a list of strings", "a list, comma-separated in the environment")
+    return tuple(item.strip() for item in items if item.strip())
+
+
+def _checked_number(name: str, type_: type[int] | type[float], value: Any) -> int | float:
+    kind = "a whole number" if type_ is int else "a number of seconds"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise _refusal(name, f"it is a {type(value).__name__}", kind)
+    try:
+        number = type_(value)
+    except ValueError as error:
+        raise _refusal(name, "it is not a number", kind) from error
+    if isinstance(value, float) and number != value:
+        raise _refusal(name, "it is not a whole number", kind)
+    minimum = _MINIMUM.get(name)
+    maximum: float = math.inf if type_ is int else _LONGEST_TIME
+    maximum = _DEEPEST if name == "max_json_depth" else maximum
+    if minimum is None and not 0 < number <= maximum:
+        raise _refusal(name, f"{number} is out of range", f"{kind} above 0 and up to {maximum:g}")
+    if minimum is not None and not minimum <= number <= maximum:
+        raise _refusal(name, f"{number} is out of range", f"{kind} from {minimum} to {maximum:g}")
+    return number
