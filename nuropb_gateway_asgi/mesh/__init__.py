@@ -1,0 +1,1 @@
+"""The mesh: one interface (``base``), two implementations (``embedded``, ``rabbitmq``)."""

@@ -1,0 +1,111 @@
+"""The service behind ``embedded://demo``: one method for everything that a client can run into."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from ..topics import check_topic
+from .embedded import PublishEvent
+
+__all__ = ["DemoService"]
+
+
+class NuropbException(Exception):
+    """Stands in for nuropb's class of this name: nuropb itself cannot be installed on Python 3.12 and newer.
+
+    The gateway tells nuropb's exceptions by their names, so these do here what nuropb's would do.
+    """
+
+
+class NuropbValidationError(NuropbException):
+    """The parameters are not acceptable."""
+
+
+class NuropbAuthorizationError(NuropbException):
+    """The caller may not do this."""
+
+
+class NuropbAuthenticationError(NuropbException):
+    """The caller's token is not accepted."""
+
+
+class NuropbDeprecatedError(NuropbException):
+    """The method is to be used no longer."""
+
+
+class NuropbHandlingError(NuropbException):
+    """The service could not fulfil the request."""
+
+
+_FAILURES: dict[str, type[Exception]] = {
+    "validation": NuropbValidationError,
+    "authorization": NuropbAuthorizationError,
+    "authentication": NuropbAuthenticationError,
+    "deprecated": NuropbDeprecatedError,
+    "handling": NuropbHandlingError,
+    "bug": ZeroDivisionError,
+}
+
+
+class DemoService:
+    """Try the gateway without a broker and without a service of your own."""
+
+    _service_name = "demo"
+    _version = "1.0.0"
+
+    def __init__(self) -> None:
+        self._publish: PublishEvent | None = None
+
+    def echo(self, **params: Any) -> dict[str, Any]:
+        """Answer with the parameters."""
+        return params
+
+    def add(self, a: Any, b: Any) -> int | float:
+        """Answer with the sum of two numbers."""
+        if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in (a, b)):
+            raise NuropbValidationError("a and b must be numbers")
+        total: int | float = a + b
+        return total
+
+    async def slow(self, seconds: float = 1.0) -> dict[str, float]:
+        """Answer after some seconds (an hour at the most)."""
+        started = time.monotonic()
+        await asyncio.sleep(min(max(float(seconds), 0.0), 3600.0))
+        return {"slept": round(time.monotonic() - started, 3)}
+
+    def fail(self, how: str = "bug") -> None:
+        """Fail: validation, authorization, authentication, deprecated, handling, or as by a bug."""
+        failure = _FAILURES.get(how)
+        if failure is None:
+            raise NuropbValidationError(f"how must be one of {', '.join(_FAILURES)}")
+        raise failure(f"This is how a {how} failure looks")
+
+    def whoami(self, ctx: dict[str, Any]) -> dict[str, Any]:
+        """Answer with the context that the gateway made for this call."""
+        return ctx
+
+    # What nuropb's decorator @nuropb_context sets: the first argument is the context.
+    whoami.__nuropb_context__ = True  # type: ignore[attr-defined]
+    whoami.__nuropb_context_arg__ = "ctx"  # type: ignore[attr-defined]
+
+    def publish(self, topic: Any, event: Any = None, target: Any = None) -> dict[str, str]:
+        """Publish an event: to the subscribers of its topic, or to the users in target."""
+        reason = check_topic(topic) if isinstance(topic, str) else "it is not a string"
+        if self._publish is None or reason is not None:
+            raise NuropbValidationError(f"topic: {reason}")
+        if target is not None and not (isinstance(target, list) and all(isinstance(user, str) for user in target)):
+            raise NuropbValidationError("target must be a list of user ids")
+        self._publish(topic, event, target)
+        return {"topic": topic}
+
+    async def _run_(self, publish: PublishEvent) -> None:
+        self._publish = publish
+        started = time.monotonic()
+        count = 0
+        while True:
+            # Counted from the start, so that a second stays a second however long publishing takes.
+            await asyncio.sleep(max(started + count + 1 - time.monotonic(), 0.0))
+            count += 1
+            publish("demo.tick", {"count": count, "time": time.time()})

@@ -1,0 +1,173 @@
+"""A mesh within this process: for a start with nothing installed, for tests, and for trying things out.
+
+Service objects are called by the same rules as by nuropb 0.1.8, and what comes back is what a client would see with
+RabbitMQ in between: unknown services are returned, failing methods answer once (nuropb sends two replies, of which
+the first is the true one), events go to whoever subscribed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+from uuid import uuid4
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ..exceptions import MeshUnavailable
+from ..topics import TopicTree
+from .base import CallMessage, EventMessage, MeshReceiver
+from .service import call_service, deliver_event, to_json
+from .wire import NotJson, decode_reply
+
+__all__ = ["EmbeddedMesh", "PublishEvent", "Runnable"]
+
+
+class PublishEvent(Protocol):
+    """How a service of the embedded mesh publishes an event. ``event`` is anything that JSON has."""
+
+    def __call__(self, topic: str, event: Any, target: list[str] | None = None) -> None:
+        """Publish ``event``: to everybody who subscribed to ``topic``, or to the users in ``target``."""
+
+
+@runtime_checkable
+class Runnable(Protocol):
+    """A service that does something by itself, as long as the mesh runs."""
+
+    async def _run_(self, publish: PublishEvent) -> None:
+        """Runs until it is cancelled; ``publish`` may be kept and used by the methods too."""
+
+
+class EmbeddedMesh:
+    """Runs ``services`` (name to object) in this process. See :class:`~.base.Mesh` for the interface."""
+
+    def __init__(self, services: Mapping[str, object], *, service_name: str = "nuropb-gateway") -> None:
+        self._services = dict(services)
+        self._service_name = service_name
+        self._receiver: MeshReceiver | None = None
+        self._subscriptions: TopicTree[str] = TopicTree()
+        self._tasks: TaskGroup | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    @property
+    def connected(self) -> bool:
+        """Whether it runs."""
+        return self._tasks is not None
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is not connected."""
+        return None if self.connected else "the mesh does not run"
+
+    def bind(self, receiver: MeshReceiver, controller: object) -> None:
+        """Say who is told, and let services call ``controller`` under the gateway's own name."""
+        self._receiver = receiver
+        self._services[self._service_name] = controller
+
+    async def __aenter__(self) -> EmbeddedMesh:
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        for name, service in self._services.items():
+            if isinstance(service, Runnable):
+                self._tasks.start_soon(service._run_, self._publish_any, name=f"embedded {name}")
+        self._told.on_connection_change(connected=True)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        tasks, self._tasks = self._tasks, None
+        self._told.on_connection_change(connected=False)
+        if tasks is not None:
+            tasks.cancel_scope.cancel()
+        await self._stack.aclose()
+
+    def send(self, message: CallMessage) -> None:
+        """Start the call, or tell that there is no such service."""
+        tasks = self._running()
+        service = self._services.get(message.service)
+        loop = asyncio.get_running_loop()
+        if service is None:
+            loop.call_soon(self._told.on_returned, message.correlation_id)
+            return
+        if message.kind == "command":
+            loop.call_soon(self._told.on_taken, message.correlation_id)
+        tasks.start_soon(self._call, service, message, name=f"embedded {message.service}.{message.method}")
+
+    def forget(self, correlation_id: str) -> None:
+        """Let the call run on, as a service behind a broker would: nobody can call it back."""
+
+    def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
+        """Give the event to the gateway if it subscribed, and to every other service that handles events."""
+        tasks = self._running()
+        message = EventMessage(topic, event, trace_id, target, context)
+        if self._subscriptions.match(topic):
+            asyncio.get_running_loop().call_soon(self._told.on_event, message)
+        for name, service in self._services.items():
+            if name != self._service_name and hasattr(service, "_handle_event_"):
+                tasks.start_soon(
+                    deliver_event,
+                    service,
+                    topic,
+                    json.loads(event),
+                    target,
+                    json.loads(context),
+                    name=f"embedded {name} event",
+                )
+
+    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
+        """Receive events of this pattern."""
+        self._subscriptions.add(topic, topic)
+        done()
+
+    def unsubscribe(self, topic: str) -> None:
+        """Receive them no longer."""
+        self._subscriptions.remove(topic, topic)
+
+    @property
+    def _told(self) -> MeshReceiver:
+        if self._receiver is None:
+            raise RuntimeError("bind() was not called")
+        return self._receiver
+
+    def _running(self) -> TaskGroup:
+        if self._tasks is None:
+            raise MeshUnavailable("the embedded mesh does not run")
+        return self._tasks
+
+    def _publish_any(self, topic: str, event: Any, target: list[str] | None = None) -> None:
+        with contextlib.suppress(MeshUnavailable):  # the tick that is due while the mesh stops
+            self.publish(topic, to_json(event), context=b"{}", trace_id=uuid4().hex, target=target)
+
+    async def _call(self, service: object, message: CallMessage) -> None:
+        if asyncio.get_running_loop().time() >= message.deadline:
+            return  # expired in the queue
+        call = functools.partial(
+            call_service,
+            service,
+            service=message.service,
+            method=message.method,
+            params=json.loads(bytes(message.params)),
+            context=json.loads(message.context),
+        )
+        outcome = await call()
+        if outcome.action == "requeue":
+            outcome = await call(redelivered=True)
+        for topic, payload, target in outcome.events:
+            self._publish_any(topic, payload, target)
+        if message.kind != "request" or not self._told.expects(message.correlation_id):
+            return
+        try:
+            body = b'{"result":%b,"error":%b}' % (outcome.result, to_json(outcome.error))
+            reply = decode_reply(message.correlation_id, body)
+        except NotJson:
+            self._told.on_unreadable(message.correlation_id)
+        else:
+            self._told.on_reply(reply)

@@ -1,0 +1,207 @@
+"""How a service object is called and described: nuropb 0.1.8's rules, without nuropb.
+
+nuropb's decorators mark methods with attributes, and its exceptions are told by their class names, so services that
+are written with nuropb work here, and nothing here needs nuropb to be installed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import inspect
+import json
+import logging
+import typing
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Literal
+
+__all__ = ["Outcome", "call_service", "deliver_event", "describe_service", "to_json"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ended. ``action`` is what a broker is told; ``error`` has NuroPb's members."""
+
+    action: Literal["ack", "reject", "requeue"]
+    result: bytes = b"null"
+    error: dict[str, str] | None = None
+    #: ``(topic, payload, target)`` of the events that the service published with its success.
+    events: tuple[tuple[str, Any, list[str] | None], ...] = ()
+
+
+async def call_service(
+    instance: object,
+    *,
+    service: str,
+    method: str,
+    params: Mapping[str, Any],
+    context: Mapping[str, Any],
+    redelivered: bool = False,
+) -> Outcome:
+    """Call ``method`` and say how it ended; an exception of the service is an outcome, not an exception.
+
+    Cancelling it cancels an asynchronous method.
+    """
+    asynchronous = False
+    try:
+        result = _start(instance, method, params, context)
+        if inspect.isawaitable(result):
+            asynchronous = True
+            result = await result
+        return Outcome("ack", to_json(result))
+    except Exception as error:
+        logger.debug("%s.%s raised", service, method, exc_info=True)
+        try:
+            return _failure(error, service, method, redelivered, asynchronous)
+        except Exception as unspeakable:  # an exception or result that cannot be turned into JSON
+            return Outcome("reject", error=_error(type(unspeakable).__name__, "The outcome is not JSON"))
+
+
+def _start(instance: object, method: str, params: Mapping[str, Any], context: Mapping[str, Any]) -> Any:
+    if method == "nuropb_describe":
+        return describe_service(instance)
+    function = None if method.startswith("_") else getattr(instance, method, None)
+    if not callable(function):
+        raise _UnknownMethod(f"Unknown method {method}")
+    if getattr(function, "__nuropb_context__", False):
+        return function(dict(context), **params)
+    return function(**params)
+
+
+class _UnknownMethod(Exception):
+    """Becomes NuropbHandlingError on the wire."""
+
+
+def _error(name: str, description: str) -> dict[str, str]:
+    return {"error": name, "description": description}
+
+
+def _failure(error: Exception, service: str, method: str, redelivered: bool, asynchronous: bool) -> Outcome:
+    name = type(error).__name__
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, _UnknownMethod):
+        return Outcome("reject", error=_error("NuropbHandlingError", str(error)))
+    if "NuropbSuccess" in kinds:
+        events = tuple(
+            (event["topic"], event["payload"], event.get("target")) for event in getattr(error, "events", ())
+        )
+        return Outcome("ack", to_json(getattr(error, "result", None)), events=events)
+    if "NuropbCallAgain" in kinds:
+        if not redelivered:
+            return Outcome("requeue")
+        return Outcome("reject", error=_error("NuropbCallAgainReject", f"{service}.{method} was called again once"))
+    if "NuropbException" in kinds:
+        return Outcome("reject", error=_error(name, str(getattr(error, "description", None) or error)))
+    if asynchronous:
+        return Outcome("reject", error=_error(name, str(error)))
+    description = f"Runtime exception calling {service}.{method}:{name}: {error}"
+    return Outcome("reject", error=_error("NuropbException", description))
+
+
+async def deliver_event(
+    instance: object, topic: str, event: Any, target: list[str] | None, context: Mapping[str, Any]
+) -> None:
+    """Give an event to ``instance._handle_event_``, which may be a plain function or a coroutine function.
+
+    Its exceptions are logged and end there, as nobody waits for an answer.
+    """
+    handler = getattr(instance, "_handle_event_", None)
+    if handler is None:
+        return
+    try:
+        result = handler(topic, event, target, dict(context))
+        if inspect.isawaitable(result):
+            await result
+    except Exception:
+        logger.exception("%s._handle_event_ failed for topic %s", type(instance).__name__, topic)
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------
+
+
+def _jsonable(value: Any) -> Any:
+    # The same spellings as nuropb's encoder, the odd ones included, so that a service reads the same on both meshes.
+    if isinstance(value, dt.datetime | dt.date | dt.time):
+        return f"{value.isoformat()}Z"
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
+
+
+def to_json(value: Any) -> bytes:
+    """``value`` as nuropb would encode it. Raises TypeError, ValueError or RecursionError where that is impossible."""
+    return json.dumps(value, default=_jsonable).encode()
+
+
+# --- describe -------------------------------------------------------------------------------------------------
+
+
+def describe_service(instance: object) -> dict[str, Any]:
+    """What nuropb's ``nuropb_describe`` answers, but for the annotations and defaults that make it fail there."""
+    methods = {}
+    for name in dir(type(instance)) + list(getattr(instance, "__dict__", {})):
+        function = None if name.startswith("_") else getattr(instance, name, None)
+        if callable(function) and not getattr(function, "__nuropb_mesh_hidden__", False):
+            methods[name] = _describe_method(function)
+    encrypted = any(spec["requires_encryption"] for spec in methods.values())
+    doc = type(instance).__doc__
+    return {
+        "service_name": getattr(instance, "_service_name", None) or getattr(instance, "service_name", None),
+        "service_version": getattr(instance, "_version", None),
+        "description": doc.strip() if doc else doc,
+        "warnings": [],
+        "encrypted_methods": encrypted,
+        "public_key": _public_key(instance) if encrypted else None,
+        "methods": dict(sorted(methods.items())),
+    }
+
+
+def _describe_method(function: Any) -> dict[str, Any]:
+    context_argument = getattr(function, "__nuropb_context_arg__", "ctx")
+    properties: list[tuple[str, dict[str, Any]]] = []
+    required = []
+    parameters: Mapping[str, inspect.Parameter]
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # builtins have none
+        parameters = {}
+    for name, parameter in parameters.items():
+        if name in ("self", "cls", context_argument):
+            continue
+        default = "" if parameter.default is parameter.empty else parameter.default
+        if parameter.default is parameter.empty:
+            required.append(name)
+        properties.append((name, {"type": _type_name(parameter.annotation), "description": "", "default": default}))
+    return {
+        "description": getattr(function, "__nuropb_description__", inspect.getdoc(function)),
+        "requires_encryption": bool(getattr(function, "__nuropb_requires_encryption__", False)),
+        "parameters": {"type": "object", "properties": properties, "required": required},
+    }
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation is inspect.Parameter.empty:
+        return ""
+    if isinstance(annotation, str):  # from __future__ import annotations
+        return annotation.partition("|")[0].strip()
+    arguments = [item for item in typing.get_args(annotation) if item is not type(None)]
+    if typing.get_origin(annotation) is not None:
+        return getattr(arguments[0], "__name__", "") if len(arguments) == 1 else ""
+    return getattr(annotation, "__name__", "")
+
+
+def _public_key(instance: object) -> str | None:
+    private_key = getattr(instance, "_private_key", None)
+    if private_key is None:
+        return None
+    from cryptography.hazmat.primitives import serialization
+
+    encoded: bytes = private_key.public_key().public_bytes(
+        encoding=serialization.Encoding.PEM, format=serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return encoded.decode("ascii")
