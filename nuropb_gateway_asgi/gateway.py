@@ -1,0 +1,386 @@
+"""The gateway: all parts put together, as an ASGI application or within one.
+
+What lives where, and who may import whom (downwards only; a test holds this)::
+
+    gateway
+    ├── handlers.websocket        one module per kind of connection
+    ├── service_mesh_manager      what is in flight, and where its answer goes
+    ├── mesh.rabbitmq, mesh.embedded (and its service, mesh.demo)
+    ├── handler_manager, _outbox, mesh.service, mesh.directory, mesh.encryption
+    ├── protocol, authentication, authorization, mesh.wire, mesh.base, topics
+    └── exceptions, settings
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import logging
+import random
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import FrameType
+from typing import Any, Final, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+from starlette.applications import Starlette
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .authentication import Authenticator, JWTAuthenticator, OriginPolicy, issue_token, new_secret
+from .authorization import ExposePolicy, Policy
+from .exceptions import SettingsError
+from .handler_manager import HandlerManager
+from .handlers.websocket import DenialLogFilter, WebSocketHandler
+from .mesh.base import Mesh
+from .mesh.demo import DemoService
+from .mesh.embedded import EmbeddedMesh
+from .mesh.rabbitmq import RabbitMQMesh
+from .protocol import encode_json
+from .service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
+from .settings import Settings
+
+__all__ = ["Gateway", "combine_lifespans", "configure_logging", "create_app"]
+
+logger = logging.getLogger(__name__)
+
+#: What ``retry_after_ms`` of a goodbye is spread over, in seconds: clients must not all come back in one moment.
+GOODBYE_SPREAD: Final = 5.0
+#: How long the token for development holds, in seconds.
+DEVELOPMENT_TOKEN_LIFETIME: Final = 24 * 3600.0
+_HOW_TO_START: Final = (
+    "the gateway was not started: a mounted application's lifespan is not run by Starlette. Use "
+    'gateway.mount(app, "/gateway") or FastAPI(lifespan=gateway.lifespan)'
+)
+
+
+class Lifespan(Protocol):
+    """A lifespan as Starlette and FastAPI take it."""
+
+    def __call__(self, app: Any, /) -> contextlib.AbstractAsyncContextManager[Any]: ...
+
+
+def combine_lifespans(
+    *lifespans: Lifespan,
+) -> Callable[[Any], contextlib.AbstractAsyncContextManager[Mapping[str, Any]]]:
+    """One lifespan made of several: entered in this order, left in the opposite one; their states are merged."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[Mapping[str, Any]]:
+        state: dict[str, Any] = {}
+        async with contextlib.AsyncExitStack() as stack:
+            for each in lifespans:
+                more: Mapping[str, Any] | None = await stack.enter_async_context(each(app))
+                state.update(more or {})
+            yield state
+
+    return lifespan
+
+
+class Gateway:
+    """Everything that one kind of connection needs: a HandlerManager, a ServiceMeshManager, a mesh.
+
+    ``settings`` come from the environment unless given. The other parts are made from them unless given; an
+    ``authenticator`` takes the place of ``JWT_KEY``, a ``policy`` that of ``EXPOSE`` and ``EXPOSE_TOPICS``, a
+    ``mesh`` that of ``MESH_URL``. Raises SettingsError where something is missing. An application may hold several
+    gateways; they share nothing.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        authenticator: Authenticator | None = None,
+        service_controller: ServiceMeshManagerController | None = None,
+        policy: Policy | None = None,
+        mesh: Mesh | None = None,
+        handler_class: type[WebSocketHandler] = WebSocketHandler,
+    ) -> None:
+        self.settings = settings = Settings.from_env() if settings is None else settings
+        self._secret: str | None = None
+        self._authenticator = authenticator or self._make_authenticator()
+        self._policy = policy or _make_policy(settings)
+        self.handler_manager = HandlerManager(settings, self._authenticator, self._policy)
+        self.service_mesh_manager = ServiceMeshManager(
+            settings, self.handler_manager, mesh or _make_mesh(settings), self._policy, service_controller
+        )
+        # Until the lifespan is entered, everybody is sent away.
+        self.handler_manager.closed_for = 0.0
+        self._warned = False
+        self._draining = False
+        self._tasks: TaskGroup | None = None
+        self._endpoint = functools.partial(
+            handler_class,
+            handler_manager=self.handler_manager,
+            settings=settings,
+            origins=_make_origins(settings),
+        )
+        self.app = Starlette(routes=self.routes(), lifespan=self.lifespan)
+
+    # --- putting it into an application -----------------------------------------------------------------------
+
+    def routes(self) -> list[BaseRoute]:
+        """The gateway's routes: the WebSocket at ``PATH``, ``/livez`` and ``/readyz``."""
+        return [
+            WebSocketRoute(self.settings.path, _Endpoint(self._serve_websocket), name="websocket"),
+            Route("/livez", self._livez, methods=["GET"]),
+            Route("/readyz", self._readyz, methods=["GET"]),
+        ]
+
+    def mount(self, app: Starlette, path: str = "/gateway") -> None:
+        """Mount the gateway into a Starlette or FastAPI application, and run its lifespan around the application's.
+
+        ``app`` must not be running yet.
+        """
+        app.mount(path, self.app)
+        app.router.lifespan_context = combine_lifespans(self.lifespan, app.router.lifespan_context)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+        """Run the gateway for as long as the context lasts.
+
+        Entering does not wait for the broker. Raises RuntimeError when it is entered twice at a time.
+        """
+        if self._tasks is not None:
+            raise RuntimeError("this gateway runs already; it needs one lifespan, not two")
+        self._say_what_is_missing()
+        denials = DenialLogFilter()
+        server_log = logging.getLogger("uvicorn.error")
+        async with contextlib.AsyncExitStack() as stack:
+            server_log.addFilter(denials)
+            stack.callback(server_log.removeFilter, denials)
+            stack.callback(self._reset)
+            await stack.enter_async_context(self.service_mesh_manager)
+            self._tasks = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(self._tasks.cancel_scope.cancel)
+            self._tasks.start_soon(self.handler_manager.sweep, name="connections")
+            stack.enter_context(self._drain_on_signals())
+            self.handler_manager.closed_for = None
+            logger.info("gateway %s started", self.settings.instance_id)
+            try:
+                yield
+            finally:
+                self.handler_manager.closed_for = 0.0
+                logger.info("gateway %s stopped", self.settings.instance_id)
+
+    def _reset(self) -> None:
+        self._tasks = None
+        self._draining = False
+
+    @property
+    def development_token(self) -> str | None:
+        """A token for a day, signed with the secret of this run; None unless the gateway made one for itself."""
+        if self._secret is None:
+            return None
+        return issue_token(self._secret, "dev", username="Developer", lifetime=DEVELOPMENT_TOKEN_LIFETIME)
+
+    # --- stopping ---------------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Let nobody in, say goodbye, and wait until nothing is in flight or DRAIN_TIMEOUT is over.
+
+        Clients are told when to come back, each another moment. Their connections stay open: the server closes them.
+        """
+        self._draining = True
+        self.handler_manager.closed_for = GOODBYE_SPREAD
+        for handler in self.handler_manager.handlers:
+            retry_after = random.randrange(int(GOODBYE_SPREAD * 1000))  # noqa: S311 - jitter
+            goodbye = {"topic": "goodbye", "event": {"reason": "draining", "retry_after_ms": retry_after}}
+            handler.send_frame(encode_json({"type": "event", "payload": goodbye}).decode())
+        with anyio.move_on_after(self.settings.drain_timeout):
+            while self.service_mesh_manager.in_flight:  # noqa: ASYNC110 - once in a process's life
+                await asyncio.sleep(0.02)
+
+    @contextlib.contextmanager
+    def _drain_on_signals(self) -> Any:
+        """Drain before the server's own signal handlers act.
+
+        uvicorn closes every connection before it ends the lifespan, so a drain there would come too late; but it
+        installs its signal handlers before the lifespan begins, so they can be wrapped here. A second signal goes
+        straight to the server.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        saved: dict[int, Any] = {}
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            handler = saved[number]
+            if self._draining or self._tasks is None:
+                handler(number, frame)
+            else:
+                self._draining = True
+                loop.call_soon_threadsafe(self._start_drain, number, handler)
+
+        for number in map(int, (signal.SIGTERM, signal.SIGINT)):
+            handler = signal.getsignal(number)
+            # Python's own handler raises KeyboardInterrupt wherever it is: that is a program, not a server.
+            if callable(handler) and handler is not signal.default_int_handler:
+                saved[number] = handler
+                signal.signal(number, on_signal)
+        try:
+            yield
+        finally:
+            for number, handler in saved.items():
+                if signal.getsignal(number) is on_signal:
+                    signal.signal(number, handler)
+
+    def _start_drain(self, number: int, handler: Callable[[int, FrameType | None], Any]) -> None:
+        async def drain() -> None:
+            logger.info("draining: %d requests in flight", self.service_mesh_manager.in_flight)
+            try:
+                await self.drain()
+            finally:
+                handler(number, None)
+
+        if self._tasks is None:
+            handler(number, None)
+        else:
+            self._tasks.start_soon(drain, name="drain")
+
+    # --- endpoints --------------------------------------------------------------------------------------------
+
+    async def _livez(self, request: HTTPRequest) -> JSONResponse:
+        return JSONResponse({"alive": True})
+
+    async def _readyz(self, request: HTTPRequest) -> JSONResponse:
+        reasons = self.not_ready()
+        body = {"ready": not reasons, "reasons": reasons, "mesh": {"connected": self.service_mesh_manager.connected}}
+        return JSONResponse(body, status_code=503 if reasons else 200, headers={"Cache-Control": "no-store"})
+
+    def not_ready(self) -> list[str]:
+        """Why no new clients should be sent here; empty when all is well."""
+        if not self.service_mesh_manager.started:
+            return ["the gateway was not started"]
+        reasons = []
+        if self._draining:
+            reasons.append("draining")
+        if not self.service_mesh_manager.connected:
+            reasons.append(f"mesh: {self.service_mesh_manager.problem or 'not connected'}")
+        return reasons
+
+    # --- parts from settings ----------------------------------------------------------------------------------
+
+    def _make_authenticator(self) -> Authenticator:
+        settings = self.settings
+        key = settings.jwt_key
+        if settings.jwt_jwks_url or settings.jwt_oidc_issuer:
+            raise SettingsError(
+                "NUROPB_GATEWAY_JWT_JWKS_URL and NUROPB_GATEWAY_JWT_OIDC_ISSUER are not supported by this version; "
+                "allowed is a key in NUROPB_GATEWAY_JWT_KEY, or an authenticator of your own"
+            )
+        if not key:
+            if not settings.embedded:
+                raise SettingsError(
+                    "NUROPB_GATEWAY_JWT_KEY: it is not set; allowed is a secret of at least 32 bytes (HS256), or a PEM "
+                    "public key (RS256, ES256), here or in the file named by NUROPB_GATEWAY_JWT_KEY_FILE"
+                )
+            key = self._secret = new_secret()
+        return JWTAuthenticator(
+            key=key,
+            algorithms=list(settings.jwt_algorithms) or None,
+            issuer=settings.jwt_issuer or None,
+            audience=settings.jwt_audience or None,
+            leeway=settings.jwt_leeway,
+            user_claim=settings.jwt_user_claim,
+            username_claim=settings.jwt_username_claim,
+        )
+
+    def _say_what_is_missing(self) -> None:
+        settings = self.settings
+        if not self._policy.exposes_anything:
+            logger.warning(
+                "nothing is exposed: clients can connect, but may call no service; set NUROPB_GATEWAY_EXPOSE, "
+                "for example to 'orders.*,users.me'"
+            )
+        if isinstance(self._authenticator, JWTAuthenticator) and self._secret is None:
+            for name in ("JWT_ISSUER", "JWT_AUDIENCE"):
+                if not getattr(settings, name.lower()):
+                    logger.warning("NUROPB_GATEWAY_%s is not set: tokens are not checked for it", name)
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self.service_mesh_manager.started and not self._warned:
+            self._warned = True
+            logger.error(_HOW_TO_START)
+        await self._endpoint(scope, receive, send)
+
+
+class _Endpoint:
+    """Makes a bound method an ASGI application: Starlette takes methods for functions of a WebSocket."""
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._application(scope, receive, send)
+
+
+def _make_policy(settings: Settings) -> Policy:
+    expose, topics = settings.expose, settings.expose_topics
+    if settings.embedded:
+        expose = ("demo.*",) if expose is None else expose
+        topics = ("demo.#",) if topics is None else topics
+    return ExposePolicy(expose or (), topics or ())
+
+
+def _make_origins(settings: Settings) -> OriginPolicy:
+    if settings.allowed_origins is None and settings.embedded:
+        return OriginPolicy.loopback()
+    return OriginPolicy(settings.allowed_origins or ())
+
+
+def _make_mesh(settings: Settings) -> Mesh:
+    if settings.embedded:
+        return EmbeddedMesh({"demo": DemoService()}, service_name=settings.service_name)
+    return RabbitMQMesh(settings.mesh_url, service_name=settings.service_name, instance_id=settings.instance_id)
+
+
+# --- as a server --------------------------------------------------------------------------------------------------
+
+
+class _JSONFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log the gateway's own messages to standard error, as LOG_LEVEL and LOG_FORMAT say. For servers only: within a
+    host application, logging is the host's.
+    """
+    package = logging.getLogger("nuropb_gateway_asgi")
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = logging.Formatter("%(levelname)s:     %(name)s: %(message)s")
+    handler.setFormatter(_JSONFormatter() if settings.log_format == "json" else formatter)
+    package.handlers = [handler]
+    package.propagate = False
+    package.setLevel(settings.log_level.upper())
+
+
+def create_app(settings: Settings | None = None, *, announce: bool = True) -> Starlette:
+    """The application of ``uvicorn nuropb_gateway_asgi:app``: a gateway from the environment, with its logging.
+
+    Its gateway is ``app.state.gateway``. A token that the gateway made for this run is printed if ``announce``.
+    """
+    settings = Settings.from_env() if settings is None else settings
+    configure_logging(settings)
+    gateway = Gateway(settings)
+    gateway.app.state.gateway = gateway
+    if gateway.development_token is not None and announce:
+        print(f"The mesh is embedded. A token for this run:\n\n{gateway.development_token}\n", flush=True)  # noqa: T201
+    return gateway.app

@@ -1,0 +1,394 @@
+"""WebSocket connections, on Starlette."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+from uuid import uuid4
+
+import anyio
+from anyio.abc import TaskGroup
+from starlette.endpoints import WebSocketEndpoint
+from starlette.responses import JSONResponse
+from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from .._outbox import Outbox
+from ..authentication import Credentials, Identity, OriginPolicy, find_credentials
+from ..exceptions import AuthenticationFailed, ConnectionLimitReached, ProtocolError
+from ..handler_manager import HandlerManager, encode_authorized
+from ..protocol import (
+    PING,
+    SUBPROTOCOL,
+    Authorize,
+    CloseCode,
+    ErrorCode,
+    Failure,
+    Request,
+    encode_error,
+    encode_event,
+    encode_json,
+)
+from ..settings import Settings
+
+__all__ = ["DenialLogFilter", "WebSocketHandler"]
+
+logger = logging.getLogger(__name__)
+
+#: Frames that a connection may send before it is authorised, each answered with an error.
+MAX_UNAUTHORISED_FRAMES: Final = 10
+#: Seconds until a client that was turned away because of load should try again.
+RETRY_AFTER: Final = 5
+#: These do not wait for what is in the outbox: the client cannot or may not have it any more.
+_AT_ONCE: Final = frozenset({CloseCode.SLOW_CONSUMER, CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REVOKED})
+
+
+class _ClientLeft(Exception):
+    """The client is not there any more."""
+
+
+class _Refusal(Exception):
+    """The handshake ends here: as an HTTP status, or for browsers as a close code."""
+
+    def __init__(
+        self, status: int, close: CloseCode, code: ErrorCode, description: str, *, retry: bool = False
+    ) -> None:
+        super().__init__(description)
+        self.status = status
+        self.close = close
+        self.failure = Failure(code, description, retry_after_ms=RETRY_AFTER * 1000 if retry else None)
+        self.headers = {"Retry-After": str(RETRY_AFTER)} if retry else {}
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
+
+
+class WebSocketHandler(WebSocketEndpoint):
+    """One WebSocket connection: handshake, one task that reads, one that writes.
+
+    To be subclassed for :meth:`on_connect` (called once the connection is registered) and :meth:`on_disconnect`.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        handler_manager: HandlerManager,
+        settings: Settings,
+        origins: OriginPolicy,
+    ) -> None:
+        super().__init__(scope, receive, send)
+        self.session_id = uuid4().hex
+        self.identity: Identity | None = None
+        self._manager = handler_manager
+        self._settings = settings
+        self._origins = origins
+        self._outbox = Outbox(settings.outbox_size)
+        self._tasks: TaskGroup | None = None
+        self._close: tuple[CloseCode, str] | None = None
+        self._clock = asyncio.get_running_loop().time
+        self._writing_since: float | None = None
+        self._heard_at = self._pinged_at = self._clock()
+        self._awaits_pong = False
+        # A client of nuropb_gw does not know the gateway's pings, and must not be hung up on for that.
+        self._knows_pings = True
+
+    # --- the connection, from its first to its last moment ----------------------------------------------------
+
+    async def dispatch(self) -> None:
+        """Serve the connection until it ends."""
+        websocket = WebSocket(self.scope, receive=self.receive, send=self.send)
+        try:
+            await self.receive()  # websocket.connect
+            try:
+                with self._manager.admission():
+                    await self._serve(websocket)
+            except ConnectionLimitReached as error:
+                logger.info("connection refused: %s", error)
+                await self._refuse(websocket, _limit_reached(error))
+            except _Refusal as refusal:
+                await self._refuse(websocket, refusal)
+        except _ClientLeft:
+            logger.debug("session %s: the client left", self.session_id)
+
+    async def _serve(self, websocket: WebSocket) -> None:
+        credentials = self._check_handshake(websocket)
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in self.scope["subprotocols"] else None
+        try:
+            if credentials.token is not None:
+                self._knows_pings = not credentials.legacy
+                await self._register(credentials.token)
+                await self._accept(subprotocol)
+            else:
+                await self._accept(subprotocol)
+                if not await self._authorise_by_frame():
+                    return
+            await self.on_connect(websocket)
+            await self._run(websocket)
+        finally:
+            self._manager.unregister(self)
+
+    async def _run(self, websocket: WebSocket) -> None:
+        close_code = CloseCode.NORMAL
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self._read, websocket, name="websocket reader")
+                await self._write()
+                tasks.cancel_scope.cancel()
+            if self._close is not None:
+                close_code = self._close[0]
+        finally:
+            self._tasks = None
+            self._manager.unregister(self)
+            await self.on_disconnect(websocket, close_code)
+
+    async def on_connect(self, websocket: WebSocket) -> None:
+        """Called when the connection is authorised and registered, with ``identity`` set."""
+
+    async def on_disconnect(self, websocket: WebSocket, close_code: int) -> None:
+        """Called when the connection has ended; nothing can be sent any more."""
+
+    async def _read(self, websocket: WebSocket) -> None:
+        """Hand every message to the manager, which never waits: a connection that is not read loses its pongs."""
+        while True:
+            message = await self.receive()
+            if message["type"] != "websocket.receive":
+                self._outbox.close(discard=True)
+                return
+            self._heard_at = self._clock()
+            text = message.get("text")
+            if text is None:
+                self.close(CloseCode.UNSUPPORTED_DATA, "text frames only")
+                continue
+            if self._close is not None:
+                continue
+            frame = self._manager.on_handler_message(self, text)
+            if isinstance(frame, Request) and frame.id is None and frame.trace_id is not None:
+                self._knows_pings = False
+
+    async def _write(self) -> None:
+        """Write what is in the outbox, then the close frame if the gateway is the one to hang up."""
+        try:
+            while (text := await self._outbox.get()) is not None:
+                self._writing_since = self._clock()
+                await self._send({"type": "websocket.send", "text": text})
+                self._writing_since = None
+            if self._close is not None:
+                code, reason = self._close
+                self._writing_since = self._clock()
+                await self._send({"type": "websocket.close", "code": int(code), "reason": reason})
+        except _ClientLeft:
+            return
+        finally:
+            self._writing_since = None
+
+    async def _send(self, message: Message) -> None:
+        try:
+            await self.send(message)
+        except (OSError, RuntimeError, WebSocketDisconnect) as error:
+            # uvicorn raises an OSError when the client has gone, and servers raise RuntimeErrors of their own when
+            # something is sent after the connection was closed.
+            raise _ClientLeft from error
+
+    async def _accept(self, subprotocol: str | None) -> None:
+        await self._send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
+
+    # --- handshake --------------------------------------------------------------------------------------------
+
+    def _check_handshake(self, websocket: WebSocket) -> Credentials:
+        """The credentials, if the handshake is acceptable so far; raises _Refusal if it is not."""
+        if self._manager.closed_for is not None:
+            raise _Refusal(
+                503, CloseCode.TRY_AGAIN_LATER, ErrorCode.MESH_UNAVAILABLE, "The gateway is not open", retry=True
+            )
+        origins = websocket.headers.getlist("origin")
+        if len(origins) > 1 or (origins and not self._origins.allows(origins[0])):
+            logger.info("connection refused: origin not allowed")
+            raise _Refusal(403, CloseCode.ORIGIN_NOT_ALLOWED, ErrorCode.PERMISSION_DENIED, "Origin not allowed")
+        offered: Sequence[str] = self.scope["subprotocols"]
+        if offered and SUBPROTOCOL not in offered:
+            raise _Refusal(
+                400, CloseCode.SUBPROTOCOL_NOT_ACCEPTABLE, ErrorCode.BAD_REQUEST, f"Only {SUBPROTOCOL} is spoken here"
+            )
+        credentials = find_credentials(websocket.headers, offered, self._settings.auth_cookie or None)
+        if credentials.channel == "cookie" and not origins:
+            logger.info("connection refused: a cookie without an origin")
+            raise _Refusal(403, CloseCode.ORIGIN_NOT_ALLOWED, ErrorCode.PERMISSION_DENIED, "Origin not allowed")
+        if credentials.conflict or credentials.malformed:
+            logger.info("connection refused: %s", "several tokens" if credentials.conflict else "unreadable token")
+            raise _unauthenticated()
+        return credentials
+
+    async def _register(self, token: str) -> None:
+        try:
+            await self._manager.register(self, token)
+        except AuthenticationFailed as error:
+            logger.info("connection refused: %s", error)
+            raise _unauthenticated() from error
+        except ConnectionLimitReached as error:
+            logger.info("connection refused: %s", error)
+            raise _limit_reached(error) from error
+
+    async def _authorise_by_frame(self) -> bool:
+        """Wait for the first frame to bring the token; whether the connection is registered now."""
+        try:
+            async with asyncio.timeout(self._settings.auth_timeout):
+                frame = await self._receive_authorize()
+        except TimeoutError:
+            failure = Failure(ErrorCode.UNAUTHENTICATED, "Authorisation did not come in time")
+            await self._hang_up(CloseCode.AUTHORISATION_TIMEOUT, failure)
+            return False
+        except _Refusal as refusal:
+            await self._hang_up(refusal.close, refusal.failure)
+            return False
+        if frame is None:
+            return False
+        try:
+            await self._register(frame.token)
+        except _Refusal as refusal:
+            await self._hang_up(refusal.close, refusal.failure)
+            return False
+        assert self.identity is not None  # noqa: S101 - it is registered
+        self.send_frame(encode_authorized(frame, self.identity))
+        return True
+
+    async def _receive_authorize(self) -> Authorize | None:
+        """The client's authorize frame, or None when it left. Every other frame is refused."""
+        for _ in range(MAX_UNAUTHORISED_FRAMES):
+            message = await self.receive()
+            if message["type"] != "websocket.receive":
+                return None
+            text = message.get("text")
+            if text is None:
+                failure = Failure(ErrorCode.BAD_REQUEST, "Text frames only")
+                raise _Refusal(400, CloseCode.UNSUPPORTED_DATA, failure.code, failure.description)
+            if self._manager.decoder.is_too_big(text):
+                raise _Refusal(413, CloseCode.MESSAGE_TOO_BIG, ErrorCode.PAYLOAD_TOO_LARGE, "Message too big")
+            try:
+                frame = self._manager.decoder.decode(text)
+            except ProtocolError as error:
+                failure = Failure(ErrorCode.BAD_REQUEST, error.description)
+            else:
+                if isinstance(frame, Authorize):
+                    return frame
+                failure = Failure(ErrorCode.UNAUTHENTICATED, "The first frame has to be authorize")
+            await self._send({"type": "websocket.send", "text": encode_error(failure)})
+        raise _Refusal(400, CloseCode.BAD_REQUEST, ErrorCode.BAD_REQUEST, "Too many frames before authorize")
+
+    async def _hang_up(self, code: CloseCode, failure: Failure) -> None:
+        await self._send({"type": "websocket.send", "text": encode_error(failure)})
+        await self._send({"type": "websocket.close", "code": int(code), "reason": failure.description})
+
+    async def _refuse(self, websocket: WebSocket, refusal: _Refusal) -> None:
+        """Say no in the way that reaches the client: to a browser, a status before the accept is just 1006."""
+        if "origin" in websocket.headers and refusal.close is not CloseCode.ORIGIN_NOT_ALLOWED:
+            offered = [name for name in self.scope["subprotocols"] if "bearer" not in name]
+            chosen = SUBPROTOCOL if SUBPROTOCOL in offered else next(iter(offered), None)
+            await self._accept(chosen)
+            await self._hang_up(refusal.close, refusal.failure)
+            return
+        if "websocket.http.response" not in self.scope.get("extensions", {}):
+            await self._send({"type": "websocket.close"})  # HTTP 403
+            return
+        DenialLogFilter.expected += 1
+        failure = refusal.failure
+        response = JSONResponse(
+            {"code": failure.code.value, "description": failure.description},
+            status_code=refusal.status,
+            headers=refusal.headers,
+        )
+        # Starlette's responses speak the websocket.http.response extension when the scope is a WebSocket's.
+        await response(self.scope, self.receive, self._send)
+
+    # --- Handler ----------------------------------------------------------------------------------------------
+
+    def on_registered(self, identity: Identity) -> None:
+        """Say hello: the first frame on an authorised connection."""
+        self.identity = identity
+        settings = self._settings
+        hello = {
+            "session_id": self.session_id,
+            "user_id": identity.user_id,
+            "username": identity.username,
+            "protocol": SUBPROTOCOL,
+            "instance_id": settings.instance_id,
+            "expires_at": identity.expires_at,
+            "limits": {
+                "max_message_size": settings.max_message_size,
+                "max_in_flight": settings.max_in_flight,
+                "request_timeout": settings.request_timeout,
+                "ping_interval": settings.ping_interval,
+            },
+        }
+        self.send_frame(encode_event("hello", encode_json(hello)))
+
+    def send_frame(self, text: str) -> None:
+        """Put a frame into the outbox; if it does not fit, the client is too slow and is hung up on."""
+        if not self._outbox.put(text):
+            self.close(CloseCode.SLOW_CONSUMER, "slow consumer")
+
+    def close(self, code: CloseCode, reason: str = "") -> None:
+        """Begin to hang up. The first call decides on code and reason."""
+        if self._close is None:
+            self._close = (code, reason)
+            self._outbox.close(discard=code in _AT_ONCE)
+            logger.debug("session %s: closing with %d", self.session_id, code)
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Run ``function`` until it ends or the connection does."""
+        if self._tasks is not None:
+            self._tasks.start_soon(function, *args)
+
+    def check(self, now: float) -> None:
+        """Look after the write deadline and the pings."""
+        if self._writing_since is not None:
+            if now - self._writing_since > self._settings.write_timeout:
+                self.close(CloseCode.SLOW_CONSUMER, "slow consumer")
+                if self._tasks is not None:
+                    self._tasks.cancel_scope.cancel()  # the writer hangs in a send, and nothing can be said any more
+            return
+        if self._close is not None or not self._knows_pings:
+            return
+        if self._awaits_pong:
+            # Whatever the client says shows that it is there.
+            if self._heard_at >= self._pinged_at:
+                self._awaits_pong = False
+            elif now - self._pinged_at > self._settings.ping_timeout:
+                self.close(CloseCode.NO_PONG, "no pong")
+        elif now - self._pinged_at >= self._settings.ping_interval:
+            self._pinged_at = now
+            self._awaits_pong = True
+            self.send_frame(PING)
+
+
+def _unauthenticated() -> _Refusal:
+    # Why is for the log: it would tell an attacker how far the token got.
+    return _Refusal(401, CloseCode.INVALID_TOKEN, ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
+
+
+def _limit_reached(error: ConnectionLimitReached) -> _Refusal:
+    if error.per_user:
+        description = "This user has too many connections"
+        return _Refusal(429, CloseCode.CONNECTION_LIMIT, ErrorCode.TOO_MANY_REQUESTS, description, retry=True)
+    return _Refusal(503, CloseCode.TRY_AGAIN_LATER, ErrorCode.TOO_MANY_REQUESTS, "The gateway is full", retry=True)
+
+
+class DenialLogFilter(logging.Filter):
+    """Drops uvicorn's error "ASGI callable returned without completing handshake" for handshakes that were refused.
+
+    uvicorn 0.54 (websockets-sansio) logs it for every refusal by an HTTP response, so anybody could fill a disk with
+    it. Only as many are dropped as handshakes were refused.
+    """
+
+    expected = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be logged."""
+        if DenialLogFilter.expected > 0 and str(record.msg).startswith("ASGI callable returned without completing"):
+            DenialLogFilter.expected -= 1
+            return False
+        return True

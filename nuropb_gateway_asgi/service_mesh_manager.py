@@ -1,0 +1,904 @@
+"""The way from a connection to the mesh and back.
+
+Everything between two waits on sockets is plain function calls: a request costs an entry in a table, not a task or a
+future. A request ends exactly once, by whatever comes first: its reply, its return, its deadline, its cancellation,
+the end of its connection. Whoever takes it out of the table answers it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Literal
+from uuid import uuid4
+
+import anyio
+import msgspec
+from msgspec import Raw
+
+from .authentication import Identity
+from .authorization import Policy
+from .exceptions import CallError, MeshUnavailable, NotStartedError
+from .handler_manager import Handler, HandlerManager
+from .mesh.base import CallMessage, EventMessage, Mesh, Reply
+from .mesh.directory import (
+    FRESH_SECONDS,
+    MAX_AGE_SECONDS,
+    Description,
+    Directory,
+    describe_for_clients,
+    parse_description,
+)
+from .mesh.service import deliver_event, to_json
+from .protocol import (
+    Cancel,
+    ClientFrame,
+    Command,
+    Describe,
+    ErrorCode,
+    Failure,
+    Request,
+    Subscribe,
+    Unsubscribe,
+    encode_event,
+    encode_failure,
+    encode_json,
+    encode_response,
+    encode_topics,
+)
+from .settings import Settings
+from .topics import TopicTree, check_topic
+
+__all__ = ["MeshStatistics", "ServiceMeshManager", "ServiceMeshManagerController"]
+
+logger = logging.getLogger(__name__)
+
+MAX_SUBSCRIPTIONS: Final = 100
+#: Deadlines are kept by slots of this length, in seconds, and looked at as often.
+SLOT_SECONDS: Final = 0.05
+#: So many correlation ids of ended requests are remembered, to tell a late reply from one to nobody.
+REMEMBERED: Final = 4096
+#: Events that wait for the controller; more are dropped and counted.
+MAX_CONTROLLER_EVENTS: Final = 1000
+
+#: What NuroPb's exceptions mean to a client. A service raises them on purpose, so their text was meant for the caller.
+_CODES: Final[Mapping[str, ErrorCode]] = {
+    "NuropbMessageError": ErrorCode.BAD_REQUEST,
+    "NuropbValidationError": ErrorCode.INVALID_PARAMS,
+    "NuropbAuthenticationError": ErrorCode.UNAUTHENTICATED,
+    "NuropbAuthorizationError": ErrorCode.PERMISSION_DENIED,
+    "NuropbNotDeliveredError": ErrorCode.SERVICE_UNAVAILABLE,
+    "NuropbTransportError": ErrorCode.MESH_UNAVAILABLE,
+    "NuropbTimeoutError": ErrorCode.TIMEOUT,
+    "NuropbDeprecatedError": ErrorCode.DEPRECATED,
+    "NuropbHandlingError": ErrorCode.SERVICE_ERROR,
+}
+
+
+class ServiceMeshManagerController:
+    """The gateway's own face on the mesh, to be subclassed.
+
+    Public methods (no leading underscore) can be called by other services under the gateway's ``SERVICE_NAME``; they
+    may be coroutine functions. Every process of the gateway serves the same queue, so a call reaches one of them.
+    Events of ``event_topic_subscriptions`` (AMQP topic patterns) come to :meth:`_handle_event_` of every process.
+    """
+
+    def __init__(
+        self,
+        service_name: str | None = None,
+        instance_id: str | None = None,
+        event_topic_subscriptions: Sequence[str] = (),
+    ) -> None:
+        self._service_name = service_name
+        self._instance_id = instance_id
+        self._event_topic_subscriptions = tuple(event_topic_subscriptions)
+        self._service_mesh_manager: ServiceMeshManager | None = None
+        self._handler_manager: HandlerManager | None = None
+
+    @property
+    def service_name(self) -> str | None:
+        """The gateway's name on the mesh; set from the settings unless it was given."""
+        return self._service_name
+
+    @property
+    def instance_id(self) -> str | None:
+        """This process's id; set from the settings unless it was given."""
+        return self._instance_id
+
+    @property
+    def event_topic_subscriptions(self) -> tuple[str, ...]:
+        """The topic patterns whose events come here."""
+        return self._event_topic_subscriptions
+
+    def _bind(self, service_mesh_manager: ServiceMeshManager, handler_manager: HandlerManager) -> None:
+        """Called by the ServiceMeshManager on construction; subclasses find both managers on themselves after."""
+        self._service_mesh_manager = service_mesh_manager
+        self._handler_manager = handler_manager
+
+    def _handle_event_(self, topic: str, event: Any, target: list[str] | None, context: dict[str, Any]) -> Any:
+        """An event of the mesh. May be overridden by a coroutine function; events are handled one by one."""
+
+
+class MeshStatistics(msgspec.Struct):
+    """Counters since the start."""
+
+    requests: int = 0
+    commands: int = 0
+    replies: int = 0
+    returned: int = 0
+    timeouts: int = 0
+    cancelled: int = 0
+    #: The client went before its answer came.
+    abandoned: int = 0
+    late_replies: int = 0
+    double_replies: int = 0
+    unknown_replies: int = 0
+    events: int = 0
+    dropped_controller_events: int = 0
+
+
+class _Call:
+    """One request or command in flight."""
+
+    __slots__ = ("message",)
+
+    def __init__(self, message: CallMessage) -> None:
+        self.message = message
+
+    def succeed(self, result: bytes | Raw) -> None:
+        """Answer with ``result`` (JSON)."""
+        raise NotImplementedError
+
+    def fail(self, failure: Failure) -> None:
+        """Answer with an error."""
+        raise NotImplementedError
+
+
+class _ClientCall(_Call):
+    """A client's."""
+
+    __slots__ = ("handler", "id", "trace_id")
+
+    def __init__(self, message: CallMessage, handler: Handler, id_: str | None, trace_id: str | None) -> None:
+        super().__init__(message)
+        self.handler = handler
+        self.id = id_
+        self.trace_id = trace_id
+
+    def succeed(self, result: bytes | Raw) -> None:
+        self.handler.send_frame(encode_response(self.id, self.trace_id, result))
+
+    def fail(self, failure: Failure) -> None:
+        self.handler.send_frame(encode_failure(self.id, self.trace_id, failure))
+
+
+class _HostCall(_Call):
+    """The host application's."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, message: CallMessage, future: asyncio.Future[bytes | Raw]) -> None:
+        super().__init__(message)
+        self.future = future
+
+    def succeed(self, result: bytes | Raw) -> None:
+        if not self.future.done():
+            self.future.set_result(result)
+
+    def fail(self, failure: Failure) -> None:
+        if not self.future.done():
+            error = failure.error or failure.code.nuropb_class
+            self.future.set_exception(
+                CallError(failure.code.value, error, failure.description, retryable=failure.code.retryable)
+            )
+
+
+class _DescribeCall(_Call):
+    """The gateway's own, for the directory."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, message: CallMessage, done: Callable[[bytes | Raw | Failure], None]) -> None:
+        super().__init__(message)
+        self.done = done
+
+    def succeed(self, result: bytes | Raw) -> None:
+        self.done(result)
+
+    def fail(self, failure: Failure) -> None:
+        self.done(failure)
+
+
+class _Session:
+    """What a connection has at the mesh: its calls by id, its topic patterns in the order of subscription."""
+
+    __slots__ = ("calls", "topics")
+
+    def __init__(self) -> None:
+        self.calls: dict[str, str] = {}
+        self.topics: dict[str, None] = {}
+
+
+class ServiceMeshManager:
+    """Forwards to the mesh, keeps track of what is in flight, and brings replies and events to their connections.
+
+    It is an async context manager: the mesh connection and the two tasks that it owns (deadlines, events for the
+    controller) live as long as the context.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        handler_manager: HandlerManager,
+        mesh: Mesh,
+        policy: Policy,
+        service_controller: ServiceMeshManagerController | None = None,
+    ) -> None:
+        self._settings = settings
+        self._handler_manager = handler_manager
+        self._mesh = mesh
+        self._policy = policy
+        self._controller = service_controller or ServiceMeshManagerController()
+        self._controller._service_name = self._controller.service_name or settings.service_name  # noqa: SLF001
+        self._controller._instance_id = self._controller.instance_id or settings.instance_id  # noqa: SLF001
+        self._controller._bind(self, handler_manager)  # noqa: SLF001
+        self._controller_topics: TopicTree[None] = TopicTree()
+        self._controller_events: asyncio.Queue[EventMessage] = asyncio.Queue(MAX_CONTROLLER_EVENTS)
+
+        self._pending: dict[str, _Call] = {}
+        self._deadlines: dict[int, list[str]] = {}
+        self._ended: dict[str, bool] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._subscriptions: TopicTree[Handler] = TopicTree()
+        self._directory = Directory()
+        self._lookups: dict[str, list[Callable[[Description | Failure], None]]] = {}
+        self._stack: contextlib.AsyncExitStack | None = None
+        self._clock: Callable[[], float] = _no_clock
+        self.statistics = MeshStatistics()
+
+        handler_manager.bind_receiver(self.on_handler_message_received, self.on_handler_unregistered)
+        mesh.bind(self, self._controller)
+
+    # --- life -------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> ServiceMeshManager:
+        self._clock = asyncio.get_running_loop().time
+        async with contextlib.AsyncExitStack() as stack:
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(tasks.cancel_scope.cancel)
+            tasks.start_soon(self._sweep, name="deadlines")
+            tasks.start_soon(self._feed_controller, name="controller events")
+            for topic in self._controller.event_topic_subscriptions:
+                self._controller_topics.add(topic, None)
+                self._mesh.subscribe(topic, _ignore)
+            await stack.enter_async_context(self._mesh)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Requests that are still in flight are answered with ``mesh_unavailable``."""
+        stack, self._stack = self._stack, None
+        for correlation_id in tuple(self._pending):
+            self._fail(correlation_id, Failure(ErrorCode.MESH_UNAVAILABLE, "The gateway is shutting down"))
+        if stack is not None:
+            await stack.__aexit__(exc_type, exc, traceback)
+        self._clock = _no_clock
+
+    @property
+    def connected(self) -> bool:
+        """Whether the mesh takes messages now."""
+        return self._mesh.connected
+
+    @property
+    def problem(self) -> str | None:
+        """Why the mesh takes none, in words for an operator, or None."""
+        return self._mesh.problem
+
+    @property
+    def started(self) -> bool:
+        """Whether the context is entered."""
+        return self._stack is not None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests and commands without an answer yet, those of the host application included."""
+        return len(self._pending)
+
+    # --- from clients -----------------------------------------------------------------------------------------
+
+    def on_handler_message_received(self, handler: Handler, frame: ClientFrame) -> None:
+        """Take a frame that the HandlerManager has checked; it is answered exactly once, now or later."""
+        if isinstance(frame, Request | Command):
+            self._on_call(handler, frame)
+        elif isinstance(frame, Cancel):
+            self._on_cancel(handler, frame)
+        elif isinstance(frame, Describe):
+            self._on_describe(handler, frame)
+        elif isinstance(frame, Subscribe):
+            self._on_subscribe(handler, frame)
+        elif isinstance(frame, Unsubscribe):
+            self._on_unsubscribe(handler, frame)
+        else:
+            raise TypeError(f"{type(frame).__name__} is not for the mesh")
+
+    def on_handler_unregistered(self, handler: Handler) -> None:
+        """Forget what a connection had in flight and what it was subscribed to."""
+        session = self._sessions.pop(handler.session_id, None)
+        if session is None:
+            return
+        for correlation_id in session.calls.values():
+            if self._take(correlation_id) is not None:
+                self.statistics.abandoned += 1
+                self._mesh.forget(correlation_id)
+        for topic in session.topics:
+            self._unsubscribe(handler, topic)
+
+    def _on_call(self, handler: Handler, frame: Request | Command) -> None:
+        identity = handler.identity
+        assert identity is not None  # noqa: S101 - it is registered
+        correlation_id = uuid4().hex
+        trace_id = frame.trace_id if frame.trace_id is not None else uuid4().hex
+        failure = self._reserve(handler, frame.id, correlation_id)
+        if failure is not None:
+            handler.send_frame(encode_failure(frame.id, trace_id, failure))
+            return
+        timeout = self._settings.request_timeout
+        kind: Literal["request", "command"] = "command"
+        if isinstance(frame, Request):
+            kind = "request"
+            self.statistics.requests += 1
+            if frame.timeout is not None:
+                timeout = min(frame.timeout, self._settings.request_timeout_max)
+        else:
+            self.statistics.commands += 1
+        message = CallMessage(
+            kind,
+            correlation_id,
+            trace_id,
+            frame.service,
+            frame.method,
+            frame.params,
+            _context(identity, trace_id, handler.session_id),
+            self._clock() + timeout,
+        )
+        self._start(_ClientCall(message, handler, frame.id, trace_id))
+
+    def _reserve(self, handler: Handler, id_: str | None, correlation_id: str) -> Failure | None:
+        """A place among the connection's calls, or why there is none."""
+        if not self.started:
+            return Failure(ErrorCode.MESH_UNAVAILABLE, "The gateway is not running")
+        session = self._sessions.setdefault(handler.session_id, _Session())
+        if id_ is not None and id_ in session.calls:
+            return Failure(ErrorCode.DUPLICATE_ID, "A request with this id is in flight")
+        if len(session.calls) >= self._settings.max_in_flight:
+            description = f"{self._settings.max_in_flight} requests are in flight; wait for an answer first"
+            return Failure(ErrorCode.TOO_MANY_REQUESTS, description, retry_after_ms=1000)
+        session.calls[correlation_id if id_ is None else id_] = correlation_id
+        return None
+
+    def _on_cancel(self, handler: Handler, frame: Cancel) -> None:
+        session = self._sessions.get(handler.session_id)
+        correlation_id = None if session is None else session.calls.get(frame.id)
+        if correlation_id is None:
+            return
+        self.statistics.cancelled += 1
+        self._fail(correlation_id, Failure(ErrorCode.CANCELLED, "Cancelled by the client"))
+        self._mesh.forget(correlation_id)
+
+    # --- subscriptions ----------------------------------------------------------------------------------------
+
+    def _on_subscribe(self, handler: Handler, frame: Subscribe) -> None:
+        session = self._sessions.setdefault(handler.session_id, _Session())
+        new = [topic for topic in dict.fromkeys(frame.topics) if topic not in session.topics]
+        if len(session.topics) + len(new) > MAX_SUBSCRIPTIONS:
+            description = f"payload.topics: a connection may have {MAX_SUBSCRIPTIONS} subscriptions"
+            handler.send_frame(encode_failure(frame.id, frame.trace_id, Failure(ErrorCode.BAD_REQUEST, description)))
+            return
+        for topic in new:
+            session.topics[topic] = None
+            self._subscriptions.add(topic, handler)
+        answer = encode_response(frame.id, frame.trace_id, encode_topics(list(session.topics)))
+        # Answered when events of every one of them arrive, so that nothing published after the answer is missed.
+        waiting = set(new)
+
+        def on_subscribed(topic: str) -> None:
+            waiting.discard(topic)
+            if not waiting:
+                handler.send_frame(answer)
+
+        for topic in new:
+            self._mesh.subscribe(topic, functools.partial(on_subscribed, topic))
+        if not new:
+            handler.send_frame(answer)
+
+    def _on_unsubscribe(self, handler: Handler, frame: Unsubscribe) -> None:
+        session = self._sessions.setdefault(handler.session_id, _Session())
+        for topic in frame.topics:
+            if topic in session.topics:
+                del session.topics[topic]
+                self._unsubscribe(handler, topic)
+        handler.send_frame(encode_response(frame.id, frame.trace_id, encode_topics(list(session.topics))))
+
+    def _unsubscribe(self, handler: Handler, topic: str) -> None:
+        if self._subscriptions.remove(topic, handler) and topic not in self._controller.event_topic_subscriptions:
+            self._mesh.unsubscribe(topic)
+
+    # --- describe ---------------------------------------------------------------------------------------------
+
+    def _on_describe(self, handler: Handler, frame: Describe) -> None:
+        identity = handler.identity
+        assert identity is not None  # noqa: S101 - it is registered
+        correlation_id, trace_id = uuid4().hex, frame.trace_id if frame.trace_id is not None else uuid4().hex
+        failure = self._reserve(handler, frame.id, correlation_id)
+        if failure is not None:
+            handler.send_frame(encode_failure(frame.id, trace_id, failure))
+            return
+        if frame.service is None:
+            services = set(self._policy.services(identity))
+            services.update(name for name in self._directory if self._callable(identity, name))
+        else:
+            services = {frame.service}
+        message = CallMessage(
+            "request",
+            correlation_id,
+            trace_id,
+            "",
+            "",
+            b"{}",
+            b"{}",
+            self._clock() + self._settings.request_timeout,
+        )
+        call = _ClientCall(message, handler, frame.id, trace_id)
+        self._pending[correlation_id] = call
+        self._watch(call)
+        found: dict[str, Description | Failure] = {}
+
+        def on_description(service: str, description: Description | Failure) -> None:
+            found[service] = description
+            if len(found) == len(services):
+                self._answer_describe(correlation_id, identity, found, only=frame.service)
+
+        for service in sorted(services):
+            if frame.service is not None and not self._policy.may_describe(identity, service):
+                description = f"Describing {service} is not allowed"
+                self._fail(correlation_id, Failure(ErrorCode.PERMISSION_DENIED, description))
+                return
+            self._look_up(service, MAX_AGE_SECONDS, functools.partial(on_description, service))
+        if not services:
+            self._answer_describe(correlation_id, identity, found, only=None)
+
+    def _answer_describe(
+        self,
+        correlation_id: str,
+        identity: Identity,
+        found: Mapping[str, Description | Failure],
+        *,
+        only: str | None,
+    ) -> None:
+        services: dict[str, Any] = {}
+        unavailable = []
+        for name, description in sorted(found.items()):
+            if isinstance(description, Failure):
+                if only is not None:
+                    self._fail(correlation_id, description)
+                    return
+                unavailable.append(name)
+                continue
+            methods = [m for m in description.methods or () if self._policy.may_call(identity, name, m)]
+            services[name] = describe_for_clients(description, methods)
+        call = self._take(correlation_id)
+        if call is not None:
+            call.succeed(encode_json({"services": services, "unavailable": unavailable}))
+
+    def _callable(self, identity: Identity, service: str) -> bool:
+        description = self._directory.get(service)
+        methods = () if description is None or description.methods is None else description.methods
+        return any(self._policy.may_call(identity, service, method) for method in methods)
+
+    def _look_up(self, service: str, max_age: float, then: Callable[[Description | Failure], None]) -> None:
+        """Call ``then`` with a description that is not older than ``max_age`` seconds: at once, or when it came."""
+        known = self._directory.get(service)
+        if known is not None and self._clock() - known.fetched_at <= max_age:
+            then(known)
+            return
+        waiting = self._lookups.get(service)
+        if waiting is not None:
+            waiting.append(then)
+            return
+        self._lookups[service] = [then]
+        self._fetch(service, lambda result: self._on_described(service, result, first=None))
+
+    def _fetch(self, service: str, done: Callable[[bytes | Raw | Failure], None]) -> None:
+        message = CallMessage(
+            "request",
+            uuid4().hex,
+            uuid4().hex,
+            service,
+            "nuropb_describe",
+            b"{}",
+            b"{}",
+            self._clock() + self._settings.request_timeout,
+        )
+        call = _DescribeCall(message, done)
+        self._pending[message.correlation_id] = call
+        self._watch(call)
+        self._send(message)
+
+    def _on_described(self, service: str, result: bytes | Raw | Failure, first: Description | None) -> None:
+        outcome: Description | Failure
+        if isinstance(result, Failure):
+            outcome = self._on_not_described(service, result)
+        else:
+            description = parse_description(service, result, self._clock())
+            known = self._directory.get(service)
+            if first is not None:
+                description = msgspec.structs.replace(
+                    description, keys_differ=description.public_key != first.public_key
+                )
+                if description.keys_differ:
+                    logger.error("service %s shows several public keys; encrypted calls to it are refused", service)
+            elif description.encrypts and (
+                known is None or known.keys_differ or known.public_key != description.public_key
+            ):
+                # Another instance may have another key: ask again before this one is trusted.
+                self._fetch(service, lambda again: self._on_described(service, again, first=description))
+                return
+            if description.methods is None:
+                logger.warning("service %s cannot describe itself; its methods are not checked before a call", service)
+            self._directory.put(description)
+            outcome = description
+        for then in self._lookups.pop(service, ()):
+            then(outcome)
+
+    def _on_not_described(self, service: str, failure: Failure) -> Description | Failure:
+        if failure.code is ErrorCode.SERVICE_UNAVAILABLE:
+            self._directory.remove(service)
+            return failure
+        known = self._directory.get(service)
+        if known is not None and known.methods is not None:
+            return known  # it is slow or in trouble now, but what it said before still holds
+        if failure.code in (ErrorCode.TIMEOUT, ErrorCode.MESH_UNAVAILABLE):
+            description = f"Service {service} did not describe itself in time"
+            unavailable = Failure(ErrorCode.SERVICE_UNAVAILABLE, description)
+            return failure if failure.code is ErrorCode.MESH_UNAVAILABLE else unavailable
+        # It is there, and its describe fails, as nuropb's does for string annotations: nothing is known of it.
+        description_ = Description(service, self._clock())
+        logger.warning("service %s cannot describe itself; its methods are not checked before a call", service)
+        self._directory.put(description_)
+        return description_
+
+    # --- a call -----------------------------------------------------------------------------------------------
+
+    def _start(self, call: _Call) -> None:
+        message = call.message
+        self._pending[message.correlation_id] = call
+        self._watch(call)
+        if not self._mesh.connected:
+            self._fail(message.correlation_id, _mesh_unavailable())
+            return
+        known = self._directory.get(message.service)
+        if known is None:
+            self._look_up(message.service, MAX_AGE_SECONDS, lambda found: self._on_found(message, found))
+            return
+        if self._clock() - known.fetched_at > MAX_AGE_SECONDS:
+            self._look_up(message.service, MAX_AGE_SECONDS, _ignore)  # renew it for the next calls
+        self._dispatch(message, known)
+
+    def _on_found(self, message: CallMessage, found: Description | Failure) -> None:
+        if message.correlation_id not in self._pending:
+            return  # cancelled, timed out or abandoned while it waited
+        if isinstance(found, Failure):
+            self._fail(message.correlation_id, found)
+        else:
+            self._dispatch(message, found)
+
+    def _dispatch(self, message: CallMessage, known: Description) -> None:
+        if known.methods is None:
+            self._send(message)
+            return
+        method = known.methods.get(message.method)
+        fresh = self._clock() - known.fetched_at <= FRESH_SECONDS
+        if (method is None or method.requires_encryption) and not fresh:
+            self._look_up(message.service, FRESH_SECONDS, lambda found: self._on_renewed(message, found))
+        elif method is None:
+            description = f"Service {message.service} has no method {message.method}"
+            self._fail(message.correlation_id, Failure(ErrorCode.METHOD_NOT_FOUND, description))
+        elif not method.requires_encryption:
+            self._send(message)
+        elif known.public_key is None or known.keys_differ:
+            description = f"Service {message.service} cannot be called encrypted: it shows no key, or several"
+            self._fail(message.correlation_id, Failure(ErrorCode.SERVICE_ERROR, description))
+        else:
+            message.public_key = known.public_key
+            self._send(message)
+
+    def _on_renewed(self, message: CallMessage, found: Description | Failure) -> None:
+        # A service that did not answer in time leaves the old description, which must not lead here again.
+        if isinstance(found, Description):
+            found = msgspec.structs.replace(found, fetched_at=self._clock())
+        self._on_found(message, found)
+
+    def _send(self, message: CallMessage) -> None:
+        try:
+            self._mesh.send(message)
+        except MeshUnavailable:
+            self._fail(message.correlation_id, _mesh_unavailable())
+        except ValueError as error:  # a name that does not fit AMQP's limits
+            self._fail(message.correlation_id, Failure(ErrorCode.BAD_REQUEST, str(error)))
+
+    # --- from the mesh ----------------------------------------------------------------------------------------
+
+    def expects(self, correlation_id: str) -> bool:
+        """Whether a request waits for this reply; if none does, the reply is counted."""
+        call = self._pending.get(correlation_id)
+        if call is not None and call.message.kind == "request":
+            return True
+        answered = self._ended.get(correlation_id)
+        if answered is None:
+            self.statistics.unknown_replies += 1
+        elif answered:
+            self.statistics.double_replies += 1
+        else:
+            self.statistics.late_replies += 1
+        return False
+
+    def on_reply(self, reply: Reply) -> None:
+        """A service answered. The first reply wins; nuropb 0.1.8 sends a second one for every failure."""
+        call = self._take(reply.correlation_id)
+        if call is None:
+            return
+        self._ended[reply.correlation_id] = True
+        self.statistics.replies += 1
+        if reply.error is not None:
+            call.fail(self._translate(reply.error, call.message))
+        elif len(memoryview(reply.result)) > self._settings.outbox_size:
+            description = f"The result has more than {self._settings.outbox_size} bytes"
+            call.fail(Failure(ErrorCode.PAYLOAD_TOO_LARGE, description))
+        else:
+            call.succeed(reply.result)
+
+    def on_unreadable(self, correlation_id: str) -> None:
+        """A service answered with what is JSON for Python only."""
+        call = self._take(correlation_id)
+        if call is not None:
+            call.fail(Failure(ErrorCode.SERVICE_ERROR, "The service's answer holds a value that JSON does not have"))
+
+    def on_returned(self, correlation_id: str) -> None:
+        """No such service."""
+        call = self._pending.get(correlation_id)
+        if call is not None:
+            self.statistics.returned += 1
+            description = f"Service {call.message.service} is not available"
+            self._fail(correlation_id, Failure(ErrorCode.SERVICE_UNAVAILABLE, description))
+
+    def on_taken(self, correlation_id: str) -> None:
+        """The mesh took a command."""
+        call = self._take(correlation_id)
+        if call is not None:
+            call.succeed(b"null")
+
+    def on_failed(self, correlation_id: str) -> None:
+        """The connection was lost before the message got to the mesh, as far as is known."""
+        self._fail(correlation_id, _mesh_unavailable())
+
+    def on_event(self, event: EventMessage) -> None:
+        """Bring an event to whom it is for: the connections of its targets, or those that subscribed."""
+        self.statistics.events += 1
+        if event.target is None:
+            handlers = list(self._subscriptions.match(event.topic))
+        else:
+            handlers = self._handler_manager.get_user_handlers(event.target)
+        if handlers:
+            text = encode_event(event.topic, event.event, event.trace_id)
+            for handler in handlers:
+                handler.send_frame(text)
+        if self._controller_topics.match(event.topic):
+            try:
+                self._controller_events.put_nowait(event)
+            except asyncio.QueueFull:
+                self.statistics.dropped_controller_events += 1
+
+    def on_connection_change(self, *, connected: bool) -> None:
+        """The mesh came or went. Connections of clients stay either way."""
+        logger.log(logging.INFO if connected or not self.started else logging.WARNING, "mesh %s", _state(connected))
+
+    async def _feed_controller(self) -> None:
+        while True:
+            event = await self._controller_events.get()
+            payload = msgspec.json.decode(bytes(event.event))
+            context = msgspec.json.decode(bytes(event.context))
+            context = context if isinstance(context, dict) else {}
+            await deliver_event(self._controller, event.topic, payload, event.target, context)
+
+    def _translate(self, error: Mapping[str, Any], message: CallMessage) -> Failure:
+        """What a service's error is to a client."""
+        name, text = str(error.get("error", "")), str(error.get("description", ""))
+        details = self._settings.error_details
+        code = _CODES.get(name, ErrorCode.SERVICE_ERROR)
+        if name == "NuropbHandlingError" and text.startswith("Unknown method"):
+            code = ErrorCode.METHOD_NOT_FOUND
+        if details == "all" or (details == "nuropb" and name in _CODES):
+            return Failure(code, text, error=name)
+        logger.info(
+            "trace %s: %s.%s failed with %s", message.trace_id, message.service, message.method, name or "no name"
+        )
+        neutral = f"{message.service}.{message.method} failed; look for trace_id {message.trace_id}"
+        return Failure(code, neutral, error=name if name.startswith("Nuropb") else "")
+
+    # --- the table --------------------------------------------------------------------------------------------
+
+    def _watch(self, call: _Call) -> None:
+        slot = int(call.message.deadline / SLOT_SECONDS) + 1
+        self._deadlines.setdefault(slot, []).append(call.message.correlation_id)
+
+    def _take(self, correlation_id: str) -> _Call | None:
+        """Remove a call from the table. Who gets it has to answer it, and nobody gets it twice."""
+        call = self._pending.pop(correlation_id, None)
+        if call is None:
+            return None
+        if isinstance(call, _ClientCall):
+            session = self._sessions.get(call.handler.session_id)
+            if session is not None:
+                session.calls.pop(correlation_id if call.id is None else call.id, None)
+        self._ended[correlation_id] = False
+        if len(self._ended) > REMEMBERED:
+            del self._ended[next(iter(self._ended))]
+        return call
+
+    def _fail(self, correlation_id: str, failure: Failure) -> None:
+        call = self._take(correlation_id)
+        if call is not None:
+            call.fail(failure)
+
+    async def _sweep(self) -> None:
+        """End calls whose time is up, until cancelled."""
+        slot = int(self._clock() / SLOT_SECONDS)
+        while True:
+            await asyncio.sleep(SLOT_SECONDS)
+            now = int(self._clock() / SLOT_SECONDS)
+            for due in range(slot, now + 1):
+                for correlation_id in self._deadlines.pop(due, ()):
+                    self._expire(correlation_id)
+            slot = now + 1
+
+    def _expire(self, correlation_id: str) -> None:
+        if correlation_id in self._pending:
+            self.statistics.timeouts += 1
+            self._mesh.forget(correlation_id)
+            self._fail(correlation_id, Failure(ErrorCode.TIMEOUT, "No answer in time; whether it ran is unknown"))
+
+    # --- for the host application -----------------------------------------------------------------------------
+
+    async def request(
+        self,
+        service: str,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        identity: Identity | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the message's expiration, too
+        trace_id: str | None = None,
+    ) -> Any:
+        """Call a method and return what it returned.
+
+        The policy for clients does not apply: this is the host application's own code. ``identity`` is whose call it
+        is (none: the service sees no user and no token). ``timeout`` is in seconds, REQUEST_TIMEOUT by default.
+        Raises CallError with the protocol's error code, and NotStartedError outside the gateway's lifespan. When it
+        is cancelled nobody waits for the reply any more; the service may run the call all the same.
+        """
+        result = await self._host_call("request", service, method, params, identity, timeout, trace_id)
+        return msgspec.json.decode(bytes(result))
+
+    async def command(
+        self,
+        service: str,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        identity: Identity | None = None,
+        trace_id: str | None = None,
+    ) -> None:
+        """Call a method for its effect; returns once the mesh has taken the command. Raises as :meth:`request`."""
+        await self._host_call("command", service, method, params, identity, None, trace_id)
+
+    async def publish_event(
+        self,
+        topic: str,
+        event: Any,
+        *,
+        target: Sequence[str] | None = None,
+        identity: Identity | None = None,
+        trace_id: str | None = None,
+    ) -> None:
+        """Publish an event to the mesh: for everybody, or for the users in ``target``.
+
+        It is handed over without waiting and without a receipt. Raises CallError (``mesh_unavailable``), and
+        ValueError for a topic that is none.
+        """
+        reason = check_topic(topic)
+        if reason is not None:
+            raise ValueError(f"topic: {reason}")
+        self._check_started()
+        trace_id = trace_id or uuid4().hex
+        users = None if target is None else list(target)
+        context = _context(identity, trace_id, None)
+        try:
+            self._mesh.publish(topic, to_json(event), context=context, trace_id=trace_id, target=users)
+        except MeshUnavailable as error:
+            failure = _mesh_unavailable()
+            raise CallError(
+                failure.code.value, failure.code.nuropb_class, failure.description, retryable=True
+            ) from error
+
+    async def _host_call(
+        self,
+        kind: Literal["request", "command"],
+        service: str,
+        method: str,
+        params: Mapping[str, Any] | None,
+        identity: Identity | None,
+        timeout: float | None,  # noqa: ASYNC109
+        trace_id: str | None,
+    ) -> bytes | Raw:
+        self._check_started()
+        trace_id = trace_id or uuid4().hex
+        future: asyncio.Future[bytes | Raw] = asyncio.get_running_loop().create_future()
+        message = CallMessage(
+            kind,
+            uuid4().hex,
+            trace_id,
+            service,
+            method,
+            to_json(dict(params or {})),
+            _context(identity, trace_id, None),
+            self._clock() + (self._settings.request_timeout if timeout is None else timeout),
+        )
+        self._start(_HostCall(message, future))
+        try:
+            return await future
+        finally:
+            if self._take(message.correlation_id) is not None:
+                self._mesh.forget(message.correlation_id)
+
+    def _check_started(self) -> None:
+        if not self.started:
+            raise NotStartedError(
+                "the gateway does not run: use gateway.mount(app, path), or FastAPI(lifespan=gateway.lifespan)"
+            )
+
+
+def _no_clock() -> float:
+    raise NotStartedError("the ServiceMeshManager's context is not entered")
+
+
+def _ignore(*_: object) -> None:
+    """What was asked for has its effect without anybody waiting for it."""
+
+
+def _state(connected: bool) -> str:
+    return "connected" if connected else "disconnected"
+
+
+def _mesh_unavailable() -> Failure:
+    return Failure(ErrorCode.MESH_UNAVAILABLE, "The service mesh is not reachable at the moment", retry_after_ms=1000)
+
+
+def _context(identity: Identity | None, trace_id: str, session_id: str | None) -> bytes:
+    """What a service sees of the caller: made from the identity alone, never from anything that a client sent."""
+    return encode_json(
+        {
+            "user_id": None if identity is None else identity.user_id,
+            "Authorization": None if identity is None else f"Bearer {identity.token}",
+            "trace_id": trace_id,
+            "session_id": session_id,
+        }
+    )
