@@ -687,8 +687,15 @@ class ServiceMeshManager:
             call.succeed(b"null")
 
     def on_failed(self, correlation_id: str) -> None:
-        """The connection was lost before the message got to the mesh, as far as is known."""
+        """The mesh did not take the message after all."""
         self._fail(correlation_id, _mesh_unavailable())
+
+    def on_lost(self, correlation_id: str) -> None:
+        """Whether the mesh took the command is not known."""
+        self._fail(
+            correlation_id,
+            Failure(ErrorCode.TIMEOUT, "The connection to the mesh was lost; whether it took the command is unknown"),
+        )
 
     def on_event(self, event: EventMessage) -> None:
         """Bring an event to whom it is for: the connections of its targets, or those that subscribed."""

@@ -67,7 +67,10 @@ class MeshReceiver(Protocol):
         """The mesh is responsible for the command now."""
 
     def on_failed(self, correlation_id: str) -> None:
-        """The message may not have got to the mesh: the connection was lost first."""
+        """The mesh did not take the message after all; it was not delivered."""
+
+    def on_lost(self, correlation_id: str) -> None:
+        """The connection was lost before the mesh could say whether it took the command."""
 
     def on_event(self, event: EventMessage) -> None:
         """An event of a topic that was subscribed to."""

@@ -30,6 +30,7 @@ __all__ = [
     "encode_publish",
     "encode_reply",
     "expiration",
+    "is_encrypted",
     "message_type",
 ]
 
@@ -41,6 +42,8 @@ NUROPB_VERSION: Final = "0.1.8"
 MESSAGE_TYPES: Final = ("request", "response", "event", "command")
 #: A day; nobody waits longer, and an expiration that does not fit RabbitMQ's range closes the channel.
 MAX_EXPIRATION_MS: Final = 86_400_000
+#: Clients may send 128 characters; other services whatever they like.
+MAX_TRACE_ID_LENGTH: Final = 512
 
 MessageType = Literal["request", "response", "event", "command"]
 
@@ -200,6 +203,11 @@ def message_type(headers: Mapping[str, Any] | None) -> MessageType:
     return result
 
 
+def is_encrypted(headers: Mapping[str, Any] | None) -> bool:
+    """Whether the headers say that the body is encrypted."""
+    return headers is not None and headers.get("encrypted") == "yes"
+
+
 def expiration(seconds: float) -> str:
     """An AMQP expiration: whole milliseconds, at least 1 and at most a day."""
     return str(min(max(int(seconds * 1000), 1), MAX_EXPIRATION_MS))
@@ -274,9 +282,11 @@ def encode_publish(
 ) -> bytes:
     """The frames that publish one message.
 
-    Raises InvalidMessage where a name is too long for a short string. ``trace_id`` has to be short (the gateway's
-    protocol says 128 characters): a header frame cannot be split, and one over ``frame_max`` closes the connection.
+    Raises InvalidMessage where a name is too long for a short string, or ``trace_id`` for its frame: a header frame
+    cannot be split, and one over ``frame_max`` closes the connection, and all others with it.
     """
+    if trace_id is not None and len(trace_id) > MAX_TRACE_ID_LENGTH:
+        raise InvalidMessage(f"a trace_id has more than {MAX_TRACE_ID_LENGTH} characters")
     method = b"%b%b%b%b" % (_BASIC_PUBLISH, _short(exchange), _short(routing_key), b"\x01" if mandatory else b"\x00")
     table = _TABLES[kind, encrypted] + (b"V" if trace_id is None else b"S" + _long(trace_id))
     flags = _FLAGS

@@ -1,0 +1,129 @@
+"""What has to be known of aio-pika's connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import aio_pika
+import aiormq
+from aiormq.abc import AbstractChannel
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from aiormq.exceptions import (
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    ProbableAuthenticationError,
+)
+from yarl import URL
+
+from .. import wire
+
+__all__ = ["CONNECTION_ERRORS", "Connection", "connect", "declare_exchanges", "explain", "open_channel"]
+
+#: Seconds. aiormq notices a dead peer after (heartbeat + 1) * 3 at the latest.
+HEARTBEAT: Final = 10
+#: What an attempt or a connection can end with. A CancelledError is among them: aiormq cancels what waits for an
+#: answer of the broker when the connection is lost.
+CONNECTION_ERRORS: Final = (
+    aio_pika.exceptions.AMQPError,
+    aiormq.exceptions.AMQPError,
+    OSError,
+    TimeoutError,
+    asyncio.CancelledError,
+)
+
+
+class _Sockets(TransportFactory):
+    """Makes a connection's socket and keeps it, for aiormq has no way to give a dead one up."""
+
+    def __init__(self) -> None:
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        reader, self.writer = await factory.create(url, **kwargs)
+        return reader, self.writer
+
+
+class Connection(aio_pika.Connection):
+    """A connection of aio-pika that can be dropped at once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sockets = _Sockets()
+        self.kwargs = {**self.kwargs, "transport_factory": self._sockets}
+
+    def abort(self) -> None:
+        """Drop the connection without a word to a peer that does not listen."""
+        writer = self._sockets.writer
+        if writer is None:
+            return
+        raw = writer.get_extra_info("socket")
+        if raw is not None:
+            with contextlib.suppress(OSError):
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+
+async def connect(url: str, name: str) -> Connection:
+    """Connect; ``name`` is what the broker's operator sees."""
+    return await aio_pika.connect(
+        with_heartbeat(url), client_properties={"connection_name": name}, connection_class=Connection
+    )
+
+
+def with_heartbeat(url: str) -> str:
+    """``url`` with a heartbeat, unless it has one."""
+    parts = urlsplit(url)
+    if "heartbeat=" in parts.query:
+        return url
+    query = f"{parts.query}&heartbeat={HEARTBEAT}" if parts.query else f"heartbeat={HEARTBEAT}"
+    return urlunsplit(parts._replace(query=query))
+
+
+async def open_channel(connection: aio_pika.abc.AbstractConnection, *, confirms: bool = False) -> AbstractChannel:
+    """A channel, as aiormq has it."""
+    channel = await connection.channel(publisher_confirms=confirms)
+    return await channel.get_underlay_channel()
+
+
+async def declare_exchanges(connection: aio_pika.abc.AbstractConnection) -> None:
+    """Declare NuroPb's exchanges, or find them there where this user may not declare any.
+
+    Raises ConnectionError, which says what is missing. A failed declaration closes its channel, so each has its own.
+    """
+    for name, kind in (
+        (wire.RPC_EXCHANGE, "direct"),
+        (wire.EVENTS_EXCHANGE, "topic"),
+        (wire.DEAD_LETTER_EXCHANGE, "fanout"),
+    ):
+        try:
+            async with connection.channel() as channel:
+                await channel.declare_exchange(name, kind, durable=True)
+        except ChannelAccessRefused:
+            try:
+                async with connection.channel() as channel:
+                    await channel.declare_exchange(name, kind, passive=True)
+            except ChannelNotFoundEntity as error:
+                raise ConnectionError(f"exchange {name} is missing, and this user may not declare it") from error
+        except ChannelPreconditionFailed as error:
+            raise ConnectionError(f"exchange {name} exists, but is not a durable {kind} exchange") from error
+
+
+def explain(error: BaseException) -> str:
+    """What went wrong, for an operator; these libraries put addresses into their messages, but no passwords."""
+    if isinstance(error, BaseExceptionGroup):
+        return explain(error.exceptions[0])
+    if isinstance(error, AuthenticationError | ProbableAuthenticationError):
+        return f"the broker refuses the credentials or the vhost ({error})"
+    if isinstance(error, TimeoutError):
+        return "no answer from the broker in time"
+    if isinstance(error, asyncio.CancelledError):
+        return "the connection was lost"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,126 @@
+"""One connection to the broker, made again whenever it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeAlias
+
+from aiormq.abc import AbstractChannel, AbstractConnection
+
+from ._connection import CONNECTION_ERRORS, Connection, explain
+
+__all__ = ["Link", "SetUp"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for an attempt: to connect, and then to set up.
+CONNECT_TIMEOUT: Final = 10.0
+CLOSE_TIMEOUT: Final = 3.0
+#: Seconds between attempts, from the first to the last, each with jitter.
+FIRST_RETRY: Final = 0.1
+LAST_RETRY: Final = 1.0
+
+#: Makes a connection ready for its purpose. What it yields are the channels whose end is the connection's end.
+SetUp: TypeAlias = Callable[
+    [AbstractConnection, Connection], contextlib.AbstractAsyncContextManager[Sequence[AbstractChannel]]
+]
+
+
+class Link:
+    """Keeps one connection, and tells ``on_change`` whenever it comes or goes."""
+
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], Awaitable[Connection]],
+        set_up: SetUp,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self._connect = connect
+        self._set_up = set_up
+        self._on_change = on_change
+        self.up = False
+        #: It is up, or was so a moment ago and has not failed to come back: what goes by it is only late.
+        self.usable = False
+        self.problem: str | None = "not connected yet"
+        self.connects = 0
+        self._connection: Connection | None = None
+        self._lost: asyncio.Event | None = None
+
+    def abort(self, problem: str) -> None:
+        """Give the connection up; it is made anew."""
+        self._on_lost(problem)
+        if self._connection is not None:
+            self._connection.abort()
+
+    async def run(self) -> None:
+        """Keep the connection, until cancelled."""
+        delay = FIRST_RETRY
+        while True:
+            started = time.monotonic()
+            try:
+                await self._live()
+            except CONNECTION_ERRORS as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise
+                self._set(up=False, usable=False, problem=explain(error))
+            except BaseExceptionGroup as group:
+                # From the tasks of a set-up: a broker's error there ends the connection like any other.
+                errors, rest = group.split(CONNECTION_ERRORS)
+                if rest is not None or errors is None:
+                    raise
+                self._set(up=False, usable=False, problem=explain(errors))
+            if time.monotonic() - started > LAST_RETRY:
+                delay = FIRST_RETRY
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            delay = min(delay * 2, LAST_RETRY)
+
+    async def _live(self) -> None:
+        """Connect, set up, and return when the connection is lost; raises what keeps it from coming up."""
+        self._lost = asyncio.Event()
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            connection = self._connection = await self._connect()
+        try:
+            transport = connection.transport
+            if transport is None:
+                raise ConnectionError("the connection was lost at once")
+            async with (
+                asyncio.timeout(CONNECT_TIMEOUT) as setting_up,
+                self._set_up(transport.connection, connection) as channels,
+            ):
+                setting_up.reschedule(None)
+                for closing in (transport.connection.closing, *(channel.closing for channel in channels)):
+                    closing.add_done_callback(self._on_closed)
+                self.connects += 1
+                self._set(up=True, usable=True, problem=None)
+                await self._lost.wait()
+                self._set(up=False, usable=True, problem=self.problem or "the connection was lost")
+        finally:
+            self.up = False
+            self._connection = None
+            with contextlib.suppress(*CONNECTION_ERRORS, RuntimeError):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await connection.close()
+
+    def _on_closed(self, closing: asyncio.Future[Any]) -> None:
+        error = None if closing.cancelled() else closing.exception()
+        self._on_lost("the connection was closed" if error is None else explain(error))
+
+    def _on_lost(self, problem: str) -> None:
+        if self._lost is not None and not self._lost.is_set():
+            self.problem = problem
+            self._lost.set()
+
+    def _set(self, *, up: bool, usable: bool, problem: str | None) -> None:
+        changed = up != self.up or problem != self.problem or (problem is not None and self.up)
+        self.up, self.usable, self.problem = up, usable, problem
+        if changed and problem is not None:
+            logger.warning("mesh: %s connection: %s", self.name, problem)
+        self._on_change()

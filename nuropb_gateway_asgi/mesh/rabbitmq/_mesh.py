@@ -1,0 +1,530 @@
+"""The mesh itself: what is sent, what comes back, what is subscribed to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from types import TracebackType
+from typing import Any, Final
+from uuid import uuid4
+
+import anyio
+import msgspec
+from aio_pika.abc import AbstractQueue
+from aiormq.abc import AbstractChannel, AbstractConnection
+from pamqp import commands
+from pamqp.header import ContentHeader
+
+from ...exceptions import MeshUnavailable
+from ...settings import hide_password
+from .. import wire
+from ..base import CallMessage, MeshReceiver
+from ..encryption import UndecryptableMessage, decrypt_reply, encrypt, load_public_key
+from ..service import to_json
+from ._connection import Connection, connect, declare_exchanges, open_channel
+from ._host import SERVICE_PREFETCH, ServiceHost
+from ._lane import Acknowledger, OnMessage, Publisher, consume, returns_and_confirms
+from ._link import Link
+
+__all__ = ["RabbitMQMesh", "RabbitMQStatistics"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds without consumers after which the broker drops the queues of this process.
+QUEUE_EXPIRES: Final = 60
+#: Events that wait in the queue of a process while it is away; the oldest go first.
+EVENT_QUEUE_LENGTH: Final = 10_000
+#: A message to oneself goes out this often and has to be back within that time, in seconds: a connection that is open
+#: at one end only is noticed by it, long before the heartbeat would, and a broker says that it blocks publishers only
+#: to those that publish.
+PING_INTERVAL: Final = 3.0
+PING_TIMEOUT: Final = 6.0
+#: How often it is made sure that the exchanges and bindings are still there, in seconds: nobody is told of their end.
+REASSERT_INTERVAL: Final = 15.0
+#: Seconds for one answer of the broker to a change of the topology.
+TOPOLOGY_TIMEOUT: Final = 10.0
+#: Deliveries that may be on their way without acknowledgement.
+PREFETCH: Final = 1000
+#: Events whose ids are remembered, to drop what comes again after a loss of the connection.
+REMEMBERED_EVENTS: Final = 2 * PREFETCH
+
+
+class RabbitMQStatistics(msgspec.Struct):
+    """Counters since the start."""
+
+    #: Connections made after the first ones.
+    reconnects: int = 0
+    published: int = 0
+    #: Messages whose time was up before they could be published.
+    expired_unsent: int = 0
+    #: Replies and events that are not what the wire protocol says.
+    dropped_replies: int = 0
+    dropped_events: int = 0
+    #: Events that came again after a loss of the connection.
+    repeated_events: int = 0
+
+
+class RabbitMQMesh:
+    """NuroPb's services on a RabbitMQ vhost. See :class:`~nuropb_gateway_asgi.mesh.base.Mesh` for the interface.
+
+    ``url`` is an AMQP URL; ``amqps`` takes ``cafile``, ``certfile`` and ``keyfile`` as query parameters.
+    """
+
+    def __init__(self, url: str, *, service_name: str = "nuropb-gateway", instance_id: str | None = None) -> None:
+        self._url = url
+        self._service_name = service_name
+        self._instance_id = instance_id or uuid4().hex
+        unique = uuid4().hex
+        self.reply_queue = f"nuropb-{service_name}-{unique}-rq"
+        self.event_queue = f"nuropb-{service_name}-{unique}-eq"
+        self.service_queue = f"nuropb-{service_name}-sq"
+        self.statistics = RabbitMQStatistics()
+
+        self._receiver: MeshReceiver | None = None
+        self._controller: object = None
+        self._publisher: Publisher | None = None
+        self._publishing = Link("publishing", lambda: self._connect("publish"), self._set_up_publishing, self._update)
+        self._consuming = Link("consuming", lambda: self._connect("consume"), self._set_up_consuming, self._update)
+        self._connected = False
+        self._blocked = False
+        #: A message to oneself came back by these connections.
+        self._proven = False
+        self._ping_id = uuid4().hex
+        self._ping_sent: float | None = None
+        self._keys: dict[str, bytes] = {}
+        self._topics: dict[str, list[Callable[[], None]]] = {}
+        self._bound: set[str] = set()
+        self._topics_changed = asyncio.Event()
+        self._recent_events: dict[str, None] = {}
+        self._stack = contextlib.AsyncExitStack()
+
+    # --- the interface ----------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages are taken now."""
+        return self._publishing.up and self._consuming.usable and self._proven and not self._blocked
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is not connected."""
+        if self.connected:
+            return None
+        for link in (self._publishing, self._consuming):
+            if not link.up and link.problem is not None:
+                return f"{link.name} connection: {link.problem}"
+        if self._blocked:
+            return "the broker blocks publishers (a memory or disk alarm)"
+        return "waiting for a first message to come back from the broker"
+
+    def bind(self, receiver: MeshReceiver, controller: object) -> None:
+        """Say who is told and which object other services may call."""
+        self._receiver = receiver
+        self._controller = controller
+
+    async def __aenter__(self) -> RabbitMQMesh:
+        tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._stack.callback(tasks.cancel_scope.cancel)
+        logger.info("mesh: connecting to %s as %s", hide_password(self._url), self._service_name)
+        tasks.start_soon(self._publishing.run, name="mesh publishing")
+        tasks.start_soon(self._consuming.run, name="mesh consuming")
+        tasks.start_soon(self._watch, name="mesh watchdog")
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(exc_type, exc, traceback)
+
+    def send(self, message: CallMessage) -> None:
+        """Hand over a request or command."""
+        publisher = self._take_publisher()
+        body = wire.encode_call(
+            message.kind,
+            service=message.service,
+            method=message.method,
+            params=message.params,
+            correlation_id=message.correlation_id,
+            context=message.context,
+            trace_id=message.trace_id,
+        )
+        if message.public_key is not None:
+            key, body = encrypt(body, load_public_key(message.public_key))
+            if message.kind == "request":
+                self._keys[message.correlation_id] = key
+        confirmed = message.kind == "command"
+        frames = wire.encode_publish(
+            channel=(publisher.confirmed if confirmed else publisher.plain).number,
+            exchange=wire.RPC_EXCHANGE,
+            routing_key=message.service,
+            kind=message.kind,
+            correlation_id=message.correlation_id,
+            trace_id=message.trace_id,
+            body=body,
+            frame_max=publisher.frame_max,
+            reply_to=self.reply_queue,
+            expiration=wire.expiration(message.deadline - asyncio.get_running_loop().time()),
+            mandatory=True,
+            encrypted=message.public_key is not None,
+        )
+        publisher.put(message.deadline, message.correlation_id, frames, confirmed=confirmed)
+
+    def forget(self, correlation_id: str) -> None:
+        """Drop the key of a call that nobody waits for any more."""
+        self._keys.pop(correlation_id, None)
+
+    def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
+        """Publish an event. It is never encrypted: nuropb 0.1.8 marks such events and sends them in clear."""
+        publisher = self._take_publisher()
+        correlation_id = uuid4().hex
+        body = wire.encode_event(
+            topic, event, context=context, trace_id=trace_id, correlation_id=correlation_id, target=target
+        )
+        frames = wire.encode_publish(
+            channel=publisher.plain.number,
+            exchange=wire.EVENTS_EXCHANGE,
+            routing_key=topic,
+            kind="event",
+            correlation_id=correlation_id,
+            trace_id=trace_id,
+            body=body,
+            frame_max=publisher.frame_max,
+        )
+        publisher.put(float("inf"), correlation_id, frames)
+
+    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
+        """Bind the event queue to ``topic``; ``done`` is called when that is so, or when it has to wait."""
+        waiting = self._topics.setdefault(topic, [])
+        if topic in self._bound or not self._consuming.up:
+            done()
+            return
+        waiting.append(done)
+        self._topics_changed.set()
+
+    def unsubscribe(self, topic: str) -> None:
+        """Unbind it."""
+        for done in self._topics.pop(topic, ()):
+            done()
+        self._topics_changed.set()
+
+    # --- connections ------------------------------------------------------------------------------------------
+
+    async def _connect(self, purpose: str) -> Connection:
+        return await connect(self._url, f"{self._service_name} {self._instance_id} {purpose}")
+
+    @property
+    def _told(self) -> MeshReceiver:
+        if self._receiver is None:
+            raise RuntimeError("bind() was not called")
+        return self._receiver
+
+    def _update(self) -> None:
+        """Something about a connection has changed."""
+        if not self._publishing.up:
+            self._proven = False
+        elif self._consuming.up and not self._proven and self._ping_sent is None:
+            self._ping()
+        links = (self._publishing, self._consuming)
+        self.statistics.reconnects = sum(max(link.connects - 1, 0) for link in links)
+        if self.connected != self._connected:
+            self._connected = self.connected
+            self._told.on_connection_change(connected=self._connected)
+
+    def _take_publisher(self) -> Publisher:
+        if self._publisher is None or not self.connected:
+            raise MeshUnavailable(self.problem or "not connected")
+        return self._publisher
+
+    @contextlib.asynccontextmanager
+    async def _set_up_publishing(
+        self, raw: AbstractConnection, connection: Connection
+    ) -> AsyncIterator[Sequence[AbstractChannel]]:
+        await declare_exchanges(connection)
+        plain = await open_channel(connection)
+        confirmed = await open_channel(connection, confirms=True)
+        publisher = Publisher(raw, plain, confirmed)
+        returns_and_confirms(publisher, self._on_returned, self._on_confirm)
+        self._blocked = False
+        async with _running(publisher.run, lambda: self._watch_blocked(raw)):
+            self._publisher = publisher
+            self._ping_sent = None
+            try:
+                yield plain, confirmed
+            finally:
+                self._publisher = None
+                self.statistics.published += publisher.published
+                self.statistics.expired_unsent += publisher.expired
+                for correlation_id in publisher.unsent():
+                    self._told.on_failed(correlation_id)
+                for correlation_id in publisher.unconfirmed():
+                    self._told.on_lost(correlation_id)
+
+    @contextlib.asynccontextmanager
+    async def _set_up_consuming(
+        self, raw: AbstractConnection, connection: Connection
+    ) -> AsyncIterator[Sequence[AbstractChannel]]:
+        await declare_exchanges(connection)
+        topology = await connection.channel()
+        await topology.declare_queue(self.reply_queue, durable=True, arguments=_arguments())
+        events = await topology.declare_queue(
+            self.event_queue,
+            durable=True,
+            arguments=_arguments() | {"x-max-length": EVENT_QUEUE_LENGTH, "x-overflow": "drop-head"},
+        )
+        service = await topology.declare_queue(
+            self.service_queue, durable=True, arguments={"x-dead-letter-exchange": wire.DEAD_LETTER_EXCHANGE}
+        )
+        await service.bind(wire.RPC_EXCHANGE, routing_key=self._service_name)
+        replies = await self._consume(connection, raw, self.reply_queue, self._on_reply)
+        deliveries = await self._consume(connection, raw, self.event_queue, self._on_event)
+        calls = await open_channel(connection)
+        async with anyio.create_task_group() as tasks:
+            host = ServiceHost(
+                self._service_name,
+                self._controller,
+                calls,
+                tasks,
+                send_reply=self._send_reply,
+                publish=self._publish_for_controller,
+            )
+            await consume(
+                calls,
+                self.service_queue,
+                host.on_message,
+                prefetch=SERVICE_PREFETCH,
+                priority=0,
+                on_cancel=self._on_cancelled,
+            )
+            tasks.start_soon(self._keep_bound, events, connection, name="mesh bindings")
+            try:
+                yield await topology.get_underlay_channel(), replies, deliveries, calls
+            finally:
+                tasks.cancel_scope.cancel()
+                self._release_topics()
+
+    async def _consume(
+        self,
+        connection: Connection,
+        raw: AbstractConnection,
+        queue: str,
+        take: OnMessage,
+    ) -> AbstractChannel:
+        """Have the messages of one of this process's queues given to ``take``."""
+        channel = await open_channel(connection)
+        acknowledger = Acknowledger(raw, channel)
+
+        def on_message(deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> None:
+            acknowledger.later(deliver.delivery_tag or 0)
+            take(deliver, header, body)
+
+        # The newest connection has the highest priority, so an older one that is dead at this end only gets nothing.
+        priority = self._consuming.connects
+        await consume(channel, queue, on_message, prefetch=PREFETCH, priority=priority, on_cancel=self._on_cancelled)
+        return channel
+
+    def _on_cancelled(self) -> None:
+        self._consuming.abort("the broker ended a consumer: a queue was deleted")
+
+    # --- watching ---------------------------------------------------------------------------------------------
+
+    async def _watch_blocked(self, raw: AbstractConnection) -> None:
+        # aiormq tells that a connection is blocked only by waiting in ready().
+        while True:
+            try:
+                async with asyncio.timeout(0.05):
+                    await raw.ready()
+            except TimeoutError:
+                blocked = True
+            else:
+                blocked = False
+            if blocked != self._blocked:
+                self._blocked = blocked
+                logger.warning("mesh: the broker %s", "blocks publishers" if blocked else "blocks publishers no longer")
+                self._update()
+            await asyncio.sleep(0.25)
+
+    async def _watch(self) -> None:
+        """Send a message to oneself now and then, and give the connections up when it does not come back."""
+        loop = asyncio.get_running_loop()
+        due = 0.0
+        while True:
+            await asyncio.sleep(PING_INTERVAL / 6)
+            now = loop.time()
+            if not (self._publishing.up and self._consuming.up) or self._blocked:
+                self._ping_sent = None
+            elif self._ping_sent is not None:
+                if now - self._ping_sent > PING_TIMEOUT:
+                    self._ping_sent = None
+                    for link in (self._publishing, self._consuming):
+                        link.abort("a message to itself did not come back")
+            elif now >= due or not self._proven:
+                due = now + PING_INTERVAL
+                self._ping()
+
+    def _ping(self) -> None:
+        publisher = self._publisher
+        if publisher is None:
+            return
+        now = asyncio.get_running_loop().time()
+        frames = wire.encode_publish(
+            channel=publisher.plain.number,
+            exchange="",
+            routing_key=self.reply_queue,
+            kind="response",
+            correlation_id=self._ping_id,
+            trace_id=None,
+            body=b"{}",
+            frame_max=publisher.frame_max,
+            expiration=wire.expiration(PING_TIMEOUT),
+        )
+        with contextlib.suppress(MeshUnavailable):
+            publisher.put(now + PING_TIMEOUT, self._ping_id, frames)
+            self._ping_sent = now
+
+    def _on_pong(self) -> None:
+        self._ping_sent = None
+        if not self._proven and self._publishing.up:
+            self._proven = True
+            self._update()
+
+    # --- what comes back --------------------------------------------------------------------------------------
+
+    def _on_returned(self, correlation_id: str) -> None:
+        if correlation_id == self._ping_id:
+            return
+        self._keys.pop(correlation_id, None)
+        self._told.on_returned(correlation_id)
+
+    def _on_confirm(self, correlation_id: str, taken: bool) -> None:
+        if taken:
+            self._told.on_taken(correlation_id)
+        else:
+            self._told.on_failed(correlation_id)
+
+    def _on_reply(self, deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> None:
+        properties = header.properties
+        correlation_id = properties.correlation_id
+        if correlation_id == self._ping_id:
+            self._on_pong()
+            return
+        try:
+            if wire.message_type(properties.headers) != "response":
+                raise wire.InvalidMessage("not a response")
+            if not isinstance(correlation_id, str) or not self._told.expects(correlation_id):
+                return
+            key = self._keys.get(correlation_id)
+            if key is not None:
+                if not wire.is_encrypted(properties.headers):
+                    raise wire.InvalidMessage("the response to an encrypted call is not encrypted")
+                body = decrypt_reply(body, key)
+            reply = wire.decode_reply(correlation_id, body)
+        except wire.NotJson:
+            self._keys.pop(str(correlation_id), None)
+            self._told.on_unreadable(str(correlation_id))
+        except (wire.InvalidMessage, UndecryptableMessage) as error:
+            self.statistics.dropped_replies += 1
+            logger.debug("mesh: a message on the reply queue was dropped: %s", error)
+        else:
+            self._keys.pop(correlation_id, None)
+            self._told.on_reply(reply)
+
+    def _on_event(self, deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> None:
+        try:
+            if wire.message_type(header.properties.headers) != "event":
+                raise wire.InvalidMessage("not an event")
+            event = wire.decode_event(body)
+        except wire.InvalidMessage as error:
+            self.statistics.dropped_events += 1
+            logger.debug("mesh: a message on the event queue was dropped: %s", error)
+            return
+        correlation_id = header.properties.correlation_id
+        if isinstance(correlation_id, str) and correlation_id:
+            if deliver.redelivered and correlation_id in self._recent_events:
+                self.statistics.repeated_events += 1
+                return
+            self._recent_events[correlation_id] = None
+            if len(self._recent_events) > REMEMBERED_EVENTS:
+                del self._recent_events[next(iter(self._recent_events))]
+        self._told.on_event(event)
+
+    # --- subscriptions ----------------------------------------------------------------------------------------
+
+    async def _keep_bound(self, queue: AbstractQueue, connection: Connection) -> None:
+        """Bind the event queue to what is wanted and to nothing else, until cancelled."""
+        self._bound.clear()
+        while True:
+            self._topics_changed.clear()
+            for topic in [topic for topic in self._topics if topic not in self._bound]:
+                async with asyncio.timeout(TOPOLOGY_TIMEOUT):
+                    await queue.bind(wire.EVENTS_EXCHANGE, routing_key=topic)
+                self._bound.add(topic)
+                self._call_waiting(topic)
+            for topic in [topic for topic in self._bound if topic not in self._topics]:
+                async with asyncio.timeout(TOPOLOGY_TIMEOUT):
+                    await queue.unbind(wire.EVENTS_EXCHANGE, routing_key=topic)
+                self._bound.discard(topic)
+            if self._bound != self._topics.keys():
+                continue
+            with anyio.move_on_after(REASSERT_INTERVAL) as waiting:
+                await self._topics_changed.wait()
+            if waiting.cancelled_caught:
+                async with asyncio.timeout(TOPOLOGY_TIMEOUT):
+                    await declare_exchanges(connection)
+                self._bound.clear()
+
+    def _call_waiting(self, topic: str) -> None:
+        waiting = self._topics.get(topic)
+        if waiting:
+            self._topics[topic] = []
+            for done in waiting:
+                done()
+
+    def _release_topics(self) -> None:
+        self._bound.clear()
+        for topic in tuple(self._topics):
+            self._call_waiting(topic)
+
+    # --- for the controller -----------------------------------------------------------------------------------
+
+    def _send_reply(
+        self, reply_to: str, *, correlation_id: str, trace_id: str | None, body: bytes, encrypted: bool
+    ) -> None:
+        publisher = self._publisher
+        if publisher is None:
+            raise MeshUnavailable(self.problem or "not connected")
+        frames = wire.encode_publish(
+            channel=publisher.plain.number,
+            exchange="",
+            routing_key=reply_to,
+            kind="response",
+            correlation_id=correlation_id,
+            trace_id=trace_id,
+            body=body,
+            frame_max=publisher.frame_max,
+            encrypted=encrypted,
+        )
+        publisher.put(float("inf"), correlation_id, frames)
+
+    def _publish_for_controller(self, topic: str, event: Any, target: list[str] | None) -> None:
+        self.publish(topic, to_json(event), context=b"{}", trace_id=uuid4().hex, target=target)
+
+
+def _arguments() -> dict[str, Any]:
+    return {"x-expires": QUEUE_EXPIRES * 1000}
+
+
+@contextlib.asynccontextmanager
+async def _running(*functions: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run ``functions`` for as long as the context lasts."""
+    async with anyio.create_task_group() as tasks:
+        for function in functions:
+            tasks.start_soon(function)
+        try:
+            yield
+        finally:
+            tasks.cancel_scope.cancel()

@@ -1,0 +1,235 @@
+"""AMQP topic patterns: which are allowed, what they match, which includes which, and who asked for them.
+
+The rules are those of the topic exchange (AMQP 0-9-1, section 3.1.3.3) as RabbitMQ implements it: a topic is
+words separated by dots; in a pattern the word ``*`` stands for exactly one word and ``#`` for zero or more.
+Words may be empty (``a..b`` has three), but the empty topic has no word at all: ``#`` matches it and ``*``
+does not.
+
+Pure: no I/O, no awaits. Patterns come from untrusted clients, so the cost of everything here is bounded by
+the product of the sizes of what is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Final, Generic, Never, TypeVar
+
+__all__ = ["MAX_BYTES", "TopicTree", "check_pattern", "check_topic", "covers", "matches"]
+
+#: A routing key is an AMQP short string.
+MAX_BYTES: Final = 255
+#: Every word is a node in a tree, here and in the broker, and a pattern of 255 bytes could have 256 of them.
+MAX_WORDS: Final = 32
+#: RabbitMQ refuses a binding with more of them (https://github.com/rabbitmq/rabbitmq-server/pull/17039), and
+#: its refusal closes the channel that all clients share.
+MAX_HASHES: Final = 2
+
+T = TypeVar("T", bound=Hashable)
+
+#: One for all nodes: most are only on the way to others, and a set of its own would double the size of each.
+_NOTHING: Final[frozenset[Never]] = frozenset()
+
+
+def check_pattern(pattern: str) -> str | None:
+    """Return why ``pattern`` cannot be subscribed to, or None if it can. The reason does not quote it.
+
+    A word such as ``a*`` is a literal to RabbitMQ. It is refused, because whoever writes it means something
+    else and would wait for ever.
+    """
+    reason = _check_text(pattern)
+    if reason is not None:
+        return reason
+    words = _words(pattern)
+    if len(words) > MAX_WORDS:
+        return f"more than {MAX_WORDS} words"
+    if words.count("#") > MAX_HASHES:
+        return f"more than {MAX_HASHES} # words"
+    if any(len(word) > 1 and ("*" in word or "#" in word) for word in words):
+        return "a word that mixes * or # with other characters"
+    return None
+
+
+def check_topic(topic: str) -> str | None:
+    """Return why ``topic`` cannot be published to, or None if it can. The reason does not quote it.
+
+    To RabbitMQ ``*`` and ``#`` are letters here. They are refused, because no pattern asks for exactly that
+    topic.
+    """
+    reason = _check_text(topic)
+    if reason is None and ("*" in topic or "#" in topic):
+        return "* or # in a topic"
+    return reason
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether the exchange routes a message with this topic to a queue bound with this pattern."""
+    return _match(_words(pattern), _words(topic))
+
+
+def covers(general: str, specific: str) -> bool:
+    """Whether every topic that ``specific`` matches is certainly matched by ``general`` as well.
+
+    True is a promise. False can be wrong where only counting words would tell: ``*.#`` (at least one word)
+    includes ``#.a``, but not word by word. When ``specific`` has no ``#`` the answer is exact.
+    """
+    words = _normalised(_words(specific))
+    return _match(_normalised(_words(general)), [None if word == "#" else word for word in words])
+
+
+class TopicTree(Generic[T]):
+    """Items filed under topic patterns, to be found by topic.
+
+    A trie over words: a match follows the branches that the words of the topic lead into, so a pattern that
+    has nothing to do with the topic costs nothing. Patterns are not interpreted: ``#.*`` and ``*.#`` are two.
+    """
+
+    __slots__ = ("_items", "_root")
+
+    def __init__(self) -> None:
+        self._items: dict[str, set[T]] = {}
+        self._root: _Node[T] = _Node(repeats=False)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def patterns(self) -> Sequence[str]:
+        """Return the patterns that have items. It is a copy: the tree may change while it is used."""
+        return list(self._items)
+
+    def add(self, pattern: str, item: T) -> bool:
+        """File ``item`` under ``pattern``; return whether it is the first (and a queue must be bound)."""
+        items = self._items.get(pattern)
+        if items is not None:
+            items.add(item)
+            return False
+        self._items[pattern] = items = {item}
+        node = self._root
+        for word in _words(pattern):
+            child = node.children.get(word)
+            if child is None:
+                child = node.children[word] = _Node(repeats=word == "#")
+            node = child
+        node.items = items
+        return True
+
+    def remove(self, pattern: str, item: T) -> bool:
+        """Remove ``item`` from ``pattern``; return whether it was the last (and a queue must be unbound).
+
+        When it was not there, nothing happens and the answer is False.
+        """
+        items = self._items.get(pattern)
+        if items is None or item not in items:
+            return False
+        items.remove(item)
+        if items:
+            return False
+        del self._items[pattern]
+        self._prune(pattern)
+        return True
+
+    def match(self, topic: str) -> set[T]:
+        """Return the items of all patterns that match ``topic``, each once. The set belongs to the caller."""
+        # All readings of the topic advance together as a set of nodes. Two of them that meet in a node go on
+        # as one, so the work is at most words x nodes, however many ways there are to split the topic between
+        # `#`s.
+        nodes: set[_Node[T]] = set()
+        _enter(self._root, nodes)
+        for word in _words(topic):
+            following: set[_Node[T]] = set()
+            for node in nodes:
+                if node.repeats:
+                    following.add(node)
+                for key in (word, "*"):
+                    _enter(node.children.get(key), following)
+            nodes = following
+        found: set[T] = set()
+        return found.union(*(node.items for node in nodes))
+
+    def _prune(self, pattern: str) -> None:
+        path: list[tuple[_Node[T], str]] = []
+        node = self._root
+        for word in _words(pattern):
+            path.append((node, word))
+            node = node.children[word]
+        for parent, word in reversed(path):
+            child = parent.children[word]
+            if child.items or child.children:
+                break
+            del parent.children[word]
+
+
+class _Node(Generic[T]):
+    """Where patterns part. ``items`` is the tree's set of the one that ends here."""
+
+    __slots__ = ("children", "items", "repeats")
+
+    def __init__(self, *, repeats: bool) -> None:
+        self.children: dict[str, _Node[T]] = {}
+        self.items: AbstractSet[T] = _NOTHING
+        self.repeats = repeats
+
+
+def _enter(node: _Node[T] | None, nodes: set[_Node[T]]) -> None:
+    """Add ``node``, and what is reached from it without a word because ``#`` may stand for none."""
+    while node is not None:
+        nodes.add(node)
+        node = node.children.get("#")
+
+
+def _words(text: str) -> list[str]:
+    return text.split(".") if text else []
+
+
+def _check_text(text: str) -> str | None:
+    if not text:
+        return "empty"
+    # Before the length: a lone surrogate is not printable, and cannot be encoded.
+    if not text.isprintable():
+        return "characters that are not printable"
+    if len(text.encode()) > MAX_BYTES:
+        return f"longer than {MAX_BYTES} bytes"
+    return None
+
+
+def _normalised(words: Sequence[str]) -> list[str]:
+    """Write every run of wildcards in one way, first each ``*`` and then one ``#``. Its meaning stays."""
+    result: list[str] = []
+    pending = False
+    for word in words:
+        if word == "#":
+            pending = True
+            continue
+        if pending and word != "*":
+            result.append("#")
+            pending = False
+        result.append(word)
+    if pending:
+        result.append("#")
+    return result
+
+
+def _match(pattern: Sequence[str], words: Sequence[str | None]) -> bool:
+    """Match word by word. None in ``words`` stands for any run of words, so only ``#`` can take it.
+
+    After a mismatch only the last ``#`` takes one word more. The earlier ones need not: what is between two
+    ``#`` has a fixed length, and its leftmost place leaves the most to the rest. So the cost is at most the
+    product of the two lengths, where trying every place would be exponential.
+    """
+    at = position = resume = 0
+    after_hash: int | None = None
+    while position < len(words):
+        expected = pattern[at] if at < len(pattern) else None
+        word = words[position]
+        if expected == "#":
+            at += 1
+            after_hash, resume = at, position
+        elif expected is not None and (expected == word or (expected == "*" and word is not None)):
+            at += 1
+            position += 1
+        elif after_hash is not None:
+            resume += 1
+            at, position = after_hash, resume
+        else:
+            return False
+    return all(expected == "#" for expected in pattern[at:])
