@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import struct
+from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -24,7 +26,17 @@ from yarl import URL
 
 from .. import wire
 
-__all__ = ["CONNECTION_ERRORS", "Connection", "connect", "declare_exchanges", "explain", "open_channel"]
+__all__ = [
+    "CONNECTION_ERRORS",
+    "Connection",
+    "connect",
+    "declare_exchanges",
+    "explain",
+    "open_channel",
+    "quiet_libraries",
+]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds. aiormq notices a dead peer after (heartbeat + 1) * 3 at the latest.
 HEARTBEAT: Final = 10
@@ -37,6 +49,36 @@ CONNECTION_ERRORS: Final = (
     TimeoutError,
     asyncio.CancelledError,
 )
+
+
+# Set in the tasks of a link, and so in those that aiormq starts for its connection.
+_within_link: ContextVar[bool] = ContextVar("nuropb_gateway_within_link", default=False)
+_LIBRARY_LOGGERS: Final = ("aiormq.connection", "aiormq.channel", "aio_pika.connection", "aio_pika.channel")
+
+
+class _LibraryLogFilter(logging.Filter):
+    """Turns what the libraries log about this package's connections into debug messages of its own.
+
+    The link tells the operator once what is wrong. aiormq logs an error for each attempt to connect and a traceback
+    for each loss. Other connections of a host application are left alone.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be logged as it is."""
+        if not _within_link.get():
+            return True
+        logger.debug("%s: %s", record.name, record.getMessage())
+        return False
+
+
+_library_log_filter = _LibraryLogFilter()
+
+
+def quiet_libraries() -> None:
+    """Have the current task's connections logged about by this package only."""
+    _within_link.set(True)
+    for name in _LIBRARY_LOGGERS:
+        logging.getLogger(name).addFilter(_library_log_filter)
 
 
 class _Sockets(TransportFactory):

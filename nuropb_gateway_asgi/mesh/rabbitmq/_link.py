@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from aiormq.abc import AbstractChannel, AbstractConnection
 
-from ._connection import CONNECTION_ERRORS, Connection, explain
+from ._connection import CONNECTION_ERRORS, Connection, explain, quiet_libraries
 
 __all__ = ["Link", "SetUp"]
 
@@ -61,6 +61,7 @@ class Link:
 
     async def run(self) -> None:
         """Keep the connection, until cancelled."""
+        quiet_libraries()
         delay = FIRST_RETRY
         while True:
             started = time.monotonic()
