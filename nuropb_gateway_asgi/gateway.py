@@ -3,11 +3,12 @@
 What lives where, and who may import whom (downwards only; a test holds this)::
 
     gateway
+    ├── metrics                   what a monitoring system asks for
     ├── handlers.websocket        one module per kind of connection
     ├── service_mesh_manager      what is in flight, and where its answer goes
     ├── mesh.rabbitmq, mesh.embedded (and its service, mesh.demo)
     ├── handler_manager, _outbox, mesh.service, mesh.directory, mesh.encryption
-    ├── protocol, authentication, authorization, mesh.wire, mesh.base, topics
+    ├── protocol, authentication, authorization, mesh.wire, mesh.base, topics, _guards
     └── exceptions, settings
 """
 
@@ -30,7 +31,7 @@ import anyio
 from anyio.abc import TaskGroup
 from starlette.applications import Starlette
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -43,6 +44,7 @@ from .mesh.base import Mesh
 from .mesh.demo import DemoService
 from .mesh.embedded import EmbeddedMesh
 from .mesh.rabbitmq import RabbitMQMesh
+from .metrics import Metrics
 from .protocol import encode_json
 from .service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
 from .settings import Settings
@@ -53,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 #: What ``retry_after_ms`` of a goodbye is spread over, in seconds: clients must not all come back in one moment.
 GOODBYE_SPREAD: Final = 5.0
+#: Seconds for a server to close its connections once the gateway is drained.
+SHUTDOWN_TIMEOUT: Final = 1
 #: How long the token for development holds, in seconds.
 DEVELOPMENT_TOKEN_LIFETIME: Final = 24 * 3600.0
 _HOW_TO_START: Final = (
@@ -111,6 +115,7 @@ class Gateway:
         self.service_mesh_manager = ServiceMeshManager(
             settings, self.handler_manager, mesh or _make_mesh(settings), self._policy, service_controller
         )
+        self._metrics = Metrics.create(self.handler_manager, self.service_mesh_manager)
         # Until the lifespan is entered, everybody is sent away.
         self.handler_manager.closed_for = 0.0
         self._warned = False
@@ -132,6 +137,7 @@ class Gateway:
             WebSocketRoute(self.settings.path, _Endpoint(self._serve_websocket), name="websocket"),
             Route("/livez", self._livez, methods=["GET"]),
             Route("/readyz", self._readyz, methods=["GET"]),
+            *([] if self._metrics is None else [Route("/metrics", self._serve_metrics, methods=["GET"])]),
         ]
 
     def mount(self, app: Starlette, path: str = "/gateway") -> None:
@@ -161,6 +167,8 @@ class Gateway:
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(self._tasks.cancel_scope.cancel)
             self._tasks.start_soon(self.handler_manager.sweep, name="connections")
+            if self._metrics is not None:
+                self._tasks.start_soon(self._metrics.run, name="metrics")
             stack.enter_context(self._drain_on_signals())
             self.handler_manager.closed_for = None
             logger.info("gateway %s started", self.settings.instance_id)
@@ -239,6 +247,7 @@ class Gateway:
             try:
                 await self.drain()
             finally:
+                _bound_shutdown(handler)
                 handler(number, None)
 
         if self._tasks is None:
@@ -255,6 +264,13 @@ class Gateway:
         reasons = self.not_ready()
         body = {"ready": not reasons, "reasons": reasons, "mesh": {"connected": self.service_mesh_manager.connected}}
         return JSONResponse(body, status_code=503 if reasons else 200, headers={"Cache-Control": "no-store"})
+
+    async def _serve_metrics(self, request: HTTPRequest) -> Response:
+        metrics = self._metrics
+        assert metrics is not None  # noqa: S101 - else there would be no such route
+        metrics.collect()
+        body, content_type = metrics.render()
+        return Response(body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
     def not_ready(self) -> list[str]:
         """Why no new clients should be sent here; empty when all is well."""
@@ -311,6 +327,17 @@ class Gateway:
             self._warned = True
             logger.error(_HOW_TO_START)
         await self._endpoint(scope, receive, send)
+
+
+def _bound_shutdown(signal_handler: object) -> None:
+    """Have uvicorn wait only so long for its connections.
+
+    By default it waits for ever, and a client that does not read never goes: its transport cannot be closed before
+    its buffer is empty. The signal handler that was found in place is a method of the server, if it is uvicorn's.
+    """
+    config = getattr(getattr(signal_handler, "__self__", None), "config", None)
+    if getattr(config, "timeout_graceful_shutdown", 0) is None:
+        config.timeout_graceful_shutdown = SHUTDOWN_TIMEOUT  # type: ignore[union-attr]
 
 
 class _Endpoint:

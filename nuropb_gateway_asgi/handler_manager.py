@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable, Iterator
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -66,6 +67,10 @@ class Handler(Hashable, Protocol):
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run ``function`` until it ends or the connection does."""
 
+    @property
+    def outbox_size(self) -> int:
+        """Bytes that wait for the client."""
+
     def check(self, now: float) -> None:
         """Look after pings and deadlines; ``now`` is a time of the event loop's clock."""
 
@@ -96,6 +101,9 @@ class HandlerManager:
         self._user_sessions: dict[str, set[str]] = {}
         self._malformed: dict[str, int] = {}
         self._admitted = 0
+        #: Handshakes refused, by reason, and connections that the gateway closed, by code: for the metrics.
+        self.refused: Counter[str] = Counter()
+        self.closed: Counter[int] = Counter()
         self._receive: MessageReceiver | None = None
         self._on_unregistered: Callable[[Handler], None] | None = None
         #: While it is set (with seconds to wait before the next attempt), no connection is let in.
@@ -247,7 +255,7 @@ class HandlerManager:
     def _on_frame(self, handler: Handler, frame: ClientFrame) -> None:
         if isinstance(frame, Request | Command):
             assert handler.identity is not None  # noqa: S101 - it is registered
-            if not self._policy.may_call(handler.identity, frame.service, frame.method):
+            if not self._may_call(handler.identity, frame.service, frame.method):
                 description = f"Calling {frame.service}.{frame.method} is not allowed"
                 handler.send_frame(_encode_failure(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
                 return
@@ -269,6 +277,13 @@ class HandlerManager:
         if self._receive is None:
             raise RuntimeError("no receiver is bound to this HandlerManager")
         self._receive(handler, frame)
+
+    def _may_call(self, identity: Identity, service: str, method: str) -> bool:
+        if not self._policy.may_call(identity, service, method):
+            return False
+        # A pattern such as *.* is about the mesh's services, hardly about the gateway's own face on the mesh, which
+        # sends to users and disconnects them. Who means that has to name it.
+        return service != self._settings.service_name or service in self._policy.services(identity)
 
     async def _refresh(self, handler: Handler, frame: Authorize) -> None:
         """A newer token for a live connection. A token that is refused leaves the connection as it is."""

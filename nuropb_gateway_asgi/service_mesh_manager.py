@@ -20,6 +20,7 @@ import anyio
 import msgspec
 from msgspec import Raw
 
+from ._guards import Circuits, ErrorBudgets
 from .authentication import Identity
 from .authorization import Policy
 from .exceptions import CallError, MeshUnavailable, NotStartedError
@@ -37,6 +38,7 @@ from .mesh.service import deliver_event, to_json
 from .protocol import (
     Cancel,
     ClientFrame,
+    CloseCode,
     Command,
     Describe,
     ErrorCode,
@@ -251,14 +253,19 @@ class ServiceMeshManager:
 
         self._pending: dict[str, _Call] = {}
         self._deadlines: dict[int, list[str]] = {}
-        self._ended: dict[str, bool] = {}
+        #: Ended calls by correlation id: the service whose reply would be late, or "" once it was there.
+        self._ended: dict[str, str] = {}
         self._sessions: dict[str, _Session] = {}
         self._subscriptions: TopicTree[Handler] = TopicTree()
         self._directory = Directory()
         self._lookups: dict[str, list[Callable[[Description | Failure], None]]] = {}
         self._stack: contextlib.AsyncExitStack | None = None
         self._clock: Callable[[], float] = _no_clock
+        self._circuits = Circuits()
+        self._budgets = ErrorBudgets()
         self.statistics = MeshStatistics()
+        #: Told of the end of every call but the gateway's own: service, code ("ok" or an error code), seconds.
+        self.on_call_ended: Callable[[str, str, float], None] = _ignore
 
         handler_manager.bind_receiver(self.on_handler_message_received, self.on_handler_unregistered)
         mesh.bind(self, self._controller)
@@ -304,6 +311,16 @@ class ServiceMeshManager:
         return self._mesh.problem
 
     @property
+    def mesh(self) -> Mesh:
+        """The mesh."""
+        return self._mesh
+
+    @property
+    def open_circuits(self) -> list[str]:
+        """The services to which calls fail at once, because they do not answer."""
+        return self._circuits.open()
+
+    @property
     def started(self) -> bool:
         """Whether the context is entered."""
         return self._stack is not None
@@ -347,7 +364,7 @@ class ServiceMeshManager:
         assert identity is not None  # noqa: S101 - it is registered
         correlation_id = uuid4().hex
         trace_id = frame.trace_id if frame.trace_id is not None else uuid4().hex
-        failure = self._reserve(handler, frame.id, correlation_id)
+        failure = self._check_budget(handler, identity) or self._reserve(handler, frame.id, correlation_id)
         if failure is not None:
             handler.send_frame(encode_failure(frame.id, trace_id, failure))
             return
@@ -369,8 +386,18 @@ class ServiceMeshManager:
             frame.params,
             _context(identity, trace_id, handler.session_id),
             self._clock() + timeout,
+            timeout,
         )
         self._start(_ClientCall(message, handler, frame.id, trace_id))
+
+    def _check_budget(self, handler: Handler, identity: Identity) -> Failure | None:
+        """Why this user may not call now: too many calls failed. Who goes on all the same is hung up on."""
+        wait = self._budgets.refuses(identity.user_id, self._clock())
+        if wait is None:
+            return None
+        if self._budgets.exhausted(identity.user_id):
+            handler.close(CloseCode.TOO_MANY_ERRORS, "too many failed calls")
+        return Failure(ErrorCode.TOO_MANY_REQUESTS, "Too many calls failed", retry_after_ms=int(wait * 1000) + 1)
 
     def _reserve(self, handler: Handler, id_: str | None, correlation_id: str) -> Failure | None:
         """A place among the connection's calls, or why there is none."""
@@ -456,6 +483,7 @@ class ServiceMeshManager:
             b"{}",
             b"{}",
             self._clock() + self._settings.request_timeout,
+            self._settings.request_timeout,
         )
         call = _ClientCall(message, handler, frame.id, trace_id)
         self._pending[correlation_id] = call
@@ -527,6 +555,7 @@ class ServiceMeshManager:
             b"{}",
             b"{}",
             self._clock() + self._settings.request_timeout,
+            self._settings.request_timeout,
         )
         call = _DescribeCall(message, done)
         self._pending[message.correlation_id] = call
@@ -585,6 +614,11 @@ class ServiceMeshManager:
         if not self._mesh.connected:
             self._fail(message.correlation_id, _mesh_unavailable())
             return
+        if message.kind == "request" and not self._circuits.admits(message.service, message.correlation_id):
+            description = f"Service {message.service} does not answer"
+            failure = Failure(ErrorCode.SERVICE_UNAVAILABLE, description, retry_after_ms=1000)
+            self._fail(message.correlation_id, failure)
+            return
         known = self._directory.get(message.service)
         if known is None:
             self._look_up(message.service, MAX_AGE_SECONDS, lambda found: self._on_found(message, found))
@@ -642,13 +676,14 @@ class ServiceMeshManager:
         call = self._pending.get(correlation_id)
         if call is not None and call.message.kind == "request":
             return True
-        answered = self._ended.get(correlation_id)
-        if answered is None:
+        waited_for = self._ended.get(correlation_id)
+        if waited_for is None:
             self.statistics.unknown_replies += 1
-        elif answered:
+        elif not waited_for:
             self.statistics.double_replies += 1
         else:
             self.statistics.late_replies += 1
+            self._on_answer(waited_for)
         return False
 
     def on_reply(self, reply: Reply) -> None:
@@ -656,21 +691,24 @@ class ServiceMeshManager:
         call = self._take(reply.correlation_id)
         if call is None:
             return
-        self._ended[reply.correlation_id] = True
+        self._ended[reply.correlation_id] = ""
         self.statistics.replies += 1
+        self._on_answer(call.message.service)
         if reply.error is not None:
-            call.fail(self._translate(reply.error, call.message))
+            self._count_error(call)
+            self._finish(call, self._translate(reply.error, call.message))
         elif len(memoryview(reply.result)) > self._settings.outbox_size:
             description = f"The result has more than {self._settings.outbox_size} bytes"
-            call.fail(Failure(ErrorCode.PAYLOAD_TOO_LARGE, description))
+            self._finish(call, Failure(ErrorCode.PAYLOAD_TOO_LARGE, description))
         else:
-            call.succeed(reply.result)
+            self._finish(call, None, reply.result)
 
     def on_unreadable(self, correlation_id: str) -> None:
         """A service answered with what is JSON for Python only."""
-        call = self._take(correlation_id)
-        if call is not None:
-            call.fail(Failure(ErrorCode.SERVICE_ERROR, "The service's answer holds a value that JSON does not have"))
+        self._fail(
+            correlation_id,
+            Failure(ErrorCode.SERVICE_ERROR, "The service's answer holds a value that JSON does not have"),
+        )
 
     def on_returned(self, correlation_id: str) -> None:
         """No such service."""
@@ -684,7 +722,7 @@ class ServiceMeshManager:
         """The mesh took a command."""
         call = self._take(correlation_id)
         if call is not None:
-            call.succeed(b"null")
+            self._finish(call, None)
 
     def on_failed(self, correlation_id: str) -> None:
         """The mesh did not take the message after all."""
@@ -716,13 +754,18 @@ class ServiceMeshManager:
 
     def on_connection_change(self, *, connected: bool) -> None:
         """The mesh came or went. Connections of clients stay either way."""
+        self._circuits.reset()
         logger.log(logging.INFO if connected or not self.started else logging.WARNING, "mesh %s", _state(connected))
 
     async def _feed_controller(self) -> None:
         while True:
             event = await self._controller_events.get()
-            payload = msgspec.json.decode(bytes(event.event))
-            context = msgspec.json.decode(bytes(event.context))
+            try:
+                payload = msgspec.json.decode(event.event)
+                context = msgspec.json.decode(event.context)
+            except (msgspec.MsgspecError, RecursionError):
+                self.statistics.dropped_controller_events += 1
+                continue
             context = context if isinstance(context, dict) else {}
             await deliver_event(self._controller, event.topic, payload, event.target, context)
 
@@ -756,7 +799,9 @@ class ServiceMeshManager:
             session = self._sessions.get(call.handler.session_id)
             if session is not None:
                 session.calls.pop(correlation_id if call.id is None else call.id, None)
-        self._ended[correlation_id] = False
+        service = call.message.service
+        self._circuits.on_ended(service, correlation_id)
+        self._ended[correlation_id] = service
         if len(self._ended) > REMEMBERED:
             del self._ended[next(iter(self._ended))]
         return call
@@ -764,7 +809,28 @@ class ServiceMeshManager:
     def _fail(self, correlation_id: str, failure: Failure) -> None:
         call = self._take(correlation_id)
         if call is not None:
+            self._finish(call, failure)
+
+    def _finish(self, call: _Call, failure: Failure | None, result: bytes | Raw = b"null") -> None:
+        """Answer a call that was taken out of the table."""
+        if failure is None:
+            call.succeed(result)
+        else:
             call.fail(failure)
+        message = call.message
+        if message.service and not isinstance(call, _DescribeCall):
+            # A name that no service answered to is a client's invention, and those must not become labels.
+            service = message.service if self._directory.get(message.service) is not None else "other"
+            code = "ok" if failure is None else failure.code.value
+            self.on_call_ended(service, code, self._clock() - message.deadline + message.timeout)
+
+    def _on_answer(self, service: str) -> None:
+        if self._circuits.on_answer(service):
+            logger.warning("service %s answers again", service)
+
+    def _count_error(self, call: _Call) -> None:
+        if isinstance(call, _ClientCall) and call.handler.identity is not None:
+            self._budgets.on_error(call.handler.identity.user_id, self._clock())
 
     async def _sweep(self) -> None:
         """End calls whose time is up, until cancelled."""
@@ -778,9 +844,15 @@ class ServiceMeshManager:
             slot = now + 1
 
     def _expire(self, correlation_id: str) -> None:
-        if correlation_id in self._pending:
+        call = self._pending.get(correlation_id)
+        if call is not None:
             self.statistics.timeouts += 1
             self._mesh.forget(correlation_id)
+            self._count_error(call)
+            message = call.message
+            counts = message.kind == "request" and message.service and self._mesh.connected
+            if counts and self._circuits.on_timeout(message.service, correlation_id, message.timeout):
+                logger.warning("service %s does not answer; calls to it fail at once until it does", message.service)
             self._fail(correlation_id, Failure(ErrorCode.TIMEOUT, "No answer in time; whether it ran is unknown"))
 
     # --- for the host application -----------------------------------------------------------------------------
@@ -858,6 +930,7 @@ class ServiceMeshManager:
     ) -> bytes | Raw:
         self._check_started()
         trace_id = trace_id or uuid4().hex
+        timeout = self._settings.request_timeout if timeout is None else timeout
         future: asyncio.Future[bytes | Raw] = asyncio.get_running_loop().create_future()
         message = CallMessage(
             kind,
@@ -867,7 +940,8 @@ class ServiceMeshManager:
             method,
             to_json(dict(params or {})),
             _context(identity, trace_id, None),
-            self._clock() + (self._settings.request_timeout if timeout is None else timeout),
+            self._clock() + timeout,
+            timeout,
         )
         self._start(_HostCall(message, future))
         try:

@@ -56,6 +56,7 @@ class _Refusal(Exception):
         self, status: int, close: CloseCode, code: ErrorCode, description: str, *, retry: bool = False
     ) -> None:
         super().__init__(description)
+        self.reason = close.name.lower()
         self.status = status
         self.close = close
         self.failure = Failure(code, description, retry_after_ms=RETRY_AFTER * 1000 if retry else None)
@@ -285,6 +286,7 @@ class WebSocketHandler(WebSocketEndpoint):
 
     async def _refuse(self, websocket: WebSocket, refusal: _Refusal) -> None:
         """Say no in the way that reaches the client: to a browser, a status before the accept is just 1006."""
+        self._manager.refused[refusal.reason] += 1
         if "origin" in websocket.headers and refusal.close is not CloseCode.ORIGIN_NOT_ALLOWED:
             offered = [name for name in self.scope["subprotocols"] if "bearer" not in name]
             chosen = SUBPROTOCOL if SUBPROTOCOL in offered else next(iter(offered), None)
@@ -335,8 +337,14 @@ class WebSocketHandler(WebSocketEndpoint):
         """Begin to hang up. The first call decides on code and reason."""
         if self._close is None:
             self._close = (code, reason)
+            self._manager.closed[int(code)] += 1
             self._outbox.close(discard=code in _AT_ONCE)
             logger.debug("session %s: closing with %d", self.session_id, code)
+
+    @property
+    def outbox_size(self) -> int:
+        """Bytes that wait for the client."""
+        return self._outbox.size
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run ``function`` until it ends or the connection does."""

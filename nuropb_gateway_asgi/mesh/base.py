@@ -26,6 +26,8 @@ class CallMessage(Struct, gc=False):
     params: bytes | Raw
     context: bytes
     deadline: float
+    #: From the start to the deadline, in seconds.
+    timeout: float
     public_key: str | None = None
 
 

@@ -10,6 +10,7 @@ aio-pika owns connections, channels and topology. What is done thousands of time
 of ``_lane``.
 """
 
-from ._mesh import RabbitMQMesh, RabbitMQStatistics
+from ._mesh import RabbitMQMesh
+from ._statistics import RabbitMQStatistics
 
 __all__ = ["RabbitMQMesh", "RabbitMQStatistics"]

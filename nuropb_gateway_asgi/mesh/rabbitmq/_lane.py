@@ -21,6 +21,7 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from ...exceptions import MeshUnavailable
+from ._statistics import RabbitMQStatistics
 
 __all__ = ["Acknowledger", "OnMessage", "Publisher", "Tap", "consume"]
 
@@ -162,12 +163,17 @@ class Publisher:
     more than a confirm would.
     """
 
-    def __init__(self, connection: AbstractConnection, plain: AbstractChannel, confirmed: AbstractChannel) -> None:
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        plain: AbstractChannel,
+        confirmed: AbstractChannel,
+        statistics: RabbitMQStatistics,
+    ) -> None:
         self.plain = plain
         self.confirmed = confirmed
         self.frame_max = connection.connection_tune.frame_max
-        self.published = 0
-        self.expired = 0
+        self._statistics = statistics
         self._queue: asyncio.Queue[ChannelFrame] = connection.write_queue
         self._items: deque[tuple[float, str, bytes, bool]] = deque()
         self._size = 0
@@ -201,14 +207,14 @@ class Publisher:
         while self._items:
             deadline, correlation_id, data, confirmed = self._items.popleft()
             if deadline <= now:
-                self.expired += 1
+                self._statistics.expired_unsent += 1
                 continue
             if confirmed:
                 self._tag += 1
                 self._unconfirmed[self._tag] = correlation_id
             frames.append(data)
         self._size = 0
-        self.published += len(frames)
+        self._statistics.published += len(frames)
         return frames
 
     def confirm(self, tag: int, *, multiple: bool) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Final
 from uuid import uuid4
 
 import anyio
-import msgspec
 from aio_pika.abc import AbstractQueue
 from aiormq.abc import AbstractChannel, AbstractConnection
 from pamqp import commands
@@ -27,8 +27,9 @@ from ._connection import Connection, connect, declare_exchanges, open_channel
 from ._host import SERVICE_PREFETCH, ServiceHost
 from ._lane import Acknowledger, OnMessage, Publisher, consume, returns_and_confirms
 from ._link import Link
+from ._statistics import RabbitMQStatistics
 
-__all__ = ["RabbitMQMesh", "RabbitMQStatistics"]
+__all__ = ["RabbitMQMesh"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,21 +50,6 @@ TOPOLOGY_TIMEOUT: Final = 10.0
 PREFETCH: Final = 1000
 #: Events whose ids are remembered, to drop what comes again after a loss of the connection.
 REMEMBERED_EVENTS: Final = 2 * PREFETCH
-
-
-class RabbitMQStatistics(msgspec.Struct):
-    """Counters since the start."""
-
-    #: Connections made after the first ones.
-    reconnects: int = 0
-    published: int = 0
-    #: Messages whose time was up before they could be published.
-    expired_unsent: int = 0
-    #: Replies and events that are not what the wire protocol says.
-    dropped_replies: int = 0
-    dropped_events: int = 0
-    #: Events that came again after a loss of the connection.
-    repeated_events: int = 0
 
 
 class RabbitMQMesh:
@@ -93,6 +79,8 @@ class RabbitMQMesh:
         self._proven = False
         self._ping_id = uuid4().hex
         self._ping_sent: float | None = None
+        #: How long the latest messages to oneself took, in seconds; whoever reads them takes them away.
+        self.round_trips: deque[float] = deque(maxlen=100)
         self._keys: dict[str, bytes] = {}
         self._topics: dict[str, list[Callable[[], None]]] = {}
         self._bound: set[str] = set()
@@ -247,7 +235,7 @@ class RabbitMQMesh:
         await declare_exchanges(connection)
         plain = await open_channel(connection)
         confirmed = await open_channel(connection, confirms=True)
-        publisher = Publisher(raw, plain, confirmed)
+        publisher = Publisher(raw, plain, confirmed, self.statistics)
         returns_and_confirms(publisher, self._on_returned, self._on_confirm)
         self._blocked = False
         async with _running(publisher.run, lambda: self._watch_blocked(raw)):
@@ -257,8 +245,6 @@ class RabbitMQMesh:
                 yield plain, confirmed
             finally:
                 self._publisher = None
-                self.statistics.published += publisher.published
-                self.statistics.expired_unsent += publisher.expired
                 for correlation_id in publisher.unsent():
                     self._told.on_failed(correlation_id)
                 for correlation_id in publisher.unconfirmed():
@@ -387,6 +373,8 @@ class RabbitMQMesh:
             self._ping_sent = now
 
     def _on_pong(self) -> None:
+        if self._ping_sent is not None:
+            self.round_trips.append(asyncio.get_running_loop().time() - self._ping_sent)
         self._ping_sent = None
         if not self._proven and self._publishing.up:
             self._proven = True
