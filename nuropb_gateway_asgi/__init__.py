@@ -12,12 +12,13 @@ from .authentication import (
     JWTAuthenticator,
     TokenAuthenticationBackend,
 )
+from .controller import ServiceMeshManagerController
 from .exceptions import CallError, GatewayError, SettingsError
 from .gateway import Gateway, combine_lifespans, create_app
 from .handler_manager import Handler, HandlerManager
 from .handlers.websocket import WebSocketHandler
 from .protocol import CloseCode, ErrorCode
-from .service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
+from .service_mesh_manager import ServiceMeshManager
 from .settings import Settings
 
 if TYPE_CHECKING:

@@ -55,12 +55,17 @@ class ExposePolicy:
     ``user-{user_id}`` and ``user-{user_id}-log`` are exposed, the user ``a-log`` may see the log of the user
     ``a``. Literal words that no other pattern starts with keep them apart, as in ``users.{user_id}.#``.
 
+    ``own_service`` is the gateway's own name on the mesh: what it offers there (to send to users, to disconnect
+    them) is meant for services, so only patterns that name it are about it, and no ``*`` is.
+
     Raises :exc:`SettingsError` for a pattern that is not one.
     """
 
-    def __init__(self, expose: Sequence[str], expose_topics: Sequence[str]) -> None:
+    def __init__(self, expose: Sequence[str], expose_topics: Sequence[str], *, own_service: str = "") -> None:
         calls = [(service, method) for service, method in map(_parse_call, expose) if not _is_private(method)]
-        self._calls = _compile(rf"{_translate(left, '.')}\.{_translate(right, '[^.]')}" for left, right in calls)
+        self._own_service = own_service
+        self._calls = _compile_calls(calls)
+        self._own_calls = _compile_calls([call for call in calls if call[0] == own_service])
         self._called = _compile(_translate(service, ".") for service, _ in calls)
         self._services = tuple(dict.fromkeys(service for service, _ in calls if "*" not in service))
         self._topics = tuple(map(_parse_topic, expose_topics))
@@ -73,7 +78,8 @@ class ExposePolicy:
         # A dot in the method would let ("a", "b.c") pass for ("a.b", "c").
         if "." in method or _is_private(method):
             return False
-        return self._calls.match(f"{service}.{method}") is not None
+        calls = self._own_calls if service == self._own_service else self._calls
+        return calls.match(f"{service}.{method}") is not None
 
     def may_subscribe(self, identity: Identity, pattern: str) -> bool:
         """Whether ``pattern`` is valid and some pattern of ``expose_topics`` covers it."""
@@ -84,6 +90,8 @@ class ExposePolicy:
 
     def may_describe(self, identity: Identity, service: str) -> bool:
         """Whether some pattern of ``expose`` is about this service."""
+        if service == self._own_service:
+            return service in self._services
         return 0 < len(service) <= MAX_BYTES and self._called.match(service) is not None
 
     def services(self, identity: Identity) -> Sequence[str]:
@@ -132,6 +140,10 @@ def _parse_topic(pattern: str) -> str:
             f"users.{_USER_ID}.*"
         )
     return pattern
+
+
+def _compile_calls(calls: Sequence[tuple[str, str]]) -> re.Pattern[str]:
+    return _compile(rf"{_translate(left, '.')}\.{_translate(right, '[^.]')}" for left, right in calls)
 
 
 def _compile(expressions: Iterable[str]) -> re.Pattern[str]:

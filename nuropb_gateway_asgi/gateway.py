@@ -7,8 +7,9 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── handlers.websocket        one module per kind of connection
     ├── service_mesh_manager      what is in flight, and where its answer goes
     ├── mesh.rabbitmq, mesh.embedded (and its service, mesh.demo)
-    ├── handler_manager, _outbox, mesh.service, mesh.directory, mesh.encryption
-    ├── protocol, authentication, authorization, mesh.wire, mesh.base, topics, _guards
+    ├── controller, _calls, _directory, _guards
+    ├── handler_manager, _outbox, mesh.service, mesh.description, mesh.encryption
+    ├── protocol, authentication, authorization, mesh.wire, mesh.base, topics
     └── exceptions, settings
 """
 
@@ -37,6 +38,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .authentication import Authenticator, JWTAuthenticator, OriginPolicy, issue_token, new_secret
 from .authorization import ExposePolicy, Policy
+from .controller import ServiceMeshManagerController
 from .exceptions import SettingsError
 from .handler_manager import HandlerManager
 from .handlers.websocket import DenialLogFilter, WebSocketHandler
@@ -46,7 +48,7 @@ from .mesh.embedded import EmbeddedMesh
 from .mesh.rabbitmq import RabbitMQMesh
 from .metrics import Metrics
 from .protocol import encode_json
-from .service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
+from .service_mesh_manager import ServiceMeshManager
 from .settings import Settings
 
 __all__ = ["Gateway", "combine_lifespans", "configure_logging", "create_app"]
@@ -355,7 +357,7 @@ def _make_policy(settings: Settings) -> Policy:
     if settings.embedded:
         expose = ("demo.*",) if expose is None else expose
         topics = ("demo.#",) if topics is None else topics
-    return ExposePolicy(expose or (), topics or ())
+    return ExposePolicy(expose or (), topics or (), own_service=settings.service_name)
 
 
 def _make_origins(settings: Settings) -> OriginPolicy:

@@ -19,6 +19,7 @@ from .authorization import Policy
 from .exceptions import AuthenticationFailed, ConnectionLimitReached, ProtocolError
 from .protocol import (
     Authorize,
+    Cancel,
     ClientFrame,
     CloseCode,
     Command,
@@ -100,6 +101,7 @@ class HandlerManager:
         self._handlers: dict[str, Handler] = {}
         self._user_sessions: dict[str, set[str]] = {}
         self._malformed: dict[str, int] = {}
+        self._refreshing: set[str] = set()
         self._admitted = 0
         #: Handshakes refused, by reason, and connections that the gateway closed, by code: for the metrics.
         self.refused: Counter[str] = Counter()
@@ -163,9 +165,12 @@ class HandlerManager:
         """Authorise ``handler`` by ``token`` and register it.
 
         Raises AuthenticationFailed or ConnectionLimitReached, and then nothing is registered; nor is it when the
-        call is cancelled. From the moment of registration to the return nothing else runs.
+        call is cancelled. From the moment of registration to the return nothing else runs. Raises RuntimeError when
+        the session is registered already.
         """
         identity = await self._authenticate(token)
+        if handler.session_id in self._handlers:
+            raise RuntimeError(f"session {handler.session_id} is registered")
         sessions = self._user_sessions.get(identity.user_id, ())
         if len(sessions) >= self._settings.max_connections_per_user:
             raise ConnectionLimitReached("this user has all the connections one may have", per_user=True)
@@ -182,11 +187,12 @@ class HandlerManager:
             return
         del self._handlers[handler.session_id]
         self._malformed.pop(handler.session_id, None)
-        if handler.identity is not None:
-            sessions = self._user_sessions[handler.identity.user_id]
-            sessions.discard(handler.session_id)
-            if not sessions:
-                del self._user_sessions[handler.identity.user_id]
+        self._refreshing.discard(handler.session_id)
+        assert handler.identity is not None  # noqa: S101 - it was registered
+        sessions = self._user_sessions[handler.identity.user_id]
+        sessions.discard(handler.session_id)
+        if not sessions:
+            del self._user_sessions[handler.identity.user_id]
         if self._on_unregistered is not None:
             self._on_unregistered(handler)
         logger.debug("session %s unregistered, %d connections", handler.session_id, len(self._handlers))
@@ -255,7 +261,7 @@ class HandlerManager:
     def _on_frame(self, handler: Handler, frame: ClientFrame) -> None:
         if isinstance(frame, Request | Command):
             assert handler.identity is not None  # noqa: S101 - it is registered
-            if not self._may_call(handler.identity, frame.service, frame.method):
+            if not self._policy.may_call(handler.identity, frame.service, frame.method):
                 description = f"Calling {frame.service}.{frame.method} is not allowed"
                 handler.send_frame(_encode_failure(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
                 return
@@ -265,6 +271,12 @@ class HandlerManager:
         elif isinstance(frame, Pong):
             return
         elif isinstance(frame, Authorize):
+            # One at a time, or a client could keep the authenticator busy, and an older token overtake a newer one.
+            if handler.session_id in self._refreshing:
+                failure = Failure(ErrorCode.TOO_MANY_REQUESTS, "Another token is being looked at", retry_after_ms=1000)
+                handler.send_frame(_encode_failure(frame, failure))
+                return
+            self._refreshing.add(handler.session_id)
             handler.start_soon(self._refresh, handler, frame)
             return
         elif isinstance(frame, Subscribe):
@@ -278,13 +290,6 @@ class HandlerManager:
             raise RuntimeError("no receiver is bound to this HandlerManager")
         self._receive(handler, frame)
 
-    def _may_call(self, identity: Identity, service: str, method: str) -> bool:
-        if not self._policy.may_call(identity, service, method):
-            return False
-        # A pattern such as *.* is about the mesh's services, hardly about the gateway's own face on the mesh, which
-        # sends to users and disconnects them. Who means that has to name it.
-        return service != self._settings.service_name or service in self._policy.services(identity)
-
     async def _refresh(self, handler: Handler, frame: Authorize) -> None:
         """A newer token for a live connection. A token that is refused leaves the connection as it is."""
         try:
@@ -294,6 +299,14 @@ class HandlerManager:
             failure = Failure(ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
             return
+        except Exception as error:
+            # Without its message, which may quote the token.
+            logger.error("session %s: the authenticator raised %s", handler.session_id, type(error).__name__)
+            failure = Failure(ErrorCode.INTERNAL, "The gateway could not check the token")
+            handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
+            return
+        finally:
+            self._refreshing.discard(handler.session_id)
         if handler.identity is None or identity.user_id != handler.identity.user_id:
             failure = Failure(ErrorCode.PERMISSION_DENIED, "The token is another user's; connect anew with it")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
@@ -364,8 +377,7 @@ class HandlerManager:
                 identity = handler.identity
                 if identity is not None and identity.expires_at is not None and identity.expires_at <= wall:
                     handler.close(CloseCode.TOKEN_EXPIRED, "token expired")
-                else:
-                    handler.check(now)
+                handler.check(now)  # closed or not: it may hang in a write
 
 
 def encode_authorized(frame: Authorize, identity: Identity) -> str:
@@ -374,7 +386,9 @@ def encode_authorized(frame: Authorize, identity: Identity) -> str:
 
 
 def _encode_failure(frame: ClientFrame, failure: Failure) -> str:
-    id_, trace_id = getattr(frame, "id", None), getattr(frame, "trace_id", None)
+    # A cancel's id is that of a request, which has an answer of its own.
+    id_ = None if isinstance(frame, Cancel) else getattr(frame, "id", None)
+    trace_id = getattr(frame, "trace_id", None)
     if id_ is None and trace_id is None:
         return encode_error(failure)
     return encode_failure(id_, trace_id, failure)

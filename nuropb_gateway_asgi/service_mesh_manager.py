@@ -20,20 +20,16 @@ import anyio
 import msgspec
 from msgspec import Raw
 
+from ._calls import SLOT_SECONDS, Call, CallTable, ClientCall, HostCall, LookUpCall
+from ._directory import Directory
 from ._guards import Circuits, ErrorBudgets
 from .authentication import Identity
 from .authorization import Policy
+from .controller import ServiceMeshManagerController
 from .exceptions import CallError, MeshUnavailable, NotStartedError
 from .handler_manager import Handler, HandlerManager
 from .mesh.base import CallMessage, EventMessage, Mesh, Reply
-from .mesh.directory import (
-    FRESH_SECONDS,
-    MAX_AGE_SECONDS,
-    Description,
-    Directory,
-    describe_for_clients,
-    parse_description,
-)
+from .mesh.description import FRESH_SECONDS, MAX_AGE_SECONDS, Description, describe_for_clients
 from .mesh.service import deliver_event, to_json
 from .protocol import (
     Cancel,
@@ -60,10 +56,6 @@ __all__ = ["MeshStatistics", "ServiceMeshManager", "ServiceMeshManagerController
 logger = logging.getLogger(__name__)
 
 MAX_SUBSCRIPTIONS: Final = 100
-#: Deadlines are kept by slots of this length, in seconds, and looked at as often.
-SLOT_SECONDS: Final = 0.05
-#: So many correlation ids of ended requests are remembered, to tell a late reply from one to nobody.
-REMEMBERED: Final = 4096
 #: Events that wait for the controller; more are dropped and counted.
 MAX_CONTROLLER_EVENTS: Final = 1000
 
@@ -79,50 +71,6 @@ _CODES: Final[Mapping[str, ErrorCode]] = {
     "NuropbDeprecatedError": ErrorCode.DEPRECATED,
     "NuropbHandlingError": ErrorCode.SERVICE_ERROR,
 }
-
-
-class ServiceMeshManagerController:
-    """The gateway's own face on the mesh, to be subclassed.
-
-    Public methods (no leading underscore) can be called by other services under the gateway's ``SERVICE_NAME``; they
-    may be coroutine functions. Every process of the gateway serves the same queue, so a call reaches one of them.
-    Events of ``event_topic_subscriptions`` (AMQP topic patterns) come to :meth:`_handle_event_` of every process.
-    """
-
-    def __init__(
-        self,
-        service_name: str | None = None,
-        instance_id: str | None = None,
-        event_topic_subscriptions: Sequence[str] = (),
-    ) -> None:
-        self._service_name = service_name
-        self._instance_id = instance_id
-        self._event_topic_subscriptions = tuple(event_topic_subscriptions)
-        self._service_mesh_manager: ServiceMeshManager | None = None
-        self._handler_manager: HandlerManager | None = None
-
-    @property
-    def service_name(self) -> str | None:
-        """The gateway's name on the mesh; set from the settings unless it was given."""
-        return self._service_name
-
-    @property
-    def instance_id(self) -> str | None:
-        """This process's id; set from the settings unless it was given."""
-        return self._instance_id
-
-    @property
-    def event_topic_subscriptions(self) -> tuple[str, ...]:
-        """The topic patterns whose events come here."""
-        return self._event_topic_subscriptions
-
-    def _bind(self, service_mesh_manager: ServiceMeshManager, handler_manager: HandlerManager) -> None:
-        """Called by the ServiceMeshManager on construction; subclasses find both managers on themselves after."""
-        self._service_mesh_manager = service_mesh_manager
-        self._handler_manager = handler_manager
-
-    def _handle_event_(self, topic: str, event: Any, target: list[str] | None, context: dict[str, Any]) -> Any:
-        """An event of the mesh. May be overridden by a coroutine function; events are handled one by one."""
 
 
 class MeshStatistics(msgspec.Struct):
@@ -141,78 +89,6 @@ class MeshStatistics(msgspec.Struct):
     unknown_replies: int = 0
     events: int = 0
     dropped_controller_events: int = 0
-
-
-class _Call:
-    """One request or command in flight."""
-
-    __slots__ = ("message",)
-
-    def __init__(self, message: CallMessage) -> None:
-        self.message = message
-
-    def succeed(self, result: bytes | Raw) -> None:
-        """Answer with ``result`` (JSON)."""
-        raise NotImplementedError
-
-    def fail(self, failure: Failure) -> None:
-        """Answer with an error."""
-        raise NotImplementedError
-
-
-class _ClientCall(_Call):
-    """A client's."""
-
-    __slots__ = ("handler", "id", "trace_id")
-
-    def __init__(self, message: CallMessage, handler: Handler, id_: str | None, trace_id: str | None) -> None:
-        super().__init__(message)
-        self.handler = handler
-        self.id = id_
-        self.trace_id = trace_id
-
-    def succeed(self, result: bytes | Raw) -> None:
-        self.handler.send_frame(encode_response(self.id, self.trace_id, result))
-
-    def fail(self, failure: Failure) -> None:
-        self.handler.send_frame(encode_failure(self.id, self.trace_id, failure))
-
-
-class _HostCall(_Call):
-    """The host application's."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, message: CallMessage, future: asyncio.Future[bytes | Raw]) -> None:
-        super().__init__(message)
-        self.future = future
-
-    def succeed(self, result: bytes | Raw) -> None:
-        if not self.future.done():
-            self.future.set_result(result)
-
-    def fail(self, failure: Failure) -> None:
-        if not self.future.done():
-            error = failure.error or failure.code.nuropb_class
-            self.future.set_exception(
-                CallError(failure.code.value, error, failure.description, retryable=failure.code.retryable)
-            )
-
-
-class _DescribeCall(_Call):
-    """The gateway's own, for the directory."""
-
-    __slots__ = ("done",)
-
-    def __init__(self, message: CallMessage, done: Callable[[bytes | Raw | Failure], None]) -> None:
-        super().__init__(message)
-        self.done = done
-
-    def succeed(self, result: bytes | Raw) -> None:
-        self.done(result)
-
-    def fail(self, failure: Failure) -> None:
-        self.done(failure)
 
 
 class _Session:
@@ -251,14 +127,10 @@ class ServiceMeshManager:
         self._controller_topics: TopicTree[None] = TopicTree()
         self._controller_events: asyncio.Queue[EventMessage] = asyncio.Queue(MAX_CONTROLLER_EVENTS)
 
-        self._pending: dict[str, _Call] = {}
-        self._deadlines: dict[int, list[str]] = {}
-        #: Ended calls by correlation id: the service whose reply would be late, or "" once it was there.
-        self._ended: dict[str, str] = {}
+        self._calls = CallTable()
         self._sessions: dict[str, _Session] = {}
         self._subscriptions: TopicTree[Handler] = TopicTree()
-        self._directory = Directory()
-        self._lookups: dict[str, list[Callable[[Description | Failure], None]]] = {}
+        self._directory = Directory(self._fetch_description, self._now)
         self._stack: contextlib.AsyncExitStack | None = None
         self._clock: Callable[[], float] = _no_clock
         self._circuits = Circuits()
@@ -294,11 +166,14 @@ class ServiceMeshManager:
     ) -> None:
         """Requests that are still in flight are answered with ``mesh_unavailable``."""
         stack, self._stack = self._stack, None
-        for correlation_id in tuple(self._pending):
+        for correlation_id in self._calls:
             self._fail(correlation_id, Failure(ErrorCode.MESH_UNAVAILABLE, "The gateway is shutting down"))
         if stack is not None:
             await stack.__aexit__(exc_type, exc, traceback)
         self._clock = _no_clock
+
+    def _now(self) -> float:
+        return self._clock()
 
     @property
     def connected(self) -> bool:
@@ -328,7 +203,7 @@ class ServiceMeshManager:
     @property
     def in_flight(self) -> int:
         """Requests and commands without an answer yet, those of the host application included."""
-        return len(self._pending)
+        return len(self._calls)
 
     # --- from clients -----------------------------------------------------------------------------------------
 
@@ -388,7 +263,7 @@ class ServiceMeshManager:
             self._clock() + timeout,
             timeout,
         )
-        self._start(_ClientCall(message, handler, frame.id, trace_id))
+        self._start(ClientCall(message, handler, frame.id, trace_id))
 
     def _check_budget(self, handler: Handler, identity: Identity) -> Failure | None:
         """Why this user may not call now: too many calls failed. Who goes on all the same is hung up on."""
@@ -485,9 +360,8 @@ class ServiceMeshManager:
             self._clock() + self._settings.request_timeout,
             self._settings.request_timeout,
         )
-        call = _ClientCall(message, handler, frame.id, trace_id)
-        self._pending[correlation_id] = call
-        self._watch(call)
+        call = ClientCall(message, handler, frame.id, trace_id)
+        self._calls.add(call)
         found: dict[str, Description | Failure] = {}
 
         def on_description(service: str, description: Description | Failure) -> None:
@@ -500,7 +374,7 @@ class ServiceMeshManager:
                 description = f"Describing {service} is not allowed"
                 self._fail(correlation_id, Failure(ErrorCode.PERMISSION_DENIED, description))
                 return
-            self._look_up(service, MAX_AGE_SECONDS, functools.partial(on_description, service))
+            self._directory.look_up(service, MAX_AGE_SECONDS, functools.partial(on_description, service))
         if not services:
             self._answer_describe(correlation_id, identity, found, only=None)
 
@@ -532,20 +406,7 @@ class ServiceMeshManager:
         methods = () if description is None or description.methods is None else description.methods
         return any(self._policy.may_call(identity, service, method) for method in methods)
 
-    def _look_up(self, service: str, max_age: float, then: Callable[[Description | Failure], None]) -> None:
-        """Call ``then`` with a description that is not older than ``max_age`` seconds: at once, or when it came."""
-        known = self._directory.get(service)
-        if known is not None and self._clock() - known.fetched_at <= max_age:
-            then(known)
-            return
-        waiting = self._lookups.get(service)
-        if waiting is not None:
-            waiting.append(then)
-            return
-        self._lookups[service] = [then]
-        self._fetch(service, lambda result: self._on_described(service, result, first=None))
-
-    def _fetch(self, service: str, done: Callable[[bytes | Raw | Failure], None]) -> None:
+    def _fetch_description(self, service: str, done: Callable[[bytes | Raw | Failure], None]) -> None:
         message = CallMessage(
             "request",
             uuid4().hex,
@@ -557,60 +418,14 @@ class ServiceMeshManager:
             self._clock() + self._settings.request_timeout,
             self._settings.request_timeout,
         )
-        call = _DescribeCall(message, done)
-        self._pending[message.correlation_id] = call
-        self._watch(call)
+        self._calls.add(LookUpCall(message, done))
         self._send(message)
-
-    def _on_described(self, service: str, result: bytes | Raw | Failure, first: Description | None) -> None:
-        outcome: Description | Failure
-        if isinstance(result, Failure):
-            outcome = self._on_not_described(service, result)
-        else:
-            description = parse_description(service, result, self._clock())
-            known = self._directory.get(service)
-            if first is not None:
-                description = msgspec.structs.replace(
-                    description, keys_differ=description.public_key != first.public_key
-                )
-                if description.keys_differ:
-                    logger.error("service %s shows several public keys; encrypted calls to it are refused", service)
-            elif description.encrypts and (
-                known is None or known.keys_differ or known.public_key != description.public_key
-            ):
-                # Another instance may have another key: ask again before this one is trusted.
-                self._fetch(service, lambda again: self._on_described(service, again, first=description))
-                return
-            if description.methods is None:
-                logger.warning("service %s cannot describe itself; its methods are not checked before a call", service)
-            self._directory.put(description)
-            outcome = description
-        for then in self._lookups.pop(service, ()):
-            then(outcome)
-
-    def _on_not_described(self, service: str, failure: Failure) -> Description | Failure:
-        if failure.code is ErrorCode.SERVICE_UNAVAILABLE:
-            self._directory.remove(service)
-            return failure
-        known = self._directory.get(service)
-        if known is not None and known.methods is not None:
-            return known  # it is slow or in trouble now, but what it said before still holds
-        if failure.code in (ErrorCode.TIMEOUT, ErrorCode.MESH_UNAVAILABLE):
-            description = f"Service {service} did not describe itself in time"
-            unavailable = Failure(ErrorCode.SERVICE_UNAVAILABLE, description)
-            return failure if failure.code is ErrorCode.MESH_UNAVAILABLE else unavailable
-        # It is there, and its describe fails, as nuropb's does for string annotations: nothing is known of it.
-        description_ = Description(service, self._clock())
-        logger.warning("service %s cannot describe itself; its methods are not checked before a call", service)
-        self._directory.put(description_)
-        return description_
 
     # --- a call -----------------------------------------------------------------------------------------------
 
-    def _start(self, call: _Call) -> None:
+    def _start(self, call: Call) -> None:
         message = call.message
-        self._pending[message.correlation_id] = call
-        self._watch(call)
+        self._calls.add(call)
         if not self._mesh.connected:
             self._fail(message.correlation_id, _mesh_unavailable())
             return
@@ -621,14 +436,14 @@ class ServiceMeshManager:
             return
         known = self._directory.get(message.service)
         if known is None:
-            self._look_up(message.service, MAX_AGE_SECONDS, lambda found: self._on_found(message, found))
+            self._directory.look_up(message.service, MAX_AGE_SECONDS, lambda found: self._on_found(message, found))
             return
         if self._clock() - known.fetched_at > MAX_AGE_SECONDS:
-            self._look_up(message.service, MAX_AGE_SECONDS, _ignore)  # renew it for the next calls
+            self._directory.look_up(message.service, MAX_AGE_SECONDS, _ignore)  # renew it for the next calls
         self._dispatch(message, known)
 
     def _on_found(self, message: CallMessage, found: Description | Failure) -> None:
-        if message.correlation_id not in self._pending:
+        if message.correlation_id not in self._calls:
             return  # cancelled, timed out or abandoned while it waited
         if isinstance(found, Failure):
             self._fail(message.correlation_id, found)
@@ -642,7 +457,7 @@ class ServiceMeshManager:
         method = known.methods.get(message.method)
         fresh = self._clock() - known.fetched_at <= FRESH_SECONDS
         if (method is None or method.requires_encryption) and not fresh:
-            self._look_up(message.service, FRESH_SECONDS, lambda found: self._on_renewed(message, found))
+            self._directory.look_up(message.service, FRESH_SECONDS, lambda found: self._on_renewed(message, found))
         elif method is None:
             description = f"Service {message.service} has no method {message.method}"
             self._fail(message.correlation_id, Failure(ErrorCode.METHOD_NOT_FOUND, description))
@@ -673,10 +488,10 @@ class ServiceMeshManager:
 
     def expects(self, correlation_id: str) -> bool:
         """Whether a request waits for this reply; if none does, the reply is counted."""
-        call = self._pending.get(correlation_id)
+        call = self._calls.get(correlation_id)
         if call is not None and call.message.kind == "request":
             return True
-        waited_for = self._ended.get(correlation_id)
+        waited_for = self._calls.waited_for(correlation_id)
         if waited_for is None:
             self.statistics.unknown_replies += 1
         elif not waited_for:
@@ -691,7 +506,7 @@ class ServiceMeshManager:
         call = self._take(reply.correlation_id)
         if call is None:
             return
-        self._ended[reply.correlation_id] = ""
+        self._calls.answered(reply.correlation_id)
         self.statistics.replies += 1
         self._on_answer(call.message.service)
         if reply.error is not None:
@@ -712,7 +527,7 @@ class ServiceMeshManager:
 
     def on_returned(self, correlation_id: str) -> None:
         """No such service."""
-        call = self._pending.get(correlation_id)
+        call = self._calls.get(correlation_id)
         if call is not None:
             self.statistics.returned += 1
             description = f"Service {call.message.service} is not available"
@@ -786,24 +601,16 @@ class ServiceMeshManager:
 
     # --- the table --------------------------------------------------------------------------------------------
 
-    def _watch(self, call: _Call) -> None:
-        slot = int(call.message.deadline / SLOT_SECONDS) + 1
-        self._deadlines.setdefault(slot, []).append(call.message.correlation_id)
-
-    def _take(self, correlation_id: str) -> _Call | None:
+    def _take(self, correlation_id: str) -> Call | None:
         """Remove a call from the table. Who gets it has to answer it, and nobody gets it twice."""
-        call = self._pending.pop(correlation_id, None)
+        call = self._calls.take(correlation_id)
         if call is None:
             return None
-        if isinstance(call, _ClientCall):
+        if isinstance(call, ClientCall):
             session = self._sessions.get(call.handler.session_id)
             if session is not None:
                 session.calls.pop(correlation_id if call.id is None else call.id, None)
-        service = call.message.service
-        self._circuits.on_ended(service, correlation_id)
-        self._ended[correlation_id] = service
-        if len(self._ended) > REMEMBERED:
-            del self._ended[next(iter(self._ended))]
+        self._circuits.on_ended(call.message.service, correlation_id)
         return call
 
     def _fail(self, correlation_id: str, failure: Failure) -> None:
@@ -811,14 +618,14 @@ class ServiceMeshManager:
         if call is not None:
             self._finish(call, failure)
 
-    def _finish(self, call: _Call, failure: Failure | None, result: bytes | Raw = b"null") -> None:
+    def _finish(self, call: Call, failure: Failure | None, result: bytes | Raw = b"null") -> None:
         """Answer a call that was taken out of the table."""
         if failure is None:
             call.succeed(result)
         else:
             call.fail(failure)
         message = call.message
-        if message.service and not isinstance(call, _DescribeCall):
+        if message.service and not isinstance(call, LookUpCall):
             # A name that no service answered to is a client's invention, and those must not become labels.
             service = message.service if self._directory.get(message.service) is not None else "other"
             code = "ok" if failure is None else failure.code.value
@@ -828,23 +635,19 @@ class ServiceMeshManager:
         if self._circuits.on_answer(service):
             logger.warning("service %s answers again", service)
 
-    def _count_error(self, call: _Call) -> None:
-        if isinstance(call, _ClientCall) and call.handler.identity is not None:
+    def _count_error(self, call: Call) -> None:
+        if isinstance(call, ClientCall) and call.handler.identity is not None:
             self._budgets.on_error(call.handler.identity.user_id, self._clock())
 
     async def _sweep(self) -> None:
         """End calls whose time is up, until cancelled."""
-        slot = int(self._clock() / SLOT_SECONDS)
         while True:
             await asyncio.sleep(SLOT_SECONDS)
-            now = int(self._clock() / SLOT_SECONDS)
-            for due in range(slot, now + 1):
-                for correlation_id in self._deadlines.pop(due, ()):
-                    self._expire(correlation_id)
-            slot = now + 1
+            for correlation_id in self._calls.due(self._clock()):
+                self._expire(correlation_id)
 
     def _expire(self, correlation_id: str) -> None:
-        call = self._pending.get(correlation_id)
+        call = self._calls.get(correlation_id)
         if call is not None:
             self.statistics.timeouts += 1
             self._mesh.forget(correlation_id)
@@ -943,7 +746,7 @@ class ServiceMeshManager:
             self._clock() + timeout,
             timeout,
         )
-        self._start(_HostCall(message, future))
+        self._start(HostCall(message, future))
         try:
             return await future
         finally:

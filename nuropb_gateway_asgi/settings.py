@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -113,17 +114,33 @@ class Settings:
         return f"Settings({', '.join(shown)})"
 
     def _shown(self, name: str) -> Any:
+        value = getattr(self, name)
         if name == "jwt_key":
             return "<hidden>"
-        return hide_password(self.mesh_url) if name == "mesh_url" else getattr(self, name)
+        return hide_password(value) if isinstance(value, str) and "://" in value else value
+
+    def _mesh_parts(self) -> tuple[str, str | None]:
+        """The scheme and the host of the mesh. What goes wrong is not told in detail: it may quote the password."""
+        url = self.mesh_url
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(url)
+            # A password with one of "/?#" in it would end the host's part early, and be shown as a part of the path.
+            misplaced = "@" in parts.path + parts.query + parts.fragment
+            if parts.port != 0 and not misplaced and url.isprintable() and " " not in url:
+                return parts.scheme, parts.hostname
+        raise _refusal(
+            "mesh_url",
+            "it is not a URL",
+            "amqp://user:password@host:5672/vhost, with special characters percent-encoded",
+        )
 
     def _check(self) -> None:
-        scheme = urlsplit(self.mesh_url).scheme
+        scheme, host = self._mesh_parts()
         if scheme not in ("amqp", "amqps", "embedded"):
             raise _refusal("mesh_url", "the scheme is not known", "amqp://, amqps:// or embedded://demo")
         if scheme == "embedded" and self.mesh_url != "embedded://demo":
             raise _refusal("mesh_url", "there is no such embedded mesh", "embedded://demo")
-        if scheme != "embedded" and not urlsplit(self.mesh_url).hostname:
+        if scheme != "embedded" and not host:
             raise _refusal("mesh_url", "it names no host", "amqp://user:password@host:5672/vhost")
         for name in ("service_name", "instance_id"):
             if not _NAME.fullmatch(getattr(self, name)):
@@ -162,8 +179,11 @@ _DEEPEST: Final = 256
 
 
 def hide_password(url: str) -> str:
-    """``url`` with the password replaced, for logs."""
-    parts = urlsplit(url)
+    """``url`` with the password replaced, for logs; all of it, if it cannot be read as a URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "<hidden>"
     if parts.password is None:
         return url
     netloc = parts.netloc.replace(f":{parts.password}@", ":***@")
@@ -183,7 +203,7 @@ def _set_once(values: dict[str, Any], name: str, value: str) -> None:
 def _read_secret(variable: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise SettingsError(f"{variable}: the file cannot be read ({type(error).__name__})") from error
 
 
@@ -217,7 +237,7 @@ def _checked_number(name: str, type_: type[int] | type[float], value: Any) -> in
         raise _refusal(name, f"it is a {type(value).__name__}", kind)
     try:
         number = type_(value)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise _refusal(name, "it is not a number", kind) from error
     if isinstance(value, float) and number != value:
         raise _refusal(name, "it is not a whole number", kind)
@@ -227,5 +247,6 @@ def _checked_number(name: str, type_: type[int] | type[float], value: Any) -> in
     if minimum is None and not 0 < number <= maximum:
         raise _refusal(name, f"{number} is out of range", f"{kind} above 0 and up to {maximum:g}")
     if minimum is not None and not minimum <= number <= maximum:
-        raise _refusal(name, f"{number} is out of range", f"{kind} from {minimum} to {maximum:g}")
+        limits = f"from {minimum} to {maximum:g}" if maximum < math.inf else f"from {minimum} up"
+        raise _refusal(name, f"{number} is out of range", f"{kind} {limits}")
     return number

@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 import functools
 from base64 import b64decode, b64encode
-from typing import Any
+from typing import Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.fernet import Fernet, InvalidToken
@@ -23,6 +23,8 @@ class UndecryptableMessage(ValueError):
     """A body or a key is not what the encryption says it is."""
 
 
+#: In bits; 880 of them are needed for OAEP with SHA-256 around the 44 bytes of a K.
+_SMALLEST_KEY: Final = 1024
 _OAEP = padding.OAEP(mgf=padding.MGF1(algorithm=hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
 
 
@@ -35,6 +37,8 @@ def load_public_key(pem: str) -> rsa.RSAPublicKey:
         raise UndecryptableMessage("the service's public key cannot be read") from error
     if not isinstance(key, rsa.RSAPublicKey):
         raise UndecryptableMessage("the service's public key is not an RSA key")
+    if key.key_size < _SMALLEST_KEY:
+        raise UndecryptableMessage("the service's public key is too short")
     return key
 
 

@@ -253,10 +253,10 @@ _CONTENT_TYPE_JSON: Final = _short("application/json")
 _TABLES: Final = {
     (kind, encrypted): b"".join(
         (
-            _entry("nuropb_protocol", PROTOCOL_VERSION),
-            _entry("nuropb_version", NUROPB_VERSION),
-            _entry("nuropb_type", kind),
             _entry("encrypted", "yes" if encrypted else ""),
+            _entry("nuropb_protocol", PROTOCOL_VERSION),
+            _entry("nuropb_type", kind),
+            _entry("nuropb_version", NUROPB_VERSION),
             _short("trace_id"),
         )
     )

@@ -11,13 +11,22 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-__all__ = ["FRESH_SECONDS", "MAX_AGE_SECONDS", "Description", "Directory", "MethodInfo", "parse_description"]
+__all__ = [
+    "FRESH_SECONDS",
+    "MAX_AGE_SECONDS",
+    "Description",
+    "MethodInfo",
+    "describe_for_clients",
+    "parse_description",
+]
 
 #: After this a description is renewed, in the background, when the service is called again.
 MAX_AGE_SECONDS: Final = 60.0
 #: A method that is not in a description older than this may have come since, and a key may have changed: a message
 #: under a wrong key makes a nuropb 0.1.8 service fail for good.
 FRESH_SECONDS: Final = 5.0
+#: By their usual names alone can ``*args`` and ``**kwargs`` be told from parameters without an annotation.
+_CATCH_ALL: Final = ("args", "kwargs")
 
 
 class MethodInfo(Struct, frozen=True):
@@ -61,7 +70,7 @@ def parse_description(service: str, result: bytes | Raw, fetched_at: float) -> D
     """A description from the result of ``nuropb_describe``; one without methods if it cannot be read."""
     try:
         described = _decode(result)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Description(service, fetched_at)
     return Description(
         service,
@@ -73,35 +82,11 @@ def parse_description(service: str, result: bytes | Raw, fetched_at: float) -> D
     )
 
 
-class Directory:
-    """Descriptions by service name. Only services that answered are in it, so clients cannot make it grow."""
-
-    __slots__ = ("_descriptions",)
-
-    def __init__(self) -> None:
-        self._descriptions: dict[str, Description] = {}
-
-    def __iter__(self) -> Any:
-        return iter(tuple(self._descriptions))
-
-    def get(self, service: str) -> Description | None:
-        """What is known of ``service``, however old."""
-        return self._descriptions.get(service)
-
-    def put(self, description: Description) -> None:
-        """Keep a description."""
-        self._descriptions[description.service] = description
-
-    def remove(self, service: str) -> None:
-        """Forget a service: it is not there any more."""
-        self._descriptions.pop(service, None)
-
-
 def describe_for_clients(description: Description, methods: list[str]) -> dict[str, Any]:
     """The part of a description that names ``methods``, in the shape in which clients get it.
 
     NuroPb lists properties as pairs and calls ``*args`` and ``**kwargs`` required; here they are an object, and what
-    takes anything is required by nobody.
+    takes anything is required by nobody, as far as its name tells.
     """
     infos = description.methods or {}
     return {
@@ -121,13 +106,18 @@ def describe_for_clients(description: Description, methods: list[str]) -> dict[s
 def _parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     listed = parameters.get("properties")
     pairs = listed.items() if isinstance(listed, dict) else listed if isinstance(listed, list) else ()
+    names = parameters.get("required")
+    required = []
     properties: dict[str, Any] = {}
     for pair in pairs:
-        if len(pair) == 2 and isinstance(pair[0], str):
-            spec = pair[1] if isinstance(pair[1], dict) else {}
-            properties[pair[0]] = {"type": spec.get("type") or "any", "default": spec.get("default")}
-    required = [name for name in parameters.get("required", ()) if name in properties]
-    for name in properties:
-        if name in required:
-            properties[name].pop("default")
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            continue
+        name, spec = pair[0], pair[1] if isinstance(pair[1], dict) else {}
+        properties[name] = {"type": spec.get("type") or "any"}
+        if name in _CATCH_ALL and not spec.get("type"):
+            continue
+        if isinstance(names, list) and name in names:
+            required.append(name)
+        else:
+            properties[name]["default"] = spec.get("default")
     return {"type": "object", "properties": properties, "required": required}
