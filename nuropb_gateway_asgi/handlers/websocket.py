@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
@@ -89,6 +90,7 @@ class WebSocketHandler(WebSocketEndpoint):
         self._origins = origins
         self._outbox = Outbox(settings.outbox_size)
         self._tasks: TaskGroup | None = None
+        self._accepted = False
         self._close: tuple[CloseCode, str] | None = None
         self._clock = asyncio.get_running_loop().time
         self._writing_since: float | None = None
@@ -105,6 +107,8 @@ class WebSocketHandler(WebSocketEndpoint):
         try:
             await self.receive()  # websocket.connect
             try:
+                # Before everything else: whoever is refused by a close code has been accepted first.
+                self._check_origin(websocket)
                 with self._manager.admission():
                     await self._serve(websocket)
             except ConnectionLimitReached as error:
@@ -114,6 +118,12 @@ class WebSocketHandler(WebSocketEndpoint):
                 await self._refuse(websocket, refusal)
         except _ClientLeft:
             logger.debug("session %s: the client left", self.session_id)
+        except Exception:
+            # The server logs it. Without this the client would only see its connection break.
+            if self._accepted:
+                with contextlib.suppress(_ClientLeft), anyio.move_on_after(self._settings.write_timeout):
+                    await self._send({"type": "websocket.close", "code": int(CloseCode.INTERNAL_ERROR)})
+            raise
 
     async def _serve(self, websocket: WebSocket) -> None:
         credentials = self._check_handshake(websocket)
@@ -197,8 +207,15 @@ class WebSocketHandler(WebSocketEndpoint):
 
     async def _accept(self, subprotocol: str | None) -> None:
         await self._send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
+        self._accepted = True
 
     # --- handshake --------------------------------------------------------------------------------------------
+
+    def _check_origin(self, websocket: WebSocket) -> None:
+        origins = websocket.headers.getlist("origin")
+        if len(origins) > 1 or (origins and not self._origins.allows(origins[0])):
+            logger.info("connection refused: origin not allowed")
+            raise _origin_not_allowed()
 
     def _check_handshake(self, websocket: WebSocket) -> Credentials:
         """The credentials, if the handshake is acceptable so far; raises _Refusal if it is not."""
@@ -206,19 +223,15 @@ class WebSocketHandler(WebSocketEndpoint):
             raise _Refusal(
                 503, CloseCode.TRY_AGAIN_LATER, ErrorCode.MESH_UNAVAILABLE, "The gateway is not open", retry=True
             )
-        origins = websocket.headers.getlist("origin")
-        if len(origins) > 1 or (origins and not self._origins.allows(origins[0])):
-            logger.info("connection refused: origin not allowed")
-            raise _Refusal(403, CloseCode.ORIGIN_NOT_ALLOWED, ErrorCode.PERMISSION_DENIED, "Origin not allowed")
         offered: Sequence[str] = self.scope["subprotocols"]
         if offered and SUBPROTOCOL not in offered:
             raise _Refusal(
                 400, CloseCode.SUBPROTOCOL_NOT_ACCEPTABLE, ErrorCode.BAD_REQUEST, f"Only {SUBPROTOCOL} is spoken here"
             )
         credentials = find_credentials(websocket.headers, offered, self._settings.auth_cookie or None)
-        if credentials.channel == "cookie" and not origins:
+        if credentials.channel == "cookie" and "origin" not in websocket.headers:
             logger.info("connection refused: a cookie without an origin")
-            raise _Refusal(403, CloseCode.ORIGIN_NOT_ALLOWED, ErrorCode.PERMISSION_DENIED, "Origin not allowed")
+            raise _origin_not_allowed()
         if credentials.conflict or credentials.malformed:
             logger.info("connection refused: %s", "several tokens" if credentials.conflict else "unreadable token")
             raise _unauthenticated()
@@ -376,6 +389,10 @@ class WebSocketHandler(WebSocketEndpoint):
 def _unauthenticated() -> _Refusal:
     # Why is for the log: it would tell an attacker how far the token got.
     return _Refusal(401, CloseCode.INVALID_TOKEN, ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
+
+
+def _origin_not_allowed() -> _Refusal:
+    return _Refusal(403, CloseCode.ORIGIN_NOT_ALLOWED, ErrorCode.PERMISSION_DENIED, "Origin not allowed")
 
 
 def _limit_reached(error: ConnectionLimitReached) -> _Refusal:
