@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -89,6 +90,8 @@ def _serve(host: str, port: int) -> int:
             if self.started:
                 _announce(url, app.state.gateway.development_token)
 
+    # uvicorn raises the signal that ended it once more, after a graceful shutdown: that is no failure.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     server = Server(config)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again after a graceful shutdown
         server.run(sockets=[listener])

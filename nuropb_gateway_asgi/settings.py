@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
+import logging
 import math
 import os
 import re
@@ -19,10 +21,11 @@ from .exceptions import SettingsError
 
 __all__ = ["ENV_PREFIX", "Settings"]
 
+logger = logging.getLogger(__name__)
+
 ENV_PREFIX: Final = "NUROPB_GATEWAY_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_SECRETS: Final = ("jwt_key", "mesh_url")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -38,6 +41,8 @@ class Settings:
     path: str = "/ws"
 
     jwt_key: str = ""
+    #: A file to read ``jwt_key`` from.
+    jwt_key_file: str = ""
     jwt_algorithms: Sequence[str] = ()
     jwt_jwks_url: str = ""
     jwt_oidc_issuer: str = ""
@@ -74,6 +79,10 @@ class Settings:
         for field in dataclasses.fields(self):
             value = _checked(field.name, _TYPES[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+        if self.jwt_key_file:
+            if self.jwt_key:
+                raise _refusal("jwt_key", "it is given twice, as a value and as a file", "one of the two")
+            object.__setattr__(self, "jwt_key", _read_secret("jwt_key_file", self.jwt_key_file))
         self._check()
 
     @classmethod
@@ -81,8 +90,9 @@ class Settings:
         """The settings that the environment names (``os.environ`` unless given).
 
         ``NUROPB_GATEWAY_JWT_KEY_FILE`` and ``NUROPB_GATEWAY_MESH_URL_FILE`` name a file to read the secret from; one
-        line break at its end is not part of the secret. A variable with the prefix that names no setting is an
-        error, for it is most likely a misspelt one.
+        line break at its end is not part of the secret. An empty variable is one that is not set, but for lists,
+        which are empty then. Variables that name no setting are ignored (Kubernetes makes some with this prefix for a
+        service of this name), with a warning if one looks like a misspelt setting.
         """
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {}
@@ -90,14 +100,13 @@ class Settings:
             if not variable.startswith(ENV_PREFIX):
                 continue
             name = variable.removeprefix(ENV_PREFIX).lower()
-            if name in _TYPES:
-                if text != "" or name not in _SECRETS:
-                    _set_once(values, name, text)
-            elif name.removesuffix("_file") in _SECRETS and name.endswith("_file"):
-                if text != "":
-                    _set_once(values, name.removesuffix("_file"), _read_secret(variable, text))
-            elif name != "token":  # the token of the command line's client
-                raise SettingsError(f"{variable} is not a setting; see docs/deployment.md for those that there are")
+            if name == "mesh_url_file":
+                if text:
+                    _set_once(values, "mesh_url", _read_secret(name, text))
+            elif name not in _TYPES:
+                _warn_if_misspelt(variable, name)
+            elif text or _is_list(_TYPES[name]):
+                _set_once(values, name, text)
         return cls(**values)
 
     @property
@@ -200,11 +209,23 @@ def _set_once(values: dict[str, Any], name: str, value: str) -> None:
     values[name] = value
 
 
-def _read_secret(variable: str, path: str) -> str:
+def _read_secret(name: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{variable}: the file cannot be read ({type(error).__name__})") from error
+        wrong = f"the file cannot be read ({type(error).__name__})"
+        raise _refusal(name, wrong, "the name of a readable text file") from error
+
+
+def _warn_if_misspelt(variable: str, name: str) -> None:
+    similar = difflib.get_close_matches(name, _TYPES, n=1, cutoff=0.85)
+    if similar:
+        meant = f"{ENV_PREFIX}{similar[0].upper()}"
+        logger.warning("%s is not a setting and is ignored; is %s meant?", variable, meant)
+
+
+def _is_list(type_: Any) -> bool:
+    return type_ not in (str, int, float) and typing.get_origin(type_) is not Literal
 
 
 def _checked(name: str, type_: Any, value: Any) -> Any:
