@@ -1,0 +1,119 @@
+# `make run` starts the gateway and `make test` checks everything; both install what they need first, into .venv.
+# What has to be there: make and Python 3.11 or newer. The tests also need RabbitMQ, which root on Debian is given.
+
+PORT ?= 8000
+# Not from the environment, where some shells keep the name of the machine under this name.
+HOST := 127.0.0.1
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := -m pip -qq --disable-pip-version-check --no-input install
+PYENV := "$(HOME)/.pyenv/versions"
+
+# $(call find,TEST,CANDIDATES) prints the first candidate which passes the test and can make a virtual environment:
+# a pyenv shim is on the PATH for versions that are switched off, too, and Debian's Python may lack ensurepip.
+find = for python in $(2); do \
+	    if "$$python" -c "import sys, ensurepip, venv; v = sys.version_info; sys.exit(not $(1))" 2> /dev/null; \
+	    then echo "$$python"; break; fi; \
+	done
+minor = python3.$(1) $(PYENV)/3.$(1)*/bin/python3
+
+# 3.11 comes first, because nuropb cannot be installed on anything newer.
+PYTHONS = $(PYTHON) $(call minor,11) python3 python3.13 python3.12 python3.14
+
+.NOTPARALLEL:
+.SECONDARY:
+.PHONY: help run test lint format unit integration clean provision peer pytest pytest-main
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+run: $(VENV)/.runtime ## Start the gateway, on PORT (8000) of HOST (127.0.0.1).
+	@exec $(BIN)/python -m nuropb_gateway_asgi serve --host $(HOST) --port $(PORT)
+
+test: provision peer lint ## Check style and types, and run all tests; the unit tests on every Python that is found.
+	@$(MAKE) --no-print-directory pytest
+
+lint: $(VENV)/.dev ## Check style and types only.
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m mypy
+
+format: $(VENV)/.dev ## Format the code and mend what can be mended.
+	$(BIN)/python -m ruff format
+	$(BIN)/python -m ruff check --fix
+
+unit: $(VENV)/.dev ## Run the unit tests only, on one Python.
+	$(BIN)/python -m pytest tests/unit
+
+integration: provision peer $(VENV)/.dev ## Run the tests with real brokers, services and servers only.
+	$(BIN)/python -m pytest tests/integration
+
+clean: ## Remove everything that was made here.
+	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Python environments. Each is made anew when pyproject.toml changes.
+
+$(VENV)/.runtime: pyproject.toml
+	@python=$$($(call find,v.minor >= 11,$(PYTHONS))); \
+	if [ -z "$$python" ]; then \
+	    echo "Python 3.11 or newer with its venv module is missing: install it (Debian: python3-venv)," \
+	        "or name one: make PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$("$$python" --version), which is done once"; \
+	rm -rf $(VENV) && "$$python" -m venv $(VENV)
+	@$(BIN)/python $(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "Adding the tools for development to $(VENV)"
+	@$(BIN)/python $(INSTALL) --upgrade "pip>=25.1"
+	@$(BIN)/python $(INSTALL) --editable . --group dev
+	@touch $@
+
+# Only what the unit tests need, and no nuropb.
+.venv-3.%/.unit: pyproject.toml
+	@echo "Setting up $(@D) for the unit tests"
+	@rm -rf $(@D)
+	@"$$($(call find,v.minor == $*,$(call minor,$*)))" -m venv $(@D)
+	@$(@D)/bin/python $(INSTALL) --upgrade "pip>=25.1"
+	@$(@D)/bin/python $(INSTALL) --editable . --group unit
+	@touch $@
+
+# The peers of the integration tests.
+
+provision: $(VENV)/.runtime
+	@$(BIN)/python -m tests.servers.provision
+
+# nuropb's own service and client. Where .venv is not of Python 3.11 they get an environment of their own.
+peer: $(VENV)/.runtime
+	@$(BIN)/python -c "import nuropb" 2> /dev/null && exit; \
+	[ -e .venv-nuropb/.done ] && exit; \
+	python=$$($(call find,v.minor == 11,$(call minor,11))); \
+	if [ -z "$$python" ]; then \
+	    echo "Python 3.11, the only one that runs nuropb, is missing: no test against nuropb's own code can run" >&2; \
+	    [ -z "$$CI" ]; exit; \
+	fi; \
+	rm -rf .venv-nuropb && "$$python" -m venv .venv-nuropb && \
+	.venv-nuropb/bin/python $(INSTALL) "nuropb>=0.1.8,<0.2" && touch .venv-nuropb/.done
+
+# The tests on every Python. In a make of its own, because the Pythons are looked for while the Makefile is read.
+
+ifneq ($(filter pytest,$(MAKECMDGOALS)),)
+MAIN := $(shell $(BIN)/python -c "import sys; print(sys.version_info.minor)")
+OTHERS := $(filter-out $(MAIN),11 12 13 14)
+FOUND := $(strip $(foreach m,$(OTHERS),$(if $(shell $(call find,v.minor == $(m),$(call minor,$(m)))),$(m))))
+ABSENT := $(filter-out $(FOUND),$(OTHERS))
+endif
+
+pytest: pytest-main $(FOUND:%=pytest-3.%)
+
+pytest-main:
+	@echo "All tests on Python 3.$(MAIN); the unit tests also on $(or $(FOUND:%=3.%),no other);" \
+	    "not found: $(or $(ABSENT:%=3.%),none)"
+	$(BIN)/python -m pytest --cov --cov-branch --cov-fail-under=95
+
+pytest-3.%: .venv-3.%/.unit
+	.venv-3.$*/bin/python -m pytest tests/unit

@@ -1,0 +1,57 @@
+"""Real brokers and real services: started by the first test that asks, ended with the session."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.servers.processes import ServiceProcess, unavailable
+from tests.servers.provision import external_url, installed
+from tests.servers.rabbitmq import RabbitMQNode
+
+
+@dataclass(frozen=True)
+class Broker:
+    """The broker of the session. ``node`` is None when it is not ours and can only be spoken to by AMQP."""
+
+    url: str
+    node: RabbitMQNode | None
+
+
+def boot() -> RabbitMQNode:
+    if not installed():
+        unavailable("rabbitmq-server is not installed")
+    return RabbitMQNode()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[Broker]:
+    """The broker for every test that leaves it as it is: of NUROPB_TEST_AMQP_URL, or a throwaway one."""
+    if (url := external_url()) is not None:
+        yield Broker(url, None)
+        return
+    with boot() as node:
+        yield Broker(node.add_vhost("nuropb"), node)
+
+
+@pytest.fixture(scope="session")
+def amqp_url(rabbitmq: Broker) -> str:
+    """The URL of the session's broker."""
+    return rabbitmq.url
+
+
+@pytest.fixture(scope="session")
+def own_node() -> Iterator[RabbitMQNode]:
+    """A node that a test may stop, kill, freeze and block; it has to run again at the end of the test."""
+    with boot() as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def echo_service(amqp_url: str) -> Iterator[ServiceProcess]:
+    """An ``EchoService`` for every test that leaves it alive, under a name of its own."""
+    with ServiceProcess(amqp_url, f"echo-{secrets.token_hex(3)}") as service:
+        yield service

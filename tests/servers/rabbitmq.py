@@ -1,0 +1,317 @@
+"""A throwaway RabbitMQ node: its own data, ports, cookie and port mapper, all on the loopback.
+
+Only the standard library is used, so that ``provision`` and the unit tests can import it anywhere.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+__all__ = ["RabbitMQError", "RabbitMQNode", "answers_amqp", "find_program", "free_port"]
+
+BOOT_TIMEOUT = 60.0
+CTL_TIMEOUT = 60.0
+
+# Waits for its standard input to close, which the end of this process does however it comes about, even by
+# SIGKILL. Then no process of the node stays, nor a file.
+GUARD = """
+cat > /dev/null
+for file in "$1"/*.pid; do
+    [ -e "$file" ] && kill -s KILL -- "-$(cat "$file")" 2> /dev/null
+done
+rm -rf -- "$1" 2> /dev/null || { sleep 1; rm -rf -- "$1"; }
+"""
+
+
+class RabbitMQError(RuntimeError):
+    """A node did not start, or a control command failed; the message has the end of what it said."""
+
+
+def find_program(name: str) -> str | None:
+    """The path of one of RabbitMQ's programs, or None.
+
+    Debian's own directory comes first: what it puts on the PATH changes to the user ``rabbitmq`` when root
+    calls it.
+    """
+    direct = Path("/usr/lib/rabbitmq/bin", name)
+    return str(direct) if direct.exists() else shutil.which(name)
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now, and that the system does not hand out by itself.
+
+    Below the ephemeral range, because a client that tries again and again to reach a stopped broker could
+    otherwise be given the broker's own port as its source, and so connect to itself.
+    """
+    for _ in range(100):
+        port = 10_000 + secrets.randbelow(22_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RabbitMQError("no free port between 10000 and 32000")
+
+
+def answers_amqp(url: str, timeout: float = 1.0) -> bool:
+    """Whether an AMQP 0-9-1 broker answers there. With amqps, whether anything accepts the connection."""
+    parts = urlsplit(url)
+    tls = parts.scheme == "amqps"
+    address = (parts.hostname or "localhost", parts.port or (5671 if tls else 5672))
+    try:
+        with socket.create_connection(address, timeout) as connection:
+            if tls:
+                return True
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            # A method frame on channel 0; a server that wants another version sends its own header and hangs
+            # up.
+            return connection.recv(3) == b"\x01\x00\x00"
+    except OSError:
+        return False
+
+
+def config_text(port: int) -> str:
+    """The node's rabbitmq.conf. The low disk limit keeps a small disk from blocking every publisher."""
+    return f"listeners.tcp.1 = 127.0.0.1:{port}\ndisk_free_limit.absolute = 1MB\nlog.file.level = warning\n"
+
+
+def node_environment(directory: Path, *, amqp: int, distribution: int, port_mapper: int) -> dict[str, str]:
+    """What the server and rabbitmqctl need to find each other and nothing of the machine's own broker."""
+    # Erlang would start a port mapper of its own, as a daemon which outlives the node, if ours were not there
+    # yet.
+    erlang = "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LANG": "C.UTF-8",
+        "HOME": str(directory),
+        "ERL_EPMD_PORT": str(port_mapper),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        # "localhost" resolves everywhere, a machine's own name does not.
+        "RABBITMQ_NODENAME": f"{directory.name}@localhost",
+        "RABBITMQ_NODE_PORT": str(amqp),
+        "RABBITMQ_DIST_PORT": str(distribution),
+        "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+        "RABBITMQ_LOG_BASE": str(directory / "log"),
+        "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": str(directory / "advanced.config"),
+        "RABBITMQ_CONF_ENV_FILE": str(directory / "rabbitmq-env.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"+S 1:1 {erlang}",
+        "RABBITMQ_CTL_ERL_ARGS": erlang,
+        # The start script replaces itself by the server then, instead of staying as its parent.
+        "RUNNING_UNDER_SYSTEMD": "true",
+    }
+
+
+def table(value: Any) -> dict[str, Any]:
+    """An AMQP table, which rabbitmqctl prints as a list of name, type and value."""
+    if isinstance(value, dict):  # by some versions, when it is empty
+        return value
+    return {name: table(item) if kind == "table" else item for name, kind, item in value}
+
+
+class RabbitMQNode:
+    """One node, for a ``with`` block or from ``start`` to ``stop``.
+
+    It keeps its data and its ports over ``kill`` and ``start``. A boot takes about 6 s, and each call of
+    ``ctl``, and of what is built on it, 0.6 to 2 s: where a test needs speed, it asks over AMQP. Everything
+    here blocks the thread.
+    """
+
+    def __init__(self) -> None:
+        server, ctl, epmd = find_program("rabbitmq-server"), find_program("rabbitmqctl"), shutil.which("epmd")
+        if server is None or ctl is None or epmd is None:
+            raise RabbitMQError("rabbitmq-server, with its rabbitmqctl and Erlang's epmd, is not installed")
+        self._server, self._ctl, self._epmd = server, ctl, epmd
+        self.port = free_port()
+        self._epmd_port = free_port()
+        self._directory: Path | None = None
+        self._environment: dict[str, str] = {}
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def url(self, vhost: str = "/") -> str:
+        """The AMQP URL of a vhost of this node, with the default user."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/{quote(vhost, safe='')}"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        return self._processes["server"].pid
+
+    def start(self) -> None:
+        """Boot, or boot again after ``kill``, and wait until AMQP is answered."""
+        if self._directory is None:
+            self._prepare()
+        if "server" in self._processes:
+            raise RabbitMQError("the node is running already")
+        try:
+            self._launch("server", self._server)
+            self._wait_for_amqp()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the node for good and remove every trace of it. May be called twice."""
+        for name in reversed(list(self._processes)):
+            self._end(name)
+        if self._guard is not None and self._guard.stdin is not None:
+            self._guard.stdin.close()
+            self._guard.wait()
+        self._guard = None
+        self._directory = None
+        atexit.unregister(self.stop)
+
+    def kill(self) -> None:
+        """End the server with SIGKILL: nobody is told, and what was not on the disk yet is lost."""
+        self._end("server")
+
+    def freeze(self) -> None:
+        """Stop the server's process: its connections stay open and nothing on them is answered or refused."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let the server go on after ``freeze``."""
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def stop_app(self) -> None:
+        """Close the broker in good order: its clients are told, and its port is closed."""
+        self.ctl("stop_app")
+
+    def start_app(self) -> None:
+        """Open the broker again after ``stop_app``."""
+        self.ctl("start_app")
+        self._wait_for_amqp()
+
+    def add_vhost(self, name: str) -> str:
+        """Make a vhost which the default user may use, and return its URL."""
+        self.ctl("add_vhost", name)
+        self.ctl("set_permissions", "--vhost", name, "guest", ".*", ".*", ".*")
+        return self.url(name)
+
+    def delete_vhost(self, name: str) -> None:
+        """Remove a vhost and all that is in it; its connections are closed."""
+        self.ctl("delete_vhost", name)
+
+    def list_queues(self, vhost: str = "/") -> list[dict[str, Any]]:
+        """The queues: name, messages, consumers, durable, auto_delete, exclusive and arguments."""
+        columns = ("name", "messages", "consumers", "durable", "auto_delete", "exclusive", "arguments")
+        return self._list("list_queues", "--vhost", vhost, columns=columns)
+
+    def list_connections(self) -> list[dict[str, Any]]:
+        """The connections: name, vhost, user, state, channels, timeout (the heartbeat), client_properties."""
+        columns = ("name", "vhost", "user", "state", "channels", "timeout", "client_properties")
+        return self._list("list_connections", columns=columns)
+
+    def ctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl against this node and return what it printed."""
+        if self._directory is None:
+            raise RabbitMQError("the node has not been started")
+        command = [self._ctl, "--quiet", *arguments]
+        run = subprocess.run(
+            command,
+            env=self._environment,
+            cwd=self._directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CTL_TIMEOUT,
+            check=False,
+        )
+        if run.returncode != 0:
+            raise RabbitMQError(f"rabbitmqctl {' '.join(arguments)} ended with {run.returncode}: {run.stderr}")
+        return run.stdout
+
+    def _list(self, command: str, *options: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(self.ctl(command, *options, "--formatter", "json", *columns))
+        tables = {"arguments", "client_properties"}
+        return [{name: table(row[name]) if name in tables else row[name] for name in columns} for row in rows]
+
+    def _prepare(self) -> None:
+        """Everything that lasts as long as the node, over all its starts."""
+        directory = self._directory = Path(tempfile.mkdtemp(prefix="rabbitmq-test-"))
+        atexit.register(self.stop)
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", GUARD, "guard", str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._environment = node_environment(
+            directory, amqp=self.port, distribution=free_port(), port_mapper=self._epmd_port
+        )
+        (directory / "rabbitmq.conf").write_text(config_text(self.port))
+        (directory / "rabbitmq-env.conf").touch()
+        (directory / "enabled_plugins").write_text("[].\n")
+        try:
+            self._launch("epmd", self._epmd, "-port", str(self._epmd_port))
+            self._wait(self._epmd_answers, "epmd")
+        except BaseException:
+            self.stop()
+            raise
+
+    def _launch(self, name: str, *command: str) -> None:
+        assert self._directory is not None
+        with (self._directory / f"{name}.out").open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                env=self._environment,
+                cwd=self._directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._processes[name] = process
+        (self._directory / f"{name}.pid").write_text(str(process.pid))
+
+    def _end(self, name: str) -> None:
+        process = self._processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert self._directory is not None
+        (self._directory / f"{name}.pid").unlink(missing_ok=True)
+
+    def _epmd_answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._epmd_port), 1):
+            return True
+        return False
+
+    def _wait_for_amqp(self) -> None:
+        self._wait(lambda: answers_amqp(self.url()), "server")
+
+    def _wait(self, ready: Callable[[], bool], name: str) -> None:
+        deadline = time.monotonic() + BOOT_TIMEOUT
+        while not ready():
+            ended = self._processes[name].poll()
+            if ended is not None or time.monotonic() > deadline:
+                what = f"ended with {ended}" if ended is not None else f"did not answer in {BOOT_TIMEOUT:.0f} s"
+                raise RabbitMQError(f"RabbitMQ's {name} {what}; the end of its log:\n{self._log_tail()}")
+            time.sleep(0.05)
+
+    def _log_tail(self, size: int = 3000) -> str:
+        assert self._directory is not None
+        files = [*sorted(self._directory.glob("*.out")), *sorted(self._directory.glob("log/*.log"))]
+        return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-size:]}" for file in files)

@@ -1,0 +1,124 @@
+"""The parts of tests/servers that need nothing installed."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.servers import provision
+from tests.servers.rabbitmq import answers_amqp, config_text, free_port, node_environment, table
+
+
+@contextmanager
+def server_that_says(answer: bytes) -> Iterator[int]:
+    """Takes one connection, reads a little, answers and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        pytest.param(b"\x01\x00\x00\x00\x00\x01\xff\x00\x0a\x00\x0a", True, id="connection.start"),
+        pytest.param(b"AMQP\x03\x01\x00\x00", False, id="another version"),
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", False, id="no broker"),
+        pytest.param(b"", False, id="hangs up"),
+    ],
+)
+def test_a_broker_is_known_by_its_first_frame(answer: bytes, expected: bool) -> None:
+    with server_that_says(answer) as port:
+        assert answers_amqp(f"amqp://guest:guest@127.0.0.1:{port}/mesh", timeout=5) is expected
+
+
+def test_nobody_there_is_no_broker() -> None:
+    assert not answers_amqp(f"amqp://127.0.0.1:{free_port()}/")
+    assert not answers_amqp(f"amqps://127.0.0.1:{free_port()}/")
+
+
+def test_a_port_is_free_and_not_one_that_the_system_hands_out() -> None:
+    port = free_port()
+    assert 10_000 <= port < 32_768
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def test_a_node_listens_on_the_loopback_only(tmp_path: Path) -> None:
+    environment = node_environment(tmp_path, amqp=1, distribution=2, port_mapper=3)
+    assert "listeners.tcp.1 = 127.0.0.1:1\n" in config_text(1)
+    assert environment["ERL_EPMD_ADDRESS"] == "127.0.0.1"
+    assert "inet_dist_use_interface {127,0,0,1}" in environment["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
+
+
+def test_a_node_takes_nothing_from_the_users_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_NODENAME", "production")
+    monkeypatch.setenv("RABBITMQ_USE_LONGNAME", "true")
+    environment = node_environment(tmp_path, amqp=1, distribution=2, port_mapper=3)
+    assert environment["RABBITMQ_NODENAME"] == f"{tmp_path.name}@localhost"
+    assert "RABBITMQ_USE_LONGNAME" not in environment
+
+
+def test_a_table_of_rabbitmqctl_is_a_dict() -> None:
+    capabilities = ["capabilities", "table", [["basic.nack", "bool", True]]]
+    assert table([["x-expires", "signedint", 60000], capabilities]) == {
+        "x-expires": 60000,
+        "capabilities": {"basic.nack": True},
+    }
+    assert table([]) == table({}) == {}
+
+
+class TestProvision:
+    @pytest.fixture(autouse=True)
+    def bare_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("NUROPB_TEST_AMQP_URL", raising=False)
+        monkeypatch.setattr(provision, "installed", lambda: False)
+        monkeypatch.setattr("shutil.which", lambda name: None)
+
+    def test_a_broker_that_answers_is_used(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with server_that_says(b"\x01\x00\x00") as port:
+            monkeypatch.setenv("NUROPB_TEST_AMQP_URL", f"amqp://user:hunter2@127.0.0.1:{port}/")
+            assert provision.main() == 0
+        output = capsys.readouterr().out
+        assert f"127.0.0.1:{port}" in output
+        assert "hunter2" not in output
+
+    def test_an_installed_server_is_enough(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NUROPB_TEST_AMQP_URL", f"amqp://127.0.0.1:{free_port()}/")
+        monkeypatch.setattr(provision, "installed", lambda: True)
+        assert provision.main() == 0
+
+    def test_what_to_install_is_said_in_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert provision.main() == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "install rabbitmq-server" in line
+        assert "NUROPB_TEST_AMQP_URL" in line
+
+    @pytest.mark.parametrize(("output", "status"), [(None, 0), ("E: Unable to locate package", 1)])
+    def test_root_on_debian_installs_it(
+        self,
+        output: str | None,
+        status: int,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+        monkeypatch.setattr("os.geteuid", lambda: 0)
+        monkeypatch.setattr(provision, "install", lambda: output)
+        assert provision.main() == status
+        assert (output or "") in capsys.readouterr().err
