@@ -126,7 +126,8 @@ class CallTable:
         """Take a call in."""
         message = call.message
         self._calls[message.correlation_id] = call
-        self._due.setdefault(int(message.deadline / SLOT_SECONDS) + 1, []).append(message.correlation_id)
+        slot = max(int(message.deadline / SLOT_SECONDS) + 1, self._slot)  # a slot of the past is not looked at again
+        self._due.setdefault(slot, []).append(message.correlation_id)
 
     def take(self, correlation_id: str) -> Call | None:
         """Take a call out, if it is still there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Raw
@@ -15,6 +15,8 @@ from .protocol import ErrorCode, Failure
 __all__ = ["Directory", "Fetch"]
 
 logger = logging.getLogger(__name__)
+
+_UNREADABLE: Final = Failure(ErrorCode.SERVICE_ERROR, "The description cannot be read")
 
 #: Asks a service to describe itself, and calls back with the result (JSON) or with why there is none.
 Fetch: TypeAlias = Callable[[str, Callable[[bytes | Raw | Failure], None]], None]
@@ -57,10 +59,11 @@ class Directory:
 
     def _on_described(self, service: str, result: bytes | Raw | Failure, first: Description | None) -> None:
         outcome: Description | Failure
-        if isinstance(result, Failure):
-            outcome = self._on_not_described(service, result)
+        description = None if isinstance(result, Failure) else parse_description(service, result, self._clock())
+        if description is None or description.methods is None:
+            failure = result if isinstance(result, Failure) else _UNREADABLE
+            outcome = self._on_not_described(service, failure, first)
         else:
-            description = parse_description(service, result, self._clock())
             known = self.get(service)
             if first is not None:
                 description = msgspec.structs.replace(
@@ -74,26 +77,28 @@ class Directory:
                 # Another instance may have another key: ask again before this one is trusted.
                 self._fetch(service, lambda again: self._on_described(service, again, first=description))
                 return
-            if description.methods is None:
-                logger.warning("service %s cannot describe itself; its methods are not checked before a call", service)
             self._descriptions[service] = description
             outcome = description
         for then in self._lookups.pop(service, ()):
             then(outcome)
 
-    def _on_not_described(self, service: str, failure: Failure) -> Description | Failure:
+    def _on_not_described(self, service: str, failure: Failure, first: Description | None) -> Description | Failure:
         if failure.code is ErrorCode.SERVICE_UNAVAILABLE:
             self._descriptions.pop(service, None)
             return failure
-        known = self.get(service)
+        # The second question is asked because the key is not the known one, so that holds no longer.
+        known = self.get(service) if first is None else None
         if known is not None and known.methods is not None:
             return known  # it is slow or in trouble now, but what it said before still holds
-        if failure.code in (ErrorCode.TIMEOUT, ErrorCode.MESH_UNAVAILABLE):
-            description = f"Service {service} did not describe itself in time"
-            unavailable = Failure(ErrorCode.SERVICE_UNAVAILABLE, description)
-            return failure if failure.code is ErrorCode.MESH_UNAVAILABLE else unavailable
-        # It is there, and its describe fails, as nuropb's does for string annotations: nothing is known of it.
-        description_ = Description(service, self._clock())
-        logger.warning("service %s cannot describe itself; its methods are not checked before a call", service)
-        self._descriptions[service] = description_
-        return description_
+        if failure.code is ErrorCode.TIMEOUT:
+            return Failure(ErrorCode.SERVICE_UNAVAILABLE, f"Service {service} did not describe itself in time")
+        if failure.code in (ErrorCode.MESH_UNAVAILABLE, ErrorCode.INTERNAL):
+            return failure
+        if first is not None:
+            description = msgspec.structs.replace(first, keys_differ=True)  # nobody has confirmed its key
+        else:
+            # It is there, and its describe fails, as nuropb's does for string annotations: nothing is known of it.
+            description = Description(service, self._clock())
+            logger.warning("service %s cannot describe itself; its methods are not checked before a call", service)
+        self._descriptions[service] = description
+        return description

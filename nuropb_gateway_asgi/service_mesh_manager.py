@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal
@@ -166,7 +167,8 @@ class ServiceMeshManager:
     ) -> None:
         """Requests that are still in flight are answered with ``mesh_unavailable``."""
         stack, self._stack = self._stack, None
-        for correlation_id in self._calls:
+        # The look-ups last, for what waits for them would be sent otherwise.
+        for correlation_id in sorted(self._calls, key=lambda each: isinstance(self._calls.get(each), LookUpCall)):
             self._fail(correlation_id, Failure(ErrorCode.MESH_UNAVAILABLE, "The gateway is shutting down"))
         if stack is not None:
             await stack.__aexit__(exc_type, exc, traceback)
@@ -267,7 +269,7 @@ class ServiceMeshManager:
 
     def _check_budget(self, handler: Handler, identity: Identity) -> Failure | None:
         """Why this user may not call now: too many calls failed. Who goes on all the same is hung up on."""
-        wait = self._budgets.refuses(identity.user_id, self._clock())
+        wait = self._budgets.refuses(identity.user_id, self._clock()) if self.started else None
         if wait is None:
             return None
         if self._budgets.exhausted(identity.user_id):
@@ -340,15 +342,20 @@ class ServiceMeshManager:
         identity = handler.identity
         assert identity is not None  # noqa: S101 - it is registered
         correlation_id, trace_id = uuid4().hex, frame.trace_id if frame.trace_id is not None else uuid4().hex
-        failure = self._reserve(handler, frame.id, correlation_id)
-        if failure is not None:
-            handler.send_frame(encode_failure(frame.id, trace_id, failure))
-            return
+        failure: Failure | None = None
         if frame.service is None:
             services = set(self._policy.services(identity))
             services.update(name for name in self._directory if self._callable(identity, name))
         else:
             services = {frame.service}
+            if not self._policy.may_describe(identity, frame.service):
+                failure = Failure(ErrorCode.PERMISSION_DENIED, f"Describing {frame.service} is not allowed")
+        failure = failure or self._reserve(handler, frame.id, correlation_id)
+        if failure is not None:
+            handler.send_frame(encode_failure(frame.id, trace_id, failure))
+            return
+        # A look-up asks twice at the most, so all of them end before this.
+        timeout = 2 * (self._settings.request_timeout + SLOT_SECONDS)
         message = CallMessage(
             "request",
             correlation_id,
@@ -357,8 +364,8 @@ class ServiceMeshManager:
             "",
             b"{}",
             b"{}",
-            self._clock() + self._settings.request_timeout,
-            self._settings.request_timeout,
+            self._clock() + timeout,
+            timeout,
         )
         call = ClientCall(message, handler, frame.id, trace_id)
         self._calls.add(call)
@@ -370,10 +377,6 @@ class ServiceMeshManager:
                 self._answer_describe(correlation_id, identity, found, only=frame.service)
 
         for service in sorted(services):
-            if frame.service is not None and not self._policy.may_describe(identity, service):
-                description = f"Describing {service} is not allowed"
-                self._fail(correlation_id, Failure(ErrorCode.PERMISSION_DENIED, description))
-                return
             self._directory.look_up(service, MAX_AGE_SECONDS, functools.partial(on_description, service))
         if not services:
             self._answer_describe(correlation_id, identity, found, only=None)
@@ -395,7 +398,12 @@ class ServiceMeshManager:
                     return
                 unavailable.append(name)
                 continue
-            methods = [m for m in description.methods or () if self._policy.may_call(identity, name, m)]
+            try:
+                methods = [m for m in description.methods or () if self._policy.may_call(identity, name, m)]
+            except Exception:  # nobody above knows whom to answer
+                logger.exception("the policy failed for service %s", name)
+                self._fail(correlation_id, _internal())
+                return
             services[name] = describe_for_clients(description, methods)
         call = self._take(correlation_id)
         if call is not None:
@@ -483,6 +491,9 @@ class ServiceMeshManager:
             self._fail(message.correlation_id, _mesh_unavailable())
         except ValueError as error:  # a name that does not fit AMQP's limits
             self._fail(message.correlation_id, Failure(ErrorCode.BAD_REQUEST, str(error)))
+        except Exception:  # nobody above knows whom to answer, and others may wait for the same description
+            logger.exception("trace %s: the mesh failed to send", message.trace_id)
+            self._fail(message.correlation_id, _internal())
 
     # --- from the mesh ----------------------------------------------------------------------------------------
 
@@ -512,7 +523,7 @@ class ServiceMeshManager:
         if reply.error is not None:
             self._count_error(call)
             self._finish(call, self._translate(reply.error, call.message))
-        elif len(memoryview(reply.result)) > self._settings.outbox_size:
+        elif isinstance(call, ClientCall) and len(memoryview(reply.result)) > self._settings.outbox_size:
             description = f"The result has more than {self._settings.outbox_size} bytes"
             self._finish(call, Failure(ErrorCode.PAYLOAD_TOO_LARGE, description))
         else:
@@ -578,7 +589,7 @@ class ServiceMeshManager:
             try:
                 payload = msgspec.json.decode(event.event)
                 context = msgspec.json.decode(event.context)
-            except (msgspec.MsgspecError, RecursionError):
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 self.statistics.dropped_controller_events += 1
                 continue
             context = context if isinstance(context, dict) else {}
@@ -678,7 +689,11 @@ class ServiceMeshManager:
         is cancelled nobody waits for the reply any more; the service may run the call all the same.
         """
         result = await self._host_call("request", service, method, params, identity, timeout, trace_id)
-        return msgspec.json.decode(bytes(result))
+        try:
+            return msgspec.json.decode(result)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            code = ErrorCode.SERVICE_ERROR
+            raise CallError(code.value, code.nuropb_class, "The result cannot be read", retryable=False) from error
 
     async def command(
         self,
@@ -734,6 +749,8 @@ class ServiceMeshManager:
         self._check_started()
         trace_id = trace_id or uuid4().hex
         timeout = self._settings.request_timeout if timeout is None else timeout
+        if not math.isfinite(timeout):
+            raise ValueError("timeout: it has to be a number of seconds")
         future: asyncio.Future[bytes | Raw] = asyncio.get_running_loop().create_future()
         message = CallMessage(
             kind,
@@ -770,6 +787,10 @@ def _ignore(*_: object) -> None:
 
 def _state(connected: bool) -> str:
     return "connected" if connected else "disconnected"
+
+
+def _internal() -> Failure:
+    return Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
 
 
 def _mesh_unavailable() -> Failure:

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 #: Frames that a connection may send before it is authorised, each answered with an error.
 MAX_UNAUTHORISED_FRAMES: Final = 10
+#: Bytes of UTF-8.
+MAX_CLOSE_REASON: Final = 123
 #: Seconds until a client that was turned away because of load should try again.
 RETRY_AFTER: Final = 5
 #: These do not wait for what is in the outbox: the client cannot or may not have it any more.
@@ -349,7 +351,8 @@ class WebSocketHandler(WebSocketEndpoint):
     def close(self, code: CloseCode, reason: str = "") -> None:
         """Begin to hang up. The first call decides on code and reason."""
         if self._close is None:
-            self._close = (code, reason)
+            # A close frame has room for so much of it, and servers fail over more (RFC 6455, 5.5).
+            self._close = (code, reason.encode()[:MAX_CLOSE_REASON].decode(errors="ignore"))
             self._manager.closed[int(code)] += 1
             self._outbox.close(discard=code in _AT_ONCE)
             logger.debug("session %s: closing with %d", self.session_id, code)

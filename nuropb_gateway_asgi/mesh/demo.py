@@ -49,6 +49,10 @@ _FAILURES: dict[str, type[Exception]] = {
 }
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 class DemoService:
     """Try the gateway without a broker and without a service of your own."""
 
@@ -64,15 +68,17 @@ class DemoService:
 
     def add(self, a: Any, b: Any) -> int | float:
         """Answer with the sum of two numbers."""
-        if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in (a, b)):
+        if not (_is_number(a) and _is_number(b)):
             raise NuropbValidationError("a and b must be numbers")
         total: int | float = a + b
         return total
 
-    async def slow(self, seconds: float = 1.0) -> dict[str, float]:
+    async def slow(self, seconds: Any = 1.0) -> dict[str, float]:
         """Answer after some seconds (an hour at the most)."""
+        if not _is_number(seconds):
+            raise NuropbValidationError("seconds must be a number")
         started = time.monotonic()
-        await asyncio.sleep(min(max(float(seconds), 0.0), 3600.0))
+        await asyncio.sleep(min(max(seconds, 0.0), 3600.0))
         return {"slept": round(time.monotonic() - started, 3)}
 
     def fail(self, how: str = "bug") -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import logging
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -21,11 +22,13 @@ from anyio.abc import TaskGroup
 
 from ..exceptions import MeshUnavailable
 from ..topics import TopicTree
-from .base import CallMessage, EventMessage, MeshReceiver
+from .base import CallMessage, MeshReceiver
 from .service import call_service, deliver_event, to_json
-from .wire import NotJson, decode_reply
+from .wire import InvalidMessage, NotJson, decode_event, decode_reply, encode_event
 
 __all__ = ["EmbeddedMesh", "PublishEvent", "Runnable"]
+
+logger = logging.getLogger(__name__)
 
 
 class PublishEvent(Protocol):
@@ -107,9 +110,14 @@ class EmbeddedMesh:
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
         """Give the event to the gateway if it subscribed, and to every other service that handles events."""
         tasks = self._running()
-        message = EventMessage(topic, event, trace_id, target, context)
         if self._subscriptions.match(topic):
-            asyncio.get_running_loop().call_soon(self._told.on_event, message)
+            body = encode_event(
+                topic, event, context=context, trace_id=trace_id, correlation_id=uuid4().hex, target=target
+            )
+            try:
+                asyncio.get_running_loop().call_soon(self._told.on_event, decode_event(body))
+            except InvalidMessage as error:
+                logger.warning("embedded mesh: an event was dropped: %s", error)
         for name, service in self._services.items():
             if name != self._service_name and hasattr(service, "_handle_event_"):
                 tasks.start_soon(

@@ -6,6 +6,7 @@ are written with nuropb work here, and nothing here needs nuropb to be installed
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime as dt
 import inspect
@@ -15,6 +16,8 @@ import typing
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal
+
+from ..topics import check_topic
 
 __all__ = ["Outcome", "call_service", "deliver_event", "describe_service", "to_json"]
 
@@ -52,7 +55,9 @@ async def call_service(
             asynchronous = True
             result = await result
         return Outcome("ack", to_json(result))
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
+        if _is_cancelled(error):
+            raise
         logger.debug("%s.%s raised", service, method, exc_info=True)
         try:
             return _failure(error, service, method, redelivered, asynchronous)
@@ -75,19 +80,25 @@ class _UnknownMethod(Exception):
     """Becomes NuropbHandlingError on the wire."""
 
 
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether this task is cancelled. If not, a CancelledError is about something else that the service waited for;
+    in a task group it would cancel everybody.
+    """
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
 def _error(name: str, description: str) -> dict[str, str]:
     return {"error": name, "description": description}
 
 
-def _failure(error: Exception, service: str, method: str, redelivered: bool, asynchronous: bool) -> Outcome:
+def _failure(error: BaseException, service: str, method: str, redelivered: bool, asynchronous: bool) -> Outcome:
     name = type(error).__name__
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, _UnknownMethod):
         return Outcome("reject", error=_error("NuropbHandlingError", str(error)))
     if "NuropbSuccess" in kinds:
-        events = tuple(
-            (event["topic"], event["payload"], event.get("target")) for event in getattr(error, "events", ())
-        )
+        events = tuple(_event(event) for event in getattr(error, "events", ()))
         return Outcome("ack", to_json(getattr(error, "result", None)), events=events)
     if "NuropbCallAgain" in kinds:
         if not redelivered:
@@ -99,6 +110,16 @@ def _failure(error: Exception, service: str, method: str, redelivered: bool, asy
         return Outcome("reject", error=_error(name, str(error)))
     description = f"Runtime exception calling {service}.{method}:{name}: {error}"
     return Outcome("reject", error=_error("NuropbException", description))
+
+
+def _event(event: Mapping[str, Any]) -> tuple[str, Any, list[str] | None]:
+    """An event that comes with a success. What cannot be sent is the service's error, here and not on its way."""
+    topic, payload, target = event["topic"], event["payload"], event.get("target")
+    reason = check_topic(topic) if isinstance(topic, str) else "not a string"
+    if reason is not None:
+        raise ValueError(f"topic: {reason}")
+    to_json(payload)
+    return topic, payload, None if target is None else [str(user_id) for user_id in target]
 
 
 async def deliver_event(
@@ -115,7 +136,9 @@ async def deliver_event(
         result = handler(topic, event, target, dict(context))
         if inspect.isawaitable(result):
             await result
-    except Exception:
+    except (Exception, asyncio.CancelledError) as error:
+        if _is_cancelled(error):
+            raise
         logger.exception("%s._handle_event_ failed for topic %s", type(instance).__name__, topic)
 
 

@@ -8,11 +8,12 @@ import logging
 import socket
 import struct
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, ClassVar, Final, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import aio_pika
 import aiormq
+import pamqp.frame
 from aiormq.abc import AbstractChannel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
@@ -20,8 +21,10 @@ from aiormq.exceptions import (
     ChannelAccessRefused,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
+    InvalidFrameError,
     ProbableAuthenticationError,
 )
+from pamqp.exceptions import PAMQPException
 from yarl import URL
 
 from .. import wire
@@ -41,12 +44,13 @@ logger = logging.getLogger(__name__)
 #: Seconds. aiormq notices a dead peer after (heartbeat + 1) * 3 at the latest.
 HEARTBEAT: Final = 10
 #: What an attempt or a connection can end with. A CancelledError is among them: aiormq cancels what waits for an
-#: answer of the broker when the connection is lost.
+#: answer of the broker when the connection is lost. A RecursionError comes of a table that is nested too deep.
 CONNECTION_ERRORS: Final = (
     aio_pika.exceptions.AMQPError,
     aiormq.exceptions.AMQPError,
     OSError,
     TimeoutError,
+    RecursionError,
     asyncio.CancelledError,
 )
 
@@ -81,8 +85,60 @@ def quiet_libraries() -> None:
         logging.getLogger(name).addFilter(_library_log_filter)
 
 
+class _ReadableFrames:
+    """The frames of a connection, but for the names and properties that pamqp cannot decode.
+
+    A name that is not UTF-8, a date after the year 9999 or a table nested too deep ends a connection of aiormq. Nobody
+    has acknowledged the message then, so it comes again and ends the next one, and so on. Without its properties it is
+    a message like any other that is not NuroPb's.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._start = b""
+        self.at_eof = reader.at_eof
+        self.read = reader.read
+
+    async def readexactly(self, size: int) -> bytes:
+        """The next bytes. aiormq asks for a frame in three parts: its type, then channel and size, then the rest."""
+        data = await self._reader.readexactly(size)
+        if len(self._start) < _FRAME_START:
+            self._start += data
+            return data
+        start, self._start = self._start, b""
+        try:
+            pamqp.frame.unmarshal(start + data)
+        except (PAMQPException, RecursionError) as error:
+            logger.warning("mesh: a message with unreadable properties (%s)", explain(error)[:200])
+            return _made_readable(start, data)
+        return data
+
+
+_FRAME_START: Final = 7
+_METHOD_FRAME, _HEADER_FRAME, _DELIVER = 1, 2, b"\x00\x3c\x00\x3c"
+
+
+def _made_readable(start: bytes, data: bytes) -> bytes:
+    """The rest of a frame, as long as before."""
+    if start[0] == _HEADER_FRAME:  # class (2 bytes), weight (2) and size of the body (8), then which properties follow
+        return data[:12] + b"\x00\x00" + data[14:]
+    if start[0] == _METHOD_FRAME and data.startswith(_DELIVER):
+        names = 4 + 1 + data[4] + 8 + 1  # behind the consumer's tag, the delivery's tag and a flag
+        key = names + 1 + data[names]
+        return data[:names] + b"".join(_made_ascii(data[at : at + 1 + data[at]]) for at in (names, key)) + data[-1:]
+    return data
+
+
+def _made_ascii(short_string: bytes) -> bytes:
+    return short_string[:1] + bytes(byte if byte < 0x80 else 0x3F for byte in short_string[1:])
+
+
 class _Sockets(TransportFactory):
     """Makes a connection's socket and keeps it, for aiormq has no way to give a dead one up."""
+
+    #: A connection was lost by a frame that could not be read: from then on every frame is looked at first. That costs
+    #: a second decoding, which nobody pays before it is needed.
+    careful: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.writer: asyncio.StreamWriter | None = None
@@ -90,7 +146,14 @@ class _Sockets(TransportFactory):
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, self.writer = await factory.create(url, **kwargs)
-        return reader, self.writer
+        return cast("asyncio.StreamReader", _ReadableFrames(reader)) if self.careful else reader, self.writer
+
+    @classmethod
+    def on_closed(cls, closing: asyncio.Future[Any]) -> None:
+        """A connection has ended."""
+        error = None if closing.cancelled() else closing.exception()
+        if isinstance(error, InvalidFrameError | RecursionError):
+            cls.careful = True
 
 
 class Connection(aio_pika.Connection):
@@ -115,9 +178,12 @@ class Connection(aio_pika.Connection):
 
 async def connect(url: str, name: str) -> Connection:
     """Connect; ``name`` is what the broker's operator sees."""
-    return await aio_pika.connect(
+    connection = await aio_pika.connect(
         with_heartbeat(url), client_properties={"connection_name": name}, connection_class=Connection
     )
+    if connection.transport is not None:
+        connection.transport.connection.closing.add_done_callback(_Sockets.on_closed)
+    return connection
 
 
 def with_heartbeat(url: str) -> str:

@@ -141,10 +141,9 @@ class RabbitMQMesh:
             context=message.context,
             trace_id=message.trace_id,
         )
+        key: bytes | None = None
         if message.public_key is not None:
             key, body = encrypt(body, load_public_key(message.public_key))
-            if message.kind == "request":
-                self._keys[message.correlation_id] = key
         confirmed = message.kind == "command"
         frames = wire.encode_publish(
             channel=(publisher.confirmed if confirmed else publisher.plain).number,
@@ -161,6 +160,8 @@ class RabbitMQMesh:
             encrypted=message.public_key is not None,
         )
         publisher.put(message.deadline, message.correlation_id, frames, confirmed=confirmed)
+        if key is not None and message.kind == "request":
+            self._keys[message.correlation_id] = key
 
     def forget(self, correlation_id: str) -> None:
         """Drop the key of a call that nobody waits for any more."""
@@ -246,6 +247,7 @@ class RabbitMQMesh:
             finally:
                 self._publisher = None
                 for correlation_id in publisher.unsent():
+                    self._keys.pop(correlation_id, None)
                     self._told.on_failed(correlation_id)
                 for correlation_id in publisher.unconfirmed():
                     self._told.on_lost(correlation_id)
@@ -403,7 +405,9 @@ class RabbitMQMesh:
         try:
             if wire.message_type(properties.headers) != "response":
                 raise wire.InvalidMessage("not a response")
-            if not isinstance(correlation_id, str) or not self._told.expects(correlation_id):
+            if not isinstance(correlation_id, str):
+                raise wire.InvalidMessage("no correlation id")
+            if not self._told.expects(correlation_id):
                 return
             key = self._keys.get(correlation_id)
             if key is not None:
