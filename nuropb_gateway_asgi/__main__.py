@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "call":
             return asyncio.run(_call(options))
         return _serve(options.host, options.port)
-    except (SettingsError, OSError, ValueError) as error:
+    except (SettingsError, OSError, ValueError, OverflowError) as error:  # the last: a port above 65535
         print(f"nuropb-gateway: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

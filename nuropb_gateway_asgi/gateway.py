@@ -337,9 +337,15 @@ def _bound_shutdown(signal_handler: object) -> None:
     By default it waits for ever, and a client that does not read never goes: its transport cannot be closed before
     its buffer is empty. The signal handler that was found in place is a method of the server, if it is uvicorn's.
     """
-    config = getattr(getattr(signal_handler, "__self__", None), "config", None)
+    server = getattr(signal_handler, "__self__", None)
+    config = getattr(server, "config", None)
     if getattr(config, "timeout_graceful_shutdown", 0) is None:
         config.timeout_graceful_shutdown = SHUTDOWN_TIMEOUT  # type: ignore[union-attr]
+    # If such a client has said goodbye itself, the shutdown of uvicorn 0.54 fails with InvalidState, and the lifespan
+    # does not end at all.
+    for connection in tuple(getattr(getattr(server, "server_state", None), "connections", ())):
+        if connection.transport.is_closing():
+            connection.transport.abort()
 
 
 class _Endpoint:

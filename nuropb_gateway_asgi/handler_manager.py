@@ -380,9 +380,14 @@ class HandlerManager:
                 handler.check(now)  # closed or not: it may hang in a write
 
 
+def expiry(identity: Identity) -> int | None:
+    """When the identity's token ends, in whole seconds since 1970: what clients are told."""
+    return None if identity.expires_at is None else int(identity.expires_at)
+
+
 def encode_authorized(frame: Authorize, identity: Identity) -> str:
     """The answer to an ``authorize`` that succeeded."""
-    return encode_response(frame.id, frame.trace_id, encode_json({"expires_at": identity.expires_at}))
+    return encode_response(frame.id, frame.trace_id, encode_json({"expires_at": expiry(identity)}))
 
 
 def _encode_failure(frame: ClientFrame, failure: Failure) -> str:

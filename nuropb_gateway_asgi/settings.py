@@ -41,7 +41,7 @@ class Settings:
     path: str = "/ws"
 
     jwt_key: str = ""
-    #: A file to read ``jwt_key`` from.
+    #: A file to read ``jwt_key`` from; empty again once that is done, so that settings can be copied.
     jwt_key_file: str = ""
     jwt_algorithms: Sequence[str] = ()
     jwt_jwks_url: str = ""
@@ -83,6 +83,7 @@ class Settings:
             if self.jwt_key:
                 raise _refusal("jwt_key", "it is given twice, as a value and as a file", "one of the two")
             object.__setattr__(self, "jwt_key", _read_secret("jwt_key_file", self.jwt_key_file))
+            object.__setattr__(self, "jwt_key_file", "")
         self._check()
 
     @classmethod
@@ -260,7 +261,7 @@ def _checked_number(name: str, type_: type[int] | type[float], value: Any) -> in
         number = type_(value)
     except (ValueError, OverflowError) as error:
         raise _refusal(name, "it is not a number", kind) from error
-    if isinstance(value, float) and number != value:
+    if type_ is int and isinstance(value, float) and number != value:
         raise _refusal(name, "it is not a whole number", kind)
     minimum = _MINIMUM.get(name)
     maximum: float = math.inf if type_ is int else _LONGEST_TIME

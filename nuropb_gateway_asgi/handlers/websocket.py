@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from .._outbox import Outbox
 from ..authentication import Credentials, Identity, OriginPolicy, find_credentials
 from ..exceptions import AuthenticationFailed, ConnectionLimitReached, ProtocolError
-from ..handler_manager import HandlerManager, encode_authorized
+from ..handler_manager import HandlerManager, encode_authorized, expiry
 from ..protocol import (
     PING,
     SUBPROTOCOL,
@@ -94,6 +94,7 @@ class WebSocketHandler(WebSocketEndpoint):
         self._tasks: TaskGroup | None = None
         self._accepted = False
         self._close: tuple[CloseCode, str] | None = None
+        self._left_with: int = 1006
         self._clock = asyncio.get_running_loop().time
         self._writing_since: float | None = None
         self._heard_at = self._pinged_at = self._clock()
@@ -145,32 +146,35 @@ class WebSocketHandler(WebSocketEndpoint):
             self._manager.unregister(self)
 
     async def _run(self, websocket: WebSocket) -> None:
-        close_code = CloseCode.NORMAL
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 tasks.start_soon(self._read, websocket, name="websocket reader")
                 await self._write()
                 tasks.cancel_scope.cancel()
-            if self._close is not None:
-                close_code = self._close[0]
         finally:
             self._tasks = None
             self._manager.unregister(self)
-            await self.on_disconnect(websocket, close_code)
+            await self.on_disconnect(websocket, self._left_with if self._close is None else self._close[0])
 
     async def on_connect(self, websocket: WebSocket) -> None:
         """Called when the connection is authorised and registered, with ``identity`` set."""
 
     async def on_disconnect(self, websocket: WebSocket, close_code: int) -> None:
-        """Called when the connection has ended; nothing can be sent any more."""
+        """Called when the connection has ended; nothing can be sent any more.
+
+        ``close_code`` is the code of who hung up, or what the server has for a connection that broke (1005 or 1006).
+        """
 
     async def _read(self, websocket: WebSocket) -> None:
         """Hand every message to the manager, which never waits: a connection that is not read loses its pongs."""
         while True:
             message = await self.receive()
             if message["type"] != "websocket.receive":
+                self._left_with = message.get("code") or CloseCode.NORMAL
                 self._outbox.close(discard=True)
+                if self._tasks is not None:
+                    self._tasks.cancel_scope.cancel()  # the writer may hang in a send, which is of no use any more
                 return
             self._heard_at = self._clock()
             text = message.get("text")
@@ -333,7 +337,7 @@ class WebSocketHandler(WebSocketEndpoint):
             "username": identity.username,
             "protocol": SUBPROTOCOL,
             "instance_id": settings.instance_id,
-            "expires_at": identity.expires_at,
+            "expires_at": expiry(identity),
             "limits": {
                 "max_message_size": settings.max_message_size,
                 "max_in_flight": settings.max_in_flight,

@@ -78,12 +78,12 @@ class DemoService:
         if not _is_number(seconds):
             raise NuropbValidationError("seconds must be a number")
         started = time.monotonic()
-        await asyncio.sleep(min(max(seconds, 0.0), 3600.0))
+        await asyncio.sleep(min(max(0.0, seconds), 3600.0))
         return {"slept": round(time.monotonic() - started, 3)}
 
-    def fail(self, how: str = "bug") -> None:
+    def fail(self, how: Any = "bug") -> None:
         """Fail: validation, authorization, authentication, deprecated, handling, or as by a bug."""
-        failure = _FAILURES.get(how)
+        failure = _FAILURES.get(str(how))
         if failure is None:
             raise NuropbValidationError(f"how must be one of {', '.join(_FAILURES)}")
         raise failure(f"This is how a {how} failure looks")

@@ -48,19 +48,22 @@ async def call_service(
 
     Cancelling it cancels an asynchronous method.
     """
-    asynchronous = False
+    at_once = True
     try:
         result = _start(instance, method, params, context)
         if inspect.isawaitable(result):
-            asynchronous = True
+            at_once = False
             result = await result
+        if isinstance(result, Exception):  # returning one is as good as raising it later
+            at_once = False
+            raise result
         return Outcome("ack", to_json(result))
     except (Exception, asyncio.CancelledError) as error:
         if _is_cancelled(error):
             raise
         logger.debug("%s.%s raised", service, method, exc_info=True)
         try:
-            return _failure(error, service, method, redelivered, asynchronous)
+            return _failure(error, service, method, redelivered, at_once)
         except Exception as unspeakable:  # an exception or result that cannot be turned into JSON
             return Outcome("reject", error=_error(type(unspeakable).__name__, "The outcome is not JSON"))
 
@@ -92,7 +95,7 @@ def _error(name: str, description: str) -> dict[str, str]:
     return {"error": name, "description": description}
 
 
-def _failure(error: BaseException, service: str, method: str, redelivered: bool, asynchronous: bool) -> Outcome:
+def _failure(error: BaseException, service: str, method: str, redelivered: bool, at_once: bool) -> Outcome:
     name = type(error).__name__
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, _UnknownMethod):
@@ -105,8 +108,9 @@ def _failure(error: BaseException, service: str, method: str, redelivered: bool,
             return Outcome("requeue")
         return Outcome("reject", error=_error("NuropbCallAgainReject", f"{service}.{method} was called again once"))
     if "NuropbException" in kinds:
-        return Outcome("reject", error=_error(name, str(getattr(error, "description", None) or error)))
-    if asynchronous:
+        cause = getattr(error, "exception", None) or error
+        return Outcome("reject", error=_error(name, str(getattr(error, "description", None) or cause)))
+    if not at_once:
         return Outcome("reject", error=_error(name, str(error)))
     description = f"Runtime exception calling {service}.{method}:{name}: {error}"
     return Outcome("reject", error=_error("NuropbException", description))

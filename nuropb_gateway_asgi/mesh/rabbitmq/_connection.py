@@ -109,7 +109,7 @@ class _ReadableFrames:
         try:
             pamqp.frame.unmarshal(start + data)
         except (PAMQPException, RecursionError) as error:
-            logger.warning("mesh: a message with unreadable properties (%s)", explain(error)[:200])
+            logger.debug("mesh: the properties of a message cannot be read: %s", explain(error))
             return _made_readable(start, data)
         return data
 
@@ -230,6 +230,9 @@ def explain(error: BaseException) -> str:
         return explain(error.exceptions[0])
     if isinstance(error, AuthenticationError | ProbableAuthenticationError):
         return f"the broker refuses the credentials or the vhost ({error})"
+    if isinstance(error, InvalidFrameError) and "got <Connection.Close " in str(error):
+        # aiormq does not expect to be refused here, and the broker's own words are lost.
+        return "the broker refuses the vhost: there is none of that name, or not for this user"
     if isinstance(error, TimeoutError):
         return "no answer from the broker in time"
     if isinstance(error, asyncio.CancelledError):

@@ -83,7 +83,9 @@ class RabbitMQMesh:
         self.round_trips: deque[float] = deque(maxlen=100)
         self._keys: dict[str, bytes] = {}
         self._topics: dict[str, list[Callable[[], None]]] = {}
+        #: Topics that are bound, and all that the broker may still have from before.
         self._bound: set[str] = set()
+        self._bindings: set[str] = set()
         self._topics_changed = asyncio.Event()
         self._recent_events: dict[str, None] = {}
         self._stack = contextlib.AsyncExitStack()
@@ -452,15 +454,19 @@ class RabbitMQMesh:
         while True:
             self._topics_changed.clear()
             for topic in [topic for topic in self._topics if topic not in self._bound]:
+                self._bindings.add(topic)
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await queue.bind(wire.EVENTS_EXCHANGE, routing_key=topic)
                 self._bound.add(topic)
                 self._call_waiting(topic)
-            for topic in [topic for topic in self._bound if topic not in self._topics]:
+            for topic in self._bindings - self._topics.keys():
+                if topic in self._topics:  # again, in the meantime
+                    continue
+                self._bound.discard(topic)
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await queue.unbind(wire.EVENTS_EXCHANGE, routing_key=topic)
-                self._bound.discard(topic)
-            if self._bound != self._topics.keys():
+                self._bindings.discard(topic)
+            if not self._bindings == self._bound == self._topics.keys():
                 continue
             with anyio.move_on_after(REASSERT_INTERVAL) as waiting:
                 await self._topics_changed.wait()
