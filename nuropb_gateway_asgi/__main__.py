@@ -76,7 +76,8 @@ def _serve(host: str, port: int) -> int:
         ws_per_message_deflate=False,
         # A shutdown never waits longer for clients than this, after the gateway's own drain.
         timeout_graceful_shutdown=2,
-        log_level=settings.log_level,
+        # At its debug level uvicorn logs the headers of handshakes, and the tokens in them.
+        log_level="info" if settings.log_level == "debug" else settings.log_level,
         server_header=False,
     )
     listener = config.bind_socket()

@@ -136,6 +136,7 @@ class ServiceMeshManager:
         self._clock: Callable[[], float] = _no_clock
         self._circuits = Circuits()
         self._budgets = ErrorBudgets()
+        self._connection_changed_at = -math.inf
         self.statistics = MeshStatistics()
         #: Told of the end of every call but the gateway's own: service, code ("ok" or an error code), seconds.
         self.on_call_ended: Callable[[str, str, float], None] = _ignore
@@ -302,7 +303,8 @@ class ServiceMeshManager:
 
     def _on_subscribe(self, handler: Handler, frame: Subscribe) -> None:
         session = self._sessions.setdefault(handler.session_id, _Session())
-        new = [topic for topic in dict.fromkeys(frame.topics) if topic not in session.topics]
+        topics = dict.fromkeys(frame.topics)
+        new = [topic for topic in topics if topic not in session.topics]
         if len(session.topics) + len(new) > MAX_SUBSCRIPTIONS:
             description = f"payload.topics: a connection may have {MAX_SUBSCRIPTIONS} subscriptions"
             handler.send_frame(encode_failure(frame.id, frame.trace_id, Failure(ErrorCode.BAD_REQUEST, description)))
@@ -310,19 +312,22 @@ class ServiceMeshManager:
         for topic in new:
             session.topics[topic] = None
             self._subscriptions.add(topic, handler)
-        answer = encode_response(frame.id, frame.trace_id, encode_topics(list(session.topics)))
-        # Answered when events of every one of them arrive, so that nothing published after the answer is missed.
-        waiting = set(new)
+        # Answered when events of every one of them arrive, so that nothing published after the answer is missed. That
+        # may be so of none yet, even where it was asked for before.
+        waiting = set(topics)
+
+        def answer() -> None:
+            handler.send_frame(encode_response(frame.id, frame.trace_id, encode_topics(list(session.topics))))
 
         def on_subscribed(topic: str) -> None:
             waiting.discard(topic)
             if not waiting:
-                handler.send_frame(answer)
+                answer()
 
-        for topic in new:
+        for topic in topics:
             self._mesh.subscribe(topic, functools.partial(on_subscribed, topic))
-        if not new:
-            handler.send_frame(answer)
+        if not topics:
+            answer()
 
     def _on_unsubscribe(self, handler: Handler, frame: Unsubscribe) -> None:
         session = self._sessions.setdefault(handler.session_id, _Session())
@@ -581,6 +586,9 @@ class ServiceMeshManager:
     def on_connection_change(self, *, connected: bool) -> None:
         """The mesh came or went. Connections of clients stay either way."""
         self._circuits.reset()
+        self._budgets.reset()
+        if self.started:
+            self._connection_changed_at = self._clock()
         logger.log(logging.INFO if connected or not self.started else logging.WARNING, "mesh %s", _state(connected))
 
     async def _feed_controller(self) -> None:
@@ -602,7 +610,8 @@ class ServiceMeshManager:
         code = _CODES.get(name, ErrorCode.SERVICE_ERROR)
         if name == "NuropbHandlingError" and text.startswith("Unknown method"):
             code = ErrorCode.METHOD_NOT_FOUND
-        if details == "all" or (details == "nuropb" and name in _CODES):
+        shown = details == "all" or (details == "nuropb" and name in _CODES)
+        if shown and len(text) <= self._settings.outbox_size:
             return Failure(code, text, error=name)
         logger.info(
             "trace %s: %s.%s failed with %s", message.trace_id, message.service, message.method, name or "no name"
@@ -662,9 +671,12 @@ class ServiceMeshManager:
         if call is not None:
             self.statistics.timeouts += 1
             self._mesh.forget(correlation_id)
-            self._count_error(call)
             message = call.message
-            counts = message.kind == "request" and message.service and self._mesh.connected
+            # What was under way when the mesh came or went says nothing about the caller, nor about the service.
+            counts = self._mesh.connected and message.deadline - message.timeout >= self._connection_changed_at
+            if counts:
+                self._count_error(call)
+            counts = counts and message.kind == "request" and message.service != ""
             if counts and self._circuits.on_timeout(message.service, correlation_id, message.timeout):
                 logger.warning("service %s does not answer; calls to it fail at once until it does", message.service)
             self._fail(correlation_id, Failure(ErrorCode.TIMEOUT, "No answer in time; whether it ran is unknown"))
@@ -685,8 +697,9 @@ class ServiceMeshManager:
 
         The policy for clients does not apply: this is the host application's own code. ``identity`` is whose call it
         is (none: the service sees no user and no token). ``timeout`` is in seconds, REQUEST_TIMEOUT by default.
-        Raises CallError with the protocol's error code, and NotStartedError outside the gateway's lifespan. When it
-        is cancelled nobody waits for the reply any more; the service may run the call all the same.
+        Raises CallError with the protocol's error code, NotStartedError outside the gateway's lifespan, and
+        ValueError or TypeError for a timeout without end and for params that are no JSON. When it is cancelled
+        nobody waits for the reply any more; the service may run the call all the same.
         """
         result = await self._host_call("request", service, method, params, identity, timeout, trace_id)
         try:

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 ENV_PREFIX: Final = "NUROPB_GATEWAY_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+#: Without "{": what follows it would be a parameter of a route.
+_PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
 _COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -155,8 +157,8 @@ class Settings:
         for name in ("service_name", "instance_id"):
             if not _NAME.fullmatch(getattr(self, name)):
                 raise _refusal(name, "it is not a name", "1 to 100 letters, digits, '.', '_' and '-'")
-        if not self.path.startswith("/"):
-            raise _refusal("path", "it does not start with a slash", "a path such as /ws")
+        if not _PATH.fullmatch(self.path):
+            raise _refusal("path", "it is not a path", "a slash, and then characters of a URL's path, as in /ws")
         if self.auth_cookie and not _COOKIE_NAME.fullmatch(self.auth_cookie):
             raise _refusal("auth_cookie", "it is not a cookie name", "a token of RFC 6265, such as Authorization")
         if self.auth_cookie and "*" in (self.allowed_origins or ()):

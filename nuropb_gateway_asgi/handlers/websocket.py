@@ -12,6 +12,7 @@ from uuid import uuid4
 import anyio
 from anyio.abc import TaskGroup
 from starlette.endpoints import WebSocketEndpoint
+from starlette.exceptions import WebSocketException
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -121,6 +122,8 @@ class WebSocketHandler(WebSocketEndpoint):
                 await self._refuse(websocket, refusal)
         except _ClientLeft:
             logger.debug("session %s: the client left", self.session_id)
+        except WebSocketException:
+            raise  # of a subclass: Starlette closes the connection with its code
         except Exception:
             # The server logs it. Without this the client would only see its connection break.
             if self._accepted:
@@ -226,9 +229,7 @@ class WebSocketHandler(WebSocketEndpoint):
     def _check_handshake(self, websocket: WebSocket) -> Credentials:
         """The credentials, if the handshake is acceptable so far; raises _Refusal if it is not."""
         if self._manager.closed_for is not None:
-            raise _Refusal(
-                503, CloseCode.TRY_AGAIN_LATER, ErrorCode.MESH_UNAVAILABLE, "The gateway is not open", retry=True
-            )
+            raise _not_open()
         offered: Sequence[str] = self.scope["subprotocols"]
         if offered and SUBPROTOCOL not in offered:
             raise _Refusal(
@@ -252,6 +253,9 @@ class WebSocketHandler(WebSocketEndpoint):
         except ConnectionLimitReached as error:
             logger.info("connection refused: %s", error)
             raise _limit_reached(error) from error
+        if self._manager.closed_for is not None:  # since the handshake began
+            self._manager.unregister(self)
+            raise _not_open()
 
     async def _authorise_by_frame(self) -> bool:
         """Wait for the first frame to bring the token; whether the connection is registered now."""
@@ -396,6 +400,10 @@ class WebSocketHandler(WebSocketEndpoint):
 def _unauthenticated() -> _Refusal:
     # Why is for the log: it would tell an attacker how far the token got.
     return _Refusal(401, CloseCode.INVALID_TOKEN, ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
+
+
+def _not_open() -> _Refusal:
+    return _Refusal(503, CloseCode.TRY_AGAIN_LATER, ErrorCode.MESH_UNAVAILABLE, "The gateway is not open", retry=True)
 
 
 def _origin_not_allowed() -> _Refusal:

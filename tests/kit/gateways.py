@@ -1,0 +1,228 @@
+"""Gateways on real servers, in the event loop of the test. Nothing of a server is left when its context ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import hypercorn.asyncio
+import hypercorn.config
+import uvicorn
+
+from nuropb_gateway_asgi import FunctionAuthenticator, Gateway, Settings
+
+__all__ = [
+    "DEADLINE",
+    "SERVERS",
+    "RunningGateway",
+    "Server",
+    "Site",
+    "authorise_from_token",
+    "eventually",
+    "make_gateway",
+    "run_gateway",
+    "serve",
+]
+
+#: Seconds within which everything that a test waits for has to happen. Far more than it takes, even on a busy machine.
+DEADLINE: Final = 20.0
+
+Server: TypeAlias = Literal["websockets-sansio", "wsproto", "hypercorn"]
+SERVERS: Final[tuple[Server, ...]] = ("websockets-sansio", "wsproto", "hypercorn")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    def http(self, path: str = "") -> str:
+        return f"http://{self.host}:{self.port}{path}"
+
+    def ws(self, path: str = "/ws") -> str:
+        return f"ws://{self.host}:{self.port}{path}"
+
+
+@dataclass(frozen=True)
+class RunningGateway:
+    """A gateway and where it is."""
+
+    gateway: Gateway
+    site: Site
+
+    @property
+    def url(self) -> str:
+        """Of the WebSocket endpoint."""
+        return self.site.ws(self.gateway.settings.path)
+
+    async def is_empty(self) -> None:
+        """Wait until no connection is there, admitted or registered, and nothing is in flight."""
+        await eventually(lambda: self.occupancy == (0, 0, 0))
+
+    @property
+    def occupancy(self) -> tuple[int, int, int]:
+        """Connections that are admitted, those of them that are registered, and requests in flight."""
+        manager = self.gateway.handler_manager
+        return manager._admitted, len(manager), self.gateway.service_mesh_manager.in_flight
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Wait until ``condition`` holds, as what nobody tells about can only be looked at."""
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def authorise_from_token(token: str) -> dict[str, Any] | None:
+    """Whose token it is: ``alice``, ``alice:anything``, or ``alice:for:0.5`` to be valid for so many seconds.
+
+    They count from the moment of asking, so that no test depends on how long connecting takes. ``bad...`` is nobody's.
+    """
+    user, _, rest = token.partition(":")
+    if user.startswith("bad"):
+        return None
+    expires_at = time.time() + (float(rest.removeprefix("for:")) if rest.startswith("for:") else 3600.0)
+    return {"user_id": user, "username": user.title(), "expires_at": expires_at}
+
+
+def make_gateway(settings: Settings | None = None, /, **options: Any) -> Gateway:
+    """A gateway that takes the tokens of :func:`authorise_from_token` instead of JSON web tokens.
+
+    ``options`` are settings, unless ``settings`` are given, or parts of the gateway.
+    """
+    parts = ("authenticator", "service_controller", "policy", "mesh", "handler_class")
+    given = {name: options.pop(name) for name in parts if name in options}
+    given.setdefault("authenticator", FunctionAuthenticator(_authorise))
+    return Gateway(settings or Settings(**options), **given)
+
+
+async def _authorise(token: str) -> dict[str, Any] | None:
+    return authorise_from_token(token)
+
+
+@contextlib.asynccontextmanager
+async def run_gateway(
+    gateway: Gateway | None = None,
+    /,
+    *,
+    server: Server = "websockets-sansio",
+    send_buffer: int | None = None,
+    **settings: Any,
+) -> AsyncIterator[RunningGateway]:
+    """Run ``gateway``, or the one that :func:`make_gateway` makes of ``settings``, by itself on a server."""
+    gateway = make_gateway(**settings) if gateway is None else gateway
+    max_size = 4 * gateway.settings.max_message_size
+    async with serve(gateway.app, server=server, send_buffer=send_buffer, max_size=max_size) as site:
+        running = RunningGateway(gateway, site)
+        yield running
+    assert running.occupancy == (0, 0, 0)
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    app: Any,
+    *,
+    server: Server = "websockets-sansio",
+    send_buffer: int | None = None,
+    max_size: int = 4 * 65536,
+) -> AsyncIterator[Site]:
+    """Serve an ASGI application on a free port, with its lifespan.
+
+    ``max_size`` is of messages, in bytes; four times the gateway's own limit, as by the command line, so that the
+    gateway's is reached first. ``send_buffer`` is for the kernel, in bytes: when it is small, a client that does not
+    read is soon felt. At the end uvicorn closes the connections that are still open, as it does at the end of a
+    process; hypercorn breaks off the tasks that serve them, which asyncio reports as an error. Everything that was
+    started in between must end too.
+    """
+    before = _tasks()
+    listener = socket.create_server(("127.0.0.1", 0))
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # the connections inherit it
+    site = Site(*listener.getsockname())
+    started, stop = asyncio.Event(), asyncio.Event()
+    run = _hypercorn(max_size) if server == "hypercorn" else _uvicorn(server, max_size)
+    task = asyncio.create_task(_contained(run(app, listener, started, stop)), name=f"{server} server")
+    waiter = asyncio.create_task(started.wait())
+    try:
+        await asyncio.wait((task, waiter), timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+        assert not task.done(), f"the server did not start: {task.exception()!r}"
+        yield site
+    finally:
+        stop.set()
+        await asyncio.wait((task,), timeout=DEADLINE)
+        task.cancel()  # does nothing to one that has ended
+        listener.close()
+    await task
+    await eventually(lambda: not _tasks() - before)
+
+
+def _tasks() -> set[asyncio.Task[Any]]:
+    # anyio's plugin for pytest has a task of its own for every step of a test.
+    tasks = asyncio.all_tasks()
+    return {task for task in tasks if not getattr(task.get_coro(), "__qualname__", "").startswith("TestRunner.")}
+
+
+async def _contained(server: Coroutine[Any, Any, None]) -> None:
+    # uvicorn leaves by sys.exit() when it cannot start, and a SystemExit in a task ends the whole event loop.
+    try:
+        await server
+    except SystemExit as error:
+        raise RuntimeError(f"the server exited with {error.code}") from error
+
+
+_Run: TypeAlias = Callable[[Any, socket.socket, asyncio.Event, asyncio.Event], Coroutine[Any, Any, None]]
+
+
+def _uvicorn(ws: str, max_size: int) -> _Run:
+    async def run(app: Any, listener: socket.socket, started: asyncio.Event, stop: asyncio.Event) -> None:
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                started.set()
+
+            async def main_loop(self) -> None:
+                await self.on_tick(0)
+                await stop.wait()
+                # uvicorn 0.54 fails over connections that are about to close.
+                await eventually(lambda: not any(each.transport.is_closing() for each in self.server_state.connections))
+
+            @contextlib.contextmanager
+            def capture_signals(self) -> Generator[None, None, None]:
+                yield  # the signals are pytest's
+
+        config = uvicorn.Config(
+            app,
+            ws=ws,
+            ws_max_size=max_size,
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=2,
+            log_config=None,
+            lifespan="on",
+        )
+        await Server(config).serve([listener])
+
+    return run
+
+
+def _hypercorn(max_size: int) -> _Run:
+    async def run(app: Any, listener: socket.socket, started: asyncio.Event, stop: asyncio.Event) -> None:
+        async def until_stopped() -> None:
+            started.set()
+            await stop.wait()
+
+        config = hypercorn.config.Config()
+        config.bind = [f"fd://{listener.detach()}"]
+        config.errorlog = None
+        config.websocket_max_message_size = max_size
+        config.graceful_timeout = 2
+        await hypercorn.asyncio.serve(app, config, shutdown_trigger=until_stopped, mode="asgi")
+
+    return run

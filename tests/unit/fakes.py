@@ -1,0 +1,367 @@
+"""What stands on either side of the managers in their tests: a connection without a socket, a mesh without a broker.
+
+Neither answers by itself. A test plays what comes back, and reads what was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+import anyio
+
+from nuropb_gateway_asgi._calls import SLOT_SECONDS
+from nuropb_gateway_asgi.authentication import Identity
+from nuropb_gateway_asgi.authorization import ExposePolicy, Policy
+from nuropb_gateway_asgi.exceptions import MeshUnavailable
+from nuropb_gateway_asgi.handler_manager import HandlerManager
+from nuropb_gateway_asgi.mesh.base import CallMessage, EventMessage, MeshReceiver, Reply
+from nuropb_gateway_asgi.protocol import CloseCode
+from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
+from nuropb_gateway_asgi.settings import Settings
+
+#: What could hang is given up after so many seconds; nothing that works comes near.
+PATIENCE = 10.0
+
+
+def strict_json(text: str | bytes) -> Any:
+    """As a browser reads it: without NaN and Infinity."""
+    return json.loads(text, parse_constant=_no_json)
+
+
+def _no_json(constant: str) -> Any:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let everything else go on until ``condition`` holds."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+class Clock:
+    """A clock that only a test moves."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeAuthenticator:
+    """A token is a user's name, followed by ``/`` and anything that makes it another token. ``bad`` is nobody's."""
+
+    def __init__(self) -> None:
+        self.tokens: list[str] = []
+        self.expires_at: dict[str, float] = {}
+        #: While it is set, tokens wait for it.
+        self.gate: asyncio.Event | None = None
+        self.error: Exception | None = None
+
+    async def __call__(self, token: str) -> Identity | None:
+        self.tokens.append(token)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        user_id = token.partition("/")[0]
+        if user_id == "bad":
+            return None
+        return Identity(
+            user_id=user_id,
+            username=user_id.title(),
+            token=token,
+            claims={"roles": ["admin"]},
+            expires_at=self.expires_at.get(token),
+        )
+
+
+class FakeHandler:
+    """A connection that writes down what it is told."""
+
+    def __init__(self, session_id: str | None = None) -> None:
+        self.session_id = session_id or uuid4().hex
+        self.identity: Identity | None = None
+        self.registered: list[Identity] = []
+        self.texts: list[str] = []
+        self.frames: list[dict[str, Any]] = []
+        self.closes: list[tuple[CloseCode, str]] = []
+        self.checks: list[float] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        #: Called with every frame, and with every close.
+        self.on_send: Callable[[], object] | None = None
+
+    def on_registered(self, identity: Identity) -> None:
+        self.registered.append(identity)
+
+    def send_frame(self, text: str) -> None:
+        self.texts.append(text)
+        self.frames.append(strict_json(text))
+        if self.on_send is not None:
+            self.on_send()
+
+    def close(self, code: CloseCode, reason: str = "") -> None:
+        self.closes.append((code, reason))
+        if self.on_send is not None:
+            self.on_send()
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        self.tasks.append(asyncio.get_running_loop().create_task(function(*args)))
+
+    @property
+    def outbox_size(self) -> int:
+        return 0
+
+    def check(self, now: float) -> None:
+        self.checks.append(now)
+
+    async def finish(self) -> None:
+        """Wait for what was started on this connection."""
+        with anyio.fail_after(PATIENCE):
+            await asyncio.gather(*self.tasks)
+        self.tasks.clear()
+
+    @property
+    def codes(self) -> list[str | None]:
+        """The error code of every answer, None for a result."""
+        return [_code(frame) for frame in self.frames]
+
+    def take(self) -> list[dict[str, Any]]:
+        """The frames since the last time."""
+        frames, self.frames, self.texts = self.frames, [], []
+        return frames
+
+
+def _code(frame: Mapping[str, Any]) -> str | None:
+    error = frame if frame["type"] == "error" else frame["payload"]["error"]
+    code: str | None = None if error is None else error["code"]
+    return code
+
+
+@dataclass
+class Published:
+    """An event on its way to the mesh."""
+
+    topic: str
+    event: Any
+    context: dict[str, Any]
+    trace_id: str
+    target: list[str] | None
+
+
+@dataclass
+class FakeMesh:
+    """A mesh whose other end is the test."""
+
+    connected: bool = True
+    problem: str | None = None
+    sent: list[CallMessage] = field(default_factory=list)
+    published: list[Published] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
+    #: What became of subscriptions, in order: ``("+", topic)`` and ``("-", topic)``.
+    bindings: list[tuple[str, str]] = field(default_factory=list)
+    #: Who waits for a binding, by topic; empty as long as bindings are made at once.
+    waiting: dict[str, list[Callable[[], None]]] = field(default_factory=dict)
+    binds_at_once: bool = True
+    #: What sending, entering and publishing raise.
+    error: Exception | None = None
+    runs: bool = False
+    receiver: MeshReceiver | None = None
+    controller: object = None
+
+    # The interface
+
+    async def __aenter__(self) -> FakeMesh:
+        if self.error is not None:
+            raise self.error
+        self.runs = True
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.runs = False
+
+    def bind(self, receiver: MeshReceiver, controller: object) -> None:
+        self.receiver, self.controller = receiver, controller
+
+    def send(self, message: CallMessage) -> None:
+        self._check()
+        self.sent.append(message)
+
+    def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
+        self._check()
+        self.published.append(Published(topic, json.loads(event), strict_json(context), trace_id, target))
+
+    def forget(self, correlation_id: str) -> None:
+        self.forgotten.append(correlation_id)
+
+    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
+        self.bindings.append(("+", topic))
+        if self.binds_at_once:
+            done()
+        else:
+            self.waiting.setdefault(topic, []).append(done)
+
+    def unsubscribe(self, topic: str) -> None:
+        self.bindings.append(("-", topic))
+        for done in self.waiting.pop(topic, ()):
+            done()
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error
+        if not self.connected:
+            raise MeshUnavailable("not connected")
+
+    # The other end
+
+    @property
+    def told(self) -> MeshReceiver:
+        """Who is told what happens here."""
+        assert self.receiver is not None
+        return self.receiver
+
+    @property
+    def calls(self) -> list[CallMessage]:
+        """What was sent, without the questions for descriptions."""
+        return [message for message in self.sent if message.method != "nuropb_describe"]
+
+    @property
+    def describes(self) -> list[CallMessage]:
+        """The questions for descriptions."""
+        return [message for message in self.sent if message.method == "nuropb_describe"]
+
+    def reply(self, message: CallMessage, result: Any = None, error: dict[str, Any] | None = None) -> bool:
+        """A service answers; whether anybody wanted to know."""
+        expected = self.told.expects(message.correlation_id)
+        if expected:
+            self.told.on_reply(Reply(message.correlation_id, json.dumps(result).encode(), error))
+        return expected
+
+    def unreadable(self, message: CallMessage) -> None:
+        """A service answers what only Python can read."""
+        if self.told.expects(message.correlation_id):
+            self.told.on_unreadable(message.correlation_id)
+
+    def describe(
+        self, service: str, methods: Mapping[str, Any] | Sequence[str], *, public_key: str | None = None, **more: Any
+    ) -> None:
+        """The service answers the last question for its description. ``methods`` may be names alone."""
+        question = next(message for message in reversed(self.describes) if message.service == service)
+        described = methods if isinstance(methods, Mapping) else {name: {} for name in methods}
+        assert self.reply(question, {"methods": described, "public_key": public_key, **more})
+
+    def bound(self, topic: str) -> None:
+        """The subscription to ``topic`` has taken effect."""
+        for done in self.waiting.pop(topic):
+            done()
+
+    def event(self, topic: str, event: Any = None, *, target: list[str] | None = None, **more: Any) -> None:
+        """An event comes."""
+        self.told.on_event(EventMessage(topic, json.dumps(event).encode(), target=target, **more))
+
+    def lose(self) -> None:
+        """The connection is gone. What was under way may still be answered, or not."""
+        self.connected = False
+        self.told.on_connection_change(connected=False)
+
+    def find(self) -> None:
+        """The connection is back."""
+        self.connected = True
+        self.told.on_connection_change(connected=True)
+
+
+@dataclass
+class FakeGateway:
+    """Both managers, with fakes on either side."""
+
+    settings: Settings
+    authenticator: FakeAuthenticator
+    handlers: HandlerManager
+    mesh: FakeMesh
+    manager: ServiceMeshManager
+    clock: Clock
+
+    async def connect(self, token: str = "alice") -> FakeHandler:
+        """A registered connection."""
+        handler = FakeHandler()
+        await self.handlers.register(handler, token)
+        return handler
+
+    def receive(self, handler: FakeHandler, kind: str, **payload: Any) -> list[dict[str, Any]]:
+        """The client sends a frame; what it got at once."""
+        before = len(handler.frames)
+        self.handlers.on_handler_message(handler, json.dumps({"type": kind, "payload": payload}))
+        return handler.frames[before:]
+
+    def request(
+        self, handler: FakeHandler, method: str = "get", *, service: str = "orders", **payload: Any
+    ) -> list[dict[str, Any]]:
+        """The client calls a method; what it got at once."""
+        return self.receive(handler, "request", service=service, method=method, **payload)
+
+    def know(self, service: str = "orders", methods: Sequence[str] = ("get", "put")) -> None:
+        """Have the service described, by a call of nobody's."""
+        self.manager._directory.look_up(service, 60.0, lambda found: None)
+        self.mesh.describe(service, methods)
+
+    async def pass_time(self, seconds: float, condition: Callable[[], object]) -> None:
+        """Move the clock, and wait until what is due then has happened."""
+        self.clock.now += seconds
+        await until(condition)
+
+    async def sweep(self, seconds: float) -> None:
+        """Move the clock, and wait until deadlines were looked at."""
+        self.clock.now += seconds
+        await until(lambda: self.manager._calls._slot > self.clock.now / SLOT_SECONDS)
+
+    def assert_idle(self) -> None:
+        """Nothing is in flight, and nothing is kept for anybody."""
+        manager = self.manager
+        assert manager.in_flight == 0
+        assert not manager._directory._lookups
+        assert not any(session.calls for session in manager._sessions.values())
+        if not len(self.handlers):
+            assert not manager._sessions
+            assert not manager._subscriptions._items
+            assert not self.handlers._user_sessions
+            assert not self.handlers._malformed
+
+
+def make_gateway(
+    controller: ServiceMeshManagerController | None = None,
+    *,
+    policy: Policy | None = None,
+    mesh: FakeMesh | None = None,
+    **settings: Any,
+) -> FakeGateway:
+    """A gateway that was not started. Clients may do everything unless ``policy`` says otherwise."""
+    made = Settings(**settings)
+    authenticator = FakeAuthenticator()
+    policy = policy or ExposePolicy(["*.*"], ["#"])
+    mesh = mesh or FakeMesh()
+    handlers = HandlerManager(made, authenticator, policy)
+    manager = ServiceMeshManager(made, handlers, mesh, policy, controller)
+    return FakeGateway(made, authenticator, handlers, mesh, manager, Clock(0.0))
+
+
+@contextlib.asynccontextmanager
+async def running(controller: ServiceMeshManagerController | None = None, **options: Any) -> AsyncIterator[FakeGateway]:
+    """A gateway that runs, by a clock of its own."""
+    gateway = make_gateway(controller, **options)
+    async with gateway.manager as manager:
+        gateway.clock.now = manager._clock()
+        manager._clock = gateway.clock
+        yield gateway

@@ -1,0 +1,488 @@
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nuropb_gateway_asgi.exceptions import GatewayError, SettingsError
+from nuropb_gateway_asgi.settings import ENV_PREFIX, Settings, hide_password
+
+SECRET = "canary-canary-canary-canary-canary"
+
+
+def from_env(**variables: str) -> Settings:
+    return Settings.from_env({ENV_PREFIX + name: text for name, text in variables.items()})
+
+
+def refusal(**variables: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        from_env(**variables)
+    return str(caught.value)
+
+
+def changed(given: Settings) -> dict[str, Any]:
+    """What is not the default, without the name that is made up."""
+    default = dataclasses.asdict(Settings(instance_id=given.instance_id))
+    return {name: value for name, value in dataclasses.asdict(given).items() if value != default[name]}
+
+
+# --- every setting from the environment -------------------------------------------------------------------------
+
+FIELDS = [
+    # variable, its text, default, value
+    ("MESH_URL", "amqps://me:pw@mq.example:5671/vh?cafile=/ca.pem", "embedded://demo", None),
+    ("SERVICE_NAME", "web.gateway-1_x", "nuropb-gateway", None),
+    ("INSTANCE_ID", "one", ..., None),
+    ("PATH", "/gateway/ws", "/ws", None),
+    ("JWT_KEY", SECRET, "", None),
+    ("JWT_KEY_FILE", os.devnull, "", ""),
+    ("JWT_ALGORITHMS", "RS256, RS384", (), ("RS256", "RS384")),
+    ("JWT_JWKS_URL", "https://id.example/keys", "", None),
+    ("JWT_OIDC_ISSUER", "https://id.example", "", None),
+    ("JWT_ISSUER", "https://id.example", "", None),
+    ("JWT_AUDIENCE", "web", "", None),
+    ("JWT_LEEWAY", "0", 10.0, 0.0),
+    ("JWT_USER_CLAIM", "uid", "sub", None),
+    ("JWT_USERNAME_CLAIM", "name", "preferred_username", None),
+    ("EXPOSE", "orders.*,users.me", None, ("orders.*", "users.me")),
+    ("EXPOSE_TOPICS", "orders.#, users.{user_id}.*", None, ("orders.#", "users.{user_id}.*")),
+    (
+        "ALLOWED_ORIGINS",
+        "https://app.example,https://.example.com",
+        None,
+        ("https://app.example", "https://.example.com"),
+    ),
+    ("AUTH_COOKIE", "Authorization", "", None),
+    ("REQUEST_TIMEOUT", "0.5", 30.0, 0.5),
+    ("REQUEST_TIMEOUT_MAX", "86400", 60.0, 86400.0),
+    ("MAX_MESSAGE_SIZE", "256", 65536, 256),
+    ("MAX_JSON_DEPTH", "256", 32, 256),
+    ("MAX_IN_FLIGHT", "1", 64, 1),
+    ("MAX_CONNECTIONS", "1000000", 10000, 1000000),
+    ("MAX_CONNECTIONS_PER_USER", "1", 100, 1),
+    ("OUTBOX_SIZE", "65536", 1048576, 65536),
+    ("WRITE_TIMEOUT", "1e-3", 10.0, 0.001),
+    ("AUTH_TIMEOUT", "5", 10.0, 5.0),
+    ("PING_INTERVAL", " 20 ", 25.0, 20.0),
+    ("PING_TIMEOUT", "5.5", 10.0, 5.5),
+    ("DRAIN_TIMEOUT", "0", 10.0, 0.0),
+    ("ERROR_DETAILS", "ALL", "nuropb", "all"),
+    ("LOG_LEVEL", "Debug", "info", "debug"),
+    ("LOG_FORMAT", "json", "text", "json"),
+]
+
+
+def test_every_field_is_in_the_table() -> None:
+    assert [name.lower() for name, *_ in FIELDS] == [field.name for field in dataclasses.fields(Settings)]
+
+
+@pytest.mark.parametrize(("name", "text", "default", "value"), FIELDS)
+def test_a_variable_sets_its_field_and_no_other(name: str, text: str, default: Any, value: Any) -> None:
+    expected = text if value is None else value
+    given = from_env(**{name: text})  # of an empty file, in the case of the key's
+    found = getattr(given, name.lower())
+    assert found == expected
+    assert type(found) is type(expected)
+    if default is not ...:
+        assert changed(given) == ({} if expected == default else {name.lower(): expected})
+        assert getattr(Settings(), name.lower()) == default
+
+
+@pytest.mark.parametrize(("name", "text", "default", "value"), FIELDS)
+def test_a_setting_of_code_is_the_same_as_of_the_environment(name: str, text: str, default: Any, value: Any) -> None:
+    fields: dict[str, Any] = {"instance_id": "one", name.lower(): text if value is None else value}
+    assert Settings(**fields) == from_env(**{"INSTANCE_ID": "one", name: text})
+
+
+def test_nothing_set_is_the_defaults() -> None:
+    assert changed(from_env()) == {}
+    assert from_env().embedded
+    assert not from_env(MESH_URL="amqp://mq").embedded
+
+
+def test_each_process_has_an_instance_id_of_its_own() -> None:
+    assert Settings().instance_id != Settings().instance_id
+
+
+def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in list(os.environ):
+        if variable.startswith(ENV_PREFIX):
+            monkeypatch.delenv(variable)
+    monkeypatch.setenv("NUROPB_GATEWAY_PATH", "/from/the/process")
+    assert changed(Settings.from_env()) == {"path": "/from/the/process"}
+
+
+@pytest.mark.parametrize("name", [name for name, _, default, _ in FIELDS if default not in (None, ())])
+def test_an_empty_variable_is_not_set(name: str) -> None:
+    assert changed(from_env(**{name: ""})) == {}
+
+
+@pytest.mark.parametrize("name", ["EXPOSE", "EXPOSE_TOPICS", "ALLOWED_ORIGINS", "JWT_ALGORITHMS"])
+@pytest.mark.parametrize("text", ["", " ", ",", " , "])
+def test_an_empty_list_is_a_list(name: str, text: str) -> None:
+    assert getattr(from_env(**{name: text}), name.lower()) == ()
+
+
+@pytest.mark.parametrize("value", [["a", "b"], ("a", "b"), "a,b", " a ,, b,"])
+def test_a_list_is_any_sequence_of_strings(value: Any) -> None:
+    assert Settings(expose=value).expose == ("a", "b")
+
+
+def test_settings_do_not_change() -> None:
+    given = Settings(expose=["a.*"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        given.path = "/other"  # type: ignore[misc]
+    assert hash(given) == hash(dataclasses.replace(given))
+
+
+# --- variables that are none ------------------------------------------------------------------------------------
+
+KUBERNETES = {
+    "SERVICE_HOST": "10.0.0.1",
+    "SERVICE_PORT": "8000",
+    "SERVICE_PORT_HTTP": "8000",
+    "PORT": "tcp://10.0.0.1:8000",
+    "PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "PORT_8000_TCP_PROTO": "tcp",
+    "PORT_8000_TCP_PORT": "8000",
+    "PORT_8000_TCP_ADDR": "10.0.0.1",
+}
+
+
+def test_what_kubernetes_sets_for_a_service_of_this_name_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    assert changed(from_env(**KUBERNETES)) == {}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ALLOWED_ORIGN", "ALLOWED_ORIGINS"),
+        ("ALLOW_ORIGINS", "ALLOWED_ORIGINS"),
+        ("MAX_CONNECTION", "MAX_CONNECTIONS"),
+        ("JWTKEY", "JWT_KEY"),
+        ("JWT_AUDIENC", "JWT_AUDIENCE"),
+    ],
+)
+def test_a_misspelt_variable_is_ignored_with_a_warning(name: str, meant: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert changed(from_env(**{name: SECRET})) == {}
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert f"{ENV_PREFIX}{name} " in caplog.text
+    assert f"is {ENV_PREFIX}{meant} meant?" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_variables_of_others_are_none_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    others = {"PATH": "/bin", "NUROPB_PATH": "x", "NUROPB_GATEWAYPATH": "x", "xNUROPB_GATEWAY_PATH": "x"}
+    assert changed(Settings.from_env(others)) == {}
+    assert not caplog.records
+
+
+# --- wrong values -----------------------------------------------------------------------------------------------
+
+LIST = "it is not a list of strings; allowed is a list, comma-separated in the environment"
+URL = "it is not a URL; allowed is amqp://user:password@host:5672/vhost, with special characters percent-encoded"
+SCHEME = "the scheme is not known; allowed is amqp://, amqps:// or embedded://demo"
+NO_MESH = "there is no such embedded mesh; allowed is embedded://demo"
+NO_HOST = "it names no host; allowed is amqp://user:password@host:5672/vhost"
+NAME = "it is not a name; allowed is 1 to 100 letters, digits, '.', '_' and '-'"
+PATH = "it is not a path; allowed is a slash, and then characters of a URL's path, as in /ws"
+COOKIE = "it is not a cookie name; allowed is a token of RFC 6265, such as Authorization"
+WHOLE = "it is not a number; allowed is a whole number"
+SECONDS = "it is not a number; allowed is a number of seconds"
+UP_TO_A_DAY = "allowed is a number of seconds above 0 and up to 86400"
+FROM_ZERO = "allowed is a number of seconds from 0 to 86400"
+
+WHOLE_NUMBERS = [
+    ("MAX_MESSAGE_SIZE", 256),
+    ("MAX_IN_FLIGHT", 1),
+    ("MAX_CONNECTIONS", 1),
+    ("MAX_CONNECTIONS_PER_USER", 1),
+    ("OUTBOX_SIZE", 1024),
+]
+TIMES = ["REQUEST_TIMEOUT", "REQUEST_TIMEOUT_MAX", "WRITE_TIMEOUT", "AUTH_TIMEOUT", "PING_INTERVAL", "PING_TIMEOUT"]
+
+WRONG = [
+    # variable, its text, what is wrong and what is allowed
+    *(
+        ("MESH_URL", text, SCHEME)
+        for text in ("mq", "//mq/", "http://mq/", "amqp+tls://mq/", "file:///x", "localhost:5672")
+    ),
+    *(("MESH_URL", text, NO_MESH) for text in ("embedded://", "embedded:demo", "embedded://other", "EMBEDDED://demo")),
+    ("MESH_URL", "embedded://demo/x", NO_MESH),
+    *(("MESH_URL", text, NO_HOST) for text in ("amqp:", "amqp://", "amqp:///vhost", "amqp://:5672", "amqp://me:pw@/")),
+    *(
+        ("MESH_URL", f"amqp://{host}", URL)
+        for host in ("[::1", "::1]", "mq:port", "mq:65536", "mq:-1", "mq:0", "mq:5672x")
+    ),
+    *(("MESH_URL", f"amqp://me:{SECRET}{char}pw@mq/vhost", URL) for char in "/?#"),
+    *(("MESH_URL", f"amqp://me:{SECRET}{char}pw@mq/vhost", URL) for char in " \t\n\r\0\x7f\u2028"),
+    *(("MESH_URL", f"amqp://me:12{char}{SECRET}@mq/vhost", URL) for char in "/?#[]"),
+    *(("MESH_URL", f"{char}amqp://mq/", URL) for char in " \n"),
+    ("MESH_URL", "amqp://mq/vhost\n", URL),
+    *(("SERVICE_NAME", text, NAME) for text in (" ", "a b", "-a", ".a", "a/b", "é", "a" * 101, "a\n", "a*", "a#")),
+    *(("INSTANCE_ID", text, NAME) for text in ("_a", "a:b", "\u0661")),
+    *(("PATH", text, PATH) for text in ("ws", " /ws", "http://host/ws", "/ws\n", "/ws?x", "/ws#x", "/{x}", "/é")),
+    *(("AUTH_COOKIE", text, COOKIE) for text in (" ", "a b", "a=b", "a;b", "a,b", '"a"', "é", "a\n")),
+    *((name, text, WHOLE) for name, _ in WHOLE_NUMBERS for text in (SECRET, "1.5", "1e3", "0x10", "nan", "inf")),
+    *((name, "9" * 5000, WHOLE) for name, _ in WHOLE_NUMBERS),
+    *(
+        (name, f"{number}", f"{number} is out of range; allowed is a whole number from {minimum} up")
+        for name, minimum in WHOLE_NUMBERS
+        for number in (minimum - 1, 0, -1, -(10**30))
+    ),
+    ("MAX_JSON_DEPTH", "x", WHOLE),
+    ("MAX_JSON_DEPTH", "2", "2 is out of range; allowed is a whole number from 3 to 256"),
+    ("MAX_JSON_DEPTH", "257", "257 is out of range; allowed is a whole number from 3 to 256"),
+    *(
+        (name, text, SECONDS)
+        for name in [*TIMES, "JWT_LEEWAY", "DRAIN_TIMEOUT"]
+        for text in (SECRET, "10s", "1,5", "1:00")
+    ),
+    *(
+        (name, text, f"{float(text)} is out of range; {UP_TO_A_DAY}")
+        for name in TIMES
+        for text in ("0", "-0.0", "-1", "86400.1", "1e999", "inf", "-inf", "nan")
+    ),
+    *(
+        (name, text, f"{float(text)} is out of range; {FROM_ZERO}")
+        for name in ("JWT_LEEWAY", "DRAIN_TIMEOUT")
+        for text in ("-0.1", "86401", "inf", "nan")
+    ),
+    ("ERROR_DETAILS", SECRET, "there is no such choice; allowed is nuropb, all, none"),
+    ("LOG_LEVEL", "warn", "there is no such choice; allowed is debug, info, warning, error, critical"),
+    ("LOG_FORMAT", "JSON5", "there is no such choice; allowed is text, json"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "reason"), WRONG)
+def test_a_wrong_value_is_refused_in_one_line_that_names_the_variable_and_what_is_allowed(
+    name: str, text: str, reason: str
+) -> None:
+    message = refusal(**{name: text})
+    assert message == f"NUROPB_GATEWAY_{name}: {reason}"
+    assert "\n" not in message
+
+
+OF_CODE = [
+    # field, value, what is wrong and what is allowed
+    *((name, None, "it is a NoneType; allowed is a string") for name in ("mesh_url", "jwt_key", "path", "auth_cookie")),
+    ("jwt_key", SECRET.encode(), "it is a bytes; allowed is a string"),
+    ("jwt_key_file", Path("/key"), f"it is a {type(Path()).__name__}; allowed is a string"),
+    ("mesh_url", "", SCHEME),
+    ("service_name", "", NAME),
+    ("instance_id", "", NAME),
+    ("path", "", PATH),
+    ("expose", 5, LIST),
+    ("expose", {"a.*"}, LIST),
+    ("expose", b"a.*", LIST),
+    ("expose", ["a.*", None], LIST),
+    ("expose", [["a.*"]], LIST),
+    ("jwt_algorithms", None, LIST),
+    ("jwt_algorithms", {"HS256": True}, LIST),
+    ("max_in_flight", None, "it is a NoneType; allowed is a whole number"),
+    ("max_in_flight", True, "it is a bool; allowed is a whole number"),
+    ("max_in_flight", 1.5, "it is not a whole number; allowed is a whole number"),
+    ("max_in_flight", math.inf, WHOLE),
+    ("max_in_flight", -math.inf, WHOLE),
+    ("max_in_flight", math.nan, WHOLE),
+    ("max_in_flight", [1], "it is a list; allowed is a whole number"),
+    ("request_timeout", False, "it is a bool; allowed is a number of seconds"),
+    ("request_timeout", 10**400, SECONDS),
+    ("request_timeout", math.nan, f"nan is out of range; {UP_TO_A_DAY}"),
+    ("request_timeout", 1j, "it is a complex; allowed is a number of seconds"),
+    ("error_details", None, "there is no such choice; allowed is nuropb, all, none"),
+    ("log_level", 10, "there is no such choice; allowed is debug, info, warning, error, critical"),
+    ("log_format", ["text"], "there is no such choice; allowed is text, json"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "reason"), OF_CODE)
+def test_a_value_of_a_wrong_type_is_refused_in_the_same_way(name: str, value: Any, reason: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings(**{name: value})
+    assert str(caught.value) == f"NUROPB_GATEWAY_{name.upper()}: {reason}"
+
+
+@pytest.mark.parametrize("value", [64, 64.0, "64", " 64 "])
+def test_a_whole_number_may_be_written_in_several_ways(value: Any) -> None:
+    found = Settings(max_in_flight=value).max_in_flight
+    assert found == 64
+    assert type(found) is int
+
+
+TOGETHER = [
+    # variables, the one that is named, what is wrong and what is allowed
+    ({"REQUEST_TIMEOUT": "61"}, "REQUEST_TIMEOUT", "it exceeds REQUEST_TIMEOUT_MAX; allowed is up to 60.0"),
+    ({"REQUEST_TIMEOUT_MAX": "29"}, "REQUEST_TIMEOUT", "it exceeds REQUEST_TIMEOUT_MAX; allowed is up to 29.0"),
+    ({"OUTBOX_SIZE": "65535"}, "OUTBOX_SIZE", "it is below MAX_MESSAGE_SIZE; allowed is 65536 or more"),
+    ({"MAX_MESSAGE_SIZE": "2000000"}, "OUTBOX_SIZE", "it is below MAX_MESSAGE_SIZE; allowed is 2000000 or more"),
+    (
+        {"AUTH_COOKIE": "Authorization", "ALLOWED_ORIGINS": "https://app.example,*"},
+        "ALLOWED_ORIGINS",
+        "'*' together with AUTH_COOKIE would let any page act for its visitors; allowed is a list of origins",
+    ),
+]
+
+
+@pytest.mark.parametrize(("variables", "name", "reason"), TOGETHER)
+def test_values_that_do_not_go_together_are_refused(variables: dict[str, str], name: str, reason: str) -> None:
+    assert refusal(**variables) == f"NUROPB_GATEWAY_{name}: {reason}"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"REQUEST_TIMEOUT": "60"},
+        {"OUTBOX_SIZE": "65536"},
+        {"ALLOWED_ORIGINS": "*"},
+        {"AUTH_COOKIE": "Authorization"},
+        {"AUTH_COOKIE": "Authorization", "ALLOWED_ORIGINS": "https://app.example"},
+        {"MESH_URL": "amqp://[::1]:5672/"},
+        {"MESH_URL": "amqp://me:p%2Fw%40@mq/%2F"},
+        {"MESH_URL": "AMQP://mq"},
+        {"PATH": "/"},
+        {"PATH": "/a/b-c_d~e.f%20g@h:i/"},
+    ],
+)
+def test_values_at_the_edge_of_what_is_allowed_are_taken(variables: dict[str, str]) -> None:
+    assert set(changed(from_env(**variables))) == {name.lower() for name in variables}
+
+
+@given(st.sampled_from([name for name, *_ in FIELDS]), st.text(st.characters(exclude_characters="\0"), min_size=1))
+@settings(deadline=None, max_examples=300)
+def test_any_text_is_a_value_or_one_line(name: str, text: str) -> None:
+    try:
+        given_settings = from_env(**{name: text})
+    except SettingsError as error:
+        message = str(error)
+        assert message.startswith(f"NUROPB_GATEWAY_{name}: ")
+        assert "\n" not in message
+    else:
+        assert repr(given_settings).startswith("Settings(")
+
+
+def test_a_refusal_is_a_value_error_and_one_of_ours() -> None:
+    with pytest.raises(ValueError, match="NUROPB_GATEWAY_PATH"):
+        Settings(path="ws")
+    with pytest.raises(GatewayError):
+        Settings(path="ws")
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "secret"),
+    [
+        (b"s", "s"),
+        (b"s\n", "s"),
+        (b"s\r\n", "s"),
+        (b"s\n\n", "s\n"),
+        (b" s \n", " s "),
+        ("é\n".encode(), "é"),
+        (b"-----BEGIN-----\nAA\n-----END-----\n", "-----BEGIN-----\nAA\n-----END-----"),
+    ],
+)
+def test_a_key_is_read_from_its_file_but_for_one_line_break(tmp_path: Path, content: bytes, secret: str) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(content)
+    assert from_env(JWT_KEY_FILE=str(file)).jwt_key == secret
+    assert Settings(jwt_key_file=str(file)).jwt_key == secret
+
+
+def test_the_url_of_the_mesh_is_read_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("amqp://me:pw@mq/\n")
+    assert changed(from_env(MESH_URL_FILE=str(file))) == {"mesh_url": "amqp://me:pw@mq/"}
+    assert changed(from_env(MESH_URL_FILE="")) == {}
+
+
+@pytest.mark.parametrize("name", ["JWT_KEY", "MESH_URL"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_secret_that_is_given_twice_is_refused(name: str, reverse: bool, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(SECRET)
+    variables = [(name, SECRET), (f"{name}_FILE", str(file))]
+    message = refusal(**dict(reversed(variables) if reverse else variables))
+    assert message == f"NUROPB_GATEWAY_{name}: it is given twice, as a value and as a file; allowed is one of the two"
+
+
+@pytest.mark.parametrize("name", ["JWT_KEY_FILE", "MESH_URL_FILE"])
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("missing", "FileNotFoundError"),
+        ("", "IsADirectoryError"),
+        ("latin", "UnicodeDecodeError"),
+        ("latin/x", "NotADirectoryError"),
+        ("a\0b", "ValueError"),
+        ("a" * 300, "OSError"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(name: str, path: str, error: str, tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(SECRET.encode() + b"\xe9")
+    assert refusal(**{name: f"{tmp_path}/{path}"}) == (
+        f"NUROPB_GATEWAY_{name}: the file cannot be read ({error}); allowed is the name of a readable text file"
+    )
+
+
+def test_a_copy_of_settings_keeps_the_key_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(SECRET)
+    given = Settings(jwt_key_file=str(file))
+    assert dataclasses.replace(given, path="/other").jwt_key == SECRET
+
+
+def test_repr_shows_what_is_set_and_no_secret(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(SECRET)
+    assert repr(Settings(instance_id="one")) == "Settings(instance_id='one')"
+    assert repr(Settings(instance_id="one", jwt_key=SECRET, expose=["a.*"], path="/x")) == (
+        "Settings(instance_id='one', path='/x', jwt_key='<hidden>', expose=('a.*',))"
+    )
+    url = f"//me:{SECRET}@host/x"
+    given = Settings(mesh_url=f"amqp:{url}", jwt_jwks_url=f"https:{url}", jwt_oidc_issuer="https://[", jwt_key=SECRET)
+    for text in (repr(given), str(given), f"{given}", repr(Settings(jwt_key_file=str(file)))):
+        assert SECRET not in text
+    assert "mesh_url='amqp://me:***@host/x', jwt_key='<hidden>', jwt_jwks_url='https://me:***@host/x'" in (
+        repr(given).replace(f"instance_id='{given.instance_id}', ", "")
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in FIELDS if not name.endswith("_FILE")])
+def test_no_refusal_quotes_a_secret(name: str) -> None:
+    for text in (SECRET, f"amqp://me:{SECRET}@", f"amqp://me:{SECRET}@[", f"amqp://{SECRET}:{SECRET}"):
+        try:
+            from_env(**{"JWT_KEY": SECRET, name: text})
+        except SettingsError as error:
+            chain: list[BaseException | None] = [error, error.__context__]
+            shown = str(chain) if name == "MESH_URL" else str(error)
+            assert SECRET not in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("amqp://host", "amqp://host"),
+        ("amqp://me@host/", "amqp://me@host/"),
+        ("amqp://me:pw@host:5672/vh?x=1", "amqp://me:***@host:5672/vh?x=1"),
+        ("amqp://me:@host/", "amqp://me:***@host/"),
+        ("amqp://:pw@host/", "amqp://:***@host/"),
+        ("amqp://me:me@me/me", "amqp://me:***@me/me"),
+        ("amqp://me:p:w@host/", "amqp://me:***@host/"),
+        ("amqp://me:p@w@host/", "amqp://me:***@host/"),
+        ("amqp://me:pw@[::1]:5672/", "amqp://me:***@[::1]:5672/"),
+        ("amqp://me:pw@[::1", "<hidden>"),
+        ("embedded://demo", "embedded://demo"),
+    ],
+)
+def test_a_password_in_a_url_is_hidden(url: str, shown: str) -> None:
+    assert hide_password(url) == shown
