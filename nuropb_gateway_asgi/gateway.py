@@ -24,7 +24,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Final, Protocol
 
@@ -49,7 +49,7 @@ from .mesh.rabbitmq import RabbitMQMesh
 from .metrics import Metrics
 from .protocol import encode_json
 from .service_mesh_manager import ServiceMeshManager
-from .settings import Settings
+from .settings import ENV_PREFIX, Settings
 
 __all__ = ["Gateway", "combine_lifespans", "configure_logging", "create_app"]
 
@@ -60,7 +60,7 @@ GOODBYE_SPREAD: Final = 5.0
 #: Seconds for a server to close its connections once the gateway is drained.
 SHUTDOWN_TIMEOUT: Final = 1
 #: How long the token for development holds, in seconds.
-DEVELOPMENT_TOKEN_LIFETIME: Final = 24 * 3600.0
+DEVELOPMENT_TOKEN_LIFETIME: Final = 24 * 3600
 _HOW_TO_START: Final = (
     "the gateway was not started: a mounted application's lifespan is not run by Starlette. Use "
     'gateway.mount(app, "/gateway") or FastAPI(lifespan=gateway.lifespan)'
@@ -111,8 +111,10 @@ class Gateway:
     ) -> None:
         self.settings = settings = Settings.from_env() if settings is None else settings
         self._secret: str | None = None
-        self._authenticator = authenticator or self._make_authenticator()
-        self._policy = policy or _make_policy(settings)
+        with _naming_variables():
+            self._authenticator = authenticator or self._make_authenticator()
+            self._policy = policy or _make_policy(settings)
+            origins = _make_origins(settings)
         self.handler_manager = HandlerManager(settings, self._authenticator, self._policy)
         self.service_mesh_manager = ServiceMeshManager(
             settings, self.handler_manager, mesh or _make_mesh(settings), self._policy, service_controller
@@ -127,7 +129,7 @@ class Gateway:
             handler_class,
             handler_manager=self.handler_manager,
             settings=settings,
-            origins=_make_origins(settings),
+            origins=origins,
         )
         self.app = Starlette(routes=self.routes(), lifespan=self.lifespan)
 
@@ -346,6 +348,17 @@ def _bound_shutdown(signal_handler: object) -> None:
     for connection in tuple(getattr(getattr(server, "server_state", None), "connections", ())):
         if connection.transport.is_closing():
             connection.transport.abort()
+
+
+@contextlib.contextmanager
+def _naming_variables() -> Iterator[None]:
+    """Let errors of the parts, which name a setting, name its environment variable as all others do."""
+    try:
+        yield
+    except SettingsError as error:
+        if str(error).startswith(ENV_PREFIX):
+            raise
+        raise SettingsError(f"{ENV_PREFIX}{error}") from error
 
 
 class _Endpoint:

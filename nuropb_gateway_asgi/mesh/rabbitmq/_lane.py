@@ -174,6 +174,7 @@ class Publisher:
         self.confirmed = confirmed
         self.frame_max = connection.connection_tune.frame_max
         self._statistics = statistics
+        self._connection = connection
         self._queue: asyncio.Queue[ChannelFrame] = connection.write_queue
         self._items: deque[tuple[float, str, bytes, bool]] = deque()
         self._size = 0
@@ -195,12 +196,26 @@ class Publisher:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            # A broker in an alarm leaves what it is sent in its sockets, and would take it for new after hours.
+            await self._connection.ready()
             frames = self._take(loop.time())
             if frames:
                 drained = loop.create_future()
                 await self._queue.put(ChannelFrame(b"".join(frames), should_close=False, drain_future=drained))
                 # While the broker does not read, this waits, and what comes in the meantime can expire unsent.
                 await drained
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker has said that it takes nothing at the moment."""
+        # aiormq tells only those who wait in ready(): so begin to wait, and see whether that is needed.
+        waiting = self._connection.ready()
+        try:
+            waiting.send(None)
+        except StopIteration:
+            return False
+        waiting.close()
+        return True
 
     def _take(self, now: float) -> list[bytes]:
         frames = []

@@ -42,6 +42,8 @@ EVENT_QUEUE_LENGTH: Final = 10_000
 #: to those that publish.
 PING_INTERVAL: Final = 3.0
 PING_TIMEOUT: Final = 6.0
+#: How often it is looked whether the broker blocks, in seconds, when nothing is published.
+BLOCKED_INTERVAL: Final = 0.25
 #: How often it is made sure that the exchanges and bindings are still there, in seconds: nobody is told of their end.
 REASSERT_INTERVAL: Final = 15.0
 #: Seconds for one answer of the broker to a change of the topology.
@@ -227,6 +229,8 @@ class RabbitMQMesh:
             self._told.on_connection_change(connected=self._connected)
 
     def _take_publisher(self) -> Publisher:
+        if self._publisher is not None:
+            self._see_blocked(self._publisher)
         if self._publisher is None or not self.connected:
             raise MeshUnavailable(self.problem or "not connected")
         return self._publisher
@@ -241,7 +245,7 @@ class RabbitMQMesh:
         publisher = Publisher(raw, plain, confirmed, self.statistics)
         returns_and_confirms(publisher, self._on_returned, self._on_confirm)
         self._blocked = False
-        async with _running(publisher.run, lambda: self._watch_blocked(raw)):
+        async with _running(publisher.run, lambda: self._watch_blocked(publisher)):
             self._publisher = publisher
             self._ping_sent = None
             try:
@@ -322,21 +326,17 @@ class RabbitMQMesh:
 
     # --- watching ---------------------------------------------------------------------------------------------
 
-    async def _watch_blocked(self, raw: AbstractConnection) -> None:
-        # aiormq tells that a connection is blocked only by waiting in ready().
+    async def _watch_blocked(self, publisher: Publisher) -> None:
         while True:
-            try:
-                async with asyncio.timeout(0.05):
-                    await raw.ready()
-            except TimeoutError:
-                blocked = True
-            else:
-                blocked = False
-            if blocked != self._blocked:
-                self._blocked = blocked
-                logger.warning("mesh: the broker %s", "blocks publishers" if blocked else "blocks publishers no longer")
-                self._update()
-            await asyncio.sleep(0.25)
+            self._see_blocked(publisher)
+            await asyncio.sleep(BLOCKED_INTERVAL)
+
+    def _see_blocked(self, publisher: Publisher) -> None:
+        blocked = publisher.blocked
+        if blocked != self._blocked:
+            self._blocked = blocked
+            logger.warning("mesh: the broker %s", "blocks publishers" if blocked else "blocks publishers no longer")
+            self._update()
 
     async def _watch(self) -> None:
         """Send a message to oneself now and then, and give the connections up when it does not come back."""
