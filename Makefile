@@ -117,3 +117,18 @@ pytest-main:
 
 pytest-3.%: .venv-3.%/.unit
 	.venv-3.$*/bin/python -m pytest tests/unit
+
+# The benchmark. nuropb_gw, which it is compared with, can be installed on Python 3.11 only; elsewhere it is left out.
+
+.PHONY: bench
+bench: .venv-bench/.done ## Measure what requests and connections cost, in under 3 minutes; BENCH=--full takes longer.
+	@.venv-bench/bin/python -m tests.servers.provision >&2
+	@.venv-bench/bin/python -m benchmarks.run $(BENCH)
+
+.venv-bench/.done: pyproject.toml
+	@python=$$($(call find,v.minor >= 11,$(PYTHONS))); \
+	if [ -z "$$python" ]; then echo "Python 3.11 or newer with its venv module is missing" >&2; exit 1; fi; \
+	echo "Setting up $(@D) with $$("$$python" --version), which is done once"; \
+	rm -rf $(@D) && "$$python" -m venv $(@D)
+	@$(@D)/bin/python $(INSTALL) --editable ".[uvloop]" "nuropb-gw==0.1.4; python_version < '3.12'"
+	@touch $@

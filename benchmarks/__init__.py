@@ -1,0 +1,1 @@
+"""What a request and a connection cost: see README.md."""
