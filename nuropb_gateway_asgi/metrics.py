@@ -108,6 +108,7 @@ class Metrics:
             ("double_reply", statistics.double_replies),
             ("unknown_reply", statistics.unknown_replies),
             ("abandoned_call", statistics.abandoned),
+            ("oversized_event", statistics.oversized_events),
             ("controller_event", statistics.dropped_controller_events),
             ("bad_reply", mesh.get("dropped_replies", 0)),
             ("bad_event", mesh.get("dropped_events", 0)),

@@ -89,6 +89,7 @@ class MeshStatistics(msgspec.Struct):
     double_replies: int = 0
     unknown_replies: int = 0
     events: int = 0
+    oversized_events: int = 0
     dropped_controller_events: int = 0
 
 
@@ -569,6 +570,11 @@ class ServiceMeshManager:
     def on_event(self, event: EventMessage) -> None:
         """Bring an event to whom it is for: the connections of its targets, or those that subscribed."""
         self.statistics.events += 1
+        if len(memoryview(event.event)) > self._settings.outbox_size:
+            # It would be copied for every subscriber, and a slow one be hung up on for it.
+            self.statistics.oversized_events += 1
+            logger.debug("an event of more than OUTBOX_SIZE was dropped")
+            return
         if event.target is None:
             handlers = list(self._subscriptions.match(event.topic))
         else:

@@ -62,6 +62,7 @@ def test_a_description_has_what_the_service_says_of_itself() -> None:
 def test_what_is_not_said_has_a_default() -> None:
     assert parse({"methods": {"get": {}}}) == Description("orders", 5.0, {"get": MethodInfo(None, False, {})})
     assert parse({"methods": {}}).methods == {}
+    assert not parse({"methods": {}}).keys_differ
     assert parse({"methods": {}, "service_version": [1, 2]}).version == [1, 2]
 
 

@@ -200,6 +200,16 @@ def test_a_call_with_a_key_that_is_none_cannot_be_decrypted(key: bytes) -> None:
         decrypt_call(encrypted_key + b".Y2FuYXJ5", private_key())
 
 
+@pytest.mark.parametrize("character", [b"\n", b" ", b"-", b"_", b"\xff"])
+def test_characters_that_base64_does_not_have_are_not_passed_over(character: bytes) -> None:
+    key, message = encrypt(BODY, private_key().public_key())
+    encrypted_key, _, encrypted = message.partition(b".")
+    with pytest.raises(UndecryptableMessage):
+        decrypt_reply(encrypted_key + b"." + character + encrypted, key)
+    with pytest.raises(UndecryptableMessage):
+        decrypt_call(character + message, private_key())
+
+
 @given(st.data())
 @settings(deadline=None, max_examples=50)
 def test_no_change_to_a_message_changes_what_is_read(data: st.DataObject) -> None:

@@ -135,6 +135,11 @@ def test_a_list_is_any_sequence_of_strings(value: Any) -> None:
     assert Settings(expose=value).expose == ("a", "b")
 
 
+def test_settings_are_given_by_name() -> None:
+    with pytest.raises(TypeError):
+        Settings("amqp://mq")  # type: ignore[call-arg]
+
+
 def test_settings_do_not_change() -> None:
     given = Settings(expose=["a.*"])
     with pytest.raises(dataclasses.FrozenInstanceError):

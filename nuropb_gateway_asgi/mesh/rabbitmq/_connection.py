@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 import aio_pika
 import aiormq
 import pamqp.frame
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, TimeoutType
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
     AuthenticationError,
@@ -163,6 +163,14 @@ class Connection(aio_pika.Connection):
         super().__init__(*args, **kwargs)
         self._sockets = _Sockets()
         self.kwargs = {**self.kwargs, "transport_factory": self._sockets}
+
+    async def connect(self, timeout: TimeoutType = None) -> None:  # noqa: ASYNC109 - as in the base class
+        """Connect. An attempt that failed is over then: collected as garbage, it would start a task to close itself."""
+        try:
+            await super().connect(timeout)
+        except BaseException:
+            await self.close()
+            raise
 
     def abort(self) -> None:
         """Drop the connection without a word to a peer that does not listen."""

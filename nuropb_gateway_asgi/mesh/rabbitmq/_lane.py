@@ -196,7 +196,7 @@ class Publisher:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            # A broker in an alarm leaves what it is sent in its sockets, and would take it for new after hours.
+            # What comes while the broker blocks stays here, where it can expire.
             await self._connection.ready()
             frames = self._take(loop.time())
             if frames:

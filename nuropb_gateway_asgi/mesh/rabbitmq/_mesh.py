@@ -46,6 +46,7 @@ PING_TIMEOUT: Final = 6.0
 BLOCKED_INTERVAL: Final = 0.25
 #: How often it is made sure that the exchanges and bindings are still there, in seconds: nobody is told of their end.
 REASSERT_INTERVAL: Final = 15.0
+BLOCKED: Final = "the broker blocks publishers (a memory or disk alarm)"
 #: Seconds for one answer of the broker to a change of the topology.
 TOPOLOGY_TIMEOUT: Final = 10.0
 #: Deliveries that may be on their way without acknowledgement.
@@ -108,7 +109,7 @@ class RabbitMQMesh:
             if not link.up and link.problem is not None:
                 return f"{link.name} connection: {link.problem}"
         if self._blocked:
-            return "the broker blocks publishers (a memory or disk alarm)"
+            return BLOCKED
         return "waiting for a first message to come back from the broker"
 
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
@@ -294,7 +295,7 @@ class RabbitMQMesh:
                 priority=0,
                 on_cancel=self._on_cancelled,
             )
-            tasks.start_soon(self._keep_bound, events, connection, name="mesh bindings")
+            tasks.start_soon(self._keep_bound, events, service, connection, name="mesh bindings")
             try:
                 yield await topology.get_underlay_channel(), replies, deliveries, calls
             finally:
@@ -336,6 +337,10 @@ class RabbitMQMesh:
         if blocked != self._blocked:
             self._blocked = blocked
             logger.warning("mesh: the broker %s", "blocks publishers" if blocked else "blocks publishers no longer")
+            if blocked and self._proven:
+                # What it has not read yet would be new to it when the alarm is over, its expiration notwithstanding.
+                # With a reset it drops that. The next connection is blocked by its first message to itself.
+                self._publishing.abort(BLOCKED)
             self._update()
 
     async def _watch(self) -> None:
@@ -448,8 +453,8 @@ class RabbitMQMesh:
 
     # --- subscriptions ----------------------------------------------------------------------------------------
 
-    async def _keep_bound(self, queue: AbstractQueue, connection: Connection) -> None:
-        """Bind the event queue to what is wanted and to nothing else, until cancelled."""
+    async def _keep_bound(self, queue: AbstractQueue, service: AbstractQueue, connection: Connection) -> None:
+        """Bind the event queue to what is wanted and to nothing else, and keep all bindings, until cancelled."""
         self._bound.clear()
         while True:
             self._topics_changed.clear()
@@ -473,6 +478,7 @@ class RabbitMQMesh:
             if waiting.cancelled_caught:
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await declare_exchanges(connection)
+                    await service.bind(wire.RPC_EXCHANGE, routing_key=self._service_name)
                 self._bound.clear()
 
     def _call_waiting(self, topic: str) -> None:
