@@ -1,0 +1,269 @@
+"""The broker is away, blocks publishers, or its operator takes something away that the gateway needs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import aio_pika
+import anyio
+import pytest
+
+from nuropb_gateway_asgi.mesh import wire
+from nuropb_gateway_asgi.mesh.rabbitmq import _mesh
+from tests.integration.scene import Caller, Record, Scene, eventually_within, log_lines, scene
+from tests.servers.rabbitmq import RabbitMQNode
+
+#: Seconds.
+NOTICED, RECOVERED, FAST = 2.0, 3.0, 1.0
+#: The broker looks at its memory and disk now and then, and the gateway learns of a block by publishing.
+BLOCK_NOTICED = 10.0
+#: Connections that both links may try to make within a second.
+ATTEMPTS = 4.0
+
+
+async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    return await anyio.to_thread.run_sync(function, *arguments)
+
+
+async def ctl(node: RabbitMQNode, *arguments: str) -> str:
+    result: str = await in_thread(node.ctl, *arguments)
+    return result
+
+
+async def go_away(set_: Scene, function: Callable[[], None]) -> None:
+    """Call what makes the broker go away; the fault begins with the end of the first connection."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, function)
+        await eventually_within(20, lambda: len(set_.proxy.connections()) < 2)
+        set_.begin()
+        await set_.notices(NOTICED)
+
+
+async def fail_fast(callers: list[Caller], reason: str = "mesh_unavailable") -> None:
+    for caller in callers:
+        assert await caller.ended(await caller.start(timeout=20.0), within=FAST) == {reason: 1}
+
+
+@pytest.mark.parametrize("how", ["stop_app", "kill"])
+async def test_the_broker_goes_away_and_comes_back(
+    own_node: RabbitMQNode, how: str, caplog: pytest.LogCaptureFixture, record_property: Record
+) -> None:
+    stop, start = {"stop_app": (own_node.stop_app, own_node.start_app), "kill": (own_node.kill, own_node.start)}[how]
+    async with scene(own_node.url(), clients=4) as set_:
+        calls = [(caller, await caller.start("hold", 25, timeout=3.0)) for caller in set_.callers]
+        # The service takes so many at a time; the others are in its queue.
+        await eventually_within(5, lambda: set_.service.holding >= 32)
+        with log_lines(caplog) as lines:
+            began = time.monotonic()
+            await go_away(set_, stop)
+            assert (await set_.readyz())[0] == 503
+            await fail_fast(set_.callers)
+            for caller, ids in calls:
+                assert await caller.ended(ids) == {"timeout": 25}
+                assert all(3.0 <= caller.seconds(id_) < 5.0 for id_ in ids)
+            status, reasons = await set_.readyz()
+            assert (status, "Connect" in reasons) == (503, True), reasons
+            await in_thread(start)
+            accepts = time.monotonic()
+            # The service's connections are told of in the same words.
+            assert len(lines()) <= 2 * (accepts - began + 1), [record.getMessage() for record in lines()]
+            record_property("log lines of two", f"{len(lines())} in {accepts - began:.1f} s")
+        set_.service.released.set()
+        await set_.recovers(RECOVERED, since=accepts)
+        set_.check(record_property, how, calls)
+
+
+@contextlib.asynccontextmanager
+async def alarm(node: RabbitMQNode, kind: str) -> AsyncIterator[Callable[[], Any]]:
+    """Raise an alarm; what is yielded clears it."""
+    raise_, clear = {
+        "memory": (("set_vm_memory_high_watermark", "0.00001"), ("set_vm_memory_high_watermark", "0.6")),
+        "disk": (("set_disk_free_limit", "100000GB"), ("set_disk_free_limit", "1MB")),
+    }[kind]
+    await ctl(node, *raise_)
+    try:
+        yield lambda: ctl(node, *clear)
+    finally:
+        await ctl(node, *clear)
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+async def test_an_alarm_blocks_publishers(own_node: RabbitMQNode, kind: str, record_property: Record) -> None:
+    async with scene(own_node.url(), max_in_flight=10_000) as set_, alarm(own_node, kind) as clear:
+        set_.begin()
+        calls = []
+        with anyio.fail_after(BLOCK_NOTICED):
+            while not set_.not_ready:
+                calls += [(caller, await caller.start(count=10, timeout=1.0)) for caller in set_.callers]
+                await asyncio.sleep(0.02)
+        await set_.notices(1)
+        await fail_fast(set_.callers)
+        for caller, ids in calls:
+            assert (await caller.ended(ids, within=4)).keys() <= {"ok", "timeout", "mesh_unavailable"}
+        await eventually_within(NOTICED, lambda: "blocks publishers" in set_.not_ready)
+        assert (await set_.readyz())[0] == 503
+        not_run = [id_ for _, ids in calls for id_ in ids if id_ not in set_.service.calls]
+        await clear()
+        await set_.recovers(RECOVERED)
+        ran_late = [id_ for id_ in not_run if id_ in set_.service.calls]
+        record_property("ran late", f"{len(ran_late)} of {len(not_run)}")
+        set_.check(record_property, f"{kind} alarm", calls)
+        assert ran_late == []
+
+
+# --- the operator -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def few_attempts(set_: Scene) -> Iterator[None]:
+    """The gateway does not wear the broker out with attempts to connect."""
+    began = time.monotonic()
+    yield
+    seconds = time.monotonic() - began
+    assert set_.proxy.accepted_since(began) <= ATTEMPTS * (seconds + 1)
+
+
+@contextlib.asynccontextmanager
+async def operator(url: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
+    async with await aio_pika.connect(url) as connection, connection.channel() as channel:
+        yield channel
+
+
+async def declare(channel: aio_pika.abc.AbstractChannel) -> None:
+    for name, kind in (
+        (wire.RPC_EXCHANGE, "direct"),
+        (wire.EVENTS_EXCHANGE, "topic"),
+        (wire.DEAD_LETTER_EXCHANGE, "fanout"),
+    ):
+        await channel.declare_exchange(name, kind, durable=True)
+
+
+async def delete_exchanges(channel: aio_pika.abc.AbstractChannel) -> None:
+    for name in (wire.RPC_EXCHANGE, wire.EVENTS_EXCHANGE, wire.DEAD_LETTER_EXCHANGE):
+        await channel.exchange_delete(name)
+
+
+async def subscribe(caller: Caller, topic: str) -> None:
+    await caller.client.send("subscribe", topics=[topic], id=(id_ := f"subscribe-{topic}"))
+    caller.sent[id_] = time.monotonic()
+    await caller.ended([id_])
+
+
+async def hears(set_: Scene, caller: Caller, topic: str) -> None:
+    """Publish until an event comes: those published before the queue is bound again are lost."""
+    manager = set_.running.gateway.service_mesh_manager
+    while not any(frame["payload"]["topic"] == topic for frame in caller.client.inbox):
+        if not set_.not_ready:
+            await manager.publish_event(topic, {})
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("which", ["reply_queue", "event_queue", "service_queue"])
+async def test_a_queue_is_deleted(amqp_url: str, which: str, record_property: Record) -> None:
+    """Its consumer is cancelled by the broker with it."""
+    async with scene(amqp_url, expose_topics=["#"]) as set_, operator(amqp_url) as channel:
+        caller = set_.callers[0]
+        await subscribe(caller, "news")
+        reconnected = set_.reconnected()
+        set_.begin()
+        await channel.queue_delete(getattr(set_.mesh, which))
+        await set_.notices(NOTICED, reconnected)
+        await set_.recovers(RECOVERED)
+        with anyio.fail_after(RECOVERED):
+            await hears(set_, caller, "news")
+        set_.check(record_property, f"{which} deleted")
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_the_exchanges_are_deleted(
+    own_node: RabbitMQNode, again: bool, monkeypatch: pytest.MonkeyPatch, record_property: Record
+) -> None:
+    """Nobody is told of that, nor of the end of the bindings when others declare them again: so it is looked after."""
+    monkeypatch.setattr(_mesh, "REASSERT_INTERVAL", 1.0)
+    async with scene(own_node.url(), expose_topics=["#"]) as set_, operator(own_node.url()) as channel:
+        caller = set_.callers[0]
+        await subscribe(caller, "news")
+        with few_attempts(set_):
+            await delete_exchanges(channel)
+            if again:
+                await declare(channel)
+            set_.begin()
+            with anyio.fail_after(2 * RECOVERED):
+                while (code := await caller.call(timeout=1.0)) != "ok":
+                    assert code in ("mesh_unavailable", "service_unavailable", "timeout")
+                set_.recovered = time.monotonic() - set_.began
+                await hears(set_, caller, "news")
+        set_.check(record_property, "exchanges deleted" + ", declared again" * again)
+
+
+async def test_the_operator_closes_all_connections(own_node: RabbitMQNode, record_property: Record) -> None:
+    async with scene(own_node.url()) as set_:
+        with few_attempts(set_):
+            reconnected = set_.reconnected()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ctl, own_node, "close_all_connections", "maintenance")
+                await eventually_within(20, lambda: len(set_.proxy.connections()) < 2)
+                set_.begin()
+                await set_.notices(NOTICED, reconnected)
+            await set_.recovers(RECOVERED)
+        set_.check(record_property, "connections closed by the operator")
+
+
+async def test_credentials_are_revoked(own_node: RabbitMQNode, record_property: Record) -> None:
+    user = f"gateway-{secrets.token_hex(4)}"
+    allow = ("set_permissions", user, ".*", ".*", ".*")
+    await ctl(own_node, "add_user", user, "first")
+    await ctl(own_node, *allow)
+    url = own_node.url().replace("guest:guest", f"{user}:first")
+    async with scene(url, service_url=own_node.url()) as set_:
+        await ctl(own_node, "change_password", user, "second")
+        set_.proxy.cut()
+        set_.begin()
+        await set_.notices(NOTICED)
+        await fail_fast(set_.callers)
+        await eventually_within(NOTICED, lambda: "refuses the credentials" in set_.not_ready)
+        with few_attempts(set_):
+            await ctl(own_node, "change_password", user, "first")
+        await set_.recovers(RECOVERED)
+        set_.check(record_property, "password changed")
+
+        with few_attempts(set_):
+            await ctl(own_node, "clear_permissions", user)
+            set_.proxy.cut()
+            set_.begin()
+            await set_.notices(NOTICED)
+            await eventually_within(NOTICED, lambda: "refuses the vhost" in set_.not_ready)
+            await ctl(own_node, *allow)
+        await set_.recovers(RECOVERED)
+
+        # Without a cut: what is open stays so until the broker is asked for something.
+        with few_attempts(set_):
+            await ctl(own_node, "clear_permissions", user)
+            set_.begin()
+            await set_.notices(20)
+            await ctl(own_node, *allow)
+        await set_.recovers(RECOVERED)
+    await ctl(own_node, "delete_user", user)
+
+
+async def test_the_vhost_is_deleted(own_node: RabbitMQNode, record_property: Record) -> None:
+    vhost = f"mesh-{secrets.token_hex(4)}"
+    url = await in_thread(own_node.add_vhost, vhost)
+    async with scene(url) as set_:
+        with few_attempts(set_):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ctl, own_node, "delete_vhost", vhost)
+                await eventually_within(20, lambda: len(set_.proxy.connections()) < 2)
+                set_.begin()
+                await set_.notices(NOTICED)
+            await eventually_within(NOTICED, lambda: "refuses the vhost" in set_.not_ready)
+            await fail_fast(set_.callers)
+            await in_thread(own_node.add_vhost, vhost)
+        await set_.recovers(RECOVERED)
+        set_.check(record_property, "vhost deleted")
+    await ctl(own_node, "delete_vhost", vhost)
