@@ -216,13 +216,13 @@ async def scene(
     """
     unique = secrets.token_hex(4)
     gateway_name, service_name = f"gateway-{unique}", f"echo-{unique}"
-    settings = {"service_name": gateway_name, "expose": ["*.*"], "request_timeout": 10.0} | settings
+    chosen: dict[str, Any] = {"service_name": gateway_name, "expose": ["*.*"], "request_timeout": 10.0} | settings
     service = SurvivingService()
     async with contextlib.AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(FaultProxy(url))
         if before is not None:
             before(proxy)
-        running = await stack.enter_async_context(run_gateway(mesh_url=proxy.url, **settings))
+        running = await stack.enter_async_context(run_gateway(mesh_url=proxy.url, **chosen))
         service_mesh = await stack.enter_async_context(host(service_url or url, service_name, service))
         stack.callback(service.released.set)
         http = await stack.enter_async_context(

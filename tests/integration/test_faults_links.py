@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections import Counter
@@ -9,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from tests.integration.scene import Record, eventually_within, log_lines, scene
+from tests.integration.scene import Record, Scene, eventually_within, log_lines, scene
 from tests.servers.faults import Direction, Purpose
 
 #: Seconds.
@@ -34,6 +35,10 @@ async def test_a_cut_costs_no_call_that_the_service_has(
         set_.check(record_property, f"{how} of {purpose or 'both'}", in_flight)
 
 
+def _published_more(set_: Scene, before: int) -> bool:
+    return set_.mesh.statistics.published > before
+
+
 async def test_calls_around_cuts_end_once_and_run_once_at_the_most(amqp_url: str, record_property: Record) -> None:
     async with scene(amqp_url, clients=3, max_in_flight=1000) as set_:
         rounds = []
@@ -41,7 +46,7 @@ async def test_calls_around_cuts_end_once_and_run_once_at_the_most(amqp_url: str
         for purpose in itertools.islice(purposes, 9):
             reconnected, published = set_.reconnected(), set_.mesh.statistics.published
             rounds += [(caller, await caller.start(count=10, timeout=3.0)) for caller in set_.callers]
-            await eventually_within(RECOVERED, lambda before=published: set_.mesh.statistics.published > before)
+            await eventually_within(RECOVERED, functools.partial(_published_more, set_, published))
             set_.proxy.cut(purpose)
             rounds += [(caller, await caller.start(count=10, timeout=3.0)) for caller in set_.callers]
             await eventually_within(RECOVERED, reconnected)

@@ -1363,6 +1363,26 @@ async def test_a_peer_that_says_nothing_more_is_given_up(
     await proxied.told("reply", message)
 
 
+def test_a_mesh_runs_again_in_another_event_loop(amqp_url: str) -> None:
+    gateway = Gateway(RabbitMQMesh(amqp_url, service_name="again"), "again")
+
+    async def run(topic: str) -> None:
+        async with peer_at(amqp_url) as peer:
+            async with gateway.mesh:
+                await gateway.connected()
+                await gateway.subscribe(topic)
+                await peer.event(topic)
+                await eventually(lambda: (topic, None) in gateway.receiver.events)
+                await gateway.told("returned", gateway.send("nobody-at-all"))
+            assert not gateway.mesh.connected
+            for queue in queues_of(gateway):
+                await peer.channel.queue_delete(queue)
+
+    for _ in range(2):
+        asyncio.run(run(f"t{secrets.token_hex(4)}"))
+    assert gateway.receiver.connections == [True, False] * 2
+
+
 # --- credentials, addresses, TLS --------------------------------------------------------------------------------
 
 

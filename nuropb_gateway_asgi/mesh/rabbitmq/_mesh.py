@@ -118,6 +118,7 @@ class RabbitMQMesh:
         self._controller = controller
 
     async def __aenter__(self) -> RabbitMQMesh:
+        self._topics_changed = asyncio.Event()  # it belongs to the event loop in which it is first waited for
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(tasks.cancel_scope.cancel)
         logger.info("mesh: connecting to %s as %s", hide_password(self._url), self._service_name)
@@ -133,6 +134,9 @@ class RabbitMQMesh:
         traceback: TracebackType | None,
     ) -> None:
         await self._stack.__aexit__(exc_type, exc, traceback)
+        self._keys.clear()
+        self._consuming.usable = False
+        self._update()
 
     def send(self, message: CallMessage) -> None:
         """Hand over a request or command."""
