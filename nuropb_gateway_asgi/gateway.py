@@ -57,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 #: What ``retry_after_ms`` of a goodbye is spread over, in seconds: clients must not all come back in one moment.
 GOODBYE_SPREAD: Final = 5.0
+#: Seconds without a mesh after which a drain is over.
+RECONNECT_TIMEOUT: Final = 2.0
 #: Seconds for a server to close its connections once the gateway is drained.
 SHUTDOWN_TIMEOUT: Final = 1
 #: How long the token for development holds, in seconds.
@@ -199,6 +201,7 @@ class Gateway:
         """Let nobody in, say goodbye, and wait until nothing is in flight or DRAIN_TIMEOUT is over.
 
         Clients are told when to come back, each another moment. Their connections stay open: the server closes them.
+        A mesh that stays away is not waited for, as no answer can come.
         """
         self._draining = True
         self.handler_manager.closed_for = GOODBYE_SPREAD
@@ -206,9 +209,14 @@ class Gateway:
             retry_after = random.randrange(int(GOODBYE_SPREAD * 1000))  # noqa: S311 - jitter
             goodbye = {"topic": "goodbye", "event": {"reason": "draining", "retry_after_ms": retry_after}}
             handler.send_frame(encode_json({"type": "event", "payload": goodbye}).decode())
-        with anyio.move_on_after(self.settings.drain_timeout):
-            while self.service_mesh_manager.in_flight:  # noqa: ASYNC110 - once in a process's life
-                await asyncio.sleep(0.02)
+        clock = asyncio.get_running_loop().time
+        began = connected_at = clock()
+        while self.service_mesh_manager.in_flight and clock() - began < self.settings.drain_timeout:
+            if self.service_mesh_manager.connected:
+                connected_at = clock()
+            elif clock() - connected_at > RECONNECT_TIMEOUT:
+                break
+            await asyncio.sleep(0.02)
 
     @contextlib.contextmanager
     def _drain_on_signals(self) -> Any:
@@ -227,6 +235,7 @@ class Gateway:
         def on_signal(number: int, frame: FrameType | None) -> None:
             handler = saved[number]
             if self._draining or self._tasks is None:
+                loop.call_soon_threadsafe(_bound_shutdown, handler)
                 handler(number, frame)
             else:
                 self._draining = True

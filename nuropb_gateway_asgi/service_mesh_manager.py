@@ -149,6 +149,8 @@ class ServiceMeshManager:
 
     async def __aenter__(self) -> ServiceMeshManager:
         self._clock = asyncio.get_running_loop().time
+        # It belongs to the event loop in which it is first waited for, and the next context may run in another one.
+        self._controller_events = asyncio.Queue(MAX_CONTROLLER_EVENTS)
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)

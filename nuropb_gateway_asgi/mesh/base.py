@@ -97,7 +97,7 @@ class Mesh(Protocol):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop; nothing is left behind."""
+        """Stop. What a broker keeps for this process goes by itself soon after."""
 
     @property
     def connected(self) -> bool:

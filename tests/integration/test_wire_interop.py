@@ -38,7 +38,7 @@ json_values = st.recursive(
     max_leaves=4,
 )
 objects = st.dictionaries(texts, json_values, max_size=3)
-fuzz = settings(deadline=None, max_examples=100)
+fuzz = settings(max_examples=100)
 
 
 def encoded(value: Any) -> bytes:

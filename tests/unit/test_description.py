@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
@@ -182,7 +182,6 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["properties", "required", "type"]), json_values))
-@settings(deadline=None)
 def test_whatever_a_service_says_of_its_parameters_clients_get_an_object(value: dict[str, Any]) -> None:
     described = parameters(value)
     assert set(described) == {"type", "properties", "required"}
@@ -194,6 +193,5 @@ def test_whatever_a_service_says_of_its_parameters_clients_get_an_object(value: 
 
 
 @given(st.binary() | json_values.map(lambda value: json.dumps({"methods": value}).encode()))
-@settings(deadline=None)
 def test_any_result_is_a_description_of_something_or_of_nothing(result: bytes) -> None:
     assert parse_description("orders", result, 5.0).service == "orders"

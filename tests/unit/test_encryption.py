@@ -140,7 +140,7 @@ def test_every_call_has_a_key_of_its_own() -> None:
 
 
 @given(st.binary(max_size=2000))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_any_body_comes_out_as_it_went_in(body: bytes) -> None:
     key, message = encrypt(body, private_key("service", 1024).public_key())
     assert decrypt_call(message, private_key("service", 1024)) == (key, body)
@@ -211,7 +211,7 @@ def test_characters_that_base64_does_not_have_are_not_passed_over(character: byt
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_no_change_to_a_message_changes_what_is_read(data: st.DataObject) -> None:
     key, message = encrypt(BODY, private_key("service", 1024).public_key())
     position = data.draw(st.integers(message.index(b".") + 1, len(message) - 1))
@@ -223,7 +223,7 @@ def test_no_change_to_a_message_changes_what_is_read(data: st.DataObject) -> Non
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_no_message_gets_further_than_the_decryption(first: bytes, second: bytes) -> None:
     for message in (first, first + b"." + second, b64encode(first) + b"." + b64encode(second)):
         with pytest.raises(UndecryptableMessage):

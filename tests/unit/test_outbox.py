@@ -6,7 +6,7 @@ from collections import deque
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi._outbox import Outbox
@@ -167,7 +167,6 @@ operations = st.lists(st.sampled_from(["get", "close", "discard"]) | st.text("aÃ
 
 
 @given(operations, st.integers(0, 12))
-@settings(deadline=None)
 async def test_an_outbox_is_a_bounded_queue(operations: list[str], limit: int) -> None:
     outbox = Outbox(limit)
     model: deque[str] = deque()

@@ -58,7 +58,7 @@ PRIVATE = "payload.method: names that start with an underscore are private to th
 TIMEOUT = "payload.timeout: must be greater than 0 seconds"
 CALL = {"service": "orders", "method": "get"}
 
-fuzz = settings(deadline=None, max_examples=150)
+fuzz = settings(max_examples=150)
 
 
 def frame(kind: Any, payload: Any) -> str:

@@ -362,7 +362,7 @@ def test_values_at_the_edge_of_what_is_allowed_are_taken(variables: dict[str, st
 
 
 @given(st.sampled_from([name for name, *_ in FIELDS]), st.text(st.characters(exclude_characters="\0"), min_size=1))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_text_is_a_value_or_one_line(name: str, text: str) -> None:
     try:
         given_settings = from_env(**{name: text})

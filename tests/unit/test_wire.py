@@ -18,7 +18,7 @@ from nuropb_gateway_asgi.mesh import wire
 from nuropb_gateway_asgi.mesh.base import EventMessage, Reply
 from nuropb_gateway_asgi.mesh.wire import InvalidMessage, NotJson, ServiceCall
 
-fuzz = settings(deadline=None, max_examples=100)
+fuzz = settings(max_examples=100)
 
 texts = st.text(st.characters(codec="utf-8"), max_size=10)
 names = texts.filter(lambda text: len(text.encode()) <= 255)
