@@ -75,7 +75,7 @@ class Plan:
     cells: tuple[tuple[int, int], ...] = ((1, 1), (1, 32), (32, 1), (400, 1))
 
 
-QUICK: Final = Plan(turns=10, seconds=0.45, warm_up=0.15, idle=(1000,))
+QUICK: Final = Plan(turns=8, seconds=0.45, warm_up=0.15, idle=(1000,))
 FULL: Final = Plan(turns=30, seconds=1.0, warm_up=0.25, idle=(1000, 5000))
 
 
