@@ -370,7 +370,7 @@ def package(name: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="What a request and a connection cost, compared.")
-    parser.add_argument("--full", action="store_true", help="longer, and with 5000 connections (about 12 minutes)")
+    parser.add_argument("--full", action="store_true", help="longer, and with 5000 connections (about 13 minutes)")
     parser.add_argument("--size", type=int, default=64, help="characters of text in each request (64)")
     parser.add_argument("--raw", type=Path, metavar="FILE", help="write everything that was measured there, as JSON")
     options = parser.parse_args()
