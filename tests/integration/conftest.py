@@ -50,7 +50,7 @@ def own_node() -> Iterator[RabbitMQNode]:
         yield node
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def echo_service(amqp_url: str) -> Iterator[ServiceProcess]:
     """An ``EchoService`` for every test that leaves it alive, under a name of its own."""
     with ServiceProcess(amqp_url, f"echo-{secrets.token_hex(3)}") as service:

@@ -44,6 +44,8 @@ async def running(amqp_url: str) -> AsyncIterator[RunningGateway]:
         "max_in_flight": CALLS,
         "request_timeout": PATIENCE,
         "request_timeout_max": PATIENCE,
+        # No pings: on a slow machine this takes longer than the gateway waits before the first one.
+        "ping_interval": 3600.0,
     }
     async with run_gateway(**settings) as running:
         await eventually(lambda: running.gateway.service_mesh_manager.connected)
