@@ -10,8 +10,11 @@ Label values are names that the operator or a service chose, never what a client
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -130,6 +133,7 @@ class Metrics:
             from prometheus_client import CollectorRegistry as Registry
             from prometheus_client.multiprocess import MultiProcessCollector
 
+            _forget_dead_processes()
             registry = Registry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return self._render(registry), self._content_type
@@ -163,3 +167,26 @@ class Metrics:
 
     def _outbox_bytes(self) -> float:
         return sum(handler.outbox_size for handler in self._handlers.handlers)
+
+
+def _forget_dead_processes() -> None:
+    """Remove the gauges of worker processes that are no more, which would be added up for ever."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*_*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        if not _is_running(pid):
+            with contextlib.suppress(FileNotFoundError):  # another process was asked at the same time
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def _is_running(pid: int) -> bool:
+    if sys.platform == "win32":  # where a signal of 0 is none
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

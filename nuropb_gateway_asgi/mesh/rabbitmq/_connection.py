@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Final, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import aio_pika
-import aiormq
 import pamqp.frame
 from aiormq.abc import AbstractChannel, TimeoutType
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
@@ -45,14 +44,8 @@ logger = logging.getLogger(__name__)
 HEARTBEAT: Final = 10
 #: What an attempt or a connection can end with. A CancelledError is among them: aiormq cancels what waits for an
 #: answer of the broker when the connection is lost. A RecursionError comes of a table that is nested too deep.
-CONNECTION_ERRORS: Final = (
-    aio_pika.exceptions.AMQPError,
-    aiormq.exceptions.AMQPError,
-    OSError,
-    TimeoutError,
-    RecursionError,
-    asyncio.CancelledError,
-)
+#: Beyond their own, aiormq raises a bare RuntimeError or Exception for a connection lost at the wrong moment.
+CONNECTION_ERRORS: Final = (Exception, asyncio.CancelledError)
 
 
 # Set in the tasks of a link, and so in those that aiormq starts for its connection.
