@@ -29,6 +29,11 @@ class Call:
     def __init__(self, message: CallMessage) -> None:
         self.message = message
 
+    @property
+    def caller(self) -> str | None:
+        """The user whose call it is; None for this process itself."""
+        return None
+
     def succeed(self, result: bytes | Raw) -> None:
         """Answer with ``result`` (JSON)."""
         raise NotImplementedError
@@ -48,6 +53,10 @@ class ClientCall(Call):
         self.handler = handler
         self.id = id_
         self.trace_id = trace_id
+
+    @property
+    def caller(self) -> str | None:
+        return None if self.handler.identity is None else self.handler.identity.user_id
 
     def succeed(self, result: bytes | Raw) -> None:
         self.handler.send_frame(encode_response(self.id, self.trace_id, result))

@@ -5,12 +5,16 @@ Times are of one monotonic clock, in seconds, and given by the caller.
 
 from __future__ import annotations
 
-from typing import Final
+import enum
+from collections import Counter
+from typing import Final, Literal, TypeAlias
 
-__all__ = ["Circuits", "ErrorBudgets"]
+__all__ = ["EVERYBODY", "Caller", "Circuits", "ErrorBudgets"]
 
 #: So many timeouts of a service one after the other open its circuit.
 OPEN_AFTER: Final = 5
+#: So many of them may be one caller's, where the circuit opens for everybody.
+COUNTED_OF_ONE: Final = 2
 #: Seconds. A caller that gives up sooner says nothing about the service.
 SHORTEST_COUNTED_TIMEOUT: Final = 0.1
 #: Failed calls of one user within the window, and calls refused for it until the connection ends. NuroPb 0.1.8
@@ -22,18 +26,42 @@ WINDOW: Final = 60.0
 MAX_ENTRIES: Final = 10_000
 
 
+class _Everybody(enum.Enum):
+    EVERYBODY = enum.auto()
+
+
+#: Whom a circuit is open for, where it is not one caller alone.
+EVERYBODY: Final = _Everybody.EVERYBODY
+#: A user id, or None for the host application.
+Caller: TypeAlias = str | None
+
+
 class _Circuit:
-    __slots__ = ("probe", "timeouts")
+    __slots__ = ("probes", "timeouts")
 
     def __init__(self) -> None:
-        self.timeouts = 0
-        self.probe: str | None = None
+        #: In a row, by caller.
+        self.timeouts: Counter[Caller] = Counter()
+        #: The call that is to find out, for each that the circuit is open for.
+        self.probes: dict[Caller | _Everybody, str] = {}
+
+    def open_for(self, caller: Caller) -> Caller | _Everybody | Literal[False]:
+        """Whom it is open for, as far as that concerns this caller."""
+        if sum(min(count, COUNTED_OF_ONE) for count in self.timeouts.values()) >= OPEN_AFTER:
+            return EVERYBODY
+        return caller if self.timeouts[caller] >= OPEN_AFTER else False
+
+    @property
+    def is_open(self) -> bool:
+        return any(self.open_for(caller) is not False for caller in self.timeouts)
 
 
 class Circuits:
     """One circuit for each service: open after five timeouts in a row, closed by the first answer.
 
-    While it is open one call at a time is let through, to find out.
+    While it is open one call at a time is let through, to find out. Timeouts of one caller open it for that caller
+    alone: whoever asks for the impossible in a short time must not cut others off. Those of several callers open it
+    for everybody.
     """
 
     __slots__ = ("_circuits",)
@@ -41,19 +69,19 @@ class Circuits:
     def __init__(self) -> None:
         self._circuits: dict[str, _Circuit] = {}
 
-    def admits(self, service: str, correlation_id: str) -> bool:
+    def admits(self, service: str, caller: Caller, correlation_id: str) -> bool:
         """Whether a call may be made; while the circuit is open, this call is the probe then."""
         circuit = self._circuits.get(service)
-        if circuit is None or circuit.timeouts < OPEN_AFTER:
+        whom = False if circuit is None else circuit.open_for(caller)
+        if circuit is None or whom is False:
             return True
-        if circuit.probe is not None:
-            return False
-        circuit.probe = correlation_id
-        return True
+        return circuit.probes.setdefault(whom, correlation_id) == correlation_id
 
-    def on_timeout(self, service: str, correlation_id: str, timeout: float) -> bool:
-        """A call got no answer within ``timeout`` seconds; whether that opened the circuit."""
-        self.on_ended(service, correlation_id)
+    def on_timeout(
+        self, service: str, caller: Caller, correlation_id: str, timeout: float
+    ) -> Caller | _Everybody | Literal[False]:
+        """A call got no answer within ``timeout`` seconds. Whom that opened the circuit for, if it did."""
+        self.on_ended(service, caller, correlation_id)
         if timeout < SHORTEST_COUNTED_TIMEOUT:
             return False
         circuit = self._circuits.get(service)
@@ -61,23 +89,27 @@ class Circuits:
             if len(self._circuits) >= MAX_ENTRIES:
                 del self._circuits[next(iter(self._circuits))]
             circuit = self._circuits[service] = _Circuit()
-        circuit.timeouts += 1
-        return circuit.timeouts == OPEN_AFTER
+        before = circuit.open_for(caller)
+        circuit.timeouts[caller] += 1
+        after = circuit.open_for(caller)
+        return after if after != before else False
 
-    def on_ended(self, service: str, correlation_id: str) -> None:
+    def on_ended(self, service: str, caller: Caller, correlation_id: str) -> None:
         """A call ended without an answer of the service: cancelled, abandoned, not sent."""
         circuit = self._circuits.get(service)
-        if circuit is not None and circuit.probe == correlation_id:
-            circuit.probe = None
+        if circuit is not None:
+            for whom in (EVERYBODY, caller):
+                if circuit.probes.get(whom) == correlation_id:
+                    del circuit.probes[whom]
 
     def on_answer(self, service: str) -> bool:
         """The service answered, late or not; whether that closed an open circuit."""
         circuit = self._circuits.pop(service, None)
-        return circuit is not None and circuit.timeouts >= OPEN_AFTER
+        return circuit is not None and circuit.is_open
 
     def open(self) -> list[str]:
-        """The services whose circuits are open."""
-        return [service for service, circuit in self._circuits.items() if circuit.timeouts >= OPEN_AFTER]
+        """The services whose circuits are open, for everybody or for somebody."""
+        return [service for service, circuit in self._circuits.items() if circuit.is_open]
 
     def reset(self) -> None:
         """Forget everything: it was the mesh that was not there, not the services."""

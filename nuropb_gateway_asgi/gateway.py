@@ -7,8 +7,9 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── handlers.websocket        one module per kind of connection
     ├── service_mesh_manager      what is in flight, and where its answer goes
     ├── mesh.rabbitmq, mesh.embedded (and its service, mesh.demo)
-    ├── controller, _calls, _directory, _guards
-    ├── handler_manager, _outbox, mesh.service, mesh.description, mesh.encryption
+    ├── _calls, _directory, _events (whom an event is for)
+    ├── controller, _guards, _interest
+    ├── handler_manager, _admission, _outbox, mesh.service, mesh.description, mesh.encryption
     ├── protocol, authentication, authorization, mesh.wire, mesh.base, topics
     └── exceptions, settings
 """

@@ -7,13 +7,13 @@ checked and cannot answer itself goes to whoever bound itself as the receiver).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Iterable
 from typing import Any, Final, Protocol, TypeAlias
 
+from ._admission import Admission
 from .authentication import Authenticator, Identity
 from .authorization import Policy
 from .exceptions import AuthenticationFailed, ConnectionLimitReached, ProtocolError
@@ -102,12 +102,14 @@ class HandlerManager:
         self._user_sessions: dict[str, set[str]] = {}
         self._malformed: dict[str, int] = {}
         self._refreshing: set[str] = set()
-        self._admitted = 0
+        #: Places for connections, authorised or not yet.
+        self.admission = Admission(settings.max_connections)
         #: Handshakes refused, by reason, and connections that the gateway closed, by code: for the metrics.
         self.refused: Counter[str] = Counter()
         self.closed: Counter[int] = Counter()
         self._receive: MessageReceiver | None = None
         self._on_unregistered: Callable[[Handler], None] | None = None
+        self._on_arriving: Callable[[], Awaitable[None]] | None = None
         #: While it is set (with seconds to wait before the next attempt), no connection is let in.
         self.closed_for: float | None = None
 
@@ -117,15 +119,18 @@ class HandlerManager:
         self,
         on_handler_message_received: MessageReceiver,
         on_handler_unregistered: Callable[[Handler], None] | None = None,
+        on_handler_arriving: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Say who gets the frames that this manager has checked, and who wants to know when a handler has gone.
 
+        ``on_handler_arriving`` is awaited before a handler is registered. It may take a moment and must not raise.
         Once: one HandlerManager belongs to one ServiceMeshManager. Raises RuntimeError the second time.
         """
         if self._receive is not None:
             raise RuntimeError("another receiver is bound: a HandlerManager belongs to one ServiceMeshManager")
         self._receive = on_handler_message_received
         self._on_unregistered = on_handler_unregistered
+        self._on_arriving = on_handler_arriving
 
     # --- connections ------------------------------------------------------------------------------------------
 
@@ -147,20 +152,6 @@ class HandlerManager:
         """The registered handlers, as of now."""
         return tuple(self._handlers.values())
 
-    @contextlib.contextmanager
-    def admission(self) -> Iterator[None]:
-        """A place for one connection, authorised or not yet, for as long as the context lasts.
-
-        Raises ConnectionLimitReached when all places are taken.
-        """
-        if self._admitted >= self._settings.max_connections:
-            raise ConnectionLimitReached("this process has all the connections it may have", per_user=False)
-        self._admitted += 1
-        try:
-            yield
-        finally:
-            self._admitted -= 1
-
     async def register(self, handler: Handler, token: str) -> Identity:
         """Authorise ``handler`` by ``token`` and register it.
 
@@ -169,6 +160,8 @@ class HandlerManager:
         the session is registered already.
         """
         identity = await self._authenticate(token)
+        if self._on_arriving is not None:
+            await self._on_arriving()
         if handler.session_id in self._handlers:
             raise RuntimeError(f"session {handler.session_id} is registered")
         sessions = self._user_sessions.get(identity.user_id, ())
@@ -202,7 +195,9 @@ class HandlerManager:
         return self._handlers.get(session_id)
 
     def get_user_handlers(self, user_ids: Iterable[str]) -> list[Handler]:
-        """The handlers of some users, each once, as of now."""
+        """The handlers of some users, each once, as of now. Raises TypeError for a string, which is one user's id."""
+        if isinstance(user_ids, str):
+            raise TypeError("user_ids: it has to be a list of user ids, not a string")
         sessions = {session_id for user_id in user_ids for session_id in self._user_sessions.get(user_id, ())}
         return [self._handlers[session_id] for session_id in sessions]
 
@@ -244,15 +239,11 @@ class HandlerManager:
         except Exception:
             logger.exception("session %s: a frame could not be handled", handler.session_id)
             failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
-            handler.send_frame(_encode_failure(frame, failure))
+            handler.send_frame(encode_refusal(frame, failure))
         return frame
 
     def _on_malformed(self, handler: Handler, error: ProtocolError) -> None:
-        failure = Failure(ErrorCode.BAD_REQUEST, error.description, error=_malformed_class(error))
-        if error.id is None and error.trace_id is None:
-            handler.send_frame(encode_error(failure))
-        else:
-            handler.send_frame(encode_failure(error.id, error.trace_id, failure))
+        handler.send_frame(encode_malformed(error))
         count = self._malformed.get(handler.session_id, 0) + 1
         self._malformed[handler.session_id] = count
         if count >= MAX_MALFORMED_FRAMES:
@@ -263,7 +254,7 @@ class HandlerManager:
             assert handler.identity is not None  # noqa: S101 - it is registered
             if not self._policy.may_call(handler.identity, frame.service, frame.method):
                 description = f"Calling {frame.service}.{frame.method} is not allowed"
-                handler.send_frame(_encode_failure(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
+                handler.send_frame(encode_refusal(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
                 return
         elif isinstance(frame, Ping):
             handler.send_frame(encode_pong(frame.payload))
@@ -274,7 +265,7 @@ class HandlerManager:
             # One at a time, or a client could keep the authenticator busy, and an older token overtake a newer one.
             if handler.session_id in self._refreshing:
                 failure = Failure(ErrorCode.TOO_MANY_REQUESTS, "Another token is being looked at", retry_after_ms=1000)
-                handler.send_frame(_encode_failure(frame, failure))
+                handler.send_frame(encode_refusal(frame, failure))
                 return
             self._refreshing.add(handler.session_id)
             handler.start_soon(self._refresh, handler, frame)
@@ -284,7 +275,7 @@ class HandlerManager:
             for topic in frame.topics:
                 if not self._policy.may_subscribe(handler.identity, topic):
                     description = f"Subscribing to {topic} is not allowed"
-                    handler.send_frame(_encode_failure(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
+                    handler.send_frame(encode_refusal(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
                     return
         if self._receive is None:
             raise RuntimeError("no receiver is bound to this HandlerManager")
@@ -390,15 +381,21 @@ def encode_authorized(frame: Authorize, identity: Identity) -> str:
     return encode_response(frame.id, frame.trace_id, encode_json({"expires_at": expiry(identity)}))
 
 
-def _encode_failure(frame: ClientFrame, failure: Failure) -> str:
+def encode_refusal(frame: ClientFrame, failure: Failure) -> str:
+    """The answer to a frame that is refused."""
     # A cancel's id is that of a request, which has an answer of its own.
     id_ = None if isinstance(frame, Cancel) else getattr(frame, "id", None)
-    trace_id = getattr(frame, "trace_id", None)
+    return _encode_answer(id_, getattr(frame, "trace_id", None), failure)
+
+
+def _encode_answer(id_: str | None, trace_id: str | None, failure: Failure) -> str:
     if id_ is None and trace_id is None:
         return encode_error(failure)
     return encode_failure(id_, trace_id, failure)
 
 
-def _malformed_class(error: ProtocolError) -> str:
+def encode_malformed(error: ProtocolError) -> str:
+    """The answer to what is not a frame."""
     # nuropb_gw answered undecodable frames with the exception's class, and its clients may look at that.
-    return "JSONDecodeError" if error.description.startswith("Error decoding JSON") else ""
+    name = "JSONDecodeError" if error.description.startswith("Error decoding JSON") else ""
+    return _encode_answer(error.id, error.trace_id, Failure(ErrorCode.BAD_REQUEST, error.description, error=name))

@@ -49,6 +49,8 @@ SUBPROTOCOL: Final = "nuropb.v1"
 MAX_NAME_BYTES: Final = 255
 MAX_ID_LENGTH: Final = 64
 MAX_TRACE_ID_LENGTH: Final = 128
+#: Topic patterns that one connection may be subscribed to, and so in one frame.
+MAX_SUBSCRIPTIONS: Final = 100
 #: Characters of one number; a double needs 17 digits, and nobody means anything by the 129th.
 MAX_NUMBER_LENGTH: Final = 128
 
@@ -474,6 +476,8 @@ def _check_other(
     if isinstance(payload, Command):
         return _check_call(payload.service, payload.method, payload.params)
     if isinstance(payload, Subscribe | Unsubscribe):
+        if len(payload.topics) > MAX_SUBSCRIPTIONS:
+            return f"payload.topics: a connection may have {MAX_SUBSCRIPTIONS} subscriptions"
         for topic in payload.topics:
             reason = check_pattern(topic)
             if reason is not None:

@@ -23,7 +23,8 @@ from msgspec import Raw
 
 from ._calls import SLOT_SECONDS, Call, CallTable, ClientCall, HostCall, LookUpCall
 from ._directory import Directory
-from ._guards import Circuits, ErrorBudgets
+from ._events import EventRouter, EventStatistics
+from ._guards import EVERYBODY, Circuits, ErrorBudgets
 from .authentication import Identity
 from .authorization import Policy
 from .controller import ServiceMeshManagerController
@@ -31,7 +32,7 @@ from .exceptions import CallError, MeshUnavailable, NotStartedError
 from .handler_manager import Handler, HandlerManager
 from .mesh.base import CallMessage, EventMessage, Mesh, Reply
 from .mesh.description import FRESH_SECONDS, MAX_AGE_SECONDS, Description, describe_for_clients
-from .mesh.service import deliver_event, to_json
+from .mesh.service import to_json
 from .protocol import (
     Cancel,
     ClientFrame,
@@ -43,22 +44,15 @@ from .protocol import (
     Request,
     Subscribe,
     Unsubscribe,
-    encode_event,
     encode_failure,
     encode_json,
-    encode_response,
-    encode_topics,
 )
 from .settings import Settings
-from .topics import TopicTree, check_topic
+from .topics import check_topic
 
 __all__ = ["MeshStatistics", "ServiceMeshManager", "ServiceMeshManagerController"]
 
 logger = logging.getLogger(__name__)
-
-MAX_SUBSCRIPTIONS: Final = 100
-#: Events that wait for the controller; more are dropped and counted.
-MAX_CONTROLLER_EVENTS: Final = 1000
 
 #: What NuroPb's exceptions mean to a client. A service raises them on purpose, so their text was meant for the caller.
 _CODES: Final[Mapping[str, ErrorCode]] = {
@@ -74,7 +68,7 @@ _CODES: Final[Mapping[str, ErrorCode]] = {
 }
 
 
-class MeshStatistics(msgspec.Struct):
+class MeshStatistics(EventStatistics):
     """Counters since the start."""
 
     requests: int = 0
@@ -88,19 +82,6 @@ class MeshStatistics(msgspec.Struct):
     late_replies: int = 0
     double_replies: int = 0
     unknown_replies: int = 0
-    events: int = 0
-    oversized_events: int = 0
-    dropped_controller_events: int = 0
-
-
-class _Session:
-    """What a connection has at the mesh: its calls by id, its topic patterns in the order of subscription."""
-
-    __slots__ = ("calls", "topics")
-
-    def __init__(self) -> None:
-        self.calls: dict[str, str] = {}
-        self.topics: dict[str, None] = {}
 
 
 class ServiceMeshManager:
@@ -126,39 +107,44 @@ class ServiceMeshManager:
         self._controller._service_name = self._controller.service_name or settings.service_name  # noqa: SLF001
         self._controller._instance_id = self._controller.instance_id or settings.instance_id  # noqa: SLF001
         self._controller._bind(self, handler_manager)  # noqa: SLF001
-        self._controller_topics: TopicTree[None] = TopicTree()
-        self._controller_events: asyncio.Queue[EventMessage] = asyncio.Queue(MAX_CONTROLLER_EVENTS)
+        self.statistics = MeshStatistics()
 
         self._calls = CallTable()
-        self._sessions: dict[str, _Session] = {}
-        self._subscriptions: TopicTree[Handler] = TopicTree()
+        #: What each session has in flight: correlation ids by the ids that it chose.
+        self._sessions: dict[str, dict[str, str]] = {}
+        self._events = EventRouter(
+            settings,
+            handler_manager,
+            mesh,
+            self._controller,
+            self.statistics,
+            lambda: self._now() if self.started else 0.0,
+        )
         self._directory = Directory(self._fetch_description, self._now)
         self._stack: contextlib.AsyncExitStack | None = None
         self._clock: Callable[[], float] = _no_clock
         self._circuits = Circuits()
         self._budgets = ErrorBudgets()
         self._connection_changed_at = -math.inf
-        self.statistics = MeshStatistics()
         #: Told of the end of every call but the gateway's own: service, code ("ok" or an error code), seconds.
         self.on_call_ended: Callable[[str, str, float], None] = _ignore
 
-        handler_manager.bind_receiver(self.on_handler_message_received, self.on_handler_unregistered)
+        handler_manager.bind_receiver(
+            self.on_handler_message_received, self.on_handler_unregistered, self._events.prepare
+        )
         mesh.bind(self, self._controller)
 
     # --- life -------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> ServiceMeshManager:
         self._clock = asyncio.get_running_loop().time
-        # It belongs to the event loop in which it is first waited for, and the next context may run in another one.
-        self._controller_events = asyncio.Queue(MAX_CONTROLLER_EVENTS)
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             tasks.start_soon(self._sweep, name="deadlines")
-            tasks.start_soon(self._feed_controller, name="controller events")
-            for topic in self._controller.event_topic_subscriptions:
-                self._controller_topics.add(topic, None)
-                self._mesh.subscribe(topic, _ignore)
+            self._events.start()
+            stack.callback(self._events.stop)
+            tasks.start_soon(self._events.feed_controller, name="controller events")
             await stack.enter_async_context(self._mesh)
             self._stack = stack.pop_all()
         return self
@@ -222,23 +208,19 @@ class ServiceMeshManager:
         elif isinstance(frame, Describe):
             self._on_describe(handler, frame)
         elif isinstance(frame, Subscribe):
-            self._on_subscribe(handler, frame)
+            self._events.subscribe(handler, frame)
         elif isinstance(frame, Unsubscribe):
-            self._on_unsubscribe(handler, frame)
+            self._events.unsubscribe(handler, frame)
         else:
             raise TypeError(f"{type(frame).__name__} is not for the mesh")
 
     def on_handler_unregistered(self, handler: Handler) -> None:
         """Forget what a connection had in flight and what it was subscribed to."""
-        session = self._sessions.pop(handler.session_id, None)
-        if session is None:
-            return
-        for correlation_id in session.calls.values():
+        for correlation_id in self._sessions.pop(handler.session_id, {}).values():
             if self._take(correlation_id) is not None:
                 self.statistics.abandoned += 1
                 self._mesh.forget(correlation_id)
-        for topic in session.topics:
-            self._unsubscribe(handler, topic)
+        self._events.forget(handler)
 
     def _on_call(self, handler: Handler, frame: Request | Command) -> None:
         identity = handler.identity
@@ -284,65 +266,22 @@ class ServiceMeshManager:
         """A place among the connection's calls, or why there is none."""
         if not self.started:
             return Failure(ErrorCode.MESH_UNAVAILABLE, "The gateway is not running")
-        session = self._sessions.setdefault(handler.session_id, _Session())
-        if id_ is not None and id_ in session.calls:
+        in_flight = self._sessions.setdefault(handler.session_id, {})
+        if id_ is not None and id_ in in_flight:
             return Failure(ErrorCode.DUPLICATE_ID, "A request with this id is in flight")
-        if len(session.calls) >= self._settings.max_in_flight:
+        if len(in_flight) >= self._settings.max_in_flight:
             description = f"{self._settings.max_in_flight} requests are in flight; wait for an answer first"
             return Failure(ErrorCode.TOO_MANY_REQUESTS, description, retry_after_ms=1000)
-        session.calls[correlation_id if id_ is None else id_] = correlation_id
+        in_flight[correlation_id if id_ is None else id_] = correlation_id
         return None
 
     def _on_cancel(self, handler: Handler, frame: Cancel) -> None:
-        session = self._sessions.get(handler.session_id)
-        correlation_id = None if session is None else session.calls.get(frame.id)
+        correlation_id = self._sessions.get(handler.session_id, {}).get(frame.id)
         if correlation_id is None:
             return
         self.statistics.cancelled += 1
         self._fail(correlation_id, Failure(ErrorCode.CANCELLED, "Cancelled by the client"))
         self._mesh.forget(correlation_id)
-
-    # --- subscriptions ----------------------------------------------------------------------------------------
-
-    def _on_subscribe(self, handler: Handler, frame: Subscribe) -> None:
-        session = self._sessions.setdefault(handler.session_id, _Session())
-        topics = dict.fromkeys(frame.topics)
-        new = [topic for topic in topics if topic not in session.topics]
-        if len(session.topics) + len(new) > MAX_SUBSCRIPTIONS:
-            description = f"payload.topics: a connection may have {MAX_SUBSCRIPTIONS} subscriptions"
-            handler.send_frame(encode_failure(frame.id, frame.trace_id, Failure(ErrorCode.BAD_REQUEST, description)))
-            return
-        for topic in new:
-            session.topics[topic] = None
-            self._subscriptions.add(topic, handler)
-        # Answered when events of every one of them arrive, so that nothing published after the answer is missed. That
-        # may be so of none yet, even where it was asked for before.
-        waiting = set(topics)
-
-        def answer() -> None:
-            handler.send_frame(encode_response(frame.id, frame.trace_id, encode_topics(list(session.topics))))
-
-        def on_subscribed(topic: str) -> None:
-            waiting.discard(topic)
-            if not waiting:
-                answer()
-
-        for topic in topics:
-            self._mesh.subscribe(topic, functools.partial(on_subscribed, topic))
-        if not topics:
-            answer()
-
-    def _on_unsubscribe(self, handler: Handler, frame: Unsubscribe) -> None:
-        session = self._sessions.setdefault(handler.session_id, _Session())
-        for topic in frame.topics:
-            if topic in session.topics:
-                del session.topics[topic]
-                self._unsubscribe(handler, topic)
-        handler.send_frame(encode_response(frame.id, frame.trace_id, encode_topics(list(session.topics))))
-
-    def _unsubscribe(self, handler: Handler, topic: str) -> None:
-        if self._subscriptions.remove(topic, handler) and topic not in self._controller.event_topic_subscriptions:
-            self._mesh.unsubscribe(topic)
 
     # --- describe ---------------------------------------------------------------------------------------------
 
@@ -445,7 +384,9 @@ class ServiceMeshManager:
         if not self._mesh.connected:
             self._fail(message.correlation_id, _mesh_unavailable())
             return
-        if message.kind == "request" and not self._circuits.admits(message.service, message.correlation_id):
+        if message.kind == "request" and not self._circuits.admits(
+            message.service, call.caller, message.correlation_id
+        ):
             description = f"Service {message.service} does not answer"
             failure = Failure(ErrorCode.SERVICE_UNAVAILABLE, description, retry_after_ms=1000)
             self._fail(message.correlation_id, failure)
@@ -571,25 +512,11 @@ class ServiceMeshManager:
 
     def on_event(self, event: EventMessage) -> None:
         """Bring an event to whom it is for: the connections of its targets, or those that subscribed."""
-        self.statistics.events += 1
-        if len(memoryview(event.event)) > self._settings.outbox_size:
-            # It would be copied for every subscriber, and a slow one be hung up on for it.
-            self.statistics.oversized_events += 1
-            logger.debug("an event of more than OUTBOX_SIZE was dropped")
-            return
-        if event.target is None:
-            handlers = list(self._subscriptions.match(event.topic))
-        else:
-            handlers = self._handler_manager.get_user_handlers(event.target)
-        if handlers:
-            text = encode_event(event.topic, event.event, event.trace_id)
-            for handler in handlers:
-                handler.send_frame(text)
-        if self._controller_topics.match(event.topic):
-            try:
-                self._controller_events.put_nowait(event)
-            except asyncio.QueueFull:
-                self.statistics.dropped_controller_events += 1
+        self._events.on_event(event)
+
+    def on_gap(self, reason: str) -> None:
+        """Events were lost on the way here; ``reason`` says how."""
+        self._events.on_gap(reason)
 
     def on_connection_change(self, *, connected: bool) -> None:
         """The mesh came or went. Connections of clients stay either way."""
@@ -598,18 +525,6 @@ class ServiceMeshManager:
         if self.started:
             self._connection_changed_at = self._clock()
         logger.log(logging.INFO if connected or not self.started else logging.WARNING, "mesh %s", _state(connected))
-
-    async def _feed_controller(self) -> None:
-        while True:
-            event = await self._controller_events.get()
-            try:
-                payload = msgspec.json.decode(event.event)
-                context = msgspec.json.decode(event.context)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                self.statistics.dropped_controller_events += 1
-                continue
-            context = context if isinstance(context, dict) else {}
-            await deliver_event(self._controller, event.topic, payload, event.target, context)
 
     def _translate(self, error: Mapping[str, Any], message: CallMessage) -> Failure:
         """What a service's error is to a client."""
@@ -635,10 +550,9 @@ class ServiceMeshManager:
         if call is None:
             return None
         if isinstance(call, ClientCall):
-            session = self._sessions.get(call.handler.session_id)
-            if session is not None:
-                session.calls.pop(correlation_id if call.id is None else call.id, None)
-        self._circuits.on_ended(call.message.service, correlation_id)
+            in_flight = self._sessions.get(call.handler.session_id, {})
+            in_flight.pop(correlation_id if call.id is None else call.id, None)
+        self._circuits.on_ended(call.message.service, call.caller, correlation_id)
         return call
 
     def _fail(self, correlation_id: str, failure: Failure) -> None:
@@ -671,8 +585,10 @@ class ServiceMeshManager:
         """End calls whose time is up, until cancelled."""
         while True:
             await asyncio.sleep(SLOT_SECONDS)
-            for correlation_id in self._calls.due(self._clock()):
+            now = self._clock()
+            for correlation_id in self._calls.due(now):
                 self._expire(correlation_id)
+            self._events.sweep(now)
 
     def _expire(self, correlation_id: str) -> None:
         call = self._calls.get(correlation_id)
@@ -685,8 +601,10 @@ class ServiceMeshManager:
             if counts:
                 self._count_error(call)
             counts = counts and message.kind == "request" and message.service != ""
-            if counts and self._circuits.on_timeout(message.service, correlation_id, message.timeout):
-                logger.warning("service %s does not answer; calls to it fail at once until it does", message.service)
+            opened = counts and self._circuits.on_timeout(message.service, call.caller, correlation_id, message.timeout)
+            if opened is not False:
+                whose = "calls to it" if opened is EVERYBODY else "calls of one user to it"
+                logger.warning("service %s does not answer; %s fail at once until it does", message.service, whose)
             self._fail(correlation_id, Failure(ErrorCode.TIMEOUT, "No answer in time; whether it ran is unknown"))
 
     # --- for the host application -----------------------------------------------------------------------------

@@ -56,6 +56,9 @@ class Settings:
 
     expose: Sequence[str] | None = None
     expose_topics: Sequence[str] | None = None
+    #: In which topics services publish events with a target. The broker cannot tell these from others, so a process
+    #: that has connections gets every event of these topics.
+    targeted_topics: Sequence[str] = ("#",)
     allowed_origins: Sequence[str] | None = None
     auth_cookie: str = ""
 
@@ -168,9 +171,16 @@ class Settings:
                 "a list of origins",
             )
         if self.request_timeout > self.request_timeout_max:
+            self._reconcile_timeouts()
+
+    def _reconcile_timeouts(self) -> None:
+        """Where only one of the two was set, the other one follows."""
+        if self.request_timeout == Settings.request_timeout:
+            object.__setattr__(self, "request_timeout", self.request_timeout_max)
+        elif self.request_timeout_max == Settings.request_timeout_max:
+            object.__setattr__(self, "request_timeout_max", self.request_timeout)
+        else:
             raise _refusal("request_timeout", "it exceeds REQUEST_TIMEOUT_MAX", f"up to {self.request_timeout_max}")
-        if self.outbox_size < self.max_message_size:
-            raise _refusal("outbox_size", "it is below MAX_MESSAGE_SIZE", f"{self.max_message_size} or more")
 
 
 _TYPES: Final[dict[str, Any]] = typing.get_type_hints(Settings)

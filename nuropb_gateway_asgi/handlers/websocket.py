@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 from uuid import uuid4
@@ -17,10 +19,11 @@ from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from .._admission import address_of
 from .._outbox import Outbox
 from ..authentication import Credentials, Identity, OriginPolicy, find_credentials
 from ..exceptions import AuthenticationFailed, ConnectionLimitReached, ProtocolError
-from ..handler_manager import HandlerManager, encode_authorized, expiry
+from ..handler_manager import HandlerManager, encode_authorized, encode_malformed, encode_refusal, expiry
 from ..protocol import (
     PING,
     SUBPROTOCOL,
@@ -45,6 +48,10 @@ MAX_UNAUTHORISED_FRAMES: Final = 10
 MAX_CLOSE_REASON: Final = 123
 #: Seconds until a client that was turned away because of load should try again.
 RETRY_AFTER: Final = 5
+#: Frames that a connection may have handled in a row before others get their turn.
+FRAMES_PER_TURN: Final = 16
+_PROTOCOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9.-]{0,23}")
+_TOKEN_WORDS = re.compile("bearer|token|auth|key|secret", re.IGNORECASE)
 #: These do not wait for what is in the outbox: the client cannot or may not have it any more.
 _AT_ONCE: Final = frozenset({CloseCode.SLOW_CONSUMER, CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REVOKED})
 
@@ -113,7 +120,7 @@ class WebSocketHandler(WebSocketEndpoint):
             try:
                 # Before everything else: whoever is refused by a close code has been accepted first.
                 self._check_origin(websocket)
-                with self._manager.admission():
+                with self._manager.admission.connection():
                     await self._serve(websocket)
             except ConnectionLimitReached as error:
                 logger.info("connection refused: %s", error)
@@ -140,9 +147,10 @@ class WebSocketHandler(WebSocketEndpoint):
                 await self._register(credentials.token)
                 await self._accept(subprotocol)
             else:
-                await self._accept(subprotocol)
-                if not await self._authorise_by_frame():
-                    return
+                with self._manager.admission.waiting(address_of(self.scope.get("client"))):
+                    await self._accept(subprotocol)
+                    if not await self._authorise_by_frame():
+                        return
             await self.on_connect(websocket)
             await self._run(websocket)
         finally:
@@ -171,7 +179,9 @@ class WebSocketHandler(WebSocketEndpoint):
 
     async def _read(self, websocket: WebSocket) -> None:
         """Hand every message to the manager, which never waits: a connection that is not read loses its pongs."""
-        while True:
+        for count in itertools.count(1):
+            if count % FRAMES_PER_TURN == 0:
+                await asyncio.sleep(0)  # receive() does not wait while there is more, and others want their turn
             message = await self.receive()
             if message["type"] != "websocket.receive":
                 self._left_with = message.get("code") or CloseCode.NORMAL
@@ -274,7 +284,7 @@ class WebSocketHandler(WebSocketEndpoint):
         try:
             await self._register(frame.token)
         except _Refusal as refusal:
-            await self._hang_up(refusal.close, refusal.failure)
+            await self._hang_up(refusal.close, refusal.failure, frame)
             return False
         assert self.identity is not None  # noqa: S101 - it is registered
         self.send_frame(encode_authorized(frame, self.identity))
@@ -295,25 +305,28 @@ class WebSocketHandler(WebSocketEndpoint):
             try:
                 frame = self._manager.decoder.decode(text)
             except ProtocolError as error:
-                failure = Failure(ErrorCode.BAD_REQUEST, error.description)
+                answer = encode_malformed(error)
             else:
                 if isinstance(frame, Authorize):
                     return frame
                 failure = Failure(ErrorCode.UNAUTHENTICATED, "The first frame has to be authorize")
-            await self._send({"type": "websocket.send", "text": encode_error(failure)})
+                answer = encode_refusal(frame, failure)
+            await self._send({"type": "websocket.send", "text": answer})
         raise _Refusal(400, CloseCode.BAD_REQUEST, ErrorCode.BAD_REQUEST, "Too many frames before authorize")
 
-    async def _hang_up(self, code: CloseCode, failure: Failure) -> None:
-        await self._send({"type": "websocket.send", "text": encode_error(failure)})
+    async def _hang_up(self, code: CloseCode, failure: Failure, frame: Authorize | None = None) -> None:
+        answer = encode_error(failure) if frame is None else encode_refusal(frame, failure)
+        await self._send({"type": "websocket.send", "text": answer})
         await self._send({"type": "websocket.close", "code": int(code), "reason": failure.description})
 
     async def _refuse(self, websocket: WebSocket, refusal: _Refusal) -> None:
         """Say no in the way that reaches the client: to a browser, a status before the accept is just 1006."""
         self._manager.refused[refusal.reason] += 1
         if "origin" in websocket.headers and refusal.close is not CloseCode.ORIGIN_NOT_ALLOWED:
-            offered = [name for name in self.scope["subprotocols"] if "bearer" not in name]
-            chosen = SUBPROTOCOL if SUBPROTOCOL in offered else next(iter(offered), None)
-            await self._accept(chosen)
+            offered: Sequence[str] = self.scope["subprotocols"]
+            # A browser fails a connection whose server selects none of what it offered, and would see no close code.
+            harmless = (name for name in offered if _is_harmless(name))
+            await self._accept(SUBPROTOCOL if SUBPROTOCOL in offered else next(harmless, None))
             await self._hang_up(refusal.close, refusal.failure)
             return
         if "websocket.http.response" not in self.scope.get("extensions", {}):
@@ -395,6 +408,11 @@ class WebSocketHandler(WebSocketEndpoint):
             self._pinged_at = now
             self._awaits_pong = True
             self.send_frame(PING)
+
+
+def _is_harmless(subprotocol: str) -> bool:
+    """Whether a name may be sent back: it is the name of a protocol, and neither a token nor what introduces one."""
+    return _PROTOCOL_NAME.fullmatch(subprotocol) is not None and _TOKEN_WORDS.search(subprotocol) is None
 
 
 def _unauthenticated() -> _Refusal:

@@ -77,6 +77,9 @@ class MeshReceiver(Protocol):
     def on_event(self, event: EventMessage) -> None:
         """An event of a topic that was subscribed to."""
 
+    def on_gap(self, reason: str) -> None:
+        """Events were lost on their way: more than the broker keeps for a process that is away, or for too long."""
+
     def on_connection_change(self, *, connected: bool) -> None:
         """The mesh came or went."""
 

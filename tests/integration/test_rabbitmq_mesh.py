@@ -71,6 +71,7 @@ class Receiver:
     replies: dict[str, Reply] = field(default_factory=dict)
     events: list[tuple[str, Any]] = field(default_factory=list)
     connections: list[bool] = field(default_factory=list)
+    gaps: list[str] = field(default_factory=list)
 
     def expects(self, correlation_id: str) -> bool:
         if correlation_id in self.expected:
@@ -99,6 +100,9 @@ class Receiver:
 
     def on_event(self, event: EventMessage) -> None:
         self.events.append((event.topic, json.loads(bytes(event.event))))
+
+    def on_gap(self, reason: str) -> None:
+        self.gaps.append(reason)
 
     def on_connection_change(self, *, connected: bool) -> None:
         self.connections.append(connected)

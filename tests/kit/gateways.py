@@ -70,7 +70,7 @@ class RunningGateway:
     def occupancy(self) -> tuple[int, int, int]:
         """Connections that are admitted, those of them that are registered, and requests in flight."""
         manager = self.gateway.handler_manager
-        return manager._admitted, len(manager), self.gateway.service_mesh_manager.in_flight
+        return len(manager.admission), len(manager), self.gateway.service_mesh_manager.in_flight
 
 
 async def eventually(condition: Callable[[], object]) -> None:

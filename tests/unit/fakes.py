@@ -140,6 +140,14 @@ class FakeHandler:
         return frames
 
 
+def answers(handler: FakeHandler) -> list[tuple[Any, Any, str | None]]:
+    """Id, result and error code of every answer."""
+    return [
+        (frame["payload"].get("id"), frame["payload"]["result"], code)
+        for frame, code in zip(handler.frames, handler.codes, strict=True)
+    ]
+
+
 def _code(frame: Mapping[str, Any]) -> str | None:
     error = frame if frame["type"] == "error" else frame["payload"]["error"]
     code: str | None = None if error is None else error["code"]
@@ -332,10 +340,11 @@ class FakeGateway:
         manager = self.manager
         assert manager.in_flight == 0
         assert not manager._directory._lookups
-        assert not any(session.calls for session in manager._sessions.values())
+        assert not any(manager._sessions.values())
         if not len(self.handlers):
             assert not manager._sessions
-            assert not manager._subscriptions._items
+            assert not manager._events._topics
+            assert not manager._events._subscriptions._items
             assert not self.handlers._user_sessions
             assert not self.handlers._malformed
 
@@ -348,7 +357,7 @@ def make_gateway(
     **settings: Any,
 ) -> FakeGateway:
     """A gateway that was not started. Clients may do everything unless ``policy`` says otherwise."""
-    made = Settings(**settings)
+    made = Settings(**({"targeted_topics": ()} | settings))
     authenticator = FakeAuthenticator()
     policy = policy or ExposePolicy(["*.*"], ["#"])
     mesh = mesh or FakeMesh()

@@ -50,6 +50,8 @@ class Receiver:
     def on_event(self, event: EventMessage) -> None:
         self.events.append(event)
 
+    def on_gap(self, reason: str) -> None: ...
+
     def on_connection_change(self, *, connected: bool) -> None:
         self.changes.append(connected)
 

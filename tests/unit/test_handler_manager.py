@@ -231,16 +231,36 @@ async def test_the_last_place_of_a_user_is_given_once() -> None:
     assert len(office.manager) == 1
 
 
-def test_a_process_has_only_so_many_connections() -> None:
-    office = Office(max_connections=1)
-    with office.manager.admission():
-        with pytest.raises(ConnectionLimitReached) as caught, office.manager.admission():
-            pass
-        assert not caught.value.per_user
-    with pytest.raises(KeyError), office.manager.admission():
-        raise KeyError
-    with office.manager.admission():
-        pass
+async def test_a_connection_is_registered_once_all_is_prepared_for_it() -> None:
+    office, gate, arrived = Office(), asyncio.Event(), []
+
+    async def prepare() -> None:
+        arrived.append(len(office.manager))
+        await gate.wait()
+
+    office.manager._on_arriving = prepare
+    handler = FakeHandler()
+    registering = asyncio.create_task(office.manager.register(handler, "alice"))
+    await until(lambda: arrived)
+    assert (len(office.manager), handler.registered) == (0, [])
+    gate.set()
+    await registering
+    assert len(office.manager) == 1
+    with pytest.raises(AuthenticationFailed):
+        await office.manager.register(FakeHandler(), "bad")
+    assert arrived == [0]
+
+
+async def test_a_string_is_not_a_list_of_users(office: Office) -> None:
+    handlers = [await office.connect(token) for token in ("a", "b", "ab")]
+    for action in (
+        lambda: office.manager.send_message_to_user_ids("ab", {}),
+        lambda: office.manager.close_user_ids("ab"),
+        lambda: office.manager.get_user_handlers("ab"),
+    ):
+        with pytest.raises(TypeError, match="user_ids"):
+            action()
+    assert not any(handler.frames or handler.closes for handler in handlers)
 
 
 async def test_unregistering_leaves_nothing(office: Office) -> None:

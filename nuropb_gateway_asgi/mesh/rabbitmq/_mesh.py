@@ -14,6 +14,7 @@ from uuid import uuid4
 import anyio
 from aio_pika.abc import AbstractQueue
 from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp import commands
 from pamqp.header import ContentHeader
 
@@ -90,6 +91,8 @@ class RabbitMQMesh:
         self._bound: set[str] = set()
         self._bindings: set[str] = set()
         self._topics_changed = asyncio.Event()
+        #: Why events were missed that subscribers have to be told of, once all topics are bound again.
+        self._missed: str | None = None
         self._recent_events: dict[str, None] = {}
         self._stack = contextlib.AsyncExitStack()
 
@@ -198,6 +201,8 @@ class RabbitMQMesh:
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
         """Bind the event queue to ``topic``; ``done`` is called when that is so, or when it has to wait."""
         waiting = self._topics.setdefault(topic, [])
+        if not self._consuming.up:
+            self._missed = self._missed or "disconnected"
         if topic in self._bound or not self._consuming.up:
             done()
             return
@@ -268,6 +273,8 @@ class RabbitMQMesh:
         self, raw: AbstractConnection, connection: Connection
     ) -> AsyncIterator[Sequence[AbstractChannel]]:
         await declare_exchanges(connection)
+        if self._consuming.connects:
+            await self._see_what_was_missed(connection)
         topology = await connection.channel()
         await topology.declare_queue(self.reply_queue, durable=True, arguments=_arguments())
         events = await topology.declare_queue(
@@ -305,6 +312,17 @@ class RabbitMQMesh:
             finally:
                 tasks.cancel_scope.cancel()
                 self._release_topics()
+
+    async def _see_what_was_missed(self, connection: Connection) -> None:
+        """Whether the event queue has lost events while nobody consumed it; whoever subscribed is to know."""
+        try:
+            async with connection.channel() as channel:
+                queue = await channel.declare_queue(self.event_queue, passive=True)
+        except ChannelNotFoundEntity:
+            self._missed = "expired"
+            return
+        if (queue.declaration_result.message_count or 0) >= EVENT_QUEUE_LENGTH:
+            self._told.on_gap("overflow")  # now, for what it has lost is older than what it still has
 
     async def _consume(
         self,
@@ -477,6 +495,9 @@ class RabbitMQMesh:
                 self._bindings.discard(topic)
             if not self._bindings == self._bound == self._topics.keys():
                 continue
+            missed, self._missed = self._missed, None
+            if missed is not None:
+                self._told.on_gap(missed)
             with anyio.move_on_after(REASSERT_INTERVAL) as waiting:
                 await self._topics_changed.wait()
             if waiting.cancelled_caught:

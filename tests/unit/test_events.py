@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from nuropb_gateway_asgi import ServiceMeshManagerController, _events
+from nuropb_gateway_asgi._events import MAX_CONTROLLER_EVENTS
+from nuropb_gateway_asgi._interest import LINGER
+from nuropb_gateway_asgi.authorization import ExposePolicy
+from nuropb_gateway_asgi.exceptions import SettingsError
+from nuropb_gateway_asgi.protocol import MAX_SUBSCRIPTIONS
+
+from .fakes import FakeGateway, FakeHandler, answers, make_gateway, running, until
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[FakeGateway]:
+    async with running() as gateway:
+        yield gateway
+
+
+# --- subscriptions --------------------------------------------------------------------------------------
+
+
+def subscribe(gateway: FakeGateway, handler: FakeHandler, *topics: str, **payload: Any) -> list[dict[str, Any]]:
+    return gateway.receive(handler, "subscribe", topics=list(topics), **payload)
+
+
+def unsubscribe(gateway: FakeGateway, handler: FakeHandler, *topics: str, **payload: Any) -> list[dict[str, Any]]:
+    return gateway.receive(handler, "unsubscribe", topics=list(topics), **payload)
+
+
+async def let_go(gateway: FakeGateway) -> None:
+    """Wait until the mesh is asked no longer for what nobody wants."""
+    await gateway.sweep(LINGER)
+
+
+async def test_a_subscription_is_answered_with_all_there_are(gateway: FakeGateway) -> None:
+    handler = await gateway.connect()
+    subscribe(gateway, handler, "a", "b.*", id="1", trace_id="t")
+    subscribe(gateway, handler, "c", "a", "c", id="2")
+    subscribe(gateway, handler, id="3")
+    unsubscribe(gateway, handler, "a", "never", "a", id="4")
+    unsubscribe(gateway, handler, id="5")
+    assert answers(handler) == [
+        ("1", {"topics": ["a", "b.*"]}, None),
+        ("2", {"topics": ["a", "b.*", "c"]}, None),
+        ("3", {"topics": ["a", "b.*", "c"]}, None),
+        ("4", {"topics": ["b.*", "c"]}, None),
+        ("5", {"topics": ["b.*", "c"]}, None),
+    ]
+    assert handler.frames[0]["payload"]["trace_id"] == "t"
+
+
+async def test_a_subscription_is_answered_once_all_of_its_topics_are_bound(gateway: FakeGateway) -> None:
+    gateway.mesh.binds_at_once = False
+    handler = await gateway.connect()
+    subscribe(gateway, handler, "a", "b", id="1")
+    gateway.mesh.bound("b")
+    assert not handler.frames
+    gateway.mesh.bound("a")
+    assert answers(handler) == [("1", {"topics": ["a", "b"]}, None)]
+
+
+async def test_asking_again_does_not_make_it_bound(gateway: FakeGateway) -> None:
+    gateway.mesh.binds_at_once = False
+    handler = await gateway.connect()
+    subscribe(gateway, handler, "a", id="1")
+    subscribe(gateway, handler, "a", id="2")
+    assert not handler.frames
+    gateway.mesh.bound("a")
+    assert answers(handler) == [("1", {"topics": ["a"]}, None), ("2", {"topics": ["a"]}, None)]
+
+
+async def test_the_answer_tells_what_is_so_when_it_is_given(gateway: FakeGateway) -> None:
+    gateway.mesh.binds_at_once = False
+    handler = await gateway.connect()
+    subscribe(gateway, handler, "a", "b", id="1")
+    unsubscribe(gateway, handler, "a", id="2")
+    gateway.mesh.bound("b")
+    gateway.mesh.bound("a")
+    assert answers(handler) == [("2", {"topics": ["b"]}, None), ("1", {"topics": ["b"]}, None)]
+
+
+async def test_a_second_subscriber_waits_for_the_binding_of_the_first(gateway: FakeGateway) -> None:
+    gateway.mesh.binds_at_once = False
+    one, two = await gateway.connect(), await gateway.connect()
+    subscribe(gateway, one, "a")
+    subscribe(gateway, two, "a")
+    assert not two.frames
+    gateway.mesh.bound("a")
+    assert (len(one.frames), len(two.frames)) == (1, 1)
+
+
+async def test_who_leaves_before_the_binding_is_answered_at_most_once(gateway: FakeGateway) -> None:
+    gateway.mesh.binds_at_once = False
+    handler = await gateway.connect()
+    subscribe(gateway, handler, "a", "b")
+    unsubscribe(gateway, handler, "a")
+    gateway.mesh.bound("b")
+    gateway.mesh.bound("a")
+    assert len(handler.frames) == 2
+    subscribe(gateway, handler, "c")
+    gateway.handlers.unregister(handler)
+    assert len(handler.frames) <= 3
+    gateway.assert_idle()
+
+
+async def test_the_mesh_hears_of_the_first_and_the_last_subscriber(gateway: FakeGateway) -> None:
+    one, two = await gateway.connect(), await gateway.connect()
+    subscribe(gateway, one, "a")
+    subscribe(gateway, two, "a")
+    unsubscribe(gateway, one, "a")
+    assert ("-", "a") not in gateway.mesh.bindings
+    unsubscribe(gateway, two, "a")
+    assert set(gateway.mesh.bindings) == {("+", "a")}
+    await let_go(gateway)
+    assert gateway.mesh.bindings[-1] == ("-", "a")
+
+
+async def test_who_leaves_is_subscribed_to_nothing(gateway: FakeGateway) -> None:
+    handler, other = await gateway.connect(), await gateway.connect()
+    subscribe(gateway, handler, "a", "b")
+    subscribe(gateway, other, "b")
+    gateway.handlers.unregister(handler)
+    await let_go(gateway)
+    assert [binding for binding in gateway.mesh.bindings if binding[0] == "-"] == [("-", "a")]
+    gateway.mesh.event("b")
+    assert len(handler.frames) == 1
+    gateway.handlers.unregister(other)
+    gateway.assert_idle()
+
+
+async def test_a_connection_has_only_so_many_subscriptions(gateway: FakeGateway) -> None:
+    handler = await gateway.connect()
+    subscribe(gateway, handler, *[f"t.{number}" for number in range(MAX_SUBSCRIPTIONS - 1)])
+    bindings = len(gateway.mesh.bindings)
+    subscribe(gateway, handler, "x", "y", id="1")
+    assert answers(handler)[1] == ("1", None, "bad_request")
+    assert len(gateway.mesh.bindings) == bindings
+    gateway.mesh.event("x")
+    assert len(handler.frames) == 2
+    subscribe(gateway, handler, "x", "x", "t.1", id="2")
+    assert handler.codes[-1] is None
+    assert len(answers(handler)[-1][1]["topics"]) == MAX_SUBSCRIPTIONS
+    unsubscribe(gateway, handler, "x")
+    subscribe(gateway, handler, "y", id="3")
+    assert handler.codes[-1] is None
+
+
+async def test_a_subscription_that_is_refused_in_part_is_refused() -> None:
+    async with running(policy=ExposePolicy([], ["orders.*"])) as gateway:
+        handler = await gateway.connect()
+        subscribe(gateway, handler, "orders.new", "users.new")
+        assert handler.codes == ["permission_denied"]
+        assert not gateway.mesh.bindings
+        gateway.mesh.event("orders.new")
+        assert len(handler.frames) == 1
+
+
+# --- events ---------------------------------------------------------------------------------------------
+
+
+async def test_an_event_goes_to_who_subscribed_to_its_topic_once(gateway: FakeGateway) -> None:
+    one, two, three = [await gateway.connect() for _ in range(3)]
+    subscribe(gateway, one, "orders.*", "orders.#", "#")
+    subscribe(gateway, two, "orders.new")
+    subscribe(gateway, three, "users.*")
+    for handler in (one, two, three):
+        handler.take()
+    gateway.mesh.event("orders.new", {"id": 7}, trace_id="t")
+    event = {"type": "event", "payload": {"topic": "orders.new", "event": {"id": 7}, "trace_id": "t"}}
+    assert (one.frames, two.frames, three.frames) == ([event], [event], [])
+    assert gateway.manager.statistics.events == 1
+
+
+async def test_an_event_is_encoded_once(gateway: FakeGateway) -> None:
+    handlers = [await gateway.connect() for _ in range(20)]
+    for handler in handlers:
+        subscribe(gateway, handler, "#")
+        handler.take()
+    gateway.mesh.event("orders.new", {})
+    assert len({id(handler.texts[0]) for handler in handlers}) == 1
+
+
+async def test_an_event_with_targets_goes_to_their_connections_alone(gateway: FakeGateway) -> None:
+    handlers = {token: await gateway.connect(token) for token in ("alice/1", "alice/2", "bob", "carol")}
+    subscribe(gateway, handlers["carol"], "#")
+    handlers["carol"].take()
+    gateway.mesh.event("orders.new", {}, target=["alice", "bob", "alice", "nobody"])
+    assert [len(handler.frames) for handler in handlers.values()] == [1, 1, 1, 0]
+    gateway.mesh.event("orders.new", {}, target=[])
+    assert [len(handler.frames) for handler in handlers.values()] == [1, 1, 1, 0]
+
+
+async def test_subscribers_may_leave_while_an_event_is_handed_out(gateway: FakeGateway) -> None:
+    handlers = [await gateway.connect() for _ in range(5)]
+    for handler in handlers:
+        subscribe(gateway, handler, "#")
+        handler.take()
+
+    def leave_all() -> None:
+        for handler in handlers:
+            gateway.handlers.unregister(handler)
+
+    for handler in handlers:
+        handler.on_send = leave_all
+    gateway.mesh.event("a")
+    assert len(gateway.handlers) == 0
+    gateway.assert_idle()
+
+
+# --- targeted events are wanted while there is a connection ------------------------------------------------
+
+
+async def test_a_process_asks_for_targeted_events_as_long_as_it_has_connections() -> None:
+    async with running(targeted_topics=["users.#", "news"]) as gateway:
+        assert gateway.mesh.bindings == []
+        one, two = await gateway.connect(), await gateway.connect()
+        assert gateway.mesh.bindings == [("+", "users.#"), ("+", "news")]
+        gateway.handlers.unregister(one)
+        await let_go(gateway)
+        gateway.handlers.unregister(two)
+        assert len(gateway.mesh.bindings) == 2
+        await let_go(gateway)
+        assert gateway.mesh.bindings[2:] == [("-", "users.#"), ("-", "news")]
+        await gateway.connect()
+        assert gateway.mesh.bindings[4:] == [("+", "users.#"), ("+", "news")]
+
+
+async def test_connections_wait_until_targeted_events_come() -> None:
+    async with running(targeted_topics=["#"]) as gateway:
+        gateway.mesh.binds_at_once = False
+        connecting = [asyncio.create_task(gateway.connect()) for _ in range(2)]
+        await until(lambda: gateway.mesh.waiting)
+        await asyncio.sleep(0)
+        assert len(gateway.handlers) == 0
+        gateway.mesh.bound("#")
+        await asyncio.gather(*connecting)
+        assert gateway.mesh.bindings == [("+", "#")]
+        await gateway.connect()
+        assert gateway.mesh.bindings == [("+", "#")]
+
+
+async def test_a_broker_that_binds_slowly_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_events, "BINDING_TIMEOUT", 0.01)
+    async with running(targeted_topics=["#"]) as gateway:
+        gateway.mesh.binds_at_once = False
+        await gateway.connect()
+        assert len(gateway.handlers) == 1
+
+
+async def test_who_waits_while_the_last_connection_leaves_is_not_forgotten() -> None:
+    async with running(targeted_topics=["#"]) as gateway:
+        first = await gateway.connect()
+        gateway.mesh.binds_at_once = False
+        gateway.handlers.unregister(first)
+        second = asyncio.create_task(gateway.connect())
+        await until(lambda: gateway.mesh.waiting)
+        gateway.mesh.bound("#")
+        await second
+        await let_go(gateway)
+        assert ("-", "#") not in gateway.mesh.bindings
+
+
+def test_targeted_topics_have_to_be_patterns() -> None:
+    with pytest.raises(SettingsError, match=r"^NUROPB_GATEWAY_TARGETED_TOPICS: 'a\*' is not a topic pattern: a word"):
+        make_gateway(targeted_topics=["users.#", "a*"])
+
+
+# --- gaps ---------------------------------------------------------------------------------------------------
+
+
+async def test_who_subscribed_is_told_that_events_may_have_been_missed(gateway: FakeGateway) -> None:
+    one, two = await gateway.connect(), await gateway.connect()
+    subscribe(gateway, one, "orders.#", "news")
+    subscribe(gateway, two, "news")
+    unsubscribe(gateway, two, "news")
+    one.take(), two.take()
+    gateway.mesh.told.on_gap("overflow")
+    event = {"topic": "gap", "event": {"reason": "overflow", "topics": ["orders.#", "news"]}}
+    assert one.frames == [{"type": "event", "payload": event}]
+    assert two.frames == []
+
+
+# --- the controller -------------------------------------------------------------------------------------
+
+
+class Controller(ServiceMeshManagerController):
+    """Writes down its events."""
+
+    def __init__(self, *topics: str, service_name: str | None = None, instance_id: str | None = None) -> None:
+        super().__init__(service_name, instance_id, topics)
+        self._events: list[tuple[str, Any, Any, Any]] = []
+
+    def _handle_event_(self, topic: str, event: Any, target: list[str] | None, context: dict[str, Any]) -> None:
+        self._events.append((topic, event, target, context))
+
+
+class AsyncController(Controller):
+    """The same, and takes its time."""
+
+    async def _handle_event_(  # type: ignore[override]
+        self, topic: str, event: Any, target: list[str] | None, context: dict[str, Any]
+    ) -> None:
+        await asyncio.sleep(0)
+        super()._handle_event_(topic, event, target, context)
+
+
+class RaisingController(Controller):
+    """The same, and fails."""
+
+    def _handle_event_(self, topic: str, event: Any, target: list[str] | None, context: dict[str, Any]) -> None:
+        super()._handle_event_(topic, event, target, context)
+        raise ValueError("a bad day")
+
+
+class CancellingController(Controller):
+    """The same, and waits for what was cancelled."""
+
+    async def _handle_event_(  # type: ignore[override]
+        self, topic: str, event: Any, target: list[str] | None, context: dict[str, Any]
+    ) -> None:
+        super()._handle_event_(topic, event, target, context)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+
+def test_a_controller_has_the_name_of_the_gateway_unless_it_has_its_own() -> None:
+    gateway = make_gateway(controller := Controller(), service_name="gw", instance_id="i1")
+    assert (controller.service_name, controller.instance_id) == ("gw", "i1")
+    assert gateway.mesh.controller is controller
+    assert controller._service_mesh_manager is gateway.manager
+    assert controller._handler_manager is gateway.handlers
+    make_gateway(controller := Controller("a.#", service_name="mine", instance_id="i2"), service_name="gw")
+    assert (controller.service_name, controller.instance_id) == ("mine", "i2")
+    assert controller.event_topic_subscriptions == ("a.#",)
+
+
+@pytest.mark.parametrize("kind", [Controller, AsyncController, RaisingController, CancellingController])
+async def test_events_of_its_topics_come_to_the_controller_in_order(kind: type[Controller]) -> None:
+    controller = kind("orders.*", "orders.new")
+    async with running(controller) as gateway:
+        assert gateway.mesh.bindings == [("+", "orders.*"), ("+", "orders.new")]
+        gateway.mesh.event("users.new", 0)
+        gateway.mesh.event("orders.new", {"id": 1}, context=b'{"user_id":"alice"}')
+        gateway.mesh.event("orders.old", [2], target=["bob"], context=b"null")
+        await until(lambda: len(controller._events) == 2)
+        gateway.mesh.event("orders.last", 3)
+        await until(lambda: len(controller._events) == 3)
+    assert controller._events == [
+        ("orders.new", {"id": 1}, None, {"user_id": "alice"}),
+        ("orders.old", [2], ["bob"], {}),
+        ("orders.last", 3, None, {}),
+    ]
+
+
+async def test_the_controllers_default_is_to_do_nothing() -> None:
+    controller = ServiceMeshManagerController(event_topic_subscriptions=["a"])
+    async with running(controller) as gateway:
+        gateway.mesh.event("a")
+        await until(lambda: gateway.manager._events._controller_events.empty())
+        assert controller._handle_event_("a", None, None, {}) is None
+
+
+@pytest.mark.parametrize("event", [b"1e999", b"NaN", b"{", b"[" * 100_000, b'"\\ud800"', b'"\xff"'])
+async def test_an_event_that_cannot_be_read_ends_nothing(event: bytes) -> None:
+    controller = Controller("a")
+    async with running(controller) as gateway:
+        gateway.mesh.event("a", 1)
+        message = gateway.manager._events._controller_events.get_nowait()
+        message.event = event
+        gateway.manager._events._controller_events.put_nowait(message)
+        gateway.mesh.event("a", 2)
+        await until(lambda: any(event[1] == 2 for event in controller._events))
+
+
+async def test_events_that_the_controller_cannot_keep_up_with_are_dropped_and_counted() -> None:
+    async with running(Controller("a")) as gateway:
+        for number in range(MAX_CONTROLLER_EVENTS + 5):
+            gateway.mesh.event("a", number)
+        assert gateway.manager.statistics.dropped_controller_events == 5
+        handler = await gateway.connect()
+        subscribe(gateway, handler, "a")
+        gateway.mesh.event("a", "still")
+        assert handler.frames[-1]["payload"]["event"] == "still"
+
+
+async def test_a_topic_of_the_controller_stays_when_its_last_subscriber_leaves() -> None:
+    controller = Controller("a")
+    async with running(controller) as gateway:
+        handler = await gateway.connect()
+        subscribe(gateway, handler, "a", "b")
+        unsubscribe(gateway, handler, "a", "b")
+        await let_go(gateway)
+        assert [binding for binding in gateway.mesh.bindings if binding[0] == "-"] == [("-", "b")]
