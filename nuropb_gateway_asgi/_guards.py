@@ -15,6 +15,8 @@ __all__ = ["EVERYBODY", "Caller", "Circuits", "ErrorBudgets"]
 OPEN_AFTER: Final = 5
 #: So many of them may be one caller's, where the circuit opens for everybody.
 COUNTED_OF_ONE: Final = 2
+#: Seconds between two probes of a service that does not answer, and before the first.
+PAUSE: Final = 1.0
 #: Seconds. A caller that gives up sooner says nothing about the service.
 SHORTEST_COUNTED_TIMEOUT: Final = 0.1
 #: Failed calls of one user within the window, and calls refused for it until the connection ends. NuroPb 0.1.8
@@ -37,13 +39,15 @@ Caller: TypeAlias = str | None
 
 
 class _Circuit:
-    __slots__ = ("probes", "timeouts")
+    __slots__ = ("probes", "retry_at", "timeouts")
 
     def __init__(self) -> None:
         #: In a row, by caller.
         self.timeouts: Counter[Caller] = Counter()
         #: The call that is to find out, for each that the circuit is open for.
         self.probes: dict[Caller | _Everybody, str] = {}
+        #: When the next one may be made.
+        self.retry_at: dict[Caller | _Everybody, float] = {}
 
     def open_for(self, caller: Caller) -> Caller | _Everybody | Literal[False]:
         """Whom it is open for, as far as that concerns this caller."""
@@ -59,9 +63,9 @@ class _Circuit:
 class Circuits:
     """One circuit for each service: open after five timeouts in a row, closed by the first answer.
 
-    While it is open one call at a time is let through, to find out. Timeouts of one caller open it for that caller
-    alone: whoever asks for the impossible in a short time must not cut others off. Those of several callers open it
-    for everybody.
+    While it is open calls are refused; after a pause one at a time is let through, to find out. Timeouts of one caller
+    open it for that caller alone: whoever asks for the impossible in a short time must not cut others off. Those of
+    several callers open it for everybody.
     """
 
     __slots__ = ("_circuits",)
@@ -69,16 +73,24 @@ class Circuits:
     def __init__(self) -> None:
         self._circuits: dict[str, _Circuit] = {}
 
-    def admits(self, service: str, caller: Caller, correlation_id: str) -> bool:
-        """Whether a call may be made; while the circuit is open, this call is the probe then."""
+    def refuses(self, service: str, caller: Caller, correlation_id: str, now: float) -> float | None:
+        """Seconds until a call may be tried again, or None if this one may be made.
+
+        While the circuit is open, the call that may be made is the probe.
+        """
         circuit = self._circuits.get(service)
         whom = False if circuit is None else circuit.open_for(caller)
         if circuit is None or whom is False:
-            return True
-        return circuit.probes.setdefault(whom, correlation_id) == correlation_id
+            return None
+        if whom in circuit.probes:
+            return PAUSE
+        if now < circuit.retry_at[whom]:
+            return circuit.retry_at[whom] - now
+        circuit.probes[whom] = correlation_id
+        return None
 
     def on_timeout(
-        self, service: str, caller: Caller, correlation_id: str, timeout: float
+        self, service: str, caller: Caller, correlation_id: str, timeout: float, now: float
     ) -> Caller | _Everybody | Literal[False]:
         """A call got no answer within ``timeout`` seconds. Whom that opened the circuit for, if it did."""
         self.on_ended(service, caller, correlation_id)
@@ -92,6 +104,8 @@ class Circuits:
         before = circuit.open_for(caller)
         circuit.timeouts[caller] += 1
         after = circuit.open_for(caller)
+        if after is not False:
+            circuit.retry_at[after] = now + PAUSE
         return after if after != before else False
 
     def on_ended(self, service: str, caller: Caller, correlation_id: str) -> None:

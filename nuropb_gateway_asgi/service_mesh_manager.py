@@ -384,11 +384,8 @@ class ServiceMeshManager:
         if not self._mesh.connected:
             self._fail(message.correlation_id, _mesh_unavailable())
             return
-        if message.kind == "request" and not self._circuits.admits(
-            message.service, call.caller, message.correlation_id
-        ):
-            description = f"Service {message.service} does not answer"
-            failure = Failure(ErrorCode.SERVICE_UNAVAILABLE, description, retry_after_ms=1000)
+        failure = self._check_circuit(call)
+        if failure is not None:
             self._fail(message.correlation_id, failure)
             return
         known = self._directory.get(message.service)
@@ -398,6 +395,17 @@ class ServiceMeshManager:
         if self._clock() - known.fetched_at > MAX_AGE_SECONDS:
             self._directory.look_up(message.service, MAX_AGE_SECONDS, _ignore)  # renew it for the next calls
         self._dispatch(message, known)
+
+    def _check_circuit(self, call: Call) -> Failure | None:
+        """Why the service may not be called now: it has not answered for a while."""
+        message = call.message
+        if message.kind == "command":
+            return None  # it waits for no answer
+        wait = self._circuits.refuses(message.service, call.caller, message.correlation_id, self._clock())
+        if wait is None:
+            return None
+        description = f"Service {message.service} does not answer"
+        return Failure(ErrorCode.SERVICE_UNAVAILABLE, description, retry_after_ms=int(wait * 1000) + 1)
 
     def _on_found(self, message: CallMessage, found: Description | Failure) -> None:
         if message.correlation_id not in self._calls:
@@ -601,7 +609,9 @@ class ServiceMeshManager:
             if counts:
                 self._count_error(call)
             counts = counts and message.kind == "request" and message.service != ""
-            opened = counts and self._circuits.on_timeout(message.service, call.caller, correlation_id, message.timeout)
+            opened = counts and self._circuits.on_timeout(
+                message.service, call.caller, correlation_id, message.timeout, self._clock()
+            )
             if opened is not False:
                 whose = "calls to it" if opened is EVERYBODY else "calls of one user to it"
                 logger.warning("service %s does not answer; %s fail at once until it does", message.service, whose)

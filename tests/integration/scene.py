@@ -16,6 +16,7 @@ from typing import Any, Final
 import aio_pika
 import anyio
 import httpx
+from aiormq.exceptions import ChannelPreconditionFailed
 from websockets.exceptions import ConnectionClosed
 
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
@@ -67,6 +68,13 @@ class Caller:
             name = f"{service or self.service}.{method}"
             await self.client.request(name, {"id": id_} if params is None else params, id=id_, **more)
         return ids
+
+    async def subscribe(self, *topics: str) -> None:
+        """Subscribe, and wait for the answer."""
+        id_ = f"{self._prefix}-{len(self.sent)}"
+        self.sent[id_] = time.monotonic()
+        await self.client.send("subscribe", topics=list(topics), id=id_)
+        assert await self.ended([id_]) == {"ok": 1}
 
     async def ended(self, ids: list[str], within: float = DEADLINE) -> Counter[str]:
         """Wait until every one has an answer; the answers' error codes, "ok" for those without."""
@@ -247,11 +255,13 @@ async def scene(
 
 
 async def delete_queues(url: str, *meshes: RabbitMQMesh) -> None:
-    """Remove the queues of ``meshes``, which would outlive them."""
-    async with await aio_pika.connect(url) as connection, connection.channel() as channel:
+    """Remove the queues of ``meshes``, which would outlive them; that of the service stays while others consume it."""
+    async with await aio_pika.connect(url) as connection:
         for mesh in meshes:
             for queue in (mesh.reply_queue, mesh.event_queue, mesh.service_queue):
-                await channel.queue_delete(queue)
+                async with connection.channel() as channel:
+                    with contextlib.suppress(ChannelPreconditionFailed):
+                        await channel.queue_delete(queue, if_unused=queue == mesh.service_queue)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import aio_pika
 import anyio
 import pytest
 
+from nuropb_gateway_asgi._guards import PAUSE
 from nuropb_gateway_asgi.mesh import wire
 from nuropb_gateway_asgi.mesh.rabbitmq import _mesh
 from tests.integration.scene import Caller, Record, Scene, scene
@@ -190,7 +191,7 @@ async def eventually_taken(channel: aio_pika.abc.AbstractChannel, queue: str) ->
 
 async def test_the_circuit_of_a_service_that_hangs(amqp_url: str, record_property: Record) -> None:
     name = f"hanging-{secrets.token_hex(4)}"
-    async with scene(amqp_url) as set_:
+    async with scene(amqp_url, users=1) as set_:
         caller, other = set_.callers
         with ServiceProcess(amqp_url, name, events=()) as service:
             assert await caller.call(service=name) == "ok"
@@ -199,6 +200,9 @@ async def test_the_circuit_of_a_service_that_hangs(amqp_url: str, record_propert
                 assert await caller.call(service=name, timeout=0.2) == "timeout"
             assert set_.running.gateway.service_mesh_manager.open_circuits == [name]
             set_.begin()
+            (refused,) = ids = await other.start(service=name)
+            assert await other.ended(ids, within=FAST) == {"service_unavailable": 1}
+            await anyio.sleep(other.error(refused)["retry_after_ms"] / 1000)
             probe = await caller.start(service=name, timeout=2.0)
             await eventually(lambda: set_.running.gateway.service_mesh_manager.in_flight)
             (refused,) = ids = await other.start(service=name)
@@ -206,6 +210,7 @@ async def test_the_circuit_of_a_service_that_hangs(amqp_url: str, record_propert
             assert other.error(refused)["retry_after_ms"] > 0
             assert await other.call() == "ok"  # other services are none of its business
             assert await caller.ended(probe) == {"timeout": 1}
+            await anyio.sleep(PAUSE)
             probe = await other.start(service=name, timeout=15.0)
             service.thaw()
             # What it answers first is a call that was given up long ago, and that will do.

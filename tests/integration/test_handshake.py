@@ -17,7 +17,7 @@ from jose import jws
 
 from nuropb_gateway_asgi import Gateway, Identity, Settings
 from nuropb_gateway_asgi.authentication import issue_token
-from tests.kit.clients import RawClient, bearer_subprotocol, connect, refusal, turned_away
+from tests.kit.clients import Closed, RawClient, bearer_subprotocol, connect, refusal, turned_away
 from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway
 
 ORIGIN = "https://app.example.com"
@@ -304,6 +304,28 @@ async def test_an_unknown_subprotocol(running: RunningGateway, offered: list[str
     assert (code, frame["code"]) == (4505, "bad_request")
 
 
+@pytest.mark.parametrize(
+    "offered",
+    [
+        "nuropb.bearer.c2VjcmV0",
+        "BEARER.c2VjcmV0",
+        "access_token",
+        "Authorization",
+        "my-secret",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.sig",
+        "c2VjcmV0LXRoYXQtaXMtbG9uZw",
+        "x" * 25,
+        "123456",
+    ],
+)
+async def test_what_may_be_a_token_is_not_selected_as_a_subprotocol(running: RunningGateway, offered: str) -> None:
+    async with RawClient.open(running.url) as raw:
+        response = await raw.handshake("/ws", ("Origin", ORIGIN), ("Sec-WebSocket-Protocol", offered))
+        assert response.startswith("HTTP/1.1 101 ")
+        assert offered.lower() not in response.lower()
+        assert await raw.close_code() == 4505
+
+
 async def test_only_the_subprotocol_of_the_token_is_offered(running: RunningGateway) -> None:
     """It names no protocol that could be spoken, and is not to be answered with either."""
     async with RawClient.open(running.url) as raw:
@@ -411,18 +433,23 @@ async def test_nothing_goes_before_authorize(running: RunningGateway) -> None:
         {"type": "describe"},
         {"type": "cancel", "payload": {"id": "1"}},
         {"type": "ping"},
-        {"type": "pong"},
     ]
     async with connect(running.url, hello=False) as client:
         for frame in frames:
             await client.send_frame(frame)
             answer = await client.next()
-            code = answer["code"] if answer["type"] == "error" else answer["payload"]["error"]["code"]
-            assert code == "unauthenticated"
+            expected = frame.get("payload", {}).get("id") if frame["type"] != "cancel" else None
+            if expected is None:
+                assert (answer["type"], answer["code"]) == ("error", "unauthenticated")
+            else:
+                assert (answer["payload"]["id"], answer["payload"]["error"]["code"]) == (expected, "unauthenticated")
         assert running.occupancy == (1, 0, 0)
         for text in ("{", '{"type":"authorize"}'):
             await client.send_text(text)
             assert (await client.error())["code"] == "bad_request"
+        await client.send("authorize", token=1, id="wrong", trace_id="t")
+        answer = await client.answer("wrong")
+        assert (answer["trace_id"], answer["error"]["code"]) == ("t", "bad_request")
         await client.send("authorize", token="alice")
         assert (await client.event("hello"))["event"]["user_id"] == "alice"
         await client.settled()
@@ -442,9 +469,29 @@ async def test_too_many_frames_before_authorize(running: RunningGateway) -> None
 async def test_a_bad_token_in_the_first_frame(running: RunningGateway, token: str) -> None:
     async with connect(running.url, hello=False) as client:
         await client.send("authorize", token=token, id="a")
+        assert (await client.answer("a"))["error"]["code"] == "unauthenticated"
+        assert await client.closed() == Closed(4510, "A valid bearer token is required", [])
+    async with connect(running.url, hello=False) as client:
+        await client.send("authorize", token=token)
         closed = await client.closed()
         assert closed.code == 4510
         assert [frame["code"] for frame in closed.frames] == ["unauthenticated"]
+
+
+async def test_connections_that_say_nothing_leave_room_for_others() -> None:
+    async with run_gateway(max_connections=6, allowed_origins=ORIGINS) as running, contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(connect(running.url, hello=False)) for _ in range(3)]
+        refused = await refusal(running.url)
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+        code, frame = await turned_away(running.url, origin=ORIGIN)
+        assert (code, frame["code"]) == (1013, "too_many_requests")
+        async with connect(running.url, "alice") as client:
+            await client.settled()
+        await silent[0].send("authorize", token="alice")
+        await silent[0].event("hello")
+        async with connect(running.url, hello=False) as client:
+            await client.send("authorize", token="alice")
+            await client.event("hello")
 
 
 async def test_a_binary_first_frame(running: RunningGateway) -> None:

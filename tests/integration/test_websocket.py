@@ -11,11 +11,13 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import pytest
 from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocket
 
 from nuropb_gateway_asgi import CloseCode, Identity, WebSocketHandler
+from nuropb_gateway_asgi.handlers.websocket import FRAMES_PER_TURN
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.clients import CLOSE, CONTINUATION, PING, PONG, TEXT, Client, Frame, RawClient, connect
 from tests.kit.gateways import DEADLINE, RunningGateway, authorise_from_token, eventually, make_gateway, run_gateway
@@ -567,6 +569,35 @@ async def test_broken_json_has_the_name_that_nuropb_gw_gave_it(client: Client) -
     error = await client.next()
     assert (error["type"], error["error"]) == ("error", "JSONDecodeError")
     assert error["description"].startswith("Error decoding JSON")
+
+
+async def test_a_flood_of_frames_leaves_others_their_turn() -> None:
+    """Thousands of frames that arrive at once are not handled at once."""
+    count, handled = 20_000, 0
+    async with run_gateway(outbox_size=2**24) as running, RawClient.open(running.url) as flood:
+        manager = running.gateway.handler_manager
+        handle = manager.on_handler_message
+
+        def counting(handler: Any, data: Any) -> Any:
+            nonlocal handled
+            handled += 1
+            return handle(handler, data)
+
+        async def read() -> None:
+            for _ in range(count):
+                await flood.read_frame()
+
+        manager.on_handler_message = counting  # type: ignore[method-assign]
+        await flood.handshake("/ws", ("Authorization", "Bearer mallory"))
+        turns = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(flood.send, RawClient.frame(b'{"type":"ping"}') * count)
+            tasks.start_soon(read)
+            while handled < count:
+                before = handled
+                await asyncio.sleep(0)
+                turns.append(handled - before)
+        assert max(turns) <= 2 * FRAMES_PER_TURN
 
 
 async def test_ten_broken_frames_in_a_row(running: RunningGateway) -> None:

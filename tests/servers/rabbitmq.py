@@ -218,6 +218,11 @@ class RabbitMQNode:
         columns = ("name", "messages", "consumers", "durable", "auto_delete", "exclusive", "arguments")
         return self._list("list_queues", "--vhost", vhost, columns=columns)
 
+    def list_bindings(self, vhost: str = "/") -> list[dict[str, Any]]:
+        """The bindings: source_name, destination_name, destination_kind and routing_key."""
+        columns = ("source_name", "destination_name", "destination_kind", "routing_key")
+        return self._list("list_bindings", "--vhost", vhost, columns=columns)
+
     def list_connections(self) -> list[dict[str, Any]]:
         """The connections: name, vhost, user, state, channels, timeout (the heartbeat), client_properties."""
         columns = ("name", "vhost", "user", "state", "channels", "timeout", "client_properties")

@@ -10,6 +10,7 @@ from nuropb_gateway_asgi._guards import (
     ERRORS_ALLOWED,
     EVERYBODY,
     OPEN_AFTER,
+    PAUSE,
     REFUSALS_ALLOWED,
     SHORTEST_COUNTED_TIMEOUT,
     WINDOW,
@@ -23,14 +24,16 @@ def opened(service: str = "orders", callers: Sequence[Caller] = ("alice",)) -> C
     """A circuit that the callers' timeouts opened, one after the other and round about."""
     circuits = Circuits()
     for number, caller in zip(range(OPEN_AFTER), itertools.cycle(callers), strict=False):
-        assert circuits.admits(service, caller, str(number))
-        whom = circuits.on_timeout(service, caller, str(number), 1.0)
+        assert circuits.refuses(service, caller, str(number), LATER) is None
+        whom = circuits.on_timeout(service, caller, str(number), 1.0, 0.0)
         assert (whom is not False) is (number == OPEN_AFTER - 1)
     return circuits
 
 
 # --- circuits -------------------------------------------------------------------------------------------
 
+#: The circuits here open at 0.0.
+LATER = PAUSE
 CALLERS = [["alice"], [None], ["alice", "bob", "carol"]]
 
 
@@ -38,45 +41,45 @@ CALLERS = [["alice"], [None], ["alice", "bob", "carol"]]
 def test_a_circuit_opens_after_so_many_timeouts_in_a_row(callers: list[Caller]) -> None:
     circuits = opened(callers=callers)
     assert circuits.open() == ["orders"]
-    assert circuits.admits("users", "alice", "x")
+    assert circuits.refuses("users", "alice", "x", LATER) is None
 
 
 def test_the_timeouts_of_one_caller_cut_nobody_else_off() -> None:
     circuits = opened(callers=["alice"])
-    assert circuits.admits("orders", "alice", "probe")
-    assert not circuits.admits("orders", "alice", "another")
+    assert circuits.refuses("orders", "alice", "probe", LATER) is None
+    assert circuits.refuses("orders", "alice", "another", LATER) == PAUSE
     for number in range(3):
-        assert circuits.admits("orders", "bob", str(number))
-        assert circuits.admits("orders", None, str(number))
-    assert circuits.on_timeout("orders", "bob", "0", 1.0) is False
-    assert circuits.admits("orders", "carol", "x")
+        assert circuits.refuses("orders", "bob", str(number), LATER) is None
+        assert circuits.refuses("orders", None, str(number), LATER) is None
+    assert circuits.on_timeout("orders", "bob", "0", 1.0, 0.0) is False
+    assert circuits.refuses("orders", "carol", "x", LATER) is None
 
 
 def test_two_callers_together_cut_nobody_else_off_either() -> None:
     circuits = Circuits()
-    opens = [circuits.on_timeout("orders", caller, "x", 1.0) for caller in ["alice", "bob"] * OPEN_AFTER]
+    opens = [circuits.on_timeout("orders", caller, "x", 1.0, 0.0) for caller in ["alice", "bob"] * OPEN_AFTER]
     assert [whom for whom in opens if whom is not False] == ["alice", "bob"]
-    assert circuits.admits("orders", "carol", "x")
+    assert circuits.refuses("orders", "carol", "x", LATER) is None
 
 
 def test_the_timeouts_of_several_callers_open_it_for_everybody() -> None:
     circuits = opened(callers=["alice", "bob", "carol"])
-    assert circuits.admits("orders", "dave", "probe")
+    assert circuits.refuses("orders", "dave", "probe", LATER) is None
     for caller in ("alice", "bob", "dave", "eve", None):
-        assert not circuits.admits("orders", caller, "another")
+        assert circuits.refuses("orders", caller, "another", LATER) == PAUSE
 
 
 def test_for_whom_it_opens_is_said_once() -> None:
     circuits = Circuits()
     callers = ["alice"] * 10 + ["bob"] * 10 + ["carol"] * 10
-    opens = [circuits.on_timeout("orders", caller, "x", 1.0) for caller in callers]
+    opens = [circuits.on_timeout("orders", caller, "x", 1.0, 0.0) for caller in callers]
     assert [whom for whom in opens if whom is not False] == ["alice", "bob", EVERYBODY]
 
 
 def test_an_answer_in_between_begins_the_count_anew() -> None:
     circuits = Circuits()
     for number in range(3 * OPEN_AFTER):
-        assert circuits.on_timeout("orders", "alice", str(number), 1.0) is False
+        assert circuits.on_timeout("orders", "alice", str(number), 1.0, 0.0) is False
         if number % (OPEN_AFTER - 1) == 0:
             assert not circuits.on_answer("orders")
     assert circuits.open() == []
@@ -85,26 +88,37 @@ def test_an_answer_in_between_begins_the_count_anew() -> None:
 def test_who_gives_up_soon_says_nothing_about_the_service() -> None:
     circuits = Circuits()
     for number in range(2 * OPEN_AFTER):
-        assert circuits.on_timeout("orders", "alice", str(number), SHORTEST_COUNTED_TIMEOUT / 2) is False
+        assert circuits.on_timeout("orders", "alice", str(number), SHORTEST_COUNTED_TIMEOUT / 2, 0.0) is False
     assert circuits.open() == []
+
+
+@pytest.mark.parametrize("callers", CALLERS)
+def test_nobody_tries_a_service_again_at_once(callers: list[Caller]) -> None:
+    circuits, caller = opened(callers=callers), callers[0]
+    assert circuits.refuses("orders", caller, "a", 0.0) == PAUSE
+    assert circuits.refuses("orders", caller, "a", PAUSE / 4) == PAUSE * 3 / 4
+    assert circuits.refuses("orders", caller, "probe", PAUSE) is None
+    circuits.on_timeout("orders", caller, "probe", 1.0, PAUSE * 2)
+    assert circuits.refuses("orders", caller, "a", PAUSE * 2) == PAUSE
+    assert circuits.refuses("orders", caller, "a", PAUSE * 3) is None
 
 
 @pytest.mark.parametrize("callers", CALLERS)
 def test_one_call_at_a_time_finds_out_whether_the_service_is_back(callers: list[Caller]) -> None:
     circuits, caller = opened(callers=callers), callers[0]
-    assert circuits.admits("orders", caller, "probe")
-    assert not circuits.admits("orders", caller, "other")
+    assert circuits.refuses("orders", caller, "probe", LATER) is None
+    assert circuits.refuses("orders", caller, "other", LATER) == PAUSE
     circuits.on_ended("orders", caller, "other")
-    assert not circuits.admits("orders", caller, "other")
+    assert circuits.refuses("orders", caller, "other", LATER) == PAUSE
     circuits.on_ended("orders", caller, "probe")
-    assert circuits.admits("orders", caller, "next")
+    assert circuits.refuses("orders", caller, "next", LATER) is None
 
 
 def test_a_probe_that_times_out_makes_way_for_the_next_and_is_no_news() -> None:
     circuits = opened()
-    assert circuits.admits("orders", "alice", "probe")
-    assert circuits.on_timeout("orders", "alice", "probe", 1.0) is False
-    assert circuits.admits("orders", "alice", "next")
+    assert circuits.refuses("orders", "alice", "probe", LATER) is None
+    assert circuits.on_timeout("orders", "alice", "probe", 1.0, 0.0) is False
+    assert circuits.refuses("orders", "alice", "next", LATER) is None
     assert circuits.open() == ["orders"]
 
 
@@ -114,8 +128,8 @@ def test_the_first_answer_closes_a_circuit(callers: list[Caller]) -> None:
     assert circuits.on_answer("orders")
     assert not circuits.on_answer("orders")
     assert circuits.open() == []
-    assert circuits.admits("orders", "alice", "a")
-    assert circuits.admits("orders", "alice", "b")
+    assert circuits.refuses("orders", "alice", "a", LATER) is None
+    assert circuits.refuses("orders", "alice", "b", LATER) is None
 
 
 def test_what_is_forgotten_is_closed() -> None:
@@ -128,7 +142,7 @@ def test_circuits_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(_guards, "MAX_ENTRIES", 3)
     circuits = opened("oldest")
     for number in range(3):
-        circuits.on_timeout(f"guess{number}", "alice", "x", 1.0)
+        circuits.on_timeout(f"guess{number}", "alice", "x", 1.0, 0.0)
     assert len(circuits._circuits) == 3
     assert circuits.open() == []
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi import _calls
-from nuropb_gateway_asgi._guards import ERRORS_ALLOWED, OPEN_AFTER, REFUSALS_ALLOWED
+from nuropb_gateway_asgi._guards import ERRORS_ALLOWED, OPEN_AFTER, PAUSE, REFUSALS_ALLOWED
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import CallError, MeshUnavailable, NotStartedError
@@ -1299,6 +1299,10 @@ async def test_a_service_that_does_not_answer_fails_at_once_until_it_does(gatewa
     await gateway.pass_time(1.1, lambda: len(handler.frames) == OPEN_AFTER)
     assert gateway.manager.open_circuits == ["orders"]
     handler.take()
+    gateway.request(handler, id="at once")
+    assert answers(handler) == [("at once", None, "service_unavailable")]
+    assert handler.take()[0]["payload"]["error"]["retry_after_ms"] == PAUSE * 1000 + 1
+    gateway.clock.now += PAUSE
     gateway.request(handler, id="probe")
     gateway.request(handler, id="refused")
     gateway.request(handler, "me", service="users", id="other")
@@ -1309,6 +1313,30 @@ async def test_a_service_that_does_not_answer_fails_at_once_until_it_does(gatewa
     gateway.request(handler, id="again")
     assert not handler.frames[2:]
     assert gateway.manager.open_circuits == []
+
+
+async def test_one_users_timeouts_cut_no_other_user_off(gateway: FakeGateway) -> None:
+    gateway.know()
+    alice, bob = await gateway.connect("alice"), await gateway.connect("bob")
+    for _ in range(OPEN_AFTER):
+        gateway.request(alice, timeout=1.0)
+    await gateway.pass_time(1.1, lambda: len(alice.frames) == OPEN_AFTER)
+    assert gateway.request(alice)[0]["payload"]["error"]["code"] == "service_unavailable"
+    for _ in range(3):
+        assert gateway.request(bob) == []
+    assert len(gateway.mesh.calls) == OPEN_AFTER + 3
+
+
+async def test_commands_and_the_host_wait_for_no_users_circuit(gateway: FakeGateway) -> None:
+    gateway.know()
+    handler = await gateway.connect()
+    for _ in range(OPEN_AFTER):
+        gateway.request(handler, timeout=1.0)
+    await gateway.pass_time(1.1, lambda: len(handler.frames) == OPEN_AFTER)
+    assert gateway.receive(handler, "command", service="orders", method="put") == []
+    task, message = await call(gateway)
+    gateway.mesh.reply(message, "there")
+    assert await task == "there"
 
 
 async def test_a_late_reply_shows_that_the_service_is_there(gateway: FakeGateway) -> None:
@@ -1345,6 +1373,7 @@ async def test_a_probe_that_ends_without_an_answer_makes_way_for_the_next(gatewa
         gateway.request(handler, timeout=1.0)
     await gateway.pass_time(1.1, lambda: len(handler.frames) == OPEN_AFTER)
     handler.take()
+    gateway.clock.now += PAUSE
     gateway.request(handler, id="probe")
     gateway.receive(handler, "cancel", id="probe")
     gateway.request(handler, id="next")

@@ -1,0 +1,146 @@
+"""Events on their way through a real broker: to whom they are for, by processes that want them, and what is missed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _mesh
+from tests.integration.conftest import Broker
+from tests.integration.scene import delete_queues, scene
+from tests.kit.clients import connect
+from tests.kit.gateways import RunningGateway, eventually, run_gateway
+from tests.servers.processes import ServiceProcess
+
+
+def mesh_of(running: RunningGateway) -> RabbitMQMesh:
+    mesh = running.gateway.service_mesh_manager.mesh
+    assert isinstance(mesh, RabbitMQMesh)
+    return mesh
+
+
+@asynccontextmanager
+async def process(url: str, name: str, **settings: Any) -> AsyncIterator[RunningGateway]:
+    """One process of the gateway ``name``."""
+    options: dict[str, Any] = {"expose": ["*.*"], "expose_topics": ["#"]} | settings
+    async with run_gateway(mesh_url=url, service_name=name, **options) as running:
+        await eventually(lambda: running.gateway.service_mesh_manager.connected)
+        yield running
+    await delete_queues(url, mesh_of(running))
+
+
+async def test_a_targeted_event_reaches_all_connections_of_its_users_whatever_its_topic(
+    amqp_url: str, echo_service: ServiceProcess
+) -> None:
+    name, topic = f"gateway-{secrets.token_hex(4)}", f"t{secrets.token_hex(4)}.private"
+    async with (
+        process(amqp_url, name) as one,
+        process(amqp_url, name) as two,
+        connect(one.url, "alice") as first,
+        connect(two.url, "alice") as second,
+        connect(two.url, "bob") as bob,
+    ):
+        # Nobody has subscribed to anything, and the first event comes at once.
+        await first.result(f"{echo_service.service}.emit", {"topic": topic, "event": 1, "target": ["alice"]})
+        for client in (first, second):
+            assert (await client.event(topic))["event"] == 1
+            assert await client.settled() == []
+        assert await bob.settled() == []
+
+
+async def test_an_event_costs_nothing_where_nobody_wants_it(rabbitmq: Broker, echo_service: ServiceProcess) -> None:
+    name, prefix = f"gateway-{secrets.token_hex(4)}", f"t{secrets.token_hex(4)}"
+    settings = {"targeted_topics": [f"{prefix}.users.#"]}
+    async with (
+        process(rabbitmq.url, name, **settings) as wants,
+        process(rabbitmq.url, name, **settings) as other,
+        process(rabbitmq.url, name, **settings) as empty,
+        connect(wants.url, "alice") as alice,
+        connect(other.url, "bob") as bob,
+    ):
+        await alice.ask("subscribe", topics=[f"{prefix}.orders.*"])
+        await bob.ask("subscribe", topics=[f"{prefix}.news"])
+        for number in range(20):
+            await alice.result(f"{echo_service.service}.emit", {"topic": f"{prefix}.orders.new", "event": number})
+        assert [(await alice.event(f"{prefix}.orders.new"))["event"] for _ in range(20)] == list(range(20))
+        await bob.settled()
+        counts = [process.gateway.service_mesh_manager.statistics.events for process in (wants, other, empty)]
+        assert counts == [20, 0, 0]
+        assert mesh_of(other)._bindings == {f"{prefix}.news", f"{prefix}.users.#"}
+        assert mesh_of(empty)._bindings == set()
+        if rabbitmq.node is not None:
+            bindings = await anyio.to_thread.run_sync(rabbitmq.node.list_bindings, "nuropb")
+            events = [row for row in bindings if row["source_name"] == "nuropb-events-exchange"]
+            keys = [
+                {row["routing_key"] for row in events if row["destination_name"] == mesh_of(each).event_queue}
+                for each in (wants, other, empty)
+            ]
+            users = f"{prefix}.users.#"
+            assert keys == [{f"{prefix}.orders.*", users}, {f"{prefix}.news", users}, set()]
+
+
+async def test_a_binding_lingers_a_while_after_its_last_subscriber(amqp_url: str) -> None:
+    name, topic = f"gateway-{secrets.token_hex(4)}", f"t{secrets.token_hex(4)}"
+    async with process(amqp_url, name, targeted_topics=[]) as running, connect(running.url, "alice") as alice:
+        await alice.ask("subscribe", topics=[topic])
+        await alice.ask("unsubscribe", topics=[topic])
+        assert mesh_of(running)._bindings == {topic}
+        await eventually(lambda: mesh_of(running)._bindings == set())
+
+
+# --- what is missed ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backlog", [5, 6])
+async def test_whoever_subscribed_is_told_when_more_was_published_than_the_broker_keeps(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch, backlog: int
+) -> None:
+    monkeypatch.setattr(_mesh, "EVENT_QUEUE_LENGTH", 6)
+    topic = f"t{secrets.token_hex(4)}"
+    async with scene(amqp_url, expose_topics=["#"], targeted_topics=[]) as set_:
+        alice, bob = set_.callers
+        await alice.subscribe(topic)
+        set_.proxy.refuse()
+        set_.proxy.cut("consume")
+        await eventually(lambda: not set_.mesh._consuming.up)
+        for number in range(backlog):
+            set_.service_mesh.publish(topic, b"%d" % number, context=b"{}", trace_id="t", target=None)
+        published = set_.service_mesh.round_trips
+        published.clear()
+        await eventually(lambda: published)  # what was published before is with the broker
+        set_.proxy.accept()
+        await eventually(lambda: len(alice.client.inbox) >= backlog)
+        got = [(frame["payload"]["topic"], frame["payload"]["event"]) for frame in alice.client.inbox]
+        gap = [("gap", {"reason": "overflow", "topics": [topic]})] if backlog == 6 else []
+        assert got == [*gap, *((topic, number) for number in range(backlog))]
+        assert bob.client.inbox == []
+
+
+async def test_whoever_subscribed_is_told_when_the_queue_is_a_new_one(amqp_url: str) -> None:
+    topic = f"t{secrets.token_hex(4)}"
+    async with scene(amqp_url, expose_topics=["#"]) as set_:
+        alice, _ = set_.callers
+        await alice.subscribe(topic)
+        await delete_queues(amqp_url, set_.mesh)
+        await eventually(lambda: alice.client.inbox)
+        assert alice.client.inbox[0]["payload"] == {"topic": "gap", "event": {"reason": "expired", "topics": [topic]}}
+
+
+async def test_whoever_subscribes_while_the_broker_is_away_is_told_once_it_is_back(amqp_url: str) -> None:
+    topic = f"t{secrets.token_hex(4)}"
+    async with scene(amqp_url, expose_topics=["#"]) as set_:
+        alice, _ = set_.callers
+        set_.proxy.refuse()
+        set_.proxy.cut()
+        await eventually(lambda: set_.not_ready)
+        await alice.subscribe(topic)
+        set_.proxy.accept()
+        await eventually(lambda: alice.client.inbox)
+        event = {"reason": "disconnected", "topics": [topic]}
+        assert alice.client.inbox[0]["payload"] == {"topic": "gap", "event": event}
+        assert topic in set_.mesh._bound

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, cast
+
+import pytest
+from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.exceptions import AMQPConnectionError, ChannelClosed
+
+from nuropb_gateway_asgi.mesh.rabbitmq import _link
+from nuropb_gateway_asgi.mesh.rabbitmq._connection import Connection
+from nuropb_gateway_asgi.mesh.rabbitmq._link import Link
+
+from .fakes import until
+
+
+class FakeTransport:
+    def __init__(self) -> None:
+        self.connection = self
+        self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class FakeConnection:
+    """A connection that is there until somebody ends it."""
+
+    def __init__(self, *, transport: bool = True) -> None:
+        self.transport = FakeTransport() if transport else None
+        self.aborted = False
+        self.closed = 0
+        self.close_error: BaseException | None = None
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    async def close(self) -> None:
+        self.closed += 1
+        if self.close_error is not None:
+            raise self.close_error
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_link, "FIRST_RETRY", 0.001)
+    monkeypatch.setattr(_link, "LAST_RETRY", 0.002)
+
+
+class Stage:
+    """A link whose connections a test makes."""
+
+    def __init__(self, *, in_set_up: Sequence[BaseException] = (), on_connect: Sequence[Any] = ()) -> None:
+        self.connections: list[FakeConnection] = []
+        self.changes: list[bool] = []
+        self._in_set_up = list(in_set_up)
+        self._on_connect = list(on_connect)
+        self.link = Link("testing", self._connect, self._set_up, self._on_change)
+
+    async def _connect(self) -> Connection:
+        next_ = self._on_connect.pop(0) if self._on_connect else FakeConnection()
+        if isinstance(next_, BaseException):
+            raise next_
+        self.connections.append(next_)
+        return cast("Connection", next_)
+
+    @contextlib.asynccontextmanager
+    async def _set_up(
+        self, raw: AbstractConnection, connection: Connection
+    ) -> AsyncIterator[Sequence[AbstractChannel]]:
+        if self._in_set_up:
+            raise self._in_set_up.pop(0)
+        yield ()
+
+    def _on_change(self) -> None:
+        self.changes.append(self.link.up)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        task = asyncio.create_task(self.link.run())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+#: What aiormq raises for connections that are lost at one moment or another, and what no library names at all.
+ERRORS: list[BaseException] = [
+    AMQPConnectionError("refused"),
+    ChannelClosed(None, "gone"),
+    RuntimeError("Connection closed"),
+    Exception("a bare one"),
+    OSError("network is unreachable"),
+    asyncio.CancelledError(),
+    TimeoutError(),
+    KeyError("tune"),
+    ExceptionGroup("from the tasks of a set-up", [RuntimeError("x"), OSError("y")]),
+    BaseExceptionGroup("cancelled within", [asyncio.CancelledError()]),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("where", ["connect", "set up", "close"])
+async def test_whatever_goes_wrong_the_next_attempt_is_made(where: str, error: BaseException) -> None:
+    stage = Stage(
+        on_connect=[error] * 2 if where == "connect" else (), in_set_up=[error] * 2 if where == "set up" else ()
+    )
+    async with stage.running() as task:
+        await until(lambda: stage.link.up)
+        if where == "close":
+            first = stage.connections[0]
+            first.close_error = error
+            assert first.transport is not None
+            first.transport.closing.set_result(None)
+            await until(lambda: len(stage.connections) == 2 and stage.link.up)
+        assert stage.link.problem is None
+        assert not task.done()
+    assert all(connection.closed == 1 for connection in stage.connections)
+
+
+async def test_a_connection_that_is_gone_before_it_is_used_is_made_again() -> None:
+    stage = Stage(on_connect=[FakeConnection(transport=False)])
+    async with stage.running():
+        await until(lambda: stage.link.up)
+    assert len(stage.connections) == 2
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), None])
+async def test_a_loss_is_told_with_its_reason(error: OSError | None) -> None:
+    stage = Stage()
+    async with stage.running():
+        await until(lambda: stage.link.up)
+        transport = stage.connections[0].transport
+        assert transport is not None
+        if error is None:
+            transport.closing.cancel()
+        else:
+            transport.closing.set_exception(error)
+        await until(lambda: len(stage.connections) == 2)
+    assert stage.changes[:2] == [True, False]
+
+
+async def test_a_connection_may_be_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage()
+    with caplog.at_level(logging.WARNING):
+        async with stage.running():
+            await until(lambda: stage.link.up)
+            stage.link.abort("a message to itself did not come back")
+            await until(lambda: len(stage.connections) == 2 and stage.link.up)
+    assert stage.connections[0].aborted
+    assert [record.getMessage() for record in caplog.records] == [
+        "mesh: testing connection: a message to itself did not come back"
+    ]
+
+
+async def test_what_is_no_error_of_a_connection_is_not_kept_silent() -> None:
+    class Bug(BaseException):
+        pass
+
+    stage = Stage(in_set_up=[BaseExceptionGroup("from a task", [Bug()])])
+    with pytest.raises(BaseExceptionGroup):
+        await stage.link.run()
+
+
+async def test_it_ends_when_it_is_cancelled() -> None:
+    stage = Stage()
+    async with stage.running() as task:
+        await until(lambda: stage.link.up)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert not stage.link.up
+    assert stage.connections[0].closed == 1
