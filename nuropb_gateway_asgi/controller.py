@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .exceptions import CallError
+from .mesh.errors import NuropbTransportError, NuropbValidationError
+from .protocol import CloseCode
 
 if TYPE_CHECKING:
+    from ._switchboard import Connections, Online, Reached, Sessions
     from .handler_manager import HandlerManager
     from .service_mesh_manager import ServiceMeshManager
 
 __all__ = ["ServiceMeshManagerController"]
+
+T = TypeVar("T")
 
 
 class ServiceMeshManagerController:
     """The gateway's own face on the mesh, to be subclassed.
 
     Public methods (no leading underscore) can be called by other services under the gateway's ``SERVICE_NAME``; they
-    may be coroutine functions. Every process of the gateway serves the same queue, so a call reaches one of them.
+    may be coroutine functions. Every process of the gateway serves the same queue, so a call reaches one of them. What
+    the methods of this class do, all processes do.
     Events of ``event_topic_subscriptions`` (AMQP topic patterns) come to :meth:`_handle_event_` of every process.
     """
 
@@ -52,5 +60,74 @@ class ServiceMeshManagerController:
         self._service_mesh_manager = service_mesh_manager
         self._handler_manager = handler_manager
 
+    # --- what any gateway does for other services -------------------------------------------------------------
+
+    async def send_to_users(self, user_ids: list[str], topic: str, event: Any = None) -> Reached:
+        """Send an event to all connections of some users, in all processes of the gateway."""
+        return await _answered(self._manager.send_to_users(user_ids, topic, event))
+
+    async def send_to_all(self, topic: str, event: Any = None) -> Reached:
+        """Send an event to every connection."""
+        return await _answered(self._manager.send_to_all(topic, event))
+
+    async def send_to_session(self, session_id: str, topic: str, event: Any = None) -> Reached:
+        """Send an event to one connection."""
+        return await _answered(self._manager.send_to_session(session_id, topic, event))
+
+    async def disconnect_users(
+        self, user_ids: list[str], code: int = CloseCode.DISCONNECTED, reason: str = "disconnected"
+    ) -> Reached:
+        """Hang up on all connections of some users."""
+        return await _answered(self._manager.disconnect_users(user_ids, code, reason))
+
+    async def disconnect_session(
+        self, session_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected"
+    ) -> Reached:
+        """Hang up on one connection."""
+        return await _answered(self._manager.disconnect_session(session_id, code, reason))
+
+    async def list_sessions(self, user_id: str) -> Sessions:
+        """The connections of a user, the oldest first."""
+        return await _answered(self._manager.list_sessions(user_id))
+
+    async def count(self) -> Connections:
+        """How many connections there are."""
+        return await _answered(self._manager.count())
+
+    async def is_online(self, user_ids: list[str]) -> Online:
+        """Which of some users are connected."""
+        return await _answered(self._manager.is_online(user_ids))
+
+    async def revoke(
+        self,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        token_id: str | None = None,
+        issued_before: float | None = None,
+        until: float | None = None,
+    ) -> None:
+        """Accept some tokens no longer, and close the connections that they opened. Times are unix seconds."""
+        await _answered(
+            self._manager.revoke(
+                user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before, until=until
+            )
+        )
+
+    @property
+    def _manager(self) -> ServiceMeshManager:
+        if self._service_mesh_manager is None:
+            raise RuntimeError("the controller belongs to no gateway yet")
+        return self._service_mesh_manager
+
     def _handle_event_(self, topic: str, event: Any, target: list[str] | None, context: dict[str, Any]) -> Any:
         """An event of the mesh. May be overridden by a coroutine function; events are handled one by one."""
+
+
+async def _answered(doing: Awaitable[T]) -> T:
+    """What came of it. What the caller did wrong, and what it may try again, goes back by NuroPb's names."""
+    try:
+        return await doing
+    except (TypeError, ValueError) as error:
+        raise NuropbValidationError(str(error)) from error
+    except CallError as error:
+        raise NuropbTransportError(error.description) from error

@@ -7,10 +7,13 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── handlers.websocket        one module per kind of connection
     ├── service_mesh_manager      what is in flight, and where its answer goes
     ├── mesh.rabbitmq, mesh.embedded (and its service, mesh.demo)
-    ├── _calls, _directory, _events (whom an event is for)
+    ├── _directory, _events (whom an event is for), _host (for the application around)
+    ├── _calls, _switchboard, _online (who is connected to some process), _revoker
+    ├── _fleet (the other processes), _presence
     ├── controller, _guards, _interest
     ├── handler_manager, _admission, _outbox, mesh.service, mesh.description, mesh.encryption
-    ├── protocol, authentication, authorization, mesh.wire, mesh.base, topics
+    ├── revocation
+    ├── protocol, authentication, authorization, mesh.wire, mesh.base, mesh.errors, topics
     └── exceptions, settings
 """
 
@@ -21,7 +24,6 @@ import contextlib
 import functools
 import json
 import logging
-import random
 import signal
 import sys
 import threading
@@ -41,14 +43,13 @@ from .authentication import Authenticator, JWTAuthenticator, OriginPolicy, issue
 from .authorization import ExposePolicy, Policy
 from .controller import ServiceMeshManagerController
 from .exceptions import SettingsError
-from .handler_manager import HandlerManager
+from .handler_manager import GOODBYE_SPREAD, HandlerManager
 from .handlers.websocket import DenialLogFilter, WebSocketHandler
 from .mesh.base import Mesh
 from .mesh.demo import DemoService
 from .mesh.embedded import EmbeddedMesh
 from .mesh.rabbitmq import RabbitMQMesh
 from .metrics import Metrics
-from .protocol import encode_json
 from .service_mesh_manager import ServiceMeshManager
 from .settings import ENV_PREFIX, Settings
 
@@ -56,8 +57,6 @@ __all__ = ["Gateway", "combine_lifespans", "configure_logging", "create_app"]
 
 logger = logging.getLogger(__name__)
 
-#: What ``retry_after_ms`` of a goodbye is spread over, in seconds: clients must not all come back in one moment.
-GOODBYE_SPREAD: Final = 5.0
 #: Seconds without a mesh after which a drain is over.
 RECONNECT_TIMEOUT: Final = 2.0
 #: Seconds for a server to close its connections once the gateway is drained.
@@ -207,9 +206,7 @@ class Gateway:
         self._draining = True
         self.handler_manager.closed_for = GOODBYE_SPREAD
         for handler in self.handler_manager.handlers:
-            retry_after = random.randrange(int(GOODBYE_SPREAD * 1000))  # noqa: S311 - jitter
-            goodbye = {"topic": "goodbye", "event": {"reason": "draining", "retry_after_ms": retry_after}}
-            handler.send_frame(encode_json({"type": "event", "payload": goodbye}).decode())
+            self.handler_manager.say_goodbye(handler, "draining")
         clock = asyncio.get_running_loop().time
         began = connected_at = clock()
         while self.service_mesh_manager.in_flight and clock() - began < self.settings.drain_timeout:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Iterable
@@ -36,6 +37,7 @@ from .protocol import (
     encode_pong,
     encode_response,
 )
+from .revocation import RevocationCheck, Revocations
 from .settings import Settings
 
 __all__ = ["Handler", "HandlerManager", "MessageReceiver", "SendCount"]
@@ -44,6 +46,10 @@ logger = logging.getLogger(__name__)
 
 #: So many malformed frames one after the other, and the connection ends with 4501.
 MAX_MALFORMED_FRAMES: Final = 10
+#: What ``retry_after_ms`` of a goodbye is spread over, in seconds: clients must not all come back in one moment.
+GOODBYE_SPREAD: Final = 5.0
+#: Connections end up to this part before MAX_CONNECTION_LIFETIME.
+LIFETIME_JITTER: Final = 0.1
 #: How often a handler is looked at, in seconds: an expired token ends its connection within this.
 MAX_SWEEP_INTERVAL: Final = 0.5
 
@@ -55,6 +61,8 @@ class Handler(Hashable, Protocol):
     session_id: str
     #: Who it is; None until the handler is registered.
     identity: Identity | None
+    #: When it was registered, in unix seconds; set by the manager.
+    connected_at: float
 
     def on_registered(self, identity: Identity) -> None:
         """The connection is authorised; what is sent from here on follows what this method sends."""
@@ -62,8 +70,11 @@ class Handler(Hashable, Protocol):
     def send_frame(self, text: str) -> None:
         """Take a frame for the client. Never waits and never raises: a client that is too slow is hung up on."""
 
-    def close(self, code: CloseCode, reason: str = "") -> None:
-        """Begin to hang up; what was sent before is still delivered. Doing it again changes nothing."""
+    def close(self, code: int, reason: str = "") -> None:
+        """Begin to hang up, with one of CloseCode or from 4000 to 4999; doing it again changes nothing.
+
+        What was sent before is still delivered.
+        """
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run ``function`` until it ends or the connection does."""
@@ -95,7 +106,9 @@ class HandlerManager:
 
     def __init__(self, settings: Settings, authenticator: Authenticator, policy: Policy) -> None:
         self._settings = settings
-        self._authenticator = authenticator
+        #: Tokens that are not accepted any more, whatever the authenticator says.
+        self.revocations = Revocations()
+        self._authenticator = RevocationCheck(authenticator, self.revocations)
         self._policy = policy
         self._decoder = Decoder(max_size=settings.max_message_size, max_depth=settings.max_json_depth)
         self._handlers: dict[str, Handler] = {}
@@ -110,6 +123,7 @@ class HandlerManager:
         self._receive: MessageReceiver | None = None
         self._on_unregistered: Callable[[Handler], None] | None = None
         self._on_arriving: Callable[[], Awaitable[None]] | None = None
+        self._on_registered: Callable[[Handler], None] | None = None
         #: While it is set (with seconds to wait before the next attempt), no connection is let in.
         self.closed_for: float | None = None
 
@@ -120,8 +134,9 @@ class HandlerManager:
         on_handler_message_received: MessageReceiver,
         on_handler_unregistered: Callable[[Handler], None] | None = None,
         on_handler_arriving: Callable[[], Awaitable[None]] | None = None,
+        on_handler_registered: Callable[[Handler], None] | None = None,
     ) -> None:
-        """Say who gets the frames that this manager has checked, and who wants to know when a handler has gone.
+        """Say who gets the frames that this manager has checked, and who wants to know when handlers come and go.
 
         ``on_handler_arriving`` is awaited before a handler is registered. It may take a moment and must not raise.
         Once: one HandlerManager belongs to one ServiceMeshManager. Raises RuntimeError the second time.
@@ -131,6 +146,7 @@ class HandlerManager:
         self._receive = on_handler_message_received
         self._on_unregistered = on_handler_unregistered
         self._on_arriving = on_handler_arriving
+        self._on_registered = on_handler_registered
 
     # --- connections ------------------------------------------------------------------------------------------
 
@@ -162,15 +178,20 @@ class HandlerManager:
         identity = await self._authenticate(token)
         if self._on_arriving is not None:
             await self._on_arriving()
+        if self.revocations.refuses(identity):
+            raise AuthenticationFailed("the token has been revoked")
         if handler.session_id in self._handlers:
             raise RuntimeError(f"session {handler.session_id} is registered")
         sessions = self._user_sessions.get(identity.user_id, ())
         if len(sessions) >= self._settings.max_connections_per_user:
             raise ConnectionLimitReached("this user has all the connections one may have", per_user=True)
         handler.identity = identity
+        handler.connected_at = time.time()
         self._handlers[handler.session_id] = handler
         self._user_sessions.setdefault(identity.user_id, set()).add(handler.session_id)
         handler.on_registered(identity)
+        if self._on_registered is not None:
+            self._on_registered(handler)
         logger.debug("session %s registered, %d connections", handler.session_id, len(self._handlers))
         return identity
 
@@ -329,30 +350,44 @@ class HandlerManager:
             count += 1
         return SendCount(count)
 
-    def close(
-        self, session_id: str, code: CloseCode = CloseCode.DISCONNECTED, reason: str = "disconnected"
-    ) -> SendCount:
+    def close_revoked(self) -> SendCount:
+        """Hang up on all connections whose tokens have been revoked."""
+        revoked = [
+            handler
+            for handler in self.handlers
+            if handler.identity is not None and self.revocations.refuses(handler.identity)
+        ]
+        return self._close(revoked, CloseCode.TOKEN_REVOKED, "token revoked")
+
+    def close(self, session_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected") -> SendCount:
         """Hang up on one connection."""
         handler = self._handlers.get(session_id)
         return self._close([] if handler is None else [handler], code, reason)
 
     def close_user_ids(
-        self, user_ids: Iterable[str], code: CloseCode = CloseCode.DISCONNECTED, reason: str = "disconnected"
+        self, user_ids: Iterable[str], code: int = CloseCode.DISCONNECTED, reason: str = "disconnected"
     ) -> SendCount:
         """Hang up on all connections that some users have to this process."""
         return self._close(self.get_user_handlers(user_ids), code, reason)
 
-    def close_all(self, code: CloseCode = CloseCode.DISCONNECTED, reason: str = "disconnected") -> SendCount:
+    def close_all(self, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected") -> SendCount:
         """Hang up on all connections of this process."""
         return self._close(self.handlers, code, reason)
 
     @staticmethod
-    def _close(handlers: Iterable[Handler], code: CloseCode, reason: str) -> SendCount:
+    def _close(handlers: Iterable[Handler], code: int, reason: str) -> SendCount:
         count = 0
         for handler in handlers:
             handler.close(code, reason)
             count += 1
         return SendCount(count)
+
+    @staticmethod
+    def say_goodbye(handler: Handler, reason: str) -> None:
+        """Tell a client that its connection ends soon, and when to come back: each at another moment."""
+        retry_after = random.randrange(int(GOODBYE_SPREAD * 1000))  # noqa: S311 - jitter
+        goodbye = {"topic": "goodbye", "event": {"reason": reason, "retry_after_ms": retry_after}}
+        handler.send_frame(encode_json({"type": "event", "payload": goodbye}).decode())
 
     # --- time -------------------------------------------------------------------------------------------------
 
@@ -368,7 +403,16 @@ class HandlerManager:
                 identity = handler.identity
                 if identity is not None and identity.expires_at is not None and identity.expires_at <= wall:
                     handler.close(CloseCode.TOKEN_EXPIRED, "token expired")
+                elif wall - handler.connected_at > self._lifetime(handler):
+                    self.say_goodbye(handler, "lifetime")
+                    handler.close(CloseCode.DRAINING, "maximum lifetime of a connection")
                 handler.check(now)  # closed or not: it may hang in a write
+
+    def _lifetime(self, handler: Handler) -> float:
+        # Connections that came together go at different times, each always at the same.
+        return self._settings.max_connection_lifetime * (
+            1.0 - LIFETIME_JITTER * (hash(handler.session_id) % 1000) / 1000
+        )
 
 
 def expiry(identity: Identity) -> int | None:

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Literal
 from uuid import uuid4
@@ -21,14 +21,19 @@ import anyio
 import msgspec
 from msgspec import Raw
 
-from ._calls import SLOT_SECONDS, Call, CallTable, ClientCall, HostCall, LookUpCall
+from ._calls import SLOT_SECONDS, Call, CallTable, ClientCall, LookUpCall
 from ._directory import Directory
 from ._events import EventRouter, EventStatistics
+from ._fleet import Fleet
 from ._guards import EVERYBODY, Circuits, ErrorBudgets
+from ._host import HostInterface, context_of, mesh_unavailable
+from ._online import OnlineWatch
+from ._revoker import Revoker
+from ._switchboard import Switchboard
 from .authentication import Identity
 from .authorization import Policy
 from .controller import ServiceMeshManagerController
-from .exceptions import CallError, MeshUnavailable, NotStartedError
+from .exceptions import MeshUnavailable, NotStartedError
 from .handler_manager import Handler, HandlerManager
 from .mesh.base import CallMessage, EventMessage, Mesh, Reply
 from .mesh.description import FRESH_SECONDS, MAX_AGE_SECONDS, Description, describe_for_clients
@@ -48,7 +53,6 @@ from .protocol import (
     encode_json,
 )
 from .settings import Settings
-from .topics import check_topic
 
 __all__ = ["MeshStatistics", "ServiceMeshManager", "ServiceMeshManagerController"]
 
@@ -84,11 +88,11 @@ class MeshStatistics(EventStatistics):
     unknown_replies: int = 0
 
 
-class ServiceMeshManager:
+class ServiceMeshManager(HostInterface):
     """Forwards to the mesh, keeps track of what is in flight, and brings replies and events to their connections.
 
-    It is an async context manager: the mesh connection and the two tasks that it owns (deadlines, events for the
-    controller) live as long as the context.
+    It is an async context manager: the mesh connection and the tasks that it owns (deadlines, events for the
+    controller, and what the processes of the gateway tell each other) live as long as the context.
     """
 
     def __init__(
@@ -118,11 +122,19 @@ class ServiceMeshManager:
             mesh,
             self._controller,
             self.statistics,
-            lambda: self._now() if self.started else 0.0,
+            self._time,
         )
         self._directory = Directory(self._fetch_description, self._now)
         self._stack: contextlib.AsyncExitStack | None = None
         self._clock: Callable[[], float] = _no_clock
+        self._fleet = Fleet(mesh, settings.instance_id, self._time, self._answer)
+        self._switchboard = Switchboard(settings, handler_manager, self._fleet)
+        self._revoker = Revoker(handler_manager, settings.jwt_leeway, mesh.record)
+        self._online: OnlineWatch | None = None
+        if settings.presence_events == "on":
+            self._online = OnlineWatch(
+                self._fleet, handler_manager, mesh.address, self._time, self._publish_presence, lambda: mesh.connected
+            )
         self._circuits = Circuits()
         self._budgets = ErrorBudgets()
         self._connection_changed_at = -math.inf
@@ -130,7 +142,10 @@ class ServiceMeshManager:
         self.on_call_ended: Callable[[str, str, float], None] = _ignore
 
         handler_manager.bind_receiver(
-            self.on_handler_message_received, self.on_handler_unregistered, self._events.prepare
+            self.on_handler_message_received,
+            self.on_handler_unregistered,
+            self._events.prepare,
+            self.on_handler_registered,
         )
         mesh.bind(self, self._controller)
 
@@ -145,6 +160,10 @@ class ServiceMeshManager:
             self._events.start()
             stack.callback(self._events.stop)
             tasks.start_soon(self._events.feed_controller, name="controller events")
+            tasks.start_soon(self._fleet.run, name="signs of life")
+            tasks.start_soon(self._revoker.run, name="revoked sessions")
+            if self._online is not None:
+                tasks.start_soon(self._online.run, name="presence")
             await stack.enter_async_context(self._mesh)
             self._stack = stack.pop_all()
         return self
@@ -156,6 +175,7 @@ class ServiceMeshManager:
         traceback: TracebackType | None,
     ) -> None:
         """Requests that are still in flight are answered with ``mesh_unavailable``."""
+        self._fleet.leave()
         stack, self._stack = self._stack, None
         # The look-ups last, for what waits for them would be sent otherwise.
         for correlation_id in sorted(self._calls, key=lambda each: isinstance(self._calls.get(each), LookUpCall)):
@@ -166,6 +186,10 @@ class ServiceMeshManager:
 
     def _now(self) -> float:
         return self._clock()
+
+    def _time(self) -> float:
+        """The same, and 0 while nothing runs: connections may leave later than the mesh."""
+        return self._clock() if self._clock is not _no_clock else 0.0
 
     @property
     def connected(self) -> bool:
@@ -214,13 +238,22 @@ class ServiceMeshManager:
         else:
             raise TypeError(f"{type(frame).__name__} is not for the mesh")
 
+    def on_handler_registered(self, handler: Handler) -> None:
+        """Note that its user came, if this is the first connection here."""
+        self._look_at_user(handler)
+
     def on_handler_unregistered(self, handler: Handler) -> None:
         """Forget what a connection had in flight and what it was subscribed to."""
+        self._look_at_user(handler)
         for correlation_id in self._sessions.pop(handler.session_id, {}).values():
             if self._take(correlation_id) is not None:
                 self.statistics.abandoned += 1
                 self._mesh.forget(correlation_id)
         self._events.forget(handler)
+
+    def _look_at_user(self, handler: Handler) -> None:
+        if self._online is not None and handler.identity is not None:
+            self._online.look_at(handler.identity.user_id)
 
     def _on_call(self, handler: Handler, frame: Request | Command) -> None:
         identity = handler.identity
@@ -247,7 +280,7 @@ class ServiceMeshManager:
             frame.service,
             frame.method,
             frame.params,
-            _context(identity, trace_id, handler.session_id),
+            context_of(identity, trace_id, handler.session_id),
             self._clock() + timeout,
             timeout,
         )
@@ -382,7 +415,7 @@ class ServiceMeshManager:
         message = call.message
         self._calls.add(call)
         if not self._mesh.connected:
-            self._fail(message.correlation_id, _mesh_unavailable())
+            self._fail(message.correlation_id, mesh_unavailable())
             return
         failure = self._check_circuit(call)
         if failure is not None:
@@ -445,7 +478,7 @@ class ServiceMeshManager:
         try:
             self._mesh.send(message)
         except MeshUnavailable:
-            self._fail(message.correlation_id, _mesh_unavailable())
+            self._fail(message.correlation_id, mesh_unavailable())
         except ValueError as error:  # a name that does not fit AMQP's limits
             self._fail(message.correlation_id, Failure(ErrorCode.BAD_REQUEST, str(error)))
         except Exception:  # nobody above knows whom to answer, and others may wait for the same description
@@ -509,7 +542,7 @@ class ServiceMeshManager:
 
     def on_failed(self, correlation_id: str) -> None:
         """The mesh did not take the message after all."""
-        self._fail(correlation_id, _mesh_unavailable())
+        self._fail(correlation_id, mesh_unavailable())
 
     def on_lost(self, correlation_id: str) -> None:
         """Whether the mesh took the command is not known."""
@@ -526,13 +559,29 @@ class ServiceMeshManager:
         """Events were lost on the way here; ``reason`` says how."""
         self._events.on_gap(reason)
 
+    def on_sibling(self, message: bytes) -> None:
+        """Another process of the gateway says something."""
+        self._fleet.on_message(message)
+
+    def on_record(self, record: bytes) -> None:
+        """Some process of the gateway revoked a token, now or before this one started."""
+        self._revoker.on_record(record)
+
     def on_connection_change(self, *, connected: bool) -> None:
         """The mesh came or went. Connections of clients stay either way."""
+        self._fleet.on_connection_change(connected=connected)
         self._circuits.reset()
         self._budgets.reset()
         if self.started:
             self._connection_changed_at = self._clock()
         logger.log(logging.INFO if connected or not self.started else logging.WARNING, "mesh %s", _state(connected))
+
+    def _answer(self, question: Raw) -> bytes:
+        return self._switchboard.answer(question)
+
+    def _publish_presence(self, topic: str, event: Any) -> None:
+        with contextlib.suppress(MeshUnavailable):  # it is asked for while the mesh is connected
+            self._mesh.publish(topic, to_json(event), context=b"{}", trace_id=uuid4().hex, target=None)
 
     def _translate(self, error: Mapping[str, Any], message: CallMessage) -> Failure:
         """What a service's error is to a client."""
@@ -597,6 +646,7 @@ class ServiceMeshManager:
             for correlation_id in self._calls.due(now):
                 self._expire(correlation_id)
             self._events.sweep(now)
+            self._revoker.sweep(now)
 
     def _expire(self, correlation_id: str) -> None:
         call = self._calls.get(correlation_id)
@@ -617,114 +667,6 @@ class ServiceMeshManager:
                 logger.warning("service %s does not answer; %s fail at once until it does", message.service, whose)
             self._fail(correlation_id, Failure(ErrorCode.TIMEOUT, "No answer in time; whether it ran is unknown"))
 
-    # --- for the host application -----------------------------------------------------------------------------
-
-    async def request(
-        self,
-        service: str,
-        method: str,
-        params: Mapping[str, Any] | None = None,
-        *,
-        identity: Identity | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the message's expiration, too
-        trace_id: str | None = None,
-    ) -> Any:
-        """Call a method and return what it returned.
-
-        The policy for clients does not apply: this is the host application's own code. ``identity`` is whose call it
-        is (none: the service sees no user and no token). ``timeout`` is in seconds, REQUEST_TIMEOUT by default.
-        Raises CallError with the protocol's error code, NotStartedError outside the gateway's lifespan, and
-        ValueError or TypeError for a timeout without end and for params that are no JSON. When it is cancelled
-        nobody waits for the reply any more; the service may run the call all the same.
-        """
-        result = await self._host_call("request", service, method, params, identity, timeout, trace_id)
-        try:
-            return msgspec.json.decode(result)
-        except (msgspec.MsgspecError, RecursionError) as error:
-            code = ErrorCode.SERVICE_ERROR
-            raise CallError(code.value, code.nuropb_class, "The result cannot be read", retryable=False) from error
-
-    async def command(
-        self,
-        service: str,
-        method: str,
-        params: Mapping[str, Any] | None = None,
-        *,
-        identity: Identity | None = None,
-        trace_id: str | None = None,
-    ) -> None:
-        """Call a method for its effect; returns once the mesh has taken the command. Raises as :meth:`request`."""
-        await self._host_call("command", service, method, params, identity, None, trace_id)
-
-    async def publish_event(
-        self,
-        topic: str,
-        event: Any,
-        *,
-        target: Sequence[str] | None = None,
-        identity: Identity | None = None,
-        trace_id: str | None = None,
-    ) -> None:
-        """Publish an event to the mesh: for everybody, or for the users in ``target``.
-
-        It is handed over without waiting and without a receipt. Raises CallError (``mesh_unavailable``), and
-        ValueError for a topic that is none.
-        """
-        reason = check_topic(topic)
-        if reason is not None:
-            raise ValueError(f"topic: {reason}")
-        self._check_started()
-        trace_id = trace_id or uuid4().hex
-        users = None if target is None else list(target)
-        context = _context(identity, trace_id, None)
-        try:
-            self._mesh.publish(topic, to_json(event), context=context, trace_id=trace_id, target=users)
-        except MeshUnavailable as error:
-            failure = _mesh_unavailable()
-            raise CallError(
-                failure.code.value, failure.code.nuropb_class, failure.description, retryable=True
-            ) from error
-
-    async def _host_call(
-        self,
-        kind: Literal["request", "command"],
-        service: str,
-        method: str,
-        params: Mapping[str, Any] | None,
-        identity: Identity | None,
-        timeout: float | None,  # noqa: ASYNC109
-        trace_id: str | None,
-    ) -> bytes | Raw:
-        self._check_started()
-        trace_id = trace_id or uuid4().hex
-        timeout = self._settings.request_timeout if timeout is None else timeout
-        if not math.isfinite(timeout):
-            raise ValueError("timeout: it has to be a number of seconds")
-        future: asyncio.Future[bytes | Raw] = asyncio.get_running_loop().create_future()
-        message = CallMessage(
-            kind,
-            uuid4().hex,
-            trace_id,
-            service,
-            method,
-            to_json(dict(params or {})),
-            _context(identity, trace_id, None),
-            self._clock() + timeout,
-            timeout,
-        )
-        self._start(HostCall(message, future))
-        try:
-            return await future
-        finally:
-            if self._take(message.correlation_id) is not None:
-                self._mesh.forget(message.correlation_id)
-
-    def _check_started(self) -> None:
-        if not self.started:
-            raise NotStartedError(
-                "the gateway does not run: use gateway.mount(app, path), or FastAPI(lifespan=gateway.lifespan)"
-            )
-
 
 def _no_clock() -> float:
     raise NotStartedError("the ServiceMeshManager's context is not entered")
@@ -740,19 +682,3 @@ def _state(connected: bool) -> str:
 
 def _internal() -> Failure:
     return Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
-
-
-def _mesh_unavailable() -> Failure:
-    return Failure(ErrorCode.MESH_UNAVAILABLE, "The service mesh is not reachable at the moment", retry_after_ms=1000)
-
-
-def _context(identity: Identity | None, trace_id: str, session_id: str | None) -> bytes:
-    """What a service sees of the caller: made from the identity alone, never from anything that a client sent."""
-    return encode_json(
-        {
-            "user_id": None if identity is None else identity.user_id,
-            "Authorization": None if identity is None else f"Bearer {identity.token}",
-            "trace_id": trace_id,
-            "session_id": session_id,
-        }
-    )

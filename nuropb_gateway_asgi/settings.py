@@ -71,11 +71,13 @@ class Settings:
     max_connections_per_user: int = 100
     outbox_size: int = 1048576
     write_timeout: float = 10.0
+    max_connection_lifetime: float = 86400.0
     auth_timeout: float = 10.0
     ping_interval: float = 25.0
     ping_timeout: float = 10.0
     drain_timeout: float = 10.0
 
+    presence_events: Literal["off", "on"] = "off"
     error_details: Literal["nuropb", "all", "none"] = "nuropb"
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     log_format: Literal["text", "json"] = "text"
@@ -196,8 +198,11 @@ _MINIMUM: Final = {
     "outbox_size": 1024,
 }
 _LONGEST_TIME: Final = 86400.0
-#: A NuroPb 0.1.8 service dies of JSON nested about 970 deep; the gateway's own envelope adds two levels.
-_DEEPEST: Final = 256
+_MAXIMUM: Final = {
+    # A NuroPb 0.1.8 service dies of JSON nested about 970 deep; the gateway's own envelope adds two levels.
+    "max_json_depth": 256,
+    "max_connection_lifetime": 30 * 86400.0,
+}
 
 
 def hide_password(url: str) -> str:
@@ -277,7 +282,7 @@ def _checked_number(name: str, type_: type[int] | type[float], value: Any) -> in
         raise _refusal(name, "it is not a whole number", kind)
     minimum = _MINIMUM.get(name)
     maximum: float = math.inf if type_ is int else _LONGEST_TIME
-    maximum = _DEEPEST if name == "max_json_depth" else maximum
+    maximum = _MAXIMUM.get(name, maximum)
     if minimum is None and not 0 < number <= maximum:
         raise _refusal(name, f"{number} is out of range", f"{kind} above 0 and up to {maximum:g}")
     if minimum is not None and not minimum <= number <= maximum:

@@ -95,13 +95,14 @@ class WebSocketHandler(WebSocketEndpoint):
         super().__init__(scope, receive, send)
         self.session_id = uuid4().hex
         self.identity: Identity | None = None
+        self.connected_at = 0.0
         self._manager = handler_manager
         self._settings = settings
         self._origins = origins
         self._outbox = Outbox(settings.outbox_size)
         self._tasks: TaskGroup | None = None
         self._accepted = False
-        self._close: tuple[CloseCode, str] | None = None
+        self._close: tuple[int, str] | None = None
         self._left_with: int = 1006
         self._clock = asyncio.get_running_loop().time
         self._writing_since: float | None = None
@@ -369,7 +370,7 @@ class WebSocketHandler(WebSocketEndpoint):
         if not self._outbox.put(text):
             self.close(CloseCode.SLOW_CONSUMER, "slow consumer")
 
-    def close(self, code: CloseCode, reason: str = "") -> None:
+    def close(self, code: int, reason: str = "") -> None:
         """Begin to hang up. The first call decides on code and reason."""
         if self._close is None:
             # A close frame has room for so much of it, and servers fail over more (RFC 6455, 5.5).

@@ -80,6 +80,12 @@ class MeshReceiver(Protocol):
     def on_gap(self, reason: str) -> None:
         """Events were lost on their way: more than the broker keeps for a process that is away, or for too long."""
 
+    def on_sibling(self, message: bytes) -> None:
+        """Another process of this gateway says something; this process's own words come back, too."""
+
+    def on_record(self, record: bytes) -> None:
+        """A record that some process of this gateway, also this one, wrote: now, or long ago."""
+
     def on_connection_change(self, *, connected: bool) -> None:
         """The mesh came or went."""
 
@@ -120,6 +126,23 @@ class Mesh(Protocol):
 
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
         """Publish an event. Raises MeshUnavailable."""
+
+    @property
+    def address(self) -> str:
+        """Where this process can be told something by its siblings, the other processes of this gateway."""
+        ...
+
+    def broadcast(self, message: bytes) -> None:
+        """Tell all siblings. Nobody hears of it more than a few seconds later. Raises MeshUnavailable."""
+
+    def tell(self, address: str, message: bytes) -> None:
+        """Tell the sibling at ``address``, in the same way. Raises MeshUnavailable."""
+
+    async def record(self, record: bytes) -> None:
+        """Write a record that every process of this gateway gets: now, and when it starts, for a month.
+
+        Raises MeshUnavailable when it is not certain that it was written. Cancelling it does not take it back.
+        """
 
     def forget(self, correlation_id: str) -> None:
         """Nobody waits for this reply any more: drop what is kept for it (a key, a place in a queue)."""

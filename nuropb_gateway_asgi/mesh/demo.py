@@ -8,35 +8,15 @@ from typing import Any
 
 from ..topics import check_topic
 from .embedded import PublishEvent
+from .errors import (
+    NuropbAuthenticationError,
+    NuropbAuthorizationError,
+    NuropbDeprecatedError,
+    NuropbHandlingError,
+    NuropbValidationError,
+)
 
 __all__ = ["DemoService"]
-
-
-class NuropbException(Exception):
-    """Stands in for nuropb's class of this name: nuropb itself cannot be installed on Python 3.12 and newer.
-
-    The gateway tells nuropb's exceptions by their names, so these do here what nuropb's would do.
-    """
-
-
-class NuropbValidationError(NuropbException):
-    """The parameters are not acceptable."""
-
-
-class NuropbAuthorizationError(NuropbException):
-    """The caller may not do this."""
-
-
-class NuropbAuthenticationError(NuropbException):
-    """The caller's token is not accepted."""
-
-
-class NuropbDeprecatedError(NuropbException):
-    """The method is to be used no longer."""
-
-
-class NuropbHandlingError(NuropbException):
-    """The service could not fulfil the request."""
 
 
 _FAILURES: dict[str, type[Exception]] = {

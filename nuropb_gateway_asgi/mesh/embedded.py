@@ -104,6 +104,22 @@ class EmbeddedMesh:
             loop.call_soon(self._told.on_taken, message.correlation_id)
         tasks.start_soon(self._call, service, message, name=f"embedded {message.service}.{message.method}")
 
+    @property
+    def address(self) -> str:
+        """Nobody tells this process anything: there is no other."""
+        return ""
+
+    def broadcast(self, message: bytes) -> None:
+        """Tell nobody."""
+
+    def tell(self, address: str, message: bytes) -> None:
+        """Tell nobody."""
+
+    async def record(self, record: bytes) -> None:
+        """Give the record back. It is kept nowhere, as the tokens that this process made are of no use in the next."""
+        self._running()
+        self._told.on_record(record)
+
     def forget(self, correlation_id: str) -> None:
         """Let the call run on, as a service behind a broker would: nobody can call it back."""
 

@@ -72,6 +72,8 @@ class Receiver:
     events: list[tuple[str, Any]] = field(default_factory=list)
     connections: list[bool] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
+    siblings: list[bytes] = field(default_factory=list)
+    records: list[bytes] = field(default_factory=list)
 
     def expects(self, correlation_id: str) -> bool:
         if correlation_id in self.expected:
@@ -103,6 +105,12 @@ class Receiver:
 
     def on_gap(self, reason: str) -> None:
         self.gaps.append(reason)
+
+    def on_sibling(self, message: bytes) -> None:
+        self.siblings.append(message)
+
+    def on_record(self, record: bytes) -> None:
+        self.records.append(record)
 
     def on_connection_change(self, *, connected: bool) -> None:
         self.connections.append(connected)

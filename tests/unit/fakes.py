@@ -22,7 +22,6 @@ from nuropb_gateway_asgi.authorization import ExposePolicy, Policy
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
 from nuropb_gateway_asgi.handler_manager import HandlerManager
 from nuropb_gateway_asgi.mesh.base import CallMessage, EventMessage, MeshReceiver, Reply
-from nuropb_gateway_asgi.protocol import CloseCode
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
 from nuropb_gateway_asgi.settings import Settings
 
@@ -90,10 +89,11 @@ class FakeHandler:
     def __init__(self, session_id: str | None = None) -> None:
         self.session_id = session_id or uuid4().hex
         self.identity: Identity | None = None
+        self.connected_at = 0.0
         self.registered: list[Identity] = []
         self.texts: list[str] = []
         self.frames: list[dict[str, Any]] = []
-        self.closes: list[tuple[CloseCode, str]] = []
+        self.closes: list[tuple[int, str]] = []
         self.checks: list[float] = []
         self.tasks: list[asyncio.Task[None]] = []
         #: Called with every frame, and with every close.
@@ -108,7 +108,7 @@ class FakeHandler:
         if self.on_send is not None:
             self.on_send()
 
-    def close(self, code: CloseCode, reason: str = "") -> None:
+    def close(self, code: int, reason: str = "") -> None:
         self.closes.append((code, reason))
         if self.on_send is not None:
             self.on_send()
@@ -184,6 +184,12 @@ class FakeMesh:
     runs: bool = False
     receiver: MeshReceiver | None = None
     controller: object = None
+    address: str = "here"
+    #: What siblings were told: the address ("" for all of them), and the message.
+    told_siblings: list[tuple[str, Any]] = field(default_factory=list)
+    records: list[Any] = field(default_factory=list)
+    #: What brings siblings together, if there are any.
+    network: Network | None = None
 
     # The interface
 
@@ -211,6 +217,22 @@ class FakeMesh:
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
         self._check()
         self.published.append(Published(topic, json.loads(event), strict_json(context), trace_id, target))
+
+    def broadcast(self, message: bytes) -> None:
+        self.tell("", message)
+
+    def tell(self, address: str, message: bytes) -> None:
+        if not self.connected:
+            raise MeshUnavailable("not connected")
+        self.told_siblings.append((address, strict_json(message)))
+        if self.network is not None:
+            self.network.bring(address, message)
+
+    async def record(self, record: bytes) -> None:
+        self._check()
+        self.records.append(strict_json(record))
+        if self.network is not None:
+            self.network.keep(record)
 
     def forget(self, correlation_id: str) -> None:
         self.forgotten.append(correlation_id)
@@ -289,6 +311,40 @@ class FakeMesh:
         """The connection is back."""
         self.connected = True
         self.told.on_connection_change(connected=True)
+
+
+@dataclass
+class Network:
+    """What a broker does for the processes of one gateway: messages to all or one, and records for those to come."""
+
+    meshes: dict[str, FakeMesh] = field(default_factory=dict)
+    records: list[bytes] = field(default_factory=list)
+    #: Addresses that nothing reaches any more.
+    cut_off: set[str] = field(default_factory=set)
+
+    def mesh(self) -> FakeMesh:
+        """The mesh of one process more; it is connected by :meth:`connect`."""
+        address = f"address-{len(self.meshes)}"
+        mesh = self.meshes[address] = FakeMesh(connected=False, address=address, network=self)
+        return mesh
+
+    def connect(self, mesh: FakeMesh) -> None:
+        """The process gets what there is, and is told that it is connected."""
+        mesh.find()
+        for record in self.records:
+            mesh.told.on_record(record)
+
+    def bring(self, address: str, message: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        for each, mesh in self.meshes.items():
+            if address in ("", each) and mesh.runs and each not in self.cut_off:
+                loop.call_soon(mesh.told.on_sibling, message)
+
+    def keep(self, record: bytes) -> None:
+        self.records.append(record)
+        for mesh in self.meshes.values():
+            if mesh.connected:
+                mesh.told.on_record(record)
 
 
 @dataclass

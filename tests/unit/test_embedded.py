@@ -52,6 +52,10 @@ class Receiver:
 
     def on_gap(self, reason: str) -> None: ...
 
+    def on_sibling(self, message: bytes) -> None: ...
+
+    def on_record(self, record: bytes) -> None: ...
+
     def on_connection_change(self, *, connected: bool) -> None:
         self.changes.append(connected)
 

@@ -97,7 +97,6 @@ async def test_without_a_receiver_a_call_is_answered_with_internal() -> None:
 
 
 def test_what_was_given_on_construction_can_be_asked_for(office: Office) -> None:
-    assert office.manager.authenticator is office.authenticator
     assert office.manager.decoder.max_size == Settings().max_message_size
 
 

@@ -103,13 +103,12 @@ async def consume(
     on_message: OnMessage,
     *,
     prefetch: int,
-    priority: int,
+    arguments: dict[str, Any],
     on_cancel: Callable[[], None],
 ) -> None:
     """Have the messages of ``queue`` given to ``on_message``, which acknowledges them.
 
-    Of several consumers, the broker gives to the one with the highest ``priority``: a connection that is dead at this
-    end only would otherwise go on getting its share. ``on_cancel``: the broker ended it, as when the queue is deleted.
+    ``arguments`` are the broker's. ``on_cancel``: the broker ended it, as when the queue is deleted.
     """
 
     async def on_delivery(message: DeliveredMessage) -> None:
@@ -123,7 +122,7 @@ async def consume(
     Tap(channel, on_message=on_message)
     channel.on_consumer_cancel_callbacks.add(on_cancelled)
     await channel.basic_qos(prefetch_count=prefetch)
-    await channel.basic_consume(queue, on_delivery, no_ack=False, arguments={"x-priority": priority})
+    await channel.basic_consume(queue, on_delivery, no_ack=False, arguments=arguments)
 
 
 class Acknowledger:

@@ -28,6 +28,7 @@ from ._connection import Connection, connect, declare_exchanges, open_channel
 from ._host import SERVICE_PREFETCH, ServiceHost
 from ._lane import Acknowledger, OnMessage, Publisher, consume, returns_and_confirms
 from ._link import Link
+from ._siblings import MESSAGE_EXPIRES, Records, Siblings
 from ._statistics import RabbitMQStatistics
 
 __all__ = ["RabbitMQMesh"]
@@ -71,6 +72,8 @@ class RabbitMQMesh:
         self.event_queue = f"nuropb-{service_name}-{unique}-eq"
         self.service_queue = f"nuropb-{service_name}-sq"
         self.statistics = RabbitMQStatistics()
+        self._siblings = Siblings(service_name, unique, self._on_sibling, self._on_record, expires=QUEUE_EXPIRES)
+        self._records = Records()
 
         self._receiver: MeshReceiver | None = None
         self._controller: object = None
@@ -175,28 +178,84 @@ class RabbitMQMesh:
         if key is not None and message.kind == "request":
             self._keys[message.correlation_id] = key
 
+    @property
+    def address(self) -> str:
+        """The queue of what siblings tell."""
+        return self._siblings.queue
+
+    def broadcast(self, message: bytes) -> None:
+        """Tell all siblings, as far as there can be any."""
+        if self._siblings.can_talk:
+            self._tell(self._siblings.exchange, "", message)
+
+    def tell(self, address: str, message: bytes) -> None:
+        """Tell the sibling at ``address``."""
+        self._tell("", address, message)
+
+    def _tell(self, exchange: str, routing_key: str, message: bytes) -> None:
+        self._publish("event", exchange, routing_key, uuid4().hex, message, expires=MESSAGE_EXPIRES)
+
+    async def record(self, record: bytes) -> None:
+        """Write ``record`` into the stream, and wait until the broker has it."""
+        if not self._siblings.can_record:
+            raise MeshUnavailable("there is no stream for records")
+        publisher, correlation_id = self._take_publisher(), uuid4().hex
+        frames = wire.encode_publish(
+            channel=publisher.confirmed.number,
+            exchange="",
+            routing_key=self._siblings.stream,
+            kind="event",
+            correlation_id=correlation_id,
+            trace_id=None,
+            body=record,
+            frame_max=publisher.frame_max,
+            mandatory=True,
+        )
+        taken = self._records.expect(correlation_id)
+        try:
+            publisher.put(float("inf"), correlation_id, frames, confirmed=True)
+            if not await taken:
+                raise MeshUnavailable("the broker did not take the record, or did not say so")
+        finally:
+            self._records.settle(correlation_id, taken=False)
+
     def forget(self, correlation_id: str) -> None:
         """Drop the key of a call that nobody waits for any more."""
         self._keys.pop(correlation_id, None)
 
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
         """Publish an event. It is never encrypted: nuropb 0.1.8 marks such events and sends them in clear."""
-        publisher = self._take_publisher()
         correlation_id = uuid4().hex
         body = wire.encode_event(
             topic, event, context=context, trace_id=trace_id, correlation_id=correlation_id, target=target
         )
+        self._publish("event", wire.EVENTS_EXCHANGE, topic, correlation_id, body, trace_id=trace_id)
+
+    def _publish(
+        self,
+        kind: wire.MessageType,
+        exchange: str,
+        routing_key: str,
+        correlation_id: str,
+        body: bytes,
+        *,
+        trace_id: str | None = None,
+        expires: float | None = None,
+    ) -> None:
+        publisher = self._take_publisher()
         frames = wire.encode_publish(
             channel=publisher.plain.number,
-            exchange=wire.EVENTS_EXCHANGE,
-            routing_key=topic,
-            kind="event",
+            exchange=exchange,
+            routing_key=routing_key,
+            kind=kind,
             correlation_id=correlation_id,
             trace_id=trace_id,
             body=body,
             frame_max=publisher.frame_max,
+            expiration=None if expires is None else wire.expiration(expires),
         )
-        publisher.put(float("inf"), correlation_id, frames)
+        deadline = float("inf") if expires is None else asyncio.get_running_loop().time() + expires
+        publisher.put(deadline, correlation_id, frames)
 
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
         """Bind the event queue to ``topic``; ``done`` is called when that is so, or when it has to wait."""
@@ -250,6 +309,7 @@ class RabbitMQMesh:
         self, raw: AbstractConnection, connection: Connection
     ) -> AsyncIterator[Sequence[AbstractChannel]]:
         await declare_exchanges(connection)
+        await self._siblings.declare(connection)
         plain = await open_channel(connection)
         confirmed = await open_channel(connection, confirms=True)
         publisher = Publisher(raw, plain, confirmed, self.statistics)
@@ -264,9 +324,11 @@ class RabbitMQMesh:
                 self._publisher = None
                 for correlation_id in publisher.unsent():
                     self._keys.pop(correlation_id, None)
-                    self._told.on_failed(correlation_id)
+                    if not self._records.settle(correlation_id, taken=False):
+                        self._told.on_failed(correlation_id)
                 for correlation_id in publisher.unconfirmed():
-                    self._told.on_lost(correlation_id)
+                    if not self._records.settle(correlation_id, taken=False):
+                        self._told.on_lost(correlation_id)
 
     @contextlib.asynccontextmanager
     async def _set_up_consuming(
@@ -286,8 +348,16 @@ class RabbitMQMesh:
             self.service_queue, durable=True, arguments={"x-dead-letter-exchange": wire.DEAD_LETTER_EXCHANGE}
         )
         await service.bind(wire.RPC_EXCHANGE, routing_key=self._service_name)
-        replies = await self._consume(connection, raw, self.reply_queue, self._on_reply)
-        deliveries = await self._consume(connection, raw, self.event_queue, self._on_event)
+
+        async def own(queue: str, take: OnMessage, arguments: dict[str, Any] | None = None) -> AbstractChannel:
+            # The newest connection has the highest priority. One that is dead at this end only would otherwise go on
+            # getting its share.
+            arguments = {"x-priority": self._consuming.connects} if arguments is None else arguments
+            return await self._consume(connection, raw, queue, take, arguments)
+
+        replies = await own(self.reply_queue, self._on_reply)
+        deliveries = await own(self.event_queue, self._on_event)
+        siblings = await self._siblings.set_up(connection, own)
         calls = await open_channel(connection)
         async with anyio.create_task_group() as tasks:
             host = ServiceHost(
@@ -303,12 +373,12 @@ class RabbitMQMesh:
                 self.service_queue,
                 host.on_message,
                 prefetch=SERVICE_PREFETCH,
-                priority=0,
+                arguments={},
                 on_cancel=self._on_cancelled,
             )
             tasks.start_soon(self._keep_bound, events, service, connection, name="mesh bindings")
             try:
-                yield await topology.get_underlay_channel(), replies, deliveries, calls
+                yield await topology.get_underlay_channel(), replies, deliveries, calls, *siblings
             finally:
                 tasks.cancel_scope.cancel()
                 self._release_topics()
@@ -330,6 +400,7 @@ class RabbitMQMesh:
         raw: AbstractConnection,
         queue: str,
         take: OnMessage,
+        arguments: dict[str, Any],
     ) -> AbstractChannel:
         """Have the messages of one of this process's queues given to ``take``."""
         channel = await open_channel(connection)
@@ -339,9 +410,7 @@ class RabbitMQMesh:
             acknowledger.later(deliver.delivery_tag or 0)
             take(deliver, header, body)
 
-        # The newest connection has the highest priority, so an older one that is dead at this end only gets nothing.
-        priority = self._consuming.connects
-        await consume(channel, queue, on_message, prefetch=PREFETCH, priority=priority, on_cancel=self._on_cancelled)
+        await consume(channel, queue, on_message, prefetch=PREFETCH, arguments=arguments, on_cancel=self._on_cancelled)
         return channel
 
     def _on_cancelled(self) -> None:
@@ -414,12 +483,14 @@ class RabbitMQMesh:
     # --- what comes back --------------------------------------------------------------------------------------
 
     def _on_returned(self, correlation_id: str) -> None:
-        if correlation_id == self._ping_id:
+        if correlation_id == self._ping_id or self._records.settle(correlation_id, taken=False):
             return
         self._keys.pop(correlation_id, None)
         self._told.on_returned(correlation_id)
 
     def _on_confirm(self, correlation_id: str, taken: bool) -> None:
+        if self._records.settle(correlation_id, taken):
+            return
         if taken:
             self._told.on_taken(correlation_id)
         else:
@@ -453,6 +524,12 @@ class RabbitMQMesh:
         else:
             self._keys.pop(correlation_id, None)
             self._told.on_reply(reply)
+
+    def _on_sibling(self, message: bytes) -> None:
+        self._told.on_sibling(message)
+
+    def _on_record(self, record: bytes) -> None:
+        self._told.on_record(record)
 
     def _on_event(self, deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> None:
         try:
@@ -503,6 +580,7 @@ class RabbitMQMesh:
             if waiting.cancelled_caught:
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await declare_exchanges(connection)
+                    await self._siblings.reassert(connection)
                     await service.bind(wire.RPC_EXCHANGE, routing_key=self._service_name)
                 self._bound.clear()
 

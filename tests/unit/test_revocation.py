@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import pytest
+
+from nuropb_gateway_asgi.authentication import Identity
+from nuropb_gateway_asgi.revocation import (
+    MAX_KEPT,
+    Revocation,
+    RevocationCheck,
+    Revocations,
+    decode_revocation,
+    fingerprint,
+)
+
+NOW = 1_800_000_000.0
+
+
+def identity(user_id: str = "alice", token: str = "t", **claims: Any) -> Identity:
+    return Identity(user_id=user_id, username=user_id, token=token, claims={"iat": NOW - 100, **claims})
+
+
+def revoked(**fields: Any) -> Revocations:
+    revocations = Revocations()
+    revocations.add(Revocation(**({"until": NOW + 1000} | fields)), NOW)
+    return revocations
+
+
+BEFORE = {"issued_before": NOW}
+TABLE: list[tuple[dict[str, Any], Identity, bool]] = [
+    # a user's tokens
+    ({"user_id": "alice", **BEFORE}, identity(), True),
+    ({"user_id": "alice", **BEFORE}, identity(iat=NOW - 0.001), True),
+    ({"user_id": "alice", **BEFORE}, identity(iat=NOW), False),
+    ({"user_id": "alice", **BEFORE}, identity(iat=NOW + 1), False),
+    ({"user_id": "alice", **BEFORE}, identity("bob"), False),
+    ({"user_id": "alice", **BEFORE}, identity("alice2"), False),
+    # what does not say when it was issued was issued before
+    ({"user_id": "alice", **BEFORE}, Identity(user_id="alice", username="a", token="t"), True),
+    ({"user_id": "alice", **BEFORE}, identity(iat="1900000000"), True),
+    ({"user_id": "alice", **BEFORE}, identity(iat=True), True),
+    ({"user_id": "alice", **BEFORE}, identity(iat=None), True),
+    # one token
+    ({"token_id": "j1"}, identity(jti="j1"), True),
+    ({"token_id": "j1"}, identity(jti="j2"), False),
+    ({"token_id": "j1"}, identity(), False),
+    ({"token_id": "j1"}, identity(jti=["j1"]), False),
+    ({"token_id": "1"}, identity(jti=1), False),
+    ({"token": fingerprint("t")}, identity(), True),
+    ({"token": fingerprint("t")}, identity("bob"), True),
+    ({"token": fingerprint("t")}, identity(token="t2"), False),
+    # everybody's
+    (BEFORE, identity(), True),
+    (BEFORE, identity("bob"), True),
+    (BEFORE, identity(iat=NOW), False),
+    # a session's means a token that another process knows
+    ({"session_id": "s1"}, identity(), False),
+]
+
+
+@pytest.mark.parametrize(("fields", "who", "refused"), TABLE)
+def test_what_is_revoked(fields: dict[str, Any], who: Identity, refused: bool) -> None:
+    assert revoked(**fields).refuses(who) is refused
+
+
+def test_nothing_revoked_refuses_nobody() -> None:
+    assert not Revocations().refuses(identity())
+    assert len(Revocations()) == 0
+
+
+WRONG: list[dict[str, Any]] = [
+    {},
+    {"user_id": "alice"},
+    {"user_id": "alice", "token_id": "j"},
+    {"user_id": "alice", "session_id": "s", "issued_before": NOW},
+    {"token_id": "j", "issued_before": NOW},
+    {"session_id": "s", "token": "t"},
+    {"user_id": "", "issued_before": NOW},
+    {"token_id": "x" * 1025},
+    {"issued_before": math.nan},
+    {"token_id": "j", "until": math.inf},
+]
+
+
+@pytest.mark.parametrize("fields", WRONG)
+def test_what_means_nothing_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"it has to be|a time|a name"):
+        Revocation(**({"until": NOW} | fields))
+
+
+@pytest.mark.parametrize(
+    "record", [b"", b"{}", b"[]", b'{"until":1}', b'{"token":1,"until":1}', b"\xff", b'{"token":"t"}']
+)
+def test_a_record_that_is_none_is_refused(record: bytes) -> None:
+    with pytest.raises((msgspec.MsgspecError, UnicodeDecodeError)):
+        decode_revocation(record)
+
+
+@pytest.mark.parametrize("fields", [fields for fields, _, _ in TABLE])
+def test_a_revocation_survives_its_record(fields: dict[str, Any]) -> None:
+    revocation = Revocation(**({"until": NOW} | fields))
+    assert decode_revocation(msgspec.json.encode(revocation)) == revocation
+
+
+@pytest.mark.parametrize("fields", [{"user_id": "alice", **BEFORE}, {"token_id": "j"}, {"token": "t"}, BEFORE])
+def test_it_is_forgotten_when_it_is_over(fields: dict[str, Any]) -> None:
+    revocations = revoked(**fields)
+    revocations.forget(NOW + 999)
+    assert len(revocations) == 1
+    revocations.forget(NOW + 1000)
+    assert len(revocations) == 0
+
+
+def test_what_is_over_is_not_taken_in() -> None:
+    assert len(revoked(token="t", until=NOW)) == 0
+
+
+def test_nothing_is_kept_for_ever() -> None:
+    revocations = revoked(token="t", until=NOW + 1e9)
+    revocations.forget(NOW + MAX_KEPT)
+    assert len(revocations) == 0
+
+
+def test_the_later_of_two_holds_whatever_their_order() -> None:
+    early = Revocation(user_id="alice", issued_before=NOW - 50, until=NOW + 2000)
+    late = Revocation(user_id="alice", issued_before=NOW, until=NOW + 1000)
+    for first, second in ((early, late), (late, early)):
+        revocations = Revocations()
+        revocations.add(first, NOW)
+        revocations.add(second, NOW)
+        assert revocations.refuses(identity(iat=NOW - 1))
+        revocations.forget(NOW + 1999)
+        assert len(revocations) == 1
+
+
+def test_a_token_that_is_revoked_again_is_kept_for_the_longer_time() -> None:
+    revocations = revoked(token="t", until=NOW + 100)
+    revocations.add(Revocation(token="t", until=NOW + 50), NOW)
+    revocations.forget(NOW + 99)
+    assert len(revocations) == 1
+
+
+def test_the_token_cannot_be_read_out_of_what_is_remembered() -> None:
+    assert len(fingerprint("secret")) == 64
+    assert fingerprint("secret") != fingerprint("secret2")
+
+
+async def test_an_authenticator_with_the_check_accepts_nothing_revoked() -> None:
+    revocations = Revocations()
+
+    async def authenticate(token: str) -> Identity | None:
+        return None if token == "bad" else identity(token=token)
+
+    check = RevocationCheck(authenticate, revocations)
+    assert (await check("a")) == identity(token="a")
+    assert await check("bad") is None
+    revocations.add(Revocation(token=fingerprint("a"), until=NOW * 2), NOW)
+    assert await check("a") is None
+    assert await check("b") is not None
