@@ -115,6 +115,8 @@ class HandlerManager:
         self._user_sessions: dict[str, set[str]] = {}
         self._malformed: dict[str, int] = {}
         self._refreshing: set[str] = set()
+        #: Connections that were told that they are too old, and when they end, by the event loop's clock.
+        self._retiring: dict[str, float] = {}
         #: Places for connections, authorised or not yet.
         self.admission = Admission(settings.max_connections)
         #: Handshakes refused, by reason, and connections that the gateway closed, by code: for the metrics.
@@ -202,6 +204,7 @@ class HandlerManager:
         del self._handlers[handler.session_id]
         self._malformed.pop(handler.session_id, None)
         self._refreshing.discard(handler.session_id)
+        self._retiring.pop(handler.session_id, None)
         assert handler.identity is not None  # noqa: S101 - it was registered
         sessions = self._user_sessions[handler.identity.user_id]
         sessions.discard(handler.session_id)
@@ -404,9 +407,17 @@ class HandlerManager:
                 if identity is not None and identity.expires_at is not None and identity.expires_at <= wall:
                     handler.close(CloseCode.TOKEN_EXPIRED, "token expired")
                 elif wall - handler.connected_at > self._lifetime(handler):
-                    self.say_goodbye(handler, "lifetime")
-                    handler.close(CloseCode.DRAINING, "maximum lifetime of a connection")
+                    self._retire(handler, now)
                 handler.check(now)  # closed or not: it may hang in a write
+
+    def _retire(self, handler: Handler, now: float) -> None:
+        """Have a connection end that is too old, after what is in flight."""
+        ends = self._retiring.get(handler.session_id)
+        if ends is None:
+            self._retiring[handler.session_id] = now + self._settings.drain_timeout
+            self.say_goodbye(handler, "lifetime")
+        elif now >= ends:
+            handler.close(CloseCode.DRAINING, "maximum lifetime of a connection")
 
     def _lifetime(self, handler: Handler) -> float:
         # Connections that came together go at different times, each always at the same.

@@ -21,6 +21,7 @@ from nuropb_gateway_asgi.handlers.websocket import FRAMES_PER_TURN
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.clients import CLOSE, CONTINUATION, PING, PONG, TEXT, Client, Frame, RawClient, connect
 from tests.kit.gateways import DEADLINE, RunningGateway, authorise_from_token, eventually, make_gateway, run_gateway
+from tests.unit.fakes import FakeHandler
 
 BEARER = ("Authorization", "Bearer alice")
 #: Seconds of a token that is to expire; long enough to connect with it on a busy machine.
@@ -894,6 +895,29 @@ async def test_a_crowd_that_comes_and_goes() -> None:
         assert not running.gateway.service_mesh_manager._sessions
         async with connect(running.url, "alice") as client:
             assert await client.result("demo.echo") == {}
+
+
+async def test_a_connection_that_is_too_old_is_asked_to_come_again() -> None:
+    async with run_gateway(max_connection_lifetime=0.5, drain_timeout=0.5) as running:
+        async with connect(running.url, "alice") as client:
+            await client.request("demo.slow", {"seconds": 0.4}, id="1")
+            event = (await client.event("goodbye"))["event"]
+            assert event["reason"] == "lifetime"
+            assert 0 <= event["retry_after_ms"] < 5000
+            await client.request("demo.echo", {"still": "there"}, id="2")
+            assert (await client.answer("2"))["result"] == {"still": "there"}
+            closed = await client.closed()
+            assert closed.code == 4001
+            assert [frame["payload"].get("id") for frame in closed.frames] in ([], ["1"])
+        await running.is_empty()
+        assert not running.gateway.handler_manager._retiring
+
+
+def test_connections_that_came_together_end_apart() -> None:
+    manager = make_gateway(max_connection_lifetime=1000.0).handler_manager
+    lifetimes = {manager._lifetime(FakeHandler()) for _ in range(200)}
+    assert len(lifetimes) > 100
+    assert all(900 <= lifetime <= 1000 for lifetime in lifetimes)
 
 
 async def test_the_operator_hangs_up(running: RunningGateway) -> None:
