@@ -11,7 +11,7 @@ import enum
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
@@ -28,6 +28,7 @@ __all__ = [
     "CloseCode",
     "Command",
     "Decoder",
+    "Delivery",
     "Describe",
     "ErrorCode",
     "Failure",
@@ -36,6 +37,7 @@ __all__ = [
     "Request",
     "Subscribe",
     "Unsubscribe",
+    "encode_dropped",
     "encode_error",
     "encode_event",
     "encode_failure",
@@ -123,6 +125,11 @@ class CloseCode(enum.IntEnum):
         if self >= CloseCode.DRAINING:
             return self < 4500
         return self in (CloseCode.INTERNAL_ERROR, CloseCode.SERVICE_RESTART, CloseCode.TRY_AGAIN_LATER)
+
+
+#: What happens to events that a client is too slow for: it is hung up on, the oldest are dropped, or only the latest of
+#: each topic is kept.
+Delivery: TypeAlias = Literal["close", "drop_oldest", "latest"]
 
 
 class Failure(NamedTuple):
@@ -540,6 +547,11 @@ def encode_event(topic: str, event: bytes | Raw, trace_id: str | None = None) ->
     """An event. ``event`` is JSON."""
     trace = b"" if trace_id is None else b',"trace_id":%b' % encode_json(trace_id)
     return (b'{"type":"event","payload":{"topic":%b,"event":%b%b}}' % (encode_json(topic), event, trace)).decode()
+
+
+def encode_dropped(topic: str, count: int) -> str:
+    """What a client is told that was too slow for some events: how many of a topic it has missed."""
+    return encode_event("dropped", encode_json({"count": count, "topic": topic}))
 
 
 def encode_pong(payload: Raw) -> str:

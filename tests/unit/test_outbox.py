@@ -189,3 +189,156 @@ async def test_an_outbox_is_a_bounded_queue(operations: list[str], limit: int) -
         assert outbox.size == len("".join(model).encode())
     outbox.close()
     assert await drain(outbox) == list(model)
+
+
+# --- events that may be lost --------------------------------------------------------------------------------
+
+
+def dropped(topic: str, count: int) -> str:
+    return f'{{"type":"event","payload":{{"topic":"dropped","event":{{"count":{count},"topic":"{topic}"}}}}}}'
+
+
+async def all_of(outbox: Outbox) -> list[str]:
+    """What is in it now, with what was dropped."""
+    texts = []
+    while outbox._items or outbox._dropped:
+        text = await outbox.get()
+        if text is not None:
+            texts.append(text)
+    return texts
+
+
+async def test_the_oldest_events_make_room_and_the_reader_is_told_how_many() -> None:
+    outbox = Outbox(6)
+    assert [outbox.put_event(text, "t", "drop_oldest") for text in ("aa", "bb", "cc", "dd", "eeee")] == [0, 0, 0, 1, 2]
+    assert outbox.size == 6
+    assert await all_of(outbox) == [dropped("t", 3), "dd", "eeee"]
+    assert outbox.put_event("ff", "t", "drop_oldest") == 0
+    assert await all_of(outbox) == ["ff"]
+
+
+async def test_what_has_to_be_kept_takes_the_place_of_events() -> None:
+    outbox = Outbox(6)
+    outbox.put_event("aa", "t", "drop_oldest")
+    outbox.put("bb")
+    outbox.put_event("cc", "u", "drop_oldest")
+    assert outbox.put("dddd")
+    assert not outbox.put("e")
+    assert outbox.size == 6
+    assert sorted((await all_of(outbox))[:2]) == [dropped("t", 1), dropped("u", 1)]
+    assert outbox.size == 0
+
+
+async def test_an_event_that_finds_no_room_is_lost_itself() -> None:
+    outbox = Outbox(4)
+    outbox.put("aaaa")
+    assert outbox.put_event("b", "t", "drop_oldest") == 1
+    assert outbox.put_event("b", "t", "latest") == 1
+    assert await all_of(outbox) == [dropped("t", 2), "aaaa"]
+
+
+async def test_of_some_topics_only_the_latest_is_kept() -> None:
+    outbox = Outbox(100)
+    assert outbox.put_event("a1", "a", "latest") == 0
+    assert outbox.put_event("b1", "b", "latest") == 0
+    assert outbox.put_event("a22", "a", "latest") == 1
+    outbox.put("x")
+    assert outbox.size == 6
+    assert await all_of(outbox) == ["a22", "b1", "x"]
+    assert outbox.put_event("a3", "a", "latest") == 0
+    assert await all_of(outbox) == ["a3"]
+
+
+async def test_a_latest_that_grows_too_big_is_a_new_one() -> None:
+    outbox = Outbox(5)
+    outbox.put_event("a1", "a", "latest")
+    outbox.put("xx")
+    assert outbox.put_event("a2345", "a", "latest") == 2
+    assert await all_of(outbox) == [dropped("a", 2), "xx"]
+    assert not outbox._latest
+
+
+async def test_an_empty_outbox_takes_an_event_of_any_size() -> None:
+    outbox = Outbox(4)
+    assert outbox.put_event("a" * 100, "t", "drop_oldest") == 0
+    assert outbox.put_event("b" * 100, "t", "drop_oldest") == 1
+    assert await all_of(outbox) == [dropped("t", 1), "b" * 100]
+
+
+async def test_a_reader_that_waits_gets_an_event() -> None:
+    outbox = Outbox(4)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(outbox.get)
+            await anyio.wait_all_tasks_blocked()
+            outbox.put_event("a", "t", "drop_oldest")
+
+
+@pytest.mark.parametrize("discard", [True, False])
+async def test_a_closed_outbox_takes_no_event_and_tells_of_none(discard: bool) -> None:
+    outbox = Outbox(2)
+    for text in ("aa", "bb"):
+        outbox.put_event(text, "t", "drop_oldest")
+    outbox.close(discard=discard)
+    assert outbox.put_event("cc", "t", "drop_oldest") == 0
+    assert await drain(outbox) == ([] if discard else ["bb"])
+
+
+async def test_events_that_were_dropped_take_no_memory() -> None:
+    outbox = Outbox(200)
+    outbox.put("x" * 100)
+    for number in range(10_000):
+        outbox.put_event(f"{number:010}", "t", "drop_oldest")
+    assert len(outbox._items) < 200
+    assert outbox._lossy is not None
+    assert len(outbox._lossy) == 10
+    texts = await all_of(outbox)
+    assert texts[0] == dropped("t", 9990)
+    assert texts[2:] == [f"{number:010}" for number in range(9990, 10_000)]
+
+
+@given(
+    st.integers(1, 20),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["put", "drop_oldest", "latest", "get"]), st.integers(1, 8), st.sampled_from(["a", "b"])
+        )
+    ),
+)
+def test_nothing_is_lost_but_what_may_be_and_all_of_it_is_told(
+    limit: int, operations: list[tuple[str, int, str]]
+) -> None:
+    async def run() -> None:
+        outbox, kept, read, refused = Outbox(limit), 0, [], 0
+        lost_events = lossy = 0
+        for number, (operation, size, topic) in enumerate(operations):
+            text = f"{number},".ljust(size + 4, "x")
+            if operation == "put":
+                taken = outbox.put(text)
+                kept += taken
+                refused += not taken
+            elif operation == "get":
+                if outbox._items or outbox._dropped:
+                    read.append(await outbox.get())
+            else:
+                lossy += 1
+                lost_events += outbox.put_event(text, topic, operation)  # type: ignore[arg-type]
+            assert outbox.size == sum(len(_text(item)) for item in outbox._items)
+        read += await all_of(outbox)
+        numbers = [int(text.partition(",")[0]) for text in read if text and not text.startswith("{")]
+        assert len(numbers) == len(set(numbers))
+        assert len([n for n in numbers if operations[n][0] == "put"]) == kept
+        told = sum(int(text.split('"count":')[1].split(",")[0]) for text in read if text and text.startswith("{"))
+        arrived = len(numbers) - kept
+        # What was replaced by a later one of its topic is counted, and not told.
+        assert told <= lossy - arrived
+        if not any(operation == "latest" for operation, _, _ in operations):
+            assert told == lossy - arrived
+        assert outbox.size == 0
+
+    asyncio.run(run())
+
+
+def _text(item: object) -> str:
+    text: str | None = item[0] if isinstance(item, tuple) else item.text  # type: ignore[attr-defined]
+    return text or ""
