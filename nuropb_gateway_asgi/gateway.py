@@ -395,7 +395,12 @@ def _make_origins(settings: Settings) -> OriginPolicy:
 def _make_mesh(settings: Settings) -> Mesh:
     if settings.embedded:
         return EmbeddedMesh({"demo": DemoService()}, service_name=settings.service_name)
-    return RabbitMQMesh(settings.mesh_url, service_name=settings.service_name, instance_id=settings.instance_id)
+    return RabbitMQMesh(
+        settings.mesh_url,
+        service_name=settings.service_name,
+        instance_id=settings.instance_id,
+        lane=settings.mesh_lane,
+    )
 
 
 # --- as a server --------------------------------------------------------------------------------------------------

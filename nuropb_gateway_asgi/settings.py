@@ -38,6 +38,7 @@ class Settings:
     """
 
     mesh_url: str = "embedded://demo"
+    mesh_lane: Literal["fast", "plain"] = "fast"
     service_name: str = "nuropb-gateway"
     instance_id: str = dataclasses.field(default_factory=lambda: uuid4().hex)
     path: str = "/ws"

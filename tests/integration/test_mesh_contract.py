@@ -26,6 +26,7 @@ from nuropb_gateway_asgi.handler_manager import HandlerManager
 from nuropb_gateway_asgi.mesh.base import Mesh
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
+from nuropb_gateway_asgi.mesh.rabbitmq._lane import LaneName
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager
 from tests.kit.gateways import DEADLINE, eventually
 from tests.servers.processes import ServiceProcess
@@ -104,6 +105,8 @@ class Services(NamedTuple):
     echo: str
     stub: str
     objects: dict[str, Any]
+    #: Of the mesh that calls them.
+    lane: LaneName
 
 
 class Gateway(NamedTuple):
@@ -145,7 +148,7 @@ class EmbeddedTransport:
         self.mesh.publish(payload["topic"], event, context=context, trace_id=uuid4().hex, target=payload["target"])
 
 
-@pytest.fixture(scope="module", params=["embedded", "rabbitmq"])
+@pytest.fixture(scope="module", params=["embedded", "rabbitmq, fast lane", "rabbitmq, plain lane"])
 def services(request: pytest.FixtureRequest) -> Iterator[Services]:
     echo, stub = (f"{kind}-{secrets.token_hex(4)}" for kind in ("echo", "stub"))
     if request.param == "embedded":
@@ -153,14 +156,14 @@ def services(request: pytest.FixtureRequest) -> Iterator[Services]:
         classes = importlib.import_module("tests.servers.nuropb_service")
         objects = {echo: classes.EchoService(echo, "1"), stub: classes.ServiceExample(stub, "1")}
         objects[echo]._api = EmbeddedTransport()
-        yield Services(echo, stub, objects)
+        yield Services(echo, stub, objects, "fast")
         return
     url: str = request.getfixturevalue("amqp_url")
     with (
         ServiceProcess(url, echo, prefetch=100) as one,
         ServiceProcess(url, stub, kind="stub", prefetch=100, events=()) as other,
     ):
-        yield Services(one.service, other.service, {})
+        yield Services(one.service, other.service, {}, "plain" if "plain" in request.param else "fast")
     asyncio.run(delete_queues(url, *(f"nuropb-{name}-{kind}" for name in (echo, stub) for kind in ("sq", "dl"))))
 
 
@@ -180,7 +183,8 @@ async def running(request: pytest.FixtureRequest, services: Services, settings: 
         )
     else:
         url = request.getfixturevalue("amqp_url")
-        mesh = RabbitMQMesh(url, service_name=settings.service_name, instance_id=settings.instance_id)
+        names = {"service_name": settings.service_name, "instance_id": settings.instance_id}
+        mesh = RabbitMQMesh(url, lane=services.lane, **names)
     policy = ExposePolicy(["*.*"], ["#"])
     handlers = HandlerManager(settings, authenticate, policy)
     controller = Controller()

@@ -1193,13 +1193,16 @@ async def test_a_message_that_the_library_cannot_read_costs_one_connection_at_mo
     properties = nuropb_properties("request", "c", reply_to=answers)
     await peer.publish("", mesh.service_queue, encode(body), properties)
     await peer.take(answers)
-    assert mesh.statistics.reconnects == 1
+    # The library never sees it, unless it is the one that reads.
+    assert mesh.statistics.reconnects == (1 if mesh._lane == "plain" else 0)
     if what == "routing key":
         # A NuroPb event says its topic in the body.
         assert gateway.receiver.events == [("key", 1), ("key", 1), ("key", "last")]
     else:
         assert gateway.receiver.events == [("key", "last")]
-        assert mesh.statistics.dropped_events == mesh.statistics.dropped_replies == 2
+        assert mesh.statistics.dropped_events == 2
+        # Where only the headers cannot be read, it may look like a response; and then it is one to nobody.
+        assert mesh.statistics.dropped_replies + len(gateway.receiver.unexpected) == 2
         assert await peer.waiting(dead) == 2
         await peer.channel.queue_purge(dead)
 

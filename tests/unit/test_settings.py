@@ -38,6 +38,7 @@ def changed(given: Settings) -> dict[str, Any]:
 FIELDS = [
     # variable, its text, default, value
     ("MESH_URL", "amqps://me:pw@mq.example:5671/vh?cafile=/ca.pem", "embedded://demo", None),
+    ("MESH_LANE", "PLAIN", "fast", "plain"),
     ("SERVICE_NAME", "web.gateway-1_x", "nuropb-gateway", None),
     ("INSTANCE_ID", "one", ..., None),
     ("PATH", "/gateway/ws", "/ws", None),

@@ -16,6 +16,7 @@ import pamqp.frame
 from aiormq.abc import AbstractChannel, TimeoutType
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
+    AMQPConnectionError,
     AuthenticationError,
     ChannelAccessRefused,
     ChannelNotFoundEntity,
@@ -27,6 +28,9 @@ from pamqp.exceptions import PAMQPException
 from yarl import URL
 
 from .. import wire
+from ._fast import FastLane
+from ._lane import Lane, LaneName
+from ._plain import PlainLane
 
 __all__ = [
     "CONNECTION_ERRORS",
@@ -49,6 +53,7 @@ CONNECTION_ERRORS: Final = (Exception, asyncio.CancelledError)
 
 
 # Set in the tasks of a link, and so in those that aiormq starts for its connection.
+_lane_name: ContextVar[LaneName] = ContextVar("nuropb_gateway_lane", default="fast")
 _within_link: ContextVar[bool] = ContextVar("nuropb_gateway_within_link", default=False)
 _LIBRARY_LOGGERS: Final = ("aiormq.connection", "aiormq.channel", "aio_pika.connection", "aio_pika.channel")
 
@@ -133,12 +138,20 @@ class _Sockets(TransportFactory):
     #: a second decoding, which nobody pays before it is needed.
     careful: ClassVar[bool] = False
 
-    def __init__(self) -> None:
+    def __init__(self, lane: FastLane | None) -> None:
+        self._lane = lane
         self.writer: asyncio.StreamWriter | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
-        reader, self.writer = await factory.create(url, **kwargs)
+        if self._lane is None:
+            factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+            reader, self.writer = await factory.create(url, **kwargs)
+        else:
+            context = await kwargs["ssl_context_provider"].get_context() if url.scheme == "amqps" else None
+            try:
+                reader, self.writer = await self._lane.open(url.host or "", url.port or 0, context=context)
+            except OSError as error:
+                raise AMQPConnectionError(*error.args) from error
         return cast("asyncio.StreamReader", _ReadableFrames(reader)) if self.careful else reader, self.writer
 
     @classmethod
@@ -154,7 +167,8 @@ class Connection(aio_pika.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._sockets = _Sockets()
+        self._fast = FastLane() if _lane_name.get() == "fast" else None
+        self._sockets = _Sockets(self._fast)
         self.kwargs = {**self.kwargs, "transport_factory": self._sockets}
 
     async def connect(self, timeout: TimeoutType = None) -> None:  # noqa: ASYNC109 - as in the base class
@@ -164,6 +178,15 @@ class Connection(aio_pika.Connection):
         except BaseException:
             await self.close()
             raise
+
+    @property
+    def lane(self) -> Lane:
+        """The way of messages on this connection, once it is there. Raises ConnectionError if it is gone."""
+        if self._fast is not None:
+            return self._fast
+        if self.transport is None:
+            raise ConnectionError("the connection was lost at once")
+        return PlainLane(self.transport.connection)
 
     def abort(self) -> None:
         """Drop the connection without a word to a peer that does not listen."""
@@ -177,8 +200,9 @@ class Connection(aio_pika.Connection):
         writer.transport.abort()
 
 
-async def connect(url: str, name: str) -> Connection:
+async def connect(url: str, name: str, lane: LaneName = "fast") -> Connection:
     """Connect; ``name`` is what the broker's operator sees."""
+    _lane_name.set(lane)  # aio-pika makes the object, of the class alone
     connection = await aio_pika.connect(
         with_heartbeat(url), client_properties={"connection_name": name}, connection_class=Connection
     )

@@ -10,13 +10,12 @@ from typing import Any, Final, Protocol
 import msgspec
 from aiormq.abc import AbstractChannel
 from anyio.abc import TaskGroup
-from pamqp import commands
-from pamqp.header import ContentHeader
 
 from ...exceptions import MeshUnavailable
 from .. import wire
 from ..encryption import UndecryptableMessage, decrypt_call, encrypt
 from ..service import Outcome, call_service, deliver_event
+from ._frames import Incoming
 
 __all__ = ["SERVICE_PREFETCH", "ServiceHost"]
 
@@ -55,17 +54,16 @@ class ServiceHost:
         self._send_reply = send_reply
         self._publish = publish
 
-    def on_message(self, deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> None:
+    def on_message(self, message: Incoming) -> None:
         """Take a message of the service's queue."""
-        self._tasks.start_soon(self._handle, deliver, header, body, name=f"mesh call of {self._name}")
+        self._tasks.start_soon(self._handle, message, name=f"mesh call of {self._name}")
 
-    async def _handle(self, deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> None:
-        tag = deliver.delivery_tag or 0
-        properties = header.properties
+    async def _handle(self, message: Incoming) -> None:
+        tag, body = message.delivery_tag, message.body
         key: bytes | None = None
         try:
-            kind = wire.message_type(properties.headers)
-            if wire.is_encrypted(properties.headers):
+            kind = message.kind
+            if message.encrypted:
                 private_key = getattr(self._service, "_private_key", None)
                 if private_key is None:
                     raise UndecryptableMessage("encrypted, and the service has no key")
@@ -82,13 +80,13 @@ class ServiceHost:
             logger.warning("mesh: a message to %s was refused: %s", self._name, error)
             await self._channel.basic_reject(tag, requeue=False, wait=False)
             return
-        outcome = await self._call(call, encrypted=key is not None, redelivered=bool(deliver.redelivered))
+        outcome = await self._call(call, encrypted=key is not None, redelivered=message.redelivered)
         if outcome.action == "requeue":
             await self._channel.basic_nack(tag, requeue=True, wait=False)
             return
-        if kind == "request" and properties.reply_to:
-            call.correlation_id = str(properties.correlation_id)
-            self._reply(call, outcome, properties.reply_to, key)
+        if kind == "request" and message.reply_to:
+            call.correlation_id = str(message.correlation_id)
+            self._reply(call, outcome, message.reply_to, key)
         for topic, payload, target in outcome.events:
             with contextlib.suppress(MeshUnavailable):
                 self._publish(topic, payload, target)

@@ -15,8 +15,6 @@ import anyio
 from aio_pika.abc import AbstractQueue
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity
-from pamqp import commands
-from pamqp.header import ContentHeader
 
 from ...exceptions import MeshUnavailable
 from ...settings import hide_password
@@ -25,8 +23,9 @@ from ..base import CallMessage, MeshReceiver
 from ..encryption import UndecryptableMessage, decrypt_reply, encrypt, load_public_key
 from ..service import to_json
 from ._connection import Connection, connect, declare_exchanges, open_channel
+from ._frames import Incoming
 from ._host import SERVICE_PREFETCH, ServiceHost
-from ._lane import Acknowledger, OnMessage, Publisher, consume, returns_and_confirms
+from ._lane import Acknowledger, LaneName, OnMessage, Publisher
 from ._link import Link
 from ._siblings import MESSAGE_EXPIRES, Records, Siblings
 from ._statistics import RabbitMQStatistics
@@ -63,8 +62,16 @@ class RabbitMQMesh:
     ``url`` is an AMQP URL; ``amqps`` takes ``cafile``, ``certfile`` and ``keyfile`` as query parameters.
     """
 
-    def __init__(self, url: str, *, service_name: str = "nuropb-gateway", instance_id: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        service_name: str = "nuropb-gateway",
+        instance_id: str | None = None,
+        lane: LaneName = "fast",
+    ) -> None:
         self._url = url
+        self._lane = lane
         self._service_name = service_name
         self._instance_id = instance_id or uuid4().hex
         unique = uuid4().hex
@@ -277,7 +284,7 @@ class RabbitMQMesh:
     # --- connections ------------------------------------------------------------------------------------------
 
     async def _connect(self, purpose: str) -> Connection:
-        return await connect(self._url, f"{self._service_name} {self._instance_id} {purpose}")
+        return await connect(self._url, f"{self._service_name} {self._instance_id} {purpose}", self._lane)
 
     @property
     def _told(self) -> MeshReceiver:
@@ -312,8 +319,9 @@ class RabbitMQMesh:
         await self._siblings.declare(connection)
         plain = await open_channel(connection)
         confirmed = await open_channel(connection, confirms=True)
-        publisher = Publisher(raw, plain, confirmed, self.statistics)
-        returns_and_confirms(publisher, self._on_returned, self._on_confirm)
+        lane = connection.lane
+        publisher = lane.publisher(plain, confirmed, raw.connection_tune.frame_max, self.statistics)
+        lane.follow(publisher, self._on_returned, self._on_confirm)
         self._blocked = False
         async with _running(publisher.run, lambda: self._watch_blocked(publisher)):
             self._publisher = publisher
@@ -353,7 +361,7 @@ class RabbitMQMesh:
             # The newest connection has the highest priority. One that is dead at this end only would otherwise go on
             # getting its share.
             arguments = {"x-priority": self._consuming.connects} if arguments is None else arguments
-            return await self._consume(connection, raw, queue, take, arguments)
+            return await self._consume(connection, queue, take, arguments)
 
         replies = await own(self.reply_queue, self._on_reply)
         deliveries = await own(self.event_queue, self._on_event)
@@ -368,7 +376,7 @@ class RabbitMQMesh:
                 send_reply=self._send_reply,
                 publish=self._publish_for_controller,
             )
-            await consume(
+            await connection.lane.consume(
                 calls,
                 self.service_queue,
                 host.on_message,
@@ -397,20 +405,22 @@ class RabbitMQMesh:
     async def _consume(
         self,
         connection: Connection,
-        raw: AbstractConnection,
         queue: str,
         take: OnMessage,
         arguments: dict[str, Any],
     ) -> AbstractChannel:
         """Have the messages of one of this process's queues given to ``take``."""
         channel = await open_channel(connection)
-        acknowledger = Acknowledger(raw, channel)
+        lane = connection.lane
+        acknowledger = Acknowledger(lane, channel)
 
-        def on_message(deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> None:
-            acknowledger.later(deliver.delivery_tag or 0)
-            take(deliver, header, body)
+        def on_message(message: Incoming) -> None:
+            acknowledger.later(message.delivery_tag)
+            take(message)
 
-        await consume(channel, queue, on_message, prefetch=PREFETCH, arguments=arguments, on_cancel=self._on_cancelled)
+        await lane.consume(
+            channel, queue, on_message, prefetch=PREFETCH, arguments=arguments, on_cancel=self._on_cancelled
+        )
         return channel
 
     def _on_cancelled(self) -> None:
@@ -496,22 +506,22 @@ class RabbitMQMesh:
         else:
             self._told.on_failed(correlation_id)
 
-    def _on_reply(self, deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> None:
-        properties = header.properties
-        correlation_id = properties.correlation_id
+    def _on_reply(self, message: Incoming) -> None:
+        correlation_id = message.correlation_id
         if correlation_id == self._ping_id:
             self._on_pong()
             return
         try:
-            if wire.message_type(properties.headers) != "response":
+            if message.kind != "response":
                 raise wire.InvalidMessage("not a response")
-            if not isinstance(correlation_id, str):
+            if correlation_id is None:
                 raise wire.InvalidMessage("no correlation id")
             if not self._told.expects(correlation_id):
                 return
+            body = message.body
             key = self._keys.get(correlation_id)
             if key is not None:
-                if not wire.is_encrypted(properties.headers):
+                if not message.encrypted:
                     raise wire.InvalidMessage("the response to an encrypted call is not encrypted")
                 body = decrypt_reply(body, key)
             reply = wire.decode_reply(correlation_id, body)
@@ -531,18 +541,18 @@ class RabbitMQMesh:
     def _on_record(self, record: bytes) -> None:
         self._told.on_record(record)
 
-    def _on_event(self, deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> None:
+    def _on_event(self, message: Incoming) -> None:
         try:
-            if wire.message_type(header.properties.headers) != "event":
+            if message.kind != "event":
                 raise wire.InvalidMessage("not an event")
-            event = wire.decode_event(body)
+            event = wire.decode_event(message.body)
         except wire.InvalidMessage as error:
             self.statistics.dropped_events += 1
             logger.debug("mesh: a message on the event queue was dropped: %s", error)
             return
-        correlation_id = header.properties.correlation_id
-        if isinstance(correlation_id, str) and correlation_id:
-            if deliver.redelivered and correlation_id in self._recent_events:
+        correlation_id = message.correlation_id
+        if correlation_id:
+            if message.redelivered and correlation_id in self._recent_events:
                 self.statistics.repeated_events += 1
                 return
             self._recent_events[correlation_id] = None

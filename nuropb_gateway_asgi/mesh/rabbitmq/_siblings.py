@@ -14,10 +14,9 @@ from typing import Any, Final, Protocol
 
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
-from pamqp import commands
-from pamqp.header import ContentHeader
 
 from ._connection import Connection, explain
+from ._frames import Incoming
 from ._lane import OnMessage
 
 __all__ = ["MESSAGE_EXPIRES", "Records", "Siblings"]
@@ -120,16 +119,16 @@ class Siblings:
         async with connection.channel() as channel:
             await channel.declare_queue(self.stream, durable=True, arguments=STREAM)
 
-    def _take_message(self, deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> None:
-        self._on_message(body)
+    def _take_message(self, message: Incoming) -> None:
+        self._on_message(message.body)
 
-    def _take_record(self, deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> None:
-        offset = (header.properties.headers or {}).get("x-stream-offset")
+    def _take_record(self, message: Incoming) -> None:
+        offset = (message.headers or {}).get("x-stream-offset")
         if isinstance(offset, int):
             if self._offset is not None and offset <= self._offset:
                 return  # a stream is read from the beginning of a chunk
             self._offset = offset
-        self._on_record(body)
+        self._on_record(message.body)
 
     def _warn(self, what: str, error: BaseException) -> None:
         if what not in self._warned:
