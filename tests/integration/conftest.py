@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import aio_pika
 import pytest
 
+from nuropb_gateway_asgi.mesh.rabbitmq._siblings import Siblings
 from tests.servers.processes import ServiceProcess, unavailable
 from tests.servers.provision import external_url, installed
 from tests.servers.rabbitmq import RabbitMQNode
@@ -35,6 +39,33 @@ def rabbitmq() -> Iterator[Broker]:
         return
     with boot() as node:
         yield Broker(node.add_vhost("nuropb"), node)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_on_a_broker_of_others() -> Iterator[None]:
+    """What no test removes: the exchanges and streams by which processes of one gateway talk to each other."""
+    if (url := external_url()) is None:
+        yield
+        return
+    made: list[Siblings] = []
+    original = Siblings.__init__
+
+    def remember(self: Siblings, *args: Any, **more: Any) -> None:
+        original(self, *args, **more)
+        made.append(self)
+
+    Siblings.__init__ = remember  # type: ignore[method-assign]
+    yield
+    Siblings.__init__ = original  # type: ignore[method-assign]
+    asyncio.run(remove(url, made))
+
+
+async def remove(url: str, made: list[Siblings]) -> None:
+    async with await aio_pika.connect(url) as connection, connection.channel() as channel:
+        for siblings in made:
+            await channel.queue_delete(siblings.queue)
+            await channel.queue_delete(siblings.stream)
+            await channel.exchange_delete(siblings.exchange)
 
 
 @pytest.fixture(scope="session")

@@ -255,13 +255,20 @@ async def scene(
 
 
 async def delete_queues(url: str, *meshes: RabbitMQMesh) -> None:
-    """Remove the queues of ``meshes``, which would outlive them; that of the service stays while others consume it."""
+    """Remove what ``meshes`` have declared, which would outlive them; what processes share stays while it is used."""
     async with await aio_pika.connect(url) as connection:
         for mesh in meshes:
-            for queue in (mesh.reply_queue, mesh.event_queue, mesh.service_queue):
+            siblings = mesh._siblings
+            async with connection.channel() as channel:
+                for queue in (mesh.reply_queue, mesh.event_queue, siblings.queue):
+                    await channel.queue_delete(queue)
+            for queue in (mesh.service_queue, siblings.stream):
                 async with connection.channel() as channel:
                     with contextlib.suppress(ChannelPreconditionFailed):
                         await channel.queue_delete(queue, if_unused=queue == mesh.service_queue)
+            async with connection.channel() as channel:
+                with contextlib.suppress(ChannelPreconditionFailed):
+                    await channel.exchange_delete(siblings.exchange, if_unused=True)
 
 
 @contextlib.contextmanager
