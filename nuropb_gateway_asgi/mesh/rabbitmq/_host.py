@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol
 
+import anyio
 import msgspec
 from aiormq.abc import AbstractChannel
+from aiormq.exceptions import AMQPException
 from anyio.abc import TaskGroup
 
 from ...exceptions import MeshUnavailable
@@ -23,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 #: Calls that run at a time, per process.
 SERVICE_PREFETCH: Final = 32
+#: Messages that are known when they come again, after a loss of the connection.
+REMEMBERED: Final = 1000
 
 
 class SendReply(Protocol):
@@ -34,32 +41,133 @@ class SendReply(Protocol):
         """Send it. Raises MeshUnavailable."""
 
 
+class _Running:
+    """A message that is being handled, and where it is to be acknowledged: after a reconnection that is elsewhere."""
+
+    __slots__ = ("channel", "tag")
+
+    def __init__(self, channel: AbstractChannel, tag: int) -> None:
+        self.channel = channel
+        self.tag = tag
+
+
 class ServiceHost:
-    """Calls ``service`` for messages of its queue, each in a task of ``tasks``, and acknowledges as nuropb does."""
+    """Calls what ``service`` returns for messages of its queue, each in a task, and acknowledges as nuropb does.
+
+    It is an async context manager; what runs is cancelled at the end of the context. A connection that is lost cancels
+    nothing: a call that runs meanwhile goes on, and when its message comes again it is that call's, not another one.
+    """
 
     def __init__(
         self,
         name: str,
-        service: object,
-        channel: AbstractChannel,
-        tasks: TaskGroup,
+        service: Callable[[], object],
         *,
         send_reply: SendReply,
         publish: Callable[[str, Any, list[str] | None], None],
     ) -> None:
         self._name = name
-        self._service = service
-        self._channel = channel
-        self._tasks = tasks
+        self._get_service = service
         self._send_reply = send_reply
         self._publish = publish
+        self._channel: AbstractChannel | None = None
+        #: The tag by which the broker knows this consumer.
+        self.consumer = ""
+        self._tasks: TaskGroup | None = None
+        self._stack = contextlib.AsyncExitStack()
+        self._idle = asyncio.Event()
+        self._count = 0
+        self._running: dict[str, _Running] = {}
+        #: Messages that were handled lately, each with the reply that could not be sent, if that is so.
+        self._handled: dict[str, Callable[[], bool] | None] = {}
+
+    async def __aenter__(self) -> ServiceHost:
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._stack.callback(self._tasks.cancel_scope.cancel)
+        self._idle = asyncio.Event()
+        self._idle.set()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._tasks = None
+        await self._stack.__aexit__(exc_type, exc, traceback)
+
+    @property
+    def _service(self) -> object:
+        return self._get_service()
+
+    def attach(self, channel: AbstractChannel) -> None:
+        """Messages come by ``channel`` from now on."""
+        self._channel = channel
+
+    async def finish(self) -> None:
+        """Take no more messages, and wait until nothing is handled any more."""
+        channel, self._channel = self._channel, None
+        if channel is not None and not channel.is_closed:
+            with contextlib.suppress(AMQPException):
+                await channel.basic_cancel(self.consumer)
+        await self._idle.wait()
 
     def on_message(self, message: Incoming) -> None:
         """Take a message of the service's queue."""
-        self._tasks.start_soon(self._handle, message, name=f"mesh call of {self._name}")
+        channel, tasks = self._channel, self._tasks
+        if channel is None or tasks is None:
+            return  # it was on its way already; nobody acknowledges it, so somebody else gets it
+        id_ = message.correlation_id or ""
+        if message.redelivered and id_ in self._running:
+            running = self._running[id_]
+            running.channel, running.tag = channel, message.delivery_tag
+            return
+        running = _Running(channel, message.delivery_tag)
+        if message.redelivered and id_ in self._handled:
+            again = self._handled[id_]
+            if again is None or again():
+                self._handled[id_] = None
+            tasks.start_soon(self._settle, running, "ack")
+            return
+        if id_:
+            self._running[id_] = running
+        self._count += 1
+        self._idle.clear()
+        tasks.start_soon(self._run, message, running, name=f"mesh call of {self._name}")
 
-    async def _handle(self, message: Incoming) -> None:
-        tag, body = message.delivery_tag, message.body
+    async def _run(self, message: Incoming, running: _Running) -> None:
+        id_ = message.correlation_id or ""
+        try:
+            action, send = await self._handle(message)
+            if self._running.get(id_) is running:
+                del self._running[id_]
+            if id_ and action != "requeue":
+                self._handled[id_] = None if send is None or send() else send
+                if len(self._handled) > REMEMBERED:
+                    del self._handled[next(iter(self._handled))]
+            elif send is not None:
+                send()
+            await self._settle(running, action)
+        finally:
+            self._count -= 1
+            if not self._count:
+                self._idle.set()
+
+    async def _settle(self, running: _Running, action: Literal["ack", "reject", "requeue"]) -> None:
+        if running.channel.is_closed:
+            return  # it comes again, and is known by then
+        with contextlib.suppress(AMQPException):
+            if action == "ack":
+                await running.channel.basic_ack(running.tag, wait=False)
+            elif action == "reject":
+                await running.channel.basic_reject(running.tag, requeue=False, wait=False)
+            else:
+                await running.channel.basic_nack(running.tag, requeue=True, wait=False)
+
+    async def _handle(self, message: Incoming) -> tuple[Literal["ack", "reject", "requeue"], Callable[[], bool] | None]:
+        """Do what the message asks for; what becomes of it, and what sends its reply, if there is one."""
+        body = message.body
         key: bytes | None = None
         try:
             kind = message.kind
@@ -72,28 +180,20 @@ class ServiceHost:
                 raise wire.InvalidMessage("a response")
             if kind == "event":
                 await self._on_event(body)
-                await self._channel.basic_ack(tag, wait=False)
-                return
+                return "ack", None
             call = wire.decode_service_call(body)
         except (wire.InvalidMessage, UndecryptableMessage) as error:
             # Once, and once only: nuropb rejects such a message twice and loses its channel for it.
             logger.warning("mesh: a message to %s was refused: %s", self._name, error)
-            await self._channel.basic_reject(tag, requeue=False, wait=False)
-            return
+            return "reject", None
         outcome = await self._call(call, encrypted=key is not None, redelivered=message.redelivered)
-        if outcome.action == "requeue":
-            await self._channel.basic_nack(tag, requeue=True, wait=False)
-            return
-        if kind == "request" and message.reply_to:
-            call.correlation_id = str(message.correlation_id)
-            self._reply(call, outcome, message.reply_to, key)
         for topic, payload, target in outcome.events:
             with contextlib.suppress(MeshUnavailable):
                 self._publish(topic, payload, target)
-        if outcome.action == "ack":
-            await self._channel.basic_ack(tag, wait=False)
-        else:
-            await self._channel.basic_reject(tag, requeue=False, wait=False)
+        if kind != "request" or not message.reply_to or outcome.action == "requeue":
+            return outcome.action, None
+        call.correlation_id = str(message.correlation_id)
+        return outcome.action, functools.partial(self._reply, call, outcome, message.reply_to, key)
 
     async def _on_event(self, body: bytes) -> None:
         event = wire.decode_event(body)
@@ -118,7 +218,8 @@ class ServiceHost:
             redelivered=redelivered,
         )
 
-    def _reply(self, call: wire.ServiceCall, outcome: Outcome, reply_to: str, key: bytes | None) -> None:
+    def _reply(self, call: wire.ServiceCall, outcome: Outcome, reply_to: str, key: bytes | None) -> bool:
+        """Send a reply; False if that is not possible now."""
         body = wire.encode_reply(call, result=outcome.result, error=outcome.error, reply_to=reply_to)
         if key is not None:
             _, body = encrypt(body, self._service._private_key.public_key(), key)  # type: ignore[attr-defined]  # noqa: SLF001
@@ -130,6 +231,10 @@ class ServiceHost:
                 body=body,
                 encrypted=key is not None,
             )
-        except (MeshUnavailable, wire.InvalidMessage) as error:
-            # The call has run; running it again for the sake of its answer would be worse than losing that.
-            logger.warning("mesh: the reply to trace %s is lost: %s", call.trace_id, error)
+        except MeshUnavailable as error:
+            # It has run, and is not run again for the sake of its answer, which is sent when the message comes again.
+            logger.warning("mesh: the reply to trace %s is late: %s", call.trace_id, error)
+            return False
+        except wire.InvalidMessage as error:
+            logger.warning("mesh: the reply to trace %s cannot be sent: %s", call.trace_id, error)
+        return True

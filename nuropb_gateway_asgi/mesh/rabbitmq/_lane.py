@@ -154,8 +154,8 @@ class Lane(ABC):
         prefetch: int,
         arguments: dict[str, Any],
         on_cancel: Callable[[], None],
-    ) -> None:
-        """Have the messages of ``queue`` given to ``on_message``, which acknowledges them.
+    ) -> str:
+        """Have the messages of ``queue`` given to ``on_message``, which acknowledges them; the consumer's tag.
 
         ``arguments`` are the broker's. ``on_cancel``: the broker ended it, as when the queue is deleted.
         """
@@ -171,7 +171,8 @@ class Lane(ABC):
         self.take(channel, Content(on_message=lambda message: _guarded(on_message, message)))
         channel.on_consumer_cancel_callbacks.add(on_cancelled)
         await channel.basic_qos(prefetch_count=prefetch)
-        await channel.basic_consume(queue, on_delivery, no_ack=False, arguments=arguments)
+        consumer = await channel.basic_consume(queue, on_delivery, no_ack=False, arguments=arguments)
+        return consumer.consumer_tag or ""
 
 
 class Acknowledger:

@@ -59,7 +59,9 @@ REMEMBERED_EVENTS: Final = 2 * PREFETCH
 class RabbitMQMesh:
     """NuroPb's services on a RabbitMQ vhost. See :class:`~nuropb_gateway_asgi.mesh.base.Mesh` for the interface.
 
-    ``url`` is an AMQP URL; ``amqps`` takes ``cafile``, ``certfile`` and ``keyfile`` as query parameters.
+    ``url`` is an AMQP URL; ``amqps`` takes ``cafile``, ``certfile`` and ``keyfile`` as query parameters. ``prefetch``
+    calls of the controller run at a time. Its queue gets events of ``service_topics``, each in one of the processes
+    that share it. What is no gateway has no queue for events of its own, and no siblings.
     """
 
     def __init__(
@@ -69,9 +71,15 @@ class RabbitMQMesh:
         service_name: str = "nuropb-gateway",
         instance_id: str | None = None,
         lane: LaneName = "fast",
+        prefetch: int = SERVICE_PREFETCH,
+        service_topics: Sequence[str] = (),
+        is_gateway: bool = True,
     ) -> None:
         self._url = url
         self._lane = lane
+        self._prefetch = prefetch
+        self._service_topics = tuple(service_topics)
+        self._is_gateway = is_gateway
         self._service_name = service_name
         self._instance_id = instance_id or uuid4().hex
         unique = uuid4().hex
@@ -105,6 +113,13 @@ class RabbitMQMesh:
         self._missed: str | None = None
         self._recent_events: dict[str, None] = {}
         self._stack = contextlib.AsyncExitStack()
+        self._host = ServiceHost(
+            service_name,
+            lambda: self._controller,
+            send_reply=self._send_reply,
+            publish=self._publish_for_controller,
+        )
+        self._stopping = False
 
     # --- the interface ----------------------------------------------------------------------------------------
 
@@ -132,6 +147,8 @@ class RabbitMQMesh:
 
     async def __aenter__(self) -> RabbitMQMesh:
         self._topics_changed = asyncio.Event()  # it belongs to the event loop in which it is first waited for
+        self._stopping = False
+        await self._stack.enter_async_context(self._host)
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(tasks.cancel_scope.cancel)
         logger.info("mesh: connecting to %s as %s", hide_password(self._url), self._service_name)
@@ -150,6 +167,14 @@ class RabbitMQMesh:
         self._keys.clear()
         self._consuming.usable = False
         self._update()
+
+    async def finish_calls(self) -> None:
+        """Take no more calls from other services, and wait until those that were taken are answered.
+
+        Cancelling it leaves the rest to the end of the context, where they are cancelled.
+        """
+        self._stopping = True
+        await self._host.finish()
 
     def send(self, message: CallMessage) -> None:
         """Hand over a request or command."""
@@ -266,6 +291,8 @@ class RabbitMQMesh:
 
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
         """Bind the event queue to ``topic``; ``done`` is called when that is so, or when it has to wait."""
+        if not self._is_gateway:
+            raise ValueError("what is no gateway has no queue for events; see service_topics")
         waiting = self._topics.setdefault(topic, [])
         if not self._consuming.up:
             self._missed = self._missed or "disconnected"
@@ -316,7 +343,8 @@ class RabbitMQMesh:
         self, raw: AbstractConnection, connection: Connection
     ) -> AsyncIterator[Sequence[AbstractChannel]]:
         await declare_exchanges(connection)
-        await self._siblings.declare(connection)
+        if self._is_gateway:
+            await self._siblings.declare(connection)
         plain = await open_channel(connection)
         confirmed = await open_channel(connection, confirms=True)
         lane = connection.lane
@@ -343,19 +371,14 @@ class RabbitMQMesh:
         self, raw: AbstractConnection, connection: Connection
     ) -> AsyncIterator[Sequence[AbstractChannel]]:
         await declare_exchanges(connection)
-        if self._consuming.connects:
+        if self._is_gateway and self._consuming.connects:
             await self._see_what_was_missed(connection)
         topology = await connection.channel()
         await topology.declare_queue(self.reply_queue, durable=True, arguments=_arguments())
-        events = await topology.declare_queue(
-            self.event_queue,
-            durable=True,
-            arguments=_arguments() | {"x-max-length": EVENT_QUEUE_LENGTH, "x-overflow": "drop-head"},
-        )
         service = await topology.declare_queue(
             self.service_queue, durable=True, arguments={"x-dead-letter-exchange": wire.DEAD_LETTER_EXCHANGE}
         )
-        await service.bind(wire.RPC_EXCHANGE, routing_key=self._service_name)
+        await self._bind_service(service)
 
         async def own(queue: str, take: OnMessage, arguments: dict[str, Any] | None = None) -> AbstractChannel:
             # The newest connection has the highest priority. One that is dead at this end only would otherwise go on
@@ -363,33 +386,41 @@ class RabbitMQMesh:
             arguments = {"x-priority": self._consuming.connects} if arguments is None else arguments
             return await self._consume(connection, queue, take, arguments)
 
-        replies = await own(self.reply_queue, self._on_reply)
-        deliveries = await own(self.event_queue, self._on_event)
-        siblings = await self._siblings.set_up(connection, own)
-        calls = await open_channel(connection)
-        async with anyio.create_task_group() as tasks:
-            host = ServiceHost(
-                self._service_name,
-                self._controller,
-                calls,
-                tasks,
-                send_reply=self._send_reply,
-                publish=self._publish_for_controller,
+        channels = [await topology.get_underlay_channel(), await own(self.reply_queue, self._on_reply)]
+        events: AbstractQueue | None = None
+        if self._is_gateway:
+            events = await topology.declare_queue(
+                self.event_queue,
+                durable=True,
+                arguments=_arguments() | {"x-max-length": EVENT_QUEUE_LENGTH, "x-overflow": "drop-head"},
             )
-            await connection.lane.consume(
+            channels += await own(self.event_queue, self._on_event), *await self._siblings.set_up(connection, own)
+        calls = await open_channel(connection)
+        if not self._stopping:
+            self._host.attach(calls)
+            self._host.consumer = await connection.lane.consume(
                 calls,
                 self.service_queue,
-                host.on_message,
-                prefetch=SERVICE_PREFETCH,
+                self._host.on_message,
+                prefetch=self._prefetch,
                 arguments={},
                 on_cancel=self._on_cancelled,
             )
-            tasks.start_soon(self._keep_bound, events, service, connection, name="mesh bindings")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep_asserted, service, connection, name="mesh topology")
+            if events is not None:
+                tasks.start_soon(self._keep_bound, events, name="mesh bindings")
             try:
-                yield await topology.get_underlay_channel(), replies, deliveries, calls, *siblings
+                yield *channels, calls
             finally:
                 tasks.cancel_scope.cancel()
                 self._release_topics()
+
+    async def _bind_service(self, queue: AbstractQueue) -> None:
+        """Have calls of the service, and the events that it wants, come to its queue."""
+        await queue.bind(wire.RPC_EXCHANGE, routing_key=self._service_name)
+        for topic in self._service_topics:
+            await queue.bind(wire.EVENTS_EXCHANGE, routing_key=topic)
 
     async def _see_what_was_missed(self, connection: Connection) -> None:
         """Whether the event queue has lost events while nobody consumed it; whoever subscribed is to know."""
@@ -562,8 +593,20 @@ class RabbitMQMesh:
 
     # --- subscriptions ----------------------------------------------------------------------------------------
 
-    async def _keep_bound(self, queue: AbstractQueue, service: AbstractQueue, connection: Connection) -> None:
-        """Bind the event queue to what is wanted and to nothing else, and keep all bindings, until cancelled."""
+    async def _keep_asserted(self, service: AbstractQueue, connection: Connection) -> None:
+        """Make sure now and then that all is there that nobody is told of, until cancelled."""
+        while True:
+            await asyncio.sleep(REASSERT_INTERVAL)
+            async with asyncio.timeout(TOPOLOGY_TIMEOUT):
+                await declare_exchanges(connection)
+                if self._is_gateway:
+                    await self._siblings.reassert(connection)
+                await self._bind_service(service)
+            self._bound.clear()
+            self._topics_changed.set()
+
+    async def _keep_bound(self, queue: AbstractQueue) -> None:
+        """Bind the event queue to what is wanted and to nothing else, until cancelled."""
         self._bound.clear()
         while True:
             self._topics_changed.clear()
@@ -585,14 +628,7 @@ class RabbitMQMesh:
             missed, self._missed = self._missed, None
             if missed is not None:
                 self._told.on_gap(missed)
-            with anyio.move_on_after(REASSERT_INTERVAL) as waiting:
-                await self._topics_changed.wait()
-            if waiting.cancelled_caught:
-                async with asyncio.timeout(TOPOLOGY_TIMEOUT):
-                    await declare_exchanges(connection)
-                    await self._siblings.reassert(connection)
-                    await service.bind(wire.RPC_EXCHANGE, routing_key=self._service_name)
-                self._bound.clear()
+            await self._topics_changed.wait()
 
     def _call_waiting(self, topic: str) -> None:
         waiting = self._topics.get(topic)
