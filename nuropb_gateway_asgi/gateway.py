@@ -4,6 +4,7 @@ What lives where, and who may import whom (downwards only; a test holds this)::
 
     gateway
     ├── metrics                   what a monitoring system asks for
+    ├── mesh.serving              a service of one's own, on RabbitMQ
     ├── handlers.websocket        one module per kind of connection
     ├── service_mesh_manager      what is in flight, and where its answer goes
     ├── mesh.rabbitmq, mesh.embedded (and its service, mesh.demo)

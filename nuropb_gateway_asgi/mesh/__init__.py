@@ -1,1 +1,19 @@
-"""The mesh: one interface (``base``), two implementations (``embedded``, ``rabbitmq``)."""
+"""The mesh: one interface (``base``), two implementations (``embedded``, ``rabbitmq``), and services (``serve``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .serving import hosting, serve
+
+__all__ = ["hosting", "serve"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: whoever wants the embedded mesh alone needs no AMQP.
+    if name in __all__:
+        from . import serving
+
+        return getattr(serving, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -183,8 +183,9 @@ async def running(request: pytest.FixtureRequest, services: Services, settings: 
         )
     else:
         url = request.getfixturevalue("amqp_url")
-        names = {"service_name": settings.service_name, "instance_id": settings.instance_id}
-        mesh = RabbitMQMesh(url, lane=services.lane, **names)
+        mesh = RabbitMQMesh(
+            url, service_name=settings.service_name, instance_id=settings.instance_id, lane=services.lane
+        )
     policy = ExposePolicy(["*.*"], ["#"])
     handlers = HandlerManager(settings, authenticate, policy)
     controller = Controller()

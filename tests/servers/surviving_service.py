@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
-from nuropb_gateway_asgi.mesh.base import EventMessage, Reply
+from nuropb_gateway_asgi.mesh import hosting
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 
 __all__ = ["SurvivingService", "host"]
@@ -45,39 +45,9 @@ class SurvivingService:
         return sum(count > 1 for count in self.calls.values())
 
 
-class _Nobody:
-    """Who receives what the service's mesh has to tell: it sends no requests of its own."""
-
-    def expects(self, correlation_id: str) -> bool:
-        return False
-
-    def on_reply(self, reply: Reply) -> None: ...
-
-    def on_unreadable(self, correlation_id: str) -> None: ...
-
-    def on_returned(self, correlation_id: str) -> None: ...
-
-    def on_taken(self, correlation_id: str) -> None: ...
-
-    def on_failed(self, correlation_id: str) -> None: ...
-
-    def on_lost(self, correlation_id: str) -> None: ...
-
-    def on_event(self, event: EventMessage) -> None: ...
-
-    def on_gap(self, reason: str) -> None: ...
-
-    def on_sibling(self, message: bytes) -> None: ...
-
-    def on_record(self, record: bytes) -> None: ...
-
-    def on_connection_change(self, *, connected: bool) -> None: ...
-
-
 @contextlib.asynccontextmanager
 async def host(url: str, name: str, service: object) -> AsyncIterator[RabbitMQMesh]:
     """Have ``service`` called as ``name``, in this event loop; it need not be reachable at once."""
-    mesh = RabbitMQMesh(url, service_name=name)
-    mesh.bind(_Nobody(), service)
-    async with mesh:
-        yield mesh
+    async with hosting(service, url, service_name=name, concurrency=1000, drain_timeout=0.0) as manager:
+        assert isinstance(manager.mesh, RabbitMQMesh)
+        yield manager.mesh

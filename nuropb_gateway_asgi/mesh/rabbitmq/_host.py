@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 #: Calls that run at a time, per process.
 SERVICE_PREFETCH: Final = 32
+#: Seconds until a reply that could not be sent is tried again.
+RETRY: Final = 0.1
 #: Messages that are known when they come again, after a loss of the connection.
 REMEMBERED: Final = 1000
 
@@ -125,10 +127,7 @@ class ServiceHost:
             return
         running = _Running(channel, message.delivery_tag)
         if message.redelivered and id_ in self._handled:
-            again = self._handled[id_]
-            if again is None or again():
-                self._handled[id_] = None
-            tasks.start_soon(self._settle, running, "ack")
+            tasks.start_soon(self._send_again, id_, running)
             return
         if id_:
             self._running[id_] = running
@@ -153,6 +152,17 @@ class ServiceHost:
             self._count -= 1
             if not self._count:
                 self._idle.set()
+
+    async def _send_again(self, id_: str, running: _Running) -> None:
+        """Acknowledge a message that was handled before; its reply first, if that could not be sent."""
+        send = self._handled[id_]
+        while send is not None and not send():
+            await asyncio.sleep(RETRY)
+            if running.channel.is_closed:
+                return
+        if id_ in self._handled:
+            self._handled[id_] = None
+        await self._settle(running, "ack")
 
     async def _settle(self, running: _Running, action: Literal["ack", "reject", "requeue"]) -> None:
         if running.channel.is_closed:
