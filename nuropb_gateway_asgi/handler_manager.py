@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable, Iterator
 from typing import Any, Final, Protocol, TypeAlias
 
+from ._limits import Excess, RateLimits, parse_limit
 from .authentication import Authenticator, Identity
 from .authorization import Policy
 from .exceptions import AuthenticationFailed, ConnectionLimitReached, ProtocolError
@@ -36,6 +39,7 @@ from .protocol import (
     encode_pong,
     encode_response,
 )
+from .rules import is_private
 from .settings import Settings
 
 __all__ = ["Handler", "HandlerManager", "MessageReceiver", "SendCount"]
@@ -46,6 +50,11 @@ logger = logging.getLogger(__name__)
 MAX_MALFORMED_FRAMES: Final = 10
 #: How often a handler is looked at, in seconds: an expired token ends its connection within this.
 MAX_SWEEP_INTERVAL: Final = 0.5
+_EXCESSES: Final = {
+    "connection": "Too many frames on this connection",
+    "user": "Too many frames on all connections of this user",
+    "rule": "Too many calls of this kind",
+}
 
 
 class Handler(Hashable, Protocol):
@@ -102,12 +111,17 @@ class HandlerManager:
         self._user_sessions: dict[str, set[str]] = {}
         self._malformed: dict[str, int] = {}
         self._refreshing: set[str] = set()
+        self._limits = RateLimits(parse_limit(settings.rate_limit), parse_limit(settings.rate_limit_user))
+        self._clock: Callable[[], float] = time.monotonic
         self._admitted = 0
-        #: Handshakes refused, by reason, and connections that the gateway closed, by code: for the metrics.
+        #: Handshakes refused, by reason, connections that the gateway closed, by code, and frames over a rate limit, by
+        #: whose: for the metrics.
         self.refused: Counter[str] = Counter()
         self.closed: Counter[int] = Counter()
+        self.limited: Counter[str] = Counter()
         self._receive: MessageReceiver | None = None
         self._on_unregistered: Callable[[Handler], None] | None = None
+        self._on_refreshed: Callable[[Handler], None] | None = None
         #: While it is set (with seconds to wait before the next attempt), no connection is let in.
         self.closed_for: float | None = None
 
@@ -117,8 +131,10 @@ class HandlerManager:
         self,
         on_handler_message_received: MessageReceiver,
         on_handler_unregistered: Callable[[Handler], None] | None = None,
+        on_handler_refreshed: Callable[[Handler], None] | None = None,
     ) -> None:
-        """Say who gets the frames that this manager has checked, and who wants to know when a handler has gone.
+        """Say who gets the frames that this manager has checked, and who wants to know when a handler has gone, or has
+        a newer token.
 
         Once: one HandlerManager belongs to one ServiceMeshManager. Raises RuntimeError the second time.
         """
@@ -126,6 +142,7 @@ class HandlerManager:
             raise RuntimeError("another receiver is bound: a HandlerManager belongs to one ServiceMeshManager")
         self._receive = on_handler_message_received
         self._on_unregistered = on_handler_unregistered
+        self._on_refreshed = on_handler_refreshed
 
     # --- connections ------------------------------------------------------------------------------------------
 
@@ -188,6 +205,7 @@ class HandlerManager:
         del self._handlers[handler.session_id]
         self._malformed.pop(handler.session_id, None)
         self._refreshing.discard(handler.session_id)
+        self._limits.forget(handler.session_id)
         assert handler.identity is not None  # noqa: S101 - it was registered
         sessions = self._user_sessions[handler.identity.user_id]
         sessions.discard(handler.session_id)
@@ -233,6 +251,11 @@ class HandlerManager:
             handler.send_frame(encode_error(Failure(ErrorCode.PAYLOAD_TOO_LARGE, description)))
             handler.close(CloseCode.MESSAGE_TOO_BIG, "message too big")
             return None
+        assert handler.identity is not None  # noqa: S101 - it is registered
+        excess = self._limits.on_frame(handler.session_id, handler.identity.user_id, self._clock())
+        if excess is not None:
+            self._refuse_at_a_glance(handler, data, excess)
+            return None
         try:
             frame = self._decoder.decode(data)
         except ProtocolError as error:
@@ -247,12 +270,28 @@ class HandlerManager:
             handler.send_frame(_encode_failure(frame, failure))
         return frame
 
+    def _refuse_at_a_glance(self, handler: Handler, data: str | bytes, excess: Excess) -> None:
+        """Refuse a frame over a rate limit, whatever it is, without decoding it."""
+        kind, id_, trace_id = self._decoder.glance(data)
+        if kind == "cancel":  # its id is that of a request, which has an answer of its own
+            id_ = None
+        # A pong has no answer.
+        answer = None if kind == "pong" else functools.partial(_encode_for, id_, trace_id)
+        self._on_excess(handler, excess, answer)
+
+    def _on_excess(self, handler: Handler, excess: Excess, answer: Callable[[Failure], str] | None) -> None:
+        """Refuse a frame over a rate limit, and hang up on who goes on all the same."""
+        self.limited[excess.scope] += 1
+        if answer is not None:
+            retry_after = math.ceil(excess.wait * 1000)
+            failure = Failure(ErrorCode.TOO_MANY_REQUESTS, _EXCESSES[excess.scope], retry_after_ms=retry_after)
+            handler.send_frame(answer(failure))
+        if self._limits.on_refusal(handler.session_id, self._clock()):
+            handler.close(CloseCode.TOO_MANY_REQUESTS, "too many requests")
+
     def _on_malformed(self, handler: Handler, error: ProtocolError) -> None:
         failure = Failure(ErrorCode.BAD_REQUEST, error.description, error=_malformed_class(error))
-        if error.id is None and error.trace_id is None:
-            handler.send_frame(encode_error(failure))
-        else:
-            handler.send_frame(encode_failure(error.id, error.trace_id, failure))
+        handler.send_frame(_encode_for(error.id, error.trace_id, failure))
         count = self._malformed.get(handler.session_id, 0) + 1
         self._malformed[handler.session_id] = count
         if count >= MAX_MALFORMED_FRAMES:
@@ -261,9 +300,14 @@ class HandlerManager:
     def _on_frame(self, handler: Handler, frame: ClientFrame) -> None:
         if isinstance(frame, Request | Command):
             assert handler.identity is not None  # noqa: S101 - it is registered
-            if not self._policy.may_call(handler.identity, frame.service, frame.method):
+            if is_private(frame.method) or not self._policy.may_call(handler.identity, frame.service, frame.method):
                 description = f"Calling {frame.service}.{frame.method} is not allowed"
                 handler.send_frame(_encode_failure(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
+                return
+            rate = self._policy.rate(handler.identity, frame.service, frame.method)
+            excess = None if rate is None else self._limits.on_call(rate, handler.identity.user_id, self._clock())
+            if excess is not None:
+                self._on_excess(handler, excess, functools.partial(_encode_failure, frame))
                 return
         elif isinstance(frame, Ping):
             handler.send_frame(encode_pong(frame.payload))
@@ -313,6 +357,8 @@ class HandlerManager:
             return
         handler.identity = identity
         handler.send_frame(encode_authorized(frame, identity))
+        if self._on_refreshed is not None:
+            self._on_refreshed(handler)
 
     # --- messages to clients ----------------------------------------------------------------------------------
 
@@ -393,7 +439,10 @@ def encode_authorized(frame: Authorize, identity: Identity) -> str:
 def _encode_failure(frame: ClientFrame, failure: Failure) -> str:
     # A cancel's id is that of a request, which has an answer of its own.
     id_ = None if isinstance(frame, Cancel) else getattr(frame, "id", None)
-    trace_id = getattr(frame, "trace_id", None)
+    return _encode_for(id_, getattr(frame, "trace_id", None), failure)
+
+
+def _encode_for(id_: str | None, trace_id: str | None, failure: Failure) -> str:
     if id_ is None and trace_id is None:
         return encode_error(failure)
     return encode_failure(id_, trace_id, failure)

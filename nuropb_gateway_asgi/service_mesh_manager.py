@@ -52,7 +52,7 @@ from .protocol import (
 from .settings import Settings
 from .topics import TopicTree, check_topic
 
-__all__ = ["MeshStatistics", "ServiceMeshManager", "ServiceMeshManagerController"]
+__all__ = ["MeshStatistics", "ServiceMeshManager", "ServiceMeshManagerController", "context_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,8 @@ class MeshStatistics(msgspec.Struct):
     events: int = 0
     oversized_events: int = 0
     dropped_controller_events: int = 0
+    #: Ended because the policy, or a newer token, allows them no longer.
+    denied_subscriptions: int = 0
 
 
 class _Session:
@@ -142,7 +144,9 @@ class ServiceMeshManager:
         #: Told of the end of every call but the gateway's own: service, code ("ok" or an error code), seconds.
         self.on_call_ended: Callable[[str, str, float], None] = _ignore
 
-        handler_manager.bind_receiver(self.on_handler_message_received, self.on_handler_unregistered)
+        handler_manager.bind_receiver(
+            self.on_handler_message_received, self.on_handler_unregistered, self.end_denied_subscriptions
+        )
         mesh.bind(self, self._controller)
 
     # --- life -------------------------------------------------------------------------------------------------
@@ -340,6 +344,33 @@ class ServiceMeshManager:
                 self._unsubscribe(handler, topic)
         handler.send_frame(encode_response(frame.id, frame.trace_id, encode_topics(list(session.topics))))
 
+    def end_denied_subscriptions(self, handler: Handler) -> None:
+        """End what the policy does not allow this connection any longer, and tell the client."""
+        session = self._sessions.get(handler.session_id)
+        if session is None or handler.identity is None:
+            return
+        denied = [topic for topic in session.topics if not self._still_allows(handler.identity, topic)]
+        for topic in denied:
+            del session.topics[topic]
+            self._unsubscribe(handler, topic)
+        if denied:
+            self.statistics.denied_subscriptions += len(denied)
+            logger.debug("session %s: %d subscriptions ended by the policy", handler.session_id, len(denied))
+            handler.send_frame(encode_event("unsubscribed", encode_json({"topics": denied, "reason": "policy"})))
+
+    async def on_policy_changed(self) -> None:
+        """End what the policy does not allow any longer, on all connections. It lets others have their turn."""
+        for handler in self._handler_manager.handlers:
+            self.end_denied_subscriptions(handler)
+            await asyncio.sleep(0)
+
+    def _still_allows(self, identity: Identity, topic: str) -> bool:
+        try:
+            return self._policy.may_subscribe(identity, topic)
+        except Exception:  # the host's; the subscriptions of others must not be kept by it
+            logger.exception("the policy failed for a subscription, which ends")
+            return False
+
     def _unsubscribe(self, handler: Handler, topic: str) -> None:
         if self._subscriptions.remove(topic, handler) and topic not in self._controller.event_topic_subscriptions:
             self._mesh.unsubscribe(topic)
@@ -422,6 +453,26 @@ class ServiceMeshManager:
         methods = () if description is None or description.methods is None else description.methods
         return any(self._policy.may_call(identity, service, method) for method in methods)
 
+    async def describe(self, service: str) -> Description:
+        """Ask a service what it is. Its methods are None if it cannot say.
+
+        It is for the host application, so the policy does not apply. Raises CallError when the service is not there or
+        does not answer within REQUEST_TIMEOUT, and NotStartedError outside the gateway's lifespan.
+        """
+        self._check_started()
+        future: asyncio.Future[Description | Failure] = asyncio.get_running_loop().create_future()
+
+        def on_description(found: Description | Failure) -> None:
+            if not future.done():
+                future.set_result(found)
+
+        self._directory.look_up(service, -1.0, on_description)
+        found = await future
+        if isinstance(found, Failure):
+            error = found.error or found.code.nuropb_class
+            raise CallError(found.code.value, error, found.description, retryable=found.code.retryable)
+        return found
+
     def _fetch_description(self, service: str, done: Callable[[bytes | Raw | Failure], None]) -> None:
         message = CallMessage(
             "request",
@@ -468,7 +519,11 @@ class ServiceMeshManager:
 
     def _dispatch(self, message: CallMessage, known: Description) -> None:
         if known.methods is None:
-            self._send(message)
+            failure = self._refuse_unchecked(message)
+            if failure is None:
+                self._send(message)
+            else:
+                self._fail(message.correlation_id, failure)
             return
         method = known.methods.get(message.method)
         fresh = self._clock() - known.fetched_at <= FRESH_SECONDS
@@ -485,6 +540,22 @@ class ServiceMeshManager:
         else:
             message.public_key = known.public_key
             self._send(message)
+
+    def _refuse_unchecked(self, message: CallMessage) -> Failure | None:
+        """Why a client's call is not made although it is allowed: nobody knows which methods this service hides, so a
+        wildcard cannot be for all but these.
+        """
+        call = self._calls.get(message.correlation_id)
+        if not isinstance(call, ClientCall) or call.handler.identity is None:
+            return None
+        try:
+            if self._policy.names(call.handler.identity, message.service, message.method):
+                return None
+        except Exception:  # nobody above knows whom to answer, and others may wait for the same description
+            logger.exception("the policy failed for service %s", message.service)
+            return _internal()
+        description = f"Service {message.service} cannot describe itself, and no rule names {message.method} in full"
+        return Failure(ErrorCode.PERMISSION_DENIED, description)
 
     def _on_renewed(self, message: CallMessage, found: Description | Failure) -> None:
         # A service that did not answer in time leaves the old description, which must not lead here again.
@@ -818,13 +889,15 @@ def _mesh_unavailable() -> Failure:
     return Failure(ErrorCode.MESH_UNAVAILABLE, "The service mesh is not reachable at the moment", retry_after_ms=1000)
 
 
-def _context(identity: Identity | None, trace_id: str, session_id: str | None) -> bytes:
+def context_for(identity: Identity | None, trace_id: str, session_id: str | None) -> dict[str, str | None]:
     """What a service sees of the caller: made from the identity alone, never from anything that a client sent."""
-    return encode_json(
-        {
-            "user_id": None if identity is None else identity.user_id,
-            "Authorization": None if identity is None else f"Bearer {identity.token}",
-            "trace_id": trace_id,
-            "session_id": session_id,
-        }
-    )
+    return {
+        "user_id": None if identity is None else identity.user_id,
+        "Authorization": None if identity is None else f"Bearer {identity.token}",
+        "trace_id": trace_id,
+        "session_id": session_id,
+    }
+
+
+def _context(identity: Identity | None, trace_id: str, session_id: str | None) -> bytes:
+    return encode_json(context_for(identity, trace_id, session_id))

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
+from ._limits import parse_limit
 from .exceptions import SettingsError
 
 __all__ = ["ENV_PREFIX", "Settings"]
@@ -56,6 +57,7 @@ class Settings:
 
     expose: Sequence[str] | None = None
     expose_topics: Sequence[str] | None = None
+    policy: str = ""
     allowed_origins: Sequence[str] | None = None
     auth_cookie: str = ""
 
@@ -64,6 +66,8 @@ class Settings:
     max_message_size: int = 65536
     max_json_depth: int = 32
     max_in_flight: int = 64
+    rate_limit: str = "200/s burst 400"
+    rate_limit_user: str = "1000/s burst 2000"
     max_connections: int = 10000
     max_connections_per_user: int = 100
     outbox_size: int = 1048576
@@ -167,6 +171,18 @@ class Settings:
                 "'*' together with AUTH_COOKIE would let any page act for its visitors",
                 "a list of origins",
             )
+        for name in ("expose", "expose_topics"):
+            if self.policy and getattr(self, name):
+                raise _refusal(
+                    name,
+                    "it is set together with POLICY, and would allow more than the file says",
+                    "one of the two; the same patterns can be a [[rule]] in the file",
+                )
+        for name in ("rate_limit", "rate_limit_user"):
+            try:
+                parse_limit(getattr(self, name))
+            except ValueError as error:
+                raise _refusal(name, str(error), "a rate such as 200/s or 200/s burst 400, or off") from error
         if self.request_timeout > self.request_timeout_max:
             raise _refusal("request_timeout", "it exceeds REQUEST_TIMEOUT_MAX", f"up to {self.request_timeout_max}")
         if self.outbox_size < self.max_message_size:

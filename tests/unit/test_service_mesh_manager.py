@@ -785,39 +785,80 @@ NOT_DESCRIBED = [
     ("bug", None),
     ("unreadable", None),
 ]
+#: One method by its name, all others by a wildcard.
+BY_NAME = ExposePolicy(["orders.get", "*.*"], [])
 
 
 @pytest.mark.parametrize(("how", "code"), NOT_DESCRIBED)
-async def test_what_becomes_of_a_call_when_the_service_does_not_describe_itself(
-    gateway: FakeGateway, how: str, code: str | None
-) -> None:
-    handler = await gateway.connect()
-    gateway.request(handler, id="1")
-    gateway.request(handler, id="2")
-    (question,) = gateway.mesh.sent
-    await end(gateway, handler, question, how)
-    if code is None:
-        assert len(gateway.mesh.calls) == 2
-        assert not handler.frames
-        gateway.request(handler, "anything")
-        assert len(gateway.mesh.calls) == 3
-    else:
-        assert answers(handler) == [("1", None, code), ("2", None, code)]
-        assert not gateway.mesh.calls
-        gateway.assert_idle()
+async def test_what_becomes_of_a_call_when_the_service_does_not_describe_itself(how: str, code: str | None) -> None:
+    async with running(policy=BY_NAME) as gateway:
+        handler = await gateway.connect()
         gateway.request(handler, id="1")
-        assert len(gateway.mesh.describes) == 2
+        gateway.request(handler, id="2")
+        (question,) = gateway.mesh.sent
+        await end(gateway, handler, question, how)
+        if code is None:
+            assert len(gateway.mesh.calls) == 2
+            assert not handler.frames
+            gateway.request(handler)
+            assert len(gateway.mesh.calls) == 3
+        else:
+            assert answers(handler) == [("1", None, code), ("2", None, code)]
+            assert not gateway.mesh.calls
+            gateway.assert_idle()
+            gateway.request(handler, id="1")
+            assert len(gateway.mesh.describes) == 2
 
 
 UNREADABLE = ["null", '"text"', "[]", "{}", '{"methods":null}', '{"methods":[]}', '{"methods":{"a":{"parameters":1}}}']
 
 
 @pytest.mark.parametrize("result", UNREADABLE)
-async def test_a_description_that_says_nothing_lets_calls_through(gateway: FakeGateway, result: str) -> None:
-    handler = await gateway.connect()
-    gateway.request(handler)
-    gateway.mesh.reply(gateway.mesh.describes[0], json.loads(result))
-    assert [message.method for message in gateway.mesh.calls] == ["get"]
+async def test_a_description_that_says_nothing_lets_calls_through_that_a_rule_names(result: str) -> None:
+    async with running(policy=BY_NAME) as gateway:
+        handler = await gateway.connect()
+        gateway.request(handler)
+        gateway.mesh.reply(gateway.mesh.describes[0], json.loads(result))
+        assert [message.method for message in gateway.mesh.calls] == ["get"]
+
+
+@pytest.mark.parametrize("kind", ["request", "command"])
+async def test_what_a_service_hides_is_not_known_when_it_cannot_describe_itself_so_a_wildcard_allows_nothing(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(policy=BY_NAME) as gateway:
+        handler = await gateway.connect()
+        gateway.receive(handler, kind, service="orders", method="put", id="1")
+        gateway.receive(handler, kind, service="orders", method="get", id="2")
+        gateway.mesh.reply(gateway.mesh.describes[0], {})
+        gateway.receive(handler, kind, service="orders", method="put", id="3")
+        assert answers(handler) == [("1", None, "permission_denied"), ("3", None, "permission_denied")]
+        description = "Service orders cannot describe itself, and no rule names put in full"
+        assert handler.frames[0]["payload"]["error"]["description"] == description
+        assert [message.method for message in gateway.mesh.calls] == ["get"]
+        assert "only methods that the policy names in full can be called" in caplog.text
+
+
+async def test_the_host_application_may_call_what_nobody_describes(gateway: FakeGateway) -> None:
+    host = asyncio.create_task(gateway.manager.request("orders", "put"))
+    await until(lambda: gateway.mesh.describes)
+    gateway.mesh.reply(gateway.mesh.describes[0], {})
+    gateway.mesh.reply(gateway.mesh.calls[0], 5)
+    assert await host == 5
+
+
+async def test_a_policy_that_breaks_over_a_service_without_description_is_one_internal_answer() -> None:
+    class Broken(ExposePolicy):
+        def names(self, identity: Identity, service: str, method: str) -> bool:
+            raise KeyError
+
+    async with running(policy=Broken(["*.*"], [])) as gateway:
+        handler = await gateway.connect()
+        gateway.request(handler, id="1")
+        gateway.request(handler, id="2")
+        gateway.mesh.reply(gateway.mesh.describes[0], {})
+        assert answers(handler) == [("1", None, "internal"), ("2", None, "internal")]
+        gateway.assert_idle()
 
 
 async def test_a_service_that_is_too_slow_to_describe_itself_is_not_available(gateway: FakeGateway) -> None:
@@ -1532,6 +1573,132 @@ async def test_a_subscription_that_is_refused_in_part_is_refused() -> None:
         assert len(handler.frames) == 1
 
 
+# --- subscriptions that the policy ends -----------------------------------------------------------------
+
+
+def unsubscribed(*topics: str) -> dict[str, Any]:
+    event = {"topics": list(topics), "reason": "policy"}
+    return {"type": "event", "payload": {"topic": "unsubscribed", "event": event}}
+
+
+async def test_subscriptions_that_new_rules_do_not_allow_end_and_the_client_is_told() -> None:
+    policy = ExposePolicy([], ["orders.#", "users.{user_id}.#"])
+    async with running(policy=policy) as gateway:
+        alice, bob, carol = [await gateway.connect(name) for name in ("alice", "bob", "carol")]
+        subscribe(gateway, alice, "orders.new", "users.alice.#", "orders.*")
+        subscribe(gateway, bob, "orders.new")
+        subscribe(gateway, carol, "users.carol.#")
+        for handler in (alice, bob, carol):
+            handler.take()
+        policy.replace(ExposePolicy([], ["users.{user_id}.#", "orders.secret"]).rules)
+        await gateway.manager.on_policy_changed()
+        assert alice.take() == [unsubscribed("orders.new", "orders.*")]
+        assert bob.take() == [unsubscribed("orders.new")]
+        assert carol.take() == []
+        assert sorted(gateway.mesh.bindings[-2:]) == [("-", "orders.*"), ("-", "orders.new")]
+        gateway.mesh.event("orders.new")
+        gateway.mesh.event("users.alice.x")
+        assert [frame["payload"]["topic"] for frame in alice.take()] == ["users.alice.x"]
+        assert bob.take() == []
+        assert gateway.manager.statistics.denied_subscriptions == 3
+        unsubscribe(gateway, alice)
+        assert answers(alice)[-1][1] == {"topics": ["users.alice.#"]}
+        await gateway.manager.on_policy_changed()
+        assert len(alice.frames) == 1
+
+
+async def test_while_subscriptions_are_looked_at_connections_may_come_and_go() -> None:
+    policy = ExposePolicy([], ["#"])
+    async with running(policy=policy) as gateway:
+        handlers = [await gateway.connect() for _ in range(20)]
+        for handler in handlers:
+            subscribe(gateway, handler, "orders.new")
+        policy.replace([])
+        task = asyncio.create_task(gateway.manager.on_policy_changed())
+        await until(lambda: len(handlers[0].frames) == 2)
+        for handler in handlers[10:]:
+            gateway.handlers.unregister(handler)
+        late = await gateway.connect()
+        subscribe(gateway, late, "orders.new")
+        await task
+        assert [len(handler.frames) for handler in handlers[:10]] == [2] * 10
+        assert all(len(handler.frames) <= 2 for handler in handlers)
+        assert late.codes == ["permission_denied"]
+        gateway.mesh.event("orders.new")
+        assert [len(handler.frames) for handler in handlers[:10]] == [2] * 10
+
+
+async def test_a_policy_that_breaks_ends_the_subscription_and_not_the_look_at_the_others() -> None:
+    class Broken(ExposePolicy):
+        broken = False
+
+        def may_subscribe(self, identity: Identity, pattern: str) -> bool:
+            assert not (self.broken and identity.user_id == "alice")
+            return super().may_subscribe(identity, pattern)
+
+    policy = Broken([], ["#"])
+    async with running(policy=policy) as gateway:
+        alice, bob = await gateway.connect("alice"), await gateway.connect("bob")
+        subscribe(gateway, alice, "orders.new")
+        subscribe(gateway, bob, "orders.new")
+        policy.broken = True
+        await gateway.manager.on_policy_changed()
+        assert alice.frames[1:] == [unsubscribed("orders.new")]
+        assert len(bob.frames) == 1
+
+
+async def test_a_topic_that_waits_for_its_binding_is_not_in_the_answer_once_it_is_denied() -> None:
+    policy = ExposePolicy([], ["#"])
+    async with running(policy=policy) as gateway:
+        handler = await gateway.connect()
+        gateway.mesh.binds_at_once = False
+        subscribe(gateway, handler, "orders.new", "users.new", id="1")
+        policy.replace(ExposePolicy([], ["users.#"]).rules)
+        gateway.manager.end_denied_subscriptions(handler)
+        assert handler.take() == [unsubscribed("orders.new")]
+        gateway.mesh.bound("users.new")
+        assert answers(handler) == [("1", {"topics": ["users.new"]}, None)]
+
+
+async def test_a_newer_token_that_allows_less_ends_subscriptions_after_its_answer() -> None:
+    class Tokens(ExposePolicy):
+        def may_subscribe(self, identity: Identity, pattern: str) -> bool:
+            return identity.token == "alice/more" or pattern == "orders.new"
+
+    async with running(policy=Tokens([], [])) as gateway:
+        handler = await gateway.connect("alice/more")
+        subscribe(gateway, handler, "orders.new", "orders.secret", "users.new")
+        handler.take()
+        gateway.receive(handler, "authorize", token="alice/less", id="1")
+        await handler.finish()
+        first, second = handler.take()
+        assert first["payload"]["id"] == "1"
+        assert second == unsubscribed("orders.secret", "users.new")
+        gateway.receive(handler, "authorize", token="alice/same", id="2")
+        gateway.receive(handler, "authorize", token="bad", id="3")
+        await handler.finish()
+        assert all(frame["type"] == "response" for frame in handler.take())
+
+
+async def test_a_connection_without_subscriptions_is_not_told_anything(gateway: FakeGateway) -> None:
+    handler = await gateway.connect()
+    gateway.manager.end_denied_subscriptions(handler)
+    gateway.manager.end_denied_subscriptions(FakeHandler())
+    assert handler.frames == []
+
+
+async def test_a_topic_of_the_controller_stays_bound_when_clients_lose_it() -> None:
+    policy = ExposePolicy([], ["#"])
+    controller = ServiceMeshManagerController(event_topic_subscriptions=["orders.new"])
+    async with running(controller, policy=policy) as gateway:
+        handler = await gateway.connect()
+        subscribe(gateway, handler, "orders.new")
+        policy.replace([])
+        await gateway.manager.on_policy_changed()
+        assert handler.frames[1:] == [unsubscribed("orders.new")]
+        assert ("-", "orders.new") not in gateway.mesh.bindings
+
+
 # --- events ---------------------------------------------------------------------------------------------
 
 
@@ -1710,6 +1877,47 @@ async def test_a_topic_of_the_controller_stays_when_its_last_subscriber_leaves()
         subscribe(gateway, handler, "a", "b")
         unsubscribe(gateway, handler, "a", "b")
         assert [binding for binding in gateway.mesh.bindings if binding[0] == "-"] == [("-", "b")]
+
+
+# --- what a service is, for the host application --------------------------------------------------------
+
+
+async def test_a_service_is_asked_what_it_is_whatever_is_known(gateway: FakeGateway) -> None:
+    gateway.know("orders", ["get"])
+    asked = asyncio.create_task(gateway.manager.describe("orders"))
+    await until(lambda: len(gateway.mesh.describes) == 2)
+    gateway.mesh.describe("orders", ["get", "put"], service_version="2")
+    description = await asked
+    assert (list(description.methods or ()), description.version) == (["get", "put"], "2")
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("returned", "service_unavailable"), ("failed", "mesh_unavailable"), ("error", None)]
+)
+async def test_a_service_that_does_not_say_what_it_is(gateway: FakeGateway, how: str, code: str | None) -> None:
+    asked = asyncio.create_task(gateway.manager.describe("orders"))
+    await until(lambda: gateway.mesh.describes)
+    await end(gateway, await gateway.connect(), gateway.mesh.describes[0], how)
+    if code is None:
+        assert (await asked).methods is None
+    else:
+        with pytest.raises(CallError) as caught:
+            await asked
+        assert (caught.value.code, caught.value.retryable) == (code, True)
+    gateway.assert_idle()
+
+
+async def test_who_no_longer_waits_for_a_description_is_not_told() -> None:
+    async with running() as gateway:
+        asked = asyncio.create_task(gateway.manager.describe("orders"))
+        await until(lambda: gateway.mesh.describes)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        gateway.mesh.describe("orders", ["get"])
+        gateway.assert_idle()
+    with pytest.raises(NotStartedError):
+        await gateway.manager.describe("orders")
 
 
 # --- for the host application ---------------------------------------------------------------------------

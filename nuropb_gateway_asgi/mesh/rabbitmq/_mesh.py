@@ -58,13 +58,22 @@ REMEMBERED_EVENTS: Final = 2 * PREFETCH
 class RabbitMQMesh:
     """NuroPb's services on a RabbitMQ vhost. See :class:`~nuropb_gateway_asgi.mesh.base.Mesh` for the interface.
 
-    ``url`` is an AMQP URL; ``amqps`` takes ``cafile``, ``certfile`` and ``keyfile`` as query parameters.
+    ``url`` is an AMQP URL; ``amqps`` takes ``cafile``, ``certfile`` and ``keyfile`` as query parameters. Unless it
+    ``serves``, it takes no calls for the controller: those of other services are left to other processes.
     """
 
-    def __init__(self, url: str, *, service_name: str = "nuropb-gateway", instance_id: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        service_name: str = "nuropb-gateway",
+        instance_id: str | None = None,
+        serves: bool = True,
+    ) -> None:
         self._url = url
         self._service_name = service_name
         self._instance_id = instance_id or uuid4().hex
+        self._serves = serves
         unique = uuid4().hex
         self.reply_queue = f"nuropb-{service_name}-{unique}-rq"
         self.event_queue = f"nuropb-{service_name}-{unique}-eq"
@@ -275,10 +284,12 @@ class RabbitMQMesh:
             durable=True,
             arguments=_arguments() | {"x-max-length": EVENT_QUEUE_LENGTH, "x-overflow": "drop-head"},
         )
-        service = await topology.declare_queue(
-            self.service_queue, durable=True, arguments={"x-dead-letter-exchange": wire.DEAD_LETTER_EXCHANGE}
-        )
-        await service.bind(wire.RPC_EXCHANGE, routing_key=self._service_name)
+        service: AbstractQueue | None = None
+        if self._serves:
+            service = await topology.declare_queue(
+                self.service_queue, durable=True, arguments={"x-dead-letter-exchange": wire.DEAD_LETTER_EXCHANGE}
+            )
+            await service.bind(wire.RPC_EXCHANGE, routing_key=self._service_name)
         replies = await self._consume(connection, raw, self.reply_queue, self._on_reply)
         deliveries = await self._consume(connection, raw, self.event_queue, self._on_event)
         calls = await open_channel(connection)
@@ -291,14 +302,15 @@ class RabbitMQMesh:
                 send_reply=self._send_reply,
                 publish=self._publish_for_controller,
             )
-            await consume(
-                calls,
-                self.service_queue,
-                host.on_message,
-                prefetch=SERVICE_PREFETCH,
-                priority=0,
-                on_cancel=self._on_cancelled,
-            )
+            if self._serves:
+                await consume(
+                    calls,
+                    self.service_queue,
+                    host.on_message,
+                    prefetch=SERVICE_PREFETCH,
+                    priority=0,
+                    on_cancel=self._on_cancelled,
+                )
             tasks.start_soon(self._keep_bound, events, service, connection, name="mesh bindings")
             try:
                 yield await topology.get_underlay_channel(), replies, deliveries, calls
@@ -457,7 +469,7 @@ class RabbitMQMesh:
 
     # --- subscriptions ----------------------------------------------------------------------------------------
 
-    async def _keep_bound(self, queue: AbstractQueue, service: AbstractQueue, connection: Connection) -> None:
+    async def _keep_bound(self, queue: AbstractQueue, service: AbstractQueue | None, connection: Connection) -> None:
         """Bind the event queue to what is wanted and to nothing else, and keep all bindings, until cancelled."""
         self._bound.clear()
         while True:
@@ -482,7 +494,8 @@ class RabbitMQMesh:
             if waiting.cancelled_caught:
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await declare_exchanges(connection)
-                    await service.bind(wire.RPC_EXCHANGE, routing_key=self._service_name)
+                    if service is not None:
+                        await service.bind(wire.RPC_EXCHANGE, routing_key=self._service_name)
                 self._bound.clear()
 
     def _call_waiting(self, topic: str) -> None:
