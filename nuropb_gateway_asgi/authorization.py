@@ -222,8 +222,8 @@ class RulePolicy:
         """The entries that may apply to a method of this service, or to this one, strongest first."""
         for entry in self._calls:
             pattern = entry.pattern
-            if service == self._own_service and entry.rule.allows and not pattern.service.is_literal:
-                continue
+            if service == self._own_service and not pattern.service.is_literal:
+                continue  # which matters for what allows: a denial of this kind is weaker than all that is left
             if pattern.service.may_match(service) and (method is None or pattern.method.may_match(method)):
                 yield entry
 

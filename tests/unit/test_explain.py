@@ -228,6 +228,16 @@ async def test_a_policy_in_python_decides_by_what_it_may() -> None:
         assert found["policy"]["reason"] == "NoRefunds decides so"
 
 
+async def test_no_policy_can_allow_what_no_client_may_call() -> None:
+    class Everything(ExposePolicy):
+        def may_call(self, identity: Identity, service: str, method: str) -> bool:
+            return True
+
+    found = await explained("orders.nuropb_describe", policy=Everything([], []))
+    assert outcome(found) == (False, "permission_denied")
+    assert found["policy"]["reason"] == "no client may ever call it"
+
+
 async def test_the_limits_are_those_of_the_settings() -> None:
     settings = Settings(rate_limit="5/s", rate_limit_user="off", max_in_flight=3, request_timeout=7)
     assert (await explained(settings=settings))["limits"] == {

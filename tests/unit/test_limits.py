@@ -152,6 +152,15 @@ def test_what_is_full_again_is_forgotten_and_nothing_else() -> None:
     assert len(buckets) < 150
 
 
+def test_no_bucket_is_forgotten_before_it_is_full() -> None:
+    buckets = TokenBuckets(Rate(1, "s", 10))
+    for step in range(200):  # so that a generation ends at every distance from a last use
+        now = START + step * 0.5
+        assert [buckets.take(step, now) for _ in range(10)] == [0.0] * 10
+        if step >= 19:
+            assert [bool(buckets.take(step - 19, now)) for _ in range(10)] == [False] * 9 + [True]
+
+
 def test_buckets_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_limits, "MAX_BUCKETS", 100)
     buckets = TokenBuckets(Rate(1, "h", 1))

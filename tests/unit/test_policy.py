@@ -208,6 +208,7 @@ MISTAKES = [
     # text, line, what is wrong, what is allowed
     ("", 1, "there is no rule", "one [[rule]] at the least"),
     ("# nothing\n\n", 1, "there is no rule", "one [[rule]] at the least"),
+    ("rule = [{}]\n", 1, "'rule' is not a list of tables", "[[rule]]"),
     ("rule = []\n", 1, "'rule' is not a list of tables", "[[rule]]"),
     ('\nrule = [{ allow = "call", methods = ["a.b"] }]\n', 2, "'rule' is not a list of tables", "[[rule]]"),
     ('# x\n[rule]\nallow = "call"\n', 2, "'rule' is not a list of tables", "[[rule]]"),

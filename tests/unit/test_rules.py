@@ -218,14 +218,15 @@ def test_a_pattern_without_service_or_method_is_refused(text: str) -> None:
         CallPattern.parse(text)
 
 
-@given(st.text("ab*", max_size=6), st.text("ab", max_size=8))
-def test_globbing_agrees_with_a_regular_expression(pattern: str, text: str) -> None:
-    expression = ".*".join(map(re.escape, pattern.split("*")))
-    assert _glob(pattern, text) == (re.fullmatch(expression, text) is not None)
-
-
 def names(alphabet: str, length: int) -> list[str]:
     return ["".join(word) for n in range(1, length + 1) for word in itertools.product(alphabet, repeat=n)]
+
+
+def test_globbing_agrees_with_a_regular_expression() -> None:
+    for pattern in ["", *names("ab*", 5)]:
+        expression = re.compile(".*".join(map(re.escape, pattern.split("*"))))
+        for text in ["", *names("ab", 5)]:
+            assert _glob(pattern, text) == (expression.fullmatch(text) is not None), (pattern, text)
 
 
 def test_a_name_that_matches_less_ranks_higher_and_is_covered() -> None:
@@ -321,7 +322,9 @@ ORDER_OF_TOPICS = [
     "*",
     "users.alice.#",
     "users.{user_id}.#",
+    "*.#.u.*.#",
     "users.*.#",
+    "*.u.#",
     "users.#",
     "us-{user_id}.#",
     "#.u",
