@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -451,3 +452,26 @@ def test_whatever_a_rule_holds(keys: dict[str, str]) -> None:
         assert 4 <= int(found.split(":")[1]) <= 4 + len(keys)
     else:
         assert [rule.line for rule in found] == [1, 4]
+
+
+# --- the document ---------------------------------------------------------------------------------------
+
+DOCUMENTS = Path(__file__).resolve().parents[2]
+EXAMPLES = [
+    block
+    for document in ("docs/policy.md", "README.md")
+    for block in re.findall(r"```toml\n(.*?)```", (DOCUMENTS / document).read_text(encoding="utf-8"), re.DOTALL)
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_the_examples_for_operators_are_policies(example: str) -> None:
+    if "[[rule]]" in example:
+        assert parse(example)
+    else:  # lines of a rule, one of several to choose from
+        for line in example.splitlines() if "when" in example else [example]:
+            assert parse(RULE + line)
+
+
+def test_there_are_examples_for_operators() -> None:
+    assert len(EXAMPLES) >= 9

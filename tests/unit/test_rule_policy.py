@@ -345,6 +345,47 @@ def test_what_may_be_subscribed_to(rules: str, claims: dict[str, Any], pattern: 
     assert decision.allowed is (line is not None and rules.splitlines()[line - 1].startswith("allow"))
 
 
+DOCUMENTED = [
+    # pattern, whether an admin may subscribe to it, whether anybody may: the table in docs/policy.md
+    ("orders.new", True, True),
+    ("orders.secret.price", True, False),
+    ("orders.#", True, False),
+    ("orders.*", True, False),
+    ("orders.*.new", True, False),
+    ("orders.new.*", True, True),
+    ("#", False, False),
+]
+
+
+@pytest.mark.parametrize(("pattern", "admin", "anybody"), DOCUMENTED)
+def test_subscriptions_are_as_the_document_shows_them(pattern: str, admin: bool, anybody: bool) -> None:
+    mine = policy("""
+        allow subscribe orders.#
+        deny subscribe orders.secret.#
+        allow subscribe orders.secret.# when role=admin
+    """)
+    assert mine.may_subscribe(identity(role="admin"), pattern) is admin
+    assert mine.may_subscribe(identity(), pattern) is anybody
+
+
+def test_calls_are_in_the_order_that_the_document_shows() -> None:
+    mine = policy("""
+        allow call *.*
+        allow call *.create
+        allow call ord*.create
+        allow call orders.*
+        allow call orders.create
+        deny call orders.create
+        allow call orders.create when role=admin
+        deny call orders.create when role=admin
+        deny call orders.create_*
+    """)
+    lines = [each.rule.line for each in mine.consider_call(identity(role="admin"), "orders", "create")]
+    assert lines == [8, 7, 6, 5, 4, 3, 2, 1]
+    lines = [each.rule.line for each in mine.consider_call(identity(), "orders", "create_all")]
+    assert lines == [9, 4, 1]
+
+
 @pytest.mark.parametrize("pattern", ["", "a*", "#.#.#", "a\n"])
 def test_what_is_no_pattern_is_not_subscribed_to(pattern: str) -> None:
     rules = policy("allow subscribe #")
