@@ -5,6 +5,7 @@ Times are of one monotonic clock, in seconds, and given by the caller.
 
 from __future__ import annotations
 
+import math
 import re
 import weakref
 from collections.abc import Hashable
@@ -16,8 +17,8 @@ __all__ = ["CallRate", "Excess", "Rate", "RateLimits", "TokenBuckets", "parse_bu
 #: Refusals of one connection within so many seconds, before it is hung up on.
 REFUSALS_ALLOWED: Final = 100
 REFUSALS_WINDOW: Final = 60.0
-#: Buckets kept at the least; beyond, those that were used least lately are forgotten.
-MAX_BUCKETS: Final = 10_000
+#: Buckets of users in one generation; beyond, those that were not used lately are forgotten, full or not.
+MAX_BUCKETS: Final = 50_000
 MAX_COUNT: Final = 1_000_000
 RATE_SYNTAX: Final = "a whole number up to 1000000 and a unit, as in 20/s, 100/min or 1000/h"
 
@@ -90,12 +91,14 @@ class TokenBuckets:
 
     What is kept of a bucket is the moment at which it will be full again (the generic cell rate algorithm, ITU-T
     I.371): there is nothing to refill and no timer. They are kept in two generations. One that was not used during a
-    whole generation, which is as long as it takes to fill an empty bucket, is full, and goes without loss.
+    whole generation, which is as long as it takes to fill an empty bucket, is full, and goes without loss. ``most`` is
+    how many a generation may have.
     """
 
-    __slots__ = ("_fill_time", "_interval", "_old", "_rotation", "_tolerance", "_young")
+    __slots__ = ("_fill_time", "_interval", "_most", "_old", "_rotation", "_tolerance", "_young")
 
-    def __init__(self, rate: Rate) -> None:
+    def __init__(self, rate: Rate, most: float | None = None) -> None:
+        self._most = MAX_BUCKETS if most is None else most
         self._interval = rate.interval
         self._fill_time = rate.burst * rate.interval
         self._tolerance = (rate.burst - 1) * rate.interval
@@ -108,7 +111,7 @@ class TokenBuckets:
 
     def take(self, key: Hashable, now: float) -> float:
         """Take a token from the bucket of ``key``: 0, or the seconds until there is one to take."""
-        if now >= self._rotation or len(self._young) >= MAX_BUCKETS:
+        if now >= self._rotation or len(self._young) >= self._most:
             self._old, self._young = self._young, {}
             self._rotation = now + self._fill_time
         full_at = self._young.get(key)
@@ -134,7 +137,8 @@ class RateLimits:
     __slots__ = ("_calls", "_connections", "_refusals", "_users")
 
     def __init__(self, connection: Rate | None, user: Rate | None) -> None:
-        self._connections = None if connection is None else TokenBuckets(connection)
+        # There are no more of these than connections, and each goes with its own.
+        self._connections = None if connection is None else TokenBuckets(connection, math.inf)
         self._users = None if user is None else TokenBuckets(user)
         # A rule that is no more, after the policy was loaded again, takes its buckets with it.
         self._calls: weakref.WeakKeyDictionary[CallRate, TokenBuckets] = weakref.WeakKeyDictionary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -126,6 +128,47 @@ async def test_connections_feel_a_new_policy_and_lose_what_it_does_not_allow(
         assert (await alice.event("users.alice.mail"))["event"] == {"n": 2}
         seen = await alice.settled() + await bob.settled()
         assert {frame["payload"]["topic"] for frame in seen} <= {"demo.tick"}
+
+
+async def test_while_the_policy_changes_every_frame_is_answered_once_and_by_one_of_the_two(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_policy_file, "POLL_INTERVAL", 60.0)
+    async with run_gateway(make_gateway(Settings(policy=str(path), rate_limit="off"))) as gateway:
+        file = gateway.gateway._policy_file
+        assert file is not None
+
+        async def go_on(name: str, done: asyncio.Event) -> None:
+            async with connect(gateway.url, name) as client:
+                allowed = {"ok": 0, "permission_denied": 0}
+                number = 0
+                while not (done.is_set() and number > 20):
+                    number += 1
+                    await client.send("subscribe", id=f"s{number}", topics=["demo.news"])
+                    await client.request("demo.add", {"a": number, "b": 1}, id=f"c{number}")
+                    answer = await client.answer(f"c{number}")
+                    allowed["ok" if answer["error"] is None else answer["error"]["code"]] += 1
+                    assert answer["result"] in (None, number + 1)
+                    answer = await client.answer(f"s{number}")
+                    assert answer["error"] is None or answer["error"]["code"] == "permission_denied"
+                    await client.ask("unsubscribe", topics=["demo.news"])
+                assert sum(allowed.values()) == number
+                frames = await client.settled()
+                assert {frame["payload"]["topic"] for frame in frames} <= {"unsubscribed"}
+
+        async def reloaded(times: int) -> None:
+            await eventually(lambda: file.reloads["ok"] >= times)
+
+        done = asyncio.Event()
+        async with anyio.create_task_group() as tasks:
+            for number in range(5):
+                tasks.start_soon(go_on, f"user{number}", done)
+            for number in range(1, 31):
+                path.write_text(STRICT if number % 2 else GENEROUS)
+                os.kill(os.getpid(), signal.SIGHUP)
+                await reloaded(number)
+            done.set()
+        assert file.reloads == {"ok": 30}
 
 
 async def test_a_broken_policy_changes_nothing_and_is_told_to_operators(

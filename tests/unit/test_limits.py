@@ -171,6 +171,15 @@ def test_buckets_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> Non
     assert buckets.take(0, START) == 0.0
 
 
+def test_as_many_connections_as_there_are_have_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_limits, "MAX_BUCKETS", 10)
+    limits = RateLimits(Rate(1, "h", 1), None)
+    for number in range(100):
+        assert limits.on_frame(str(number), "alice", START) is None
+    for number in range(100):
+        assert limits.on_frame(str(number), "alice", START) == Excess("connection", 3600.0)
+
+
 def test_a_forgotten_bucket_is_full() -> None:
     buckets = TokenBuckets(Rate(1, "h", 1))
     buckets.take("a", START)
