@@ -158,6 +158,9 @@ class Bench:
             "NUROPB_GATEWAY_MESH_URL": self._node.url(),
             "NUROPB_GATEWAY_JWT_KEY": secrets.token_urlsafe(32),
             "NUROPB_GATEWAY_EXPOSE": "bench.*",
+            # The others have none.
+            "NUROPB_GATEWAY_RATE_LIMIT": "off",
+            "NUROPB_GATEWAY_RATE_LIMIT_USER": "off",
         }
         self._service = self._start(stack, "service", "benchmarks.service", "--url", self._node.url())
         self.broker_version = self._service.ask().removeprefix("READY ")

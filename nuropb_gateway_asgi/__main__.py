@@ -1,4 +1,4 @@
-"""The command line: ``serve`` runs the gateway, ``call`` makes one call as a client."""
+"""The command line: ``serve`` runs the gateway, ``call`` makes one call as a client, ``explain`` says what may be."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ MAX_HEADER_LINE = 16384
 #: Seconds. The kernel gives up on a peer that acknowledges nothing for so long. uvicorn itself would wait for ever for
 #: the last bytes to a client that does not read, and so would its shutdown.
 TCP_USER_TIMEOUT = 30
+TOKEN_VARIABLE = f"{ENV_PREFIX}TOKEN"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,16 +45,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     call.add_argument("method", help="service.method, e.g. demo.add")
     call.add_argument("params", nargs="?", default="{}", help='a JSON object, e.g. \'{"a": 2, "b": 3}\'')
     call.add_argument("--timeout", type=float, default=None, help="seconds to wait for the answer")
+    explain = commands.add_parser(
+        "explain",
+        help="say why a token may call a method or subscribe to a topic, or why not",
+        epilog=f"Without an option the token is read from {TOKEN_VARIABLE}. Exit code 1: no. Nothing is called.",
+    )
+    explain.add_argument("method", nargs="?", help="service.method, e.g. orders.create")
+    explain.add_argument("--topic", help="a topic pattern instead, e.g. 'orders.#'")
+    explain.add_argument("--token", help="the token; others on this machine can see it")
+    explain.add_argument("--token-file", help="a file that holds the token")
+    explain.add_argument("--json", action="store_true", help="print JSON")
+    explain.add_argument("--timeout", type=float, default=5.0, help="seconds to wait for the mesh (5)")
     options = parser.parse_args(arguments)
     try:
         if options.command == "call":
             return asyncio.run(_call(options))
+        if options.command == "explain":
+            return _explain(options)
         return _serve(options.host, options.port)
     except (SettingsError, OSError, ValueError, OverflowError) as error:  # the last: a port above 65535
         print(f"nuropb-gateway: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from .explain_command import explain, read_token
+
+    token = options.token or (read_token(options.token_file) if options.token_file else os.environ.get(TOKEN_VARIABLE))
+    return explain(
+        token or "", method=options.method, topic=options.topic, as_json=options.json, timeout=options.timeout
+    )
 
 
 def _serve(host: str, port: int) -> int:
@@ -129,7 +152,7 @@ async def _call(options: argparse.Namespace) -> int:
     payload: dict[str, Any] = {"id": "1", "service": service, "method": method, "params": json.loads(options.params)}
     if options.timeout is not None:
         payload["timeout"] = options.timeout
-    token = os.environ.get(f"{ENV_PREFIX}TOKEN", "")
+    token = os.environ.get(TOKEN_VARIABLE, "")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         async with connect(options.url, additional_headers=headers, max_size=None) as websocket:

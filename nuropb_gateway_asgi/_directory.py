@@ -99,6 +99,8 @@ class Directory:
         else:
             # It is there, and its describe fails, as nuropb's does for string annotations: nothing is known of it.
             description = Description(service, self._clock())
-            logger.warning("service %s cannot describe itself; its methods are not checked before a call", service)
+            logger.warning(
+                "service %s cannot describe itself; only methods that the policy names in full can be called", service
+            )
         self._descriptions[service] = description
         return description

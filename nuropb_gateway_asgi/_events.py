@@ -12,6 +12,8 @@ from typing import Any, Final
 import msgspec
 
 from ._interest import Interest
+from .authentication import Identity
+from .authorization import Policy
 from .controller import ServiceMeshManagerController
 from .exceptions import SettingsError
 from .handler_manager import Handler, HandlerManager
@@ -25,9 +27,11 @@ from .protocol import (
     Unsubscribe,
     encode_event,
     encode_failure,
+    encode_json,
     encode_response,
     encode_topics,
 )
+from .rules import Delivery
 from .settings import ENV_PREFIX, Settings
 from .topics import TopicTree, check_pattern
 
@@ -47,6 +51,8 @@ class EventStatistics(msgspec.Struct):
     events: int = 0
     oversized_events: int = 0
     dropped_controller_events: int = 0
+    #: Ended because the policy, or a newer token, allows them no longer.
+    denied_subscriptions: int = 0
 
 
 class EventRouter:
@@ -62,6 +68,7 @@ class EventRouter:
         settings: Settings,
         handler_manager: HandlerManager,
         mesh: Mesh,
+        policy: Policy,
         controller: ServiceMeshManagerController,
         statistics: EventStatistics,
         clock: Callable[[], float],
@@ -75,11 +82,14 @@ class EventRouter:
                 )
         self._settings = settings
         self._handler_manager = handler_manager
+        self._policy = policy
         self._controller = controller
         self._interest = Interest(mesh, clock)
         self._subscriptions: TopicTree[Handler] = TopicTree()
-        #: The topic patterns of each session, in the order of subscription.
-        self._topics: dict[str, dict[str, None]] = {}
+        #: The subscriptions whose events may be lost on the way to a slow client.
+        self._lossy: TopicTree[tuple[Handler, Delivery]] = TopicTree()
+        #: The topic patterns of each session, in the order of subscription, and what becomes of their events.
+        self._topics: dict[str, dict[str, Delivery]] = {}
         self._controller_topics: TopicTree[None] = TopicTree()
         self._controller_events: asyncio.Queue[EventMessage] = asyncio.Queue(MAX_CONTROLLER_EVENTS)
         #: Set once targeted events come; None while nobody asked for them.
@@ -168,13 +178,21 @@ class EventRouter:
                 answer()
 
         for topic in new:
-            subscribed[topic] = None
-            self._subscriptions.add(topic, handler)
+            self._add(handler, topic)
         for topic in topics:
             ask = self._interest.add if topic in new else self._interest.when_bound
             ask(topic, functools.partial(on_subscribed, topic))
         if not topics:
             answer()
+
+    def _add(self, handler: Handler, topic: str) -> None:
+        identity = handler.identity
+        delivery = "close" if identity is None else self._policy.delivery(identity, topic)
+        self._topics[handler.session_id][topic] = delivery
+        if delivery == "close":
+            self._subscriptions.add(topic, handler)
+        else:
+            self._lossy.add(topic, (handler, delivery))
 
     def unsubscribe(self, handler: Handler, frame: Unsubscribe) -> None:
         """Answer an ``unsubscribe``."""
@@ -193,12 +211,36 @@ class EventRouter:
             for topic in self._settings.targeted_topics:
                 self._interest.remove(topic)
 
+    def end_denied(self, handler: Handler) -> None:
+        """End what the policy does not allow this connection any longer, and tell the client."""
+        identity = handler.identity
+        if identity is None:
+            return
+        topics = tuple(self._topics.get(handler.session_id, ()))
+        denied = [topic for topic in topics if not self._still_allows(identity, topic)]
+        for topic in denied:
+            self._drop(handler, topic)
+        if denied:
+            self._statistics.denied_subscriptions += len(denied)
+            logger.debug("session %s: %d subscriptions ended by the policy", handler.session_id, len(denied))
+            handler.send_frame(encode_event("unsubscribed", encode_json({"topics": denied, "reason": "policy"})))
+
+    def _still_allows(self, identity: Identity, topic: str) -> bool:
+        try:
+            return self._policy.may_subscribe(identity, topic)
+        except Exception:  # the host's; the subscriptions of others must not be kept by it
+            logger.exception("the policy failed for a subscription, which ends")
+            return False
+
     def _drop(self, handler: Handler, topic: str) -> None:
-        subscribed = self._topics[handler.session_id]
-        if topic in subscribed:
-            del subscribed[topic]
+        delivery = self._topics[handler.session_id].pop(topic, None)
+        if delivery is None:
+            return
+        if delivery == "close":
             self._subscriptions.remove(topic, handler)
-            self._interest.remove(topic)
+        else:
+            self._lossy.remove(topic, (handler, delivery))
+        self._interest.remove(topic)
 
     # --- from the mesh ----------------------------------------------------------------------------------------
 
@@ -211,10 +253,8 @@ class EventRouter:
             logger.debug("an event of more than OUTBOX_SIZE was dropped")
             return
         if event.target is None:
-            handlers = list(self._subscriptions.match(event.topic))
-        else:
-            handlers = self._handler_manager.get_user_handlers(event.target)
-        if handlers:
+            self._hand_out(event)
+        elif handlers := self._handler_manager.get_user_handlers(event.target):
             text = encode_event(event.topic, event.event, event.trace_id)
             for handler in handlers:
                 handler.send_frame(text)
@@ -224,16 +264,28 @@ class EventRouter:
             except asyncio.QueueFull:
                 self._statistics.dropped_controller_events += 1
 
+    def _hand_out(self, event: EventMessage) -> None:
+        """Give an event to everybody who subscribed, once, however many patterns match."""
+        handlers = self._subscriptions.match(event.topic)
+        lossy: dict[Handler, Delivery] = {}
+        for handler, delivery in self._lossy.match(event.topic) if len(self._lossy) else ():
+            # Who asked for it in several ways gets it in the one that loses least.
+            if handler not in handlers and lossy.get(handler) != "drop_oldest":
+                lossy[handler] = delivery
+        if not handlers and not lossy:
+            return
+        text = encode_event(event.topic, event.event, event.trace_id)
+        for handler in handlers:
+            handler.send_frame(text)
+        for handler, delivery in lossy.items():
+            handler.send_event(text, event.topic, delivery)
+
     def on_gap(self, reason: str) -> None:
         """Events may have been missed: tell everybody who subscribed to some."""
         for session_id, topics in tuple(self._topics.items()):
             handler = self._handler_manager.get_handler(session_id)
             if handler is not None and topics:
-                handler.send_frame(encode_event("gap", _gap(reason, list(topics))))
-
-
-def _gap(reason: str, topics: list[str]) -> bytes:
-    return msgspec.json.encode({"reason": reason, "topics": topics})
+                handler.send_frame(encode_event("gap", encode_json({"reason": reason, "topics": list(topics)})))
 
 
 def _nothing(*_: Any) -> None:

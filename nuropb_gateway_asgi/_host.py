@@ -22,7 +22,7 @@ from .protocol import CloseCode, ErrorCode, Failure, encode_json
 from .settings import Settings
 from .topics import check_topic
 
-__all__ = ["HostInterface", "context_of", "mesh_unavailable"]
+__all__ = ["HostInterface", "call_error", "context_for", "context_of", "mesh_unavailable"]
 
 
 class HostInterface:
@@ -113,7 +113,7 @@ class HostInterface:
         try:
             self._mesh.publish(topic, to_json(event), context=context, trace_id=trace_id, target=users)
         except MeshUnavailable as error:
-            raise _call_error(mesh_unavailable()) from error
+            raise call_error(mesh_unavailable()) from error
 
     async def _host_call(
         self,
@@ -229,7 +229,7 @@ class HostInterface:
                 user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before, until=until
             )
         except MeshUnavailable as error:
-            raise _call_error(mesh_unavailable()) from error
+            raise call_error(mesh_unavailable()) from error
 
     def _check_started(self) -> None:
         if not self.started:
@@ -243,19 +243,22 @@ def mesh_unavailable() -> Failure:
     return Failure(ErrorCode.MESH_UNAVAILABLE, "The service mesh is not reachable at the moment", retry_after_ms=1000)
 
 
-def _call_error(failure: Failure) -> CallError:
-    return CallError(
-        failure.code.value, failure.code.nuropb_class, failure.description, retryable=failure.code.retryable
-    )
+def call_error(failure: Failure) -> CallError:
+    """The exception for the host application."""
+    error = failure.error or failure.code.nuropb_class
+    return CallError(failure.code.value, error, failure.description, retryable=failure.code.retryable)
+
+
+def context_for(identity: Identity | None, trace_id: str, session_id: str | None) -> dict[str, str | None]:
+    """What a service sees of the caller: made from the identity alone, never from anything that a client sent."""
+    return {
+        "user_id": None if identity is None else identity.user_id,
+        "Authorization": None if identity is None else f"Bearer {identity.token}",
+        "trace_id": trace_id,
+        "session_id": session_id,
+    }
 
 
 def context_of(identity: Identity | None, trace_id: str, session_id: str | None) -> bytes:
-    """What a service sees of the caller: made from the identity alone, never from anything that a client sent."""
-    return encode_json(
-        {
-            "user_id": None if identity is None else identity.user_id,
-            "Authorization": None if identity is None else f"Bearer {identity.token}",
-            "trace_id": trace_id,
-            "session_id": session_id,
-        }
-    )
+    """The same as JSON."""
+    return encode_json(context_for(identity, trace_id, session_id))

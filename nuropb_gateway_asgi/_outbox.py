@@ -6,7 +6,8 @@ import asyncio
 from collections import Counter, deque
 from typing import Final
 
-from .protocol import Delivery, encode_dropped
+from .protocol import encode_dropped
+from .rules import Delivery
 
 __all__ = ["Outbox"]
 

@@ -4,6 +4,7 @@
 
     GatewayError
     ├── SettingsError          the operator's: a setting is missing or wrong, the start is refused
+    │   └── PolicyError                there is a mistake in the policy file
     ├── NotStartedError        the host application's: the gateway's lifespan was never entered
     ├── ProtocolError          the client's: what it sent is not a frame of the protocol
     ├── HandshakeRefused       the client's: it may not connect
@@ -26,6 +27,7 @@ __all__ = [
     "HandshakeRefused",
     "MeshUnavailable",
     "NotStartedError",
+    "PolicyError",
     "ProtocolError",
     "SettingsError",
 ]
@@ -37,6 +39,10 @@ class GatewayError(Exception):
 
 class SettingsError(GatewayError, ValueError):
     """A setting is missing or wrong; the message names it, says what is wrong and what is allowed."""
+
+
+class PolicyError(SettingsError):
+    """There is a mistake in the policy file; the message names file and line, what is wrong and what is allowed."""
 
 
 class NotStartedError(GatewayError, RuntimeError):

@@ -3,7 +3,7 @@
 What lives where, and who may import whom (downwards only; a test holds this)::
 
     gateway
-    ├── metrics                   what a monitoring system asks for
+    ├── metrics, explain          what a monitoring system asks for, and what an operator does
     ├── mesh.serving              a service of one's own, on RabbitMQ
     ├── handlers.websocket        one module per kind of connection
     ├── service_mesh_manager      what is in flight, and where its answer goes
@@ -11,11 +11,11 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── _directory, _events (whom an event is for), _host (for the application around)
     ├── _calls, _switchboard, _online (who is connected to some process), _revoker
     ├── _fleet (the other processes), _presence
-    ├── controller, _guards, _interest
+    ├── controller, _guards, _interest, _policy_file
     ├── handler_manager, _admission, _outbox, mesh.service, mesh.description, mesh.encryption
     ├── revocation
-    ├── protocol, authentication, authorization, mesh.wire, mesh.base, mesh.errors, topics
-    └── exceptions, settings
+    ├── protocol, authentication, authorization, policy, rules, mesh.wire, mesh.base, mesh.errors, topics
+    └── exceptions, settings, _limits
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ._policy_file import PolicyFile
 from .authentication import Authenticator, JWTAuthenticator, OriginPolicy, issue_token, new_secret
-from .authorization import ExposePolicy, Policy
+from .authorization import AuthorizedPolicy, Authorizer, ExposePolicy, Policy, completed
 from .controller import ServiceMeshManagerController
-from .exceptions import SettingsError
+from .exceptions import PolicyError, SettingsError
 from .handler_manager import GOODBYE_SPREAD, HandlerManager
 from .handlers.websocket import DenialLogFilter, WebSocketHandler
 from .mesh.base import Mesh
@@ -97,9 +98,9 @@ class Gateway:
     """Everything that one kind of connection needs: a HandlerManager, a ServiceMeshManager, a mesh.
 
     ``settings`` come from the environment unless given. The other parts are made from them unless given; an
-    ``authenticator`` takes the place of ``JWT_KEY``, a ``policy`` that of ``EXPOSE`` and ``EXPOSE_TOPICS``, a
-    ``mesh`` that of ``MESH_URL``. Raises SettingsError where something is missing. An application may hold several
-    gateways; they share nothing.
+    ``authenticator`` takes the place of ``JWT_KEY``, a ``policy`` that of ``POLICY``, ``EXPOSE`` and ``EXPOSE_TOPICS``,
+    a ``mesh`` that of ``MESH_URL``. An ``authorizer`` has the last word on what the policy says. Raises SettingsError
+    where something is missing. An application may hold several gateways; they share nothing.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Gateway:
         authenticator: Authenticator | None = None,
         service_controller: ServiceMeshManagerController | None = None,
         policy: Policy | None = None,
+        authorizer: Authorizer | None = None,
         mesh: Mesh | None = None,
         handler_class: type[WebSocketHandler] = WebSocketHandler,
     ) -> None:
@@ -116,13 +118,16 @@ class Gateway:
         self._secret: str | None = None
         with _naming_variables():
             self._authenticator = authenticator or self._make_authenticator()
-            self._policy = policy or _make_policy(settings)
+            self._policy_file = _open_policy_file(settings) if policy is None else None
+            self._policy = completed(self._make_policy() if policy is None else policy)
             origins = _make_origins(settings)
+        if authorizer is not None:
+            self._policy = AuthorizedPolicy(self._policy, authorizer)
         self.handler_manager = HandlerManager(settings, self._authenticator, self._policy)
         self.service_mesh_manager = ServiceMeshManager(
             settings, self.handler_manager, mesh or _make_mesh(settings), self._policy, service_controller
         )
-        self._metrics = Metrics.create(self.handler_manager, self.service_mesh_manager)
+        self._metrics = Metrics.create(self.handler_manager, self.service_mesh_manager, self._policy_file)
         # Until the lifespan is entered, everybody is sent away.
         self.handler_manager.closed_for = 0.0
         self._warned = False
@@ -176,6 +181,9 @@ class Gateway:
             self._tasks.start_soon(self.handler_manager.sweep, name="connections")
             if self._metrics is not None:
                 self._tasks.start_soon(self._metrics.run, name="metrics")
+            if self._policy_file is not None:
+                on_change = self.service_mesh_manager.on_policy_changed
+                self._tasks.start_soon(self._policy_file.watch, on_change, name="policy file")
             stack.enter_context(self._drain_on_signals())
             self.handler_manager.closed_for = None
             logger.info("gateway %s started", self.settings.instance_id)
@@ -188,6 +196,11 @@ class Gateway:
     def _reset(self) -> None:
         self._tasks = None
         self._draining = False
+
+    @property
+    def policy(self) -> Policy:
+        """Who may call and subscribe to what."""
+        return self._policy
 
     @property
     def development_token(self) -> str | None:
@@ -275,6 +288,8 @@ class Gateway:
     async def _readyz(self, request: HTTPRequest) -> JSONResponse:
         reasons = self.not_ready()
         body = {"ready": not reasons, "reasons": reasons, "mesh": {"connected": self.service_mesh_manager.connected}}
+        if self._policy_file is not None:  # with a broken file the last good rules hold, so clients are welcome
+            body["policy"] = {"rules": len(self._policy_file.policy.rules), "problem": self._policy_file.problem}
         return JSONResponse(body, status_code=503 if reasons else 200, headers={"Cache-Control": "no-store"})
 
     async def _serve_metrics(self, request: HTTPRequest) -> Response:
@@ -296,6 +311,15 @@ class Gateway:
         return reasons
 
     # --- parts from settings ----------------------------------------------------------------------------------
+
+    def _make_policy(self) -> Policy:
+        if self._policy_file is not None:
+            return self._policy_file.policy
+        expose, topics = self.settings.expose, self.settings.expose_topics
+        if self.settings.embedded:
+            expose = ("demo.*",) if expose is None else expose
+            topics = ("demo.#",) if topics is None else topics
+        return ExposePolicy(expose or (), topics or (), own_service=self.settings.service_name)
 
     def _make_authenticator(self) -> Authenticator:
         settings = self.settings
@@ -327,7 +351,7 @@ class Gateway:
         if not self._policy.exposes_anything:
             logger.warning(
                 "nothing is exposed: clients can connect, but may call no service; set NUROPB_GATEWAY_EXPOSE, "
-                "for example to 'orders.*,users.me'"
+                "for example to 'orders.*,users.me', or name a file of rules in NUROPB_GATEWAY_POLICY"
             )
         if isinstance(self._authenticator, JWTAuthenticator) and self._secret is None:
             for name in ("JWT_ISSUER", "JWT_AUDIENCE"):
@@ -364,7 +388,7 @@ def _naming_variables() -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
-        if str(error).startswith(ENV_PREFIX):
+        if isinstance(error, PolicyError) or str(error).startswith(ENV_PREFIX):
             raise
         raise SettingsError(f"{ENV_PREFIX}{error}") from error
 
@@ -379,12 +403,8 @@ class _Endpoint:
         await self._application(scope, receive, send)
 
 
-def _make_policy(settings: Settings) -> Policy:
-    expose, topics = settings.expose, settings.expose_topics
-    if settings.embedded:
-        expose = ("demo.*",) if expose is None else expose
-        topics = ("demo.#",) if topics is None else topics
-    return ExposePolicy(expose or (), topics or (), own_service=settings.service_name)
+def _open_policy_file(settings: Settings) -> PolicyFile | None:
+    return PolicyFile(settings.policy, own_service=settings.service_name) if settings.policy else None
 
 
 def _make_origins(settings: Settings) -> OriginPolicy:

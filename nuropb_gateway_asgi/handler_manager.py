@@ -7,7 +7,9 @@ checked and cannot answer itself goes to whoever bound itself as the receiver).
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import math
 import random
 import time
 from collections import Counter
@@ -15,6 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable,
 from typing import Any, Final, Protocol, TypeAlias
 
 from ._admission import Admission
+from ._limits import Excess, RateLimits, parse_limit
 from .authentication import Authenticator, Identity
 from .authorization import Policy
 from .exceptions import AuthenticationFailed, ConnectionLimitReached, ProtocolError
@@ -38,6 +41,7 @@ from .protocol import (
     encode_response,
 )
 from .revocation import RevocationCheck, Revocations
+from .rules import Delivery, is_private
 from .settings import Settings
 
 __all__ = ["Handler", "HandlerManager", "MessageReceiver", "SendCount"]
@@ -52,6 +56,11 @@ GOODBYE_SPREAD: Final = 5.0
 LIFETIME_JITTER: Final = 0.1
 #: How often a handler is looked at, in seconds: an expired token ends its connection within this.
 MAX_SWEEP_INTERVAL: Final = 0.5
+_EXCESSES: Final = {
+    "connection": "Too many frames on this connection",
+    "user": "Too many frames on all connections of this user",
+    "rule": "Too many calls of this kind",
+}
 
 
 class Handler(Hashable, Protocol):
@@ -69,6 +78,9 @@ class Handler(Hashable, Protocol):
 
     def send_frame(self, text: str) -> None:
         """Take a frame for the client. Never waits and never raises: a client that is too slow is hung up on."""
+
+    def send_event(self, text: str, topic: str, delivery: Delivery) -> None:
+        """Take an event, by the rule for what becomes of it if the client is too slow. Never waits and never raises."""
 
     def close(self, code: int, reason: str = "") -> None:
         """Begin to hang up, with one of CloseCode or from 4000 to 4999; doing it again changes nothing.
@@ -115,17 +127,24 @@ class HandlerManager:
         self._user_sessions: dict[str, set[str]] = {}
         self._malformed: dict[str, int] = {}
         self._refreshing: set[str] = set()
+        self._limits = RateLimits(parse_limit(settings.rate_limit), parse_limit(settings.rate_limit_user))
+        self._clock: Callable[[], float] = time.monotonic
         #: Connections that were told that they are too old, and when they end, by the event loop's clock.
         self._retiring: dict[str, float] = {}
         #: Places for connections, authorised or not yet.
         self.admission = Admission(settings.max_connections)
-        #: Handshakes refused, by reason, and connections that the gateway closed, by code: for the metrics.
+        #: Handshakes refused, by reason, connections that the gateway closed, by code, and frames over a rate limit, by
+        #: whose: for the metrics.
         self.refused: Counter[str] = Counter()
         self.closed: Counter[int] = Counter()
+        self.limited: Counter[str] = Counter()
+        #: Events that were lost, or replaced by later ones, because a client was too slow for them.
+        self.lost_events = 0
         self._receive: MessageReceiver | None = None
         self._on_unregistered: Callable[[Handler], None] | None = None
         self._on_arriving: Callable[[], Awaitable[None]] | None = None
         self._on_registered: Callable[[Handler], None] | None = None
+        self._on_refreshed: Callable[[Handler], None] | None = None
         #: While it is set (with seconds to wait before the next attempt), no connection is let in.
         self.closed_for: float | None = None
 
@@ -135,10 +154,13 @@ class HandlerManager:
         self,
         on_handler_message_received: MessageReceiver,
         on_handler_unregistered: Callable[[Handler], None] | None = None,
+        *,
         on_handler_arriving: Callable[[], Awaitable[None]] | None = None,
         on_handler_registered: Callable[[Handler], None] | None = None,
+        on_handler_refreshed: Callable[[Handler], None] | None = None,
     ) -> None:
-        """Say who gets the frames that this manager has checked, and who wants to know when handlers come and go.
+        """Say who gets the frames that this manager has checked, and who wants to know when handlers come and go, or
+        have a newer token.
 
         ``on_handler_arriving`` is awaited before a handler is registered. It may take a moment and must not raise.
         Once: one HandlerManager belongs to one ServiceMeshManager. Raises RuntimeError the second time.
@@ -149,6 +171,7 @@ class HandlerManager:
         self._on_unregistered = on_handler_unregistered
         self._on_arriving = on_handler_arriving
         self._on_registered = on_handler_registered
+        self._on_refreshed = on_handler_refreshed
 
     # --- connections ------------------------------------------------------------------------------------------
 
@@ -205,6 +228,7 @@ class HandlerManager:
         self._malformed.pop(handler.session_id, None)
         self._refreshing.discard(handler.session_id)
         self._retiring.pop(handler.session_id, None)
+        self._limits.forget(handler.session_id)
         assert handler.identity is not None  # noqa: S101 - it was registered
         sessions = self._user_sessions[handler.identity.user_id]
         sessions.discard(handler.session_id)
@@ -252,6 +276,11 @@ class HandlerManager:
             handler.send_frame(encode_error(Failure(ErrorCode.PAYLOAD_TOO_LARGE, description)))
             handler.close(CloseCode.MESSAGE_TOO_BIG, "message too big")
             return None
+        assert handler.identity is not None  # noqa: S101 - it is registered
+        excess = self._limits.on_frame(handler.session_id, handler.identity.user_id, self._clock())
+        if excess is not None:
+            self._refuse_at_a_glance(handler, data, excess)
+            return None
         try:
             frame = self._decoder.decode(data)
         except ProtocolError as error:
@@ -266,6 +295,25 @@ class HandlerManager:
             handler.send_frame(encode_refusal(frame, failure))
         return frame
 
+    def _refuse_at_a_glance(self, handler: Handler, data: str | bytes, excess: Excess) -> None:
+        """Refuse a frame over a rate limit, whatever it is, without decoding it."""
+        kind, id_, trace_id = self._decoder.glance(data)
+        if kind == "cancel":  # its id is that of a request, which has an answer of its own
+            id_ = None
+        # A pong has no answer.
+        answer = None if kind == "pong" else functools.partial(_encode_answer, id_, trace_id)
+        self._on_excess(handler, excess, answer)
+
+    def _on_excess(self, handler: Handler, excess: Excess, answer: Callable[[Failure], str] | None) -> None:
+        """Refuse a frame over a rate limit, and hang up on who goes on all the same."""
+        self.limited[excess.scope] += 1
+        if answer is not None:
+            retry_after = math.ceil(excess.wait * 1000)
+            failure = Failure(ErrorCode.TOO_MANY_REQUESTS, _EXCESSES[excess.scope], retry_after_ms=retry_after)
+            handler.send_frame(answer(failure))
+        if self._limits.on_refusal(handler.session_id, self._clock()):
+            handler.close(CloseCode.TOO_MANY_REQUESTS, "too many requests")
+
     def _on_malformed(self, handler: Handler, error: ProtocolError) -> None:
         handler.send_frame(encode_malformed(error))
         count = self._malformed.get(handler.session_id, 0) + 1
@@ -276,9 +324,14 @@ class HandlerManager:
     def _on_frame(self, handler: Handler, frame: ClientFrame) -> None:
         if isinstance(frame, Request | Command):
             assert handler.identity is not None  # noqa: S101 - it is registered
-            if not self._policy.may_call(handler.identity, frame.service, frame.method):
+            if is_private(frame.method) or not self._policy.may_call(handler.identity, frame.service, frame.method):
                 description = f"Calling {frame.service}.{frame.method} is not allowed"
                 handler.send_frame(encode_refusal(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
+                return
+            rate = self._policy.rate(handler.identity, frame.service, frame.method)
+            excess = None if rate is None else self._limits.on_call(rate, handler.identity.user_id, self._clock())
+            if excess is not None:
+                self._on_excess(handler, excess, functools.partial(encode_refusal, frame))
                 return
         elif isinstance(frame, Ping):
             handler.send_frame(encode_pong(frame.payload))
@@ -328,6 +381,8 @@ class HandlerManager:
             return
         handler.identity = identity
         handler.send_frame(encode_authorized(frame, identity))
+        if self._on_refreshed is not None:
+            self._on_refreshed(handler)
 
     # --- messages to clients ----------------------------------------------------------------------------------
 

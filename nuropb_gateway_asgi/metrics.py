@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from ._policy_file import PolicyFile
 from .handler_manager import HandlerManager
 from .service_mesh_manager import ServiceMeshManager
 
@@ -38,11 +39,17 @@ _LAGS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 class Metrics:
     """The metrics of one gateway."""
 
-    def __init__(self, handler_manager: HandlerManager, service_mesh_manager: ServiceMeshManager) -> None:
+    def __init__(
+        self,
+        handler_manager: HandlerManager,
+        service_mesh_manager: ServiceMeshManager,
+        policy_file: PolicyFile | None = None,
+    ) -> None:
         import prometheus_client as prometheus
 
         self._handlers = handler_manager
         self._mesh = service_mesh_manager
+        self._policy_file = policy_file
         self._render = prometheus.exposition.generate_latest
         self._content_type = prometheus.CONTENT_TYPE_LATEST
         self._registry = registry = prometheus.CollectorRegistry()
@@ -76,21 +83,30 @@ class Metrics:
             (gauge("mesh_connected", "Processes that the mesh is connected to"), self._connected),
             (gauge("open_circuits", "Services that do not answer"), lambda: len(service_mesh_manager.open_circuits)),
             (gauge("outbox_bytes", "Bytes that wait for clients"), self._outbox_bytes),
+            (gauge("policy_broken", "Processes in which the policy file is not in force"), self._policy_broken),
         ]
         self._refused = counter("handshakes_refused", "Handshakes refused, by reason", "reason")
         self._closed = counter("connections_closed", "Connections that the gateway closed, by code", "code")
         self._dropped = counter("dropped", "Replies and events dropped, by reason", "reason")
         self._reconnects = counter("mesh_reconnects", "Connections to the broker made anew")
         self._events = counter("events", "Events that came from the mesh")
+        self._limited = counter("rate_limited", "Frames over a rate limit, by whose", "scope")
+        self._ended = counter("subscriptions_ended", "Subscriptions that the policy ended")
+        self._reloads = counter("policy_reloads", "Times that the policy file was loaded again", "result")
         self._published = counter("published", "Messages given to the broker")
         self._carried: dict[tuple[Counter, str], int] = {}
         service_mesh_manager.on_call_ended = self._on_call_ended
 
     @classmethod
-    def create(cls, handler_manager: HandlerManager, service_mesh_manager: ServiceMeshManager) -> Metrics | None:
+    def create(
+        cls,
+        handler_manager: HandlerManager,
+        service_mesh_manager: ServiceMeshManager,
+        policy_file: PolicyFile | None = None,
+    ) -> Metrics | None:
         """The metrics, or None where prometheus-client is not installed."""
         try:
-            return cls(handler_manager, service_mesh_manager)
+            return cls(handler_manager, service_mesh_manager, policy_file)
         except ModuleNotFoundError:
             return None
 
@@ -102,6 +118,11 @@ class Metrics:
             self._carry(self._refused, reason, count)
         for code, count in self._handlers.closed.items():
             self._carry(self._closed, str(code), count)
+        for scope, count in self._handlers.limited.items():
+            self._carry(self._limited, scope, count)
+        if self._policy_file is not None:
+            for result, count in self._policy_file.reloads.items():
+                self._carry(self._reloads, result, count)
         statistics = self._mesh.statistics
         mesh: dict[str, Any] = {}
         if hasattr(self._mesh.mesh, "statistics"):
@@ -113,6 +134,7 @@ class Metrics:
             ("abandoned_call", statistics.abandoned),
             ("oversized_event", statistics.oversized_events),
             ("controller_event", statistics.dropped_controller_events),
+            ("slow_client_event", self._handlers.lost_events),
             ("bad_reply", mesh.get("dropped_replies", 0)),
             ("bad_event", mesh.get("dropped_events", 0)),
             ("repeated_event", mesh.get("repeated_events", 0)),
@@ -120,6 +142,7 @@ class Metrics:
         ):
             self._carry(self._dropped, reason, count)
         self._carry(self._events, "", statistics.events)
+        self._carry(self._ended, "", statistics.denied_subscriptions)
         self._carry(self._reconnects, "", mesh.get("reconnects", 0))
         self._carry(self._published, "", mesh.get("published", 0))
         round_trips = getattr(self._mesh.mesh, "round_trips", None)
@@ -164,6 +187,9 @@ class Metrics:
 
     def _connected(self) -> float:
         return 1.0 if self._mesh.connected else 0.0
+
+    def _policy_broken(self) -> float:
+        return 0.0 if self._policy_file is None or self._policy_file.problem is None else 1.0
 
     def _outbox_bytes(self) -> float:
         return sum(handler.outbox_size for handler in self._handlers.handlers)

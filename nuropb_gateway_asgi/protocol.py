@@ -11,7 +11,7 @@ import enum
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
@@ -28,10 +28,10 @@ __all__ = [
     "CloseCode",
     "Command",
     "Decoder",
-    "Delivery",
     "Describe",
     "ErrorCode",
     "Failure",
+    "Glance",
     "Ping",
     "Pong",
     "Request",
@@ -125,11 +125,6 @@ class CloseCode(enum.IntEnum):
         if self >= CloseCode.DRAINING:
             return self < 4500
         return self in (CloseCode.INTERNAL_ERROR, CloseCode.SERVICE_RESTART, CloseCode.TRY_AGAIN_LATER)
-
-
-#: What happens to events that a client is too slow for: it is hung up on, the oldest are dropped, or only the latest of
-#: each topic is kept.
-Delivery: TypeAlias = Literal["close", "drop_oldest", "latest"]
 
 
 class Failure(NamedTuple):
@@ -286,7 +281,8 @@ class _Correlation(Struct, gc=False):
 
 
 class _CorrelationFrame(Struct, gc=False):
-    payload: _Correlation
+    payload: _Correlation = msgspec.field(default_factory=_Correlation)
+    type: Any = None
 
 
 _decode_frame = msgspec.json.Decoder(_AnyFrame).decode
@@ -343,6 +339,14 @@ def check_limits(text: bytes, max_depth: int) -> str | None:
         elif math.isinf(float(number)):
             return "a number is out of range"
     return None
+
+
+class Glance(NamedTuple):
+    """What can be told of a message at a glance: its type and its ids."""
+
+    type: str | None
+    id: str | None
+    trace_id: str | None
 
 
 class Decoder:
@@ -403,6 +407,15 @@ class Decoder:
             return False
         return len(data.encode(errors="surrogatepass")) > self.max_size
 
+    def glance(self, data: str | bytes) -> Glance:
+        """What is needed to refuse a message without decoding it. Never raises; what cannot be read is None."""
+        try:
+            frame = _decode_correlation(data.encode() if isinstance(data, str) else data)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return Glance(None, None, None)
+        kind = frame.type if isinstance(frame.type, str) else None
+        return Glance(kind, *_sound_ids(frame.payload))
+
     def _explain(self, error: Exception, data: str | bytes) -> ProtocolError:
         if isinstance(error, UnicodeError):
             return ProtocolError("Error decoding JSON: not valid UTF-8")
@@ -416,16 +429,17 @@ class Decoder:
     def _error(description: str, text: bytes) -> ProtocolError:
         """A ProtocolError with the ids of the broken frame, where these are sound."""
         try:
-            correlation = _decode_correlation(text).payload
+            id_, trace_id = _sound_ids(_decode_correlation(text).payload)
         except (msgspec.MsgspecError, RecursionError):
             return ProtocolError(description)
-        id_ = correlation.id if isinstance(correlation.id, str) else None
-        trace_id = correlation.trace_id if isinstance(correlation.trace_id, str) else None
-        return ProtocolError(
-            description,
-            id=None if _check_ids(id_, None) else id_,
-            trace_id=None if _check_ids(None, trace_id) else trace_id,
-        )
+        return ProtocolError(description, id=id_, trace_id=trace_id)
+
+
+def _sound_ids(correlation: _Correlation) -> tuple[str | None, str | None]:
+    """The ids of a frame, as far as they are valid."""
+    id_ = correlation.id if isinstance(correlation.id, str) else None
+    trace_id = correlation.trace_id if isinstance(correlation.trace_id, str) else None
+    return None if _check_ids(id_, None) else id_, None if _check_ids(None, trace_id) else trace_id
 
 
 def _plain(message: str) -> str:
@@ -484,7 +498,7 @@ def _check_other(
         return _check_call(payload.service, payload.method, payload.params)
     if isinstance(payload, Subscribe | Unsubscribe):
         if len(payload.topics) > MAX_SUBSCRIPTIONS:
-            return f"payload.topics: a connection may have {MAX_SUBSCRIPTIONS} subscriptions"
+            return f"payload.topics: more than {MAX_SUBSCRIPTIONS}"
         for topic in payload.topics:
             reason = check_pattern(topic)
             if reason is not None:

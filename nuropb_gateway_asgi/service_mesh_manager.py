@@ -26,7 +26,7 @@ from ._directory import Directory
 from ._events import EventRouter, EventStatistics
 from ._fleet import Fleet
 from ._guards import EVERYBODY, Circuits, ErrorBudgets
-from ._host import HostInterface, context_of, mesh_unavailable
+from ._host import HostInterface, call_error, context_of, mesh_unavailable
 from ._online import OnlineWatch
 from ._revoker import Revoker
 from ._switchboard import Switchboard
@@ -120,6 +120,7 @@ class ServiceMeshManager(HostInterface):
             settings,
             handler_manager,
             mesh,
+            policy,
             self._controller,
             self.statistics,
             self._time,
@@ -144,8 +145,9 @@ class ServiceMeshManager(HostInterface):
         handler_manager.bind_receiver(
             self.on_handler_message_received,
             self.on_handler_unregistered,
-            self._events.prepare,
-            self.on_handler_registered,
+            on_handler_arriving=self._events.prepare,
+            on_handler_registered=self.on_handler_registered,
+            on_handler_refreshed=self._events.end_denied,
         )
         mesh.bind(self, self._controller)
 
@@ -316,6 +318,18 @@ class ServiceMeshManager(HostInterface):
         self._fail(correlation_id, Failure(ErrorCode.CANCELLED, "Cancelled by the client"))
         self._mesh.forget(correlation_id)
 
+    # --- subscriptions ----------------------------------------------------------------------------------------
+
+    def end_denied_subscriptions(self, handler: Handler) -> None:
+        """End what the policy does not allow this connection any longer, and tell the client."""
+        self._events.end_denied(handler)
+
+    async def on_policy_changed(self) -> None:
+        """End what the policy does not allow any longer, on all connections. It lets others have their turn."""
+        for handler in self._handler_manager.handlers:
+            self._events.end_denied(handler)
+            await asyncio.sleep(0)
+
     # --- describe ---------------------------------------------------------------------------------------------
 
     def _on_describe(self, handler: Handler, frame: Describe) -> None:
@@ -394,6 +408,25 @@ class ServiceMeshManager(HostInterface):
         methods = () if description is None or description.methods is None else description.methods
         return any(self._policy.may_call(identity, service, method) for method in methods)
 
+    async def describe(self, service: str) -> Description:
+        """Ask a service what it is. Its methods are None if it cannot say.
+
+        It is for the host application, so the policy does not apply. Raises CallError when the service is not there or
+        does not answer within REQUEST_TIMEOUT, and NotStartedError outside the gateway's lifespan.
+        """
+        self._check_started()
+        future: asyncio.Future[Description | Failure] = asyncio.get_running_loop().create_future()
+
+        def on_description(found: Description | Failure) -> None:
+            if not future.done():
+                future.set_result(found)
+
+        self._directory.look_up(service, -1.0, on_description)
+        found = await future
+        if isinstance(found, Failure):
+            raise call_error(found)
+        return found
+
     def _fetch_description(self, service: str, done: Callable[[bytes | Raw | Failure], None]) -> None:
         message = CallMessage(
             "request",
@@ -450,7 +483,11 @@ class ServiceMeshManager(HostInterface):
 
     def _dispatch(self, message: CallMessage, known: Description) -> None:
         if known.methods is None:
-            self._send(message)
+            failure = self._refuse_unchecked(message)
+            if failure is None:
+                self._send(message)
+            else:
+                self._fail(message.correlation_id, failure)
             return
         method = known.methods.get(message.method)
         fresh = self._clock() - known.fetched_at <= FRESH_SECONDS
@@ -467,6 +504,22 @@ class ServiceMeshManager(HostInterface):
         else:
             message.public_key = known.public_key
             self._send(message)
+
+    def _refuse_unchecked(self, message: CallMessage) -> Failure | None:
+        """Why a client's call is not made although it is allowed: nobody knows which methods this service hides, so a
+        wildcard cannot be for all but these.
+        """
+        call = self._calls.get(message.correlation_id)
+        if not isinstance(call, ClientCall) or call.handler.identity is None:
+            return None
+        try:
+            if self._policy.names(call.handler.identity, message.service, message.method):
+                return None
+        except Exception:  # nobody above knows whom to answer, and others may wait for the same description
+            logger.exception("the policy failed for service %s", message.service)
+            return _internal()
+        description = f"Service {message.service} cannot describe itself, and no rule names {message.method} in full"
+        return Failure(ErrorCode.PERMISSION_DENIED, description)
 
     def _on_renewed(self, message: CallMessage, found: Description | Failure) -> None:
         # A service that did not answer in time leaves the old description, which must not lead here again.

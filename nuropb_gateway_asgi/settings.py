@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
+from ._limits import parse_limit
 from .exceptions import SettingsError
 
 __all__ = ["ENV_PREFIX", "Settings"]
@@ -60,6 +61,7 @@ class Settings:
     #: In which topics services publish events with a target. The broker cannot tell these from others, so a process
     #: that has connections gets every event of these topics.
     targeted_topics: Sequence[str] = ("#",)
+    policy: str = ""
     allowed_origins: Sequence[str] | None = None
     auth_cookie: str = ""
 
@@ -68,6 +70,8 @@ class Settings:
     max_message_size: int = 65536
     max_json_depth: int = 32
     max_in_flight: int = 64
+    rate_limit: str = "2000/s burst 10000"
+    rate_limit_user: str = "5000/s burst 25000"
     max_connections: int = 10000
     max_connections_per_user: int = 100
     outbox_size: int = 1048576
@@ -173,6 +177,18 @@ class Settings:
                 "'*' together with AUTH_COOKIE would let any page act for its visitors",
                 "a list of origins",
             )
+        for name in ("expose", "expose_topics"):
+            if self.policy and getattr(self, name):
+                raise _refusal(
+                    name,
+                    "it is set together with POLICY, and would allow more than the file says",
+                    "one of the two; the same patterns can be a [[rule]] in the file",
+                )
+        for name in ("rate_limit", "rate_limit_user"):
+            try:
+                parse_limit(getattr(self, name))
+            except ValueError as error:
+                raise _refusal(name, str(error), "a rate such as 200/s or 200/s burst 400, or off") from error
         if self.request_timeout > self.request_timeout_max:
             self._reconcile_timeouts()
 

@@ -1,4 +1,4 @@
-"""AMQP topic patterns: which are allowed, what they match, which includes which, and who asked for them.
+"""AMQP topic patterns: which are allowed, what they match, which includes or meets which, and who asked for them.
 
 The rules are those of the topic exchange (AMQP 0-9-1, section 3.1.3.3) as RabbitMQ implements it: a topic is
 words separated by dots; in a pattern the word ``*`` stands for exactly one word and ``#`` for zero or more.
@@ -15,7 +15,7 @@ from collections.abc import Hashable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final, Generic, Never, TypeVar
 
-__all__ = ["MAX_BYTES", "TopicTree", "check_pattern", "check_topic", "covers", "matches"]
+__all__ = ["MAX_BYTES", "TopicTree", "check_pattern", "check_topic", "covers", "matches", "overlaps"]
 
 #: A routing key is an AMQP short string.
 MAX_BYTES: Final = 255
@@ -75,6 +75,42 @@ def covers(general: str, specific: str) -> bool:
     """
     words = _normalised(_words(specific))
     return _match(_normalised(_words(general)), [None if word == "#" else word for word in words])
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Whether some topic may be matched by both patterns.
+
+    False is a promise. True can be wrong in one case: the only topic in common would be a single empty word, as of
+    ``*`` and ``#.``, and that cannot be written.
+    """
+    # Pairs of places, one in each pattern, that a common topic can lead to. Each pair is looked at once, so the work
+    # is at most the product of the two lengths.
+    left, right = _words(one), _words(other)
+    seen = {(0, 0)}
+    pairs = [(0, 0)]
+    while pairs:
+        at, to = pairs.pop()
+        first = left[at] if at < len(left) else None
+        second = right[to] if to < len(right) else None
+        if first is None and second is None:
+            return True
+        following = []
+        # A `#` stands for no word more, or takes the one that the other pattern has next (which may be its own `#`).
+        if first == "#":
+            following.append((at + 1, to))
+            if second is not None:
+                following.append((at, to + 1))
+        if second == "#":
+            following.append((at, to + 1))
+            if first is not None:
+                following.append((at + 1, to))
+        if first is not None and second is not None and (first == second or "*" in (first, second)):
+            following.append((at + 1, to + 1))
+        for pair in following:
+            if pair not in seen:
+                seen.add(pair)
+                pairs.append(pair)
+    return False
 
 
 class TopicTree(Generic[T]):

@@ -36,6 +36,7 @@ from ..protocol import (
     encode_event,
     encode_json,
 )
+from ..rules import Delivery
 from ..settings import Settings
 
 __all__ = ["DenialLogFilter", "WebSocketHandler"]
@@ -369,6 +370,13 @@ class WebSocketHandler(WebSocketEndpoint):
         """Put a frame into the outbox; if it does not fit, the client is too slow and is hung up on."""
         if not self._outbox.put(text):
             self.close(CloseCode.SLOW_CONSUMER, "slow consumer")
+
+    def send_event(self, text: str, topic: str, delivery: Delivery) -> None:
+        """Put an event into the outbox, where it may be lost instead of the connection."""
+        if delivery == "close":
+            self.send_frame(text)
+        else:
+            self._manager.lost_events += self._outbox.put_event(text, topic, delivery)
 
     def close(self, code: int, reason: str = "") -> None:
         """Begin to hang up. The first call decides on code and reason."""

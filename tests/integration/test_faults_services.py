@@ -69,7 +69,9 @@ async def raw_service(url: str, name: str) -> AsyncIterator[RawService]:
 async def unreliable(url: str, **settings: Any) -> AsyncIterator[tuple[Scene, RawService, str]]:
     """A scene with a raw service besides the good one; the first call has brought its description."""
     name = f"raw-{secrets.token_hex(4)}"
-    async with scene(url, **settings) as set_, raw_service(url, name) as service:
+    # By its name, as nobody knows which methods it hides.
+    expose = ["*.*", f"{name}.echo"]
+    async with scene(url, expose=expose, **settings) as set_, raw_service(url, name) as service:
         service.on_request = lambda request: service.answer(request, "first")
         for caller in set_.callers:
             (id_,) = ids = await caller.start(service=name, params={})

@@ -296,7 +296,7 @@ async def test_a_result_that_is_raised_is_a_result(client: Client, gateway: Gate
 async def test_five_hundred_calls_at_once_are_each_answered_with_their_own_result(
     request: pytest.FixtureRequest, services: Services
 ) -> None:
-    async with running(request, services, settings_for_tests(max_in_flight=500)) as gateway:
+    async with running(request, services, settings_for_tests(max_in_flight=500, rate_limit="off")) as gateway:
         client = await gateway.connect()
         ids = {
             n: client.send("request", service=services.echo, method="echo", params={"n": n, "half": n / 2})

@@ -97,7 +97,7 @@ def make_gateway(settings: Settings | None = None, /, **options: Any) -> Gateway
 
     ``options`` are settings, unless ``settings`` are given, or parts of the gateway.
     """
-    parts = ("authenticator", "service_controller", "policy", "mesh", "handler_class")
+    parts = ("authenticator", "service_controller", "policy", "authorizer", "mesh", "handler_class")
     given = {name: options.pop(name) for name in parts if name in options}
     given.setdefault("authenticator", FunctionAuthenticator(_authorise))
     return Gateway(settings or Settings(**options), **given)

@@ -22,6 +22,7 @@ from nuropb_gateway_asgi.authorization import ExposePolicy, Policy
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
 from nuropb_gateway_asgi.handler_manager import HandlerManager
 from nuropb_gateway_asgi.mesh.base import CallMessage, EventMessage, MeshReceiver, Reply
+from nuropb_gateway_asgi.rules import Delivery
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
 from nuropb_gateway_asgi.settings import Settings
 
@@ -94,6 +95,8 @@ class FakeHandler:
         self.texts: list[str] = []
         self.frames: list[dict[str, Any]] = []
         self.closes: list[tuple[int, str]] = []
+        #: Topic and delivery of events that may be lost.
+        self.lossy: list[tuple[str, Delivery]] = []
         self.checks: list[float] = []
         self.tasks: list[asyncio.Task[None]] = []
         #: Called with every frame, and with every close.
@@ -107,6 +110,10 @@ class FakeHandler:
         self.frames.append(strict_json(text))
         if self.on_send is not None:
             self.on_send()
+
+    def send_event(self, text: str, topic: str, delivery: Delivery) -> None:
+        self.lossy.append((topic, delivery))
+        self.send_frame(text)
 
     def close(self, code: int, reason: str = "") -> None:
         self.closes.append((code, reason))
@@ -401,6 +408,7 @@ class FakeGateway:
             assert not manager._sessions
             assert not manager._events._topics
             assert not manager._events._subscriptions._items
+            assert not manager._events._lossy._items
             assert not self.handlers._user_sessions
             assert not self.handlers._malformed
 

@@ -16,7 +16,7 @@ import nuropb_gateway_asgi.gateway
 PACKAGE = nuropb_gateway_asgi.__name__
 ROOT = Path(nuropb_gateway_asgi.__file__).parent
 #: Where everything comes together for whoever uses it; nothing of the package imports these.
-DOORS = ("", "__main__")
+DOORS = ("", "__main__", "explain_command")
 
 
 def _module(path: Path) -> str:

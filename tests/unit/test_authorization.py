@@ -14,7 +14,7 @@ from nuropb_gateway_asgi.authorization import ExposePolicy, Policy, escape_word
 from nuropb_gateway_asgi.exceptions import SettingsError
 from nuropb_gateway_asgi.topics import check_topic, matches
 
-user_ids = st.text(st.characters(codec=None) | st.sampled_from(".*#%{}"))
+user_ids = st.text(st.characters(codec=None) | st.sampled_from(".*#%{}"), min_size=1)
 
 
 def identity(user_id: str = "u1") -> Identity:
@@ -152,16 +152,10 @@ def test_deciding_agrees_with_matching_both_sides_alone(
 )
 @pytest.mark.parametrize("name", ["a" * 255, "a." * 127, "." * 255])
 def test_hostile_names_are_decided(pattern: str, name: str) -> None:
-    # With backtracking through 60 runs this would not end while there is a sun.
+    # By trying every place for each of 60 runs this would not end while there is a sun.
     policy = ExposePolicy([pattern], [])
     assert not policy.may_call(identity(), name, "x" * 255)
     assert not policy.may_call(identity(), "x", name.replace(".", "-"))
-
-
-def test_only_the_last_run_of_each_side_can_backtrack() -> None:
-    policy = ExposePolicy(["a*b*c*d.e*f*g*h"], [])
-    backtracking = re.sub(r"\(\?>[^()]*\)", "", policy._calls.pattern)
-    assert backtracking == r"(?:a.*d\.e[^.]*h)\Z"
 
 
 @pytest.mark.parametrize(
@@ -257,7 +251,7 @@ SUBSCRIPTIONS = [
     (["users.{user_id}"], "%2A", ["users.%252A"], ["users.%2A", "users.*"]),
     (["users.{user_id}"], "{user_id}", ["users.%7Buser_id%7D"], ["users.{user_id}"]),
     (["users.{user_id}"], "José", ["users.Jos%C3%A9"], ["users.José", "users.Jose"]),
-    (["users.{user_id}"], "", ["users."], ["users", "users.*", "users.#"]),
+    (["users.{user_id}"], "", [], ["users.", "users", "users.*", "users.#"]),
     (["users.{user_id}.*"], "u" * 300, [], ["users.u.x", "users.*.*", f"users.{'u' * 300}.x"]),
 ]
 

@@ -9,9 +9,11 @@ import pytest
 from nuropb_gateway_asgi import ServiceMeshManagerController, _events
 from nuropb_gateway_asgi._events import MAX_CONTROLLER_EVENTS
 from nuropb_gateway_asgi._interest import LINGER
+from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import SettingsError
 from nuropb_gateway_asgi.protocol import MAX_SUBSCRIPTIONS
+from nuropb_gateway_asgi.rules import Delivery
 
 from .fakes import FakeGateway, FakeHandler, answers, make_gateway, running, until
 
@@ -161,6 +163,134 @@ async def test_a_subscription_that_is_refused_in_part_is_refused() -> None:
         assert len(handler.frames) == 1
 
 
+# --- subscriptions that the policy ends -----------------------------------------------------------------
+
+
+def unsubscribed(*topics: str) -> dict[str, Any]:
+    event = {"topics": list(topics), "reason": "policy"}
+    return {"type": "event", "payload": {"topic": "unsubscribed", "event": event}}
+
+
+async def test_subscriptions_that_new_rules_do_not_allow_end_and_the_client_is_told() -> None:
+    policy = ExposePolicy([], ["orders.#", "users.{user_id}.#"])
+    async with running(policy=policy) as gateway:
+        alice, bob, carol = [await gateway.connect(name) for name in ("alice", "bob", "carol")]
+        subscribe(gateway, alice, "orders.new", "users.alice.#", "orders.*")
+        subscribe(gateway, bob, "orders.new")
+        subscribe(gateway, carol, "users.carol.#")
+        for handler in (alice, bob, carol):
+            handler.take()
+        policy.replace(ExposePolicy([], ["users.{user_id}.#", "orders.secret"]).rules)
+        await gateway.manager.on_policy_changed()
+        assert alice.take() == [unsubscribed("orders.new", "orders.*")]
+        assert bob.take() == [unsubscribed("orders.new")]
+        assert carol.take() == []
+        await let_go(gateway)
+        assert sorted(gateway.mesh.bindings[-2:]) == [("-", "orders.*"), ("-", "orders.new")]
+        gateway.mesh.event("orders.new")
+        gateway.mesh.event("users.alice.x")
+        assert [frame["payload"]["topic"] for frame in alice.take()] == ["users.alice.x"]
+        assert bob.take() == []
+        assert gateway.manager.statistics.denied_subscriptions == 3
+        unsubscribe(gateway, alice)
+        assert answers(alice)[-1][1] == {"topics": ["users.alice.#"]}
+        await gateway.manager.on_policy_changed()
+        assert len(alice.frames) == 1
+
+
+async def test_while_subscriptions_are_looked_at_connections_may_come_and_go() -> None:
+    policy = ExposePolicy([], ["#"])
+    async with running(policy=policy) as gateway:
+        handlers = [await gateway.connect() for _ in range(20)]
+        for handler in handlers:
+            subscribe(gateway, handler, "orders.new")
+        policy.replace([])
+        task = asyncio.create_task(gateway.manager.on_policy_changed())
+        await until(lambda: len(handlers[0].frames) == 2)
+        for handler in handlers[10:]:
+            gateway.handlers.unregister(handler)
+        late = await gateway.connect()
+        subscribe(gateway, late, "orders.new")
+        await task
+        assert [len(handler.frames) for handler in handlers[:10]] == [2] * 10
+        assert all(len(handler.frames) <= 2 for handler in handlers)
+        assert late.codes == ["permission_denied"]
+        gateway.mesh.event("orders.new")
+        assert [len(handler.frames) for handler in handlers[:10]] == [2] * 10
+
+
+async def test_a_policy_that_breaks_ends_the_subscription_and_not_the_look_at_the_others() -> None:
+    class Broken(ExposePolicy):
+        broken = False
+
+        def may_subscribe(self, identity: Identity, pattern: str) -> bool:
+            assert not (self.broken and identity.user_id == "alice")
+            return super().may_subscribe(identity, pattern)
+
+    policy = Broken([], ["#"])
+    async with running(policy=policy) as gateway:
+        alice, bob = await gateway.connect("alice"), await gateway.connect("bob")
+        subscribe(gateway, alice, "orders.new")
+        subscribe(gateway, bob, "orders.new")
+        policy.broken = True
+        await gateway.manager.on_policy_changed()
+        assert alice.frames[1:] == [unsubscribed("orders.new")]
+        assert len(bob.frames) == 1
+
+
+async def test_a_topic_that_waits_for_its_binding_is_not_in_the_answer_once_it_is_denied() -> None:
+    policy = ExposePolicy([], ["#"])
+    async with running(policy=policy) as gateway:
+        handler = await gateway.connect()
+        gateway.mesh.binds_at_once = False
+        subscribe(gateway, handler, "orders.new", "users.new", id="1")
+        policy.replace(ExposePolicy([], ["users.#"]).rules)
+        gateway.manager.end_denied_subscriptions(handler)
+        assert handler.take() == [unsubscribed("orders.new")]
+        for topic in ("users.new", "orders.new"):
+            gateway.mesh.bound(topic)
+        assert answers(handler) == [("1", {"topics": ["users.new"]}, None)]
+
+
+async def test_a_newer_token_that_allows_less_ends_subscriptions_after_its_answer() -> None:
+    class Tokens(ExposePolicy):
+        def may_subscribe(self, identity: Identity, pattern: str) -> bool:
+            return identity.token == "alice/more" or pattern == "orders.new"
+
+    async with running(policy=Tokens([], [])) as gateway:
+        handler = await gateway.connect("alice/more")
+        subscribe(gateway, handler, "orders.new", "orders.secret", "users.new")
+        handler.take()
+        gateway.receive(handler, "authorize", token="alice/less", id="1")
+        await handler.finish()
+        first, second = handler.take()
+        assert first["payload"]["id"] == "1"
+        assert second == unsubscribed("orders.secret", "users.new")
+        gateway.receive(handler, "authorize", token="alice/same", id="2")
+        gateway.receive(handler, "authorize", token="bad", id="3")
+        await handler.finish()
+        assert all(frame["type"] == "response" for frame in handler.take())
+
+
+async def test_a_connection_without_subscriptions_is_not_told_anything(gateway: FakeGateway) -> None:
+    handler = await gateway.connect()
+    gateway.manager.end_denied_subscriptions(handler)
+    gateway.manager.end_denied_subscriptions(FakeHandler())
+    assert handler.frames == []
+
+
+async def test_a_topic_of_the_controller_stays_bound_when_clients_lose_it() -> None:
+    policy = ExposePolicy([], ["#"])
+    controller = ServiceMeshManagerController(event_topic_subscriptions=["orders.new"])
+    async with running(controller, policy=policy) as gateway:
+        handler = await gateway.connect()
+        subscribe(gateway, handler, "orders.new")
+        policy.replace([])
+        await gateway.manager.on_policy_changed()
+        assert handler.frames[1:] == [unsubscribed("orders.new")]
+        assert ("-", "orders.new") not in gateway.mesh.bindings
+
+
 # --- events ---------------------------------------------------------------------------------------------
 
 
@@ -211,6 +341,53 @@ async def test_subscribers_may_leave_while_an_event_is_handed_out(gateway: FakeG
     gateway.mesh.event("a")
     assert len(gateway.handlers) == 0
     gateway.assert_idle()
+
+
+class Deliveries(ExposePolicy):
+    """What becomes of events is in the first word of the subscription."""
+
+    def delivery(self, identity: Identity, pattern: str) -> Delivery:
+        first = pattern.partition(".")[0]
+        return first if first in ("drop_oldest", "latest") else "close"  # type: ignore[return-value]
+
+
+async def test_what_becomes_of_events_for_a_slow_client_is_for_the_policy_to_say() -> None:
+    async with running(policy=Deliveries([], ["#"])) as gateway:
+        one, two = await gateway.connect(), await gateway.connect()
+        subscribe(gateway, one, "drop_oldest.*", "latest.#", "news")
+        subscribe(gateway, two, "latest.price")
+        one.take(), two.take()
+        for topic in ("drop_oldest.a", "latest.price", "news", "nothing"):
+            gateway.mesh.event(topic)
+        assert one.lossy == [("drop_oldest.a", "drop_oldest"), ("latest.price", "latest")]
+        assert two.lossy == [("latest.price", "latest")]
+        assert (len(one.frames), len(two.frames)) == (3, 1)
+        unsubscribe(gateway, one, "latest.#", "drop_oldest.*")
+        one.take()
+        gateway.mesh.event("latest.price")
+        assert one.frames == []
+        for handler in (one, two):
+            gateway.handlers.unregister(handler)
+        gateway.assert_idle()
+
+
+@pytest.mark.parametrize(
+    ("topics", "lossy"),
+    [
+        (["latest.#", "drop_oldest.x", "#"], []),
+        (["*.x", "latest.x"], []),
+        (["latest.x", "latest.*"], ["latest"]),
+        (["latest.*", "drop_oldest.#", "latest.x"], ["latest"]),
+    ],
+)
+async def test_an_event_comes_once_and_in_the_way_that_loses_least(topics: list[str], lossy: list[str]) -> None:
+    async with running(policy=Deliveries([], ["#"])) as gateway:
+        handler = await gateway.connect()
+        subscribe(gateway, handler, *topics)
+        handler.take()
+        gateway.mesh.event("latest.x")
+        assert len(handler.frames) == 1
+        assert [delivery for _, delivery in handler.lossy] == lossy
 
 
 # --- targeted events are wanted while there is a connection ------------------------------------------------

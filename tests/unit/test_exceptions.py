@@ -13,6 +13,7 @@ from nuropb_gateway_asgi.exceptions import (
     HandshakeRefused,
     MeshUnavailable,
     NotStartedError,
+    PolicyError,
     ProtocolError,
     SettingsError,
 )
@@ -20,6 +21,7 @@ from nuropb_gateway_asgi.exceptions import (
 TREE = [
     (GatewayError, (Exception,)),
     (SettingsError, (GatewayError, ValueError)),
+    (PolicyError, (SettingsError,)),
     (NotStartedError, (GatewayError, RuntimeError)),
     (ProtocolError, (GatewayError,)),
     (HandshakeRefused, (GatewayError,)),

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
+from nuropb_gateway_asgi._limits import REFUSALS_ALLOWED, CallRate, Rate
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import AuthenticationFailed, ConnectionLimitReached
@@ -25,7 +26,7 @@ from nuropb_gateway_asgi.protocol import (
 )
 from nuropb_gateway_asgi.settings import Settings
 
-from .fakes import FakeAuthenticator, FakeHandler, until
+from .fakes import Clock, FakeAuthenticator, FakeHandler, until
 
 HOUR = 3600.0
 
@@ -47,10 +48,18 @@ class Receiver:
 class Office:
     """A HandlerManager with all that it needs."""
 
-    def __init__(self, *, expose: list[str] | None = None, topics: list[str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        expose: list[str] | None = None,
+        topics: list[str] | None = None,
+        policy: ExposePolicy | None = None,
+        **settings: Any,
+    ) -> None:
         self.authenticator = FakeAuthenticator()
         self.receiver = Receiver()
-        policy = ExposePolicy(["*.*"] if expose is None else expose, ["#"] if topics is None else topics)
+        self.clock = Clock(1000.0)
+        policy = policy or ExposePolicy(["*.*"] if expose is None else expose, ["#"] if topics is None else topics)
         self.manager = HandlerManager(Settings(**settings), self.authenticator, policy)
         self.manager.bind_receiver(self.receiver.on_frame, self.receiver.gone.append)
 
@@ -576,6 +585,254 @@ async def test_a_connection_that_ends_while_its_newer_token_is_looked_at_leaves_
     assert not handler.frames
     assert not office.manager._refreshing
     office.assert_empty()
+
+
+# --- rates ----------------------------------------------------------------------------------------------
+
+
+class Calm(ExposePolicy):
+    """``orders.create`` once a second for each user."""
+
+    limit = CallRate(Rate(1, "s", 1))
+
+    def rate(self, identity: Identity, service: str, method: str) -> CallRate | None:
+        return self.limit if (service, method) == ("orders", "create") else None
+
+
+def limited(*, policy: ExposePolicy | None = None, **settings: Any) -> Office:
+    """An office with a clock that only the test moves."""
+    office = Office(policy=policy, **{"rate_limit": "off", "rate_limit_user": "off", **settings})
+    office.manager._clock = office.clock
+    return office
+
+
+def refusal(frame: dict[str, Any]) -> tuple[str, int]:
+    """Code and hint of an answer."""
+    error = frame if frame["type"] == "error" else frame["payload"]["error"]
+    return error["code"], error["retry_after_ms"]
+
+
+async def test_a_connection_may_send_so_many_frames_and_is_told_when_to_go_on() -> None:
+    office = limited(rate_limit="2/s burst 3")
+    one, other = await office.connect("alice"), await office.connect("alice")
+    for number in range(5):
+        office.receive(one, request(id=str(number), trace_id="t"))
+    assert len(office.receiver.frames) == 3
+    assert [refusal(frame) for frame in one.frames] == [("too_many_requests", 500)] * 2
+    assert [frame["payload"]["id"] for frame in one.frames] == ["3", "4"]
+    assert [frame["payload"]["trace_id"] for frame in one.frames] == ["t", "t"]
+    assert one.frames[0]["payload"]["error"]["retryable"] is True
+    office.receive(other, request(id="1"))
+    assert len(office.receiver.frames) == 4
+    office.clock.now += 0.25
+    office.receive(one, request(id="5"))
+    assert refusal(one.frames[-1]) == ("too_many_requests", 250)
+    office.clock.now += 0.25
+    office.receive(one, request(id="6"))
+    assert len(office.receiver.frames) == 5
+    assert office.manager.limited == {"connection": 3}
+
+
+async def test_a_user_has_one_limit_for_all_connections_and_keeps_it_when_these_end() -> None:
+    office = limited(rate_limit_user="1/s burst 3")
+    one, two, bob = await office.connect("alice"), await office.connect("alice"), await office.connect("bob")
+    for handler in (one, two, one, two, bob):
+        office.receive(handler, request(id="1"))
+    assert [len(handler.frames) for handler in (one, two, bob)] == [0, 1, 0]
+    office.manager.unregister(one)
+    office.manager.unregister(two)
+    again = await office.connect("alice")
+    office.receive(again, request(id="2"))
+    assert refusal(again.frames[0]) == ("too_many_requests", 1000)
+    assert office.manager.limited == {"user": 2}
+
+
+async def test_the_calls_of_a_rule_have_a_rate_of_their_own() -> None:
+    office = limited(policy=Calm(["orders.*"], []))
+    alice, bob = await office.connect("alice"), await office.connect("bob")
+    for handler in (alice, bob):
+        office.receive(handler, request(method="create", id="1"))
+        office.receive(handler, {"type": "command", "payload": {"service": "orders", "method": "create", "id": "2"}})
+        office.receive(handler, request(method="get", id="3"))
+    assert len(office.receiver.frames) == 4
+    for handler in (alice, bob):
+        assert [(frame["payload"]["id"], *refusal(frame)) for frame in handler.frames] == [
+            ("2", "too_many_requests", 1000)
+        ]
+    office.clock.now += 1
+    office.receive(alice, request(method="create", id="4"))
+    assert len(office.receiver.frames) == 5
+    assert office.manager.limited == {"rule": 2}
+
+
+async def test_what_the_policy_forbids_takes_nothing_from_the_rate_of_a_rule() -> None:
+    office = limited(policy=Calm([], []))
+    handler = await office.connect()
+    for _ in range(3):
+        office.receive(handler, request(method="create", id="1"))
+    assert handler.codes == ["permission_denied"] * 3
+
+
+LIMITED = [
+    # frame, type of its one answer (None: there is none), ids of that
+    (request(id="1", trace_id="t"), "response", {"id": "1", "trace_id": "t"}),
+    (request(id="1"), "response", {"id": "1"}),
+    (request(trace_id="t"), "response", {"trace_id": "t"}),
+    (request(), "error", {}),
+    (request(id=5, trace_id=["t"]), "error", {}),
+    (request(id="x" * 65, trace_id="t"), "response", {"trace_id": "t"}),
+    (request(id="1", params={"id": "2"}, more={"trace_id": "t"}), "response", {"id": "1"}),
+    ({"type": "describe"}, "error", {}),
+    ({"type": "describe", "payload": {"id": "1"}}, "response", {"id": "1"}),
+    ({"type": "subscribe", "payload": {"topics": ["a"], "id": "1"}}, "response", {"id": "1"}),
+    ({"type": "authorize", "payload": {"token": "alice/2", "id": "1"}}, "response", {"id": "1"}),
+    # The id of a cancel is that of a request, which has an answer of its own.
+    ({"type": "cancel", "payload": {"id": "1"}}, "error", {}),
+    ({"type": "ping", "payload": 5}, "error", {}),
+    ({"type": "pong"}, None, {}),
+    ({"type": "pong", "payload": {"id": "1"}}, None, {}),
+    # What is no frame counts, too.
+    ({"type": "unheard", "payload": {"id": "1"}}, "response", {"id": "1"}),
+    ({"type": ["cancel"], "payload": {"id": "1"}}, "response", {"id": "1"}),
+    ({"payload": {"id": "1", "trace_id": "t"}}, "response", {"id": "1", "trace_id": "t"}),
+    ({"payload": [{"id": "1"}]}, "error", {}),
+    ("{}", "error", {}),
+    ("[]", "error", {}),
+    ("", "error", {}),
+    ("nonsense", "error", {}),
+    ('{"type":"request","payload":{"id":"1"}} x', "error", {}),
+    ("\ud800", "error", {}),
+    ("[" * 5000, "error", {}),
+    ('{"payload":{"id":' + "[" * 5000, "error", {}),
+]
+
+
+@pytest.mark.parametrize(("frame", "kind", "ids"), LIMITED)
+async def test_every_frame_counts_and_is_refused_once_with_its_ids(
+    frame: dict[str, Any] | str, kind: str | None, ids: dict[str, str]
+) -> None:
+    office = limited(rate_limit="1/h")
+    handler = await office.connect()
+    office.receive(handler, {"type": "pong"})
+    assert office.receive(handler, frame) is None
+    assert [answer["type"] for answer in handler.frames] == ([] if kind is None else [kind])
+    for answer in handler.frames:
+        assert refusal(answer)[0] == "too_many_requests"
+        payload = answer.get("payload", {})
+        assert {name: payload[name] for name in ("id", "trace_id") if name in payload} == ids
+    assert office.manager.limited == {"connection": 1}
+    assert not office.receiver.frames
+    assert not handler.tasks
+    assert not office.manager._malformed
+
+
+async def test_a_frame_over_the_limit_may_come_as_bytes() -> None:
+    office = limited(rate_limit="1/h")
+    handler = await office.connect()
+    office.manager.on_handler_message(handler, b"{")
+    office.manager.on_handler_message(handler, json.dumps(request(id="1")).encode())
+    office.manager.on_handler_message(handler, b'{"payload":{"id":"\xff"}}')
+    assert handler.codes == ["bad_request", "too_many_requests", "too_many_requests"]
+    assert handler.frames[1]["payload"]["id"] == "1"
+
+
+async def test_a_message_that_is_too_big_is_answered_as_such_and_does_not_count() -> None:
+    office = limited(rate_limit="1/h", max_message_size=256)
+    handler = await office.connect()
+    for _ in range(2):
+        office.receive(handler, "x" * 257)
+    assert handler.codes == ["payload_too_large"] * 2
+    assert office.manager.limited == {}
+
+
+@pytest.mark.parametrize("frame", [request(id="1"), {"type": "pong"}, "nonsense"])
+async def test_who_goes_on_in_spite_of_refusals_is_hung_up_on_after_the_last_answer(frame: Any) -> None:
+    office = limited(rate_limit="1/h")
+    handler, other = await office.connect("alice"), await office.connect("alice")
+    for each in (handler, other):
+        office.receive(each, {"type": "pong"})
+    order: list[tuple[int, int]] = []
+    handler.on_send = lambda: order.append((len(handler.frames), len(handler.closes)))
+    for _ in range(REFUSALS_ALLOWED):
+        office.receive(handler, frame)
+    assert not handler.closes
+    office.receive(handler, frame)
+    assert handler.closes == [(CloseCode.TOO_MANY_REQUESTS, "too many requests")]
+    assert len(handler.frames) in (0, REFUSALS_ALLOWED + 1)
+    assert order[-1] == (len(handler.frames), 1)
+    office.receive(other, frame)
+    assert not other.closes
+    office.manager.unregister(handler)
+    office.manager.unregister(other)
+    assert not office.manager._limits._refusals
+
+
+async def test_refusals_of_a_rule_count_as_well() -> None:
+    office = limited(policy=Calm(["orders.*"], []))
+    handler = await office.connect()
+    for _ in range(REFUSALS_ALLOWED + 2):
+        office.receive(handler, request(method="create", id="1"))
+    assert handler.closes == [(CloseCode.TOO_MANY_REQUESTS, "too many requests")]
+
+
+async def test_a_few_refusals_a_minute_are_nobodys_end() -> None:
+    office = limited(rate_limit="1/s")
+    handler = await office.connect()
+    for _ in range(REFUSALS_ALLOWED * 3):
+        office.receive(handler, {"type": "pong"})
+        office.receive(handler, {"type": "pong"})
+        office.clock.now += 1
+    assert office.manager.limited["connection"] == REFUSALS_ALLOWED * 3
+    assert not handler.closes
+
+
+async def test_a_connection_that_is_not_registered_any_more_is_not_counted() -> None:
+    office = limited(rate_limit="1/h")
+    handler = await office.connect()
+    office.manager.unregister(handler)
+    for _ in range(5):
+        office.receive(handler, request())
+    assert office.manager.limited == {}
+    assert handler.frames == []
+
+
+async def test_with_the_defaults_an_eager_client_is_not_limited() -> None:
+    office = Office()
+    handler = await office.connect()
+    for number in range(400):
+        office.receive(handler, request(id=str(number)))
+    assert handler.frames == []
+
+
+@pytest.mark.parametrize("name", ["nuropb_describe", "_x"])
+async def test_no_policy_lets_a_client_ask_a_service_itself_to_describe_itself(name: str) -> None:
+    class Everything(ExposePolicy):
+        def may_call(self, identity: Identity, service: str, method: str) -> bool:
+            return True
+
+    office = Office(policy=Everything([], []))
+    handler = await office.connect()
+    for kind in ("request", "command"):
+        office.receive(handler, {"type": kind, "payload": {"service": "orders", "method": name, "id": "1"}})
+    assert handler.codes == ["permission_denied" if name == "nuropb_describe" else "bad_request"] * 2
+    assert not office.receiver.frames
+
+
+async def test_who_bound_itself_is_told_of_a_newer_token_after_the_answer() -> None:
+    office = Office()
+    handler = await office.connect("alice/1")
+    told: list[tuple[str, int]] = []
+
+    def on_refreshed(refreshed: Handler) -> None:
+        assert refreshed.identity is not None
+        told.append((refreshed.identity.token, len(handler.frames)))
+
+    office.manager._on_refreshed = on_refreshed
+    office.receive(handler, authorize("alice/2", id="1"))
+    await handler.finish()
+    office.receive(handler, authorize("bob/3", id="2"))
+    await handler.finish()
+    assert told == [("alice/2", 1)]
 
 
 # --- messages to clients --------------------------------------------------------------------------------

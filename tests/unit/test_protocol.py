@@ -23,6 +23,7 @@ from nuropb_gateway_asgi.protocol import (
     Describe,
     ErrorCode,
     Failure,
+    Glance,
     Ping,
     Pong,
     Request,
@@ -339,6 +340,8 @@ REFUSED = [
     (frame("subscribe", {"topics": [""]}), "payload.topics: empty"),
     (frame("subscribe", {"topics": ["a", "b*"]}), "payload.topics: a word that mixes * or # with other characters"),
     (frame("unsubscribe", {"topics": ["a" * 256]}), "payload.topics: longer than 255 bytes"),
+    (frame("subscribe", {"topics": ["a"] * 101}), "payload.topics: more than 100"),
+    (frame("unsubscribe", {"topics": [""] * 101}), "payload.topics: more than 100"),
     # limits
     (
         request_with_params('{"a":%s}' % ("[" * 30 + "]" * 30)),
@@ -384,6 +387,7 @@ LONGEST = [
     call(timeout=5e-324),
     call(timeout=1.7976931348623157e308),
     frame("subscribe", {"topics": ["a" * 255]}),
+    frame("subscribe", {"topics": ["a"] * 100}),
     request_with_params('{"a":%s}' % ("[" * 29 + "]" * 29)),
     request_with_params('{"a":[18446744073709551615,-9223372036854775808]}'),
     request_with_params('{"a":[1e308,-1E+308,1e-999,0e999,1e0000000000000000000000000008]}'),
@@ -632,6 +636,50 @@ def test_the_limits_are_those_of_the_plain_reference(text: str, max_depth: int) 
 def test_plain_json_is_within_the_limits(value: Any) -> None:
     assert check_limits(json.dumps(value).encode(), 32) is None
     assert check_limits(json.dumps(value, ensure_ascii=False).encode(), 32) is None
+
+
+# --- at a glance ------------------------------------------------------------------------------------------------
+
+GLANCES = [
+    # message, type, id, trace_id
+    ('{"type":"request","payload":{"id":"1","trace_id":"t","service":5}}', "request", "1", "t"),
+    ('{"payload":{"trace_id":"t","id":"1"},"type":"anything"}', "anything", "1", "t"),
+    ('{"type":"pong"}', "pong", None, None),
+    ('{"type":"ping","payload":{}}', "ping", None, None),
+    ('{"type":5,"payload":{"id":"1"}}', None, "1", None),
+    ('{"type":"request","payload":{"id":"","trace_id":"\\n"}}', "request", None, None),
+    ('{"type":"request","payload":{"id":"é","trace_id":"é"}}', "request", None, "é"),
+    ('{"type":"request","payload":{"id":1,"trace_id":{"a":1}}}', "request", None, None),
+    ('{"type":"ping","payload":5}', None, None, None),
+    ('{"type":"ping","payload":[{"id":"1"}]}', None, None, None),
+    ("{}", None, None, None),
+    ("[]", None, None, None),
+    ("null", None, None, None),
+    ("", None, None, None),
+    ('{"type":"request"', None, None, None),
+    ('{"type":"request"} x', None, None, None),
+    ('{"payload":{"id":"1","params":' + "[" * 5000, None, None, None),
+    ("\ud800", None, None, None),
+]
+
+
+@pytest.mark.parametrize(("message", "kind", "id_", "trace_id"), GLANCES)
+def test_a_message_at_a_glance(message: str, kind: str | None, id_: str | None, trace_id: str | None) -> None:
+    assert Decoder().glance(message) == Glance(kind, id_, trace_id)
+    assert Decoder().glance(message.encode(errors="surrogatepass")) == Glance(kind, id_, trace_id)
+
+
+@given(made_up_frames | sound_frames | st.binary() | st.text())
+@fuzz
+def test_a_glance_sees_the_ids_that_decoding_finds(message: str | bytes) -> None:
+    glance = Decoder().glance(message)
+    found = attempt(message)
+    if isinstance(found, ProtocolError):
+        assert (found.id, found.trace_id) in ((glance.id, glance.trace_id), (None, None))
+    elif not isinstance(found, Ping | Pong):
+        assert glance.id == found.id
+        assert glance.trace_id == getattr(found, "trace_id", None) or isinstance(found, Cancel)
+        assert glance.type == type(found).__name__.lower()
 
 
 # --- size -------------------------------------------------------------------------------------------------------

@@ -148,6 +148,12 @@ def test_the_token_cannot_be_read_out_of_what_is_remembered() -> None:
     assert fingerprint("secret") != fingerprint("secret2")
 
 
+def test_a_second_signature_makes_no_second_token() -> None:
+    assert fingerprint("head.body.signature") == fingerprint("head.body.another")
+    assert fingerprint("head.body.signature") != fingerprint("head.other.signature")
+    assert fingerprint("a.b") != fingerprint("a.c")
+
+
 async def test_an_authenticator_with_the_check_accepts_nothing_revoked() -> None:
     revocations = Revocations()
 

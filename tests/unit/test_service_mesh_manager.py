@@ -772,39 +772,80 @@ NOT_DESCRIBED = [
     ("bug", None),
     ("unreadable", None),
 ]
+#: One method by its name, all others by a wildcard.
+BY_NAME = ExposePolicy(["orders.get", "*.*"], [])
 
 
 @pytest.mark.parametrize(("how", "code"), NOT_DESCRIBED)
-async def test_what_becomes_of_a_call_when_the_service_does_not_describe_itself(
-    gateway: FakeGateway, how: str, code: str | None
-) -> None:
-    handler = await gateway.connect()
-    gateway.request(handler, id="1")
-    gateway.request(handler, id="2")
-    (question,) = gateway.mesh.sent
-    await end(gateway, handler, question, how)
-    if code is None:
-        assert len(gateway.mesh.calls) == 2
-        assert not handler.frames
-        gateway.request(handler, "anything")
-        assert len(gateway.mesh.calls) == 3
-    else:
-        assert answers(handler) == [("1", None, code), ("2", None, code)]
-        assert not gateway.mesh.calls
-        gateway.assert_idle()
+async def test_what_becomes_of_a_call_when_the_service_does_not_describe_itself(how: str, code: str | None) -> None:
+    async with running(policy=BY_NAME) as gateway:
+        handler = await gateway.connect()
         gateway.request(handler, id="1")
-        assert len(gateway.mesh.describes) == 2
+        gateway.request(handler, id="2")
+        (question,) = gateway.mesh.sent
+        await end(gateway, handler, question, how)
+        if code is None:
+            assert len(gateway.mesh.calls) == 2
+            assert not handler.frames
+            gateway.request(handler)
+            assert len(gateway.mesh.calls) == 3
+        else:
+            assert answers(handler) == [("1", None, code), ("2", None, code)]
+            assert not gateway.mesh.calls
+            gateway.assert_idle()
+            gateway.request(handler, id="1")
+            assert len(gateway.mesh.describes) == 2
 
 
 UNREADABLE = ["null", '"text"', "[]", "{}", '{"methods":null}', '{"methods":[]}', '{"methods":{"a":{"parameters":1}}}']
 
 
 @pytest.mark.parametrize("result", UNREADABLE)
-async def test_a_description_that_says_nothing_lets_calls_through(gateway: FakeGateway, result: str) -> None:
-    handler = await gateway.connect()
-    gateway.request(handler)
-    gateway.mesh.reply(gateway.mesh.describes[0], json.loads(result))
-    assert [message.method for message in gateway.mesh.calls] == ["get"]
+async def test_a_description_that_says_nothing_lets_calls_through_that_a_rule_names(result: str) -> None:
+    async with running(policy=BY_NAME) as gateway:
+        handler = await gateway.connect()
+        gateway.request(handler)
+        gateway.mesh.reply(gateway.mesh.describes[0], json.loads(result))
+        assert [message.method for message in gateway.mesh.calls] == ["get"]
+
+
+@pytest.mark.parametrize("kind", ["request", "command"])
+async def test_what_a_service_hides_is_not_known_when_it_cannot_describe_itself_so_a_wildcard_allows_nothing(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(policy=BY_NAME) as gateway:
+        handler = await gateway.connect()
+        gateway.receive(handler, kind, service="orders", method="put", id="1")
+        gateway.receive(handler, kind, service="orders", method="get", id="2")
+        gateway.mesh.reply(gateway.mesh.describes[0], {})
+        gateway.receive(handler, kind, service="orders", method="put", id="3")
+        assert answers(handler) == [("1", None, "permission_denied"), ("3", None, "permission_denied")]
+        description = "Service orders cannot describe itself, and no rule names put in full"
+        assert handler.frames[0]["payload"]["error"]["description"] == description
+        assert [message.method for message in gateway.mesh.calls] == ["get"]
+        assert "only methods that the policy names in full can be called" in caplog.text
+
+
+async def test_the_host_application_may_call_what_nobody_describes(gateway: FakeGateway) -> None:
+    host = asyncio.create_task(gateway.manager.request("orders", "put"))
+    await until(lambda: gateway.mesh.describes)
+    gateway.mesh.reply(gateway.mesh.describes[0], {})
+    gateway.mesh.reply(gateway.mesh.calls[0], 5)
+    assert await host == 5
+
+
+async def test_a_policy_that_breaks_over_a_service_without_description_is_one_internal_answer() -> None:
+    class Broken(ExposePolicy):
+        def names(self, identity: Identity, service: str, method: str) -> bool:
+            raise KeyError
+
+    async with running(policy=Broken(["*.*"], [])) as gateway:
+        handler = await gateway.connect()
+        gateway.request(handler, id="1")
+        gateway.request(handler, id="2")
+        gateway.mesh.reply(gateway.mesh.describes[0], {})
+        assert answers(handler) == [("1", None, "internal"), ("2", None, "internal")]
+        gateway.assert_idle()
 
 
 async def test_a_service_that_is_too_slow_to_describe_itself_is_not_available(gateway: FakeGateway) -> None:
@@ -1431,6 +1472,47 @@ async def test_subscribers_may_leave_while_answers_are_handed_out(gateway: FakeG
     gateway.mesh.describe("orders", ["get"])
     assert sum(len(handler.frames) for handler in handlers) == 1
     gateway.assert_idle()
+
+
+# --- what a service is, for the host application --------------------------------------------------------
+
+
+async def test_a_service_is_asked_what_it_is_whatever_is_known(gateway: FakeGateway) -> None:
+    gateway.know("orders", ["get"])
+    asked = asyncio.create_task(gateway.manager.describe("orders"))
+    await until(lambda: len(gateway.mesh.describes) == 2)
+    gateway.mesh.describe("orders", ["get", "put"], service_version="2")
+    description = await asked
+    assert (list(description.methods or ()), description.version) == (["get", "put"], "2")
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("returned", "service_unavailable"), ("failed", "mesh_unavailable"), ("error", None)]
+)
+async def test_a_service_that_does_not_say_what_it_is(gateway: FakeGateway, how: str, code: str | None) -> None:
+    asked = asyncio.create_task(gateway.manager.describe("orders"))
+    await until(lambda: gateway.mesh.describes)
+    await end(gateway, await gateway.connect(), gateway.mesh.describes[0], how)
+    if code is None:
+        assert (await asked).methods is None
+    else:
+        with pytest.raises(CallError) as caught:
+            await asked
+        assert (caught.value.code, caught.value.retryable) == (code, True)
+    gateway.assert_idle()
+
+
+async def test_who_no_longer_waits_for_a_description_is_not_told() -> None:
+    async with running() as gateway:
+        asked = asyncio.create_task(gateway.manager.describe("orders"))
+        await until(lambda: gateway.mesh.describes)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        gateway.mesh.describe("orders", ["get"])
+        gateway.assert_idle()
+    with pytest.raises(NotStartedError):
+        await gateway.manager.describe("orders")
 
 
 # --- for the host application ---------------------------------------------------------------------------

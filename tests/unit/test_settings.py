@@ -55,6 +55,7 @@ FIELDS = [
     ("EXPOSE", "orders.*,users.me", None, ("orders.*", "users.me")),
     ("EXPOSE_TOPICS", "orders.#, users.{user_id}.*", None, ("orders.#", "users.{user_id}.*")),
     ("TARGETED_TOPICS", "users.#, news", ("#",), ("users.#", "news")),
+    ("POLICY", "/etc/policy.toml", "", None),
     (
         "ALLOWED_ORIGINS",
         "https://app.example,https://.example.com",
@@ -67,6 +68,8 @@ FIELDS = [
     ("MAX_MESSAGE_SIZE", "256", 65536, 256),
     ("MAX_JSON_DEPTH", "256", 32, 256),
     ("MAX_IN_FLIGHT", "1", 64, 1),
+    ("RATE_LIMIT", "5/min", "2000/s burst 10000", None),
+    ("RATE_LIMIT_USER", "off", "5000/s burst 25000", None),
     ("MAX_CONNECTIONS", "1000000", 10000, 1000000),
     ("MAX_CONNECTIONS_PER_USER", "1", 100, 1),
     ("OUTBOX_SIZE", "65536", 1048576, 65536),
@@ -139,6 +142,11 @@ def test_a_list_is_any_sequence_of_strings(value: Any) -> None:
     assert Settings(expose=value).expose == ("a", "b")
 
 
+def test_a_policy_goes_with_lists_that_expose_nothing() -> None:
+    given = from_env(POLICY="p.toml", EXPOSE="", EXPOSE_TOPICS=",")
+    assert (given.policy, given.expose, given.expose_topics) == ("p.toml", (), ())
+
+
 def test_settings_are_given_by_name() -> None:
     with pytest.raises(TypeError):
         Settings("amqp://mq")  # type: ignore[call-arg]
@@ -209,6 +217,12 @@ SECONDS = "it is not a number; allowed is a number of seconds"
 UP_TO_A_DAY = "allowed is a number of seconds above 0 and up to 86400"
 FROM_ZERO = "allowed is a number of seconds from 0 to 86400"
 
+RATE = "allowed is a rate such as 200/s or 200/s burst 400, or off"
+WITH_POLICY = (
+    "it is set together with POLICY, and would allow more than the file says; allowed is one of the two; "
+    "the same patterns can be a [[rule]] in the file"
+)
+
 WHOLE_NUMBERS = [
     ("MAX_MESSAGE_SIZE", 256),
     ("MAX_IN_FLIGHT", 1),
@@ -265,6 +279,12 @@ WRONG = [
         for name in ("JWT_LEEWAY", "DRAIN_TIMEOUT")
         for text in ("-0.1", "86401", "inf", "nan")
     ),
+    *(
+        (name, text, f"it is not a rate; {RATE}")
+        for name in ("RATE_LIMIT", "RATE_LIMIT_USER")
+        for text in ("200", "0/s", "200/d", "200/s ", "OFF", "no", "200/s burst", "1000001/s")
+    ),
+    *(("RATE_LIMIT", f"200/s burst {text}", f"the burst is not a number; {RATE}") for text in ("0", "-1", "x", "1.5")),
     ("ERROR_DETAILS", SECRET, "there is no such choice; allowed is nuropb, all, none"),
     ("LOG_LEVEL", "warn", "there is no such choice; allowed is debug, info, warning, error, critical"),
     ("LOG_FORMAT", "JSON5", "there is no such choice; allowed is text, json"),
@@ -286,6 +306,8 @@ OF_CODE = [
     ("jwt_key", SECRET.encode(), "it is a bytes; allowed is a string"),
     ("jwt_key_file", Path("/key"), f"it is a {type(Path()).__name__}; allowed is a string"),
     ("mesh_url", "", SCHEME),
+    ("rate_limit", "", f"it is not a rate; {RATE}"),
+    ("rate_limit", None, "it is a NoneType; allowed is a string"),
     ("service_name", "", NAME),
     ("instance_id", "", NAME),
     ("path", "", PATH),
@@ -344,6 +366,8 @@ def test_a_whole_number_may_be_written_in_several_ways(value: Any) -> None:
 
 TOGETHER = [
     # variables, the one that is named, what is wrong and what is allowed
+    ({"POLICY": "p.toml", "EXPOSE": "a.*"}, "EXPOSE", WITH_POLICY),
+    ({"POLICY": "p.toml", "EXPOSE_TOPICS": "a.#"}, "EXPOSE_TOPICS", WITH_POLICY),
     (
         {"REQUEST_TIMEOUT": "31", "REQUEST_TIMEOUT_MAX": "29"},
         "REQUEST_TIMEOUT",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi.topics import TopicTree, check_pattern, check_topic, covers, matches
+from nuropb_gateway_asgi.topics import TopicTree, check_pattern, check_topic, covers, matches, overlaps
 
 # Two literals, the empty word and the wildcards: enough for every rule, and small enough to meet often.
 topics = st.lists(st.sampled_from(["a", "b", ""]), max_size=8).map(".".join)
@@ -209,6 +209,60 @@ def test_covering_a_topic_is_matching_it(pattern: str, topic: str) -> None:
 @given(patterns)
 def test_a_pattern_covers_itself(pattern: str) -> None:
     assert covers(pattern, pattern)
+
+
+# --- overlaps -------------------------------------------------------------------------------------------
+
+OVERLAPS = [
+    # pattern, those that have a topic in common with it, those that have none
+    ("orders.created", ["orders.created", "orders.*", "#", "*.created", "#.created"], ["orders", "*", "orders.*.x"]),
+    ("orders.*", ["orders.created", "*.created", "*.*", "#.a", "orders.#"], ["orders", "*", "users.*", "a.b.c"]),
+    ("orders.#", ["orders", "*", "#.orders", "#.x", "*.*.*", "#"], ["users.#", "users", "", "*s.x"]),
+    ("#.eu", ["orders.#", "eu", "*", "a.eu", "#.eu.#", "a.*"], ["eu.us", "", "a.#.us"]),
+    ("a.#.b", ["a.b", "#.b", "a.#", "a.*.b", "*.*", "a.#.c.#.b"], ["a", "b", "*", "b.#", "#.a"]),
+    ("a.*.#", ["a.b", "#.c", "*.#", "a.#"], ["a", "b.#", ""]),
+    ("#.a.#", ["#.b.#", "b.*", "*", "b.#"], ["b", "", "b.b"]),
+    ("", ["", "#", "#.#"], ["a", "*", "*.#"]),
+    ("a..b", ["a.*.b", "a..#"], ["a.b", "a.x.b"]),
+]
+
+
+@pytest.mark.parametrize(("pattern", "meeting", "others"), OVERLAPS)
+def test_patterns_overlap_where_a_topic_is_matched_by_both(pattern: str, meeting: list[str], others: list[str]) -> None:
+    assert [other for other in meeting + others if overlaps(pattern, other)] == meeting
+    assert [other for other in meeting + others if overlaps(other, pattern)] == meeting
+
+
+def test_overlapping_agrees_with_trying_every_topic() -> None:
+    universe = ["", *every("abz", 6)]
+    matched = {pattern: {topic for topic in universe if reference(pattern, topic)} for pattern in every("ab*#", 3)}
+    for one, other in itertools.product(matched, repeat=2):
+        assert overlaps(one, other) == bool(matched[one] & matched[other]), (one, other)
+
+
+@given(patterns, patterns, topics)
+def test_patterns_that_do_not_overlap_never_match_the_same(one: str, other: str, topic: str) -> None:
+    assert overlaps(one, other) == overlaps(other, one)
+    assert overlaps(one, other) or not (matches(one, topic) and matches(other, topic))
+    assert overlaps(one, topic) or not matches(one, topic)
+
+
+@given(patterns, patterns)
+def test_a_pattern_overlaps_what_it_covers(general: str, specific: str) -> None:
+    assert overlaps(general, specific) or not covers(general, specific)
+
+
+def test_overlapping_costs_at_most_the_product_of_the_lengths() -> None:
+    one = Counted(".".join(["#", "a"] * 30 + ["b"]))
+    other = Counted(".".join(["#", "a"] * 30 + ["c"]))
+    Counted.looks = 0
+    assert not overlaps(one, other)
+    # Each pair of places is looked at once, and a look is a few comparisons.
+    assert Counted.looks <= 8 * 62 * 62
+
+
+def test_a_single_empty_word_cannot_be_written_and_counts_all_the_same() -> None:
+    assert overlaps("*", "#.")
 
 
 # --- TopicTree ------------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ class RabbitMQMesh:
 
     ``url`` is an AMQP URL; ``amqps`` takes ``cafile``, ``certfile`` and ``keyfile`` as query parameters. ``prefetch``
     calls of the controller run at a time. Its queue gets events of ``service_topics``, each in one of the processes
-    that share it. What is no gateway has no queue for events of its own, and no siblings.
+    that share it. What is no gateway has no queue for events of its own, and no siblings. Unless it ``serves``, it
+    takes no calls for the controller: those of other services are left to other processes.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class RabbitMQMesh:
         prefetch: int = SERVICE_PREFETCH,
         service_topics: Sequence[str] = (),
         is_gateway: bool = True,
+        serves: bool = True,
     ) -> None:
         self._url = url
         self._lane = lane
@@ -82,6 +84,7 @@ class RabbitMQMesh:
         self._is_gateway = is_gateway
         self._service_name = service_name
         self._instance_id = instance_id or uuid4().hex
+        self._serves = serves
         unique = uuid4().hex
         self.reply_queue = f"nuropb-{service_name}-{unique}-rq"
         self.event_queue = f"nuropb-{service_name}-{unique}-eq"
@@ -375,10 +378,6 @@ class RabbitMQMesh:
             await self._see_what_was_missed(connection)
         topology = await connection.channel()
         await topology.declare_queue(self.reply_queue, durable=True, arguments=_arguments())
-        service = await topology.declare_queue(
-            self.service_queue, durable=True, arguments={"x-dead-letter-exchange": wire.DEAD_LETTER_EXCHANGE}
-        )
-        await self._bind_service(service)
 
         async def own(queue: str, take: OnMessage, arguments: dict[str, Any] | None = None) -> AbstractChannel:
             # The newest connection has the highest priority. One that is dead at this end only would otherwise go on
@@ -395,26 +394,37 @@ class RabbitMQMesh:
                 arguments=_arguments() | {"x-max-length": EVENT_QUEUE_LENGTH, "x-overflow": "drop-head"},
             )
             channels += await own(self.event_queue, self._on_event), *await self._siblings.set_up(connection, own)
-        calls = await open_channel(connection)
-        if not self._stopping:
-            self._host.attach(calls)
-            self._host.consumer = await connection.lane.consume(
-                calls,
-                self.service_queue,
-                self._host.on_message,
-                prefetch=self._prefetch,
-                arguments={},
-                on_cancel=self._on_cancelled,
+        service: AbstractQueue | None = None
+        if self._serves:
+            service = await topology.declare_queue(
+                self.service_queue, durable=True, arguments={"x-dead-letter-exchange": wire.DEAD_LETTER_EXCHANGE}
             )
+            await self._bind_service(service)
+            if not self._stopping:
+                channels.append(await self._take_calls(connection))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_asserted, service, connection, name="mesh topology")
             if events is not None:
                 tasks.start_soon(self._keep_bound, events, name="mesh bindings")
             try:
-                yield *channels, calls
+                yield channels
             finally:
                 tasks.cancel_scope.cancel()
                 self._release_topics()
+
+    async def _take_calls(self, connection: Connection) -> AbstractChannel:
+        """Have the messages of the service's queue given to its host."""
+        channel = await open_channel(connection)
+        self._host.attach(channel)
+        self._host.consumer = await connection.lane.consume(
+            channel,
+            self.service_queue,
+            self._host.on_message,
+            prefetch=self._prefetch,
+            arguments={},
+            on_cancel=self._on_cancelled,
+        )
+        return channel
 
     async def _bind_service(self, queue: AbstractQueue) -> None:
         """Have calls of the service, and the events that it wants, come to its queue."""
@@ -593,7 +603,7 @@ class RabbitMQMesh:
 
     # --- subscriptions ----------------------------------------------------------------------------------------
 
-    async def _keep_asserted(self, service: AbstractQueue, connection: Connection) -> None:
+    async def _keep_asserted(self, service: AbstractQueue | None, connection: Connection) -> None:
         """Make sure now and then that all is there that nobody is told of, until cancelled."""
         while True:
             await asyncio.sleep(REASSERT_INTERVAL)
@@ -601,7 +611,8 @@ class RabbitMQMesh:
                 await declare_exchanges(connection)
                 if self._is_gateway:
                     await self._siblings.reassert(connection)
-                await self._bind_service(service)
+                if service is not None:
+                    await self._bind_service(service)
             self._bound.clear()
             self._topics_changed.set()
 

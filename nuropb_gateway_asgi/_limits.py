@@ -1,0 +1,179 @@
+"""How much may come from clients: rates, and the buckets that hold them. Pure.
+
+Times are of one monotonic clock, in seconds, and given by the caller.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import weakref
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+__all__ = ["CallRate", "Excess", "Rate", "RateLimits", "TokenBuckets", "parse_burst", "parse_limit", "parse_rate"]
+
+#: Refusals of one connection within so many seconds, before it is hung up on.
+REFUSALS_ALLOWED: Final = 100
+REFUSALS_WINDOW: Final = 60.0
+#: Buckets of users in one generation; beyond, those that were not used lately are forgotten, full or not.
+MAX_BUCKETS: Final = 50_000
+MAX_COUNT: Final = 1_000_000
+RATE_SYNTAX: Final = "a whole number up to 1000000 and a unit, as in 20/s, 100/min or 1000/h"
+
+_SECONDS: Final = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_RATE = re.compile(r"([1-9][0-9]{0,6})/(s|min|h)")
+_COUNT = re.compile(r"[1-9][0-9]{0,6}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """``count`` in each ``unit`` on average, and up to ``burst`` at once."""
+
+    count: int
+    unit: str
+    burst: int
+
+    @property
+    def interval(self) -> float:
+        """Seconds from one to the next."""
+        return _SECONDS[self.unit] / self.count
+
+    def __str__(self) -> str:
+        return f"{self.count}/{self.unit} burst {self.burst}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class CallRate:
+    """The rate of some calls: for each user, or for all users of a process together.
+
+    Its buckets belong to this very object; whoever gives it out gives out the same one each time.
+    """
+
+    rate: Rate
+    per: Literal["user", "process"] = "user"
+
+
+class Excess(NamedTuple):
+    """A frame too many: by which limit, and how many seconds to wait."""
+
+    scope: Literal["connection", "user", "rule"]
+    wait: float
+
+
+def parse_rate(text: str) -> Rate:
+    """``20/s``. As many as in one unit may come at once. Raises ValueError."""
+    match = _RATE.fullmatch(text)
+    if match is None or int(match[1]) > MAX_COUNT:
+        raise ValueError("it is not a rate")
+    return Rate(int(match[1]), match[2], burst=int(match[1]))
+
+
+def parse_burst(text: str) -> int:
+    """How many may come at once. Raises ValueError."""
+    if _COUNT.fullmatch(text) is None or int(text) > MAX_COUNT:
+        raise ValueError("the burst is not a number")
+    return int(text)
+
+
+def parse_limit(text: str) -> Rate | None:
+    """``200/s``, ``200/s burst 400`` or, for no limit, ``off``. Raises ValueError."""
+    if text == "off":
+        return None
+    rate, separator, burst = text.partition(" burst ")
+    parsed = parse_rate(rate)
+    return Rate(parsed.count, parsed.unit, parse_burst(burst)) if separator else parsed
+
+
+class TokenBuckets:
+    """A bucket for each key. A bucket that nobody knows is full.
+
+    What is kept of a bucket is the moment at which it will be full again (the generic cell rate algorithm, ITU-T
+    I.371): there is nothing to refill and no timer. They are kept in two generations. One that was not used during a
+    whole generation, which is as long as it takes to fill an empty bucket, is full, and goes without loss. ``most`` is
+    how many a generation may have.
+    """
+
+    __slots__ = ("_fill_time", "_interval", "_most", "_old", "_rotation", "_tolerance", "_young")
+
+    def __init__(self, rate: Rate, most: float | None = None) -> None:
+        self._most = MAX_BUCKETS if most is None else most
+        self._interval = rate.interval
+        self._fill_time = rate.burst * rate.interval
+        self._tolerance = (rate.burst - 1) * rate.interval
+        self._young: dict[Hashable, float] = {}
+        self._old: dict[Hashable, float] = {}
+        self._rotation = 0.0
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def take(self, key: Hashable, now: float) -> float:
+        """Take a token from the bucket of ``key``: 0, or the seconds until there is one to take."""
+        if now >= self._rotation or len(self._young) >= self._most:
+            self._old, self._young = self._young, {}
+            self._rotation = now + self._fill_time
+        full_at = self._young.get(key)
+        if full_at is None:
+            full_at = self._old.get(key, now)
+        if full_at < now:
+            full_at = now
+        wait = full_at - now - self._tolerance
+        if wait > 1e-9:  # sums of floats are not exact
+            return wait
+        self._young[key] = full_at + self._interval
+        return 0.0
+
+    def forget(self, key: Hashable) -> None:
+        """Nobody will ask for this one again."""
+        self._young.pop(key, None)
+        self._old.pop(key, None)
+
+
+class RateLimits:
+    """The limits of one process, None for no limit: on the frames of each connection, and on those of each user."""
+
+    __slots__ = ("_calls", "_connections", "_refusals", "_users")
+
+    def __init__(self, connection: Rate | None, user: Rate | None) -> None:
+        # There are no more of these than connections, and each goes with its own.
+        self._connections = None if connection is None else TokenBuckets(connection, math.inf)
+        self._users = None if user is None else TokenBuckets(user)
+        # A rule that is no more, after the policy was loaded again, takes its buckets with it.
+        self._calls: weakref.WeakKeyDictionary[CallRate, TokenBuckets] = weakref.WeakKeyDictionary()
+        self._refusals: dict[str, tuple[float, int]] = {}
+
+    def on_frame(self, session_id: str, user_id: str, now: float) -> Excess | None:
+        """A frame came; whether it is one too many."""
+        if self._connections is not None:
+            wait = self._connections.take(session_id, now)
+            if wait:
+                return Excess("connection", wait)
+        if self._users is not None:
+            wait = self._users.take(user_id, now)
+            if wait:
+                return Excess("user", wait)
+        return None
+
+    def on_call(self, limit: CallRate, user_id: str, now: float) -> Excess | None:
+        """A call came that ``limit`` is about; whether it is one too many."""
+        buckets = self._calls.get(limit)
+        if buckets is None:
+            buckets = self._calls[limit] = TokenBuckets(limit.rate)
+        wait = buckets.take(user_id if limit.per == "user" else None, now)
+        return Excess("rule", wait) if wait else None
+
+    def on_refusal(self, session_id: str, now: float) -> bool:
+        """A frame of this connection was one too many; whether it went on for so long that the connection is to end."""
+        started, count = self._refusals.get(session_id, (now, 0))
+        if now - started >= REFUSALS_WINDOW:
+            started, count = now, 0
+        self._refusals[session_id] = (started, count + 1)
+        return count >= REFUSALS_ALLOWED
+
+    def forget(self, session_id: str) -> None:
+        """The connection has ended. What its user has left stays as it is."""
+        if self._connections is not None:
+            self._connections.forget(session_id)
+        self._refusals.pop(session_id, None)

@@ -1,0 +1,106 @@
+"""The command ``explain``: settings from the environment, an explanation on standard output."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from .explain import explain as explain_decision
+from .explain import render
+from .gateway import Gateway
+from .handler_manager import HandlerManager
+from .mesh.base import Mesh
+from .mesh.demo import DemoService
+from .mesh.embedded import EmbeddedMesh
+from .mesh.rabbitmq import RabbitMQMesh
+from .service_mesh_manager import ServiceMeshManager
+from .settings import Settings
+
+__all__ = ["explain", "read_token"]
+
+_OWN_KEY = "no JWT_KEY is set, so every gateway on the embedded mesh makes up one of its own: this is another one"
+
+
+def explain(
+    token: str,
+    *,
+    method: str | None = None,
+    topic: str | None = None,
+    as_json: bool = False,
+    timeout: float = 5.0,
+    settings: Settings | None = None,
+) -> int:
+    """Print why a token may call ``method`` (``service.method``) or subscribe to ``topic``, or why not.
+
+    ``timeout`` is for the mesh, in seconds. The result is the exit status: 0 for yes, 1 for no. Raises SettingsError,
+    and ValueError unless there is a token and exactly one of the other two.
+    """
+    if not token:
+        raise ValueError("a token is needed: --token, --token-file or NUROPB_GATEWAY_TOKEN")
+    if (method is None) == (topic is None):
+        raise ValueError("one of service.method and --topic is needed")
+    settings = Settings.from_env() if settings is None else settings
+    with _quiet():
+        explanation = asyncio.run(_explain(settings, token, method, topic, timeout))
+    print(json.dumps(explanation, indent=2, default=str) if as_json else render(explanation))
+    return 0 if explanation["outcome"]["allowed"] else 1
+
+
+def read_token(path: str) -> str:
+    """A token from a file; white space around it is not part of it. Raises OSError, and ValueError if it is no text."""
+    return Path(path).read_text(encoding="utf-8").strip()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What goes wrong is in the explanation; the log would say it again."""
+    package, handler = logging.getLogger(__package__), logging.NullHandler()
+    propagates, package.propagate = package.propagate, False
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.propagate = propagates
+
+
+async def _explain(
+    settings: Settings,
+    token: str,
+    method: str | None,
+    topic: str | None,
+    timeout: float,  # noqa: ASYNC109
+) -> dict[str, Any]:
+    gateway = Gateway(settings)
+    # Not the gateway's own, which would take calls of other services as every process of a gateway does.
+    patient = dataclasses.replace(settings, request_timeout=min(timeout, settings.request_timeout_max))
+    handlers = HandlerManager(patient, gateway.handler_manager.authenticator, gateway.policy)
+    manager = ServiceMeshManager(patient, handlers, _make_mesh(settings), gateway.policy)
+    action: Literal["call", "subscribe"] = "call" if method is not None else "subscribe"
+    explanation = await explain_decision(
+        settings,
+        gateway.handler_manager.authenticator,
+        gateway.policy,
+        manager,
+        token=token,
+        action=action,
+        name=method or topic or "",
+        timeout=timeout,
+    )
+    if not explanation["token"]["valid"] and gateway.development_token is not None:
+        explanation["token"]["why"].append(_OWN_KEY)
+    return explanation
+
+
+def _make_mesh(settings: Settings) -> Mesh:
+    if settings.embedded:
+        return EmbeddedMesh({"demo": DemoService()}, service_name=settings.service_name)
+    return RabbitMQMesh(
+        settings.mesh_url, service_name=settings.service_name, instance_id=settings.instance_id, serves=False
+    )

@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from nuropb_gateway_asgi.authentication import Identity, JWTAuthenticator, issue_token
+from nuropb_gateway_asgi.authorization import AuthorizedPolicy, ExposePolicy, Policy, RulePolicy
+from nuropb_gateway_asgi.explain import explain, render
+from nuropb_gateway_asgi.explain_command import explain as explain_command
+from nuropb_gateway_asgi.explain_command import read_token
+from nuropb_gateway_asgi.mesh.base import CallMessage, Reply
+from nuropb_gateway_asgi.policy import parse_policy
+from nuropb_gateway_asgi.settings import Settings
+
+from .fakes import FakeMesh, make_gateway
+
+SECRET = "a secret that is long enough to sign with, and no longer"
+POLICY = RulePolicy(
+    parse_policy(
+        b"""\
+[[rule]]
+allow = "call"
+methods = ["orders.*"]
+
+[[rule]]
+allow = "call"
+methods = ["orders.create"]
+when = { scope = { contains = "write" } }
+rate = "5/min"
+
+[[rule]]
+deny = "call"
+methods = ["orders.create"]
+
+[[rule]]
+allow = "subscribe"
+topics = ["orders.#"]
+delivery = "latest"
+""",
+        "policy.toml",
+    )
+)
+
+
+class AnsweringMesh(FakeMesh):
+    """A mesh with one service, that says of itself what it was told to, or with none."""
+
+    def __init__(self, methods: Mapping[str, Any] | None = None, *, there: bool = True, **more: Any) -> None:
+        super().__init__()
+        self.result = {"service_version": "1.2"} | ({} if methods is None else {"methods": dict(methods)}) | more
+        self.there = there
+
+    def send(self, message: CallMessage) -> None:
+        super().send(message)
+        assert message.method == "nuropb_describe"
+        if not self.there:
+            self.told.on_returned(message.correlation_id)
+        elif self.told.expects(message.correlation_id):
+            self.told.on_reply(Reply(message.correlation_id, json.dumps(self.result).encode()))
+
+
+async def explained(
+    name: str = "orders.get",
+    *,
+    token: str | None = None,
+    action: str = "call",
+    policy: Policy = POLICY,
+    mesh: FakeMesh | None = None,
+    settings: Settings | None = None,
+    **claims: Any,
+) -> dict[str, Any]:
+    mesh = AnsweringMesh({"get": {}, "create": {}}) if mesh is None else mesh
+    gateway = make_gateway(mesh=mesh, policy=policy)
+    return await explain(
+        settings or gateway.settings,
+        JWTAuthenticator(key=SECRET),
+        policy,
+        gateway.manager,
+        token=issue_token(SECRET, "alice", username="Alice", **claims) if token is None else token,
+        action=action,  # type: ignore[arg-type]
+        name=name,
+        timeout=0.01,
+    )
+
+
+def outcome(found: Mapping[str, Any]) -> tuple[bool, str]:
+    return found["outcome"]["allowed"], found["outcome"]["code"]
+
+
+# --- the token ------------------------------------------------------------------------------------------
+
+
+async def test_who_is_not_let_in_gets_no_further() -> None:
+    other = issue_token("another secret that is long enough to sign with", "alice")
+    for token, why in (("nonsense", "Token refused: "), (other, "Token refused: the signature")):
+        found = await explained(token=token)
+        assert found["token"]["valid"] is False
+        assert found["token"]["why"][0].startswith(why)
+        assert outcome(found) == (False, "unauthenticated")
+        assert found["identity"] is found["policy"] is found["context"] is None
+        assert found["mesh"]["service"]["answers"] is True
+        assert token not in json.dumps(found) + render(found)
+
+
+async def test_a_token_that_is_good_only_by_the_leeway_is_not() -> None:
+    found = await explained(token=issue_token(SECRET, "alice", lifetime=-5))
+    assert found["token"] == {"valid": False, "why": ["it has expired, and is good only within the leeway for clocks"]}
+    assert outcome(found) == (False, "unauthenticated")
+
+
+async def test_an_authenticator_may_keep_its_reasons_to_itself() -> None:
+    async def silent(token: str) -> Identity | None:
+        return None
+
+    gateway = make_gateway(mesh=AnsweringMesh())
+    found = await explain(
+        gateway.settings, silent, POLICY, gateway.manager, token="t", action="call", name="orders.get", timeout=0.01
+    )
+    assert found["token"]["why"] == ["the authenticator does not say"]
+
+
+async def test_listening_to_the_authenticator_leaves_the_log_as_it_was() -> None:
+    package = logging.getLogger("nuropb_gateway_asgi")
+    before = (package.level, list(package.handlers), package.propagate)
+    await explained(token="nonsense")
+    assert (package.level, list(package.handlers), package.propagate) == before
+
+
+async def test_the_identity_is_all_that_the_token_says_but_the_token() -> None:
+    token = issue_token(SECRET, "alice", username="Alice", scope="read write", realm={"roles": ["x"]})
+    found = await explained(token=token)
+    identity = found["identity"]
+    assert (identity["user_id"], identity["username"]) == ("alice", "Alice")
+    assert identity["expires_at"] > time.time()
+    assert (identity["claims"]["scope"], identity["claims"]["realm"]) == ("read write", {"roles": ["x"]})
+    assert found["context"] == {
+        "user_id": "alice",
+        "Authorization": "Bearer ***",
+        "trace_id": "<of the call>",
+        "session_id": "<of the connection>",
+    }
+    for part in token.split("."):
+        assert part not in json.dumps(found) + render(found)
+
+
+# --- the frame, the policy ------------------------------------------------------------------------------
+
+FRAMES = [
+    ("call", "orders", "bad_request"),
+    ("call", "orders._x", "bad_request"),
+    ("call", "or ders.x", "bad_request"),
+    ("call", "orders.x-y", "bad_request"),
+    ("call", "orders.nuropb_describe", "permission_denied"),
+    ("call", "users.get", "permission_denied"),
+    ("subscribe", "a*", "bad_request"),
+    ("subscribe", "", "bad_request"),
+    ("subscribe", "users.x", "permission_denied"),
+]
+
+
+@pytest.mark.parametrize(("action", "name", "code"), FRAMES)
+async def test_what_no_client_may_ask_for(action: str, name: str, code: str) -> None:
+    found = await explained(name, action=action)
+    assert outcome(found) == (False, code)
+    assert (found["policy"] is None) is (found["mesh"] is None) is (code == "bad_request")
+    assert render(found).startswith(f"{action} {name}: no, ")
+
+
+async def test_the_rule_that_decides_and_the_others() -> None:
+    found = await explained("orders.create", scope="read")
+    assert found["policy"] == {
+        "allowed": False,
+        "reason": "policy.toml:11 denies orders.create",
+        "rule": "policy.toml:11",
+        "considered": [
+            {
+                "where": "policy.toml:5",
+                "rule": "allow call orders.create when scope contains 'write'",
+                "decides": False,
+                "why": "does not apply: scope contains 'write' does not hold",
+            },
+            {"where": "policy.toml:11", "rule": "deny call orders.create", "decides": True, "why": "decides"},
+            {
+                "where": "policy.toml:1",
+                "rule": "allow call orders.*",
+                "decides": False,
+                "why": "is weaker than policy.toml:11, which names the method without *",
+            },
+        ],
+    }
+    found = await explained("orders.create", scope="write")
+    assert outcome(found) == (True, "ok")
+    assert found["limits"]["calls_by_rule"] == "5/min burst 5 for each user"
+
+
+async def test_a_subscription_has_a_delivery_and_no_context() -> None:
+    found = await explained("orders.new", action="subscribe")
+    assert outcome(found) == (True, "ok")
+    assert found["limits"]["delivery"] == "latest"
+    assert found["mesh"] == {"connected": True, "problem": None}
+    assert found["context"] is None
+    assert "Context" not in render(found)
+
+
+async def test_an_authorizer_is_explained_with_the_rules_that_it_heard_of() -> None:
+    found = await explained(policy=AuthorizedPolicy(POLICY, lambda *_: False))
+    assert outcome(found) == (False, "permission_denied")
+    assert found["policy"]["reason"] == "the authorizer"
+    assert [each["where"] for each in found["policy"]["considered"]] == ["policy.toml:1"]
+
+
+async def test_a_policy_in_python_decides_by_what_it_may() -> None:
+    class NoRefunds(ExposePolicy):
+        def may_call(self, identity: Identity, service: str, method: str) -> bool:
+            return False
+
+        def may_subscribe(self, identity: Identity, pattern: str) -> bool:
+            return True
+
+    for action, allowed in (("call", False), ("subscribe", True)):
+        found = await explained("orders.get", action=action, policy=NoRefunds(["orders.*"], []))
+        assert found["outcome"]["allowed"] is allowed
+        assert found["policy"]["reason"] == "NoRefunds decides so"
+
+
+async def test_no_policy_can_allow_what_no_client_may_call() -> None:
+    class Everything(ExposePolicy):
+        def may_call(self, identity: Identity, service: str, method: str) -> bool:
+            return True
+
+    found = await explained("orders.nuropb_describe", policy=Everything([], []))
+    assert outcome(found) == (False, "permission_denied")
+    assert found["policy"]["reason"] == "no client may ever call it"
+
+
+async def test_the_limits_are_those_of_the_settings() -> None:
+    settings = Settings(rate_limit="5/s", rate_limit_user="off", max_in_flight=3, request_timeout=7)
+    assert (await explained(settings=settings))["limits"] == {
+        "calls_by_rule": None,
+        "frames_per_connection": "5/s",
+        "frames_per_user": "off",
+        "max_message_size": 65536,
+        "outbox_size": 1048576,
+        "max_in_flight": 3,
+        "request_timeout": 7.0,
+        "request_timeout_max": 60.0,
+    }
+
+
+# --- the mesh -------------------------------------------------------------------------------------------
+
+MESHES: list[tuple[Callable[[], FakeMesh], tuple[bool, str], str]] = [
+    (lambda: AnsweringMesh({"get": {}}), (True, "ok"), "it has the method, which is called in clear"),
+    (lambda: AnsweringMesh({"put": {}}), (False, "method_not_found"), "it has no such method, or hides it"),
+    (lambda: AnsweringMesh(there=False), (False, "service_unavailable"), "the service does not answer"),
+    (lambda: AnsweringMesh(None), (False, "permission_denied"), "it cannot describe itself"),
+    (
+        lambda: AnsweringMesh({"get": {"requires_encryption": True}}),
+        (False, "service_error"),
+        "it has the method, which is called encrypted, without a key",
+    ),
+    (
+        lambda: AnsweringMesh({"get": {"requires_encryption": True}}, public_key="PEM"),
+        (True, "ok"),
+        "it has the method, which is called encrypted",
+    ),
+    (
+        lambda: FakeMesh(connected=False, problem="the broker sleeps"),
+        (False, "mesh_unavailable"),
+        "not reachable: the broker sleeps",
+    ),
+]
+
+
+@pytest.mark.parametrize(("mesh", "expected", "line"), MESHES)
+async def test_whether_the_mesh_has_it(mesh: Callable[[], FakeMesh], expected: tuple[bool, str], line: str) -> None:
+    there = mesh()
+    found = await explained(mesh=there)
+    assert outcome(found) == expected
+    assert line in render(found)
+    assert not there.calls
+    assert not there.runs
+
+
+async def test_a_service_that_cannot_describe_itself_may_be_called_by_name() -> None:
+    found = await explained(mesh=AnsweringMesh(None), policy=ExposePolicy(["orders.get"], []))
+    assert outcome(found) == (True, "ok")
+    assert "whether there is such a method is unknown" in render(found)
+
+
+async def test_a_subscription_is_made_while_the_mesh_is_away() -> None:
+    found = await explained("orders.new", action="subscribe", mesh=FakeMesh(connected=False, problem="asleep"))
+    assert outcome(found) == (True, "ok")
+    assert "not reachable: asleep" in render(found)
+
+
+# --- as text --------------------------------------------------------------------------------------------
+
+
+async def test_an_explanation_as_text() -> None:
+    found = await explained("orders.create", scope="write")
+    found["identity"]["claims"] = {"scope": "write"}
+    assert render(found, now=found["identity"]["expires_at"] - 3 * 3600).splitlines() == [
+        "call orders.create: yes, the call would be sent",
+        "Token     valid",
+        "Identity  alice (Alice), for another 3 hours",
+        '          scope = "write"',
+        "Policy    allowed: policy.toml:5 allows orders.create",
+        "          > policy.toml:5: allow call orders.create when scope contains 'write': decides",
+        "            policy.toml:11: deny call orders.create: is weaker than policy.toml:5, which has conditions",
+        "            policy.toml:1: allow call orders.*: "
+        "is weaker than policy.toml:5, which names the method without *",
+        "Limits    calls_by_rule: 5/min burst 5 for each user",
+        "          frames_per_connection: 2000/s burst 10000",
+        "          frames_per_user: 5000/s burst 25000",
+        "          max_message_size: 65536",
+        "          outbox_size: 1048576",
+        "          max_in_flight: 64",
+        "          request_timeout: 30.0",
+        "          request_timeout_max: 60.0",
+        "Mesh      reachable",
+        "          the service answers, version 1.2",
+        "          it has the method, which is called in clear",
+        "Context   user_id = alice",
+        "          Authorization = Bearer ***",
+        "          trace_id = <of the call>",
+        "          session_id = <of the connection>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "without an end"), (5, "5 seconds"), (119, "119 seconds"), (120, "2 minutes"), (86400 * 3, "3 days")],
+)
+async def test_how_long_a_token_lasts(seconds: float | None, text: str) -> None:
+    found = await explained()
+    found["identity"]["expires_at"] = None if seconds is None else 1000.0 + seconds
+    assert text in render(found, now=1000.0)
+
+
+async def test_nothing_in_a_token_or_of_a_service_writes_to_the_terminal_by_itself() -> None:
+    found = await explained(mesh=AnsweringMesh({"get": {}}, service_version="\x1b[2J"), scope="\x1b[31m\n")
+    found["identity"]["claims"]["\x1b[32m"] = 1
+    text = render(found)
+    assert "\x1b" not in text
+    assert "u001b[31m" in text
+
+
+# --- the command ----------------------------------------------------------------------------------------
+
+
+def test_the_command_tells_why_a_token_of_another_run_does_not_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain_command(issue_token(SECRET, "alice"), method="demo.add", settings=Settings()) == 1
+    output = capsys.readouterr().out
+    assert "no JWT_KEY is set, so every gateway on the embedded mesh makes up one of its own" in output
+    assert "the service answers, version 1.0.0" in output
+
+
+def test_the_command_answers_with_a_status(capsys: pytest.CaptureFixture[str]) -> None:
+    token, settings = issue_token(SECRET, "alice"), Settings(jwt_key=SECRET)
+    assert explain_command(token, method="demo.add", settings=settings) == 0
+    assert explain_command(token, topic="demo.tick", settings=settings) == 0
+    assert explain_command(token, topic="#", settings=settings, as_json=True) == 1
+    output = capsys.readouterr().out
+    assert json.loads(output[output.index("{") :])["outcome"]["code"] == "permission_denied"
+
+
+@pytest.mark.parametrize(
+    ("token", "method", "topic"), [("t", "a.b", "a"), ("t", None, None), ("", "a.b", None)], ids=["2", "0", "no token"]
+)
+def test_the_command_needs_a_token_and_one_question(token: str, method: str | None, topic: str | None) -> None:
+    with pytest.raises(ValueError, match="needed"):
+        explain_command(token, method=method, topic=topic, settings=Settings())
+
+
+def test_a_token_is_read_without_the_space_around_it(tmp_path: Any) -> None:
+    (tmp_path / "token").write_text(" a.b.c\r\n")
+    assert read_token(str(tmp_path / "token")) == "a.b.c"

@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nuropb_gateway_asgi import _policy_file
+from nuropb_gateway_asgi._policy_file import MAX_SIZE, PolicyFile
+from nuropb_gateway_asgi.authentication import Identity
+from nuropb_gateway_asgi.exceptions import PolicyError, SettingsError
+
+from .fakes import until
+
+ALICE = Identity(user_id="alice", username="Alice", token="t")
+
+
+def rules(*methods: str) -> str:
+    return "".join(f'[[rule]]\nallow = "call"\nmethods = ["{method}"]\n' for method in methods)
+
+
+def allowed(file: PolicyFile) -> list[str]:
+    return [name for name in ("a", "b", "c") if file.policy.may_call(ALICE, "orders", name)]
+
+
+def write(path: Path, text: str) -> None:
+    """Write the file as careful programs do: all of it beside the old one, and then into its place."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_policy_file, "POLL_INTERVAL", 0.005)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.toml"
+    path.write_text(rules("orders.a"), encoding="utf-8")
+    return path
+
+
+class Watched:
+    """A file that is watched, and how often new rules came into force."""
+
+    def __init__(self, file: PolicyFile) -> None:
+        self.file = file
+        self.changes = 0
+
+    async def on_change(self) -> None:
+        self.changes += 1
+
+    async def reloads(self, **counts: int) -> None:
+        await until(lambda: dict(self.file.reloads) == counts)
+
+    async def looks(self) -> None:
+        """Let the file be looked at a few times."""
+        looks: list[str] = []
+        real = _policy_file._look
+
+        def look(path: str) -> Any:
+            looks.append(path)
+            return real(path)
+
+        _policy_file._look = look
+        try:
+            await until(lambda: len(looks) >= 4)
+        finally:
+            _policy_file._look = real
+
+
+@contextlib.asynccontextmanager
+async def watching(path: Path | str) -> AsyncIterator[Watched]:
+    watched = Watched(PolicyFile(str(path)))
+    task = asyncio.create_task(watched.file.watch(watched.on_change))
+    try:
+        await asyncio.sleep(0)
+        yield watched
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+# --- at the start ---------------------------------------------------------------------------------------
+
+
+def test_a_file_is_a_policy(path: Path) -> None:
+    file = PolicyFile(str(path), own_service="orders")
+    assert allowed(file) == ["a"]
+    assert file.policy.rules[0].where == f"{path}:1"
+    assert file.problem is None
+    assert not file.policy.may_call(ALICE, "gateway", "x")
+    path.write_text(rules("*.*"))
+    assert allowed(PolicyFile(str(path))) == ["a", "b", "c"]
+    assert allowed(PolicyFile(str(path), own_service="orders")) == []
+
+
+def test_a_mistake_in_the_file_stops_the_start(path: Path) -> None:
+    path.write_text(rules("orders.a") + "allow\n")
+    with pytest.raises(PolicyError, match=rf"^{re.escape(str(path))}:4: .*; allowed is TOML$"):
+        PolicyFile(str(path))
+
+
+def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    big = tmp_path / "big"
+    big.write_bytes(b"#" * (MAX_SIZE + 1))
+    for name, wrong in (
+        (tmp_path / "missing.toml", "the file cannot be read (FileNotFoundError)"),
+        (tmp_path / "missing" / "policy.toml", "the file cannot be read (FileNotFoundError)"),
+        (big / "policy.toml", "the file cannot be read (NotADirectoryError)"),
+        ("a\0b", "the file cannot be read (ValueError)"),
+        (tmp_path, "it is not a file"),
+        (pipe, "it is not a file"),
+        (big, f"it has more than {MAX_SIZE} bytes"),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            PolicyFile(str(name))
+        allowed_is = "allowed is the name of a readable TOML file"
+        assert str(caught.value) == f"NUROPB_GATEWAY_POLICY: {wrong}; {allowed_is}"
+
+
+# --- when it changes ------------------------------------------------------------------------------------
+
+
+async def test_a_file_that_was_replaced_is_read_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with watching(path) as watched:
+        write(path, rules("orders.b", "orders.c"))
+        await watched.reloads(ok=1)
+        await until(lambda: watched.changes == 1)
+        assert allowed(watched.file) == ["b", "c"]
+        assert f"{path}: 2 rules are in force" in caplog.text
+        await watched.looks()
+        assert (dict(watched.file.reloads), watched.changes) == ({"ok": 1}, 1)
+
+
+async def test_a_file_that_was_written_over_is_read_again(path: Path) -> None:
+    async with watching(path) as watched:
+        path.write_text(rules("orders.b"))  # as long as before
+        await watched.reloads(ok=1)
+        assert allowed(watched.file) == ["b"]
+
+
+async def test_a_change_that_keeps_size_and_time_is_seen(path: Path) -> None:
+    before = path.stat()
+    async with watching(path) as watched:
+        path.write_text(rules("orders.b"))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        await until(lambda: allowed(watched.file) == ["b"])
+
+
+async def test_a_link_that_leads_elsewhere_is_followed_as_kubernetes_changes_it(tmp_path: Path) -> None:
+    for number, method in enumerate("ab"):
+        (tmp_path / f"..{number}").mkdir()
+        (tmp_path / f"..{number}" / "policy.toml").write_text(rules(f"orders.{method}"))
+    data, path = tmp_path / "..data", tmp_path / "policy.toml"
+    data.symlink_to("..0")
+    path.symlink_to("..data/policy.toml")
+    async with watching(path) as watched:
+        assert allowed(watched.file) == ["a"]
+        (tmp_path / "..data_tmp").symlink_to("..1")
+        (tmp_path / "..data_tmp").replace(data)
+        await watched.reloads(ok=1)
+        assert allowed(watched.file) == ["b"]
+
+
+async def test_a_change_between_the_start_and_the_first_look_is_seen(path: Path) -> None:
+    file = PolicyFile(str(path))
+    write(path, rules("orders.b"))
+    watched = Watched(file)
+    task = asyncio.create_task(file.watch(watched.on_change))
+    await watched.reloads(ok=1)
+    assert allowed(file) == ["b"]
+    task.cancel()
+
+
+async def test_a_file_is_not_read_while_it_is_being_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, looks, writing = _policy_file._look, [], True
+
+    def look(path: str) -> Any:
+        found = real(path)
+        looks.append(found)
+        return (*found[:4], len(looks)) if writing and found is not None else found
+
+    monkeypatch.setattr(_policy_file, "_look", look)
+    async with watching(path) as watched:
+        write(path, rules("orders.b"))
+        before = len(looks)
+        await until(lambda: len(looks) >= before + 10)  # each finds another state
+        assert allowed(watched.file) == ["a"]
+        writing = False
+        await watched.reloads(ok=1)
+        assert allowed(watched.file) == ["b"]
+
+
+BROKEN = [
+    rules("orders.b") + "allow\n",
+    rules("orders.b") + '[[rule]]\nallow = "read"\n',
+    "",
+    "\n# nothing\n",
+    "\ufffd",
+]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+async def test_a_broken_file_leaves_the_old_rules_and_says_so_once(
+    path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watching(path) as watched:
+        write(path, text)
+        await watched.reloads(failed=1)
+        assert allowed(watched.file) == ["a"]
+        assert watched.file.problem is not None
+        assert re.fullmatch(rf"{re.escape(str(path))}:\d+: .+; allowed is .+", watched.file.problem)
+        await watched.looks()
+        errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert errors == [f"the policy stays as it was: {watched.file.problem}"]
+        assert watched.changes == 0
+        write(path, rules("orders.b"))
+        await watched.reloads(failed=1, ok=1)
+        assert allowed(watched.file) == ["b"]
+        assert watched.file.problem is None
+
+
+async def test_a_file_that_is_gone_leaves_the_old_rules_until_it_is_back(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watching(path) as watched:
+        beside = path.with_name("elsewhere")
+        path.rename(beside)
+        await watched.reloads(failed=1)
+        assert allowed(watched.file) == ["a"]
+        assert watched.file.problem is not None
+        assert "cannot be read (FileNotFoundError)" in watched.file.problem
+        await watched.looks()
+        assert caplog.text.count("stays as it was") == 1
+        beside.rename(path)
+        await watched.reloads(failed=1, ok=1)
+        assert watched.file.problem is None
+        assert allowed(watched.file) == ["a"]
+
+
+async def test_whatever_fails_the_file_is_looked_at_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, failures = _policy_file._look, iter([RuntimeError("can't start new thread"), KeyError()])
+
+    def look(path: str) -> Any:
+        for error in failures:
+            raise error
+        return real(path)
+
+    monkeypatch.setattr(_policy_file, "_look", look)
+    async with watching(path) as watched:
+        write(path, rules("orders.b"))
+        await watched.reloads(ok=1)
+    assert "can't start new thread" in caplog.text
+
+
+async def test_the_disk_is_not_waited_for_at_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs, gone = threading.Event(), threading.Event()
+
+    def look(path: str) -> None:
+        hangs.set()
+        gone.wait(10)
+
+    monkeypatch.setattr(_policy_file, "_look", look)
+    try:
+        async with watching(path):
+            await until(hangs.is_set)
+    finally:
+        gone.set()
+
+
+# --- when it is asked for -------------------------------------------------------------------------------
+
+
+async def test_a_hangup_signal_reads_the_file_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_policy_file, "POLL_INTERVAL", 60.0)
+    async with watching(path) as watched:
+        path.write_text(rules("orders.b"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await watched.reloads(ok=1)
+        assert allowed(watched.file) == ["b"]
+        os.kill(os.getpid(), signal.SIGHUP)  # also when it has not changed
+        await watched.reloads(ok=2)
+        path.write_text("nonsense")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await watched.reloads(ok=2, failed=1)
+        assert allowed(watched.file) == ["b"]
+
+
+async def test_a_hangup_signal_still_does_what_it_did_before(path: Path) -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, frame: received.append(number))
+    mine = signal.getsignal(signal.SIGHUP)
+    try:
+        async with watching(path) as watched:
+            os.kill(os.getpid(), signal.SIGHUP)
+            await watched.reloads(ok=1)
+            assert received == [signal.SIGHUP]
+        assert signal.getsignal(signal.SIGHUP) is mine
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("default", [signal.SIG_DFL, signal.SIG_IGN])
+async def test_what_a_hangup_signal_did_by_default_comes_back_at_the_end(path: Path, default: signal.Handlers) -> None:
+    before = signal.signal(signal.SIGHUP, default)
+    try:
+        async with watching(path) as watched:
+            os.kill(os.getpid(), signal.SIGHUP)
+            await watched.reloads(ok=1)
+        assert signal.getsignal(signal.SIGHUP) == default
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+async def test_who_took_the_signal_since_keeps_it(path: Path) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        async with watching(path):
+            later = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            assert callable(later)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_outside_of_the_main_thread_there_are_no_signals_and_the_file_is_looked_at_all_the_same(path: Path) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    found: list[Any] = []
+
+    async def watch() -> None:
+        async with watching(path) as watched:
+            found.append(signal.getsignal(signal.SIGHUP))
+            write(path, rules("orders.b"))
+            await watched.reloads(ok=1)
+            found.append(allowed(watched.file))
+
+    thread = threading.Thread(target=lambda: asyncio.run(watch()))
+    thread.start()
+    thread.join(20)
+    assert found == [before, ["b"]]
+
+
+def test_a_file_may_be_watched_again_in_another_event_loop(path: Path) -> None:
+    file = PolicyFile(str(path))
+
+    async def watch(method: str) -> None:
+        watched = Watched(file)
+        task = asyncio.create_task(file.watch(watched.on_change))
+        write(path, rules(f"orders.{method}"))
+        await until(lambda: allowed(file) == [method])
+        task.cancel()
+
+    for method in "bc":
+        asyncio.run(watch(method))
