@@ -60,8 +60,8 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def fingerprint(token: str) -> str:
     """What is remembered of a token: a SHA-256, in hexadecimal, from which nobody gets to the token.
 
-    Of a JSON web token it is that of the signed part. To one ECDSA signature there is always a second one, which anybody
-    can work out, so the same token can be written in two ways.
+    Of a JSON web token it is that of the signed part. To an ECDSA signature there is always a second one, which anybody
+    can work out, so that the same token can be written in two ways.
     """
     signed = token.rpartition(".")[0] if token.count(".") == 2 else token
     return hashlib.sha256(signed.encode()).hexdigest()
