@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from .authentication import Authenticator, Identity
 from .authorization import Policy
-from .exceptions import AuthenticationFailed, ConnectionLimitReached, ProtocolError
+from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached, ProtocolError
 from .protocol import (
     Authorize,
     Cancel,
@@ -46,6 +46,12 @@ logger = logging.getLogger(__name__)
 MAX_MALFORMED_FRAMES: Final = 10
 #: How often a handler is looked at, in seconds: an expired token ends its connection within this.
 MAX_SWEEP_INTERVAL: Final = 0.5
+
+
+#: What clients are told while nobody can say whether their token is valid: that it may be, and to try again.
+CANNOT_AUTHENTICATE: Final = Failure(
+    ErrorCode.MESH_UNAVAILABLE, "Tokens cannot be checked at the moment", retry_after_ms=5000
+)
 
 
 class Handler(Hashable, Protocol):
@@ -164,9 +170,9 @@ class HandlerManager:
     async def register(self, handler: Handler, token: str) -> Identity:
         """Authorise ``handler`` by ``token`` and register it.
 
-        Raises AuthenticationFailed or ConnectionLimitReached, and then nothing is registered; nor is it when the
-        call is cancelled. From the moment of registration to the return nothing else runs. Raises RuntimeError when
-        the session is registered already.
+        Raises AuthenticationFailed, AuthenticationUnavailable or ConnectionLimitReached, and then nothing is
+        registered; nor is it when the call is cancelled. From the moment of registration to the return nothing else
+        runs. Raises RuntimeError when the session is registered already.
         """
         identity = await self._authenticate(token)
         if handler.session_id in self._handlers:
@@ -210,9 +216,9 @@ class HandlerManager:
         try:
             async with asyncio.timeout(self._settings.auth_timeout):
                 identity = await self._authenticator(token)
-        except TimeoutError:
+        except TimeoutError as error:
             logger.warning("the authenticator took longer than %g s", self._settings.auth_timeout)
-            identity = None
+            raise AuthenticationUnavailable("the authenticator did not answer in time") from error
         if identity is None:
             raise AuthenticationFailed("the token does not identify anybody")
         if identity.expires_at is not None and identity.expires_at <= time.time():
@@ -298,6 +304,10 @@ class HandlerManager:
             logger.info("session %s: refresh refused: %s", handler.session_id, error)
             failure = Failure(ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
+            return
+        except AuthenticationUnavailable as error:
+            logger.info("session %s: refresh put off: %s", handler.session_id, error)
+            handler.send_frame(encode_failure(frame.id, frame.trace_id, CANNOT_AUTHENTICATE))
             return
         except Exception as error:
             # Without its message, which may quote the token.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from .handler_manager import HandlerManager
+from .key_sets import KeySet
 from .service_mesh_manager import ServiceMeshManager
 
 if TYPE_CHECKING:
@@ -38,11 +39,17 @@ _LAGS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 class Metrics:
     """The metrics of one gateway."""
 
-    def __init__(self, handler_manager: HandlerManager, service_mesh_manager: ServiceMeshManager) -> None:
+    def __init__(
+        self,
+        handler_manager: HandlerManager,
+        service_mesh_manager: ServiceMeshManager,
+        key_set: KeySet | None = None,
+    ) -> None:
         import prometheus_client as prometheus
 
         self._handlers = handler_manager
         self._mesh = service_mesh_manager
+        self._key_set = key_set
         self._render = prometheus.exposition.generate_latest
         self._content_type = prometheus.CONTENT_TYPE_LATEST
         self._registry = registry = prometheus.CollectorRegistry()
@@ -51,8 +58,8 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return prometheus.Counter(f"nuropb_gateway_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str) -> Any:
-            return prometheus.Gauge(f"nuropb_gateway_{name}", text, registry=registry, multiprocess_mode="livesum")
+        def gauge(name: str, text: str, mode: Any = "livesum") -> Any:
+            return prometheus.Gauge(f"nuropb_gateway_{name}", text, registry=registry, multiprocess_mode=mode)
 
         self._calls = counter("requests", "Calls that ended, by service and code", "service", "code")
         self._duration = prometheus.Histogram(
@@ -83,14 +90,30 @@ class Metrics:
         self._reconnects = counter("mesh_reconnects", "Connections to the broker made anew")
         self._events = counter("events", "Events that came from the mesh")
         self._published = counter("published", "Messages given to the broker")
+        if key_set is not None:
+            # Of several processes, the one that is worst off.
+            keys, age = (
+                ("keys", "Keys that tokens can be checked with"),
+                ("keys_age_seconds", "Since they were fetched"),
+            )
+            self._gauges += [
+                (gauge(*keys, "livemin"), lambda: key_set.size),
+                (gauge(*age, "livemax"), lambda: key_set.age),
+            ]
+            self._key_failures = counter("key_fetch_failures", "Attempts to fetch the keys that failed")
         self._carried: dict[tuple[Counter, str], int] = {}
         service_mesh_manager.on_call_ended = self._on_call_ended
 
     @classmethod
-    def create(cls, handler_manager: HandlerManager, service_mesh_manager: ServiceMeshManager) -> Metrics | None:
+    def create(
+        cls,
+        handler_manager: HandlerManager,
+        service_mesh_manager: ServiceMeshManager,
+        key_set: KeySet | None = None,
+    ) -> Metrics | None:
         """The metrics, or None where prometheus-client is not installed."""
         try:
-            return cls(handler_manager, service_mesh_manager)
+            return cls(handler_manager, service_mesh_manager, key_set)
         except ModuleNotFoundError:
             return None
 
@@ -122,6 +145,8 @@ class Metrics:
         self._carry(self._events, "", statistics.events)
         self._carry(self._reconnects, "", mesh.get("reconnects", 0))
         self._carry(self._published, "", mesh.get("published", 0))
+        if self._key_set is not None:
+            self._carry(self._key_failures, "", self._key_set.failures)
         round_trips = getattr(self._mesh.mesh, "round_trips", None)
         while round_trips:
             self._ping.observe(round_trips.popleft())
