@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Iterator, Mapping
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -26,18 +27,40 @@ from starlette.types import Message
 from starlette.websockets import WebSocket
 
 from nuropb_gateway_asgi import authentication
+from nuropb_gateway_asgi._documents import Document
+from nuropb_gateway_asgi._strict import Unacceptable
 from nuropb_gateway_asgi.authentication import (
     Authenticator,
     Credentials,
     FunctionAuthenticator,
     Identity,
     JWTAuthenticator,
+    KeySet,
     TokenAuthenticationBackend,
+    _VerifiedTokens,
 )
-from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, SettingsError
+from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, NotStartedError, SettingsError
+from nuropb_gateway_asgi.keys import KeyRing
+from nuropb_gateway_asgi.tokens import Compact
 from tests.kit.clients import bearer_subprotocol
 from tests.kit.token_table import clock_of_the_table
-from tests.kit.tokens import AUDIENCE, ISSUER, NOW, SECRET, claims, make
+from tests.kit.tokens import (
+    AUDIENCE,
+    CLAIMS,
+    ISSUER,
+    NOW,
+    RSA_KEY,
+    RSA_OTHER,
+    SECRET,
+    as_json,
+    b64,
+    claims,
+    jwk,
+    key_set,
+    make,
+)
+
+from .fakes import Clock, until
 
 HS = JWTAuthenticator(SECRET, ["HS256"], ISSUER, AUDIENCE)
 TOKEN = make()
@@ -110,6 +133,272 @@ async def test_unexpected_exception_refuses_the_token_and_is_logged_by_its_type(
 def test_setting_that_would_switch_a_check_off_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         JWTAuthenticator(SECRET, **arguments)
+
+
+# --- JSON web tokens with the keys of a provider
+
+
+class Provider:
+    """Publishes keys. Without any it is away."""
+
+    def __init__(self, *keys: object) -> None:
+        self.keys = keys
+        self.asked = 0
+
+    async def __call__(self, url: str) -> Document:
+        self.asked += 1
+        if not self.keys:
+            raise Unacceptable("nobody answers")
+        return Document(key_set(*self.keys), None)
+
+
+def provided(provider: Provider, clock: Clock, **arguments: Any) -> JWTAuthenticator:
+    keys = KeySet("https://issuer.example/keys")
+    keys._fetch, keys._clock = provider, clock
+    return JWTAuthenticator(keys, **arguments)
+
+
+async def test_a_new_key_is_fetched_when_a_token_names_it_and_a_dropped_one_is_worth_nothing() -> None:
+    old, new = make(alg="RS256", key=RSA_KEY, kid="old"), make(alg="RS256", key=RSA_OTHER, kid="new")
+    provider, clock = Provider(jwk(RSA_KEY, "old")), Clock(0.0)
+    async with provided(provider, clock) as authenticator:
+        assert await authenticator(old) is not None
+        assert await authenticator(new) is None
+        provider.keys = (jwk(RSA_KEY, "old"), jwk(RSA_OTHER, "new"))
+        clock.now += 30
+        assert await authenticator(new) is not None
+        assert await authenticator(old) is not None
+        provider.keys = (jwk(RSA_OTHER, "new"),)
+        clock.now += 30
+        assert await authenticator(make(alg="RS256", key=RSA_KEY, kid="unknown")) is None
+        assert await authenticator(old) is None  # remembered or not
+        assert await authenticator(new) is not None
+        assert provider.asked == 3
+
+
+async def test_a_key_that_changes_under_its_name_is_another_key() -> None:
+    provider, clock = Provider(jwk(RSA_KEY, "a")), Clock(0.0)
+    token = make(alg="RS256", key=RSA_KEY, kid="a")
+    async with provided(provider, clock) as authenticator:
+        assert await authenticator(token) is not None
+        provider.keys = (jwk(RSA_OTHER, "a"),)
+        clock.now += 30
+        assert await authenticator(make(alg="RS256", key=RSA_KEY, kid="unknown")) is None
+        assert await authenticator(token) is None
+
+
+async def test_a_remembered_token_is_worth_nothing_when_the_keys_are_too_old() -> None:
+    provider, clock = Provider(jwk(RSA_KEY, "a")), Clock(0.0)
+    token = make(alg="RS256", key=RSA_KEY, kid="a")
+    async with provided(provider, clock) as authenticator:
+        assert await authenticator(token) is not None
+        provider.keys = ()
+        clock.now += 86401
+        with pytest.raises(AuthenticationUnavailable):
+            await authenticator(token)
+
+
+async def test_without_keys_no_token_is_judged_but_nonsense_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    async with provided(Provider(), Clock(0.0)) as authenticator:
+        for token in (make(alg="RS256", key=RSA_KEY, kid="a"), make(alg="RS256", key=RSA_KEY)):
+            with pytest.raises(AuthenticationUnavailable, match="keys: the key set: nobody answers"):
+                await authenticator(token)
+        assert await authenticator("nonsense") is None
+        assert authenticator.problem == "keys: the key set: nobody answers"
+        assert authenticator.warning is None
+
+
+async def test_what_a_key_set_lacks_is_told_by_its_authenticator() -> None:
+    provider, clock = Provider(jwk(RSA_KEY, "a")), Clock(0.0)
+    async with provided(provider, clock) as authenticator:
+        assert await authenticator(make(alg="RS256", key=RSA_KEY)) is not None
+        assert (authenticator.warning, authenticator.problem) == (None, None)
+        provider.keys = ()
+        clock.now += 30
+        with pytest.raises(AuthenticationUnavailable):
+            await authenticator(make(alg="RS256", key=RSA_KEY, kid="unknown"))
+        told = (authenticator.warning, authenticator.problem)
+        assert told == ("keys: those of 30 s ago serve: the key set: nobody answers", None)
+
+
+async def test_a_given_key_has_no_lifetime_and_no_problem() -> None:
+    async with JWTAuthenticator(SECRET) as authenticator:
+        assert await authenticator(TOKEN) is not None
+        assert (authenticator.key_set, authenticator.problem, authenticator.warning) == (None, None, None)
+    assert await authenticator(TOKEN) is not None
+
+
+async def test_an_authenticator_that_was_not_entered_says_so() -> None:
+    authenticator = JWTAuthenticator(KeySet("https://issuer.example/keys"))
+    with pytest.raises(NotStartedError, match="'async with'"):
+        await authenticator(make(alg="RS256", key=RSA_KEY))
+
+
+async def test_the_issuer_of_the_keys_is_that_of_the_tokens() -> None:
+    class Discovery(Provider):
+        async def __call__(self, url: str) -> Document:
+            if url.endswith("openid-configuration"):
+                return Document(as_json({"issuer": ISSUER, "jwks_uri": "https://issuer.example/keys"}), None)
+            return await super().__call__(url)
+
+    keys = KeySet(issuer=ISSUER)
+    keys._fetch = Discovery(jwk(RSA_KEY, "a"))
+    for given in (None, ISSUER):
+        async with JWTAuthenticator(keys, issuer=given) as authenticator:
+            assert await authenticator(make(alg="RS256", key=RSA_KEY)) is not None
+            for issuer in (f"{ISSUER}/", "https://evil.example", None, ""):
+                assert await authenticator(make(claims(iss=issuer), alg="RS256", key=RSA_KEY)) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"issuer": f"{ISSUER}/"}, "JWT_ISSUER: it is not JWT_OIDC_ISSUER"),
+        ({"issuer": ""}, "JWT_ISSUER: it is empty"),
+        ({"algorithms": ["RS256"]}, "JWT_ALGORITHMS: a key set has its own"),
+    ],
+)
+def test_what_contradicts_the_key_set_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        JWTAuthenticator(KeySet(issuer=ISSUER), **arguments)
+
+
+# --- how long it takes
+
+
+class CountingKey:
+    """In the place of a key: counts, and tells on which thread it was asked. ``release`` is waited for."""
+
+    def __init__(self, authenticator: JWTAuthenticator, *, is_slow: bool = False) -> None:
+        (self._key,) = authenticator._fixed.keys
+        self._verify = self._key.verify
+        self._key.is_slow = is_slow
+        self.threads: list[threading.Thread] = []
+        self.release = threading.Event()
+        self.release.set()
+
+    def __call__(self, compact: Compact) -> None:
+        self.threads.append(threading.current_thread())
+        assert self.release.wait(10)
+        self._verify(compact)
+
+
+def counted(*, is_slow: bool = False, **arguments: Any) -> tuple[JWTAuthenticator, CountingKey]:
+    authenticator = JWTAuthenticator(SECRET, **arguments)
+    key = CountingKey(authenticator, is_slow=is_slow)
+    authenticator._fixed.keys[0].verify = key  # type: ignore[method-assign]
+    return authenticator, key
+
+
+async def test_the_signature_of_a_token_is_verified_once_and_its_claims_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    authenticator, key = counted()
+    for _ in range(3):
+        identity = await authenticator(TOKEN)
+        assert identity is not None
+        assert identity.claims == CLAIMS
+    assert len(key.threads) == 1
+    monkeypatch.setattr(authentication, "time", SimpleNamespace(time=lambda: NOW + 70 - 0.1))
+    assert await authenticator(TOKEN) is not None  # within the leeway
+    assert len(key.threads) == 1
+    monkeypatch.setattr(authentication, "time", SimpleNamespace(time=lambda: NOW + 70))
+    assert await authenticator(TOKEN) is None
+    assert len(authenticator._verified) == 0
+
+
+async def test_what_a_token_says_cannot_be_changed_for_the_next_one_who_brings_it() -> None:
+    authenticator, _ = counted()
+    token = make(claims(roles=["user"]))
+    for _ in range(2):
+        identity = await authenticator(token)
+        assert identity is not None
+        assert identity.claims["roles"] == ["user"]
+        identity.claims["roles"].append("admin")
+
+
+@pytest.mark.parametrize(
+    "token", [make(key="another-secret-of-at-least-32-bytes!!"), make(claims(exp=1)), make(claims(sub=""))]
+)
+async def test_a_token_that_is_refused_is_not_remembered(token: str) -> None:
+    authenticator, key = counted()
+    for _ in range(2):
+        assert await authenticator(token) is None
+    assert len(key.threads) == 2
+    assert len(authenticator._verified) == 0
+
+
+async def test_a_token_that_differs_in_anything_is_another_one() -> None:
+    authenticator, _ = counted()
+    assert await authenticator(TOKEN) is not None
+    for hostile in (f"{TOKEN.rpartition('.')[0]}.{b64(bytes(32))}", f"{TOKEN[:-4]}AAAA", TOKEN[:-1], f"{TOKEN} "):
+        assert await authenticator(hostile) is None
+    bob = await authenticator(make(claims(sub="bob")))
+    assert bob is not None
+    assert bob.user_id == "bob"
+
+
+async def test_only_so_many_tokens_are_remembered_and_none_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authentication, "_REMEMBERED_TOKENS", 3)
+    authenticator, key = counted()
+    tokens = [make(claims(n=n)) for n in range(5)]
+    for token in (*tokens[:3], tokens[0], tokens[3]):  # the second one is the longest unused
+        assert await authenticator(token) is not None
+    assert len(key.threads) == 4
+    assert len(authenticator._verified) == 3
+    for token in (tokens[0], tokens[2], tokens[3]):
+        assert await authenticator(token) is not None
+    assert len(key.threads) == 4
+    assert await authenticator(tokens[1]) is not None
+    assert len(key.threads) == 5
+    assert all(len(digest) == 32 for digest in authenticator._verified._until)
+
+
+async def test_a_fast_key_is_used_in_the_event_loop_and_a_slow_one_is_not() -> None:
+    for is_slow in (False, True):
+        authenticator, key = counted(is_slow=is_slow)
+        assert await authenticator(TOKEN) is not None
+        assert (key.threads == [threading.current_thread()]) is not is_slow
+        assert await authenticator(make(key="another-secret-of-at-least-32-bytes!!")) is None
+
+
+async def test_the_event_loop_goes_on_while_a_slow_key_is_used_and_few_threads_are_enough() -> None:
+    authenticator, key = counted(is_slow=True)
+    key.release.clear()
+    tokens = [make(claims(n=n)) for n in range(8)]
+    pending = [asyncio.create_task(authenticator(token)) for token in tokens]
+    await until(lambda: len(key.threads) == 2)
+    assert not any(task.done() for task in pending)
+    key.release.set()
+    assert None not in await asyncio.gather(*pending)
+    assert len(set(key.threads)) == 2
+
+
+async def test_a_verification_that_takes_too_long_is_given_up_and_says_nothing_of_the_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(authentication, "VERIFY_TIMEOUT", 0.01)
+    authenticator, key = counted(is_slow=True)
+    key.release.clear()
+    with pytest.raises(AuthenticationUnavailable, match=r"verifying a token took longer than 0.01 s"):
+        await authenticator(TOKEN)
+    key.release.set()
+    monkeypatch.undo()
+    assert len(authenticator._verified) == 0
+    assert await authenticator(TOKEN) is not None
+
+
+async def test_a_token_whose_key_goes_while_it_is_verified_is_not_remembered() -> None:
+    ring, other = KeyRing([]), KeyRing([])
+    remembered = _VerifiedTokens(2)
+    assert not remembered.has(b"a", ring, 0.0)
+    assert not remembered.has(b"b", other, 0.0)  # the keys are others now
+    remembered.add(b"a", ring, 10.0)
+    assert len(remembered) == 0
+    remembered.add(b"b", other, 10.0)
+    assert remembered.has(b"b", other, 9.9)
+    assert not remembered.has(b"b", other, 10.0)
+    assert len(remembered) == 0
 
 
 # --- Identity
@@ -268,6 +557,18 @@ async def test_exception_of_the_function_gives_none_and_its_message_is_not_logge
     assert "raised PermissionError" in caplog.text
     assert ("in raises" in caplog.text) == (level == logging.DEBUG)
     assert "t0p-s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_function_that_cannot_tell_now_is_believed(is_async: bool) -> None:
+    def cannot_tell(token: str) -> None:
+        raise AuthenticationUnavailable("the database is away")
+
+    async def async_cannot_tell(token: str) -> None:
+        cannot_tell(token)
+
+    with pytest.raises(AuthenticationUnavailable, match="the database is away"):
+        await FunctionAuthenticator(async_cannot_tell if is_async else cannot_tell)("t")
 
 
 async def test_synchronous_function_does_not_run_in_the_event_loop() -> None:
@@ -450,3 +751,14 @@ async def test_host_application_gets_the_same_error_for_every_reason() -> None:
         conn = HTTPConnection({"type": "http", "method": "GET", "headers": [(b"authorization", value)]})
         with pytest.raises(AuthenticationError, match=r"^Invalid bearer token$"):
             await backend.authenticate(conn)
+
+
+async def test_host_application_can_tell_a_token_that_is_bad_from_one_that_cannot_be_checked() -> None:
+    def cannot_tell(token: str) -> None:
+        raise AuthenticationUnavailable("the database is away")
+
+    backend = TokenAuthenticationBackend(FunctionAuthenticator(cannot_tell))
+    conn = HTTPConnection({"type": "http", "method": "GET", "headers": [(b"authorization", b"Bearer t")]})
+    with pytest.raises(AuthenticationError, match=r"^Tokens cannot be checked now$") as caught:
+        await backend.authenticate(conn)
+    assert isinstance(caught.value.__cause__, AuthenticationUnavailable)
