@@ -448,7 +448,7 @@ async def test_uvicorn_serves_it_from_the_environment() -> None:
             assert (await browser.get("/livez")).json() == {"alive": True}
             ready = await browser.get("/readyz")
             assert ready.status_code == 200
-            assert ready.json() == {"ready": True, "reasons": [], "mesh": {"connected": True}}
+            assert ready.json() == {"ready": True, "reasons": [], "warnings": [], "mesh": {"connected": True}}
             assert (await browser.head("/readyz")).status_code == 200
             assert (await browser.post("/readyz")).status_code == 405
             assert (await browser.get("/socket")).status_code == 404
