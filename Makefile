@@ -64,7 +64,7 @@ $(VENV)/.runtime: pyproject.toml
 	fi; \
 	echo "Setting up $(VENV) with $$("$$python" --version), which is done once"; \
 	rm -rf $(VENV) && "$$python" -m venv $(VENV)
-	@$(BIN)/python $(INSTALL) --editable .
+	@$(BIN)/python $(INSTALL) --editable ".[oidc]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
@@ -122,7 +122,7 @@ pytest-3.%: .venv-3.%/.unit
 
 .PHONY: bench
 bench: .venv-bench/.done ## Measure what requests and connections cost, in under 3 minutes; BENCH=--full takes longer.
-	@.venv-bench/bin/python -m tests.servers.provision >&2
+	@.venv-bench/bin/python -m tests.servers.provision rabbitmq >&2
 	@.venv-bench/bin/python -m benchmarks.run $(BENCH)
 
 .venv-bench/.done: pyproject.toml

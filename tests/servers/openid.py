@@ -46,6 +46,11 @@ class OpenIDProvider:
         """Where it is, and its name."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
+
     def __enter__(self) -> Self:
         if self._is_wanted:
             self.start()

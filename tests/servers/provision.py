@@ -1,5 +1,7 @@
 """See to it that the tests have a RabbitMQ and an OpenID provider: ``python -m tests.servers.provision``.
 
+One of them alone is had by its name, ``rabbitmq`` or ``openid``, behind it.
+
 A broker that NUROPB_TEST_AMQP_URL names is used as it is. Otherwise the tests boot throwaway nodes, for which
 the program has to be installed. The provider is npm's oidc-provider, which is put beside its script. Programs that are
 missing are installed here for root on Debian. For each of the two it says in one line what was found, or what to do.
@@ -12,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -125,9 +128,11 @@ def provide_openid_provider() -> int:
     return 0
 
 
-def main() -> int:
-    return max(provide_rabbitmq(), provide_openid_provider())
+def main(names: Sequence[str]) -> int:
+    """Provide what is named, or everything."""
+    provide = {"rabbitmq": provide_rabbitmq, "openid": provide_openid_provider}
+    return max([provide[name]() for name in names or provide])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
