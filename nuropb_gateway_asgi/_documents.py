@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import re
 import ssl
@@ -16,8 +15,6 @@ from .exceptions import SettingsError
 
 __all__ = ["Document", "Fetcher", "check_url", "is_secure"]
 
-#: Seconds for all of it, from the name of the host to the last byte: a server may also send one byte at a time.
-FETCH_TIMEOUT: Final = 5.0
 #: Bytes.
 MAX_SIZE: Final = 64 * 1024
 
@@ -76,7 +73,8 @@ class Fetcher:
     async def __call__(self, url: str) -> Document:
         """Return what is at ``url``, or raise Unacceptable with a reason that may be logged.
 
-        Redirects are not followed, and nothing is unpacked. Cancellation closes the connection.
+        Redirects are not followed, and nothing is unpacked. How long it may take is up to the caller. Cancellation
+        closes the connection.
         """
         httpx = self._httpx
         # A proxy of the environment sees no more of https than where it goes; the way to this machine needs none.
@@ -87,7 +85,7 @@ class Fetcher:
             "User-Agent": f"nuropb-gateway-asgi/{__version__}",
         }
         try:
-            async with asyncio.timeout(FETCH_TIMEOUT), client, client.stream("GET", url, headers=headers) as response:
+            async with client, client.stream("GET", url, headers=headers) as response:
                 if response.status_code != 200:
                     redirects = " and redirects are not followed" if response.is_redirect else ""
                     raise Unacceptable(f"the status is {response.status_code}{redirects}")
@@ -99,8 +97,6 @@ class Fetcher:
                     if len(body) > MAX_SIZE:
                         raise Unacceptable(f"it is longer than {MAX_SIZE} bytes")
                 return Document(body, _max_age(response.headers.get("cache-control", "")))
-        except TimeoutError as error:
-            raise Unacceptable(f"it did not come within {FETCH_TIMEOUT:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise Unacceptable(f"{type(error).__name__}: {error}") from error
 

@@ -21,6 +21,9 @@ __all__ = ["Freshness", "KeySet"]
 
 logger = logging.getLogger(__name__)
 
+#: Seconds for an attempt, from the name of the host to the last byte, wherever it goes: a server may also send one byte
+#: at a time. Less than clients have for their authorisation.
+FETCH_TIMEOUT: Final = 5.0
 #: For how long keys are taken for fresh, in seconds: the least, the most, and when the provider does not say.
 SHORTEST_LIFETIME: Final = 60.0
 LONGEST_LIFETIME: Final = 3600.0
@@ -121,7 +124,7 @@ class KeySet:
             # They belong to the event loop in which they are first waited for.
             self._asked = asyncio.Event()
             self._attempt = asyncio.Event()
-            self._is_fetching = True
+            self._begin_attempt()
             self._task = asyncio.create_task(self._run(), name="keys")
         return self
 
@@ -150,7 +153,11 @@ class KeySet:
                     async with asyncio.timeout(delay):
                         await self._asked.wait()
             self._asked.clear()
-            self._is_fetching = True
+            self._begin_attempt()
+
+    def _begin_attempt(self) -> None:
+        self._is_fetching = True
+        self._freshness.tried_at = self._clock()
 
     def _end_attempt(self) -> None:
         """Wake whoever waits for the end of the attempt, and let others wait for the end of the next one."""
@@ -159,10 +166,10 @@ class KeySet:
         self._attempt = asyncio.Event()
 
     async def _renew(self) -> None:
-        self._freshness.tried_at = self._clock()
         try:
-            url = await self._find_url()
-            document = await self._fetched("the key set", url)
+            async with asyncio.timeout(FETCH_TIMEOUT):
+                url = await self._find_url()
+                document = await self._fetched("the key set", url)
             ring = self._ring
             if ring is None or document.body != self._body:
                 ring, ignored = read_key_set(document.body, self._algorithms)
@@ -170,6 +177,8 @@ class KeySet:
                 _log_keys(url, ring, ignored)
         except Unacceptable as error:
             self._on_failed(str(error))
+        except TimeoutError:
+            self._on_failed(f"they did not come within {FETCH_TIMEOUT:g} s")
         except Exception as error:
             # A gap in the rules must not take the gateway down; the keys at hand go on serving.
             logger.exception("keys: an error of the gateway itself")
@@ -243,7 +252,7 @@ class KeySet:
         """
         if self._task is None:
             raise NotStartedError(_NOT_STARTED)
-        if not self._is_fetching and self._freshness.may_ask(self._clock()):
+        if self._freshness.may_ask(self._clock()):
             self._asked.set()
         if self._is_fetching or self._asked.is_set():
             await self._attempt.wait()

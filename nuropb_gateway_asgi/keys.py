@@ -1,7 +1,7 @@
-"""What a key is, and what it is for: PEM, secrets and JSON web keys, checked before they are used. Pure.
+"""What a key is, and what it is for: PEM, secrets and JSON web keys, checked before they are used.
 
-python-jose verifies (and, for development, signs); it is known here alone. Which algorithm a key is used with is a
-matter of the key (RFC 8725, 3.1), never of the token.
+Pure, but for `new_secret` and `issue_token`. python-jose verifies (and, for development, signs); it is known here
+alone. Which algorithm a key is used with is a matter of the key (RFC 8725, 3.1), never of the token.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from nuropb_gateway_asgi import Gateway, Settings, _documents
+from nuropb_gateway_asgi import AuthenticationUnavailable, Gateway, KeySet, Settings, key_sets
 from nuropb_gateway_asgi._documents import MAX_SIZE, Fetcher
 from nuropb_gateway_asgi._strict import Unacceptable
 from tests.kit.clients import refusal
 from tests.kit.gateways import DEADLINE, eventually, run_gateway
+from tests.kit.tokens import as_json
 from tests.servers.rabbitmq import free_port
 from tests.servers.web import Answer, WebServer, page
 
@@ -125,18 +126,26 @@ async def test_a_redirect_is_not_followed(status: str) -> None:
         assert other.requests == []
 
 
-@pytest.mark.parametrize("name", ["silent", "head", "body"])
+@pytest.mark.parametrize("name", ["silent", "head", "body", "second"])
 async def test_a_server_that_takes_its_time_is_given_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def drip_body(writer: asyncio.StreamWriter) -> None:
         writer.write(HEAD)
         await drip(b" ")(writer)
 
-    answer = {"silent": hold, "head": drip(b"HTTP/1.1 200 OK\r\nX: "), "body": drip_body}[name]
-    monkeypatch.setattr(_documents, "FETCH_TIMEOUT", 0.3)
+    async def discover(writer: asyncio.StreamWriter) -> None:
+        """Be quick with the first document, and silent for the second."""
+        if len(server.requests) > 1:
+            await hold(writer)
+        await page(as_json({"issuer": server.url(), "jwks_uri": server.url("/keys")}))(writer)
+
+    answer = {"silent": hold, "head": drip(b"HTTP/1.1 200 OK\r\nX: "), "body": drip_body, "second": discover}[name]
+    monkeypatch.setattr(key_sets, "FETCH_TIMEOUT", 0.3)
     async with asyncio.timeout(DEADLINE), WebServer.run(answer) as server:
-        with pytest.raises(Unacceptable, match=r"it did not come within 0\.3 s"):
-            await Fetcher()(server.url())
-        await eventually(lambda: server.closed == 1)
+        keys = KeySet(issuer=server.url()) if name == "second" else KeySet(server.url())
+        async with keys:
+            with pytest.raises(AuthenticationUnavailable, match=r"keys: they did not come within 0\.3 s"):
+                await keys.ring()
+        await eventually(lambda: server.closed == len(server.requests))
 
 
 async def test_nobody_there() -> None:

@@ -19,7 +19,7 @@ from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, NotStarted
 from nuropb_gateway_asgi.key_sets import Freshness
 from tests.kit.tokens import ISSUER, P256_KEY, RSA_KEY, RSA_OTHER, as_json, jwk, key_set, private_jwk
 
-from .fakes import Clock, until
+from .fakes import PATIENCE, Clock, until
 
 URL = "https://issuer.example/keys"
 DISCOVERY = "https://issuer.example/.well-known/openid-configuration"
@@ -382,8 +382,26 @@ async def test_whoever_waits_when_it_ends_is_not_left_waiting() -> None:
     async with scene.keys:
         waiting = asyncio.create_task(scene.keys.ring())
         await anyio.wait_all_tasks_blocked()
-    with pytest.raises(AuthenticationUnavailable):
+    with anyio.fail_after(PATIENCE), pytest.raises(AuthenticationUnavailable):
         await waiting
+
+
+async def test_when_it_runs_again_the_keys_that_it_had_serve_until_the_first_fetch_which_is_waited_for() -> None:
+    scene = Scene(KeySet(URL))
+    scene.provider.publish(ONE)
+    async with scene.keys:
+        await scene.keys.ring()
+    scene.provider.publish(TWO)
+    scene.clock.now += 60
+    scene.provider.gate = asyncio.Event()
+    async with scene.keys:
+        assert await scene.kids() == ["one"]
+        asking = asyncio.create_task(scene.keys.newer_ring())
+        await anyio.wait_all_tasks_blocked()
+        scene.provider.gate.set()
+        assert [key.kid for key in (await asking).keys] == ["one", "two"]
+        await anyio.wait_all_tasks_blocked()
+    assert len(scene.provider.asked) == 2
 
 
 def test_it_may_run_again_in_another_event_loop() -> None:
