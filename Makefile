@@ -50,7 +50,7 @@ integration: provision peer $(VENV)/.dev ## Run the tests with real brokers, ser
 	$(BIN)/python -m pytest tests/integration
 
 clean: ## Remove everything that was made here.
-	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-* tests/servers/openid_provider/node_modules .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Python environments. Each is made anew when pyproject.toml changes.

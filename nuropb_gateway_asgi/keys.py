@@ -184,7 +184,7 @@ def _kind(public_key: _PublicKey) -> tuple[str, Sequence[str]]:
 
 def _is_slow(public_key: _PublicKey) -> bool:
     # What one verification takes, measured with OpenSSL 3 on a machine of 2026, in microseconds: P-256 66, RSA of 2048
-    # bits 21, of 4096 bits 66, of 8192 bits 240; P-384 480, P-521 470. The way to a thread and back costs some 100 and
+    # bits 21, of 4096 bits 66, of 8192 bits 240; P-384 480, P-521 470. The way to a thread and back costs 50 to 100 and
     # a thread's turn at the interpreter, so for the former it would do more harm than good. OpenSSL runs without the
     # interpreter's lock. Not measured at the start: a busy machine would make other decisions than an idle one.
     if isinstance(public_key, rsa.RSAPublicKey):

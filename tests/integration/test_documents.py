@@ -85,6 +85,15 @@ async def test_the_way_to_this_machine_goes_by_no_proxy(monkeypatch: pytest.Monk
         assert (await Fetcher()(server.url())).body == b"{}"
 
 
+async def test_the_way_to_others_goes_by_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with WebServer.run(page(b"", status="502 Bad Gateway")) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url())
+        with pytest.raises(Unacceptable, match="ProxyError: 502"):
+            await Fetcher()("https://issuer.example/keys")
+        (request,) = proxy.requests
+        assert request.startswith("CONNECT issuer.example:443 ")  # and nothing of what is asked for there
+
+
 async def test_as_much_as_is_allowed_is_taken() -> None:
     async with WebServer.run(page(b" " * MAX_SIZE)) as server:
         assert len((await Fetcher()(server.url())).body) == MAX_SIZE
