@@ -42,7 +42,6 @@ from nuropb_gateway_asgi.authentication import (
 from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, NotStartedError, SettingsError
 from nuropb_gateway_asgi.keys import KeyRing
 from nuropb_gateway_asgi.tokens import Compact
-from tests.kit.clients import bearer_subprotocol
 from tests.kit.token_table import clock_of_the_table
 from tests.kit.tokens import (
     AUDIENCE,
@@ -64,6 +63,7 @@ from .fakes import Clock, until
 
 HS = JWTAuthenticator(SECRET, ["HS256"], ISSUER, AUDIENCE)
 TOKEN = make()
+SUBPROTOCOL = f"base64url.bearer.nuropb.{b64(TOKEN.encode())}"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -674,7 +674,7 @@ ALICE = [True, "alice", "Alice", ["authenticated"]]
         ("GET", {"Cookie": f"session={TOKEN}"}, ALICE),
         ("POST", {"Cookie": f"session={TOKEN}"}, ANONYMOUS),
         ("GET", {"Cookie": f"other={TOKEN}"}, ANONYMOUS),
-        ("GET", {"Sec-WebSocket-Protocol": bearer_subprotocol(TOKEN)}, ANONYMOUS),
+        ("GET", {"Sec-WebSocket-Protocol": SUBPROTOCOL}, ANONYMOUS),
         ("GET", {"Authorization": "Bearer wrong"}, None),
         ("GET", {"Authorization": "Basic dXNlcjpwYXNz"}, None),
         ("GET", {"Authorization": f"Bearer {TOKEN}", "Cookie": "session=other"}, None),
@@ -697,7 +697,7 @@ async def test_host_application_knows_the_user_of_a_request(
     ("headers", "subprotocols", "expected"),
     [
         ([("Authorization", f"Bearer {TOKEN}")], [], '["alice",["authenticated"]]'),
-        ([], ["nuropb.v1", bearer_subprotocol(TOKEN)], '["alice",["authenticated"]]'),
+        ([], ["nuropb.v1", SUBPROTOCOL], '["alice",["authenticated"]]'),
         ([("Cookie", f"session={TOKEN}")], [], '["",[]]'),
         ([("Authorization", "Bearer wrong")], [], None),
     ],
