@@ -20,7 +20,8 @@ MAX_SIZE: Final = 64 * 1024
 
 # Written strictly, so that no other reader can take it for another URL: no user before an "@", no "#", no "\".
 _URL: Final = re.compile(
-    r"(https?)://([a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?(?:/[a-z0-9._~!$&'()*+,;=:@%/?-]*)?",
+    r"(https?)://([a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?"
+    r"(?:/[a-z0-9._~!$&'()*+,;=:@%/?-]*)?",
     re.ASCII | re.IGNORECASE,
 )
 _MAX_AGE: Final = re.compile(r"max-age=\"?([0-9]{1,10})\"?", re.IGNORECASE)
@@ -35,8 +36,8 @@ class Document(msgspec.Struct, frozen=True):
 
 def check_url(url: str) -> None:
     """Raise Unacceptable for a URL that keys may not come from: whoever can change the answer can let anybody in."""
-    match = _URL.fullmatch(url)
-    if match is None:
+    match = _URL.fullmatch(url) if len(url) <= 2000 else None
+    if match is None or not _is_host(match[2]) or int(match[3] or 0) > 65535:
         raise Unacceptable("it is not a URL of the form https://host[:port]/path, without user and fragment")
     if match[1].lower() == "http" and not _is_loopback(match[2]):
         raise Unacceptable("http is for this machine only; use https")
@@ -45,6 +46,16 @@ def check_url(url: str) -> None:
 def is_secure(url: str) -> bool:
     """Whether it is an https URL."""
     return url[:6].lower() == "https:"
+
+
+def _is_host(host: str) -> bool:
+    if not host.startswith("["):
+        return len(host) <= 253  # RFC 1035, 2.3.4
+    try:
+        ipaddress.IPv6Address(host[1:-1])
+    except ValueError:
+        return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:

@@ -78,7 +78,8 @@ class ConnectionLimitReached(HandshakeRefused):
 class AuthenticationUnavailable(GatewayError):
     """Whether a token is valid cannot be told now: it may be good, so its client is told to try again later.
 
-    For authenticators to raise, a host application's own included. The message is for the log.
+    For authenticators to raise, a host application's own included. The message is for the log and never contains the
+    token.
     """
 
 

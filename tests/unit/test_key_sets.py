@@ -477,6 +477,8 @@ async def test_a_discovery_document_that_cannot_be_trusted_is_not(document: byte
     [
         "https://issuer.example",
         "https://issuer.example/",
+        "https://issuer.example:65535/keys",
+        f"https://{'a' * 63}.example/keys",
         "https://issuer.example:8443/realms/main/protocol/openid-connect/certs",
         "https://issuer.example/keys?policy=b2c_1_a&x=%20",
         "HTTPS://Issuer.Example/keys",
@@ -527,6 +529,11 @@ def test_keys_may_come_from_https_or_from_this_machine(url: str) -> None:
         "https://münchen.example/keys",
         "https://[::1/keys",
         "https://a..b.example/keys",
+        "https://issuer.example:65536/keys",
+        "https://[1.2.3]/keys",
+        f"https://{'a' * 64}.example/keys",
+        f"https://{'a.' * 130}example/keys",
+        f"https://issuer.example/{'a' * 2000}",
     ],
 )
 def test_keys_may_not_come_from_anywhere_else(url: str) -> None:
