@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import math
 import sys
@@ -10,10 +11,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nuropb_gateway_asgi import KeySet, SettingsError, key_sets
-from nuropb_gateway_asgi._documents import Document, _max_age, check_url
+from nuropb_gateway_asgi._documents import _URL, Document, _max_age, check_url
 from nuropb_gateway_asgi._strict import Unacceptable
 from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, NotStartedError
 from nuropb_gateway_asgi.key_sets import Freshness
@@ -544,6 +548,26 @@ def test_keys_may_not_come_from_anywhere_else(url: str) -> None:
             KeySet(**arguments)
         assert "hunter2" not in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@given(st.from_regex(_URL, fullmatch=True))
+@settings(database=None)
+def test_the_library_that_fetches_goes_where_the_check_has_looked(url: str) -> None:
+    try:
+        check_url(url)
+    except Unacceptable:
+        return
+    try:
+        read = httpx.URL(url)
+    except httpx.InvalidURL:
+        return  # then it goes nowhere
+    match = _URL.fullmatch(url)
+    assert match is not None
+    assert read.scheme == match[1].lower()
+    assert read.raw_host.decode() == match[2].lower().strip("[]")
+    assert read.port in (None, int(match[3] or 0))
+    assert (read.userinfo, read.fragment) == (b"", "")
+    assert read.scheme == "https" or read.host == "localhost" or ipaddress.ip_address(read.host).is_loopback
 
 
 def test_an_issuer_has_no_query() -> None:
