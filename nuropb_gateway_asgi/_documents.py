@@ -89,7 +89,7 @@ class Fetcher:
         """
         httpx = self._httpx
         # A proxy of the environment sees no more of https than where it goes; the way to this machine needs none.
-        client = httpx.AsyncClient(verify=self._tls, trust_env=is_secure(url), timeout=None)
+        client = httpx.AsyncClient(verify=self._tls, trust_env=is_secure(url), follow_redirects=False, timeout=None)
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "identity",
