@@ -1,5 +1,6 @@
 # `make run` starts the gateway and `make test` checks everything; both install what they need first, into .venv.
-# What has to be there: make and Python 3.11 or newer. The tests also need RabbitMQ, which root on Debian is given.
+# What has to be there: make and Python 3.11 or newer. The tests also need RabbitMQ and Node.js, which root on Debian is
+# given.
 
 PORT ?= 8000
 # Not from the environment, where some shells keep the name of the machine under this name.
@@ -50,7 +51,7 @@ integration: provision peer $(VENV)/.dev ## Run the tests with real brokers, ser
 	$(BIN)/python -m pytest tests/integration
 
 clean: ## Remove everything that was made here.
-	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-* tests/servers/openid_provider/node_modules .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Python environments. Each is made anew when pyproject.toml changes.
@@ -64,7 +65,7 @@ $(VENV)/.runtime: pyproject.toml
 	fi; \
 	echo "Setting up $(VENV) with $$("$$python" --version), which is done once"; \
 	rm -rf $(VENV) && "$$python" -m venv $(VENV)
-	@$(BIN)/python $(INSTALL) --editable .
+	@$(BIN)/python $(INSTALL) --editable ".[oidc]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
@@ -122,7 +123,7 @@ pytest-3.%: .venv-3.%/.unit
 
 .PHONY: bench
 bench: .venv-bench/.done ## Measure what requests and connections cost, in under 3 minutes; BENCH=--full takes longer.
-	@.venv-bench/bin/python -m tests.servers.provision >&2
+	@.venv-bench/bin/python -m tests.servers.provision rabbitmq >&2
 	@.venv-bench/bin/python -m benchmarks.run $(BENCH)
 
 .venv-bench/.done: pyproject.toml

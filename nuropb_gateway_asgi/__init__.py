@@ -10,10 +10,11 @@ from .authentication import (
     FunctionAuthenticator,
     Identity,
     JWTAuthenticator,
+    KeySet,
     TokenAuthenticationBackend,
 )
 from .controller import ServiceMeshManagerController
-from .exceptions import CallError, GatewayError, SettingsError
+from .exceptions import AuthenticationUnavailable, CallError, GatewayError, SettingsError
 from .gateway import Gateway, combine_lifespans, create_app
 from .handler_manager import Handler, HandlerManager
 from .handlers.websocket import WebSocketHandler
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     app: Starlette
 
 __all__ = [
+    "AuthenticationUnavailable",
     "Authenticator",
     "CallError",
     "CloseCode",
@@ -38,6 +40,7 @@ __all__ = [
     "HandlerManager",
     "Identity",
     "JWTAuthenticator",
+    "KeySet",
     "ServiceMeshManager",
     "ServiceMeshManagerController",
     "Settings",

@@ -10,17 +10,19 @@
     ├── HandshakeRefused       the client's: it may not connect
     │   ├── AuthenticationFailed       no valid token
     │   └── ConnectionLimitReached     the process or the user has too many connections
+    ├── AuthenticationUnavailable  ours: whether a token is valid cannot be told now
     ├── MeshUnavailable        ours: a message cannot be handed to the mesh now
     └── CallError              a call of the host application ended with an error
 
-Exceptions of other libraries are translated at one boundary each (aio-pika in ``mesh.rabbitmq``, python-jose in
-``authentication``, msgspec in ``protocol`` and ``mesh.wire``) and kept as the cause.
+Exceptions of other libraries are translated at one boundary each (aio-pika in ``mesh.rabbitmq``, cryptography in
+``keys``, httpx in ``_documents``, msgspec in ``protocol`` and ``mesh.wire``) and kept as the cause.
 """
 
 from __future__ import annotations
 
 __all__ = [
     "AuthenticationFailed",
+    "AuthenticationUnavailable",
     "CallError",
     "ConnectionLimitReached",
     "GatewayError",
@@ -77,6 +79,14 @@ class ConnectionLimitReached(HandshakeRefused):
     def __init__(self, message: str, *, per_user: bool) -> None:
         super().__init__(message)
         self.per_user = per_user
+
+
+class AuthenticationUnavailable(GatewayError):
+    """Whether a token is valid cannot be told now: it may be good, so its client is told to try again later.
+
+    For authenticators to raise, a host application's own included. The message is for the log and never contains the
+    token.
+    """
 
 
 class MeshUnavailable(GatewayError):

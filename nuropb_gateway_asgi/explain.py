@@ -19,7 +19,8 @@ import msgspec
 from ._host import context_for
 from .authentication import Authenticator, Identity
 from .authorization import AuthorizedPolicy, Considered, Decision, Policy, RulePolicy
-from .exceptions import CallError, ProtocolError
+from .exceptions import AuthenticationUnavailable, CallError, ProtocolError
+from .handler_manager import HandlerManager
 from .mesh.description import Description
 from .protocol import Decoder, ErrorCode, encode_json
 from .rules import Rule, is_private
@@ -35,7 +36,7 @@ POLL_INTERVAL: Final = 0.02
 
 async def explain(
     settings: Settings,
-    authenticator: Authenticator,
+    handlers: HandlerManager,
     policy: Policy,
     manager: ServiceMeshManager,
     *,
@@ -50,7 +51,7 @@ async def explain(
     seconds. The token is nowhere in the result. It has ``asked``, ``token``, ``identity``, ``policy``, ``limits``,
     ``mesh``, ``context`` and ``outcome``; what cannot be known is None.
     """
-    verdict, identity = await _check_token(authenticator, token)
+    verdict, identity = await _check_token(handlers.authenticator, token, timeout)
     malformed = _check_frame(settings, action, name)
     decision = considered = None
     if identity is not None and malformed is None:
@@ -58,6 +59,8 @@ async def explain(
     mesh = None
     if malformed is None:
         mesh = await _ask_mesh(manager, name.rpartition(".") if action == "call" else None, timeout)
+    if identity is not None and handlers.revocations.refuses(identity):  # the mesh has told of it meanwhile
+        verdict, identity = {"valid": False, "why": ["it has been revoked"]}, None
     return {
         "asked": {"action": action, "name": name},
         "token": verdict,
@@ -73,9 +76,23 @@ async def explain(
 # --- token ----------------------------------------------------------------------------------------------------
 
 
-async def _check_token(authenticator: Authenticator, token: str) -> tuple[dict[str, Any], Identity | None]:
+async def _check_token(
+    authenticator: Authenticator,
+    token: str,
+    timeout: float,  # noqa: ASYNC109
+) -> tuple[dict[str, Any], Identity | None]:
+    identity: Identity | None = None
     with _overhearing() as remarks:
-        identity = await authenticator(token)
+        for _ in range(max(1, math.ceil(timeout / POLL_INTERVAL))):
+            try:
+                identity = await authenticator(token)
+            except AuthenticationUnavailable as error:  # its keys are on their way, or not to be had
+                last = str(error)
+                await asyncio.sleep(POLL_INTERVAL)
+            else:
+                break
+        else:
+            return {"valid": False, "why": [f"it cannot be checked now: {last}"]}, None
     if identity is None:
         return {"valid": False, "why": remarks or ["the authenticator does not say"]}, None
     if identity.expires_at is not None and identity.expires_at <= time.time():

@@ -83,16 +83,17 @@ async def _explain(
     handlers = HandlerManager(patient, gateway.handler_manager.authenticator, gateway.policy)
     manager = ServiceMeshManager(patient, handlers, _make_mesh(settings), gateway.policy)
     action: Literal["call", "subscribe"] = "call" if method is not None else "subscribe"
-    explanation = await explain_decision(
-        settings,
-        gateway.handler_manager.authenticator,
-        gateway.policy,
-        manager,
-        token=token,
-        action=action,
-        name=method or topic or "",
-        timeout=timeout,
-    )
+    async with gateway.authentication():
+        explanation = await explain_decision(
+            settings,
+            handlers,
+            gateway.policy,
+            manager,
+            token=token,
+            action=action,
+            name=method or topic or "",
+            timeout=timeout,
+        )
     if not explanation["token"]["valid"] and gateway.development_token is not None:
         explanation["token"]["why"].append(_OWN_KEY)
     return explanation
@@ -102,5 +103,5 @@ def _make_mesh(settings: Settings) -> Mesh:
     if settings.embedded:
         return EmbeddedMesh({"demo": DemoService()}, service_name=settings.service_name)
     return RabbitMQMesh(
-        settings.mesh_url, service_name=settings.service_name, instance_id=settings.instance_id, serves=False
+        settings.mesh_url, service_name=settings.service_name, instance_id=settings.instance_id, role="observer"
     )

@@ -14,8 +14,11 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── controller, _guards, _interest, _policy_file
     ├── handler_manager, _admission, _outbox, mesh.service, mesh.description, mesh.encryption
     ├── revocation
-    ├── protocol, authentication, authorization, policy, rules, mesh.wire, mesh.base, mesh.errors, topics
-    └── exceptions, settings, _limits
+    ├── authentication            who is this
+    ├── key_sets, credentials, origins
+    ├── keys, _documents
+    ├── protocol, tokens, authorization, policy, rules, mesh.wire, mesh.base, mesh.errors, topics
+    └── exceptions, settings, _limits, _strict
 """
 
 from __future__ import annotations
@@ -41,17 +44,20 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ._policy_file import PolicyFile
-from .authentication import Authenticator, JWTAuthenticator, OriginPolicy, issue_token, new_secret
+from .authentication import Authenticator, JWTAuthenticator
 from .authorization import AuthorizedPolicy, Authorizer, ExposePolicy, Policy, completed
 from .controller import ServiceMeshManagerController
 from .exceptions import PolicyError, SettingsError
 from .handler_manager import GOODBYE_SPREAD, HandlerManager
 from .handlers.websocket import DenialLogFilter, WebSocketHandler
+from .key_sets import KeySet
+from .keys import issue_token, new_secret
 from .mesh.base import Mesh
 from .mesh.demo import DemoService
 from .mesh.embedded import EmbeddedMesh
 from .mesh.rabbitmq import RabbitMQMesh
 from .metrics import Metrics
+from .origins import OriginPolicy
 from .service_mesh_manager import ServiceMeshManager
 from .settings import ENV_PREFIX, Settings
 
@@ -98,9 +104,10 @@ class Gateway:
     """Everything that one kind of connection needs: a HandlerManager, a ServiceMeshManager, a mesh.
 
     ``settings`` come from the environment unless given. The other parts are made from them unless given; an
-    ``authenticator`` takes the place of ``JWT_KEY``, a ``policy`` that of ``POLICY``, ``EXPOSE`` and ``EXPOSE_TOPICS``,
-    a ``mesh`` that of ``MESH_URL``. An ``authorizer`` has the last word on what the policy says. Raises SettingsError
-    where something is missing. An application may hold several gateways; they share nothing.
+    ``authenticator`` takes the place of ``JWT_KEY`` and its like, a ``policy`` that of ``POLICY``, ``EXPOSE`` and
+    ``EXPOSE_TOPICS``, a ``mesh`` that of ``MESH_URL``. An ``authorizer`` has the last word on what the policy says.
+    Raises SettingsError where something is missing. An application may hold several gateways; they share nothing but
+    what they are both given.
     """
 
     def __init__(
@@ -127,7 +134,10 @@ class Gateway:
         self.service_mesh_manager = ServiceMeshManager(
             settings, self.handler_manager, mesh or _make_mesh(settings), self._policy, service_controller
         )
-        self._metrics = Metrics.create(self.handler_manager, self.service_mesh_manager, self._policy_file)
+        key_set = getattr(self._authenticator, "key_set", None)
+        self._metrics = Metrics.create(
+            self.handler_manager, self.service_mesh_manager, policy_file=self._policy_file, key_set=key_set
+        )
         # Until the lifespan is entered, everybody is sent away.
         self.handler_manager.closed_for = 0.0
         self._warned = False
@@ -175,6 +185,7 @@ class Gateway:
             server_log.addFilter(denials)
             stack.callback(server_log.removeFilter, denials)
             stack.callback(self._reset)
+            await stack.enter_async_context(self.authentication())
             await stack.enter_async_context(self.service_mesh_manager)
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(self._tasks.cancel_scope.cancel)
@@ -192,6 +203,14 @@ class Gateway:
             finally:
                 self.handler_manager.closed_for = 0.0
                 logger.info("gateway %s stopped", self.settings.instance_id)
+
+    @contextlib.asynccontextmanager
+    async def authentication(self) -> AsyncIterator[None]:
+        """Run the authenticator alone, for as long as the context lasts: what it fetches is fetched, for example."""
+        async with contextlib.AsyncExitStack() as stack:
+            if isinstance(self._authenticator, contextlib.AbstractAsyncContextManager):
+                await stack.enter_async_context(self._authenticator)
+            yield
 
     def _reset(self) -> None:
         self._tasks = None
@@ -287,7 +306,13 @@ class Gateway:
 
     async def _readyz(self, request: HTTPRequest) -> JSONResponse:
         reasons = self.not_ready()
-        body = {"ready": not reasons, "reasons": reasons, "mesh": {"connected": self.service_mesh_manager.connected}}
+        warning = getattr(self._authenticator, "warning", None)
+        body = {
+            "ready": not reasons,
+            "reasons": reasons,
+            "warnings": [] if warning is None else [warning],
+            "mesh": {"connected": self.service_mesh_manager.connected},
+        }
         if self._policy_file is not None:  # with a broken file the last good rules hold, so clients are welcome
             body["policy"] = {"rules": len(self._policy_file.policy.rules), "problem": self._policy_file.problem}
         return JSONResponse(body, status_code=503 if reasons else 200, headers={"Cache-Control": "no-store"})
@@ -308,6 +333,8 @@ class Gateway:
             reasons.append("draining")
         if not self.service_mesh_manager.connected:
             reasons.append(f"mesh: {self.service_mesh_manager.problem or 'not connected'}")
+        if (problem := getattr(self._authenticator, "problem", None)) is not None:
+            reasons.append(problem)
         return reasons
 
     # --- parts from settings ----------------------------------------------------------------------------------
@@ -323,22 +350,29 @@ class Gateway:
 
     def _make_authenticator(self) -> Authenticator:
         settings = self.settings
-        key = settings.jwt_key
-        if settings.jwt_jwks_url or settings.jwt_oidc_issuer:
+        algorithms = list(settings.jwt_algorithms) or None
+        sources = [name for name in ("jwt_key", "jwt_jwks_url", "jwt_oidc_issuer") if getattr(settings, name)]
+        if len(sources) > 1:
+            first, second, *_ = (f"{ENV_PREFIX}{name.upper()}" for name in sources)
             raise SettingsError(
-                "NUROPB_GATEWAY_JWT_JWKS_URL and NUROPB_GATEWAY_JWT_OIDC_ISSUER are not supported by this version; "
-                "allowed is a key in NUROPB_GATEWAY_JWT_KEY, or an authenticator of your own"
+                f"{second}: {first} is set, too; allowed is one of JWT_KEY, JWT_JWKS_URL and JWT_OIDC_ISSUER"
             )
-        if not key:
+        key: str | KeySet = settings.jwt_key
+        if settings.jwt_jwks_url:
+            key = KeySet(settings.jwt_jwks_url, algorithms=algorithms)
+        elif settings.jwt_oidc_issuer:
+            key = KeySet(issuer=settings.jwt_oidc_issuer, algorithms=algorithms)
+        elif not key:
             if not settings.embedded:
                 raise SettingsError(
                     "NUROPB_GATEWAY_JWT_KEY: it is not set; allowed is a secret of at least 32 bytes (HS256), or a PEM "
-                    "public key (RS256, ES256), here or in the file named by NUROPB_GATEWAY_JWT_KEY_FILE"
+                    "public key (RS256, ES256), here or in the file named by NUROPB_GATEWAY_JWT_KEY_FILE; or "
+                    "NUROPB_GATEWAY_JWT_OIDC_ISSUER or NUROPB_GATEWAY_JWT_JWKS_URL in its place"
                 )
             key = self._secret = new_secret()
         return JWTAuthenticator(
             key=key,
-            algorithms=list(settings.jwt_algorithms) or None,
+            algorithms=None if isinstance(key, KeySet) else algorithms,
             issuer=settings.jwt_issuer or None,
             audience=settings.jwt_audience or None,
             leeway=settings.jwt_leeway,
@@ -355,7 +389,7 @@ class Gateway:
             )
         if isinstance(self._authenticator, JWTAuthenticator) and self._secret is None:
             for name in ("JWT_ISSUER", "JWT_AUDIENCE"):
-                if not getattr(settings, name.lower()):
+                if not getattr(settings, name.lower()) and not (name == "JWT_ISSUER" and settings.jwt_oidc_issuer):
                     logger.warning("NUROPB_GATEWAY_%s is not set: tokens are not checked for it", name)
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:

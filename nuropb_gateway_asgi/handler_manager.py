@@ -20,7 +20,7 @@ from ._admission import Admission
 from ._limits import Excess, RateLimits, parse_limit
 from .authentication import Authenticator, Identity
 from .authorization import Policy
-from .exceptions import AuthenticationFailed, ConnectionLimitReached, ProtocolError
+from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached, ProtocolError
 from .protocol import (
     Authorize,
     Cancel,
@@ -61,6 +61,12 @@ _EXCESSES: Final = {
     "user": "Too many frames on all connections of this user",
     "rule": "Too many calls of this kind",
 }
+
+
+#: What clients are told while nobody can say whether their token is valid: that it may be, and to try again.
+CANNOT_AUTHENTICATE: Final = Failure(
+    ErrorCode.MESH_UNAVAILABLE, "Tokens cannot be checked at the moment", retry_after_ms=5000
+)
 
 
 class Handler(Hashable, Protocol):
@@ -196,9 +202,9 @@ class HandlerManager:
     async def register(self, handler: Handler, token: str) -> Identity:
         """Authorise ``handler`` by ``token`` and register it.
 
-        Raises AuthenticationFailed or ConnectionLimitReached, and then nothing is registered; nor is it when the
-        call is cancelled. From the moment of registration to the return nothing else runs. Raises RuntimeError when
-        the session is registered already.
+        Raises AuthenticationFailed, AuthenticationUnavailable or ConnectionLimitReached, and then nothing is
+        registered; nor is it when the call is cancelled. From the moment of registration to the return nothing else
+        runs. Raises RuntimeError when the session is registered already.
         """
         identity = await self._authenticate(token)
         if self._on_arriving is not None:
@@ -253,9 +259,9 @@ class HandlerManager:
         try:
             async with asyncio.timeout(self._settings.auth_timeout):
                 identity = await self._authenticator(token)
-        except TimeoutError:
+        except TimeoutError as error:
             logger.warning("the authenticator took longer than %g s", self._settings.auth_timeout)
-            identity = None
+            raise AuthenticationUnavailable("the authenticator did not answer in time") from error
         if identity is None:
             raise AuthenticationFailed("the token does not identify anybody")
         if identity.expires_at is not None and identity.expires_at <= time.time():
@@ -366,6 +372,10 @@ class HandlerManager:
             logger.info("session %s: refresh refused: %s", handler.session_id, error)
             failure = Failure(ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
+            return
+        except AuthenticationUnavailable as error:
+            logger.info("session %s: refresh put off: %s", handler.session_id, error)
+            handler.send_frame(encode_failure(frame.id, frame.trace_id, CANNOT_AUTHENTICATE))
             return
         except Exception as error:
             # Without its message, which may quote the token.

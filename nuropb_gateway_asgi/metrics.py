@@ -21,6 +21,7 @@ import msgspec
 
 from ._policy_file import PolicyFile
 from .handler_manager import HandlerManager
+from .key_sets import KeySet
 from .service_mesh_manager import ServiceMeshManager
 
 if TYPE_CHECKING:
@@ -44,12 +45,14 @@ class Metrics:
         handler_manager: HandlerManager,
         service_mesh_manager: ServiceMeshManager,
         policy_file: PolicyFile | None = None,
+        key_set: KeySet | None = None,
     ) -> None:
         import prometheus_client as prometheus
 
         self._handlers = handler_manager
         self._mesh = service_mesh_manager
         self._policy_file = policy_file
+        self._key_set = key_set
         self._render = prometheus.exposition.generate_latest
         self._content_type = prometheus.CONTENT_TYPE_LATEST
         self._registry = registry = prometheus.CollectorRegistry()
@@ -58,8 +61,8 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return prometheus.Counter(f"nuropb_gateway_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str) -> Any:
-            return prometheus.Gauge(f"nuropb_gateway_{name}", text, registry=registry, multiprocess_mode="livesum")
+        def gauge(name: str, text: str, mode: Any = "livesum") -> Any:
+            return prometheus.Gauge(f"nuropb_gateway_{name}", text, registry=registry, multiprocess_mode=mode)
 
         self._calls = counter("requests", "Calls that ended, by service and code", "service", "code")
         self._duration = prometheus.Histogram(
@@ -94,6 +97,17 @@ class Metrics:
         self._ended = counter("subscriptions_ended", "Subscriptions that the policy ended")
         self._reloads = counter("policy_reloads", "Times that the policy file was loaded again", "result")
         self._published = counter("published", "Messages given to the broker")
+        if key_set is not None:
+            # Of several processes, the one that is worst off.
+            keys, age = (
+                ("keys", "Keys that tokens can be checked with"),
+                ("keys_age_seconds", "Since they were fetched"),
+            )
+            self._gauges += [
+                (gauge(*keys, "livemin"), lambda: key_set.size),
+                (gauge(*age, "livemax"), lambda: key_set.age),
+            ]
+            self._key_failures = counter("key_fetch_failures", "Attempts to fetch the keys that failed")
         self._carried: dict[tuple[Counter, str], int] = {}
         service_mesh_manager.on_call_ended = self._on_call_ended
 
@@ -103,10 +117,11 @@ class Metrics:
         handler_manager: HandlerManager,
         service_mesh_manager: ServiceMeshManager,
         policy_file: PolicyFile | None = None,
+        key_set: KeySet | None = None,
     ) -> Metrics | None:
         """The metrics, or None where prometheus-client is not installed."""
         try:
-            return cls(handler_manager, service_mesh_manager, policy_file)
+            return cls(handler_manager, service_mesh_manager, policy_file, key_set)
         except ModuleNotFoundError:
             return None
 
@@ -145,6 +160,8 @@ class Metrics:
         self._carry(self._ended, "", statistics.denied_subscriptions)
         self._carry(self._reconnects, "", mesh.get("reconnects", 0))
         self._carry(self._published, "", mesh.get("published", 0))
+        if self._key_set is not None:
+            self._carry(self._key_failures, "", self._key_set.failures)
         round_trips = getattr(self._mesh.mesh, "round_trips", None)
         while round_trips:
             self._ping.observe(round_trips.popleft())

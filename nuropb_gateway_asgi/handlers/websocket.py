@@ -21,9 +21,18 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .._admission import address_of
 from .._outbox import Outbox
-from ..authentication import Credentials, Identity, OriginPolicy, find_credentials
-from ..exceptions import AuthenticationFailed, ConnectionLimitReached, ProtocolError
-from ..handler_manager import HandlerManager, encode_authorized, encode_malformed, encode_refusal, expiry
+from ..authentication import Identity
+from ..credentials import Credentials, find_credentials
+from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached, ProtocolError
+from ..handler_manager import (
+    CANNOT_AUTHENTICATE,
+    HandlerManager,
+    encode_authorized,
+    encode_malformed,
+    encode_refusal,
+    expiry,
+)
+from ..origins import OriginPolicy
 from ..protocol import (
     PING,
     SUBPROTOCOL,
@@ -262,6 +271,9 @@ class WebSocketHandler(WebSocketEndpoint):
         except AuthenticationFailed as error:
             logger.info("connection refused: %s", error)
             raise _unauthenticated() from error
+        except AuthenticationUnavailable as error:
+            logger.info("connection put off: %s", error)
+            raise _cannot_authenticate() from error
         except ConnectionLimitReached as error:
             logger.info("connection refused: %s", error)
             raise _limit_reached(error) from error
@@ -431,6 +443,11 @@ def _unauthenticated() -> _Refusal:
 
 def _not_open() -> _Refusal:
     return _Refusal(503, CloseCode.TRY_AGAIN_LATER, ErrorCode.MESH_UNAVAILABLE, "The gateway is not open", retry=True)
+
+
+def _cannot_authenticate() -> _Refusal:
+    code, description = CANNOT_AUTHENTICATE.code, CANNOT_AUTHENTICATE.description
+    return _Refusal(503, CloseCode.TRY_AGAIN_LATER, code, description, retry=True)
 
 
 def _origin_not_allowed() -> _Refusal:

@@ -92,7 +92,7 @@ async def hosting(
         instance_id=settings.instance_id,
         prefetch=concurrency,
         service_topics=event_topics,
-        is_gateway=False,
+        role="service",
     )
     policy = ExposePolicy((), ())
     manager = ServiceMeshManager(settings, HandlerManager(settings, _nobody, policy), mesh, policy)

@@ -575,14 +575,14 @@ async def test_the_gateway_drains_in_the_middle_of_the_handshake() -> None:
         await running.is_empty()
 
 
-async def test_an_authenticator_that_does_not_answer() -> None:
+async def test_an_authenticator_that_does_not_answer_says_nothing_against_the_token() -> None:
     gate = Gate()
     async with run_gateway(make_gateway(authenticator=gate, auth_timeout=0.7)) as running:
         refused = asyncio.create_task(refusal(running.url, "alice"))
         async with connect(running.url, hello=False) as client:
             await client.send("authorize", token="alice")
-            assert (await client.closed()).code == 4510
-        assert (await refused).status == 401
+            assert (await client.closed()).code == 1013
+        assert (await refused).status == 503
         await running.is_empty()
 
 

@@ -22,6 +22,7 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from nuropb_gateway_asgi import (
+    AuthenticationUnavailable,
     CallError,
     FunctionAuthenticator,
     Gateway,
@@ -296,6 +297,45 @@ async def test_a_signal_gets_to_the_server_when_all_gateways_are_drained() -> No
         signal.signal(signal.SIGTERM, saved)
 
 
+async def test_an_authenticator_with_a_lifetime_has_the_gateways_and_may_say_that_it_cannot_tell() -> None:
+    class Database:
+        """Users in a database that comes and goes."""
+
+        def __init__(self) -> None:
+            self.events: list[str] = []
+            self.problem: str | None = "database: not connected"
+            self.warning: str | None = None
+
+        async def __aenter__(self) -> None:
+            self.events.append("entered")
+
+        async def __aexit__(self, *exc_info: object) -> None:
+            assert gateway.handler_manager.closed_for is not None  # nobody is let in any more
+            self.events.append("left")
+
+        async def __call__(self, token: str) -> Identity | None:
+            if self.problem is not None:
+                raise AuthenticationUnavailable(self.problem)
+            return Identity(user_id=token, username=token, token=token)
+
+    database = Database()
+    gateway = make_gateway(authenticator=database)
+    app = FastAPI()
+    gateway.mount(app, "/gw")
+    assert database.events == []
+    async with serve(app) as site, http(site) as client:
+        assert database.events == ["entered"]
+        ready = await client.get("/gw/readyz")
+        assert (ready.status_code, ready.json()["reasons"]) == (503, ["database: not connected"])
+        assert (await refusal(site.ws("/gw/ws"), "alice")).status == 503
+        assert gateway.handler_manager.refused == {"try_again_later": 1}
+        database.problem, database.warning = None, "database: slow"
+        ready = await client.get("/gw/readyz")
+        assert (ready.status_code, ready.json()["warnings"]) == (200, ["database: slow"])
+        await converse(site.ws("/gw/ws"))
+    assert database.events == ["entered", "left"]
+
+
 async def test_a_server_that_cannot_refuse_by_status() -> None:
     gateway = make_gateway()
 
@@ -448,7 +488,7 @@ async def test_uvicorn_serves_it_from_the_environment() -> None:
             assert (await browser.get("/livez")).json() == {"alive": True}
             ready = await browser.get("/readyz")
             assert ready.status_code == 200
-            assert ready.json() == {"ready": True, "reasons": [], "mesh": {"connected": True}}
+            assert ready.json() == {"ready": True, "reasons": [], "warnings": [], "mesh": {"connected": True}}
             assert (await browser.head("/readyz")).status_code == 200
             assert (await browser.post("/readyz")).status_code == 405
             assert (await browser.get("/socket")).status_code == 404

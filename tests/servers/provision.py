@@ -1,8 +1,10 @@
-"""See to it that the tests have a RabbitMQ: ``python -m tests.servers.provision``.
+"""See to it that the tests have a RabbitMQ and an OpenID provider: ``python -m tests.servers.provision``.
+
+One of them alone is had by its name, ``rabbitmq`` or ``openid``, behind it.
 
 A broker that NUROPB_TEST_AMQP_URL names is used as it is. Otherwise the tests boot throwaway nodes, for which
-the program has to be installed; root on Debian installs it here. It says in one line what was found, or what
-to do.
+the program has to be installed. The provider is npm's oidc-provider, which is put beside its script. Programs that are
+missing are installed here for root on Debian. For each of the two it says in one line what was found, or what to do.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.servers import openid
 from tests.servers.rabbitmq import answers_amqp, find_program
 
 APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300")
@@ -30,10 +35,11 @@ def installed() -> bool:
     return all((find_program("rabbitmq-server"), find_program("rabbitmqctl"), shutil.which("epmd")))
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     return subprocess.run(
         command,
+        cwd=cwd,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -67,7 +73,8 @@ def listening(port: int) -> bool:
     return True
 
 
-def main() -> int:
+def provide_rabbitmq() -> int:
+    """Return the exit status."""
     if (url := external_url()) is not None:
         parts = urlsplit(url)
         print(f"RabbitMQ: the one of NUROPB_TEST_AMQP_URL, {parts.hostname}:{parts.port or 'default port'}")
@@ -89,5 +96,43 @@ def main() -> int:
     return 0
 
 
+def provide_openid_provider() -> int:
+    """Return the exit status."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        if shutil.which("apt-get") is None or os.geteuid() != 0:
+            hint = "as root: apt-get install nodejs npm" if shutil.which("apt-get") else "install Node.js and npm"
+            print(f"The OpenID provider is missing: {hint}", file=sys.stderr)
+            return 1
+        print("OpenID provider: installing Debian's nodejs and npm", flush=True)
+        output = run(*APT_GET, "update").stdout
+        output += run(*APT_GET, "install", "-y", "--no-install-recommends", "nodejs", "npm").stdout
+        if not (shutil.which("node") and shutil.which("npm")):
+            print(output, file=sys.stderr)
+            print(
+                "The OpenID provider is missing: apt-get could not install nodejs and npm (see above)", file=sys.stderr
+            )
+            return 1
+    # A lock file would keep the addresses of whichever registry this machine has.
+    wanted = (openid.HERE / "package.json").read_text(encoding="utf-8")
+    done = openid.HERE / "node_modules" / ".done"
+    if openid.installed() and done.exists() and done.read_text(encoding="utf-8") == wanted:
+        print("OpenID provider: npm's oidc-provider")
+        return 0
+    print("OpenID provider: installing npm's oidc-provider", flush=True)
+    npm = run("npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", cwd=openid.HERE)
+    if npm.returncode != 0 or not openid.installed():
+        print(npm.stdout, file=sys.stderr)
+        print("The OpenID provider is missing: npm could not install oidc-provider (see above)", file=sys.stderr)
+        return 1
+    done.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+def main(names: Sequence[str]) -> int:
+    """Provide what is named, or everything."""
+    provide = {"rabbitmq": provide_rabbitmq, "openid": provide_openid_provider}
+    return max([provide[name]() for name in names or provide])
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,7 @@ import pytest
 from nuropb_gateway_asgi import exceptions
 from nuropb_gateway_asgi.exceptions import (
     AuthenticationFailed,
+    AuthenticationUnavailable,
     CallError,
     ConnectionLimitReached,
     GatewayError,
@@ -27,6 +28,7 @@ TREE = [
     (HandshakeRefused, (GatewayError,)),
     (AuthenticationFailed, (HandshakeRefused,)),
     (ConnectionLimitReached, (HandshakeRefused,)),
+    (AuthenticationUnavailable, (GatewayError,)),
     (MeshUnavailable, (GatewayError,)),
     (CallError, (GatewayError,)),
 ]

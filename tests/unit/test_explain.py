@@ -6,18 +6,23 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
-from nuropb_gateway_asgi.authentication import Identity, JWTAuthenticator, issue_token
+from nuropb_gateway_asgi.authentication import Authenticator, Identity, JWTAuthenticator, issue_token
 from nuropb_gateway_asgi.authorization import AuthorizedPolicy, ExposePolicy, Policy, RulePolicy
+from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable
 from nuropb_gateway_asgi.explain import explain, render
 from nuropb_gateway_asgi.explain_command import explain as explain_command
 from nuropb_gateway_asgi.explain_command import read_token
+from nuropb_gateway_asgi.handler_manager import HandlerManager
 from nuropb_gateway_asgi.mesh.base import CallMessage, Reply
 from nuropb_gateway_asgi.policy import parse_policy
+from nuropb_gateway_asgi.revocation import Revocation
+from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager
 from nuropb_gateway_asgi.settings import Settings
 
-from .fakes import FakeMesh, make_gateway
+from .fakes import FakeMesh
 
 SECRET = "a secret that is long enough to sign with, and no longer"
 POLICY = RulePolicy(
@@ -72,15 +77,17 @@ async def explained(
     policy: Policy = POLICY,
     mesh: FakeMesh | None = None,
     settings: Settings | None = None,
+    authenticator: Authenticator | None = None,
     **claims: Any,
 ) -> dict[str, Any]:
     mesh = AnsweringMesh({"get": {}, "create": {}}) if mesh is None else mesh
-    gateway = make_gateway(mesh=mesh, policy=policy)
+    settings = settings or Settings()
+    handlers = HandlerManager(settings, authenticator or JWTAuthenticator(key=SECRET), policy)
     return await explain(
-        settings or gateway.settings,
-        JWTAuthenticator(key=SECRET),
+        settings,
+        handlers,
         policy,
-        gateway.manager,
+        ServiceMeshManager(settings, handlers, mesh, policy),
         token=issue_token(SECRET, "alice", username="Alice", **claims) if token is None else token,
         action=action,  # type: ignore[arg-type]
         name=name,
@@ -117,11 +124,28 @@ async def test_an_authenticator_may_keep_its_reasons_to_itself() -> None:
     async def silent(token: str) -> Identity | None:
         return None
 
-    gateway = make_gateway(mesh=AnsweringMesh())
-    found = await explain(
-        gateway.settings, silent, POLICY, gateway.manager, token="t", action="call", name="orders.get", timeout=0.01
-    )
+    found = await explained(token="t", authenticator=silent)
     assert found["token"]["why"] == ["the authenticator does not say"]
+
+
+async def test_a_token_that_cannot_be_checked_now_is_not_called_bad() -> None:
+    async def without_keys(token: str) -> Identity | None:
+        raise AuthenticationUnavailable("there are no keys yet")
+
+    found = await explained(token="t", authenticator=without_keys)
+    assert found["token"]["why"] == ["it cannot be checked now: there are no keys yet"]
+
+
+async def test_a_token_that_was_revoked_is_no_good() -> None:
+    class Records(AnsweringMesh):
+        def send(self, message: CallMessage) -> None:
+            revocation = Revocation(user_id="alice", issued_before=time.time() + 1, until=time.time() + 60)
+            self.told.on_record(msgspec.json.encode(revocation))
+            super().send(message)
+
+    found = await explained(mesh=Records({"get": {}}))
+    assert found["token"] == {"valid": False, "why": ["it has been revoked"]}
+    assert outcome(found) == (False, "unauthenticated")
 
 
 async def test_listening_to_the_authenticator_leaves_the_log_as_it_was() -> None:

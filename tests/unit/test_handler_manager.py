@@ -12,7 +12,7 @@ import pytest
 from nuropb_gateway_asgi._limits import REFUSALS_ALLOWED, CallRate, Rate
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
-from nuropb_gateway_asgi.exceptions import AuthenticationFailed, ConnectionLimitReached
+from nuropb_gateway_asgi.exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
 from nuropb_gateway_asgi.handler_manager import MAX_MALFORMED_FRAMES, Handler, HandlerManager, SendCount
 from nuropb_gateway_asgi.protocol import (
     Cancel,
@@ -180,7 +180,7 @@ async def test_an_authenticator_that_hangs_is_waited_for_no_longer_than_auth_tim
 ) -> None:
     office = Office(auth_timeout=0.01)
     office.authenticator.gate = asyncio.Event()
-    with pytest.raises(AuthenticationFailed):
+    with pytest.raises(AuthenticationUnavailable):  # its token may be good
         await office.manager.register(FakeHandler(), "alice")
     assert "authenticator took longer than 0.01 s" in caplog.text
     office.assert_empty()
@@ -530,13 +530,35 @@ async def test_a_newer_token_that_is_refused_leaves_everything_as_it_is(
     assert not handler.closes
 
 
-async def test_an_authenticator_that_hangs_refuses_a_newer_token() -> None:
+async def test_an_authenticator_that_hangs_puts_a_newer_token_off() -> None:
     office = Office(auth_timeout=0.01)
     handler = await office.connect("alice/1")
     office.authenticator.gate = asyncio.Event()
     office.receive(handler, authorize("alice/2"))
     await handler.finish()
-    assert handler.codes == ["unauthenticated"]
+    assert handler.codes == ["mesh_unavailable"]
+
+
+async def test_an_authenticator_that_cannot_tell_puts_a_newer_token_off_and_changes_nothing(office: Office) -> None:
+    handler = await office.connect("alice/1")
+    office.authenticator.error = AuthenticationUnavailable("keys: they cannot be had")
+    office.receive(handler, authorize("alice/2", id="a"))
+    await handler.finish()
+    (answer,) = handler.take()
+    assert answer["payload"]["error"] | {"error": ""} == {
+        "error": "",
+        "description": "Tokens cannot be checked at the moment",
+        "code": "mesh_unavailable",
+        "retryable": True,
+        "retry_after_ms": 5000,
+    }
+    assert handler.identity is not None
+    assert handler.identity.token == "alice/1"
+    assert handler.closes == []
+    office.authenticator.error = None
+    office.receive(handler, authorize("alice/2", id="b"))
+    await handler.finish()
+    assert handler.codes == [None]
 
 
 async def test_an_authenticator_that_fails_refuses_a_newer_token_with_internal(

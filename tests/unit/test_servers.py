@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import provision
+from tests.servers import openid, provision
 from tests.servers.rabbitmq import answers_amqp, config_text, free_port, node_environment, table
 
 
@@ -81,7 +82,7 @@ def test_a_table_of_rabbitmqctl_is_a_dict() -> None:
     assert table([]) == table({}) == {}
 
 
-class TestProvision:
+class TestProvisionOfRabbitMQ:
     @pytest.fixture(autouse=True)
     def bare_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("NUROPB_TEST_AMQP_URL", raising=False)
@@ -93,7 +94,7 @@ class TestProvision:
     ) -> None:
         with server_that_says(b"\x01\x00\x00") as port:
             monkeypatch.setenv("NUROPB_TEST_AMQP_URL", f"amqp://user:hunter2@127.0.0.1:{port}/")
-            assert provision.main() == 0
+            assert provision.provide_rabbitmq() == 0
         output = capsys.readouterr().out
         assert f"127.0.0.1:{port}" in output
         assert "hunter2" not in output
@@ -101,10 +102,10 @@ class TestProvision:
     def test_an_installed_server_is_enough(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NUROPB_TEST_AMQP_URL", f"amqp://127.0.0.1:{free_port()}/")
         monkeypatch.setattr(provision, "installed", lambda: True)
-        assert provision.main() == 0
+        assert provision.provide_rabbitmq() == 0
 
     def test_what_to_install_is_said_in_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert provision.main() == 1
+        assert provision.provide_rabbitmq() == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert "install rabbitmq-server" in line
         assert "NUROPB_TEST_AMQP_URL" in line
@@ -120,5 +121,58 @@ class TestProvision:
         monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
         monkeypatch.setattr("os.geteuid", lambda: 0)
         monkeypatch.setattr(provision, "install", lambda: output)
-        assert provision.main() == status
+        assert provision.provide_rabbitmq() == status
         assert (output or "") in capsys.readouterr().err
+
+
+class TestProvisionOfTheOpenIDProvider:
+    @pytest.fixture(autouse=True)
+    def bare_machine(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "package.json").write_text("{}")
+        monkeypatch.setattr(openid, "HERE", tmp_path)
+        self.programs = {"apt-get"}
+        self.commands: list[tuple[str, ...]] = []
+        monkeypatch.setattr("shutil.which", lambda name: name if name in self.programs else None)
+        monkeypatch.setattr("os.geteuid", lambda: 0)
+        monkeypatch.setattr(provision, "run", self.run)
+
+    def run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        if "nodejs" in command:
+            self.programs |= {"node", "npm"}
+        if command[0] == "npm":
+            assert cwd is not None
+            (cwd / "node_modules" / "oidc-provider").mkdir(parents=True, exist_ok=True)
+        return subprocess.CompletedProcess(command, 0, "what it said")
+
+    def test_root_on_debian_gets_everything_and_only_once(self) -> None:
+        assert provision.provide_openid_provider() == 0
+        assert [command[-1] for command in self.commands] == ["update", "npm", "--ignore-scripts"]
+        assert provision.provide_openid_provider() == 0
+        assert len(self.commands) == 3
+        (openid.HERE / "package.json").write_text('{"dependencies": {}}')
+        assert provision.provide_openid_provider() == 0
+        assert [command[0] for command in self.commands[3:]] == ["npm"]
+
+    @pytest.mark.parametrize("programs", [set[str](), {"apt-get"}, {"node"}])
+    def test_what_to_install_is_said_in_one_line(
+        self, programs: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.programs = programs
+        monkeypatch.setattr("os.geteuid", lambda: 1000)
+        assert provision.provide_openid_provider() == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "The OpenID provider is missing: " in line
+        assert "install" in line
+        assert self.commands == []
+
+    @pytest.mark.parametrize("programs", [{"apt-get"}, {"node", "npm"}])
+    def test_an_installation_that_fails_is_told_with_all_that_was_said(
+        self, programs: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.programs = programs
+        monkeypatch.setattr(
+            provision, "run", lambda *command, cwd=None: subprocess.CompletedProcess(command, 1, "E: no network")
+        )
+        assert provision.provide_openid_provider() == 1
+        assert "E: no network" in capsys.readouterr().err

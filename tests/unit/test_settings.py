@@ -413,7 +413,9 @@ def test_any_text_is_a_value_or_one_line(name: str, text: str) -> None:
         given_settings = from_env(**{name: text})
     except SettingsError as error:
         message = str(error)
-        assert message.startswith(f"NUROPB_GATEWAY_{name}: ")
+        # Of two that contradict each other, the one with a default may be named.
+        other = {"REQUEST_TIMEOUT_MAX": "REQUEST_TIMEOUT", "MAX_MESSAGE_SIZE": "OUTBOX_SIZE"}.get(name, name)
+        assert message.startswith((f"NUROPB_GATEWAY_{name}: ", f"NUROPB_GATEWAY_{other}: "))
         assert "\n" not in message
     else:
         assert repr(given_settings).startswith("Settings(")

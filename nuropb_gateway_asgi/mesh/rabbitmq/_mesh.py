@@ -8,7 +8,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 from uuid import uuid4
 
 import anyio
@@ -56,13 +56,17 @@ PREFETCH: Final = 1000
 REMEMBERED_EVENTS: Final = 2 * PREFETCH
 
 
+#: What a process is on the mesh.
+Role: TypeAlias = Literal["gateway", "service", "observer"]
+
+
 class RabbitMQMesh:
     """NuroPb's services on a RabbitMQ vhost. See :class:`~nuropb_gateway_asgi.mesh.base.Mesh` for the interface.
 
     ``url`` is an AMQP URL; ``amqps`` takes ``cafile``, ``certfile`` and ``keyfile`` as query parameters. ``prefetch``
     calls of the controller run at a time. Its queue gets events of ``service_topics``, each in one of the processes
-    that share it. What is no gateway has no queue for events of its own, and no siblings. Unless it ``serves``, it
-    takes no calls for the controller: those of other services are left to other processes.
+    that share it. A ``service`` has no queue for events of its own, and no siblings. An ``observer`` takes no calls
+    either, and leaves nothing behind: it asks services, and reads what the processes of a gateway have recorded.
     """
 
     def __init__(
@@ -74,17 +78,16 @@ class RabbitMQMesh:
         lane: LaneName = "fast",
         prefetch: int = SERVICE_PREFETCH,
         service_topics: Sequence[str] = (),
-        is_gateway: bool = True,
-        serves: bool = True,
+        role: Role = "gateway",
     ) -> None:
         self._url = url
         self._lane = lane
         self._prefetch = prefetch
         self._service_topics = tuple(service_topics)
-        self._is_gateway = is_gateway
+        self._role = role
+        self._is_gateway = role == "gateway"
         self._service_name = service_name
         self._instance_id = instance_id or uuid4().hex
-        self._serves = serves
         unique = uuid4().hex
         self.reply_queue = f"nuropb-{service_name}-{unique}-rq"
         self.event_queue = f"nuropb-{service_name}-{unique}-eq"
@@ -394,8 +397,10 @@ class RabbitMQMesh:
                 arguments=_arguments() | {"x-max-length": EVENT_QUEUE_LENGTH, "x-overflow": "drop-head"},
             )
             channels += await own(self.event_queue, self._on_event), *await self._siblings.set_up(connection, own)
+        if self._role == "observer":
+            channels += await self._siblings.read_records(connection, own)
         service: AbstractQueue | None = None
-        if self._serves:
+        if self._role != "observer":
             service = await topology.declare_queue(
                 self.service_queue, durable=True, arguments={"x-dead-letter-exchange": wire.DEAD_LETTER_EXCHANGE}
             )

@@ -104,10 +104,18 @@ class Siblings:
             self.can_record = False
             self._warn(f"revocations reach this process only, as the stream {self.stream} cannot be declared", error)
             return channels
-        offset: Any = "first" if self._offset is None else self._offset + 1
-        channels.append(await consume(self.stream, self._take_record, {"x-stream-offset": offset}))
         self.can_record = True
-        return channels
+        return channels + await self.read_records(connection, consume)
+
+    async def read_records(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:
+        """Read what is recorded, if anything is; what :meth:`set_up` does without making anything."""
+        try:
+            async with connection.channel() as channel:
+                await channel.declare_queue(self.stream, durable=True, passive=True)
+        except (ChannelNotFoundEntity, *_REFUSED):
+            return []
+        offset: Any = "first" if self._offset is None else self._offset + 1
+        return [await consume(self.stream, self._take_record, {"x-stream-offset": offset})]
 
     async def _declare_stream(self, connection: Connection) -> None:
         if self._offset is not None:

@@ -1,0 +1,383 @@
+"""Tokens of a real OpenID provider, from its keys to the services; and what happens while it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import re
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+from urllib.parse import parse_qs, urljoin, urlsplit
+
+import httpx
+import pytest
+
+from nuropb_gateway_asgi import Gateway, KeySet, Settings, SettingsError
+from nuropb_gateway_asgi.__main__ import main
+from tests.kit.clients import bearer_subprotocol, connect, refusal, turned_away
+from tests.kit.gateways import RunningGateway, eventually, run_gateway
+from tests.kit.processes import run_module
+from tests.kit.tokens import P256_KEY, P384_KEY, RSA_KEY, RSA_OTHER, jwk, private_jwk
+from tests.servers.openid import OpenIDProvider, installed
+from tests.servers.processes import unavailable
+from tests.unit.fakes import Clock
+
+ORIGIN = "https://app.example.com"
+AUDIENCE = "gateway"
+OLD = private_jwk(RSA_KEY, "old", alg="RS256", use="sig")
+NEW = private_jwk(RSA_OTHER, "new", alg="RS256", use="sig")
+CURVE = private_jwk(P384_KEY, "curve", alg="ES384", use="sig")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[OpenIDProvider]:
+    if not installed():
+        unavailable("oidc-provider is not installed: run 'python -m tests.servers.provision openid'")
+    with OpenIDProvider([OLD]) as provider:
+        yield provider
+
+
+@pytest.fixture
+def provider(shared: OpenIDProvider) -> OpenIDProvider:
+    """One that runs, and signs with OLD."""
+    if not shared.is_running:
+        shared.start()
+    shared.publish([OLD])
+    return shared
+
+
+class Site:
+    """A gateway that has its keys from a provider. Only the test moves the clock by which keys grow old."""
+
+    def __init__(self, running: RunningGateway, clock: Clock) -> None:
+        self.gateway = running.gateway
+        self.url = running.url
+        self.clock = clock
+        self._http = running.site.http()
+
+    async def get(self, path: str) -> httpx.Response:
+        async with httpx.AsyncClient(base_url=self._http, trust_env=False) as client:
+            return await client.get(path)
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.gateway.not_ready()
+
+
+@contextlib.asynccontextmanager
+async def gateway_of(provider: OpenIDProvider, *, ready: bool = True, **settings: Any) -> AsyncIterator[Site]:
+    settings = {"jwt_oidc_issuer": provider.issuer, "jwt_audience": AUDIENCE, "allowed_origins": [ORIGIN]} | settings
+    gateway = Gateway(Settings(**settings))
+    clock = Clock(0.0)
+    key_set: KeySet = gateway.handler_manager.authenticator.key_set  # type: ignore[attr-defined]
+    key_set._clock = clock
+    async with run_gateway(gateway) as running:
+        site = Site(running, clock)
+        if ready:
+            await eventually(lambda: site.is_ready)
+        yield site
+
+
+async def client_credentials(provider: OpenIDProvider, audience: str = AUDIENCE) -> str:
+    form = {"grant_type": "client_credentials", "resource": f"urn:{audience}", "scope": "orders"}
+    async with httpx.AsyncClient(trust_env=False) as http:
+        response = await http.post(f"{provider.issuer}/token", data=form, auth=("script", "of-the-script"))
+        token: str = response.json()["access_token"]
+        return token
+
+
+async def sign_in(provider: OpenIDProvider, user: str) -> dict[str, Any]:
+    """What a browser does, from the button on a page to its tokens: code and PKCE (RFC 7636)."""
+    verifier = secrets.token_urlsafe(32)
+    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    query = {
+        "client_id": "browser",
+        "response_type": "code",
+        "redirect_uri": "http://127.0.0.1/callback",
+        "scope": "openid orders",
+        "resource": f"urn:{AUDIENCE}",
+        "code_challenge": challenge,
+        "code_challenge_method": "S256",
+        "state": "s",
+    }
+    forms: list[dict[str, str]] = [{"prompt": "login", "login": user, "password": "any"}, {"prompt": "consent"}]
+    async with httpx.AsyncClient(trust_env=False) as http:
+        response = await http.get(f"{provider.issuer}/auth", params=query)
+        while not response.headers.get("location", "").startswith(query["redirect_uri"]):
+            if response.is_redirect:
+                response = await http.get(urljoin(str(response.url), response.headers["location"]))
+            else:
+                (action,) = re.findall(r'action="([^"]+)" method="post"', response.text)
+                response = await http.post(action, data=forms.pop(0))
+        (code,) = parse_qs(urlsplit(response.headers["location"]).query)["code"]
+        form = {
+            "grant_type": "authorization_code",
+            "client_id": "browser",
+            "code": code,
+            "redirect_uri": query["redirect_uri"],
+            "code_verifier": verifier,
+            "resource": query["resource"],
+        }
+        tokens: dict[str, Any] = (await http.post(f"{provider.issuer}/token", data=form)).json()
+        return tokens
+
+
+async def whoami(site: Site, token: str) -> str:
+    async with connect(site.url, token) as client:
+        context = await client.result("demo.whoami")
+        assert context["Authorization"] == f"Bearer {token}"
+        user_id: str = context["user_id"]
+        return user_id
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_script_calls_a_service_with_its_own_token(provider: OpenIDProvider) -> None:
+    async with gateway_of(provider) as site:
+        assert await whoami(site, await client_credentials(provider)) == "script"
+
+
+async def test_a_user_of_a_browser_calls_a_service(provider: OpenIDProvider) -> None:
+    async with gateway_of(provider) as site:
+        tokens = await sign_in(provider, "alice")
+        offered = ["nuropb.v1", bearer_subprotocol(tokens["access_token"])]
+        async with connect(site.url, subprotocols=offered, origin=ORIGIN) as client:
+            assert client.hello["user_id"] == "alice"
+            assert await client.result("demo.add", {"a": 1, "b": 2}) == 3
+        # It says who signed in, to the page. It is no key to anything.
+        code, frame = await turned_away(site.url, tokens["id_token"], origin=ORIGIN)
+        assert (code, frame["code"]) == (4510, "unauthenticated")
+
+
+async def test_a_token_for_somebody_else_is_refused(provider: OpenIDProvider) -> None:
+    async with gateway_of(provider) as site:
+        token = await client_credentials(provider, "billing")
+        assert (await refusal(site.url, token)).status == 401
+
+
+async def test_a_token_of_a_curve_is_verified_away_from_the_event_loop(provider: OpenIDProvider) -> None:
+    provider.publish([CURVE, OLD])
+    async with gateway_of(provider) as site:
+        for _ in range(2):
+            assert await whoami(site, await client_credentials(provider)) == "script"
+
+
+async def test_algorithms_may_be_narrowed(provider: OpenIDProvider) -> None:
+    provider.publish([CURVE, OLD])
+    async with gateway_of(provider, jwt_algorithms=["RS256"]) as site:
+        assert (await refusal(site.url, await client_credentials(provider))).status == 401
+        provider.publish([OLD, CURVE])
+        assert await whoami(site, await client_credentials(provider)) == "script"
+
+
+async def test_keys_at_a_url_need_no_discovery(provider: OpenIDProvider) -> None:
+    url = f"{provider.issuer}/jwks"
+    async with gateway_of(provider, jwt_oidc_issuer="", jwt_jwks_url=url, jwt_issuer=provider.issuer) as site:
+        assert await whoami(site, await client_credentials(provider)) == "script"
+    async with gateway_of(provider, jwt_oidc_issuer="", jwt_jwks_url=url, jwt_issuer=f"{provider.issuer}/") as site:
+        assert (await refusal(site.url, await client_credentials(provider))).status == 401
+
+
+async def test_it_is_settings_alone_that_make_it_work(
+    provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"JWT_OIDC_ISSUER": provider.issuer, "JWT_AUDIENCE": AUDIENCE}
+    monkeypatch.setenv("NUROPB_GATEWAY_TOKEN", await client_credentials(provider))
+    async with run_module("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
+        url = (await process.line(r"ws://\S+"))[0]
+        await process.line(rf"keys: 1 of {provider.issuer}/jwks")
+        assert await asyncio.to_thread(main, ["call", url, "demo.add", '{"a": 2, "b": 3}']) == 0
+        assert capsys.readouterr().out == "5\n"
+        assert "is not set: tokens are not checked for it" not in process.output
+
+
+# --- other keys -------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_key_is_good_at_once_and_the_old_one_as_long_as_it_is_published(provider: OpenIDProvider) -> None:
+    async with gateway_of(provider) as site:
+        old = await client_credentials(provider)
+        assert await whoami(site, old) == "script"
+        provider.publish([NEW, OLD])
+        new = await client_credentials(provider)
+        site.clock.now += 30
+        assert await whoami(site, new) == "script"
+        assert await whoami(site, old) == "script"
+
+        provider.publish([NEW])
+        site.clock.now += 30
+        provider.publish([CURVE, NEW])
+        assert await whoami(site, await client_credentials(provider)) == "script"  # which has the keys fetched
+        assert (await refusal(site.url, old)).status == 401
+        assert await whoami(site, new) == "script"
+
+
+async def test_many_clients_with_a_new_key_cause_one_fetch(provider: OpenIDProvider) -> None:
+    async with gateway_of(provider) as site:
+        key_set = site.gateway.handler_manager.authenticator.key_set  # type: ignore[attr-defined]
+        fetch, urls = key_set._fetch, []
+
+        async def counted(url: str) -> Any:
+            urls.append(url)
+            return await fetch(url)
+
+        key_set._fetch = counted
+        provider.publish([NEW])
+        token = await client_credentials(provider)
+        site.clock.now += 30
+        assert await asyncio.gather(*(whoami(site, token) for _ in range(20))) == ["script"] * 20
+        assert urls == [f"{provider.issuer}/.well-known/openid-configuration", f"{provider.issuer}/jwks"]
+
+
+async def test_odd_keys_among_the_good_ones_harm_nobody(provider: OpenIDProvider) -> None:
+    odd: Sequence[object] = [
+        "key",
+        {"kty": "oct", "kid": "old", "k": "AAAA"},
+        {"kty": "OKP", "crv": "Ed25519", "x": "AAAA"},
+        jwk(P256_KEY, "old", use="enc"),
+        private_jwk(P256_KEY, "shown"),
+        jwk(RSA_OTHER, "small", n="AQAB"),
+    ]
+    provider.publish([OLD], also=odd)
+    async with gateway_of(provider) as site:
+        assert await whoami(site, await client_credentials(provider)) == "script"
+
+
+# --- a provider that is away ------------------------------------------------------------------------------------
+
+
+async def test_a_gateway_may_be_started_before_its_provider(provider: OpenIDProvider) -> None:
+    token = await client_credentials(provider)
+    provider.stop()
+    async with gateway_of(provider, ready=False) as site:
+        await eventually(lambda: "ConnectError" in "".join(site.gateway.not_ready()))
+        ready = await site.get("/readyz")
+        (reason,) = ready.json()["reasons"]
+        assert ready.status_code == 503
+        assert reason.startswith("keys: the discovery document: ConnectError")
+
+        refused = await refusal(site.url, token)
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+        assert "WWW-Authenticate" not in refused.headers
+        code, frame = await turned_away(site.url, token, origin=ORIGIN)
+        assert (code, frame["code"], frame["retryable"]) == (1013, "mesh_unavailable", True)
+        async with connect(site.url, hello=False) as client:
+            await client.send("authorize", token=token)
+            closed = await client.closed()
+            assert (closed.code, [each["code"] for each in closed.frames]) == (1013, ["mesh_unavailable"])
+        assert (await refusal(site.url, "nonsense")).status == 401
+
+        provider.start()
+        site.clock.now += 60
+        await eventually(lambda: site.is_ready)
+        assert await whoami(site, token) == "script"
+
+
+async def test_keys_at_hand_serve_while_the_provider_is_away(provider: OpenIDProvider) -> None:
+    async with gateway_of(provider) as site:
+        old = await client_credentials(provider)
+        provider.publish([NEW])
+        new = await client_credentials(provider)
+        provider.stop()
+        site.clock.now += 3600
+        assert (await refusal(site.url, new)).status == 503  # its key may be there, or not
+        async with connect(site.url, old) as client:
+            answer = await client.ask("authorize", token=new)
+            assert (answer["error"]["code"], answer["error"]["retry_after_ms"]) == ("mesh_unavailable", 5000)
+            assert await client.result("demo.add", {"a": 1, "b": 2}) == 3
+
+            ready = await site.get("/readyz")
+            assert ready.status_code == 200
+            (warning,) = ready.json()["warnings"]
+            assert warning.startswith("keys: those of 3600 s ago serve: the discovery document: ConnectError")
+            metrics = (await site.get("/metrics")).text
+            assert "nuropb_gateway_keys 1.0" in metrics
+            assert "nuropb_gateway_keys_age_seconds 3600.0" in metrics
+            assert re.search(r"nuropb_gateway_key_fetch_failures_total [1-9]", metrics)
+
+            provider.start()
+            site.clock.now += 60
+            await eventually(lambda: site.gateway.handler_manager.authenticator.warning is None)  # type: ignore[attr-defined]
+            assert (await client.ask("authorize", token=new))["error"] is None
+        assert (await site.get("/readyz")).json()["warnings"] == []
+        assert (await refusal(site.url, old)).status == 401
+
+
+async def test_after_a_day_nobody_is_let_in_any_more(provider: OpenIDProvider) -> None:
+    async with gateway_of(provider) as site:
+        token = await client_credentials(provider)
+        provider.stop()
+        site.clock.now += 86400
+        assert await whoami(site, token) == "script"
+        site.clock.now += 1
+        assert (await refusal(site.url, token)).status == 503
+        assert not site.is_ready
+        assert "nuropb_gateway_keys 0.0" in (await site.get("/metrics")).text
+
+
+async def test_a_provider_under_another_name_is_not_the_provider(provider: OpenIDProvider) -> None:
+    # The same server, but not the issuer that it says it is.
+    issuer = provider.issuer.replace("127.0.0.1", "localhost")
+    async with gateway_of(provider, ready=False, jwt_oidc_issuer=issuer) as site:
+        await eventually(lambda: "another issuer's" in "".join(site.gateway.not_ready()))
+        assert (await refusal(site.url, await client_credentials(provider))).status == 503
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"jwt_key": "k" * 32, "jwt_jwks_url": "https://a.example/"},
+            "JWT_JWKS_URL: NUROPB_GATEWAY_JWT_KEY is set, too",
+        ),
+        (
+            {"jwt_key": "k" * 32, "jwt_oidc_issuer": "https://a.example"},
+            "JWT_OIDC_ISSUER: NUROPB_GATEWAY_JWT_KEY is set",
+        ),
+        (
+            {"jwt_jwks_url": "https://a.example/", "jwt_oidc_issuer": "https://a.example"},
+            "JWT_OIDC_ISSUER: NUROPB_GATEWAY_JWT_JWKS_URL is set, too",
+        ),
+        ({"jwt_oidc_issuer": "http://a.example"}, "JWT_OIDC_ISSUER: http is for this machine only; use https"),
+        ({"jwt_jwks_url": "https://me:hunter2@a.example"}, "JWT_JWKS_URL: it is not a URL of the form"),
+        (
+            {"jwt_oidc_issuer": "https://a.example", "jwt_issuer": "https://a.example/"},
+            "JWT_ISSUER: it is not JWT_OIDC",
+        ),
+        (
+            {"jwt_oidc_issuer": "https://a.example", "jwt_algorithms": ["HS256"]},
+            "JWT_ALGORITHMS: it must be a list with",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_stop_the_start(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Gateway(Settings(**settings))
+    text = str(caught.value)
+    assert text.startswith(f"NUROPB_GATEWAY_{message}")
+    assert "\n" not in text
+    assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({"jwt_oidc_issuer": "http://127.0.0.1:1"}, ["JWT_AUDIENCE"]),
+        ({"jwt_jwks_url": "http://127.0.0.1:1/keys"}, ["JWT_ISSUER", "JWT_AUDIENCE"]),
+        ({"jwt_jwks_url": "http://127.0.0.1:1/keys", "jwt_issuer": "i", "jwt_audience": "a"}, []),
+    ],
+)
+async def test_what_tokens_are_not_checked_for_is_said_at_the_start(
+    settings: dict[str, Any], warned: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Gateway(Settings(**settings)).lifespan():
+        pass
+    said = [line for line in caplog.messages if line.endswith("is not set: tokens are not checked for it")]
+    assert [line.split()[0] for line in said] == [f"NUROPB_GATEWAY_{name}" for name in warned]

@@ -1,0 +1,175 @@
+"""Tokens of every kind, honest and hostile, made without the code that is tested."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+#: What the time is while a test uses these tokens. Late enough for no real clock to take them for expired.
+NOW: Final = 4_000_000_000
+SECRET = "a-secret-for-tests-of-at-least-32-bytes"
+ISSUER = "https://issuer.example"
+AUDIENCE = "gateway"
+CLAIMS: dict[str, Any] = {
+    "iss": ISSUER,
+    "aud": AUDIENCE,
+    "sub": "alice",
+    "preferred_username": "Alice",
+    "iat": NOW,
+    "exp": NOW + 60,
+}
+RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+RSA_OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+RSA_SMALL = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+P256_KEY = ec.generate_private_key(ec.SECP256R1())
+P384_KEY = ec.generate_private_key(ec.SECP384R1())
+P521_KEY = ec.generate_private_key(ec.SECP521R1())
+HASHES: dict[str, hashes.HashAlgorithm] = {
+    "256": hashes.SHA256(),
+    "384": hashes.SHA384(),
+    "512": hashes.SHA512(),
+}
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+PEM = serialization.Encoding.PEM
+DER = serialization.Encoding.DER
+PKCS1 = serialization.PublicFormat.PKCS1
+SPKI = serialization.PublicFormat.SubjectPublicKeyInfo
+
+
+def public(key: PrivateKey, encoding: serialization.Encoding = PEM) -> bytes:
+    return key.public_key().public_bytes(encoding, SPKI)
+
+
+def private(key: PrivateKey, encoding: serialization.Encoding = PEM, password: bytes | None = None) -> bytes:
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if password:
+        encryption = serialization.BestAvailableEncryption(password)
+    return key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, encryption)
+
+
+def certificate(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "issuer.example")])
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1)
+    builder = builder.not_valid_before(start).not_valid_after(start + timedelta(days=1))
+    return builder.public_key(key.public_key()).sign(key, hashes.SHA256())
+
+
+def b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def as_json(value: object) -> bytes:
+    return value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
+
+
+def signature(algorithm: str, key: object, message: bytes) -> bytes:
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(message, padding.PKCS1v15(), HASHES[algorithm[2:]])
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        r, s = decode_dss_signature(key.sign(message, ec.ECDSA(HASHES[algorithm[2:]])))
+        size = (key.key_size + 7) // 8
+        return r.to_bytes(size, "big") + s.to_bytes(size, "big")
+    assert isinstance(key, bytes | str)
+    secret = key.encode() if isinstance(key, str) else key
+    return hmac.digest(secret, message, getattr(hashlib, f"sha{algorithm[2:]}"))
+
+
+def make(
+    claims: object = CLAIMS, header: object = None, *, alg: str = "HS256", key: object = SECRET, **more: Any
+) -> str:
+    """Sign whatever is given, valid or not; ``more`` goes into the header."""
+    head = {"alg": alg, "typ": "JWT", **more} if header is None else header
+    message = f"{b64(as_json(head))}.{b64(as_json(claims))}"
+    return f"{message}.{b64(signature(alg, key, message.encode()))}"
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    return CLAIMS | changes
+
+
+def without(*names: str) -> dict[str, Any]:
+    return {name: value for name, value in CLAIMS.items() if name not in names}
+
+
+def nested(depth: int) -> Any:
+    return [] if depth == 1 else [nested(depth - 1)]
+
+
+def sign(message: str) -> str:
+    """Sign a header and claims that are not spelled as they should be."""
+    return f"{message}.{b64(signature('HS256', SECRET, message.encode()))}"
+
+
+def respelled(token: str) -> str:
+    """Change only the unused bits at the end of a 32 byte signature: python-jose 3.5.0 accepts it."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    return token[:-1] + alphabet[alphabet.index(token[-1]) + 1]
+
+
+def other_alphabet() -> str:
+    message, _, signed = next(token for n in range(99) if "-" in (token := make(claims(n=n)))).rpartition(".")
+    return f"{message}.{signed.replace('-', '+').replace('_', '/')}"
+
+
+def der_signed() -> str:
+    message = make(alg="ES256", key=P256_KEY).rpartition(".")[0]
+    return f"{message}.{b64(P256_KEY.sign(message.encode(), ec.ECDSA(hashes.SHA256())))}"
+
+
+def signed_with(key: ec.EllipticCurvePrivateKey, r: int, s: int, size: int | None = None) -> str:
+    """A token for P-256 whose signature is these two numbers."""
+    size = (key.key_size + 7) // 8 if size is None else size
+    message = make(alg="ES256", key=key).rpartition(".")[0]
+    return f"{message}.{b64(r.to_bytes(size, 'big') + s.to_bytes(size, 'big'))}"
+
+
+def cut(token: str, size: int) -> str:
+    """The token with only so many bytes of its signature; a negative size cuts so many off."""
+    message, _, signed = token.rpartition(".")
+    return f"{message}.{b64(base64.urlsafe_b64decode(signed + '=' * (-len(signed) % 4))[:size])}"
+
+
+# --- key sets
+
+
+def number(value: int, size: int | None = None) -> str:
+    """As a JSON web key has it, without leading zeros unless it has to be of some size in bytes."""
+    return b64(value.to_bytes((value.bit_length() + 7) // 8 if size is None else size, "big"))
+
+
+def jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, kid: str | None = None, **more: Any) -> dict[str, Any]:
+    """The public key as a JSON web key; ``more`` is added, and takes the place of what is there."""
+    named = {} if kid is None else {"kid": kid}
+    if isinstance(key, rsa.RSAPrivateKey):
+        numbers = key.public_key().public_numbers()
+        return {"kty": "RSA", "n": number(numbers.n), "e": number(numbers.e), **named, **more}
+    point = key.public_key().public_numbers()
+    size = (key.key_size + 7) // 8
+    curve = f"P-{key.key_size}"
+    return {"kty": "EC", "crv": curve, "x": number(point.x, size), "y": number(point.y, size), **named, **more}
+
+
+def private_jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, kid: str, **more: Any) -> dict[str, Any]:
+    """The whole key as a JSON web key, for who signs."""
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        size = (key.key_size + 7) // 8
+        return jwk(key, kid, d=number(key.private_numbers().private_value, size), **more)
+    numbers = key.private_numbers()
+    parts = {"d": numbers.d, "p": numbers.p, "q": numbers.q, "dp": numbers.dmp1, "dq": numbers.dmq1, "qi": numbers.iqmp}
+    return jwk(key, kid, **{name: number(value) for name, value in parts.items()}, **more)
+
+
+def key_set(*keys: object) -> bytes:
+    """The document that a provider publishes."""
+    return as_json({"keys": list(keys)})

@@ -1,0 +1,629 @@
+"""Key sets: when they are fetched, how long they serve, and what they take for a provider's word."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import math
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nuropb_gateway_asgi import KeySet, SettingsError, key_sets
+from nuropb_gateway_asgi._documents import _URL, Document, _max_age, check_url
+from nuropb_gateway_asgi._strict import Unacceptable
+from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, NotStartedError
+from nuropb_gateway_asgi.key_sets import Freshness
+from tests.kit.tokens import ISSUER, P256_KEY, RSA_KEY, RSA_OTHER, as_json, jwk, key_set, private_jwk
+
+from .fakes import PATIENCE, Clock, until
+
+URL = "https://issuer.example/keys"
+DISCOVERY = "https://issuer.example/.well-known/openid-configuration"
+ONE = key_set(jwk(RSA_KEY, "one"))
+TWO = key_set(jwk(RSA_KEY, "one"), jwk(P256_KEY, "two"))
+DAY = 86400.0
+
+
+class Provider:
+    """What is at which URL. An exception is raised, and what is not there is Unacceptable."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, Any] = {}
+        self.asked: list[str] = []
+        #: While it is set, everybody waits for it.
+        self.gate: asyncio.Event | None = None
+
+    def publish(self, body: bytes | Exception, *, max_age: float | None = None, url: str = URL) -> None:
+        self.pages[url] = body if isinstance(body, Exception) else Document(body, max_age)
+
+    def go_down(self) -> None:
+        self.pages.clear()
+
+    async def __call__(self, url: str) -> Document:
+        self.asked.append(url)
+        if self.gate is not None:
+            await self.gate.wait()
+        page = self.pages.get(url, Unacceptable("nobody answers"))
+        if isinstance(page, Exception):
+            raise page
+        document: Document = page
+        return document
+
+
+class Scene:
+    """A key set, its provider, and a clock that only the test moves."""
+
+    def __init__(self, keys: KeySet) -> None:
+        self.keys = keys
+        self.provider = Provider()
+        self.clock = Clock(1000.0)
+        keys._fetch = self.provider
+        keys._clock = self.clock
+        keys._chance = lambda: 1.0
+
+    async def fetches(self, count: int) -> None:
+        """Wait until there were so many attempts, and the last one has ended."""
+        await until(lambda: len(self.provider.asked) == count and not self.keys._is_fetching)
+
+    async def kids(self) -> list[str | None]:
+        return [key.kid for key in (await self.keys.ring()).keys]
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    """One that runs, with keys."""
+    set_ = Scene(KeySet(URL))
+    set_.provider.publish(ONE)
+    async with set_.keys:
+        await set_.fetches(1)
+        yield set_
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at every other millisecond whether it is time to fetch; the clock of the test says whether it is."""
+    for name in ("FIRST_RETRY", "LAST_RETRY", "SHORTEST_LIFETIME", "DEFAULT_LIFETIME", "LONGEST_LIFETIME"):
+        monkeypatch.setattr(key_sets, name, 0.002)
+
+
+# --- when to fetch ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("max_age", "earliest", "latest"),
+    [
+        (None, 240.0, 285.0),
+        (0.0, 48.0, 57.0),
+        (59.0, 48.0, 57.0),
+        (600.0, 480.0, 570.0),
+        (3600.0, 2880.0, 3420.0),
+        (1e10, 2880.0, 3420.0),
+    ],
+)
+def test_keys_are_fetched_again_before_their_time_is_over(
+    max_age: float | None, earliest: float, latest: float
+) -> None:
+    for chance, due in ((0.0, earliest), (1.0, latest)):
+        freshness = Freshness()
+        freshness.tried_at = 1000.0
+        freshness.on_fetched(max_age, chance)
+        assert freshness.due_at - 1000.0 == pytest.approx(due)
+
+
+def test_attempts_that_fail_are_made_less_and_less_often_and_never_all_at_once() -> None:
+    freshness = Freshness()
+    delays = []
+    for _ in range(9):
+        freshness.on_failed(0.0, 1.0)
+        delays.append(freshness.due_at)
+    assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    freshness.on_failed(0.0, 0.0)
+    assert freshness.due_at == 30
+    freshness.on_fetched(None, 1.0)
+    freshness.on_failed(0.0, 1.0)
+    assert freshness.due_at == 1
+
+
+def test_unknown_keys_are_looked_for_once_in_30_seconds() -> None:
+    freshness = Freshness()
+    assert freshness.may_ask(0.0)
+    freshness.tried_at = 100.0
+    assert not freshness.may_ask(129.9)
+    assert freshness.may_ask(130.0)
+
+
+def test_keys_serve_for_a_day_after_they_were_fetched() -> None:
+    freshness = Freshness()
+    assert not freshness.serves(0.0)
+    freshness.tried_at = 100.0
+    freshness.on_fetched(None, 1.0)
+    freshness.tried_at = 200.0
+    freshness.on_failed(200.0, 1.0)
+    assert freshness.serves(100.0 + DAY)
+    assert not freshness.serves(100.1 + DAY)
+
+
+# --- fetching ---------------------------------------------------------------------------------------------------
+
+
+async def test_keys_are_fetched_when_it_is_entered_and_not_for_each_token(scene: Scene) -> None:
+    for _ in range(3):
+        assert await scene.kids() == ["one"]
+    assert scene.provider.asked == [URL]
+    assert (scene.keys.problem, scene.keys.warning, scene.keys.size, scene.keys.failures) == (None, None, 1, 0)
+    scene.clock.now += 7
+    assert scene.keys.age == 7
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_keys_are_fetched_again_by_themselves_when_it_is_time(scene: Scene) -> None:
+    scene.provider.publish(TWO)
+    scene.clock.now += 1
+    await scene.fetches(2)
+    assert await scene.kids() == ["one", "two"]
+
+
+async def test_the_same_document_is_the_same_ring(scene: Scene) -> None:
+    before = await scene.keys.ring()
+    scene.clock.now += 30
+    assert await scene.keys.newer_ring() is before
+    scene.provider.publish(TWO)
+    scene.clock.now += 30
+    after = await scene.keys.newer_ring()
+    assert after is not before
+    assert await scene.keys.ring() is after
+
+
+async def test_whoever_comes_during_the_first_fetch_waits_for_it() -> None:
+    scene = Scene(KeySet(URL))
+    scene.provider.publish(ONE)
+    scene.provider.gate = asyncio.Event()
+    async with scene.keys, anyio.create_task_group() as tasks:
+        impatient = asyncio.create_task(scene.keys.ring())
+        for _ in range(20):
+            tasks.start_soon(scene.kids)
+        await anyio.wait_all_tasks_blocked()
+        impatient.cancel()  # which is nobody else's business
+        await anyio.wait_all_tasks_blocked()
+        assert impatient.cancelled()
+        assert scene.keys.problem == "they have not been fetched yet"
+        scene.provider.gate.set()
+        assert await scene.kids() == ["one"]
+    assert scene.provider.asked == [URL]
+
+
+async def test_a_key_that_is_not_there_is_looked_for_once_for_all_who_ask(scene: Scene) -> None:
+    scene.provider.publish(TWO)
+    scene.clock.now += 30
+    scene.provider.gate = asyncio.Event()
+    async with anyio.create_task_group() as tasks:
+        impatient = asyncio.create_task(scene.keys.newer_ring())
+        for _ in range(20):
+            tasks.start_soon(scene.keys.newer_ring)
+        await anyio.wait_all_tasks_blocked()
+        impatient.cancel()
+        await anyio.wait_all_tasks_blocked()
+        scene.provider.gate.set()
+    assert await scene.kids() == ["one", "two"]
+    assert len(scene.provider.asked) == 2
+
+
+async def test_a_key_that_is_not_there_is_not_looked_for_again_within_30_seconds(scene: Scene) -> None:
+    scene.provider.publish(TWO)
+    scene.clock.now += 29.9
+    ring = await scene.keys.newer_ring()
+    assert [key.kid for key in ring.keys] == ["one"]
+    assert len(scene.provider.asked) == 1
+    scene.clock.now += 0.1
+    ring = await scene.keys.newer_ring()
+    assert [key.kid for key in ring.keys] == ["one", "two"]
+    for _ in range(3):
+        await scene.keys.newer_ring()
+    assert len(scene.provider.asked) == 2
+
+
+# --- a provider that is away ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_provider_may_come_after_the_gateway(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="nuropb_gateway_asgi")
+    scene = Scene(KeySet(URL))
+    async with scene.keys:
+        with pytest.raises(AuthenticationUnavailable, match="keys: the key set: nobody answers"):
+            await scene.keys.ring()
+        for attempts in range(2, 5):
+            scene.clock.now += 1
+            await scene.fetches(attempts)
+            assert scene.keys.problem == "the key set: nobody answers"
+        assert (scene.keys.size, scene.keys.warning, scene.keys.failures) == (0, None, 4)
+        assert scene.keys.age == math.inf
+        scene.provider.gate = asyncio.Event()
+        scene.clock.now += 1
+        await until(lambda: scene.keys._is_fetching)
+        with pytest.raises(AuthenticationUnavailable):  # at once: it was down the last time, too
+            await scene.keys.ring()
+        scene.provider.publish(ONE)
+        scene.provider.gate.set()
+        await scene.fetches(5)
+        assert await scene.kids() == ["one"]
+        assert scene.keys.size == 1
+        assert not scene.keys.problem
+    assert caplog.messages == [
+        f"keys: they cannot be fetched from {URL}: the key set: nobody answers",
+        f"keys: 1 of {URL}",
+        f"keys: they can be fetched again from {URL}",
+    ]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_keys_serve_for_a_day_while_the_provider_is_away(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="nuropb_gateway_asgi")
+    scene.provider.go_down()
+    scene.clock.now += DAY - 1
+    await scene.fetches(2)
+    assert await scene.kids() == ["one"]
+    assert (scene.keys.problem, scene.keys.size, scene.keys.failures) == (None, 1, 1)
+    assert scene.keys.warning == "those of 86399 s ago serve: the key set: nobody answers"
+    scene.clock.now += 0.9
+    await scene.fetches(3)
+    assert await scene.kids() == ["one"]
+    scene.clock.now += 0.2
+    with pytest.raises(AuthenticationUnavailable, match="keys: they are older than a day: the key set: nobody"):
+        await scene.keys.ring()  # whether it was tried again since or not
+    await scene.fetches(4)
+    with pytest.raises(AuthenticationUnavailable, match="keys: the key set: nobody answers"):
+        await scene.keys.ring()
+    assert not scene.keys.warning
+    assert scene.keys.size == 0
+    scene.provider.publish(ONE)
+    scene.clock.now += 1
+    await scene.fetches(5)
+    assert await scene.kids() == ["one"]
+    assert caplog.messages == [
+        f"keys: they cannot be fetched from {URL}: the key set: nobody answers",
+        "keys: they are older than a day, and no token can be checked any more: the key set: nobody answers",
+        f"keys: 1 of {URL}",
+        f"keys: they can be fetched again from {URL}",
+    ]
+
+
+async def test_nobody_knows_of_an_unknown_key_while_the_provider_is_away(scene: Scene) -> None:
+    scene.provider.go_down()
+    scene.clock.now += 30
+    with pytest.raises(AuthenticationUnavailable, match="keys: the key set: nobody answers"):
+        await scene.keys.newer_ring()
+    with pytest.raises(AuthenticationUnavailable):
+        await scene.keys.newer_ring()
+    assert len(scene.provider.asked) == 2
+    assert await scene.kids() == ["one"]  # the known ones go on serving
+
+
+async def test_an_error_of_the_gateway_itself_is_like_a_provider_that_is_away(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.provider.publish(RuntimeError("a gap"))
+    scene.clock.now += 30
+    with pytest.raises(AuthenticationUnavailable, match="keys: RuntimeError"):
+        await scene.keys.newer_ring()
+    assert "keys: an error of the gateway itself" in caplog.text
+    assert await scene.kids() == ["one"]
+
+
+async def test_what_is_no_key_set_leaves_the_keys_as_they_were(scene: Scene) -> None:
+    scene.provider.publish(b"<html>")
+    scene.clock.now += 30
+    with pytest.raises(AuthenticationUnavailable, match="keys: the key set is not strict JSON"):
+        await scene.keys.newer_ring()
+    assert await scene.kids() == ["one"]
+
+
+async def test_keys_that_are_not_published_any_more_are_gone_even_if_that_is_all_of_them(scene: Scene) -> None:
+    scene.provider.publish(key_set(), max_age=3600)
+    scene.clock.now += 30
+    with pytest.raises(AuthenticationUnavailable, match="keys: the provider has none that can be used"):
+        await scene.keys.newer_ring()
+    assert scene.keys.problem == "the provider has none that can be used"
+    assert scene.keys.size == 0
+    # Soon, whatever the provider says: it is in trouble.
+    assert scene.keys._freshness.due_at - scene.clock.now == pytest.approx(57)
+
+
+# --- what is logged ---------------------------------------------------------------------------------------------
+
+
+async def test_keys_that_are_not_used_are_told_with_the_reason_and_private_ones_loudly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="nuropb_gateway_asgi")
+    scene = Scene(KeySet(URL))
+    secret = private_jwk(RSA_OTHER, "x")
+    scene.provider.publish(key_set(jwk(RSA_KEY, "one"), {"kty": "OKP"}, secret))
+    async with scene.keys:
+        assert await scene.kids() == ["one"]
+    assert caplog.messages == [
+        f"keys: 1 of {URL}; number 2 is ignored: its kty is neither RSA nor EC; "
+        "number 3 is ignored: it shows its private part",
+        f"keys: {URL} shows private keys to everybody; whoever has read them can sign tokens",
+    ]
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert secret["d"] not in caplog.text
+
+
+# --- how long it runs -------------------------------------------------------------------------------------------
+
+
+async def test_outside_of_its_context_it_says_what_to_do() -> None:
+    for function in (KeySet(URL).ring, KeySet(URL).newer_ring):
+        with pytest.raises(NotStartedError, match="'async with'"):
+            await function()
+
+
+async def test_it_may_be_entered_by_several_in_any_order() -> None:
+    scene = Scene(KeySet(URL))
+    scene.provider.publish(ONE)
+    await scene.keys.__aenter__()
+    async with scene.keys:
+        assert await scene.kids() == ["one"]
+        await scene.keys.__aexit__(None, None, None)  # by the first, while the second is still there
+        assert await scene.kids() == ["one"]
+    assert scene.provider.asked == [URL]
+    with pytest.raises(NotStartedError):
+        await scene.keys.ring()
+
+
+async def test_whoever_waits_when_it_ends_is_not_left_waiting() -> None:
+    scene = Scene(KeySet(URL))
+    scene.provider.gate = asyncio.Event()
+    async with scene.keys:
+        waiting = asyncio.create_task(scene.keys.ring())
+        await anyio.wait_all_tasks_blocked()
+    with anyio.fail_after(PATIENCE), pytest.raises(AuthenticationUnavailable):
+        await waiting
+
+
+async def test_when_it_runs_again_the_keys_that_it_had_serve_until_the_first_fetch_which_is_waited_for() -> None:
+    scene = Scene(KeySet(URL))
+    scene.provider.publish(ONE)
+    async with scene.keys:
+        await scene.keys.ring()
+    scene.provider.publish(TWO)
+    scene.clock.now += 60
+    scene.provider.gate = asyncio.Event()
+    async with scene.keys:
+        assert await scene.kids() == ["one"]
+        asking = asyncio.create_task(scene.keys.newer_ring())
+        await anyio.wait_all_tasks_blocked()
+        scene.provider.gate.set()
+        assert [key.kid for key in (await asking).keys] == ["one", "two"]
+        await anyio.wait_all_tasks_blocked()
+    assert len(scene.provider.asked) == 2
+
+
+def test_it_may_run_again_in_another_event_loop() -> None:
+    scene = Scene(KeySet(URL))
+    scene.provider.publish(ONE)
+
+    async def run() -> list[str | None]:
+        async with scene.keys:
+            scene.clock.now += 30
+            await scene.keys.newer_ring()
+            return await scene.kids()
+
+    assert asyncio.run(run()) == ["one"]
+    scene.provider.publish(TWO)
+    assert asyncio.run(run()) == ["one", "two"]
+
+
+# --- an OpenID provider -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("issuer", "discovery"),
+    [
+        ("https://issuer.example", DISCOVERY),
+        ("https://issuer.example/", DISCOVERY),
+        ("https://issuer.example/realms/a", "https://issuer.example/realms/a/.well-known/openid-configuration"),
+        ("http://127.0.0.1:8080/", "http://127.0.0.1:8080/.well-known/openid-configuration"),
+    ],
+)
+async def test_an_issuer_tells_where_its_keys_are(issuer: str, discovery: str) -> None:
+    scene = Scene(KeySet(issuer=issuer))
+    scene.provider.publish(as_json({"issuer": issuer, "jwks_uri": URL, "claims_supported": ["sub"]}), url=discovery)
+    scene.provider.publish(ONE)
+    async with scene.keys:
+        assert await scene.kids() == ["one"]
+    assert scene.provider.asked == [discovery, URL]
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        (as_json({"issuer": f"{ISSUER}/", "jwks_uri": URL}), "another issuer's: mind the slash at the end"),
+        (as_json({"issuer": "https://evil.example", "jwks_uri": URL}), "another issuer's"),
+        (as_json({"issuer": ISSUER.upper(), "jwks_uri": URL}), "another issuer's"),
+        (as_json({"issuer": [ISSUER], "jwks_uri": URL}), "another issuer's"),
+        (as_json({"jwks_uri": URL}), "another issuer's"),
+        (as_json({"issuer": ISSUER}), "has no jwks_uri"),
+        (as_json({"issuer": ISSUER, "jwks_uri": [URL]}), "has no jwks_uri"),
+        (as_json({"issuer": ISSUER, "jwks_uri": "http://issuer.example/keys"}), "jwks_uri: http is for this machine"),
+        (as_json({"issuer": ISSUER, "jwks_uri": "http://127.0.0.1/keys"}), "leads from https to http"),
+        (as_json({"issuer": ISSUER, "jwks_uri": "https://me:pw@issuer.example/"}), "jwks_uri: it is not a URL of"),
+        (as_json({"issuer": ISSUER, "jwks_uri": "file:///etc/passwd"}), "jwks_uri: it is not a URL of"),
+        (b'{"issuer":"https://issuer.example","issuer":"https://evil.example"}', "is not strict JSON"),
+        (b"[]", "is not an object"),
+        (b"", "is not strict JSON"),
+    ],
+)
+async def test_a_discovery_document_that_cannot_be_trusted_is_not(document: bytes, reason: str) -> None:
+    scene = Scene(KeySet(issuer=ISSUER))
+    scene.provider.publish(document, url=DISCOVERY)
+    scene.provider.publish(ONE)
+    async with scene.keys:
+        with pytest.raises(AuthenticationUnavailable, match=f"keys: the discovery document.*{reason}"):
+            await scene.keys.ring()
+    assert scene.provider.asked == [DISCOVERY]
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://issuer.example",
+        "https://issuer.example/",
+        "https://issuer.example:65535/keys",
+        f"https://{'a' * 63}.example/keys",
+        "https://issuer.example:8443/realms/main/protocol/openid-connect/certs",
+        "https://issuer.example/keys?policy=b2c_1_a&x=%20",
+        "HTTPS://Issuer.Example/keys",
+        "https://xn--mnchen-3ya.example/keys",
+        "https://[2001:db8::1]:8443/keys",
+        "https://192.0.2.1/keys",
+        "http://localhost:8080/keys",
+        "http://LOCALHOST/keys",
+        "http://127.0.0.1:8080/keys",
+        "http://127.8.9.10/keys",
+        "http://[::1]:8080/keys",
+    ],
+)
+def test_keys_may_come_from_https_or_from_this_machine(url: str) -> None:
+    check_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "issuer.example",
+        "//issuer.example/keys",
+        "https:issuer.example/keys",
+        "https:///keys",
+        "https://",
+        "http://issuer.example/keys",
+        "http://localhost.evil.example/keys",
+        "http://127.0.0.1.evil.example/keys",
+        "http://127.1/keys",
+        "http://0.0.0.0/keys",
+        "http://[::ffff:192.0.2.1]/keys",
+        "http://2130706433/keys",
+        "http://10.0.0.1/keys",
+        "ftp://issuer.example/keys",
+        "file:///etc/passwd",
+        "https://me:hunter2@issuer.example/keys",
+        "https://me@issuer.example/keys",
+        "http://127.0.0.1@evil.example/keys",
+        "http://127.0.0.1\\@evil.example/keys",
+        "https://issuer.example/keys#one",
+        "https://issuer.example:port/keys",
+        "https://issuer.example/a b",
+        "https://issuer.example/\n",
+        "https://issuer.example\n",
+        " https://issuer.example",
+        "https://issuer.example/é",
+        "https://münchen.example/keys",
+        "https://[::1/keys",
+        "https://a..b.example/keys",
+        "https://issuer.example:65536/keys",
+        "https://[1.2.3]/keys",
+        f"https://{'a' * 64}.example/keys",
+        f"https://{'a.' * 130}example/keys",
+        f"https://issuer.example/{'a' * 2000}",
+    ],
+)
+def test_keys_may_not_come_from_anywhere_else(url: str) -> None:
+    with pytest.raises(Unacceptable):
+        check_url(url)
+    for name, arguments in (("JWT_JWKS_URL", {"jwks_url": url}), ("JWT_OIDC_ISSUER", {"issuer": url})):
+        with pytest.raises(SettingsError, match=f"^{name}: ") as caught:
+            KeySet(**arguments)
+        assert "hunter2" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@given(st.from_regex(_URL, fullmatch=True))
+@settings(database=None)
+def test_the_library_that_fetches_goes_where_the_check_has_looked(url: str) -> None:
+    try:
+        check_url(url)
+    except Unacceptable:
+        return
+    try:
+        read = httpx.URL(url)
+    except httpx.InvalidURL:
+        return  # then it goes nowhere
+    match = _URL.fullmatch(url)
+    assert match is not None
+    assert read.scheme == match[1].lower()
+    assert read.raw_host.decode() == match[2].lower().strip("[]")
+    assert read.port in (None, int(match[3] or 0))
+    assert (read.userinfo, read.fragment) == (b"", "")
+    assert read.scheme == "https" or read.host == "localhost" or ipaddress.ip_address(read.host).is_loopback
+
+
+def test_an_issuer_has_no_query() -> None:
+    with pytest.raises(SettingsError, match="JWT_OIDC_ISSUER: an issuer has no query"):
+        KeySet(issuer="https://issuer.example/?tenant=a")
+
+
+def test_it_has_one_origin() -> None:
+    with pytest.raises(SettingsError, match="JWT_JWKS_URL: JWT_OIDC_ISSUER is given, too"):
+        KeySet(URL, issuer=ISSUER)
+    with pytest.raises(SettingsError, match="JWT_JWKS_URL: it is not a URL"):
+        KeySet()
+
+
+@pytest.mark.parametrize("algorithms", [[], ["HS256"], ["RS256", "HS256"], ["none"], "RS256", ["PS256"], ["rs256"]])
+def test_algorithms_of_a_set_are_never_for_secrets(algorithms: Any) -> None:
+    with pytest.raises(SettingsError, match="JWT_ALGORITHMS: it must be a list with some of RS256, RS384"):
+        KeySet(URL, algorithms=algorithms)
+
+
+async def test_algorithms_narrow_what_keys_are_for() -> None:
+    scene = Scene(KeySet(URL, algorithms=["ES256"]))
+    scene.provider.publish(TWO)
+    async with scene.keys:
+        assert await scene.kids() == ["two"]
+
+
+def test_a_missing_library_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(SettingsError, match=r"JWT_OIDC_ISSUER: it needs httpx, .* nuropb-gateway-asgi\[oidc\]"):
+        KeySet(issuer=ISSUER)
+
+
+# --- documents --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "max_age"),
+    [
+        ("", None),
+        ("public", None),
+        ("max-age=600", 600),
+        ("public, max-age=600, must-revalidate", 600),
+        ("Max-Age=600", 600),
+        ('max-age="600"', 600),
+        ("max-age=0", 0),
+        ("no-store", 0),
+        ("max-age=600, No-Cache", 0),
+        ("max-age=600, max-age=60", 60),
+        ("s-maxage=600", None),
+        ("max-age=-1", None),
+        ("max-age=1e9", None),
+        ("max-age=", None),
+        ("max-age=99999999999999999999", None),
+        ("max-age = 600", None),
+    ],
+)
+def test_how_long_a_document_may_be_kept(cache_control: str, max_age: float | None) -> None:
+    assert _max_age(cache_control) == max_age
