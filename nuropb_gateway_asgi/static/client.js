@@ -1021,7 +1021,7 @@ function sharedSockets(workerUrl, opening) {
 	};
 	const open = function(url, protocols) {
 		if (usable) try {
-			return new PortSocket(new SharedWorker(workerUrl, {
+			return new PortSocket(new SharedWorker(trusted(workerUrl), {
 				type: "module",
 				name: `${WORKER_NAME} ${url}`
 			}), {
@@ -1035,6 +1035,15 @@ function sharedSockets(workerUrl, opening) {
 	};
 	return open;
 }
+var trusted = (() => {
+	let policy;
+	return (url) => {
+		const { trustedTypes } = globalThis;
+		if (trustedTypes === void 0) return url;
+		policy ??= trustedTypes.createPolicy("nuropb-gateway-client", { createScriptURL: (text) => text });
+		return policy.createScriptURL(url.href);
+	};
+})();
 var PortSocket = class {
 	onopen = null;
 	onmessage = null;

@@ -34,7 +34,7 @@ export function sharedSockets(workerUrl: URL, opening: Omit<Opening, "url" | "lo
   const open = function (url: string, protocols: string[]): SocketLike {
     if (usable) {
       try {
-        const worker = new SharedWorker(workerUrl, { type: "module", name: `${WORKER_NAME} ${url}` });
+        const worker = new SharedWorker(trusted(workerUrl), { type: "module", name: `${WORKER_NAME} ${url}` });
         return new PortSocket(worker, { ...opening, url }, giveUp);
       } catch (error) {
         giveUp(error);
@@ -44,6 +44,21 @@ export function sharedSockets(workerUrl: URL, opening: Omit<Opening, "url" | "lo
   };
   return open as unknown as SocketConstructor;
 }
+
+interface TrustedTypes {
+  createPolicy(name: string, rules: { createScriptURL: (url: string) => string }): { createScriptURL(url: string): URL };
+}
+
+/** Where a page's policy asks for trusted types, the URL has to be one. The policy is called nuropb-gateway-client. */
+const trusted = (() => {
+  let policy: ReturnType<TrustedTypes["createPolicy"]> | undefined;
+  return (url: URL): URL => {
+    const { trustedTypes } = globalThis as { trustedTypes?: TrustedTypes };
+    if (trustedTypes === undefined) return url;
+    policy ??= trustedTypes.createPolicy("nuropb-gateway-client", { createScriptURL: (text) => text });
+    return policy.createScriptURL(url.href);
+  };
+})();
 
 /** The tab's end of a connection to the worker. */
 class PortSocket implements SocketLike {
