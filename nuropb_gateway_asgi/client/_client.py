@@ -87,6 +87,8 @@ class Client:
         )
         self._loop = asyncio.get_running_loop()
         self._attempt = 0
+        #: How the last connection ended, or why it never came about.
+        self._lost: ConnectionLost | None = None
         #: A token was refused and another one fetched: that is done once.
         self._renewed = False
         #: Of the connection that is there now.
@@ -230,7 +232,7 @@ class Client:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise ConnectionClosed(BROKEN, f"no connection within {timeout:g} seconds") from self._state.error
+            raise ConnectionClosed(BROKEN, f"no connection within {timeout:g} seconds") from self._lost
         if self._state.name == "closed":
             raise self._closed_error()
 
@@ -299,6 +301,7 @@ class Client:
         delay = asked + self.backoff.delay(self._attempt)
         self._attempt += 1
         error = lost or _because(ConnectionLost(ending.code, ending.reason), ending.cause)
+        self._lost = error
         self._set_state(State("reconnecting", delay=delay, error=error))
         return delay
 

@@ -99,7 +99,7 @@ class PythonDriver:
         try:
             for position, step in enumerate(script["client"], start=1):
                 try:
-                    async with asyncio.timeout(DEADLINE / 2):
+                    async with asyncio.timeout(script.get("step_timeout", DEADLINE / 2)):
                         await actor.do(step)
                 except TimeoutError:
                     raise ScriptError(f"client step {position} ({json.dumps(step)}): not in time; {actor}") from None
@@ -181,6 +181,8 @@ class _Actor:
             case {"describe": service, "as": name}:
                 self._tasks[name] = asyncio.create_task(self._client.describe(service))
                 await asyncio.sleep(0)
+            case {"keep_calling": [service, method], "until": marker, **options}:
+                await self._keep_calling(service, method, marker, options)
             case {"result": name, "is": value}:
                 _compare(value, await self._tasks[name])
             case {"error": name, "is": value}:
@@ -220,6 +222,14 @@ class _Actor:
                 await self._client.close()
             case _:
                 raise ScriptError("there is no such step")
+
+    async def _keep_calling(self, service: str, method: str, marker: str, options: Mapping[str, Any]) -> None:
+        """One call after the other, each with an id of its own, which has to be the answer."""
+        number = 0
+        while not self._markers.is_set(marker):
+            number += 1
+            id_ = f"{id(self)}-{number}"
+            _compare(id_, await self._client.request(service, method, {"id": id_}, **options))
 
     def _subscribe(
         self, name: str, topics: Any, *, callback: bool = False, buffer: int = 1000, listen: bool = True

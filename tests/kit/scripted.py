@@ -41,6 +41,9 @@ class Markers:
     def set(self, name: str) -> None:
         self._events.setdefault(name, asyncio.Event()).set()
 
+    def is_set(self, name: str) -> bool:
+        return name in self._events and self._events[name].is_set()
+
     async def wait(self, name: str) -> None:
         await self._events.setdefault(name, asyncio.Event()).wait()
 

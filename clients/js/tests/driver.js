@@ -7,10 +7,11 @@ import * as library from "nuropb-gateway-client";
 
 /**
  * @typedef {Record<string, any>} Step
- * @typedef {{ url: string, token: any, options: Record<string, any>, client: Step[] }} Script
+ * @typedef {{ url: string, token: any, options: Record<string, any>, client: Step[], step_timeout?: number }} Script
  */
 
-const STEP_TIMEOUT = 10_000;
+/** Seconds. */
+const STEP_TIMEOUT = 10;
 const THE_END = "the end";
 const NAMES = /** @type {const} */ (["state", "event", "gap", "dropped", "unsubscribed", "goodbye", "warning"]);
 
@@ -208,6 +209,8 @@ class Actor {
         return this.start(name, (signal) => this.client.describe(step.describe ?? undefined, { signal }));
       case "authorize":
         return this.start(name, () => this.client.authorize(step.authorize));
+      case "keep_calling":
+        return this.keepCalling(step.keep_calling, step.until, options);
       case "result":
         return compare(is, await call(step.result).promise);
       case "error":
@@ -248,6 +251,22 @@ class Actor {
         return this.client.close();
       default:
         throw new ScriptError("there is no such step");
+    }
+  }
+
+  /**
+   * One call after the other, each with an id of its own, which has to be the answer.
+   * @param {string[]} call
+   * @param {string} until
+   * @param {Record<string, any>} options
+   */
+  async keepCalling([service = "", method = ""], until, options) {
+    let isOver = false;
+    tell({ wait: until });
+    void marker(until).promise.then(() => (isOver = true));
+    while (!isOver) {
+      const id = crypto.randomUUID();
+      compare(id, await this.client.request(service, method, { id }, options));
     }
   }
 
@@ -309,13 +328,14 @@ async function failure(promise) {
 
 /**
  * @param {Promise<any>} promise
+ * @param {number} timeout
  * @param {() => string} explain
  */
-async function inTime(promise, explain) {
+async function inTime(promise, timeout, explain) {
   /** @type {NodeJS.Timeout | undefined} */
   let timer;
   const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new ScriptError(`not in time; ${explain()}`)), STEP_TIMEOUT);
+    timer = setTimeout(() => reject(new ScriptError(`not in time; ${explain()}`)), timeout);
   });
   try {
     return await Promise.race([promise, late]);
@@ -328,14 +348,14 @@ async function inTime(promise, explain) {
  * @param {Script} script
  * @returns {Promise<string | null>}
  */
-async function run({ url, token, options, client: steps }) {
+async function run({ url, token, options, client: steps, step_timeout: stepTimeout = STEP_TIMEOUT }) {
   markers = new Map();
   const client = library.connect(url, { ...tokenOptions(token), ...clientOptions(options) });
   const actor = new Actor(client);
   try {
     for (const [index, step] of steps.entries()) {
       try {
-        await inTime(actor.do(step), () => String(actor));
+        await inTime(actor.do(step), stepTimeout * 1000, () => String(actor));
       } catch (error) {
         const reason = error instanceof ScriptError ? error.message : String(error instanceof Error ? error.stack : error);
         return `client step ${index + 1} (${JSON.stringify(step)}): ${reason}`;
