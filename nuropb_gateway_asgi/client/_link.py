@@ -205,9 +205,9 @@ class Link:
 
 
 def _closed(error: WebSocketClosed) -> Ending:
-    if error.rcvd is not None:
+    if error.rcvd is not None and error.rcvd_then_sent:
         return Ending(error.rcvd.code, error.rcvd.reason, cause=error)
-    # What this end has to say, for example about a message that is too big, is the reason; the code is not heard.
+    # This end hung up, for example over a message that is too big. If the gateway says the same code, it is an echo.
     reason = error.sent.reason if error.sent is not None else ""
     return Ending(BROKEN, reason or "the connection broke", cause=error)
 

@@ -1420,4 +1420,4 @@ function worker(url) {
 }
 var scope = globalThis;
 if (scope.SharedWorkerGlobalScope !== void 0 && globalThis instanceof scope.SharedWorkerGlobalScope && scope.name?.startsWith(WORKER_NAME)) serve(scope);
-export { BadRequest, CallFailed, CallTimeout, Cancelled, Client, ConnectionClosed, ConnectionLost, Deprecated, DuplicateId, GatewayError, InternalError, InvalidParams, MeshUnavailable, MethodNotFound, PayloadTooLarge, PermissionDenied, ServiceError, ServiceUnavailable, Subscription, TokenRefreshFailed, TooManyRequests, Unauthenticated, UnexpectedFrame, Unsubscribed, VERSION, connect, matches };
+export { BadRequest, CallFailed, CallTimeout, Cancelled, ConnectionClosed, ConnectionLost, Deprecated, DuplicateId, GatewayError, InternalError, InvalidParams, MeshUnavailable, MethodNotFound, PayloadTooLarge, PermissionDenied, ServiceError, ServiceUnavailable, TokenRefreshFailed, TooManyRequests, Unauthenticated, UnexpectedFrame, Unsubscribed, VERSION, connect, matches };

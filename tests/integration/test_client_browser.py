@@ -207,6 +207,16 @@ async def test_an_aborted_call_is_cancelled(browser: Browser) -> None:
         assert set_.gateway.service_mesh_manager.statistics.cancelled == 1
 
 
+async def test_when_the_network_is_back_nobody_waits(browser: Browser) -> None:
+    async with stage(browser) as set_:
+        # So long that it would be noticed, however the jitter falls.
+        tab = await set_.client(backoff={"base": 1e9, "cap": 1e9})
+        set_.gateway.handler_manager.close_all(CloseCode.SLOW_CONSUMER)
+        await tab.until("states.at(-1) === 'reconnecting'")
+        await tab.evaluate("void dispatchEvent(new Event('online'))")
+        assert await tab.evaluate("gateway.request('demo', 'add', { a: 2, b: 3 })") == 5
+
+
 # --- several tabs -------------------------------------------------------------------------------------------------
 
 

@@ -128,6 +128,17 @@ async def test_arguments_that_can_never_work_are_refused(arguments: str, problem
     assert (await run(*node(), "--input-type=module", "--eval", program)).startswith(problem)
 
 
+async def test_a_connection_that_the_page_may_not_make_is_not_tried_again() -> None:
+    program = (
+        'const { connect } = await import("nuropb-gateway-client");'
+        'class Forbidden { constructor() { throw new DOMException("No.", "SecurityError") } }'
+        'const gateway = connect("ws://127.0.0.1:1/ws", { WebSocket: Forbidden });'
+        'await gateway.request("demo", "add").catch((error) => console.log(error.code, error.cause.name));'
+        "console.log(gateway.state.name)"
+    )
+    assert await run(*node(), "--input-type=module", "--eval", program) == "connection_closed SecurityError\nclosed\n"
+
+
 @pytest.mark.parametrize(
     ("call", "problem"),
     [

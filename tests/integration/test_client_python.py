@@ -223,6 +223,27 @@ async def test_no_token_is_logged(gateway: RunningGateway, caplog: pytest.LogCap
     assert "secret" not in f"{caught.value!r} {caught.value}"
 
 
+async def test_a_message_that_is_too_big_for_the_client_costs_the_connection_and_not_more(
+    gateway: RunningGateway,
+) -> None:
+    async with connect(gateway.url, token="alice", max_size=1000, backoff=QUICK) as client:
+        with pytest.raises(ConnectionLost, match=r"1006: .*1000") as caught:
+            await client.request("demo", "echo", {"text": "x" * 1000})
+        assert caught.value.close_code == 1006
+        assert await client.request("demo", "add", {"a": 2, "b": 3}) == 5
+
+
+async def test_a_bug_of_the_client_closes_it_and_is_not_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> float:
+        raise ZeroDivisionError
+
+    with status_server((503, {})) as (url, _), pytest.raises(ConnectionClosed, match="the client failed") as caught:
+        async with connect(url, backoff=Backoff(random=broken)):
+            pass
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert "ZeroDivisionError" in caplog.text
+
+
 # --- calls --------------------------------------------------------------------------------------------------------
 
 

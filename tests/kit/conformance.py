@@ -187,9 +187,6 @@ class _Actor:
                 _compare(value, await self._tasks[name])
             case {"error": name, "is": value}:
                 _compare(value, await self._failure(self._tasks[name]))
-            case {"pending": name}:
-                if self._tasks[name].done():
-                    raise ScriptError(f"{name} has ended")
             case {"cancel": name}:
                 self._tasks[name].cancel()
             case {"authorize": token, "as": name}:

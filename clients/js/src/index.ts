@@ -1,15 +1,15 @@
 export { connect, type ConnectOptions } from "./connect.js";
-export {
+export type {
   Client,
-  type ClientEvents,
-  type ClientOptions,
-  type Description,
-  type GetToken,
-  type Hello,
-  type SocketConstructor,
-  type SocketLike,
-  type State,
-  type TokenReason,
+  ClientEvents,
+  ClientOptions,
+  Description,
+  GetToken,
+  Hello,
+  SocketConstructor,
+  SocketLike,
+  State,
+  TokenReason,
 } from "./client.js";
 export type { Backoff } from "./backoff.js";
 export type { CallOptions } from "./calls.js";
@@ -37,14 +37,14 @@ export {
   UnexpectedFrame,
   Unsubscribed,
 } from "./errors.js";
-export {
-  type Dropped,
-  type Gap,
-  type GatewayEvent,
-  type SubscribeOptions,
+export type {
+  Dropped,
+  Gap,
+  GatewayEvent,
+  SubscribeOptions,
   Subscription,
-  type SubscriptionEvents,
-  type UnsubscribedNotice,
+  SubscriptionEvents,
+  UnsubscribedNotice,
 } from "./subscriptions.js";
 export { matches } from "./topics.js";
 export { VERSION } from "./version.js";

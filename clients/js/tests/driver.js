@@ -148,7 +148,7 @@ function clientOptions({ backoff_base, backoff_cap, random, ...rest }) {
 }
 
 class Actor {
-  /** @type {Map<string, { promise: Promise<any>, controller: AbortController, isDone: boolean }>} */
+  /** @type {Map<string, { promise: Promise<any>, controller: AbortController }>} */
   calls = new Map();
   /** @type {Map<string, { subscription: library.Subscription, iterator: AsyncGenerator<any> | null }>} */
   subscriptions = new Map();
@@ -183,10 +183,9 @@ class Actor {
    */
   start(name, begin) {
     const controller = new AbortController();
-    const call = { promise: begin(controller.signal), controller, isDone: false };
-    const done = () => void (call.isDone = true);
-    call.promise.then(done, done);
-    this.calls.set(name, call);
+    const promise = begin(controller.signal);
+    promise.catch(() => {}); // a later step asks for it
+    this.calls.set(name, { promise, controller });
   }
 
   /** @param {Step} step */
@@ -215,10 +214,6 @@ class Actor {
         return compare(is, await call(step.result).promise);
       case "error":
         return compare(is, await failure(call(step.error).promise));
-      case "pending":
-        await new Promise((resolve) => setImmediate(resolve)); // what has ended is known by then
-        if (call(step.pending).isDone) throw new ScriptError(`${step.pending} has ended`);
-        return;
       case "cancel":
         return call(step.cancel).controller.abort();
       case "subscribe":
