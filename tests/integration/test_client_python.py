@@ -479,9 +479,11 @@ async def test_a_callback_that_waits_for_its_own_client_is_told_so(gateway: Runn
 
 
 SCRIPT = """
+import signal
 import sys
 from nuropb_gateway_asgi.client import connect_sync
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
 with connect_sync(sys.argv[1], token="alice") as gateway:
     print("open", flush=True)
     {waiting}

@@ -369,3 +369,4 @@ for await (const line of createInterface({ input: process.stdin })) {
   if (message.run) void run(message.run).then((done) => tell({ done }));
   else marker(message.reached).resolve();
 }
+process.exit(); // whatever a script that was broken off has left open
