@@ -280,6 +280,45 @@ async def test_every_tab_has_its_own_subscriptions(browser: Browser) -> None:
         assert set_.topics == {"demo.both.*"}
 
 
+async def test_what_the_gateway_says_of_events_reaches_every_tab(browser: Browser) -> None:
+    async with stage(browser) as set_:
+        tabs = [await set_.client("alice", shared=True) for _ in range(2)]
+        for tab in tabs:
+            await tab.evaluate(
+                """(async () => {
+                  globalThis.told = [];
+                  for (const name of ["gap", "dropped", "unsubscribed", "goodbye", "warning"]) {
+                    gateway.on(name, (value) => told.push([name, value.reason ?? value.count ?? value.code]));
+                  }
+                  globalThis.subscription = gateway.subscribe("demo.news", () => {});
+                  subscription.on("ended", (error) => told.push(["ended", error.reason]));
+                  await subscription.ready;
+                })()"""
+            )
+        news: list[tuple[str, dict[str, Any]]] = [
+            ("gap", {"reason": "mesh", "topics": ["demo.news"]}),
+            ("dropped", {"count": 3, "topic": "demo.news"}),
+            ("unsubscribed", {"reason": "policy", "topics": ["demo.news"]}),
+            ("goodbye", {"reason": "draining", "retry_after_ms": 0}),
+        ]
+        for topic, event in news:
+            set_.gateway.handler_manager.send_message_to_all(
+                {"type": "event", "payload": {"topic": topic, "event": event}}
+            )
+        set_.gateway.handler_manager.send_message_to_all({"type": "error", "code": "internal", "description": "No."})
+        for tab in tabs:
+            await tab.until("told.length === 6")
+            assert await tab.evaluate("told") == [
+                ["gap", "mesh"],
+                ["dropped", 3],
+                ["unsubscribed", "policy"],
+                ["ended", "policy"],
+                ["goodbye", "draining"],
+                ["warning", "internal"],
+            ]
+        await eventually(lambda: set_.topics == set())
+
+
 @pytest.mark.parametrize("how", ["closed", "reloaded", "crashed", "crashed without locks", "given up"])
 async def test_what_a_tab_had_ends_with_it(browser: Browser, how: str) -> None:
     async with stage(browser) as set_:
