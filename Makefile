@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := -m pip -qq --disable-pip-version-check --no-input install
 PYENV := "$(HOME)/.pyenv/versions"
+JS := clients/js
 
 # $(call find,TEST,CANDIDATES) prints the first candidate which passes the test and can make a virtual environment:
 # a pyenv shim is on the PATH for versions that are switched off, too, and Debian's Python may lack ensurepip.
@@ -24,7 +25,7 @@ PYTHONS = $(PYTHON) $(call minor,11) python3 python3.13 python3.12 python3.14
 
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help run test lint format unit integration clean provision peer pytest pytest-main
+.PHONY: help run test lint format unit integration clean client provision peer pytest pytest-main
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -35,10 +36,11 @@ run: $(VENV)/.runtime ## Start the gateway, on PORT (8000) of HOST (127.0.0.1).
 test: provision peer lint ## Check style and types, and run all tests; the unit tests on every Python that is found.
 	@$(MAKE) --no-print-directory pytest
 
-lint: $(VENV)/.dev ## Check style and types only.
+lint: $(VENV)/.dev $(JS)/.built ## Check style and types only.
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m mypy
+	@[ ! -e $(JS)/dist ] || { set -x; cd $(JS) && npm run --silent check; }
 
 format: $(VENV)/.dev ## Format the code and mend what can be mended.
 	$(BIN)/python -m ruff format
@@ -47,11 +49,12 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended.
 unit: $(VENV)/.dev ## Run the unit tests only, on one Python.
 	$(BIN)/python -m pytest tests/unit
 
-integration: provision peer $(VENV)/.dev ## Run the tests with real brokers, services and servers only.
+integration: provision peer $(VENV)/.dev $(JS)/.built ## Run the tests with real brokers, services and servers only.
 	$(BIN)/python -m pytest tests/integration
 
 clean: ## Remove everything that was made here.
-	rm -rf .venv .venv-* tests/servers/openid_provider/node_modules .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built tests/servers/openid_provider/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Python environments. Each is made anew when pyproject.toml changes.
@@ -74,6 +77,19 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(BIN)/python $(INSTALL) --editable . --group dev
 	@touch $@
 
+# The JavaScript client. What the gateway serves is in the repository; a test builds it anew and compares.
+
+client: $(JS)/.built ## Build the JavaScript client, and put it into the package.
+	cp $(JS)/dist/client.js nuropb_gateway_asgi/static/client.js
+
+# Where Node is missing, everything but the client can still be worked on.
+$(JS)/.built: $(JS)/package-lock.json $(wildcard $(JS)/*.js* $(JS)/src/*.ts)
+	@if ! command -v npm > /dev/null; then \
+	    echo "Node is missing, so the JavaScript client is not built and not checked" >&2; \
+	    [ -z "$$CI" ]; exit; \
+	fi; \
+	cd $(JS) && npm ci --silent --ignore-scripts && npm run --silent build && touch .built
+
 # Only what the unit tests need, and no nuropb.
 .venv-3.%/.unit: pyproject.toml
 	@echo "Setting up $(@D) for the unit tests"
@@ -87,6 +103,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 provision: $(VENV)/.runtime
 	@$(BIN)/python -m tests.servers.provision
+	@$(BIN)/python -m tests.servers.javascript
 
 # nuropb's own service and client. Where .venv is not of Python 3.11 they get an environment of their own.
 peer: $(VENV)/.runtime

@@ -1,29 +1,35 @@
-"""An ASGI gateway that puts the services of a NuroPb mesh on the web. ``gateway.py`` has the map."""
+"""An ASGI gateway that puts the services of a NuroPb mesh on the web. ``gateway.py`` has the map.
+
+The public names are imported when they are first asked for: ``nuropb_gateway_asgi.client`` lies within this package,
+and a program that only calls services has no use for a web framework and a broker's library.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import TYPE_CHECKING, Any, Final
 
 from ._version import __version__
-from .authentication import (
-    Authenticator,
-    FunctionAuthenticator,
-    Identity,
-    JWTAuthenticator,
-    KeySet,
-    TokenAuthenticationBackend,
-)
-from .controller import ServiceMeshManagerController
-from .exceptions import AuthenticationUnavailable, CallError, GatewayError, SettingsError
-from .gateway import Gateway, combine_lifespans, create_app
-from .handler_manager import Handler, HandlerManager
-from .handlers.websocket import WebSocketHandler
-from .protocol import CloseCode, ErrorCode
-from .service_mesh_manager import ServiceMeshManager
-from .settings import Settings
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+
+    from .authentication import (
+        Authenticator,
+        FunctionAuthenticator,
+        Identity,
+        JWTAuthenticator,
+        KeySet,
+        TokenAuthenticationBackend,
+    )
+    from .controller import ServiceMeshManagerController
+    from .exceptions import AuthenticationUnavailable, CallError, GatewayError, SettingsError
+    from .gateway import Gateway, combine_lifespans, create_app
+    from .handler_manager import Handler, HandlerManager
+    from .handlers.websocket import WebSocketHandler
+    from .protocol import CloseCode, ErrorCode
+    from .service_mesh_manager import ServiceMeshManager
+    from .settings import Settings
 
     app: Starlette
 
@@ -53,10 +59,40 @@ __all__ = [
 ]
 
 
+#: Where the public names are.
+_MODULES: Final = {
+    "AuthenticationUnavailable": ".exceptions",
+    "Authenticator": ".authentication",
+    "CallError": ".exceptions",
+    "CloseCode": ".protocol",
+    "ErrorCode": ".protocol",
+    "FunctionAuthenticator": ".authentication",
+    "Gateway": ".gateway",
+    "GatewayError": ".exceptions",
+    "Handler": ".handler_manager",
+    "HandlerManager": ".handler_manager",
+    "Identity": ".authentication",
+    "JWTAuthenticator": ".authentication",
+    "KeySet": ".authentication",
+    "ServiceMeshManager": ".service_mesh_manager",
+    "ServiceMeshManagerController": ".controller",
+    "Settings": ".settings",
+    "SettingsError": ".exceptions",
+    "TokenAuthenticationBackend": ".authentication",
+    "WebSocketHandler": ".handlers.websocket",
+    "combine_lifespans": ".gateway",
+    "create_app": ".gateway",
+}
+
+
 def __getattr__(name: str) -> Any:
     # ``uvicorn nuropb_gateway_asgi:app``: made from the environment when it is first asked for, so that importing the
     # package needs no settings.
     if name == "app":
-        app = globals()["app"] = create_app()
+        make = globals().get("create_app") or __getattr__("create_app")
+        app = globals()["app"] = make()
         return app
+    if name in _MODULES:
+        value = globals()[name] = getattr(importlib.import_module(_MODULES[name], __name__), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

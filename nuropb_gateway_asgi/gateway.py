@@ -3,6 +3,7 @@
 What lives where, and who may import whom (downwards only; a test holds this)::
 
     gateway
+    ├── client                    the other end, for programs in Python
     ├── metrics, explain          what a monitoring system asks for, and what an operator does
     ├── mesh.serving              a service of one's own, on RabbitMQ
     ├── handlers.websocket        one module per kind of connection
@@ -26,6 +27,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hashlib
+import importlib.resources
 import json
 import logging
 import signal
@@ -154,9 +157,10 @@ class Gateway:
     # --- putting it into an application -----------------------------------------------------------------------
 
     def routes(self) -> list[BaseRoute]:
-        """The gateway's routes: the WebSocket at ``PATH``, ``/livez`` and ``/readyz``."""
+        """The gateway's routes: the WebSocket at ``PATH``, ``/client.js``, ``/livez`` and ``/readyz``."""
         return [
             WebSocketRoute(self.settings.path, _Endpoint(self._serve_websocket), name="websocket"),
+            Route("/client.js", _serve_client, methods=["GET"]),
             Route("/livez", self._livez, methods=["GET"]),
             Route("/readyz", self._readyz, methods=["GET"]),
             *([] if self._metrics is None else [Route("/metrics", self._serve_metrics, methods=["GET"])]),
@@ -397,6 +401,30 @@ class Gateway:
             self._warned = True
             logger.error(_HOW_TO_START)
         await self._endpoint(scope, receive, send)
+
+
+@functools.cache
+def _client() -> tuple[bytes, str]:
+    """The client for browsers, which ``clients/js`` is built into, and its ETag."""
+    script = importlib.resources.files(__package__).joinpath("static", "client.js").read_bytes()
+    return script, f'"{hashlib.sha256(script).hexdigest()[:32]}"'
+
+
+async def _serve_client(request: HTTPRequest) -> Response:
+    script, etag = _client()
+    headers = {
+        "ETag": etag,
+        # Asked for anew by every page, so that the client is never older than the gateway; mostly answered with 304.
+        "Cache-Control": "no-cache",
+        # Pages of other origins may import it: there is nothing secret in it.
+        "Access-Control-Allow-Origin": "*",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+        "X-Content-Type-Options": "nosniff",
+    }
+    known = request.headers.get("If-None-Match", "").split(",")
+    if etag in (each.strip().removeprefix("W/") for each in known):
+        return Response(status_code=304, headers=headers)
+    return Response(script, media_type="text/javascript", headers=headers)
 
 
 def _bound_shutdown(signal_handler: object) -> None:

@@ -140,7 +140,7 @@ KNOWN_TO = [
     ("pamqp", {"mesh.rabbitmq"}),
     ("yarl", {"mesh.rabbitmq"}),
     ("uvicorn", {"__main__"}),
-    ("websockets", {"__main__"}),
+    ("websockets", {"__main__", "client"}),
     ("prometheus_client", {"metrics"}),
     ("cryptography", {"keys", "mesh.encryption", "mesh.service"}),
 ]
@@ -243,6 +243,19 @@ def test_the_app_is_made_when_it_is_first_asked_for_and_only_once(monkeypatch: p
         assert len(made) == 1
     finally:
         vars(nuropb_gateway_asgi).pop("app", None)
+
+
+def test_importing_the_client_imports_nothing_of_a_server() -> None:
+    program = (
+        "import sys\n"
+        f"import {PACKAGE}.client\n"
+        "server = {'starlette', 'uvicorn', 'aio_pika', 'aiormq', 'jose', 'cryptography', 'prometheus_client'}\n"
+        "assert not server & {name.split('.')[0] for name in sys.modules}, server & set(sys.modules)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=ROOT.parent, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def test_importing_the_package_makes_no_app_and_needs_no_settings_and_no_nuropb() -> None:

@@ -1,0 +1,135 @@
+import type { SocketConstructor, SocketLike } from "./client.js";
+import { VERSION } from "./version.js";
+
+// One socket for all tabs of an origin: each tab has a client of its own, with its calls and subscriptions, and what it
+// takes for a WebSocket is a port to a SharedWorker. The worker (worker.ts) speaks the gateway's protocol to the tabs.
+
+/** What a worker is called. Another version is another worker: two versions may not speak to each other. */
+export const WORKER_NAME = `nuropb-gateway-client ${VERSION}`;
+
+/** What a tab tells the worker, besides frames, which are strings. */
+export type ToWorker = { open: Opening } | { close: true };
+/** What the worker tells a tab, besides frames. */
+export type ToTab = { opened: true } | { closed: { code: number; reason: string } };
+
+export interface Opening {
+  url: string;
+  tokenIn: "subprotocol" | "frame" | undefined;
+  /** A Web Lock that the tab holds as long as it lives, where there are any. */
+  lock: string | null;
+  pingInterval: number | undefined;
+  pingTimeout: number | undefined;
+}
+
+/** Milliseconds in which a worker has to be there. */
+const START_TIMEOUT = 5000;
+
+/** What to use in the place of a WebSocket. Where there are no SharedWorkers, it makes ordinary WebSockets. */
+export function sharedSockets(workerUrl: URL, opening: Omit<Opening, "url" | "lock">): SocketConstructor {
+  let usable = typeof SharedWorker === "function";
+  const giveUp = (problem: unknown) => {
+    usable = false;
+    console.warn("nuropb-gateway-client: no SharedWorker, so this tab has a connection of its own:", problem);
+  };
+  const open = function (url: string, protocols: string[]): SocketLike {
+    if (usable) {
+      try {
+        const worker = new SharedWorker(trusted(workerUrl), { type: "module", name: `${WORKER_NAME} ${url}` });
+        return new PortSocket(worker, { ...opening, url }, giveUp);
+      } catch (error) {
+        giveUp(error);
+      }
+    }
+    return new WebSocket(url, protocols);
+  };
+  return open as unknown as SocketConstructor;
+}
+
+interface TrustedTypes {
+  createPolicy(name: string, rules: { createScriptURL: (url: string) => string }): { createScriptURL(url: string): URL };
+}
+
+/** Where a page's policy asks for trusted types, the URL has to be one. The policy is called nuropb-gateway-client. */
+const trusted = (() => {
+  let policy: ReturnType<TrustedTypes["createPolicy"]> | undefined;
+  return (url: URL): URL => {
+    const { trustedTypes } = globalThis as { trustedTypes?: TrustedTypes };
+    if (trustedTypes === undefined) return url;
+    policy ??= trustedTypes.createPolicy("nuropb-gateway-client", { createScriptURL: (text) => text });
+    return policy.createScriptURL(url.href);
+  };
+})();
+
+/** The tab's end of a connection to the worker. */
+class PortSocket implements SocketLike {
+  onopen: ((event: never) => void) | null = null;
+  onmessage: ((event: never) => void) | null = null;
+  onerror: ((event: never) => void) | null = null;
+  onclose: ((event: never) => void) | null = null;
+  readonly #port: MessagePort;
+  readonly #started: ReturnType<typeof setTimeout>;
+  #release = () => {};
+  #isClosed = false;
+
+  constructor(worker: SharedWorker, opening: Omit<Opening, "lock">, giveUp: (problem: unknown) => void) {
+    this.#port = worker.port;
+    const fail = (problem: unknown) => {
+      giveUp(problem);
+      this.#end(1006, "no SharedWorker");
+    };
+    this.#started = setTimeout(() => fail("it did not start"), START_TIMEOUT);
+    worker.onerror = (event) => fail(event);
+    this.#port.onmessage = ({ data }: MessageEvent<string | ToTab>) => this.#receive(data);
+    this.#hold((lock) => this.#post({ open: { ...opening, lock } }));
+  }
+
+  send(text: string): void {
+    if (!this.#isClosed) this.#port.postMessage(text);
+  }
+
+  close(): void {
+    if (this.#isClosed) return;
+    this.#post({ close: true });
+    this.#end(1000, "");
+  }
+
+  #receive(data: string | ToTab): void {
+    if (typeof data === "string") {
+      this.onmessage?.({ data } as never);
+    } else if ("opened" in data) {
+      clearTimeout(this.#started);
+      this.onopen?.({} as never);
+    } else {
+      this.#end(data.closed.code, data.closed.reason);
+    }
+  }
+
+  #post(message: ToWorker): void {
+    this.#port.postMessage(message);
+  }
+
+  /** Hold a lock for as long as this end lives: the worker gets it when the tab has gone, however it went. */
+  #hold(then: (lock: string | null) => void): void {
+    if (typeof navigator.locks === "undefined") {
+      then(null); // without HTTPS; the worker asks now and then
+      return;
+    }
+    const name = `${WORKER_NAME} ${crypto.randomUUID()}`;
+    const held = new Promise<void>((resolve) => (this.#release = resolve));
+    navigator.locks
+      .request(name, () => {
+        if (!this.#isClosed) then(name);
+        return held;
+      })
+      .catch(() => then(null)); // the document may not use them
+  }
+
+  #end(code: number, reason: string): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    clearTimeout(this.#started);
+    this.#release();
+    this.#port.close();
+    this.onclose?.({ code, reason } as never);
+  }
+}

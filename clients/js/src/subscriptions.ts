@@ -1,0 +1,316 @@
+import { type Backoff, after, jittered } from "./backoff.js";
+import { Emitter, guarded } from "./emitter.js";
+import { CallFailed, ConnectionClosed, ConnectionLost, type GatewayError, Unsubscribed } from "./errors.js";
+import { isObject } from "./calls.js";
+import { matches } from "./topics.js";
+
+/** An event of the mesh. */
+export interface GatewayEvent<Event = unknown> {
+  topic: string;
+  event: Event;
+  traceId: string | null;
+}
+
+/** Events may have been missed: look again at what they are about. */
+export interface Gap {
+  /** `reconnected` if the connection was lost in between; the gateway has reasons of its own. */
+  reason: string;
+  /** The topic patterns concerned. */
+  topics: string[];
+}
+
+/** So many events were dropped, because they were not taken in time. */
+export interface Dropped {
+  count: number;
+  /** The topic concerned, if it is only one. */
+  topic: string | null;
+}
+
+/** The gateway has ended subscriptions. */
+export interface UnsubscribedNotice {
+  topics: string[];
+  reason: string;
+}
+
+export interface SubscriptionEvents {
+  gap: Gap;
+  dropped: Dropped;
+  /** Nothing will come any more: why, or null if that was the application's wish. */
+  ended: GatewayError | null;
+}
+
+export interface SubscribeOptions {
+  /** How many events may wait to be iterated over. Of more the oldest are dropped, and `dropped` says so. 1000. */
+  buffer?: number;
+  /** When it is aborted, the subscription ends. */
+  signal?: AbortSignal;
+}
+
+/** Events of some topics: for a callback, or to be iterated over once. It outlives the connection. */
+export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent<Event>> {
+  readonly topics: readonly string[];
+  readonly #emitter = new Emitter<SubscriptionEvents>();
+  readonly #callback: ((event: GatewayEvent<Event>) => void) | null;
+  readonly #size: number;
+  readonly #leave: () => void;
+  readonly #ready: Promise<this>;
+  #resolve!: (subscription: this) => void;
+  #reject!: (error: unknown) => void;
+  #isReady = false;
+  #isWatched = false;
+  #ended: { error: GatewayError | null } | null = null;
+  #buffer: GatewayEvent<Event>[] = [];
+  #dropped = 0;
+  #wake: (() => void) | null = null;
+
+  /** @internal */
+  constructor(
+    topics: readonly string[],
+    callback: ((event: GatewayEvent<Event>) => void) | null,
+    size: number,
+    leave: (subscription: Subscription<Event>) => void,
+  ) {
+    this.topics = topics;
+    this.#callback = callback;
+    this.#size = size;
+    this.#leave = () => leave(this);
+    this.#ready = new Promise((resolve, reject) => {
+      this.#resolve = resolve;
+      this.#reject = reject;
+    });
+    // Whoever asks for it gets a failure; of one that nobody asks for, the client warns.
+    this.#ready.catch(() => {});
+  }
+
+  /** Fulfilled when the subscription is in force; rejected with a typed error when it is refused. */
+  get ready(): Promise<this> {
+    this.#isWatched = true;
+    return this.#ready;
+  }
+
+  /** Call `listener` from now on; the result ends that. */
+  on<Name extends keyof SubscriptionEvents>(
+    name: Name,
+    listener: (value: SubscriptionEvents[Name]) => void,
+  ): () => void {
+    return this.#emitter.on(name, listener);
+  }
+
+  /** End it. What has come and was not iterated over yet is still there. */
+  unsubscribe(): void {
+    this.#leave();
+  }
+
+  /** The events as they come. Ends with the subscription, and throws if it was not the application that ended it. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<GatewayEvent<Event>, void, undefined> {
+    this.#isWatched = true;
+    try {
+      for (;;) {
+        if (this.#dropped > 0) {
+          const count = this.#dropped;
+          this.#dropped = 0;
+          this.tell("dropped", { count, topic: null });
+        }
+        const event = this.#buffer.shift();
+        if (event !== undefined) {
+          yield event;
+        } else if (this.#ended !== null) {
+          if (this.#ended.error !== null) throw this.#ended.error;
+          return;
+        } else {
+          await new Promise<void>((resolve) => (this.#wake = resolve));
+        }
+      }
+    } finally {
+      this.#leave();
+    }
+  }
+
+  /** @internal */
+  wants(topic: string): boolean {
+    return this.topics.some((pattern) => matches(pattern, topic));
+  }
+
+  /** @internal */
+  deliver(event: GatewayEvent): void {
+    const own = event as GatewayEvent<Event>;
+    const callback = this.#callback;
+    if (callback !== null) {
+      guarded(() => callback(own));
+      return;
+    }
+    if (this.#buffer.length >= this.#size) {
+      this.#buffer.shift();
+      this.#dropped++;
+    }
+    this.#buffer.push(own);
+    this.#wake?.();
+  }
+
+  /** @internal */
+  tell<Name extends keyof SubscriptionEvents>(name: Name, value: SubscriptionEvents[Name]): void {
+    this.#emitter.emit(name, value);
+  }
+
+  /** Whether it was in force before, so that events may have been missed since. @internal */
+  inForce(): boolean {
+    const before = this.#isReady;
+    this.#isReady = true;
+    this.#resolve(this);
+    return before;
+  }
+
+  /** Whether somebody will learn of the error. @internal */
+  end(error: GatewayError | null, reason: GatewayError): boolean {
+    if (this.#ended !== null) return true;
+    this.#ended = { error };
+    const told = this.#isReady ? this.#callback === null || error === null : this.#isWatched || error === null;
+    this.#reject(error ?? reason);
+    this.#wake?.();
+    return this.#emitter.emit("ended", error) || told;
+  }
+}
+
+/** What subscriptions have to tell a client's listeners. */
+export interface SubscriptionNews {
+  gap: Gap;
+  dropped: Dropped;
+  unsubscribed: UnsubscribedNotice;
+  warning: GatewayError;
+}
+
+/** What the subscriptions of a client need of it. */
+export interface SubscriptionHost {
+  ask: (kind: "subscribe" | "unsubscribe", payload: { topics: string[] }) => Promise<unknown>;
+  tell: <Name extends keyof SubscriptionNews>(name: Name, value: SubscriptionNews[Name]) => void;
+  backoff: Backoff;
+}
+
+// Whatever its events are: they come as JSON.
+type AnySubscription = Subscription<any>;
+
+/** All subscriptions of a client. The gateway sends an event once, however many of them want it. */
+export class Subscriptions {
+  readonly #host: SubscriptionHost;
+  readonly #all = new Set<AnySubscription>();
+  readonly #timers = new Set<ReturnType<typeof setTimeout>>();
+  /** Another one for each connection; null while there is none. */
+  #link: object | null = null;
+
+  constructor(host: SubscriptionHost) {
+    this.#host = host;
+  }
+
+  add(subscription: AnySubscription): void {
+    this.#all.add(subscription);
+    if (this.#link !== null) void this.#enforce([subscription]);
+  }
+
+  /** End a subscription, and have the gateway send no more of it; `error` if that was not the application's wish. */
+  end(subscription: AnySubscription, error: GatewayError | null): void {
+    if (!this.#remove(subscription, error)) return;
+    const others = this.#patterns(this.#all);
+    const topics = subscription.topics.filter((topic) => !others.includes(topic));
+    if (this.#link !== null && topics.length > 0) {
+      this.#host.ask("unsubscribe", { topics }).catch((reason: unknown) => {
+        if (reason instanceof ConnectionLost || reason instanceof ConnectionClosed) return;
+        this.#host.tell("warning", reason as GatewayError);
+      });
+    }
+  }
+
+  #remove(subscription: AnySubscription, error: GatewayError | null): boolean {
+    if (!this.#all.delete(subscription)) return false;
+    const cause = error ?? new Unsubscribed(subscription.topics, "by the application");
+    if (!subscription.end(error, cause)) this.#host.tell("warning", cause);
+    return true;
+  }
+
+  /** There is a connection: have all subscriptions on it. */
+  connected(): void {
+    this.#link = {};
+    if (this.#all.size > 0) void this.#enforce([...this.#all]);
+  }
+
+  disconnected(): void {
+    this.#link = null;
+    for (const timer of this.#timers) clearTimeout(timer);
+    this.#timers.clear();
+  }
+
+  /** There will be no connection any more; `error` is null if that was the application's wish. */
+  close(error: GatewayError | null): void {
+    this.disconnected();
+    const all = [...this.#all];
+    this.#all.clear();
+    for (const each of all) each.end(error, error ?? new ConnectionClosed(1000, "by the application"));
+  }
+
+  dispatch(event: GatewayEvent): void {
+    for (const subscription of [...this.#all]) {
+      if (subscription.wants(event.topic)) subscription.deliver(event);
+    }
+  }
+
+  /** Take an event that the gateway sends about subscriptions; false if it is none. */
+  notice(topic: string, event: unknown): boolean {
+    if (topic !== "gap" && topic !== "dropped" && topic !== "unsubscribed") return false;
+    const payload = isObject(event) ? event : {};
+    const topics = Array.isArray(payload.topics) ? payload.topics.map(String) : null;
+    const concerned = [...this.#all].filter(
+      (each) => topics === null || each.topics.some((pattern) => topics.includes(pattern)),
+    );
+    const reason = String(payload.reason ?? "");
+    if (topic === "gap") {
+      this.#gap({ reason, topics: topics ?? this.#patterns(this.#all) }, concerned);
+    } else if (topic === "dropped") {
+      const about = typeof payload.topic === "string" ? payload.topic : null;
+      const dropped = { count: Number(payload.count ?? 1), topic: about };
+      this.#host.tell("dropped", dropped);
+      for (const each of concerned) {
+        if (about === null || each.wants(about) || each.topics.includes(about)) each.tell("dropped", dropped);
+      }
+    } else if (topics !== null) {
+      this.#host.tell("unsubscribed", { topics, reason });
+      for (const each of concerned) this.end(each, new Unsubscribed(each.topics, reason));
+    }
+    return true;
+  }
+
+  async #enforce(subscriptions: AnySubscription[], attempt = 0): Promise<void> {
+    const link = this.#link;
+    const wanted = subscriptions.filter((each) => this.#all.has(each));
+    if (wanted.length === 0) return;
+    try {
+      await this.#host.ask("subscribe", { topics: this.#patterns(wanted) });
+    } catch (error) {
+      if (this.#link !== link || error instanceof ConnectionLost) return; // the next connection asks for it again
+      if (error instanceof CallFailed && error.retryable) {
+        const wait = Math.max(error.retryAfter ?? 0, jittered(this.#host.backoff, attempt));
+        const timer = after(wait, () => {
+          this.#timers.delete(timer);
+          void this.#enforce(wanted, attempt + 1);
+        });
+        this.#timers.add(timer);
+      } else if (wanted.length > 1) {
+        // All or nothing, and one of them is refused: the others must not suffer for it.
+        for (const each of wanted) void this.#enforce([each]);
+      } else {
+        this.#remove(wanted[0]!, error as GatewayError);
+      }
+      return;
+    }
+    if (this.#link !== link) return;
+    const again = wanted.filter((each) => each.inForce());
+    if (again.length > 0) this.#gap({ reason: "reconnected", topics: this.#patterns(again) }, again);
+  }
+
+  #gap(gap: Gap, concerned: AnySubscription[]): void {
+    this.#host.tell("gap", gap);
+    for (const each of concerned) each.tell("gap", gap);
+  }
+
+  #patterns(subscriptions: Iterable<AnySubscription>): string[] {
+    return [...new Set([...subscriptions].flatMap((each) => each.topics))];
+  }
+}

@@ -1,0 +1,79 @@
+"""A tiny TCP balancer: every connection goes to the next backend that takes it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+__all__ = ["Balancer", "run_balancer"]
+
+
+@dataclass
+class Balancer:
+    """``backends`` are ports of the loopback, and may change at any time."""
+
+    port: int = 0
+    backends: list[int] = field(default_factory=list)
+    #: To which backend each connection went.
+    taken: list[int] = field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection, to the end of either side."""
+        with contextlib.closing(writer):
+            backend = await self._connect()
+            if backend is None:
+                return
+            other_reader, other_writer = backend
+            with contextlib.closing(other_writer):
+                pipes = [
+                    asyncio.create_task(_pipe(reader, other_writer)),
+                    asyncio.create_task(_pipe(other_reader, writer)),
+                ]
+                try:
+                    await asyncio.wait(pipes, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for pipe in pipes:
+                        pipe.cancel()
+                    await asyncio.wait(pipes)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        for _ in range(len(self.backends)):
+            backend = self.backends.pop(0)
+            self.backends.append(backend)
+            with contextlib.suppress(OSError):
+                connection = await asyncio.open_connection("127.0.0.1", backend)
+                self.taken.append(backend)
+                return connection
+        return None
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def run_balancer(*backends: int) -> AsyncIterator[Balancer]:
+    """Listen on a free port of the loopback."""
+    balancer = Balancer(backends=list(backends))
+    connections: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(balancer.serve(reader, writer))
+        connections.add(task)
+        task.add_done_callback(connections.discard)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    balancer.port = server.sockets[0].getsockname()[1]
+    try:
+        yield balancer
+    finally:
+        server.close()
+        for task in tuple(connections):
+            task.cancel()
+        if connections:
+            await asyncio.wait(tuple(connections))

@@ -1,0 +1,27 @@
+"""The commands for what runs the JavaScript client. Where it is not installed the test is skipped, and fails in CI."""
+
+from __future__ import annotations
+
+from tests.servers.javascript import CLIENT, NODE, find_chromium, find_node
+from tests.servers.processes import unavailable
+
+__all__ = ["chromium", "node"]
+
+
+def node() -> list[str]:
+    """Node, with WebSockets."""
+    found = find_node()
+    if found is None:
+        unavailable(f"Node {NODE} or newer, with npm, is not installed")
+    if not (CLIENT / "dist" / "client.js").exists():
+        unavailable("the JavaScript client is not built: make client")
+    program, version = found
+    return [program, *([] if version >= (22, 0) else ["--experimental-websocket", "--no-warnings"])]
+
+
+def chromium() -> str:
+    """Chromium."""
+    found = find_chromium()
+    if found is None:
+        unavailable("Chromium is not installed")
+    return found
