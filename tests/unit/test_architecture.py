@@ -16,7 +16,7 @@ import nuropb_gateway_asgi.gateway
 PACKAGE = nuropb_gateway_asgi.__name__
 ROOT = Path(nuropb_gateway_asgi.__file__).parent
 #: Where everything comes together for whoever uses it; nothing of the package imports these.
-DOORS = ("", "__main__", "explain_command")
+DOORS = ("", "__main__", "cli", "cli.gen_client", "explain_command")
 
 
 def _module(path: Path) -> str:
@@ -132,7 +132,10 @@ KNOWN_TO = [
     # distribution's module, where it may be imported
     ("nuropb", set()),
     # The package: for the type of its app.
-    ("starlette", {"", "gateway", "handlers.websocket", "authentication", "credentials"}),
+    (
+        "starlette",
+        {"", "_assets", "_contracts", "authentication", "console", "credentials", "gateway", "handlers.websocket"},
+    ),
     ("jose", {"keys"}),
     ("httpx", {"_documents"}),
     ("aio_pika", {"mesh.rabbitmq"}),
@@ -140,6 +143,7 @@ KNOWN_TO = [
     ("pamqp", {"mesh.rabbitmq"}),
     ("yarl", {"mesh.rabbitmq"}),
     ("uvicorn", {"__main__"}),
+    ("click", {"cli"}),
     ("websockets", {"__main__", "client"}),
     ("prometheus_client", {"metrics"}),
     ("cryptography", {"keys", "mesh.encryption", "mesh.service"}),
