@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-__all__ = ["Asset", "is_known", "read_asset", "serve_asset"]
+__all__ = ["Asset", "is_asset", "is_known", "read_asset", "serve_asset"]
 
 _MEDIA_TYPES: Final = {
     ".js": "text/javascript",
@@ -28,6 +28,11 @@ class Asset(NamedTuple):
     body: bytes
     media_type: str
     etag: str
+
+
+def is_asset(name: str) -> bool:
+    """Whether a file of this name is something that pages load."""
+    return PurePosixPath(name).suffix in _MEDIA_TYPES
 
 
 @functools.cache

@@ -52,6 +52,7 @@ from ._contracts import Contracts
 from ._policy_file import PolicyFile
 from .authentication import Authenticator, JWTAuthenticator
 from .authorization import AuthorizedPolicy, Authorizer, ExposePolicy, Policy, completed
+from .console import console_routes
 from .controller import ServiceMeshManagerController
 from .exceptions import PolicyError, SettingsError
 from .handler_manager import GOODBYE_SPREAD, HandlerManager
@@ -169,8 +170,14 @@ class Gateway:
             Route("/openapi.json", self._contracts.serve_openapi, methods=["GET"]),
             Route("/livez", self._livez, methods=["GET"]),
             Route("/readyz", self._readyz, methods=["GET"]),
+            *self._console_routes(),
             *([] if self._metrics is None else [Route("/metrics", self._serve_metrics, methods=["GET"])]),
         ]
+
+    def _console_routes(self) -> list[BaseRoute]:
+        if not self.settings.has_console:
+            return []
+        return console_routes(self.settings.path, development=self._secret is not None)
 
     def mount(self, app: Starlette, path: str = "/gateway") -> None:
         """Mount the gateway into a Starlette or FastAPI application, and run its lifespan around the application's.
