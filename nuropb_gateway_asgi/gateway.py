@@ -7,6 +7,8 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── metrics, explain          what a monitoring system asks for, and what an operator does
     ├── mesh.serving              a service of one's own, on RabbitMQ
     ├── handlers.websocket        one module per kind of connection
+    ├── handlers._connection      what all kinds have in common
+    ├── handlers._handshake       who is let in
     ├── service_mesh_manager      what is in flight, and where its answer goes
     ├── mesh.rabbitmq, mesh.embedded (and its service, mesh.demo)
     ├── _directory, _events (whom an event is for), _host (for the application around)

@@ -132,7 +132,7 @@ KNOWN_TO = [
     # distribution's module, where it may be imported
     ("nuropb", set()),
     # The package: for the type of its app.
-    ("starlette", {"", "gateway", "handlers.websocket", "authentication", "credentials"}),
+    ("starlette", {"", "gateway", "handlers.websocket", "handlers._handshake", "authentication", "credentials"}),
     ("jose", {"keys"}),
     ("httpx", {"_documents"}),
     ("aio_pika", {"mesh.rabbitmq"}),
