@@ -141,7 +141,12 @@ async def serve(
     process; hypercorn breaks off the tasks that serve them, which asyncio reports as an error. Everything that was
     started in between must end too.
     """
-    before = _tasks()
+    async with _leaving_no_tasks(), _serve(app, server, send_buffer, max_size) as site:
+        yield site
+
+
+@contextlib.asynccontextmanager
+async def _serve(app: Any, server: Server, send_buffer: int | None, max_size: int) -> AsyncIterator[Site]:
     listener = socket.create_server(("127.0.0.1", 0))
     if send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # the connections inherit it
@@ -161,7 +166,24 @@ async def serve(
         task.cancel()  # does nothing to one that has ended
         listener.close()
     await task
-    await eventually(lambda: not _tasks() - before)
+
+
+_serving: list[set[asyncio.Task[Any]]] = []
+
+
+@contextlib.asynccontextmanager
+async def _leaving_no_tasks() -> AsyncIterator[None]:
+    """Look for tasks that are left. Of several servers the last one to end does: the others start tasks meanwhile."""
+    _serving.append(_serving[0] if _serving else _tasks())
+    try:
+        yield
+    finally:
+        before = _serving.pop()
+    if not _serving:
+        try:
+            await eventually(lambda: not _tasks() - before)
+        except TimeoutError:
+            raise AssertionError(f"tasks are left: {_tasks() - before}") from None
 
 
 def _tasks() -> set[asyncio.Task[Any]]:
