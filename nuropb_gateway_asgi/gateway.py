@@ -72,6 +72,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds without a mesh after which a drain is over.
 RECONNECT_TIMEOUT: Final = 2.0
+#: Seconds between two looks at what a drain waits for.
+DRAIN_INTERVAL: Final = 0.02
+#: Seconds for clients to read what they were sent last.
+FLUSH_TIMEOUT: Final = 1.0
 #: Seconds for a server to close its connections once the gateway is drained.
 SHUTDOWN_TIMEOUT: Final = 1
 #: How long the token for development holds, in seconds.
@@ -240,7 +244,7 @@ class Gateway:
         """Let nobody in, say goodbye, and wait until nothing is in flight or DRAIN_TIMEOUT is over.
 
         Clients are told when to come back, each another moment. Their connections stay open: the server closes them.
-        A mesh that stays away is not waited for, as no answer can come.
+        A mesh that stays away is not waited for, as no answer can come, and clients that do not read for a second only.
         """
         self._draining = True
         self.handler_manager.closed_for = GOODBYE_SPREAD
@@ -253,7 +257,13 @@ class Gateway:
                 connected_at = clock()
             elif clock() - connected_at > RECONNECT_TIMEOUT:
                 break
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(DRAIN_INTERVAL)
+        # What was sent last has to be on its way before the server hangs up, which it may do at once.
+        await asyncio.sleep(DRAIN_INTERVAL)
+        for _ in range(int(FLUSH_TIMEOUT / DRAIN_INTERVAL)):
+            if not any(handler.outbox_size for handler in self.handler_manager.handlers):
+                break
+            await asyncio.sleep(DRAIN_INTERVAL)
 
     @contextlib.contextmanager
     def _drain_on_signals(self) -> Any:
