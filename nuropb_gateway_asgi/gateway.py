@@ -2,14 +2,17 @@
 
 What lives where, and who may import whom (downwards only; a test holds this)::
 
+    cli                           the command line
     gateway
     ├── metrics                   what a monitoring system asks for
+    ├── server                    uvicorn, made fit for an open network
     ├── handlers.websocket        one module per kind of connection
     ├── service_mesh_manager      what is in flight, and where its answer goes
     ├── mesh.rabbitmq, mesh.embedded (and its service, mesh.demo)
     ├── controller, _calls, _directory, _guards
     ├── handler_manager, _outbox, mesh.service, mesh.description, mesh.encryption
     ├── protocol, authentication, authorization, mesh.wire, mesh.base, topics
+    ├── logs                      what gets into a log
     └── exceptions, settings
 """
 
@@ -18,11 +21,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import logging
 import random
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import FrameType
@@ -42,6 +43,7 @@ from .controller import ServiceMeshManagerController
 from .exceptions import SettingsError
 from .handler_manager import HandlerManager
 from .handlers.websocket import DenialLogFilter, WebSocketHandler
+from .logs import configure_logging, filtered_server_logs
 from .mesh.base import Mesh
 from .mesh.demo import DemoService
 from .mesh.embedded import EmbeddedMesh
@@ -168,6 +170,7 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             server_log.addFilter(denials)
             stack.callback(server_log.removeFilter, denials)
+            stack.enter_context(filtered_server_logs())
             stack.callback(self._reset)
             await stack.enter_async_context(self.service_mesh_manager)
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
@@ -187,6 +190,11 @@ class Gateway:
     def _reset(self) -> None:
         self._tasks = None
         self._draining = False
+
+    @property
+    def policy(self) -> Policy:
+        """What clients may do."""
+        return self._policy
 
     @property
     def development_token(self) -> str | None:
@@ -401,32 +409,6 @@ def _make_mesh(settings: Settings) -> Mesh:
 
 
 # --- as a server --------------------------------------------------------------------------------------------------
-
-
-class _JSONFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
-
-
-def configure_logging(settings: Settings) -> None:
-    """Log the gateway's own messages to standard error, as LOG_LEVEL and LOG_FORMAT say. For servers only: within a
-    host application, logging is the host's.
-    """
-    package = logging.getLogger("nuropb_gateway_asgi")
-    handler = logging.StreamHandler(sys.stderr)
-    formatter = logging.Formatter("%(levelname)s:     %(name)s: %(message)s")
-    handler.setFormatter(_JSONFormatter() if settings.log_format == "json" else formatter)
-    package.handlers = [handler]
-    package.propagate = False
-    package.setLevel(settings.log_level.upper())
 
 
 def create_app(settings: Settings | None = None, *, announce: bool = True) -> Starlette:
