@@ -1,5 +1,6 @@
 # `make run` starts the gateway and `make test` checks everything; both install what they need first, into .venv.
-# What has to be there: make and Python 3.11 or newer. The tests also need RabbitMQ, which root on Debian is given.
+# What has to be there: make and Python 3.11 or newer. The tests also need RabbitMQ, nginx and HAProxy, which root on
+# Debian is given.
 
 PORT ?= 8000
 # Not from the environment, where some shells keep the name of the machine under this name.
@@ -122,7 +123,7 @@ pytest-3.%: .venv-3.%/.unit
 
 .PHONY: bench
 bench: .venv-bench/.done ## Measure what requests and connections cost, in under 3 minutes; BENCH=--full takes longer.
-	@.venv-bench/bin/python -m tests.servers.provision >&2
+	@.venv-bench/bin/python -m tests.servers.provision --no-proxies >&2
 	@.venv-bench/bin/python -m benchmarks.run $(BENCH)
 
 .venv-bench/.done: pyproject.toml
