@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import httpx
 import pytest
 from jose import jwt
 
-from nuropb_gateway_asgi import __version__
+from nuropb_gateway_asgi import Gateway, Identity, __version__
 from nuropb_gateway_asgi.__main__ import main
 from nuropb_gateway_asgi.authentication import issue_token
 from tests.integration.conftest import Broker
@@ -370,6 +371,25 @@ def test_a_check_of_what_is_wrong(
     for name, text in found.items():
         assert text.startswith({None: "ok: ", "": "not checked"}.get(wrong.get(name), "WRONG: "))
         assert wrong.get(name, "") in text
+
+
+@pytest.mark.parametrize("problem", [None, "no answer"])
+def test_a_check_of_a_provider_of_keys(
+    problem: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Authenticator:
+        async def __call__(self, token: str) -> Identity | None:
+            return None
+
+        async def probe(self) -> str:
+            if problem is not None:
+                raise ConnectionError(problem)
+            return "two keys"
+
+    module = importlib.import_module("nuropb_gateway_asgi.cli.check")
+    monkeypatch.setattr(module, "_without_policy", lambda settings: Gateway(settings, authenticator=Authenticator()))
+    found = check(monkeypatch, capsys)
+    assert found["provider"] == ("ok: two keys" if problem is None else "WRONG: no answer")
 
 
 async def test_a_check_of_a_broker(
