@@ -2,9 +2,11 @@
 
 What lives where, and who may import whom (downwards only; a test holds this)::
 
+    cli                           the command line
     gateway
     ├── client                    the other end, for programs in Python
     ├── metrics, explain          what a monitoring system asks for, and what an operator does
+    ├── server                    uvicorn, made fit for an open network
     ├── mesh.serving              a service of one's own, on RabbitMQ
     ├── handlers.websocket        one module per kind of connection
     ├── handlers._connection      what all kinds have in common
@@ -21,6 +23,7 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── key_sets, credentials, origins
     ├── keys, _documents
     ├── protocol, tokens, authorization, policy, rules, mesh.wire, mesh.base, mesh.errors, topics
+    ├── logs                      what gets into a log
     └── exceptions, settings, _limits, _strict
 """
 
@@ -31,10 +34,8 @@ import contextlib
 import functools
 import hashlib
 import importlib.resources
-import json
 import logging
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import FrameType
@@ -57,6 +58,7 @@ from .handler_manager import GOODBYE_SPREAD, HandlerManager
 from .handlers.websocket import DenialLogFilter, WebSocketHandler
 from .key_sets import KeySet
 from .keys import issue_token, new_secret
+from .logs import configure_logging, filtered_server_logs
 from .mesh.base import Mesh
 from .mesh.demo import DemoService
 from .mesh.embedded import EmbeddedMesh
@@ -143,9 +145,8 @@ class Gateway:
         self.service_mesh_manager = ServiceMeshManager(
             settings, self.handler_manager, mesh or _make_mesh(settings), self._policy, service_controller
         )
-        key_set = getattr(self._authenticator, "key_set", None)
         self._metrics = Metrics.create(
-            self.handler_manager, self.service_mesh_manager, policy_file=self._policy_file, key_set=key_set
+            self.handler_manager, self.service_mesh_manager, policy_file=self._policy_file, key_set=self.key_set
         )
         # Until the lifespan is entered, everybody is sent away.
         self.handler_manager.closed_for = 0.0
@@ -194,6 +195,7 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             server_log.addFilter(denials)
             stack.callback(server_log.removeFilter, denials)
+            stack.enter_context(filtered_server_logs())
             stack.callback(self._reset)
             await stack.enter_async_context(self.authentication())
             await stack.enter_async_context(self.service_mesh_manager)
@@ -230,6 +232,11 @@ class Gateway:
     def policy(self) -> Policy:
         """Who may call and subscribe to what."""
         return self._policy
+
+    @property
+    def key_set(self) -> KeySet | None:
+        """The keys of a provider that tokens are checked with, if they are fetched."""
+        return getattr(self._authenticator, "key_set", None)
 
     @property
     def development_token(self) -> str | None:
@@ -499,32 +506,6 @@ def _make_mesh(settings: Settings) -> Mesh:
 
 
 # --- as a server --------------------------------------------------------------------------------------------------
-
-
-class _JSONFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
-
-
-def configure_logging(settings: Settings) -> None:
-    """Log the gateway's own messages to standard error, as LOG_LEVEL and LOG_FORMAT say. For servers only: within a
-    host application, logging is the host's.
-    """
-    package = logging.getLogger("nuropb_gateway_asgi")
-    handler = logging.StreamHandler(sys.stderr)
-    formatter = logging.Formatter("%(levelname)s:     %(name)s: %(message)s")
-    handler.setFormatter(_JSONFormatter() if settings.log_format == "json" else formatter)
-    package.handlers = [handler]
-    package.propagate = False
-    package.setLevel(settings.log_level.upper())
 
 
 def create_app(settings: Settings | None = None, *, announce: bool = True) -> Starlette:

@@ -182,6 +182,14 @@ async def test_keys_at_a_url_need_no_discovery(provider: OpenIDProvider) -> None
         assert (await refusal(site.url, await client_credentials(provider))).status == 401
 
 
+async def test_the_command_that_checks_says_what_the_provider_has(provider: OpenIDProvider) -> None:
+    settings = {"JWT_OIDC_ISSUER": provider.issuer}
+    async with run_module("nuropb_gateway_asgi", "check", settings=settings) as process:
+        assert await process.wait() == 0
+        (line,) = (line for line in process.stdout if line.startswith("provider"))
+        assert re.fullmatch(rf"provider +ok: [1-9] keys of {re.escape(provider.issuer)}", line)
+
+
 async def test_it_is_settings_alone_that_make_it_work(
     provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
