@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,7 +16,17 @@ from ..handler_manager import CANNOT_AUTHENTICATE, Handler, HandlerManager
 from ..origins import OriginPolicy
 from ..protocol import SUBPROTOCOL, CloseCode, ErrorCode, Failure
 
-__all__ = ["Refusal", "check_credentials", "check_origin", "limit_reached", "not_open", "register", "unauthenticated"]
+__all__ = [
+    "Refusal",
+    "check_credentials",
+    "check_origin",
+    "check_subprotocol",
+    "count_handshake",
+    "limit_reached",
+    "not_open",
+    "register",
+    "unauthenticated",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +91,24 @@ def check_subprotocol(offered: Sequence[str]) -> str | None:
     return SUBPROTOCOL if offered else None
 
 
-async def register(manager: HandlerManager, handler: Handler, token: str) -> None:
-    """Authorise and register ``handler``. Raises Refusal, and then it is not registered."""
+def count_handshake(manager: HandlerManager, address: str) -> None:
+    """Count an attempt to connect; raises Refusal when there are too many."""
+    try:
+        manager.admission.on_handshake(address, time.monotonic())
+    except ConnectionLimitReached as error:
+        logger.info("connection refused: %s", error)
+        raise limit_reached(error) from error
+
+
+async def register(manager: HandlerManager, handler: Handler, token: str, address: str) -> None:
+    """Authorise and register ``handler``, of a client at ``address``. Raises Refusal, and then it is not registered."""
     if manager.closed_for is not None:
         raise not_open()
     try:
         await manager.register(handler, token)
     except AuthenticationFailed as error:
         logger.info("connection refused: %s", error)
+        manager.admission.on_failure(address, time.monotonic())
         raise unauthenticated() from error
     except AuthenticationUnavailable as error:
         logger.info("connection put off: %s", error)

@@ -25,6 +25,7 @@ from ._handshake import (
     check_credentials,
     check_origin,
     check_subprotocol,
+    count_handshake,
     limit_reached,
     not_open,
     register,
@@ -55,7 +56,7 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         origins: OriginPolicy,
     ) -> None:
         WebSocketEndpoint.__init__(self, scope, receive, send)
-        Connection.__init__(self, handler_manager, settings)
+        Connection.__init__(self, handler_manager, settings, address_of(scope.get("client")))
         self._origins = origins
         self._accepted = False
         self._left_with: int = 1006
@@ -70,7 +71,8 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             try:
                 # Before everything else: whoever is refused by a close code has been accepted first.
                 check_origin(websocket.headers, self._origins)
-                with self._manager.admission.connection():
+                count_handshake(self._manager, self._address)
+                with self._manager.admission.connection(self._address):
                     await self._serve(websocket)
             except ConnectionLimitReached as error:
                 logger.info("connection refused: %s", error)
@@ -97,10 +99,10 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         try:
             if credentials.token is not None:
                 self._knows_pings = not credentials.legacy
-                await register(self._manager, self, credentials.token)
+                await register(self._manager, self, credentials.token, self._address)
                 await self._accept(subprotocol)
             else:
-                with self._manager.admission.waiting(address_of(self.scope.get("client"))):
+                with self._manager.admission.waiting(self._address):
                     await self._accept(subprotocol)
                     if not await self.authorise_by_frame():
                         return
