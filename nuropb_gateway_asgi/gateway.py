@@ -23,6 +23,7 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── key_sets, credentials, origins
     ├── keys, _documents
     ├── protocol, tokens, authorization, policy, rules, mesh.wire, mesh.base, mesh.errors, topics
+    ├── _direct, _text_frames     the short way of a WebSocket's text
     ├── logs                      what gets into a log
     └── exceptions, settings, _limits, _strict
 """

@@ -34,6 +34,8 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.server import ServerProtocol
 
+from ._direct import EXTENSION
+from ._text_frames import encode_text, frame_size, is_fragment, is_hopeless, text_of
 from .logs import JSONFormatter
 from .protocol import CloseCode
 from .settings import Settings
@@ -62,7 +64,11 @@ MAX_LATE: Final = 65536
 LINGER: Final = 2.0
 #: Seconds for a shutdown to wait for connections.
 SHUTDOWN_TIMEOUT: Final = 2
-#: Bytes that are parsed at a time: of the 256 KiB that come in one piece, 40 000 messages could be made.
+#: Bytes of the longest head of a frame.
+MAX_FRAME_HEAD: Final = 14
+#: Frames of a connection that are taken in a row before others get their turn.
+FRAMES_PER_TURN: Final = 16
+#: Bytes of a handshake that are parsed at a time: of the 256 KiB that come in one piece, 40 000 messages could be made.
 SLICE: Final = 8192
 
 if "WEBSOCKETS_MAX_LINE_LENGTH" not in os.environ:
@@ -216,7 +222,11 @@ class _Frames(ServerProtocol):
 
 
 class _LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
-    """WebSockets by the library websockets."""
+    """WebSockets by the library websockets.
+
+    An application may have its messages without the detour by ASGI: see :class:`._direct.DirectWebSocket`, which this
+    is. The library gets whole frames only, so that those of text can be taken out in front of it.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -224,9 +234,14 @@ class _LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         self.conn = _Frames(
             extensions=plain.available_extensions, max_size=self.config.ws_max_size, logger=plain.logger
         )
-        self._unread = b""
+        self._unread: bytes | bytearray = b""
+        self._max_frame = self.config.ws_max_size + MAX_FRAME_HEAD
         self._late = 0
         self._failed = False
+        self._fragmented = False
+        self._on_text: Callable[[str], object] | None = None
+        self._on_writable: Callable[[], None] | None = None
+        self._waits_for_turn = False
 
     def data_received(self, data: bytes) -> None:
         if self.close_sent:
@@ -234,8 +249,15 @@ class _LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
             if self._late > MAX_LATE:
                 self._fail()
         if not self._failed:
-            self._unread += data
-            self._parse()
+            if not self._unread:
+                self._unread = data
+            elif isinstance(self._unread, bytearray):
+                self._unread += data
+            else:
+                # Many small pieces of a large message are not to be copied again and again.
+                self._unread = bytearray(self._unread) + data
+            if not self._waits_for_turn:
+                self._parse()
 
     async def receive(self) -> Any:
         message = await super().receive()
@@ -246,13 +268,115 @@ class _LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         await super().send(message)
         self._parse()  # uvicorn reads on after it has sent a close frame
 
+    @property
+    def _deaf(self) -> bool:
+        """Whether nothing that came is to be looked at now."""
+        return self.read_paused or self._failed or self.transport.is_closing()
+
     def _parse(self) -> None:
         """Parse what came, until there is a message for the application, which then has its turn."""
-        while self._unread and not (self.read_paused or self._failed or self.transport.is_closing()):
-            piece, self._unread = self._unread[:SLICE], self._unread[SLICE:]
+        while self._unread and not self._deaf and not self.handshake_initiated:
+            piece, self._unread = bytes(self._unread[:SLICE]), self._unread[SLICE:]
             super().data_received(piece)
             if self.conn.handshake_exc is not None and not self.handshake_initiated:
                 self._refuse_handshake()
+        if self._unread and not self._deaf:
+            self._parse_frames()
+
+    def _parse_frames(self) -> None:
+        buffer, start, count = self._unread, 0, 0
+        while not self._deaf:
+            size = frame_size(buffer, start)
+            end = start + size
+            if not size or end > len(buffer):
+                if not size or (size <= self._max_frame and not is_hopeless(buffer, start)):
+                    break
+                end = len(buffer)  # its head is enough for the library to refuse it
+            if self._on_text is not None:
+                if count >= FRAMES_PER_TURN:
+                    self._wait_for_turn()
+                    break
+                count += 1
+                text = None if self._fragmented or self.close_sent else text_of(buffer, start, end)
+                if text is not None:
+                    start = end
+                    self._on_text(text)
+                    continue
+            unfinished = is_fragment(buffer[start])
+            self._fragmented = self._fragmented if unfinished is None else unfinished
+            piece, start = bytes(buffer[start:end]), end
+            super().data_received(piece)
+        if start:
+            self._unread = buffer[start:]
+
+    def _wait_for_turn(self) -> None:
+        """Let others have theirs before the rest of what has come."""
+        self._waits_for_turn = True
+        self.transport.pause_reading()
+        self.loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._waits_for_turn = False
+        if not self.transport.is_closing():
+            self._parse()
+            if not (self._waits_for_turn or self.read_paused):
+                self.transport.resume_reading()
+
+    def send_receive_event_to_app(self) -> None:
+        if self._on_text is None or self.curr_msg_data_type != "text" or self.close_sent:
+            super().send_receive_event_to_app()
+            return
+        try:
+            text = b"".join(self.frames).decode()
+        except UnicodeDecodeError:
+            super().send_receive_event_to_app()  # which fails, too, and hangs up
+            return
+        self.frames = []
+        self._on_text(text)
+
+    # --- DirectWebSocket --------------------------------------------------------------------------------------
+
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        if self.handshake_initiated and not self.conn.extensions and not self.close_sent:
+            extensions: dict[Any, Any] = self.scope["extensions"]
+            extensions[EXTENSION] = self
+
+    def attach(self, on_text: Callable[[str], object], on_writable: Callable[[], None]) -> None:
+        self._on_text, self._on_writable = on_text, on_writable
+        waiting = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
+        for message in waiting:
+            text = message.get("text")
+            if text is None:
+                self.queue.put_nowait(message)
+            else:
+                on_text(str(text))
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self.transport.resume_reading()
+        self._parse()
+
+    @property
+    def is_writable(self) -> bool:
+        return self.writable.is_set()
+
+    def write(self, text: str) -> None:
+        if not (self.close_sent or self.disconnected or self.transport.is_closing()):
+            self.transport.write(encode_text(text))
+
+    def close(self, code: int, reason: str) -> None:
+        if self.close_sent or self.disconnected or self.transport.is_closing():
+            return
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.conn.send_close(code, reason)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._on_writable is not None:
+            self._on_writable()
 
     def _refuse_handshake(self) -> None:
         # uvicorn would leave it without an answer. websockets has one, but not for what it cannot read at all.

@@ -141,7 +141,7 @@ KNOWN_TO = [
     ("yarl", {"mesh.rabbitmq"}),
     ("uvicorn", {"server", "cli"}),
     ("h11", {"server"}),
-    ("websockets", {"server", "client", "cli"}),
+    ("websockets", {"server", "_text_frames", "client", "cli"}),
     ("click", {"cli"}),
     ("prometheus_client", {"metrics"}),
     ("cryptography", {"keys", "mesh.encryption", "mesh.service"}),
