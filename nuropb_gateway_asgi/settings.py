@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit, urlunsplit
-from uuid import uuid4
 
+from ._ids import new_id
 from ._limits import parse_limit
 from .exceptions import SettingsError
 
@@ -41,7 +41,7 @@ class Settings:
     mesh_url: str = "embedded://demo"
     mesh_lane: Literal["fast", "plain"] = "fast"
     service_name: str = "nuropb-gateway"
-    instance_id: str = dataclasses.field(default_factory=lambda: uuid4().hex)
+    instance_id: str = dataclasses.field(default_factory=new_id)
     path: str = "/ws"
 
     jwt_key: str = ""

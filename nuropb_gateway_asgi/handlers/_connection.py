@@ -13,11 +13,11 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
-from uuid import uuid4
 
 import anyio
 from anyio.abc import TaskGroup
 
+from .._ids import new_id
 from .._outbox import Outbox
 from ..authentication import Identity
 from ..exceptions import ProtocolError
@@ -60,7 +60,7 @@ class Connection(ABC):
     """One connection of any kind, as a :class:`~nuropb_gateway_asgi.Handler`."""
 
     def __init__(self, handler_manager: HandlerManager, settings: Settings, address: str = "") -> None:
-        self.session_id = uuid4().hex
+        self.session_id = new_id()
         self.identity: Identity | None = None
         self.connected_at = 0.0
         self._manager = handler_manager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from typing import Final
-from uuid import uuid4
 
 import aio_pika
 
+from ..._ids import new_id
 from .. import wire
 from ._connection import CONNECTION_ERRORS, Connection, connect, declare_exchanges, explain, quiet_libraries
 
@@ -42,7 +42,7 @@ async def probe(url: str, service_name: str) -> str:
 async def _exchange_messages(connection: Connection, service_name: str) -> None:
     """A queue with a name as the gateway's own have, an event and an answer that come to it, a call that does not."""
     channel = await connection.channel()
-    queue = await channel.declare_queue(f"nuropb-{service_name}-{uuid4().hex}-rq", exclusive=True, auto_delete=True)
+    queue = await channel.declare_queue(f"nuropb-{service_name}-{new_id()}-rq", exclusive=True, auto_delete=True)
     events = await channel.get_exchange(wire.EVENTS_EXCHANGE, ensure=False)
     await queue.bind(events, routing_key=queue.name)
     message = aio_pika.Message(b"", expiration=TIMEOUT)
