@@ -21,7 +21,8 @@ from tests.kit.pages import Page, Pages, run_pages
 from tests.servers.processes import ServiceProcess
 from tests.servers.rabbitmq import RabbitMQNode
 
-KEY = "a secret that is long enough to sign with, and no longer"
+#: What stands for a token that is signed in with, and for a figure that is not known.
+HIDDEN, UNKNOWN = "\u2039token\u203a", "\u2013"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ async def console(
         site = gateway.site.http("/")
         for _, url, _ in await page.seen("requests"):
             assert url.startswith((site, "blob:" + site)), url
-        assert {url for url in await page.seen("sockets")} <= {gateway.url}
+        assert set(await page.seen("sockets")) <= {gateway.url}
         unexpected = [each for each in await page.seen("problems") if not any(known in each for known in problems)]
         assert unexpected == []
 
@@ -89,7 +90,11 @@ async def get(gateway: RunningGateway, path: str = "/", **headers: str) -> httpx
 
 async def test_the_page_allows_nothing_but_the_gateways_own_files() -> None:
     async with run_gateway() as gateway:
-        for path, kind in (("/", "text/html"), ("/console/main.js", "text/javascript"), ("/console/icon.svg", "image/")):
+        for path, kind in (
+            ("/", "text/html"),
+            ("/console/main.js", "text/javascript"),
+            ("/console/icon.svg", "image/"),
+        ):
             response = await get(gateway, path)
             assert response.status_code == 200
             assert response.headers["content-type"].startswith(kind)
@@ -211,7 +216,7 @@ async def test_the_link_of_make_run_signs_in_and_the_token_is_nowhere_to_be_seen
             await choose(page, "whoami")
             await page.sees("It takes no parameters.")
             await call(page)
-            await page.sees("Bearer ‹token›", within=".answer")
+            await page.sees(f"Bearer {HIDDEN}", within=".answer")
             await page.click("Pause the frames")
             await page.run("for (const each of await page.locator('.frames .log button').all()) await each.click()")
             await page.click("Who you are: Developer")
@@ -235,14 +240,15 @@ async def test_a_link_signs_nobody_in_where_the_gateway_has_not_made_the_token(p
 
 
 async def test_a_gateway_that_does_not_want_the_pages_origin_is_said_to(pages: Pages) -> None:
-    settings = {"allowed_origins": ["https://app.example.com"]}
-    async with run_gateway(**settings) as gateway:
-        async with console(pages, gateway, "", problems=("WebSocket connection", "403")) as page:
-            await sign_in(page, "alice")
-            await page.sees("ALLOWED_ORIGINS")
-            await page.sees(gateway.site.http(), within=".signin")
-            await page.click("Cancel")
-            await page.misses("ALLOWED_ORIGINS")
+    async with (
+        run_gateway(allowed_origins=["https://app.example.com"]) as gateway,
+        console(pages, gateway, "", problems=("WebSocket connection", "403")) as page,
+    ):
+        await sign_in(page, "alice")
+        await page.sees("ALLOWED_ORIGINS")
+        await page.sees(gateway.site.http(), within=".signin")
+        await page.click("Cancel")
+        await page.misses("ALLOWED_ORIGINS")
 
 
 async def test_the_console_of_a_mounted_gateway_works_where_it_is(pages: Pages) -> None:
@@ -490,7 +496,7 @@ async def test_an_outage_of_the_broker_is_told_and_outlived(own_node: RabbitMQNo
 
 
 @pytest.mark.parametrize("options", [{}, {"dark": True}, {"phone": True}, {"phone": True, "dark": True}])
-async def test_nothing_is_in_the_way_of_assistive_technology(pages: Pages, options: dict[str, bool]) -> None:
+async def test_nothing_is_in_the_way_of_assistive_technology(pages: Pages, options: dict[str, Any]) -> None:
     async with run_gateway() as gateway, console(pages, gateway, "", **options) as page:
         assert await page.accessibility_problems() == []
         await sign_in(page, "alice:for:5")
@@ -545,11 +551,17 @@ async def test_everything_can_be_done_by_keyboard(pages: Pages) -> None:
         await page.sees("Answer with the sum of two numbers.")
         await page.press("Tab")
         assert await page.focus() == "a: Skip to the form"
-        order = []
+        order: list[str] = []
         while not (order and order[-1].endswith("slow")):
             await page.press("Tab")
             order.append(await page.focus())
-        assert order == ["button: Who you are: Alice", "button: Sign out", "button: Refresh", "button: add", "button: slow"]
+        assert order == [
+            "button: Who you are: Alice",
+            "button: Sign out",
+            "button: Refresh",
+            "button: add",
+            "button: slow",
+        ]
         await page.press("Enter")
         await page.sees("Answer after some seconds")
         order = []
@@ -569,7 +581,7 @@ async def test_everything_can_be_done_by_keyboard(pages: Pages) -> None:
 async def test_the_chart_shows_the_round_trip_the_calls_and_the_rate(pages: Pages) -> None:
     async with run_gateway() as gateway, console(pages, gateway) as page:
         await call(page, a="2", b="3")
-        await page.until("!document.querySelector('.figures').innerText.includes('–')")
+        await page.until(f"!document.querySelector('.figures').innerText.includes('{UNKNOWN}')")
         label = await page.evaluate("document.querySelector('.plot').getAttribute('aria-label')")
         assert "Round trip to the gateway, median: " in label
         assert "Slowest call of each second, median: " in label
@@ -587,7 +599,7 @@ async def test_the_chart_shows_the_round_trip_the_calls_and_the_rate(pages: Page
 
 async def test_pings_are_shown_only_if_they_are_wanted_and_all_frames_can_be_read(pages: Pages) -> None:
     async with run_gateway() as gateway, console(pages, gateway) as page:
-        await page.until("!document.querySelector('[data-series=gateway] dd').innerText.includes('–')")
+        await page.until(f"!document.querySelector('[data-series=gateway] dd').innerText.includes('{UNKNOWN}')")
         assert "pong" not in await page.text(".frames")
         await page.run("await page.getByLabel('Pings').check()")
         await page.sees("pong", within=".frames")

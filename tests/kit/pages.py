@@ -126,9 +126,9 @@ class Page:
         """What has the focus: its role, if it has one, or its tag, and its label or text."""
         focused: str = await self.run(
             """return page.evaluate(() => {
-                 const { activeElement: element } = document;
-                 const label = element.getAttribute("aria-label") ?? element.labels?.[0]?.innerText ?? element.innerText;
-                 return `${element.getAttribute("role") ?? element.tagName.toLowerCase()}: ${label.trim().split("\\n")[0]}`;
+                 const { activeElement: at } = document;
+                 const label = at.getAttribute("aria-label") ?? at.labels?.[0]?.innerText ?? at.innerText;
+                 return `${at.getAttribute("role") ?? at.tagName.toLowerCase()}: ${label.trim().split("\\n")[0]}`;
                })"""
         )
         return focused
@@ -164,8 +164,9 @@ class Page:
         found: list[str] = await self.run(
             """await page.evaluate(axe);
                const { violations, incomplete } = await page.evaluate(() => globalThis.axe.run());
-               return [...violations, ...incomplete.filter(({ id }) => id === "color-contrast")].flatMap(({ id, nodes }) =>
-                 nodes.map((node) => `${id}: ${node.html.slice(0, 200)} ${node.any.map((each) => each.message).join(" ")}`))"""
+               const uncertain = incomplete.filter(({ id }) => id === "color-contrast");
+               return [...violations, ...uncertain].flatMap(({ id, nodes }) => nodes.map(({ html, any }) =>
+                 `${id}: ${html.slice(0, 200)} ${any.map((each) => each.message).join(" ")}`))"""
         )
         return found
 
