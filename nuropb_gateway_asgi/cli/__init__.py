@@ -11,6 +11,7 @@ from ..exceptions import SettingsError
 from .call import call
 from .check import check
 from .explain import explain
+from .gen_client import gen_client_command
 from .serve import serve
 from .token import token
 
@@ -22,6 +23,7 @@ Examples:
   nuropb-gateway serve --port 8080 --workers 4
   nuropb-gateway check                    is everything set up?
   nuropb-gateway explain orders.create    may this token call it, and why?
+  nuropb-gateway gen-client --lang ts http://127.0.0.1:8000 --out gateway.ts
   export NUROPB_GATEWAY_TOKEN=$(nuropb-gateway token --user alice)
   nuropb-gateway call ws://127.0.0.1:8000/ws demo.add '{"a": 2, "b": 3}'
 
@@ -60,6 +62,7 @@ commands.add_command(call)
 commands.add_command(token)
 commands.add_command(check)
 commands.add_command(explain)
+commands.add_command(gen_client_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

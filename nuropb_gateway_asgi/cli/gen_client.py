@@ -99,7 +99,22 @@ def _explain(error: urllib.error.HTTPError) -> str:
     return f"{status}: {description}" if isinstance(description, str) and description.isprintable() else status
 
 
-@click.command("gen-client", short_help="write a typed client of what a token may do")
+EPILOG = f"""\b
+Examples:
+  export {ENV_PREFIX}TOKEN=$(nuropb-gateway token --user alice)
+  nuropb-gateway gen-client --lang ts http://127.0.0.1:8000 --out src/gateway.ts
+  nuropb-gateway gen-client --lang py https://gateway.example.com/gateway --token-file alice.token > gateway.py
+  nuropb-gateway gen-client --lang py asyncapi.json
+
+\b
+Exit codes:
+  0  the module is written
+  1  there is no document, or the module cannot be written
+  2  the command line is wrong
+"""
+
+
+@click.command("gen-client", epilog=EPILOG)
 @click.argument("source")
 @click.option("--lang", type=click.Choice(["ts", "py"]), required=True, help="TypeScript or Python.")
 @click.option("--out", "-o", type=click.Path(dir_okay=False), help="The file to write; without it, standard output.")
@@ -108,7 +123,9 @@ def _explain(error: urllib.error.HTTPError) -> str:
 def gen_client_command(
     source: str, lang: Language, out: str | None, token_file: IO[str] | None, token: str | None
 ) -> None:
-    """Write a client module with every method that a token may call, with its parameters and documentation.
+    """Write a typed client of what a token may do.
+
+    It has every method that may be called, with its parameters and documentation, and the topics.
 
     SOURCE is the URL of the gateway, or a file with its asyncapi.json ("-" for standard input). Without an option the
     token is read from NUROPB_GATEWAY_TOKEN; for a file none is needed.
@@ -120,7 +137,3 @@ def gen_client_command(
         raise click.ClickException(str(error)) from error
     if out is None:
         click.echo(text, nl=False)
-
-
-if __name__ == "__main__":
-    gen_client_command()

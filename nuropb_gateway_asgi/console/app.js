@@ -190,10 +190,11 @@ function Header({ session, onSignOut }) {
       <${Connection} session=${session} />
       <div class="who">
         <button type="button" class="identity" ref=${button} aria-expanded=${open} aria-controls="identity"
-          aria-label="Who you are: ${hello?.username}" onClick=${() => setOpen(!open)}>
+          onClick=${() => setOpen(!open)}>
+          <span class="unseen">Who you are: ${hello?.username}</span>
           <span class="avatar" aria-hidden="true">${(hello?.username || "?").slice(0, 1).toUpperCase()}</span>
-          <span class="name">${hello?.username}</span>
-          ${left !== null && html`<span class="expiry ${left < 60 ? "soon" : ""}">token: ${remaining(left)}</span>`}
+          <span class="name" aria-hidden="true">${hello?.username}</span>
+          ${left !== null && html`<span class="expiry ${left < 60 ? "soon" : ""}" aria-hidden="true">token: ${remaining(left)}</span>`}
           <span class="caret" aria-hidden="true">▾</span>
         </button>
         <button type="button" class="quiet" onClick=${onSignOut}>Sign out</button>

@@ -281,6 +281,7 @@ export class Session {
   async contract(kind) {
     const url = new URL(`../${kind}.json`, import.meta.url);
     const response = await fetch(url, { headers: { Authorization: `Bearer ${this.#token}` }, cache: "no-cache" });
+    if (response.status === 404) throw new Error(`This gateway does not serve ${kind}.json.`);
     if (!response.ok) throw new Error(`The gateway answers ${response.status}.`);
     return response.text();
   }

@@ -47,6 +47,7 @@ async def test_a_start_with_nothing_configured_says_how_to_go_on() -> None:
     async with run_module(PACKAGE, "serve", "--port", "0") as process:
         url = (await process.line(r"^The gateway is at (ws://127\.0\.0\.1:\d+/ws)$"))[1]
         token = (await process.line(r"^[\w-]+\.[\w-]+\.[\w-]+$"))[0]
+        await process.line(f"^{http(url)}/#token={token}$")
         await process.line(r" -m nuropb_gateway_asgi call ")
         await process.line("Application startup complete")
         async with connect(url, token) as client:
@@ -66,7 +67,8 @@ async def test_a_start_with_nothing_configured_says_how_to_go_on() -> None:
 async def test_calls_from_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUROPB_GATEWAY_TOKEN", TOKEN)
     async with serving() as (process, url):
-        assert process.stdout == ["", f"The gateway is at {url}"]
+        await process.line("^Its console is at ")
+        assert process.stdout == ["", f"The gateway is at {url}", f"Its console is at {http(url)}/"]
         async with run_module(
             PACKAGE, "call", url, "demo.add", '{"a": 2, "b": 3}', settings={"TOKEN": TOKEN}
         ) as caller:
@@ -236,7 +238,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["call"], ["token"], ["check"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["call"], ["token"], ["check"], ["gen-client"]])
 def test_help_has_the_exit_codes(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     output = capsys.readouterr().out
@@ -255,7 +257,7 @@ def test_what_is_no_command_line(arguments: list[str], capsys: pytest.CaptureFix
 
 async def test_the_shell_completes_commands_and_options() -> None:
     for words, expected in (
-        ("nuropb-gateway ", {"plain,call", "plain,serve"}),
+        ("nuropb-gateway ", {"plain,call", "plain,serve", "plain,gen-client"}),
         ("nuropb-gateway serve --", {"plain,--uds"}),
     ):
         count = words.count(" ")
