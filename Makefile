@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 INSTALL := -m pip -qq --disable-pip-version-check --no-input install
 PYENV := "$(HOME)/.pyenv/versions"
 JS := clients/js
+CONSOLE := clients/console
 
 # $(call find,TEST,CANDIDATES) prints the first candidate which passes the test and can make a virtual environment:
 # a pyenv shim is on the PATH for versions that are switched off, too, and Debian's Python may lack ensurepip.
@@ -25,7 +26,7 @@ PYTHONS = $(PYTHON) $(call minor,11) python3 python3.13 python3.12 python3.14
 
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help run test lint format unit integration clean client provision peer pytest pytest-main
+.PHONY: help run test lint format unit integration clean client vendor provision peer pytest pytest-main
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -36,11 +37,12 @@ run: $(VENV)/.runtime ## Start the gateway, on PORT (8000) of HOST (127.0.0.1).
 test: provision peer lint ## Check style and types, and run all tests; the unit tests on every Python that is found.
 	@$(MAKE) --no-print-directory pytest
 
-lint: $(VENV)/.dev $(JS)/.built ## Check style and types only.
+lint: $(VENV)/.dev $(JS)/.built $(CONSOLE)/.installed ## Check style and types only.
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m mypy
 	@[ ! -e $(JS)/dist ] || { set -x; cd $(JS) && npm run --silent check; }
+	@[ ! -e $(CONSOLE)/.installed ] || { set -x; cd $(CONSOLE) && npm run --silent check; }
 
 format: $(VENV)/.dev ## Format the code and mend what can be mended.
 	$(BIN)/python -m ruff format
@@ -49,12 +51,12 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended.
 unit: $(VENV)/.dev ## Run the unit tests only, on one Python.
 	$(BIN)/python -m pytest tests/unit
 
-integration: provision peer $(VENV)/.dev $(JS)/.built ## Run the tests with real brokers, services and servers only.
+integration: provision peer $(VENV)/.dev $(JS)/.built $(CONSOLE)/.installed ## Run the tests with real brokers, services and servers only.
 	$(BIN)/python -m pytest tests/integration
 
 clean: ## Remove everything that was made here.
 	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
-	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built tests/servers/openid_provider/node_modules
+	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built $(CONSOLE)/node_modules $(CONSOLE)/.installed tests/servers/openid_provider/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Python environments. Each is made anew when pyproject.toml changes.
@@ -89,6 +91,19 @@ $(JS)/.built: $(JS)/package-lock.json $(wildcard $(JS)/*.js* $(JS)/src/*.ts)
 	    [ -z "$$CI" ]; exit; \
 	fi; \
 	cd $(JS) && npm ci --silent --ignore-scripts && npm run --silent build && touch .built
+
+# What the console loads of others, and what it and the contract are tested with. What is shipped of it is in the
+# repository; a test compares.
+
+vendor: $(CONSOLE)/.installed ## Put what the console loads of others into the package.
+	cd $(CONSOLE) && npm run --silent vendor
+
+$(CONSOLE)/.installed: $(CONSOLE)/package-lock.json
+	@if ! command -v npm > /dev/null; then \
+	    echo "Node is missing, so the console is not checked" >&2; \
+	    [ -z "$$CI" ]; exit; \
+	fi; \
+	cd $(CONSOLE) && npm ci --silent --ignore-scripts && touch .installed
 
 # Only what the unit tests need, and no nuropb.
 .venv-3.%/.unit: pyproject.toml

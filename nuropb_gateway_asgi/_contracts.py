@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
+import time
 from collections import OrderedDict
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from ._admission import address_of
 from ._assets import is_known
 from .asyncapi import asyncapi_document
+from .authentication import Identity
 from .authorization import Policy
 from .contract import Contract, Place, contract_for
 from .credentials import find_credentials
-from .exceptions import AuthenticationFailed, AuthenticationUnavailable
+from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
 from .handler_manager import CANNOT_AUTHENTICATE, HandlerManager
 from .openapi import openapi_document
+from .origins import OriginPolicy
 from .protocol import ErrorCode, Failure, encode_json
 from .service_mesh_manager import ServiceMeshManager
 from .settings import Settings
@@ -61,37 +70,51 @@ class Contracts:
         handler_manager: HandlerManager,
         service_mesh_manager: ServiceMeshManager,
         policy: Policy,
+        origins: OriginPolicy,
     ) -> None:
         self._settings = settings
         self._handler_manager = handler_manager
         self._service_mesh_manager = service_mesh_manager
         self._policy = policy
+        self._origins = origins
         self._documents: OrderedDict[_Key, _Document] = OrderedDict()
 
-    async def serve_asyncapi(self, request: Request) -> Response:
-        """Answer with the AsyncAPI document."""
-        return await self._serve("asyncapi", request)
-
-    async def serve_openapi(self, request: Request) -> Response:
-        """Answer with the OpenAPI document."""
-        return await self._serve("openapi", request)
+    def routes(self) -> list[Route]:
+        """Where the documents are."""
+        kinds: tuple[Kind, ...] = ("asyncapi", "openapi")
+        # Those pages may read them that may connect.
+        cross_origin = Middleware(_CrossOrigin, origins=self._origins)
+        return [
+            Route(
+                f"/{kind}.json",
+                functools.partial(self._serve, kind),
+                methods=["GET", "OPTIONS"],
+                name=kind,
+                middleware=[cross_origin],
+            )
+            for kind in kinds
+        ]
 
     async def _serve(self, kind: Kind, request: Request) -> Response:
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS"})
         if not self._service_mesh_manager.started:
             return _refuse(503, Failure(ErrorCode.MESH_UNAVAILABLE, "The gateway is not open"))
         # No cookie: browsers attach it to what other sites ask for.
-        credentials = find_credentials(request.headers, ())
+        token = find_credentials(request.headers, ()).token
         try:
-            if credentials.token is None:
-                raise AuthenticationFailed("there is no token, or none that can be used")
-            identity = await self._handler_manager.authenticate(credentials.token)
+            identity = await self._authenticate(token, address_of(request.scope.get("client")))
+        except ConnectionLimitReached as error:
+            logger.info("contract refused: %s", error)
+            return _refuse(503, Failure(ErrorCode.TOO_MANY_REQUESTS, "The gateway is full"))
         except AuthenticationFailed as error:
             logger.info("contract refused: %s", error)
             return _refuse(401, Failure(ErrorCode.UNAUTHENTICATED, "A valid bearer token is required"))
         except AuthenticationUnavailable as error:
             logger.info("contract put off: %s", error)
             return _refuse(503, CANNOT_AUTHENTICATE)
-        key = _Key(kind, hashlib.sha256(identity.token.encode()).digest(), _place(request))
+        # By what was sent: an authenticator may give many callers' identities the same token.
+        key = _Key(kind, hashlib.sha256((token or "").encode()).digest(), _place(request))
         document = self._remembered(key)
         if document is None:
             found = await self._service_mesh_manager.describe_for(identity, patience=PATIENCE)
@@ -100,6 +123,18 @@ class Contracts:
         if is_known(request, document.etag):
             return Response(status_code=304, headers=headers)
         return Response(document.body, media_type="application/json", headers=headers)
+
+    async def _authenticate(self, token: str | None, address: str) -> Identity:
+        """Who asks, which counts as a handshake does: it costs as much, and tokens can be guessed by it."""
+        admission = self._handler_manager.admission
+        admission.on_handshake(address, time.monotonic())
+        if token is None:
+            raise AuthenticationFailed("there is no token, or none that can be used")
+        try:
+            return await self._handler_manager.authenticate(token)
+        except AuthenticationFailed:
+            admission.on_failure(address, time.monotonic())
+            raise
 
     def _remembered(self, key: _Key) -> _Document | None:
         document = self._documents.get(key)
@@ -118,6 +153,18 @@ class Contracts:
         if len(self._documents) > CACHE_SIZE:
             self._documents.popitem(last=False)
         return document
+
+
+class _CrossOrigin(CORSMiddleware):
+    """CORS for the pages that may connect."""
+
+    def __init__(self, app: ASGIApp, origins: OriginPolicy) -> None:
+        super().__init__(app, allow_methods=["GET"], allow_headers=["Authorization", "If-None-Match"])
+        self._origins = origins
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        """Whether a page of this origin may read the answer."""
+        return self._origins.allows(origin)
 
 
 def _now() -> float:

@@ -150,7 +150,7 @@ class Gateway:
         self.service_mesh_manager = ServiceMeshManager(
             settings, self.handler_manager, mesh or _make_mesh(settings), self._policy, service_controller
         )
-        self._contracts = Contracts(settings, self.handler_manager, self.service_mesh_manager, self._policy)
+        self._contracts = Contracts(settings, self.handler_manager, self.service_mesh_manager, self._policy, origins)
         self._metrics = Metrics.create(
             self.handler_manager, self.service_mesh_manager, policy_file=self._policy_file, key_set=self.key_set
         )
@@ -174,8 +174,7 @@ class Gateway:
         return [
             WebSocketRoute(self.settings.path, _Endpoint(self._serve_websocket), name="websocket"),
             Route("/client.js", _serve_client, methods=["GET"]),
-            Route("/asyncapi.json", self._contracts.serve_asyncapi, methods=["GET"]),
-            Route("/openapi.json", self._contracts.serve_openapi, methods=["GET"]),
+            *self._contracts.routes(),
             Route("/livez", self._livez, methods=["GET"]),
             Route("/readyz", self._readyz, methods=["GET"]),
             *self._console_routes(),

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
 from ._version import __version__
 from .contract import Contract, Method, Place, Service, distinct_names, error_schema, sentence_of
-from .protocol import ErrorCode
+from .protocol import MAX_TRACE_ID_LENGTH, ErrorCode
 
-__all__ = ["openapi_document"]
+__all__ = ["STATUS", "openapi_document"]
 
 _DESCRIPTION: Final = (
     "What the bearer of the token may call and subscribe to, over plain HTTP. The same over a WebSocket is described "
     "by asyncapi.json."
 )
-_ERRORS: Final = {
-    "401": "There is no token, or it is not valid.",
-    "429": "Too many requests.",
-    "503": "The service or the mesh is not there at the moment.",
-    "default": "The call failed; `code` says how.",
+#: The status of every error. The code is what tells a program what to do.
+STATUS: Final[Mapping[ErrorCode, int]] = {
+    ErrorCode.BAD_REQUEST: 400,
+    ErrorCode.UNAUTHENTICATED: 401,
+    ErrorCode.PERMISSION_DENIED: 403,
+    ErrorCode.METHOD_NOT_FOUND: 404,
+    ErrorCode.DUPLICATE_ID: 409,
+    ErrorCode.CANCELLED: 409,
+    ErrorCode.DEPRECATED: 410,
+    ErrorCode.PAYLOAD_TOO_LARGE: 413,
+    ErrorCode.INVALID_PARAMS: 422,
+    ErrorCode.TOO_MANY_REQUESTS: 429,
+    ErrorCode.INTERNAL: 500,
+    ErrorCode.SERVICE_ERROR: 502,
+    ErrorCode.SERVICE_UNAVAILABLE: 503,
+    ErrorCode.MESH_UNAVAILABLE: 503,
+    ErrorCode.TIMEOUT: 504,
+}
+_TRACE_ID: Final = {
+    "name": "X-Trace-Id",
+    "in": "header",
+    "description": "What to look for in the logs. The gateway makes one if it is missing; the answer has it as well.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_TRACE_ID_LENGTH, "pattern": "^[ -~]+$"},
+}
+_PREFER: Final = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "`wait=N`: how many seconds the answer is waited for. `respond-async`: a command, which is answered "
+    "with 202 once the mesh has taken it.",
+    "schema": {"type": "string"},
+    "examples": {"wait": {"value": "wait=5"}, "command": {"value": "respond-async"}},
 }
 
 
@@ -49,12 +76,8 @@ def openapi_document(contract: Contract, place: Place) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": {"Error": error_schema(ErrorCode)},
-            "responses": {
-                "Error": {
-                    "description": _ERRORS["default"],
-                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-                }
-            },
+            "parameters": {"prefer": _PREFER, "traceId": _TRACE_ID},
+            "responses": _responses(),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
         "x-nuropb": {"unavailable": list(contract.unavailable)},
@@ -72,6 +95,7 @@ def _call(service: Service, method: Method, key: str) -> dict[str, Any]:
         "operationId": key,
         "summary": summary or f"Call {service.name}.{method.name}.",
         "tags": [service.name],
+        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in ("prefer", "traceId")],
         "requestBody": body,
         "responses": {
             "200": {"description": "What the method returned.", "content": {"application/json": {"schema": {}}}},
@@ -91,6 +115,7 @@ def _events(contract: Contract) -> dict[str, Any]:
         "operationId": "events",
         "summary": "Events as they come, as server-sent events.",
         "parameters": [
+            {"$ref": "#/components/parameters/traceId"},
             {
                 "name": "topic",
                 "in": "query",
@@ -98,7 +123,7 @@ def _events(contract: Contract) -> dict[str, Any]:
                 "description": f"Topic patterns (`*` is one word, `#` any number of them), within {allowed}.",
                 "schema": {"type": "array", "minItems": 1, "items": {"type": "string"}},
                 "examples": {key: {"value": [topic]} for topic, key in distinct_names(contract.topics).items()},
-            }
+            },
         ],
         "responses": {
             "200": {
@@ -111,4 +136,21 @@ def _events(contract: Contract) -> dict[str, Any]:
 
 
 def _errors() -> dict[str, Any]:
-    return {status: {"$ref": "#/components/responses/Error"} for status in _ERRORS}
+    """The statuses of errors, each by reference."""
+    return {status: {"$ref": f"#/components/responses/{status}"} for status in _codes()}
+
+
+def _responses() -> dict[str, Any]:
+    """What these statuses are about."""
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {
+        status: {"description": "The `code` is " + " or ".join(f"`{code}`" for code in codes) + ".", "content": content}
+        for status, codes in _codes().items()
+    }
+
+
+def _codes() -> dict[str, list[str]]:
+    codes: dict[str, list[str]] = {}
+    for code, status in STATUS.items():
+        codes.setdefault(str(status), []).append(code.value)
+    return codes

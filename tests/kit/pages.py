@@ -176,7 +176,7 @@ async def run_pages() -> AsyncIterator[Pages]:
     program, *flags = node()
     browser = chromium()
     if not (CONSOLE / "node_modules" / "playwright-core").is_dir():
-        unavailable("playwright-core is not installed: make clients/console/.built")
+        unavailable("playwright-core is not installed: make clients/console/.installed")
     process = await asyncio.create_subprocess_exec(
         program, *flags, str(HERE / "pages.mjs"), str(CONSOLE), browser, stdin=PIPE, stdout=PIPE, limit=2**24
     )
