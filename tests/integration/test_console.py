@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import httpx
 import msgspec
@@ -14,11 +16,14 @@ import pytest
 from starlette.applications import Starlette
 
 from nuropb_gateway_asgi import CloseCode, Gateway, Handler, Settings
+from nuropb_gateway_asgi import console as console_module
 from nuropb_gateway_asgi.console import CONTENT_SECURITY_POLICY
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway, serve
+from tests.kit.javascript import node
 from tests.kit.pages import Page, Pages, run_pages
-from tests.servers.processes import ServiceProcess
+from tests.servers.javascript import CONSOLE
+from tests.servers.processes import ServiceProcess, unavailable
 from tests.servers.rabbitmq import RabbitMQNode
 
 #: What stands for a token that is signed in with, and for a figure that is not known.
@@ -28,6 +33,13 @@ HIDDEN, UNKNOWN = "\u2039token\u203a", "\u2013"
 @pytest.fixture(scope="module")
 async def pages() -> AsyncIterator[Pages]:
     async with run_pages() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+async def gateway() -> AsyncIterator[RunningGateway]:
+    """One for all that need none of their own."""
+    async with run_gateway() as running:
         yield running
 
 
@@ -55,6 +67,7 @@ async def console(
         assert set(await page.seen("sockets")) <= {gateway.url}
         unexpected = [each for each in await page.seen("problems") if not any(known in each for known in problems)]
         assert unexpected == []
+    await gateway.is_empty()
 
 
 async def sign_in(page: Page, token: str) -> None:
@@ -88,33 +101,31 @@ async def get(gateway: RunningGateway, path: str = "/", **headers: str) -> httpx
         return await http.get(gateway.site.http(path), headers=headers)
 
 
-async def test_the_page_allows_nothing_but_the_gateways_own_files() -> None:
-    async with run_gateway() as gateway:
-        for path, kind in (
-            ("/", "text/html"),
-            ("/console/main.js", "text/javascript"),
-            ("/console/icon.svg", "image/"),
-        ):
-            response = await get(gateway, path)
-            assert response.status_code == 200
-            assert response.headers["content-type"].startswith(kind)
-            assert response.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
-            assert response.headers["x-content-type-options"] == "nosniff"
-            assert response.headers["x-frame-options"] == "DENY"
-            assert response.headers["referrer-policy"] == "no-referrer"
-            again = await get(gateway, path, **{"If-None-Match": response.headers["etag"]})
-            assert (again.status_code, again.content) == (304, b"")
-            assert again.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
-        assert "unsafe" not in CONTENT_SECURITY_POLICY
-        page = (await get(gateway)).text
-        assert "<style" not in page
-        assert "style=" not in page
-        assert page.count("<script") == page.count('<script type="module" src="console/')
+async def test_the_page_allows_nothing_but_the_gateways_own_files(gateway: RunningGateway) -> None:
+    for path, kind in (
+        ("/", "text/html"),
+        ("/console/main.js", "text/javascript"),
+        ("/console/icon.svg", "image/"),
+    ):
+        response = await get(gateway, path)
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith(kind)
+        assert response.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["x-frame-options"] == "DENY"
+        assert response.headers["referrer-policy"] == "no-referrer"
+        again = await get(gateway, path, **{"If-None-Match": response.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+    assert "unsafe" not in CONTENT_SECURITY_POLICY
+    page = (await get(gateway)).text
+    assert "<style" not in page
+    assert "style=" not in page
+    assert page.count("<script") == page.count('<script type="module" src="console/')
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+async def test_nothing_else_is_served(gateway: RunningGateway) -> None:
+    for path in (
         "/console/",
         "/console/index.html",
         "/console/__init__.py",
@@ -128,10 +139,7 @@ async def test_the_page_allows_nothing_but_the_gateways_own_files() -> None:
         "/console/main.js/",
         "/console/main.js%00",
         "/console/MAIN.JS",
-    ],
-)
-async def test_nothing_else_is_served(path: str) -> None:
-    async with run_gateway() as gateway:
+    ):
         assert (await get(gateway, path)).status_code == 404
 
 
@@ -146,9 +154,20 @@ async def test_nothing_else_is_served(path: str) -> None:
     ],
 )
 async def test_the_console_is_there_when_it_is_on(settings: dict[str, Any], is_there: bool) -> None:
-    async with run_gateway(**settings) as gateway:
+    transport = httpx.ASGITransport(make_gateway(**settings).app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
         for path in ("/", "/console/main.js"):
-            assert (await get(gateway, path)).status_code == (200 if is_there else 404)
+            assert (await http.get(path)).status_code == (200 if is_there else 404)
+
+
+async def test_what_is_shipped_of_others_is_what_they_published(tmp_path: Path) -> None:
+    if not (CONSOLE / "node_modules" / "uplot").is_dir():
+        unavailable("uplot is not installed: make clients/console/.installed")
+    await anyio.run_process([*node(), str(CONSOLE / "vendor.js"), str(tmp_path)])
+    shipped = {each.name: each.read_bytes() for each in (Path(console_module.__file__).parent / "vendor").iterdir()}
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == shipped, "make vendor renews them"
+    lock = json.loads((CONSOLE / "package-lock.json").read_text())
+    assert not [name for name, package in lock["packages"].items() if "resolved" in package]
 
 
 # --- signing in ---------------------------------------------------------------------------------------------------
@@ -174,8 +193,8 @@ async def test_a_token_signs_in_and_shows_who_one_is_and_what_one_may_call(pages
         await gateway.is_empty()
 
 
-async def test_a_token_that_is_not_valid_is_refused_in_words(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway, token="") as page:
+async def test_a_token_that_is_not_valid_is_refused_in_words(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway, token="") as page:
         await page.click("Sign in")
         await page.sees("Paste a token first.")
         await sign_in(page, "bad")
@@ -184,8 +203,8 @@ async def test_a_token_that_is_not_valid_is_refused_in_words(pages: Pages) -> No
         await page.sees("Connected")
 
 
-async def test_signing_in_lasts_for_a_reload_only_if_that_was_wanted(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_signing_in_lasts_for_a_reload_only_if_that_was_wanted(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
         assert await page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])") == (
             '[{},{},""]'
         )
@@ -231,8 +250,10 @@ async def test_the_link_of_make_run_signs_in_and_the_token_is_nowhere_to_be_seen
             assert await page.evaluate("location.href") == gateway.site.http("/")
 
 
-async def test_a_link_signs_nobody_in_where_the_gateway_has_not_made_the_token(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway, "", path="/#token=alice") as page:
+async def test_a_link_signs_nobody_in_where_the_gateway_has_not_made_the_token(
+    pages: Pages, gateway: RunningGateway
+) -> None:
+    async with console(pages, gateway, "", path="/#token=alice") as page:
         await page.sees("Sign in")
         assert await page.evaluate("location.href") == gateway.site.http("/")
         assert await page.evaluate("sessionStorage.length") == 0
@@ -270,8 +291,8 @@ async def test_the_console_of_a_mounted_gateway_works_where_it_is(pages: Pages) 
 # --- calls --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_call_shows_its_answer_and_how_long_it_took(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_a_call_shows_its_answer_and_how_long_it_took(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
         await call(page, a="2", b="0.5")
         await page.sees("2.5", within=".answer pre")
         said = await page.text(".answer [role=status]")
@@ -282,8 +303,8 @@ async def test_a_call_shows_its_answer_and_how_long_it_took(pages: Pages) -> Non
         assert frames.index("response") < frames.index("request") < frames.index("hello") < frames.index("authorize")
 
 
-async def test_an_error_shows_its_code_and_its_text_and_where_to_look(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_an_error_shows_its_code_and_its_text_and_where_to_look(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
         await choose(page, "fail")
         await call(page, how="validation")
         await page.sees("invalid_params", within=".verdict")
@@ -297,8 +318,9 @@ async def test_an_error_shows_its_code_and_its_text_and_where_to_look(pages: Pag
         assert await page.evaluate("document.querySelector('.call input').value") == "validation"
 
 
-async def test_what_cannot_be_meant_is_not_sent(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_what_cannot_be_meant_is_not_sent(pages: Pages, gateway: RunningGateway) -> None:
+    before = gateway.gateway.service_mesh_manager.statistics.requests
+    async with console(pages, gateway) as page:
         await call(page, a="two", b="3")
         await page.sees("A number is wanted, such as 1.5.")
         assert await page.focus() == "input: a float required"
@@ -306,13 +328,13 @@ async def test_what_cannot_be_meant_is_not_sent(pages: Pages) -> None:
         await page.sees("JavaScript cannot hold this number without changing it.")
         await call(page, a="2", Timeout="soon")
         await page.sees("Seconds, such as 5.")
-        assert gateway.gateway.service_mesh_manager.statistics.requests == 0
+        assert gateway.gateway.service_mesh_manager.statistics.requests == before
         await call(page, Timeout="5")
         await page.sees("5", within=".answer pre")
 
 
-async def test_parameters_can_be_written_as_json(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_parameters_can_be_written_as_json(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
         await choose(page, "echo")  # which takes whatever it is given, so there are no fields
         await page.fill("Parameters", '{"text": "é", "list": [1, null, {"deep": true}]')
         await page.click("Call", within=".call")
@@ -334,8 +356,10 @@ async def test_parameters_can_be_written_as_json(pages: Pages) -> None:
         await page.sees("sent as an object")
 
 
-async def test_a_call_under_way_can_be_cancelled_and_a_command_is_not_waited_for(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_a_call_under_way_can_be_cancelled_and_a_command_is_not_waited_for(
+    pages: Pages, gateway: RunningGateway
+) -> None:
+    async with console(pages, gateway) as page:
         await choose(page, "slow")
         await call(page, seconds="600")
         await page.sees("waiting", within=".verdict")
@@ -365,8 +389,8 @@ async def test_a_big_answer_does_not_freeze_the_page(pages: Pages) -> None:
         await page.misses("more characters", within=".answer")
 
 
-async def test_the_contract_can_be_kept_as_a_file(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_the_contract_can_be_kept_as_a_file(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
         for button, name, member in (("AsyncAPI", "asyncapi.json", "asyncapi"), ("OpenAPI", "openapi.json", "openapi")):
             await page.click(button)
             found, text = await page.downloaded()
@@ -376,8 +400,8 @@ async def test_the_contract_can_be_kept_as_a_file(pages: Pages) -> None:
 # --- events -------------------------------------------------------------------------------------------------------
 
 
-async def test_events_come_in_as_they_happen(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_events_come_in_as_they_happen(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
         await page.click("Subscribe to demo.#")
         await page.sees("demo.tick", within=".events .log")
         await page.click("Unsubscribe from demo.#")
@@ -395,8 +419,8 @@ async def test_events_come_in_as_they_happen(pages: Pages) -> None:
         await page.sees('"headline": "It works"', within=".events pre")
 
 
-async def test_a_topic_that_one_may_not_see_is_refused_in_words(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_a_topic_that_one_may_not_see_is_refused_in_words(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
         await page.fill("Topic to subscribe to", "secrets.#")
         await page.click("Subscribe", within=".events")
         await page.sees("Subscribing to secrets.# is not allowed", within=".chips")
@@ -408,8 +432,10 @@ async def test_a_topic_that_one_may_not_see_is_refused_in_words(pages: Pages) ->
 # --- what goes wrong ----------------------------------------------------------------------------------------------
 
 
-async def test_when_the_token_ends_a_newer_one_goes_on_where_the_old_one_stopped(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway, "alice:for:4") as page:
+async def test_when_the_token_ends_a_newer_one_goes_on_where_the_old_one_stopped(
+    pages: Pages, gateway: RunningGateway
+) -> None:
+    async with console(pages, gateway, "alice:for:4") as page:
         await page.click("Subscribe to demo.#")
         await page.sees("demo.tick", within=".events .log")
         await page.fill("a", "20")
@@ -430,8 +456,8 @@ async def test_when_the_token_ends_a_newer_one_goes_on_where_the_old_one_stopped
         await page.sees("demo.tick", within=".events .log")
 
 
-async def test_a_token_that_expires_soon_can_be_replaced_before(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway, "alice:for:5") as page:
+async def test_a_token_that_expires_soon_can_be_replaced_before(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway, "alice:for:5") as page:
         handler = be_patient(gateway)
         await page.sees("The token expires soon")
         await page.fill("Newer token", "alice:for:3000")
@@ -441,8 +467,8 @@ async def test_a_token_that_expires_soon_can_be_replaced_before(pages: Pages) ->
         assert len(await page.seen("sockets")) == 1
 
 
-async def test_a_connection_that_the_operator_ends_is_not_made_again(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_a_connection_that_the_operator_ends_is_not_made_again(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
         gateway.gateway.handler_manager.close_all(CloseCode.DISCONNECTED, "for maintenance")
         await page.sees("The gateway has closed the connection for good")
         await page.sees("for maintenance")
@@ -452,8 +478,8 @@ async def test_a_connection_that_the_operator_ends_is_not_made_again(pages: Page
         await page.sees("Connected")
 
 
-async def test_a_lost_connection_is_made_again(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_a_lost_connection_is_made_again(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
         gateway.gateway.handler_manager.closed_for = 1.0
         gateway.gateway.handler_manager.close_all(CloseCode.SLOW_CONSUMER, "too slow")
         await page.sees("The connection to the gateway is lost")
@@ -495,9 +521,11 @@ async def test_an_outage_of_the_broker_is_told_and_outlived(own_node: RabbitMQNo
 # --- for everybody ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"dark": True}, {"phone": True}, {"phone": True, "dark": True}])
-async def test_nothing_is_in_the_way_of_assistive_technology(pages: Pages, options: dict[str, Any]) -> None:
-    async with run_gateway() as gateway, console(pages, gateway, "", **options) as page:
+@pytest.mark.parametrize("options", [{}, {"phone": True, "dark": True}])
+async def test_nothing_is_in_the_way_of_assistive_technology(
+    pages: Pages, gateway: RunningGateway, options: dict[str, Any]
+) -> None:
+    async with console(pages, gateway, "", **options) as page:
         assert await page.accessibility_problems() == []
         await sign_in(page, "alice:for:5")
         await page.sees("Connected")
@@ -520,9 +548,9 @@ async def test_nothing_is_in_the_way_of_assistive_technology(pages: Pages, optio
             assert await page.accessibility_problems() == []
 
 
-async def test_on_a_phone_everything_fits(pages: Pages) -> None:
+async def test_on_a_phone_everything_fits(pages: Pages, gateway: RunningGateway) -> None:
     fits = "document.documentElement.scrollWidth <= innerWidth"
-    async with run_gateway() as gateway, console(pages, gateway, "", phone=True) as page:
+    async with console(pages, gateway, "", phone=True) as page:
         assert await page.evaluate(fits)
         await sign_in(page, "alice")
         await page.sees("Connected")
@@ -578,8 +606,8 @@ async def test_everything_can_be_done_by_keyboard(pages: Pages) -> None:
         await page.sees("slept", within=".answer pre")
 
 
-async def test_the_chart_shows_the_round_trip_the_calls_and_the_rate(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_the_chart_shows_the_round_trip_the_calls_and_the_rate(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
         await call(page, a="2", b="3")
         await page.until(f"!document.querySelector('.figures').innerText.includes('{UNKNOWN}')")
         label = await page.evaluate("document.querySelector('.plot').getAttribute('aria-label')")
@@ -597,8 +625,10 @@ async def test_the_chart_shows_the_round_trip_the_calls_and_the_rate(pages: Page
         await page.until("document.querySelectorAll('.plot canvas').length === 1")
 
 
-async def test_pings_are_shown_only_if_they_are_wanted_and_all_frames_can_be_read(pages: Pages) -> None:
-    async with run_gateway() as gateway, console(pages, gateway) as page:
+async def test_pings_are_shown_only_if_they_are_wanted_and_all_frames_can_be_read(
+    pages: Pages, gateway: RunningGateway
+) -> None:
+    async with console(pages, gateway) as page:
         await page.until(f"!document.querySelector('[data-series=gateway] dd').innerText.includes('{UNKNOWN}')")
         assert "pong" not in await page.text(".frames")
         await page.run("await page.getByLabel('Pings').check()")
