@@ -103,7 +103,7 @@ function TokenForm({ label, action, busy = false, problem, onToken, children }) 
   const [missing, setMissing] = useState(false);
   const id = useId();
   const input = useRef(/** @type {HTMLInputElement | null} */ (null));
-  useEffect(() => input.current?.focus(), []);
+  useLayoutEffect(() => input.current?.focus(), []);
   const said = missing ? "Paste a token first." : problem;
   /** @param {Event} event */
   const submit = (event) => {
@@ -227,7 +227,7 @@ function Identity({ session, onClose, onLeave, onSignOut }) {
   const hello = session.hello;
   const claims = claimsOf(session.token);
   const panel = useRef(/** @type {HTMLElement | null} */ (null));
-  useEffect(() => {
+  useLayoutEffect(() => {
     panel.current?.focus();
     /** @param {Event} event */
     const elsewhere = ({ target }) => {

@@ -1,7 +1,7 @@
 /** What may be called, a form for it, and its answers. */
 import { fieldsOf, isOpen, readFields, readObject, textsOf, understood } from "./form.js";
 import { bytes, clock, duration, plain, pretty, short } from "./text.js";
-import { Json, html, saveFile, useEffect, useId, useMemo, useRef, useState } from "./ui.js";
+import { Json, html, saveFile, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "./ui.js";
 
 /**
  * @typedef {import("./session.js").Session} Session
@@ -81,8 +81,9 @@ export function CallPanel({ session, chosen, onChoose }) {
   const method = chosen === null ? undefined : session.description?.services[chosen.service]?.methods[chosen.method];
   const title = useRef(/** @type {HTMLElement | null} */ (null));
   const isFirst = useRef(true);
-  // Whoever chose a method goes on with its form: the next Tab is its first field, and on a phone it is in view.
-  useEffect(() => {
+  // Whoever chose a method goes on with its form: the next Tab is its first field, and on a phone it is in view. Focus
+  // is moved before anything is to be seen, so that no key that follows goes astray.
+  useLayoutEffect(() => {
     if (chosen !== null && !isFirst.current) title.current?.focus();
     if (chosen !== null) isFirst.current = false;
   }, [chosen]);
