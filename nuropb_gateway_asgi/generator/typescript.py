@@ -35,6 +35,8 @@ _NO_MEMBERS: Final = frozenset(
         "propertyIsEnumerable",
     }
 )
+#: Wildcards for any number of words in one pattern, of which each is written out with and without.
+_MAX_ALTERNATIVES: Final = 4
 _IDENTIFIER = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
 _HEAD: Final = """\
 // A client of a NuroPb gateway%s, made by `nuropb-gateway gen-client --lang ts`.
@@ -132,6 +134,9 @@ def _topics(topics: tuple[str, ...]) -> str:
 def _alternatives(pattern: str) -> Iterator[str]:
     """The types of topics and patterns that are within ``pattern``: each # is there or not."""
     words = pattern.split(".")
+    if words.count("#") > _MAX_ALTERNATIVES:  # each doubles them
+        yield "string"
+        return
     choices = [((word,), ()) if word == "#" else ((word,),) for word in words]
     for chosen in itertools.product(*choices):
         left = [word for part in chosen for word in part]

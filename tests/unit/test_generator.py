@@ -136,6 +136,10 @@ def test_a_document_that_is_none_of_the_gateways_is_refused(document: Any, said:
         generate_client(document, "py")
 
 
+def test_a_pattern_of_many_wildcards_does_not_take_for_ever() -> None:
+    assert "export type Topic = string;" in generate_client(asyncapi(topics=(".".join(["#", "a"] * 16),)), "ts")
+
+
 def test_there_are_two_languages() -> None:
     with pytest.raises(ValueError, match="allowed is ts or py"):
         generate_client(asyncapi(), "cobol")  # type: ignore[arg-type]
