@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import subprocess
 import sys
@@ -53,6 +54,41 @@ def test_a_uvicorn_that_is_not_known_is_told_and_used_as_it_is() -> None:
     assert run.stdout.endswith(f" has no {missing}\n")
 
 
+def test_what_cannot_be_accepted_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    loop = server.new_event_loop()
+    try:
+        for _ in range(3):
+            error = OSError(24, "Too many open files")
+            loop.call_exception_handler({"message": "socket.accept() out of system resource", "exception": error})
+        loop.call_exception_handler({"message": "something else"})
+    finally:
+        loop.close()
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert said == ["connections cannot be accepted: [Errno 24] Too many open files", "something else"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "allowed", "room"),
+    [
+        ((1024, 524288), (11064, 524288), None),
+        ((1024, -1), (11064, -1), None),
+        ((65536, 524288), None, None),
+        ((-1, -1), None, None),
+        ((1024, 4096), (4096, 4096), 4032),
+        ((10500, 10500), (10500, 10500), None),
+        ((32, 32), (32, 32), 1),
+    ],
+)
+def test_a_process_is_allowed_the_files_that_its_connections_need(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], allowed: tuple[int, int] | None, room: int | None
+) -> None:
+    chosen: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: chosen.append(new))
+    assert server.allow_files(10000) == room
+    assert chosen == ([] if allowed is None else [allowed])
+
+
 # --- heads ------------------------------------------------------------------------------------------------------
 
 
@@ -68,6 +104,22 @@ async def test_a_hundred_header_lines(running: RunningGateway, count: int, statu
     async with RawClient.open(running.url) as raw:
         lines = [(f"X-{number}", "x") for number in range(count)]  # and six that make it a handshake
         assert (await raw.handshake("/ws", BEARER, *lines)).startswith(f"HTTP/1.1 {status} ")
+
+
+async def test_who_says_nothing_for_longest_makes_room_when_files_run_out(
+    running: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_most_connections", lambda: 3)
+    async with connect(running.url, "alice") as client, contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(RawClient.open(running.url)) for _ in range(6)]
+        for raw in silent[:4]:
+            assert await raw.ended() == b""
+        async with connect(running.url, "bob") as other:
+            assert await silent[4].ended() == b""
+            await other.settled()
+            await client.settled()
+        await silent[5].send(b"GET /livez HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        assert (await silent[5].read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_a_head_may_come_in_pieces(running: RunningGateway) -> None:
