@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import resource
 import socket
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from websockets.frames import Frame
 
 from nuropb_gateway_asgi import server
+from nuropb_gateway_asgi._direct import EXTENSION
 from tests.kit.clients import CLOSE, PING, PONG, TEXT, RawClient, connect, refusal
 from tests.kit.gateways import RunningGateway, Site, eventually, make_gateway, run_gateway, serve
 
@@ -318,6 +320,38 @@ async def test_who_goes_on_sending_after_the_end_is_not_listened_to(
             await raw.send(RawClient.frame(b"7") * 200_000)
         assert await raw.ended() == b""
     assert len(heard) < 20_000
+
+
+async def hang_up_on_the_first_text(heard: list[str], scope: Any, receive: Any, send: Any) -> None:
+    """An application that has its messages directly."""
+    if scope["type"] == "lifespan":
+        for phase in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{phase}.complete"})
+        return
+    direct = scope["extensions"][EXTENSION]
+
+    def on_text(text: str) -> None:
+        heard.append(text)
+        direct.close(4503, "")
+
+    await receive()
+    await send({"type": "websocket.accept"})
+    direct.attach(on_text, lambda: None)
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+
+
+async def test_text_that_comes_after_the_close_frame_is_not_given_to_the_application() -> None:
+    heard: list[str] = []
+    app = functools.partial(hang_up_on_the_first_text, heard)
+    async with serve(app, interface="asgi3") as site, RawClient.open(site.ws()) as raw:
+        await raw.handshake("/ws")
+        await raw.send(RawClient.frame(b"first") + RawClient.frame(b"second") + RawClient.frame(b"third"))
+        assert await raw.close_code() == 4503
+        await raw.send(RawClient.frame(b"fourth") + RawClient.frame(b"\x11\x97", CLOSE))
+        assert await raw.ended() == b""
+    assert heard == ["first"]
 
 
 async def test_a_refusal_does_not_quote_the_handshake(running: RunningGateway) -> None:
