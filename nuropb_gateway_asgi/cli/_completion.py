@@ -48,5 +48,6 @@ def _described(ctx: click.Context, service: str | None) -> dict[str, Any]:
         target = parse_url(ctx.params.get("url") or DEFAULT_URL)
         # Standard input is the shell's.
         token = None if file == "-" else find_token(ctx.params.get("token"), file)
-        return asyncio.run(describe())
+        if token is not None:
+            return asyncio.run(describe())
     return {}

@@ -20,6 +20,7 @@ from ._output import printable
 from ._target import Target
 
 __all__ = [
+    "LEEWAY",
     "Finding",
     "about_call",
     "about_certificate",

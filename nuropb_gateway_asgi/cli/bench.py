@@ -48,6 +48,8 @@ Examples:
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
 BUCKETS: Final = 12
 WIDTH: Final = 40
+#: Seconds for calls that are in flight at the end. They count, or slow ones would not.
+LAST_CALLS: Final = 1.0
 #: Times a second that the progress is shown.
 REFRESH: Final = 5
 
@@ -129,7 +131,7 @@ class Load:
     def __post_init__(self) -> None:
         self._started = 0.0
         self._numbers = itertools.count()
-        self._limit: asyncio.Timeout | None = None
+        self._stop = asyncio.Event()
 
     @property
     def done(self) -> int:
@@ -145,30 +147,33 @@ class Load:
         return min(1.0, (time.perf_counter() - self._started) / self.duration)
 
     def interrupt(self) -> None:
-        """Begin no more calls, and wait for none."""
+        """Begin no more calls."""
         self.interrupted = True
-        if self._limit is not None:
-            self._limit.reschedule(0.0)
+        self._stop.set()
 
     async def run(self, ask: Callable[[Client], Awaitable[object]], gateways: Sequence[Client]) -> None:
-        """Call ``ask`` with each of ``gateways``, over and over, until it ends; what is in flight is let go then."""
+        """Call ``ask`` with each of ``gateways``, over and over, until it ends; what is in flight then may end, too."""
         self._started = time.perf_counter()
-        if self.interrupted:
-            return
+        calling = [asyncio.ensure_future(self._call(ask, gateway)) for gateway in gateways]
+        stopped = asyncio.ensure_future(self._stop.wait())
         try:
-            async with asyncio.timeout(self.duration) as self._limit, asyncio.TaskGroup() as tasks:
-                for gateway in gateways:
-                    tasks.create_task(self._call(ask, gateway))
-        except TimeoutError:
-            pass
-        finally:
-            self._limit = None
+            waiting = asyncio.ensure_future(asyncio.wait(calling))
+            await asyncio.wait((waiting, stopped), timeout=self.duration, return_when=asyncio.FIRST_COMPLETED)
+            self._stop.set()
+            await asyncio.wait(calling, timeout=LAST_CALLS)
             self.seconds = time.perf_counter() - self._started
+        finally:
+            for task in (*calling, stopped, waiting):
+                task.cancel()
+            ended = await asyncio.gather(*calling, stopped, waiting, return_exceptions=True)
+        for result in ended:
+            if isinstance(result, Exception):
+                raise result
 
     async def _call(self, ask: Callable[[Client], Awaitable[object]], gateway: Client) -> None:
         from ..client import CallFailed, ConnectionClosed, ConnectionLost
 
-        while self.requests is None or next(self._numbers) < self.requests:
+        while not self._stop.is_set() and (self.requests is None or next(self._numbers) < self.requests):
             began = time.perf_counter()
             try:
                 await ask(gateway)

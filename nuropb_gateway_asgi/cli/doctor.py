@@ -238,7 +238,9 @@ class Walk:
         return _parse_answer(data, (began + time.time()) / 2)
 
     async def _compare_clocks(self, answers: Answers) -> Looked[float]:
-        return diagnosis.about_clock(answers.skew), answers.skew
+        # The date has whole seconds, so a small difference is none.
+        skew = 0.0 if answers.skew is None or abs(answers.skew) <= diagnosis.LEEWAY else answers.skew
+        return diagnosis.about_clock(answers.skew), skew
 
     # --- at the gateway ---------------------------------------------------------------------------------------
 
