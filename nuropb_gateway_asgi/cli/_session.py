@@ -24,6 +24,7 @@ __all__ = [
     "DEFAULT_URL",
     "ENVIRONMENT",
     "EXIT_CODES",
+    "SECONDS",
     "TOKEN_VARIABLE",
     "describe_error",
     "exit_code",
@@ -37,6 +38,8 @@ __all__ = [
 
 C = TypeVar("C", bound=Callable[..., Any])
 
+#: The type of an option that is a time.
+SECONDS: Final = click.FloatRange(min=0, min_open=True)
 DEFAULT_URL: Final = "ws://127.0.0.1:8000/ws"
 TOKEN_VARIABLE: Final = f"{ENV_PREFIX}TOKEN"
 ENVIRONMENT: Final = (
@@ -79,9 +82,14 @@ def source_options(command: C) -> C:
     """The options by which a gateway and a token are named, as they are given: ``url``, ``token``, ``token_file``."""
     for option in (
         click.option("--token-file", metavar="PATH", help="A file that holds the token; - for standard input."),
-        click.option("--token", help="The token; others on this machine can see it."),
+        click.option("--token", metavar="TOKEN", help="The token; others on this machine can see it."),
         click.option(
-            "--url", envvar=f"{ENV_PREFIX}URL", default=DEFAULT_URL, show_default=True, help="The gateway's WebSocket."
+            "--url",
+            metavar="URL",
+            envvar=f"{ENV_PREFIX}URL",
+            default=DEFAULT_URL,
+            show_default=True,
+            help="The gateway's WebSocket.",
         ),
     ):
         command = option(command)

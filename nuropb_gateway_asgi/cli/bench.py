@@ -20,7 +20,7 @@ from ._completion import complete_method, complete_service
 from ._numbers import bar, histogram, percentile
 from ._output import dump, printable, say
 from ._parameters import FORMS
-from ._session import ENVIRONMENT, EXIT_CODES, gateway_options, run, session
+from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, gateway_options, run, session
 from ._target import Target
 from .call import check_names, parse_words
 
@@ -42,7 +42,7 @@ Examples:
 
 {EXIT_CODES}
 
-1 if any of the calls failed.
+If some of the calls failed it is 1.
 """
 
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
@@ -54,16 +54,16 @@ LAST_CALLS: Final = 1.0
 REFRESH: Final = 5
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Measure calls: how many, and how long they take.")
 @click.argument("service", shell_complete=complete_service)
 @click.argument("method", shell_complete=complete_method)
 @click.argument("parameters", nargs=-1)
 @gateway_options
-@click.option("--connections", type=click.IntRange(1, 1000), default=1, show_default=True, help="So many.")
+@click.option("--connections", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many.")
 @click.option("--in-flight", type=click.IntRange(min=1), default=1, show_default=True, help="Calls of each at a time.")
-@click.option("--duration", type=click.FloatRange(min=0, min_open=True), help="Seconds.  [default: 10]")
+@click.option("--duration", type=SECONDS, metavar="SECONDS", help="How long.  [default: 10]")
 @click.option("--requests", type=click.IntRange(min=1), help="So many in all, in place of --duration.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for each answer.")
+@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="How long to wait for each answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
     service: str,

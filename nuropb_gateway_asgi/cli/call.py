@@ -10,7 +10,7 @@ import click
 from ._completion import complete_method, complete_service
 from ._output import dump
 from ._parameters import FORMS, parse_parameters
-from ._session import ENVIRONMENT, EXIT_CODES, gateway_options, run, session
+from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, gateway_options, run, session
 from ._target import Target
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Call a method of a service.")
 @click.argument("service", shell_complete=complete_service)
 @click.argument("method", shell_complete=complete_method)
 @click.argument("parameters", nargs=-1)
 @gateway_options
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for the answer.")
+@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="How long to wait for the answer.")
 @click.option("--command", is_flag=True, help="Do not wait until it has run: there is no result.")
 @click.option("--trace-id", metavar="ID", help="What to look for in the logs of gateway and service.")
 @click.option("--raw", is_flag=True, help="Print a result that is text without quotes, and all else in one line.")

@@ -10,7 +10,7 @@ import click
 
 from ._completion import complete_service
 from ._output import dump, printable, say
-from ._session import ENVIRONMENT, EXIT_CODES, gateway_options, run, session
+from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, gateway_options, run, session
 from ._target import Target
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Show what the token may call.")
 @click.argument("name", metavar="[SERVICE[.METHOD]]", required=False, shell_complete=complete_service)
 @gateway_options
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for the answer.")
+@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="How long to wait for the answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def describe(name: str | None, target: Target, token: str | None, timeout: float | None, as_json: bool) -> int:
     """Show what the token may call: of all services, of one, or one method."""

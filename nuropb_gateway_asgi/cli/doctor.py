@@ -29,7 +29,7 @@ from ._completion import complete_method, complete_service
 from ._diagnosis import Finding, not_checked
 from ._output import dump, printable
 from ._parameters import FORMS
-from ._session import ENVIRONMENT, TOKEN_VARIABLE, describe_error, find_token, said, session, source_options
+from ._session import ENVIRONMENT, SECONDS, TOKEN_VARIABLE, describe_error, find_token, said, session, source_options
 from ._target import BadURL, Target, parse_url
 from .call import check_names, parse_words
 
@@ -70,14 +70,14 @@ BROKEN: Final = 1006
 HALTED: Final = not_checked("something above has to be right first")
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Find what is wrong on the way to a gateway.")
 @click.argument("service", required=False, shell_complete=complete_service)
 @click.argument("method", required=False, shell_complete=complete_method)
 @click.argument("parameters", nargs=-1)
 @source_options
 @click.option("--topic", help="Subscribe to this topic, too.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True, help="Seconds, of a step."
+    "--timeout", type=SECONDS, metavar="SECONDS", default=5.0, show_default=True, help="How long a step may take."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(

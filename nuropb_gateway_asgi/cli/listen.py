@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ._output import dump, say
-from ._session import ENVIRONMENT, EXIT_CODES, describe_error, gateway_options, run, session
+from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, describe_error, gateway_options, run, session
 from ._target import Target
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Print events as they come.")
 @click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
 @gateway_options
 @click.option("--count", type=click.IntRange(min=1), help="End after so many events.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for the connection.")
+@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="How long to wait for the connection.")
 def listen(topics: tuple[str, ...], target: Target, token: str | None, count: int | None, timeout: float | None) -> int:
     """Print the events of every TOPIC, until Ctrl-C."""
 
