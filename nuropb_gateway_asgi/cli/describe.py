@@ -14,6 +14,8 @@ from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, gateway_options, run, se
 from ._target import Target
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..client import Client
 
 __all__ = ["describe"]
@@ -79,10 +81,18 @@ async def _find(gateway: Client, name: str | None, timeout: float | None) -> dic
 def _print(found: Mapping[str, Any]) -> None:
     # Only here, as it takes time to import.
     from rich.console import Console
+
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        _draw(console, found)
+    # Rows are filled up with spaces, which are in the way of whoever copies them.
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _draw(console: Console, found: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
     for service, described in found["services"].items():
         version = described.get("version")
         # Text, not str: whatever a service says of itself is no markup.
