@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from ..client import Client, ConnectionClosed, ConnectionLost, GatewayError
 
 __all__ = [
+    "CONNECT_TIMEOUT",
     "DEFAULT_URL",
     "ENVIRONMENT",
     "EXIT_CODES",
     "SECONDS",
     "TOKEN_VARIABLE",
+    "connect_timeout",
     "describe_error",
     "exit_code",
     "find_token",
@@ -38,6 +40,10 @@ __all__ = [
 
 C = TypeVar("C", bound=Callable[..., Any])
 
+#: Seconds for a connection to come about.
+CONNECT_TIMEOUT: Final = 15.0
+#: As many for one that is made for a call, however little its answer is given.
+LEAST_CONNECT_TIMEOUT: Final = 5.0
 #: The type of an option that is a time.
 SECONDS: Final = click.FloatRange(min=0, min_open=True)
 DEFAULT_URL: Final = "ws://127.0.0.1:8000/ws"
@@ -138,12 +144,17 @@ def run(command: Coroutine[Any, Any, int]) -> int:
         return exit_code(error)
 
 
+def connect_timeout(timeout: float | None) -> float:
+    """How long a connection may take, for a call that may take ``timeout``, both in seconds."""
+    return CONNECT_TIMEOUT if timeout is None else max(timeout, LEAST_CONNECT_TIMEOUT)
+
+
 @contextlib.asynccontextmanager
 async def session(
     target: Target,
     token: str | None,
     *,
-    timeout: float | None = None,  # noqa: ASYNC109 - of each of its steps
+    timeout: float = CONNECT_TIMEOUT,  # noqa: ASYNC109 - it is the client that is told
     reconnect: bool = False,
     tell: Callable[[str], object] = say,
 ) -> AsyncIterator[Client]:
@@ -153,9 +164,8 @@ async def session(
     """
     from ..client import connect
 
-    patience = 15.0 if timeout is None else timeout
     async with connect(
-        target.url, token=token, open_timeout=0, reconnect=reconnect, connect_timeout=patience
+        target.url, token=token, open_timeout=0, reconnect=reconnect, connect_timeout=timeout
     ) as gateway:
         gateway.on("warning", lambda warning: tell(describe_error(warning)))
         await _opened(gateway)

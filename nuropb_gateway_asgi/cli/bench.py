@@ -20,7 +20,7 @@ from ._completion import complete_method, complete_service
 from ._numbers import bar, histogram, percentile
 from ._output import dump, printable, say
 from ._parameters import FORMS
-from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, gateway_options, run, session
+from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, connect_timeout, gateway_options, run, session
 from ._target import Target
 from .call import check_names, parse_words
 
@@ -93,7 +93,8 @@ def bench(
         load = Load(duration=duration, requests=requests)
         async with contextlib.AsyncExitStack() as stack:
             gateways = [
-                await stack.enter_async_context(session(target, token, timeout=timeout)) for _ in range(connections)
+                await stack.enter_async_context(session(target, token, timeout=connect_timeout(timeout)))
+                for _ in range(connections)
             ]
             room = min(gateway.hello.limits.max_in_flight for gateway in gateways if gateway.hello is not None)
             if in_flight > room:

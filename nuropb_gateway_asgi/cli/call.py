@@ -10,7 +10,7 @@ import click
 from ._completion import complete_method, complete_service
 from ._output import dump
 from ._parameters import FORMS, parse_parameters
-from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, gateway_options, run, session
+from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, connect_timeout, gateway_options, run, session
 from ._target import Target
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def call(
         return await ask(service, method, params, timeout=timeout, trace_id=trace_id)
 
     async def call() -> int:
-        async with session(target, token, timeout=timeout) as gateway:
+        async with session(target, token, timeout=connect_timeout(timeout)) as gateway:
             result = await ask(gateway)
         if not command:
             is_text = raw and isinstance(result, str)

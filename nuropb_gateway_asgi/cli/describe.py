@@ -10,7 +10,7 @@ import click
 
 from ._completion import complete_service
 from ._output import dump, printable, say
-from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, gateway_options, run, session
+from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, connect_timeout, gateway_options, run, session
 from ._target import Target
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def describe(name: str | None, target: Target, token: str | None, timeout: float
     """Show what the token may call: of all services, of one, or one method."""
 
     async def describe() -> int:
-        async with session(target, token, timeout=timeout) as gateway:
+        async with session(target, token, timeout=connect_timeout(timeout)) as gateway:
             found = await _find(gateway, name, timeout)
         if found is None:
             say(f"method_not_found: there is no {name} that this token may call")

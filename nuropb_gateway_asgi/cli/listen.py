@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ._output import dump, say
-from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, describe_error, gateway_options, run, session
+from ._session import CONNECT_TIMEOUT, ENVIRONMENT, EXIT_CODES, SECONDS, describe_error, gateway_options, run, session
 from ._target import Target
 
 if TYPE_CHECKING:
@@ -35,8 +35,15 @@ Examples:
 @click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
 @gateway_options
 @click.option("--count", type=click.IntRange(min=1), help="End after so many events.")
-@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="How long to wait for the connection.")
-def listen(topics: tuple[str, ...], target: Target, token: str | None, count: int | None, timeout: float | None) -> int:
+@click.option(
+    "--timeout",
+    type=SECONDS,
+    metavar="SECONDS",
+    default=CONNECT_TIMEOUT,
+    show_default=True,
+    help="How long to wait for the connection.",
+)
+def listen(topics: tuple[str, ...], target: Target, token: str | None, count: int | None, timeout: float) -> int:
     """Print the events of every TOPIC, until Ctrl-C."""
 
     async def listen() -> int:
