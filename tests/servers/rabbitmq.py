@@ -130,11 +130,15 @@ class RabbitMQNode:
     here blocks the thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, plugins: Sequence[str] = (), settings: Sequence[str] = ()) -> None:
+        """``plugins`` are enabled, and ``settings`` are further lines of rabbitmq.conf, which have to say where the
+        plugins listen: by themselves they listen on every address of the machine."""
         server, ctl, epmd = find_program("rabbitmq-server"), find_program("rabbitmqctl"), shutil.which("epmd")
         if server is None or ctl is None or epmd is None:
             raise RabbitMQError("rabbitmq-server, with its rabbitmqctl and Erlang's epmd, is not installed")
         self._server, self._ctl, self._epmd = server, ctl, epmd
+        self._plugins = tuple(plugins)
+        self._settings = tuple(settings)
         self.port = free_port()
         self._epmd_port = free_port()
         self._directory: Path | None = None
@@ -266,9 +270,10 @@ class RabbitMQNode:
         self._environment = node_environment(
             directory, amqp=self.port, distribution=free_port(), port_mapper=self._epmd_port
         )
-        (directory / "rabbitmq.conf").write_text(config_text(self.port))
+        settings = "".join(f"{line}\n" for line in self._settings)
+        (directory / "rabbitmq.conf").write_text(config_text(self.port) + settings)
         (directory / "rabbitmq-env.conf").touch()
-        (directory / "enabled_plugins").write_text("[].\n")
+        (directory / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         try:
             self._launch("epmd", self._epmd, "-port", str(self._epmd_port))
             self._wait(self._epmd_answers, "epmd")

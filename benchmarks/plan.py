@@ -1,0 +1,62 @@
+"""How much is measured, in the quick form and in the full one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["FULL", "GROWTH_IN_FLIGHT", "HALF", "QUICK", "SATURATION", "Plan"]
+
+#: The cell with most requests in flight, and the one with half of the rate that is reached there.
+SATURATION: Final = "400"
+HALF: Final = "half"
+#: In flight, all the time, while the number of connections grows.
+GROWTH_IN_FLIGHT: Final = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured. Times are in seconds."""
+
+    name: str
+    turns: int
+    seconds: float
+    warm_up: float
+    #: Turns of the parts other than load.
+    other_turns: int
+    #: Connections and requests in flight, by the name of the cell.
+    cells: Mapping[str, tuple[int, int]]
+    idle: tuple[int, ...]
+    handshakes: int
+    audiences: tuple[int, ...]
+    growth: tuple[int, ...]
+    growth_of: frozenset[str]
+
+
+QUICK: Final = Plan(
+    "quick",
+    turns=6,
+    seconds=0.3,
+    warm_up=0.1,
+    other_turns=4,
+    cells={"1": (1, 1), "32": (32, 32), SATURATION: (400, 400)},
+    idle=(1000,),
+    handshakes=150,
+    audiences=(1000,),
+    growth=(10, 1000),
+    growth_of=frozenset({"gateway"}),
+)
+FULL: Final = Plan(
+    "full",
+    turns=15,
+    seconds=0.5,
+    warm_up=0.1,
+    other_turns=10,
+    cells={"1": (1, 1), "32 on one": (1, 32), "32": (32, 32), SATURATION: (400, 400)},
+    idle=(1000, 5000, 10000),
+    handshakes=300,
+    audiences=(1000, 5000),
+    growth=(10, 100, 1000, 5000),
+    growth_of=frozenset({"gateway", "nuropb_gw", "echo"}),
+)
