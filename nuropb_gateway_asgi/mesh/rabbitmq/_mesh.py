@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias
-from uuid import uuid4
 
 import anyio
 from aio_pika.abc import AbstractQueue
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity
 
+from ..._ids import new_id
+from ..._memory import Memory
 from ...exceptions import MeshUnavailable
 from ...settings import hide_password
 from .. import wire
@@ -87,8 +88,8 @@ class RabbitMQMesh:
         self._role = role
         self._is_gateway = role == "gateway"
         self._service_name = service_name
-        self._instance_id = instance_id or uuid4().hex
-        unique = uuid4().hex
+        self._instance_id = instance_id or new_id()
+        unique = new_id()
         self.reply_queue = f"nuropb-{service_name}-{unique}-rq"
         self.event_queue = f"nuropb-{service_name}-{unique}-eq"
         self.service_queue = f"nuropb-{service_name}-sq"
@@ -102,10 +103,12 @@ class RabbitMQMesh:
         self._publishing = Link("publishing", lambda: self._connect("publish"), self._set_up_publishing, self._update)
         self._consuming = Link("consuming", lambda: self._connect("consume"), self._set_up_consuming, self._update)
         self._connected = False
+        #: The event loop's, while it runs.
+        self._clock: Callable[[], float]
         self._blocked = False
         #: A message to oneself came back by these connections.
         self._proven = False
-        self._ping_id = uuid4().hex
+        self._ping_id = new_id()
         self._ping_sent: float | None = None
         #: How long the latest messages to oneself took, in seconds; whoever reads them takes them away.
         self.round_trips: deque[float] = deque(maxlen=100)
@@ -117,7 +120,7 @@ class RabbitMQMesh:
         self._topics_changed = asyncio.Event()
         #: Why events were missed that subscribers have to be told of, once all topics are bound again.
         self._missed: str | None = None
-        self._recent_events: dict[str, None] = {}
+        self._recent_events: Memory[str, None] = Memory(REMEMBERED_EVENTS)
         self._stack = contextlib.AsyncExitStack()
         self._host = ServiceHost(
             service_name,
@@ -152,6 +155,7 @@ class RabbitMQMesh:
         self._controller = controller
 
     async def __aenter__(self) -> RabbitMQMesh:
+        self._clock = asyncio.get_running_loop().time
         self._topics_changed = asyncio.Event()  # it belongs to the event loop in which it is first waited for
         self._stopping = False
         await self._stack.enter_async_context(self._host)
@@ -208,7 +212,7 @@ class RabbitMQMesh:
             body=body,
             frame_max=publisher.frame_max,
             reply_to=self.reply_queue,
-            expiration=wire.expiration(message.deadline - asyncio.get_running_loop().time()),
+            expiration=wire.expiration(message.deadline - self._clock()),
             mandatory=True,
             encrypted=message.public_key is not None,
         )
@@ -231,13 +235,13 @@ class RabbitMQMesh:
         self._tell("", address, message)
 
     def _tell(self, exchange: str, routing_key: str, message: bytes) -> None:
-        self._publish("event", exchange, routing_key, uuid4().hex, message, expires=MESSAGE_EXPIRES)
+        self._publish("event", exchange, routing_key, new_id(), message, expires=MESSAGE_EXPIRES)
 
     async def record(self, record: bytes) -> None:
         """Write ``record`` into the stream, and wait until the broker has it."""
         if not self._siblings.can_record:
             raise MeshUnavailable("there is no stream for records")
-        publisher, correlation_id = self._take_publisher(), uuid4().hex
+        publisher, correlation_id = self._take_publisher(), new_id()
         frames = wire.encode_publish(
             channel=publisher.confirmed.number,
             exchange="",
@@ -263,7 +267,7 @@ class RabbitMQMesh:
 
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
         """Publish an event. It is never encrypted: nuropb 0.1.8 marks such events and sends them in clear."""
-        correlation_id = uuid4().hex
+        correlation_id = new_id()
         body = wire.encode_event(
             topic, event, context=context, trace_id=trace_id, correlation_id=correlation_id, target=target
         )
@@ -292,7 +296,7 @@ class RabbitMQMesh:
             frame_max=publisher.frame_max,
             expiration=None if expires is None else wire.expiration(expires),
         )
-        deadline = float("inf") if expires is None else asyncio.get_running_loop().time() + expires
+        deadline = float("inf") if expires is None else self._clock() + expires
         publisher.put(deadline, correlation_id, frames)
 
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
@@ -492,11 +496,10 @@ class RabbitMQMesh:
 
     async def _watch(self) -> None:
         """Send a message to oneself now and then, and give the connections up when it does not come back."""
-        loop = asyncio.get_running_loop()
         due = 0.0
         while True:
             await asyncio.sleep(PING_INTERVAL / 6)
-            now = loop.time()
+            now = self._clock()
             if not (self._publishing.up and self._consuming.up) or self._blocked:
                 self._ping_sent = None
             elif self._ping_sent is not None:
@@ -512,7 +515,7 @@ class RabbitMQMesh:
         publisher = self._publisher
         if publisher is None:
             return
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         frames = wire.encode_publish(
             channel=publisher.plain.number,
             exchange="",
@@ -530,7 +533,7 @@ class RabbitMQMesh:
 
     def _on_pong(self) -> None:
         if self._ping_sent is not None:
-            self.round_trips.append(asyncio.get_running_loop().time() - self._ping_sent)
+            self.round_trips.append(self._clock() - self._ping_sent)
         self._ping_sent = None
         if not self._proven and self._publishing.up:
             self._proven = True
@@ -601,9 +604,7 @@ class RabbitMQMesh:
             if message.redelivered and correlation_id in self._recent_events:
                 self.statistics.repeated_events += 1
                 return
-            self._recent_events[correlation_id] = None
-            if len(self._recent_events) > REMEMBERED_EVENTS:
-                del self._recent_events[next(iter(self._recent_events))]
+            self._recent_events.add(correlation_id, None)
         self._told.on_event(event)
 
     # --- subscriptions ----------------------------------------------------------------------------------------
@@ -680,7 +681,7 @@ class RabbitMQMesh:
         publisher.put(float("inf"), correlation_id, frames)
 
     def _publish_for_controller(self, topic: str, event: Any, target: list[str] | None) -> None:
-        self.publish(topic, to_json(event), context=b"{}", trace_id=uuid4().hex, target=target)
+        self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)
 
 
 def _arguments() -> dict[str, Any]:
