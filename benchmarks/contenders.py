@@ -83,7 +83,7 @@ WORKERS: Final = tuple(
     _gateway(
         f"workers-{count}",
         f"{count} worker{'s' if count > 1 else ''}",
-        *("workers", "--workers", str(count)),
+        *("gateway", "--workers", str(count)),
         parts=frozenset({"workers"}),
     )
     for count in (1, 2)

@@ -382,7 +382,8 @@ class Orders:
         await self._pass(warm_up, at_least)
         load.measuring = True
         meter = self._meter()
-        await self._pass(seconds)
+        # Some servers answer in bursts, which a short time could miss.
+        await self._pass(seconds, 2 * at_least)
         sample = meter.read()
         load.measuring, load.next = False, None
         if sender is not None:

@@ -126,6 +126,7 @@ def measure_workers(stage: Stage, plan: Plan, contenders: Sequence[Contender], s
     """One process of the gateway and two that share a port, with most requests in flight."""
     with contextlib.ExitStack() as stack:
         crews = stage.start(stack, contenders)
+        time.sleep(SETTLE)  # the first worker says that it is ready, and the others ought to have their share, too
         for crew in crews:
             crew.clients.order("open", count=plan.cells[SATURATION][0])
 

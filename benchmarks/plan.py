@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-__all__ = ["FULL", "GROWTH_IN_FLIGHT", "HALF", "QUICK", "SATURATION", "Plan"]
+__all__ = ["FULL", "GROWTH_IN_FLIGHT", "HALF", "QUICK", "SATURATION", "SPARE_FILES", "Plan", "within"]
 
 #: The cell with most requests in flight, and the one with half of the rate that is reached there.
 SATURATION: Final = "400"
 HALF: Final = "half"
 #: In flight, all the time, while the number of connections grows.
 GROWTH_IN_FLIGHT: Final = 10
+#: Files that a process has open beside its connections.
+SPARE_FILES: Final = 200
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,17 @@ class Plan:
     growth: tuple[int, ...]
     growth_of: frozenset[str]
 
+    @property
+    def most_connections(self) -> int:
+        return max(*self.idle, *self.audiences, *self.growth, *(connections for connections, _ in self.cells.values()))
+
 
 QUICK: Final = Plan(
     "quick",
     turns=6,
     seconds=0.3,
     warm_up=0.1,
-    other_turns=4,
+    other_turns=3,
     cells={"1": (1, 1), "32": (32, 32), SATURATION: (400, 400)},
     idle=(1000,),
     handshakes=150,
@@ -60,3 +66,18 @@ FULL: Final = Plan(
     growth=(10, 100, 1000, 5000),
     growth_of=frozenset({"gateway", "nuropb_gw", "echo"}),
 )
+
+
+def within(plan: Plan, files: int) -> tuple[Plan, list[int]]:
+    """The plan for processes that may open so many files, and the numbers of connections that are not in it then.
+
+    Raises ValueError if there are not even enough for the requests.
+    """
+    most = files - SPARE_FILES
+    counts = {name: getattr(plan, name) for name in ("idle", "audiences", "growth")}
+    possible = {name: tuple(count for count in each if count <= most) for name, each in counts.items()}
+    least = max(*(min(each) for each in counts.values()), *(connections for connections, _ in plan.cells.values()))
+    if least > most:
+        raise ValueError(f"a process may open {files} files, and {least + SPARE_FILES} are the least that is needed")
+    too_many = {count for name, each in counts.items() for count in each if count not in possible[name]}
+    return replace(plan, **possible), sorted(too_many)

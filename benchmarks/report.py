@@ -233,6 +233,8 @@ def _samples(parts: Mapping[str, Any]) -> Iterator[Sample]:
 
 def numbers(results: Results) -> Iterator[str]:
     """What fits into the README."""
+    yield f"Medians of one run of `{results['command']}` on {results['machine']}."
+    yield ""
     parts, titles = results["parts"], results["titles"]
     names = [name for name in ("gateway", "nuropb_gw", "moleculer-io", "echo") if name in titles]
     load: Turns = parts["load"]["turns"]

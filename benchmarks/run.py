@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from benchmarks.contenders import CONTENDERS, MOLECULER, MOLECULER_DIRECTORY, NUROPB_GW, ROOT, Contender
 from benchmarks.parts import PARTS
-from benchmarks.plan import FULL, QUICK, Plan
+from benchmarks.plan import FULL, QUICK, SPARE_FILES, Plan, within
 from benchmarks.report import numbers, replaced, report
 from benchmarks.stage import BenchmarkError, Stage
 from benchmarks.versions import machine, python_with
@@ -38,6 +38,10 @@ PACKAGES_OF_NUROPB_GW: Final = ("nuropb-gw", "tornado", "nuropb", "pika", "pytho
 PACKAGES_OF_MOLECULER: Final = ("moleculer", "moleculer-io", "socket.io", "amqplib", "jsonwebtoken")
 
 
+#: What to do about it.
+RAISE: Final = "ulimit -Hn says how many; root may raise it"
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -45,7 +49,15 @@ def say(text: str) -> None:
 def measure(plan: Plan, size: int, names: Sequence[str], command: str) -> dict[str, Any]:
     """The parts of these names, and all that there is to say about them."""
     began = time.monotonic()
-    contenders = [each for each in CONTENDERS if plan is FULL or not each.only_full]
+    files = open_files(plan.most_connections + SPARE_FILES)
+    try:
+        plan, too_many = within(plan, files)
+    except ValueError as error:
+        raise BenchmarkError(f"{error} ({RAISE})") from None
+    for count in too_many:
+        say(f"{count} connections are left out: a process may open {files} files only ({RAISE})")
+    is_full = plan.name == FULL.name
+    contenders = [each for each in CONTENDERS if is_full or not each.only_full]
     left_out = [each for each in contenders if each.needs is not None and not each.needs.exists()]
     contenders = [each for each in contenders if each not in left_out]
     with contextlib.ExitStack() as stack:
@@ -60,7 +72,8 @@ def measure(plan: Plan, size: int, names: Sequence[str], command: str) -> dict[s
     return {
         "parts": parts,
         "titles": {contender.name: contender.title for contender in contenders},
-        "left_out": {contender.title: contender.otherwise for contender in left_out},
+        "left_out": {contender.title: contender.otherwise for contender in left_out}
+        | {f"{count} connections": f"a process may open {files} files only" for count in too_many},
         "command": command,
         "took": time.monotonic() - began,
         "turns": plan.turns,
@@ -71,6 +84,18 @@ def measure(plan: Plan, size: int, names: Sequence[str], command: str) -> dict[s
         "machine": machine(),
         "versions": list(versions(contenders, broker)),
     }
+
+
+def open_files(wanted: int) -> int:
+    """Have the processes that are started open so many files, if they may; returns how many they may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft == unlimited or soft >= wanted:
+        return wanted
+    # Not more than that: Erlang makes room for as many as it might open.
+    limit = wanted if hard == unlimited else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
 
 
 # --- what it was measured with ------------------------------------------------------------------------------------
@@ -128,8 +153,6 @@ def main() -> int:
         parser.error(f"--only: the parts are {', '.join(PARTS)}")
     if options.write and len(names) < len(PARTS):
         parser.error("--write: what the documents say has to be of one run, with all of its parts")
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if options.source is not None:
         results = json.loads(options.source.read_text())

@@ -1,10 +1,9 @@
 """The servers in Python, one per process: ``python -m benchmarks.servers NAME --port PORT``.
 
-``gateway`` and ``gateway-asyncio`` are ``python -m nuropb_gateway_asgi serve``, which takes uvloop when it finds it;
-their settings come from the environment. ``workers`` is the same application under uvicorn, which starts as many
-processes as told. ``nuropb_gw`` is the Tornado gateway that this one takes the place of, in an application that checks
-tokens. ``echo`` answers every WebSocket message with itself, on the same server, framework and event loop as
-``gateway``: nothing that is built on these can cost less.
+``gateway`` and ``gateway-asyncio`` are ``nuropb-gateway serve``, which takes uvloop when it finds it, and as many
+processes as told; their settings come from the environment. ``nuropb_gw`` is the Tornado gateway that this one takes
+the place of, in an application that checks tokens. ``echo`` answers every WebSocket message with itself, by Starlette
+on uvicorn and the event loop of ``gateway``: nothing that talks to these in the usual way can cost less.
 
 Each has to run where the others cannot be installed, so it imports what it needs when it is started.
 """
@@ -28,40 +27,15 @@ BACKLOG = 2048
 
 
 def serve_gateway(options: argparse.Namespace) -> None:
-    from nuropb_gateway_asgi.__main__ import main
+    from nuropb_gateway_asgi.cli import main
 
-    sys.exit(main(["serve", "--host", HOST, "--port", str(options.port)]))
+    where = ("--host", HOST, "--port", str(options.port))
+    sys.exit(main(["serve", *where, "--workers", str(options.workers)]))
 
 
 def serve_gateway_on_asyncio(options: argparse.Namespace) -> None:
     sys.modules["uvloop"] = None  # type: ignore[assignment]  # as if it were not installed
     serve_gateway(options)
-
-
-def serve_workers(options: argparse.Namespace) -> None:
-    import uvicorn
-
-    # As docs/deployment.md has it.
-    uvicorn.run(
-        f"{__spec__.name}:create_worker",
-        factory=True,
-        host=HOST,
-        port=options.port,
-        workers=options.workers,
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        ws_max_size=262144,
-        timeout_graceful_shutdown=2,
-        server_header=False,
-    )
-
-
-def create_worker() -> Any:
-    """The gateway's application, in a process that ends with the one that started it, even if that is killed."""
-    from nuropb_gateway_asgi import create_app
-
-    end_with_parent()
-    return create_app()
 
 
 def serve_echo(options: argparse.Namespace) -> None:
@@ -167,7 +141,6 @@ def _authorise_from_token() -> Callable[[str], dict[str, Any] | None]:
 SERVERS: dict[str, Callable[[argparse.Namespace], None]] = {
     "gateway": serve_gateway,
     "gateway-asyncio": serve_gateway_on_asyncio,
-    "workers": serve_workers,
     "nuropb_gw": serve_nuropb_gw,
     "echo": serve_echo,
 }

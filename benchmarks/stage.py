@@ -195,6 +195,8 @@ class Stage:
             # The others have none.
             "NUROPB_GATEWAY_RATE_LIMIT": "off",
             "NUROPB_GATEWAY_RATE_LIMIT_USER": "off",
+            "NUROPB_GATEWAY_HANDSHAKE_RATE": "off",
+            "NUROPB_GATEWAY_HANDSHAKE_RATE_PER_ADDRESS": "off",
         }
         process = self._start(stack, contender.name, *contender.command, str(port), environment=settings)
         return Server(contender, port, process, service_name)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.dialects import DIALECTS, TOPIC, Kind, Said, make_dialect
+from benchmarks.plan import FULL, QUICK, SPARE_FILES, within
 from benchmarks.report import numbers, replaced, report
 from benchmarks.samples import (
     Ratio,
@@ -37,6 +38,21 @@ def sample(cpu: float | None = 0.5, *, count: int = 1000, seconds: float = 2.0, 
         "latencies": histogram([wait] * 10),
         **shares,
     }
+
+
+# --- how much is measured ---------------------------------------------------------------------------------------
+
+
+def test_a_plan_has_no_more_connections_than_a_process_may_have() -> None:
+    assert within(FULL, FULL.most_connections + SPARE_FILES) == (FULL, [])
+    plan, left_out = within(FULL, 5000 + SPARE_FILES)
+    assert (plan.idle, plan.audiences, plan.growth, left_out) == ((1000, 5000), (1000, 5000), FULL.growth, [10000])
+    assert plan.most_connections == 5000
+    plan, left_out = within(FULL, 4096)
+    assert (plan.idle, plan.audiences, plan.growth) == ((1000,), (1000,), (10, 100, 1000))
+    assert left_out == [5000, 10000]
+    with pytest.raises(ValueError, match="may open 1024 files, and 1200 are the least"):
+        within(QUICK, 1024)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------
