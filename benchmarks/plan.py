@@ -74,10 +74,13 @@ def within(plan: Plan, files: int) -> tuple[Plan, list[int]]:
     Raises ValueError if there are not even enough for the requests.
     """
     most = files - SPARE_FILES
-    counts = {name: getattr(plan, name) for name in ("idle", "audiences", "growth")}
-    possible = {name: tuple(count for count in each if count <= most) for name, each in counts.items()}
-    least = max(*(min(each) for each in counts.values()), *(connections for connections, _ in plan.cells.values()))
+    least = max(min(plan.idle), min(plan.audiences), min(plan.growth), *(each for each, _ in plan.cells.values()))
     if least > most:
         raise ValueError(f"a process may open {files} files, and {least + SPARE_FILES} are the least that is needed")
-    too_many = {count for name, each in counts.items() for count in each if count not in possible[name]}
-    return replace(plan, **possible), sorted(too_many)
+    left_out = {count for count in (*plan.idle, *plan.audiences, *plan.growth) if count > most}
+
+    def possible(counts: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(count for count in counts if count <= most)
+
+    reduced = replace(plan, idle=possible(plan.idle), audiences=possible(plan.audiences), growth=possible(plan.growth))
+    return reduced, sorted(left_out)

@@ -24,12 +24,12 @@ VARIES: Final = math.inf
 #: What it cost when this was written down. Where it costs less now, lower the number: a test that passes prints, with
 #: ``-rP``, the line that belongs here.
 COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
-    ("request", "embedded"): Cost(own_calls=78, all_calls=579, callbacks=5, tasks=1, writes=1),
-    ("request", "rabbitmq"): Cost(own_calls=103, all_calls=540, callbacks=5, tasks=0, writes=2),
+    ("request", "embedded"): Cost(own_calls=87, all_calls=398, callbacks=3, tasks=1, writes=1),
+    ("request", "rabbitmq"): Cost(own_calls=108, all_calls=340, callbacks=3, tasks=0, writes=2),
     # One write for each answer, and two or three for all of them to the broker, or some more where it is slow.
-    ("request of many", "rabbitmq"): Cost(own_calls=92, all_calls=VARIES, callbacks=VARIES, tasks=0, writes=1.25),
-    ("delivery", "embedded"): Cost(own_calls=12, all_calls=64, callbacks=1, tasks=0, writes=1),
-    ("delivery", "rabbitmq"): Cost(own_calls=12, all_calls=64, callbacks=1, tasks=0, writes=1),
+    ("request of many", "rabbitmq"): Cost(own_calls=99, all_calls=VARIES, callbacks=VARIES, tasks=0, writes=1.25),
+    ("delivery", "embedded"): Cost(own_calls=4, all_calls=13, callbacks=0.2, tasks=0, writes=1),
+    ("delivery", "rabbitmq"): Cost(own_calls=4, all_calls=13, callbacks=0.2, tasks=0, writes=1),
 }
 #: More than this times as much is a regression. Other versions of Python and of libraries differ by less.
 MARGIN: Final = 1.2

@@ -225,6 +225,8 @@ def test_the_report_of_one_part_has_no_others() -> None:
 
 def test_the_numbers_for_the_readme_are_those_of_the_same_run() -> None:
     assert list(numbers(results())) == [
+        "Medians of one run of `make bench` on a machine.",
+        "",
         "|  | this gateway | nuropb_gw | moleculer-io | floor |",
         "|---|---:|---:|---:|---:|",
         *(f"| CPU for 1 000 requests, {cell} in flight | 0.15 s | 1.00 s | 1.00 s | 1.00 s |" for cell in CELLS[:3]),
