@@ -95,7 +95,7 @@ CONTENDERS: Final = (
         "gateway-asyncio",
         "this gateway, asyncio",
         "gateway-asyncio",
-        parts=frozenset({"load", "memory"}),
+        parts=frozenset({"load"}),
         only_full=True,
     ),
     NUROPB_GW,

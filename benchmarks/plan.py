@@ -55,10 +55,10 @@ QUICK: Final = Plan(
 )
 FULL: Final = Plan(
     "full",
-    turns=15,
+    turns=12,
     seconds=0.5,
     warm_up=0.1,
-    other_turns=10,
+    other_turns=8,
     cells={"1": (1, 1), "32 on one": (1, 32), "32": (32, 32), SATURATION: (400, 400)},
     idle=(1000, 5000, 10000),
     handshakes=300,
