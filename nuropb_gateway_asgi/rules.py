@@ -117,7 +117,8 @@ class Condition:
         """
         claim = find_claim(claims, self.claim)
         if self.operator == "contains":
-            have = claim.split() if isinstance(claim, str) else claim
+            # By spaces alone (RFC 6749, 3.3): Python would split a name at any kind of white space within it.
+            have = [word for word in claim.split(" ") if word] if isinstance(claim, str) else claim
             if not isinstance(have, list | tuple):
                 return False
             return all(_has(have, value) for value in self.values)
@@ -145,9 +146,6 @@ class Placeholder:
         found = identity.user_id if self.claim is None else find_claim(identity.claims, self.claim)
         # Empty, it would leave `{claim:team}*` with nothing but the wildcard.
         return _escape_again(found) if isinstance(found, str) and found else None
-
-    def __str__(self) -> str:
-        return "{user_id}" if self.claim is None else f"{{claim:{self.claim}}}"
 
 
 #: Text as it stands, and placeholders.
@@ -288,10 +286,6 @@ class CallPattern:
     def rank(self) -> Rank:
         """The service decides before the method."""
         return (*self.service.rank, *self.method.rank)
-
-    def may_match(self, service: str, method: str) -> bool:
-        """Whether it matches for somebody."""
-        return self.service.may_match(service) and self.method.may_match(method)
 
     def matches(self, service: str, method: str, identity: Identity) -> bool:
         """Whether it matches for this caller."""
