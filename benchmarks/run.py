@@ -157,7 +157,10 @@ def main() -> int:
     if options.source is not None:
         results = json.loads(options.source.read_text())
     else:
-        arguments = " ".join(each for each in sys.argv[1:] if each != "--write")
+        # Where it was written to is nobody's business.
+        said = {"--full": options.full, f"--only {options.only}": len(names) < len(PARTS)}
+        said[f"--size {options.size}"] = options.size != parser.get_default("size")
+        arguments = " ".join(each for each, is_said in said.items() if is_said)
         command = f'make bench BENCH="{arguments}"' if arguments else "make bench"
         try:
             results = measure(FULL if options.full else QUICK, options.size, names, command)
