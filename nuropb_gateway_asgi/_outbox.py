@@ -38,7 +38,8 @@ class Outbox:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._size = 0
-        self._items: deque[tuple[str, int] | _Event] = deque()
+        # Most have nothing in it most of the time, and an empty deque takes 0.7 KiB.
+        self._items: deque[tuple[str, int] | _Event] | tuple[()] = ()
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
         # Made when they are needed, as most connections have no events that may be lost.
@@ -62,7 +63,7 @@ class Outbox:
         size = len(text) if text.isascii() else len(text.encode())
         if self._size + size > self._limit and not self._make_room(size):
             return False
-        self._items.append((text, size))
+        self._append((text, size))
         self._size += size
         self._wake()
         return True
@@ -92,7 +93,7 @@ class Outbox:
         if self._lossy is None:
             self._lossy = deque()
         self._lossy.append(event)
-        self._items.append(event)
+        self._append(event)
         self._size += size
         self._wake()
         return lost
@@ -114,6 +115,7 @@ class Outbox:
                 self._empty -= 1
                 continue
             return self._take(item)
+        self._items = ()
         return None
 
     async def get(self) -> str | None:
@@ -130,10 +132,15 @@ class Outbox:
         """Take nothing more; what waits is still handed out, unless it is to be discarded."""
         self._closed = True
         if discard:
-            self._items.clear()
+            self._items = ()
             self._lossy = self._latest = self._dropped = None
             self._size = self._empty = 0
         self._wake()
+
+    def _append(self, item: tuple[str, int] | _Event) -> None:
+        if isinstance(self._items, tuple):
+            self._items = deque()
+        self._items.append(item)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
