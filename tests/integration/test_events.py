@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _mesh
+from nuropb_gateway_asgi.mesh.rabbitmq._lane import Acknowledger
 from tests.integration.conftest import Broker
 from tests.integration.scene import delete_queues, scene
 from tests.kit.clients import connect
@@ -118,6 +119,24 @@ async def test_whoever_subscribed_is_told_when_more_was_published_than_the_broke
         got = [(frame["payload"]["topic"], frame["payload"]["event"]) for frame in alice.client.inbox]
         gap = [("gap", {"reason": "overflow", "topics": [topic]})] if backlog == 6 else []
         assert got == [*gap, *((topic, number) for number in range(backlog))]
+        assert bob.client.inbox == []
+
+
+async def test_whoever_subscribed_is_told_when_a_process_is_always_too_slow(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"EVENT_QUEUE_LENGTH": 6, "PREFETCH": 10, "REASSERT_INTERVAL": 0.3}.items():
+        monkeypatch.setattr(_mesh, name, value)
+    topic = f"t{secrets.token_hex(4)}"
+    async with scene(amqp_url, expose_topics=["#"], targeted_topics=[]) as set_:
+        alice, bob = set_.callers
+        await alice.subscribe(topic)
+        # As if it had never done with any: more than PREFETCH do not come.
+        monkeypatch.setattr(Acknowledger, "later", lambda *_: None)
+        for number in range(17):
+            set_.service_mesh.publish(topic, b"%d" % number, context=b"{}", trace_id="t", target=None)
+        gap = {"topic": "gap", "event": {"reason": "overflow", "topics": [topic]}}
+        await eventually(lambda: gap in [frame["payload"] for frame in alice.client.inbox])
         assert bob.client.inbox == []
 
 

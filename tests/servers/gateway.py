@@ -1,0 +1,45 @@
+"""A gateway served as by its command line, with what no setting can change: ``python -m tests.servers.gateway``.
+
+With a small ``--send-buffer`` a client that does not read is soon felt. With small ``--queue-expires`` and
+``--queue-length`` the broker drops queues and events within the time that a test has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import sys
+
+import uvicorn
+
+from nuropb_gateway_asgi.gateway import create_app
+from nuropb_gateway_asgi.mesh.rabbitmq import _mesh
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--send-buffer", type=int, metavar="BYTES", help="of each connection, in the kernel")
+    parser.add_argument("--queue-expires", type=int, metavar="SECONDS", default=_mesh.QUEUE_EXPIRES)
+    parser.add_argument("--queue-length", type=int, metavar="EVENTS", default=_mesh.EVENT_QUEUE_LENGTH)
+    options = parser.parse_args()
+    _mesh.QUEUE_EXPIRES = options.queue_expires  # type: ignore[misc]
+    _mesh.EVENT_QUEUE_LENGTH = options.queue_length  # type: ignore[misc]
+    listener = socket.create_server(("127.0.0.1", options.port), backlog=1024)
+    if options.send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer)  # the connections inherit it
+    config = uvicorn.Config(
+        create_app(announce=False),
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=2,
+        access_log=False,
+    )
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # uvicorn raises it again at the end
+    print(f"listening on {listener.getsockname()[1]}", flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()
