@@ -158,6 +158,47 @@ async def test_slow_readers_among_a_thousand_cost_the_others_nothing(set_: Stage
         assert {each.closed for each in (*others, dropping, latest)} == {None}
 
 
+async def test_events_of_each_publisher_come_in_order_and_those_with_a_target_to_their_users_alone(
+    amqp_url: str,
+) -> None:
+    count, topic, name = 300, f"t{secrets.token_hex(4)}", f"gateway-{secrets.token_hex(4)}"
+    settings = {"service_name": name, "expose_topics": "#"}
+    async with (
+        host(amqp_url, f"{name}-one", object()) as one,
+        host(amqp_url, f"{name}-two", object()) as two,
+        run_gateway_process(amqp_url, **settings) as here,
+        run_gateway_process(amqp_url, **settings) as there,
+        crowd(here.url, ["alice", "bob"], token_of, [topic]) as (alice_here, bob_here),
+        crowd(there.url, ["alice", "bob", "carol"], token_of, [topic]) as (alice_there, bob_there, carol),
+    ):
+        await eventually(lambda: one.connected and two.connected)
+
+        async def publish(mesh: RabbitMQMesh, publisher: str) -> None:
+            for serial in range(count):
+                # Every other event is for alice, of a topic to which nobody has subscribed.
+                target, event = (["alice", "nobody"], ".mine") if serial % 2 else (None, "")
+                body = msgspec.json.encode([publisher, serial])
+                mesh.publish(topic + event, body, context=b"{}", trace_id="t", target=target)
+                await anyio.sleep(0)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(publish, one, "one")
+            tasks.start_soon(publish, two, "two")
+        for listeners, serials_for in (
+            ((alice_here, alice_there), range(count)),
+            ((bob_here, bob_there, carol), range(0, count, 2)),
+        ):
+            await eventually(lambda: all(len(each.events) >= 2 * len(serials_for) for each in listeners))  # noqa: B023
+            for each in listeners:
+                for publisher in ("one", "two"):
+                    came = [serial for _, (who, serial) in each.events if who == publisher]
+                    assert came == list(serials_for), (each.user, publisher)
+        await here.stop()
+        await there.stop()
+        await delete_queues(amqp_url, one, two)
+    await delete_shared(amqp_url, name)
+
+
 # --- to one that does not read --------------------------------------------------------------------------------------
 
 

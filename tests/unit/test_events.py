@@ -326,6 +326,18 @@ async def test_an_event_with_targets_goes_to_their_connections_alone(gateway: Fa
     assert [len(handler.frames) for handler in handlers.values()] == [1, 1, 1, 0]
 
 
+async def test_an_event_for_nobody_here_is_not_encoded(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    original = _events.encode_event
+    monkeypatch.setattr(_events, "encode_event", lambda topic, *rest: encoded.append(topic) or original(topic, *rest))
+    subscribe(gateway, await gateway.connect("alice"), "orders.*")
+    for topic, target in (("orders.new", ["bob", "carol"]), ("users.new", None), ("orders.old", [])):
+        gateway.mesh.event(topic, {}, target=target)
+    assert (encoded, gateway.manager.statistics.events) == ([], 3)
+    gateway.mesh.event("users.new", {}, target=["bob", "alice"])
+    assert encoded == ["users.new"]
+
+
 async def test_subscribers_may_leave_while_an_event_is_handed_out(gateway: FakeGateway) -> None:
     handlers = [await gateway.connect() for _ in range(5)]
     for handler in handlers:
