@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nuropb_gateway_asgi import ServiceMeshManagerController, _events
+from nuropb_gateway_asgi import ServiceMeshManagerController, _events, protocol
 from nuropb_gateway_asgi._events import MAX_CONTROLLER_EVENTS
 from nuropb_gateway_asgi._interest import LINGER
 from nuropb_gateway_asgi.authentication import Identity
@@ -328,8 +328,13 @@ async def test_an_event_with_targets_goes_to_their_connections_alone(gateway: Fa
 
 async def test_an_event_for_nobody_here_is_not_encoded(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
-    original = _events.encode_event
-    monkeypatch.setattr(_events, "encode_event", lambda topic, *rest: encoded.append(topic) or original(topic, *rest))
+    original = protocol.encode_event
+
+    def encode_event(topic: str, *rest: Any) -> str:
+        encoded.append(topic)
+        return original(topic, *rest)
+
+    monkeypatch.setattr(_events, "encode_event", encode_event)
     subscribe(gateway, await gateway.connect("alice"), "orders.*")
     for topic, target in (("orders.new", ["bob", "carol"]), ("users.new", None), ("orders.old", [])):
         gateway.mesh.event(topic, {}, target=target)
