@@ -631,12 +631,16 @@ class RabbitMQMesh:
         """Make sure now and then that all is there that nobody is told of, until cancelled."""
         while True:
             await asyncio.sleep(REASSERT_INTERVAL)
+            # Each has a time of its own, for a process that is busy is slow to hear the broker's answers.
             async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                 await declare_exchanges(connection)
-                if self._is_gateway:
+            if self._is_gateway:
+                async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await self._siblings.reassert(connection)
-                    await self._see_what_was_missed(connection)  # which goes on where there is always too much
-                if service is not None:
+                async with asyncio.timeout(TOPOLOGY_TIMEOUT):  # events may be lost all the time
+                    await self._see_what_was_missed(connection)
+            if service is not None:
+                async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await self._bind_service(service)
             self._bound.clear()
             self._topics_changed.set()
