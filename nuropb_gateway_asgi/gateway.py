@@ -2,11 +2,15 @@
 
 What lives where, and who may import whom (downwards only; a test holds this)::
 
+    cli                           the command line
     gateway
     ├── client                    the other end, for programs in Python
     ├── metrics, explain          what a monitoring system asks for, and what an operator does
+    ├── server                    uvicorn, made fit for an open network
     ├── mesh.serving              a service of one's own, on RabbitMQ
     ├── handlers.websocket        one module per kind of connection
+    ├── handlers._connection      what all kinds have in common
+    ├── handlers._handshake       who is let in
     ├── service_mesh_manager      what is in flight, and where its answer goes
     ├── mesh.rabbitmq, mesh.embedded (and its service, mesh.demo)
     ├── _directory, _events (whom an event is for), _host (for the application around)
@@ -19,7 +23,9 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── key_sets, credentials, origins
     ├── keys, _documents
     ├── protocol, tokens, authorization, policy, rules, mesh.wire, mesh.base, mesh.errors, topics
-    └── exceptions, settings, _limits, _strict
+    ├── _direct, _text_frames     the short way of a WebSocket's text
+    ├── logs                      what gets into a log
+    └── exceptions, settings, _ids, _limits, _memory, _strict
 """
 
 from __future__ import annotations
@@ -29,10 +35,8 @@ import contextlib
 import functools
 import hashlib
 import importlib.resources
-import json
 import logging
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import FrameType
@@ -55,6 +59,7 @@ from .handler_manager import GOODBYE_SPREAD, HandlerManager
 from .handlers.websocket import DenialLogFilter, WebSocketHandler
 from .key_sets import KeySet
 from .keys import issue_token, new_secret
+from .logs import configure_logging, filtered_server_logs
 from .mesh.base import Mesh
 from .mesh.demo import DemoService
 from .mesh.embedded import EmbeddedMesh
@@ -73,6 +78,10 @@ RECONNECT_TIMEOUT: Final = 2.0
 #: Seconds that a drain takes at the least, as long as there are connections: calls that were on their way when clients
 #: were told to make no more are still answered.
 GOODBYE_GRACE: Final = 0.5
+#: Seconds between two looks at what a drain waits for.
+DRAIN_INTERVAL: Final = 0.02
+#: Seconds for clients to read what they were sent last.
+FLUSH_TIMEOUT: Final = 1.0
 #: Seconds for a server to close its connections once the gateway is drained.
 SHUTDOWN_TIMEOUT: Final = 1
 #: How long the token for development holds, in seconds.
@@ -140,9 +149,8 @@ class Gateway:
         self.service_mesh_manager = ServiceMeshManager(
             settings, self.handler_manager, mesh or _make_mesh(settings), self._policy, service_controller
         )
-        key_set = getattr(self._authenticator, "key_set", None)
         self._metrics = Metrics.create(
-            self.handler_manager, self.service_mesh_manager, policy_file=self._policy_file, key_set=key_set
+            self.handler_manager, self.service_mesh_manager, policy_file=self._policy_file, key_set=self.key_set
         )
         # Until the lifespan is entered, everybody is sent away.
         self.handler_manager.closed_for = 0.0
@@ -191,6 +199,7 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             server_log.addFilter(denials)
             stack.callback(server_log.removeFilter, denials)
+            stack.enter_context(filtered_server_logs())
             stack.callback(self._reset)
             await stack.enter_async_context(self.authentication())
             await stack.enter_async_context(self.service_mesh_manager)
@@ -229,6 +238,11 @@ class Gateway:
         return self._policy
 
     @property
+    def key_set(self) -> KeySet | None:
+        """The keys of a provider that tokens are checked with, if they are fetched."""
+        return getattr(self._authenticator, "key_set", None)
+
+    @property
     def development_token(self) -> str | None:
         """A token for a day, signed with the secret of this run; None unless the gateway made one for itself."""
         if self._secret is None:
@@ -241,7 +255,7 @@ class Gateway:
         """Let nobody in, say goodbye, and wait until nothing is in flight or DRAIN_TIMEOUT is over.
 
         Clients are told when to come back, each another moment. Their connections stay open: the server closes them.
-        A mesh that stays away is not waited for, as no answer can come.
+        A mesh that stays away is not waited for, as no answer can come, and clients that do not read for a second only.
         """
         self._draining = True
         self.handler_manager.closed_for = GOODBYE_SPREAD
@@ -257,7 +271,13 @@ class Gateway:
                 connected_at = clock()
             elif clock() - connected_at > RECONNECT_TIMEOUT:
                 break
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(DRAIN_INTERVAL)
+        # What was sent last has to be on its way before the server hangs up, which it may do at once.
+        await asyncio.sleep(DRAIN_INTERVAL)
+        for _ in range(int(FLUSH_TIMEOUT / DRAIN_INTERVAL)):
+            if not any(handler.outbox_size for handler in self.handler_manager.handlers):
+                break
+            await asyncio.sleep(DRAIN_INTERVAL)
 
     @contextlib.contextmanager
     def _drain_on_signals(self) -> Any:
@@ -493,32 +513,6 @@ def _make_mesh(settings: Settings) -> Mesh:
 
 
 # --- as a server --------------------------------------------------------------------------------------------------
-
-
-class _JSONFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
-
-
-def configure_logging(settings: Settings) -> None:
-    """Log the gateway's own messages to standard error, as LOG_LEVEL and LOG_FORMAT say. For servers only: within a
-    host application, logging is the host's.
-    """
-    package = logging.getLogger("nuropb_gateway_asgi")
-    handler = logging.StreamHandler(sys.stderr)
-    formatter = logging.Formatter("%(levelname)s:     %(name)s: %(message)s")
-    handler.setFormatter(_JSONFormatter() if settings.log_format == "json" else formatter)
-    package.handlers = [handler]
-    package.propagate = False
-    package.setLevel(settings.log_level.upper())
 
 
 def create_app(settings: Settings | None = None, *, announce: bool = True) -> Starlette:

@@ -138,7 +138,12 @@ class HandlerManager:
         #: Connections that were told that they are too old, and when they end, by the event loop's clock.
         self._retiring: dict[str, float] = {}
         #: Places for connections, authorised or not yet.
-        self.admission = Admission(settings.max_connections)
+        self.admission = Admission(
+            settings.max_connections,
+            max_per_address=settings.max_connections_per_address or None,
+            handshakes=parse_limit(settings.handshake_rate),
+            per_address=parse_limit(settings.handshake_rate_per_address),
+        )
         #: Handshakes refused, by reason, connections that the gateway closed, by code, and frames over a rate limit, by
         #: whose: for the metrics.
         self.refused: Counter[str] = Counter()

@@ -15,11 +15,11 @@ import logging
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
-from uuid import uuid4
 
 import anyio
 from anyio.abc import TaskGroup
 
+from .._ids import new_id
 from ..exceptions import MeshUnavailable
 from ..topics import TopicTree
 from .base import CallMessage, MeshReceiver
@@ -113,7 +113,7 @@ class EmbeddedMesh:
         tasks = self._running()
         if self._subscriptions.match(topic):
             body = encode_event(
-                topic, event, context=context, trace_id=trace_id, correlation_id=uuid4().hex, target=target
+                topic, event, context=context, trace_id=trace_id, correlation_id=new_id(), target=target
             )
             try:
                 asyncio.get_running_loop().call_soon(self._told.on_event, decode_event(body))
@@ -153,7 +153,7 @@ class EmbeddedMesh:
 
     def _publish_any(self, topic: str, event: Any, target: list[str] | None = None) -> None:
         with contextlib.suppress(MeshUnavailable):  # the tick that is due while the mesh stops
-            self.publish(topic, to_json(event), context=b"{}", trace_id=uuid4().hex, target=target)
+            self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)
 
     async def _call(self, service: object, message: CallMessage) -> None:
         if asyncio.get_running_loop().time() >= message.deadline:

@@ -12,10 +12,10 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
-from uuid import uuid4
 
 import anyio
 
+from .._ids import new_id
 from ..authorization import ExposePolicy
 from ..exceptions import MeshUnavailable, SettingsError
 from ..handler_manager import HandlerManager
@@ -128,7 +128,7 @@ def _publisher(mesh: RabbitMQMesh, name: str) -> PublishEvent:
             raise ValueError(f"topic: {reason}")
         body, users = to_json(event), None if target is None else list(target)
         try:
-            mesh.publish(topic, body, context=b"{}", trace_id=uuid4().hex, target=users)
+            mesh.publish(topic, body, context=b"{}", trace_id=new_id(), target=users)
         except MeshUnavailable as error:
             logger.warning("service %s: an event of %s is lost: %s", name, topic, error)
 

@@ -17,7 +17,7 @@ from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocket
 
 from nuropb_gateway_asgi import CloseCode, Identity, WebSocketHandler
-from nuropb_gateway_asgi.handlers.websocket import FRAMES_PER_TURN
+from nuropb_gateway_asgi.handlers._connection import FRAMES_PER_TURN
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.clients import CLOSE, CONTINUATION, PING, PONG, TEXT, Client, Frame, RawClient, connect
 from tests.kit.gateways import DEADLINE, RunningGateway, authorise_from_token, eventually, make_gateway, run_gateway
@@ -575,8 +575,8 @@ async def test_broken_json_has_the_name_that_nuropb_gw_gave_it(client: Client) -
 async def test_a_flood_of_frames_leaves_others_their_turn() -> None:
     """Thousands of frames that arrive at once are not handled at once."""
     count, handled = 20_000, 0
-    limits: dict[str, Any] = {"outbox_size": 2**24, "rate_limit": "off", "rate_limit_user": "off"}
-    async with run_gateway(**limits) as running, RawClient.open(running.url) as flood:
+    unlimited = run_gateway(outbox_size=2**24, rate_limit="off", rate_limit_user="off")
+    async with unlimited as running, RawClient.open(running.url) as flood:
         manager = running.gateway.handler_manager
         handle = manager.on_handler_message
 
@@ -962,6 +962,14 @@ async def test_calls_that_were_on_their_way_when_draining_began_are_answered(mon
             assert await client.result("demo.echo", {"a": 1}) == {"a": 1}
             assert not draining.done()
         await draining  # nobody is there who could still call
+
+
+async def test_what_was_said_last_is_on_its_way_when_a_drain_ends() -> None:
+    async with run_gateway() as running, connect(running.url, "alice") as client:
+        (handler,) = running.gateway.handler_manager.handlers
+        await running.gateway.drain()
+        assert handler.outbox_size == 0  # a server may hang up at once now
+        assert (await client.next())["payload"]["topic"] == "goodbye"
 
 
 # --- subclasses -------------------------------------------------------------------------------------------------

@@ -17,7 +17,14 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from nuropb_gateway_asgi.mesh.service import Outcome, call_service, deliver_event, describe_service, to_json
+from nuropb_gateway_asgi.mesh.service import (
+    Outcome,
+    call_service,
+    deliver_event,
+    describe_service,
+    to_json,
+    with_context,
+)
 
 from .fakes import strict_json, until
 

@@ -1,0 +1,149 @@
+"""Who is let in, whatever the kind of connection, and what those are told who are not."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+
+from ..credentials import Credentials, find_credentials
+from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
+from ..handler_manager import CANNOT_AUTHENTICATE, Handler, HandlerManager
+from ..origins import OriginPolicy
+from ..protocol import SUBPROTOCOL, CloseCode, ErrorCode, Failure
+
+__all__ = [
+    "Refusal",
+    "check_credentials",
+    "check_origin",
+    "check_subprotocol",
+    "count_handshake",
+    "limit_reached",
+    "not_open",
+    "register",
+    "unauthenticated",
+]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds until a client that was turned away because of load should try again.
+RETRY_AFTER: Final = 5
+
+
+class Refusal(Exception):
+    """The handshake ends here: as an HTTP status, or as a close code where there is no status."""
+
+    def __init__(
+        self, status: int, close: CloseCode, code: ErrorCode, description: str, *, retry: bool = False
+    ) -> None:
+        super().__init__(description)
+        self.reason = close.name.lower()
+        self.status = status
+        self.close = close
+        self.failure = Failure(code, description, retry_after_ms=RETRY_AFTER * 1000 if retry else None)
+        self.headers = {"Retry-After": str(RETRY_AFTER)} if retry else {}
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
+
+    def response(self) -> JSONResponse:
+        """The refusal as an HTTP response."""
+        failure = self.failure
+        return JSONResponse(
+            {"code": failure.code.value, "description": failure.description},
+            status_code=self.status,
+            headers=self.headers,
+        )
+
+
+def check_origin(headers: Headers, origins: OriginPolicy) -> None:
+    """Raise Refusal for a page of an origin that is not allowed."""
+    named = headers.getlist("origin")
+    if len(named) > 1 or (named and not origins.allows(named[0])):
+        logger.info("connection refused: origin not allowed")
+        raise _origin_not_allowed()
+
+
+def check_credentials(headers: Headers, offered: Sequence[str], cookie: str, *, same_site: bool = False) -> Credentials:
+    """The credentials of a handshake, if they can be used; raises Refusal if not.
+
+    ``cookie`` is the name of the one that may have a token, or empty. Without an Origin, which has been checked, such a
+    token could be used by any site, unless the browser itself said that the request is of the ``same_site``.
+    """
+    credentials = find_credentials(headers, offered, cookie or None)
+    if credentials.channel == "cookie" and "origin" not in headers and not same_site:
+        logger.info("connection refused: a cookie without an origin")
+        raise _origin_not_allowed()
+    if credentials.conflict or credentials.malformed:
+        logger.info("connection refused: %s", "several tokens" if credentials.conflict else "unreadable token")
+        raise unauthenticated()
+    return credentials
+
+
+def check_subprotocol(offered: Sequence[str]) -> str | None:
+    """The subprotocol to select, of those that a client offers; raises Refusal if it is none of them."""
+    if offered and SUBPROTOCOL not in offered:
+        description = f"Only {SUBPROTOCOL} is spoken here"
+        raise Refusal(400, CloseCode.SUBPROTOCOL_NOT_ACCEPTABLE, ErrorCode.BAD_REQUEST, description)
+    return SUBPROTOCOL if offered else None
+
+
+def count_handshake(manager: HandlerManager, address: str) -> None:
+    """Count an attempt to connect; raises Refusal when there are too many."""
+    try:
+        manager.admission.on_handshake(address, time.monotonic())
+    except ConnectionLimitReached as error:
+        logger.info("connection refused: %s", error)
+        raise limit_reached(error) from error
+
+
+async def register(manager: HandlerManager, handler: Handler, token: str, address: str) -> None:
+    """Authorise and register ``handler``, of a client at ``address``. Raises Refusal, and then it is not registered."""
+    if manager.closed_for is not None:
+        raise not_open()
+    try:
+        await manager.register(handler, token)
+    except AuthenticationFailed as error:
+        logger.info("connection refused: %s", error)
+        manager.admission.on_failure(address, time.monotonic())
+        raise unauthenticated() from error
+    except AuthenticationUnavailable as error:
+        logger.info("connection put off: %s", error)
+        raise _cannot_authenticate() from error
+    except ConnectionLimitReached as error:
+        logger.info("connection refused: %s", error)
+        raise limit_reached(error) from error
+    if manager.closed_for is not None:  # since the handshake began
+        manager.unregister(handler)
+        raise not_open()
+
+
+def unauthenticated() -> Refusal:
+    """There is no token, or it is of no use."""
+    # Why is for the log: it would tell an attacker how far the token got.
+    return Refusal(401, CloseCode.INVALID_TOKEN, ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
+
+
+def not_open() -> Refusal:
+    """The gateway has not been started, or is about to stop."""
+    return Refusal(503, CloseCode.TRY_AGAIN_LATER, ErrorCode.MESH_UNAVAILABLE, "The gateway is not open", retry=True)
+
+
+def limit_reached(error: ConnectionLimitReached) -> Refusal:
+    """There is no place for this connection."""
+    if error.per_user:
+        description = "This user has too many connections"
+        return Refusal(429, CloseCode.CONNECTION_LIMIT, ErrorCode.TOO_MANY_REQUESTS, description, retry=True)
+    return Refusal(503, CloseCode.TRY_AGAIN_LATER, ErrorCode.TOO_MANY_REQUESTS, "The gateway is full", retry=True)
+
+
+def _cannot_authenticate() -> Refusal:
+    code, description = CANNOT_AUTHENTICATE.code, CANNOT_AUTHENTICATE.description
+    return Refusal(503, CloseCode.TRY_AGAIN_LATER, code, description, retry=True)
+
+
+def _origin_not_allowed() -> Refusal:
+    return Refusal(403, CloseCode.ORIGIN_NOT_ALLOWED, ErrorCode.PERMISSION_DENIED, "Origin not allowed")
