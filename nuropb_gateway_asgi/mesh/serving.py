@@ -25,7 +25,7 @@ from ..topics import check_topic
 from .rabbitmq import RabbitMQMesh
 from .service import PublishEvent, Runnable, to_json, with_context
 
-__all__ = ["hosting", "serve", "with_context"]
+__all__ = ["PublishEvent", "hosting", "serve", "with_context"]
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,8 @@ def _publisher(mesh: RabbitMQMesh, name: str) -> PublishEvent:
         reason = check_topic(topic)
         if reason is not None:
             raise ValueError(f"topic: {reason}")
+        if isinstance(target, str):  # whose letters would be users
+            raise TypeError("target: it has to be a list of user ids")
         body, users = to_json(event), None if target is None else list(target)
         try:
             mesh.publish(topic, body, context=b"{}", trace_id=new_id(), target=users)

@@ -54,6 +54,8 @@ SIZE: Final = 4_000
 TOO_MANY: Final = 60
 #: Seconds; longer than any test takes.
 PATIENT: Final = {"write_timeout": "120", "ping_timeout": "120"}
+#: All of a crowd come from one address, and at once.
+UNLIMITED: Final = {"handshake_rate": "off", "handshake_rate_per_address": "off"}
 
 
 @dataclass
@@ -91,7 +93,12 @@ async def stage(url: str, policy: Path, *options: str, **settings: str) -> Async
         mesh = await stack.enter_async_context(host(url, service, SurvivingService()))
         gateway = await stack.enter_async_context(
             run_gateway_process(
-                url, *options, service_name=name, policy=str(policy), targeted_topics="", **PATIENT | settings
+                url,
+                *options,
+                service_name=name,
+                policy=str(policy),
+                targeted_topics="",
+                **PATIENT | UNLIMITED | settings,
             )
         )
         await eventually(lambda: mesh.connected)

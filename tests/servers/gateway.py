@@ -15,6 +15,8 @@ import uvicorn
 
 from nuropb_gateway_asgi.gateway import create_app
 from nuropb_gateway_asgi.mesh.rabbitmq import _mesh
+from nuropb_gateway_asgi.server import make_config
+from nuropb_gateway_asgi.settings import Settings
 
 
 def main() -> None:
@@ -29,13 +31,8 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", options.port), backlog=1024)
     if options.send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer)  # the connections inherit it
-    config = uvicorn.Config(
-        create_app(announce=False),
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        timeout_graceful_shutdown=2,
-        access_log=False,
-    )
+    settings = Settings.from_env()
+    config = make_config(create_app(settings, announce=False), settings, ws_per_message_deflate=False, access_log=False)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # uvicorn raises it again at the end
     print(f"listening on {listener.getsockname()[1]}", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
