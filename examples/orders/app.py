@@ -1,7 +1,7 @@
 """A FastAPI application with the gateway in it, and a page that uses both.
 
-Without settings the service is in this process. With ``NUROPB_GATEWAY_MESH_URL`` it is on RabbitMQ, where ``service.py``
-puts it. Every other setting can be given in the environment, too.
+Without settings the service is in this process. With ``NUROPB_GATEWAY_MESH_URL`` it is on RabbitMQ, where
+``service.py`` puts it. Every other setting can be given in the environment, too.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from nuropb_gateway_asgi.client import GatewayEvent, InvalidParams, connect
 def sign_in(url: str, name: str) -> str:
     """A token of the application."""
     body = json.dumps({"name": name}).encode()
-    request = urllib.request.Request(f"{url}/sign-in", body, {"Content-Type": "application/json"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - whoever starts it says where
+    request = urllib.request.Request(f"{url}/sign-in", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as response:
         token: str = json.load(response)["token"]
         return token
 

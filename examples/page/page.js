@@ -47,7 +47,7 @@ async function showMine() {
 
 $("#sign-in").onsubmit = (event) => {
   event.preventDefault();
-  const name = event.target.elements.name.value;
+  const name = new FormData(event.target).get("name");
   gateway = connect("/gateway/ws", { getToken: () => fetchToken(name) });
   gateway.on("state", (state) => {
     $("#state").textContent = state.name;
@@ -67,10 +67,11 @@ $("#sign-in").onsubmit = (event) => {
 
 $("#create").onsubmit = (event) => {
   event.preventDefault();
-  const { item, quantity } = event.target.elements;
+  const form = event.target;
+  const data = new FormData(form);
   attempt(async () => {
-    await gateway.request("orders", "create", { item: item.value, quantity: quantity.valueAsNumber });
-    item.value = "";
+    await gateway.request("orders", "create", { item: data.get("item"), quantity: Number(data.get("quantity")) });
+    form.reset();
     await showMine();
   });
 };

@@ -1,7 +1,8 @@
 """A gateway served as by its command line, with what no setting can change: ``python -m tests.servers.gateway``.
 
 With a small ``--send-buffer`` a client that does not read is soon felt. With small ``--queue-expires`` and
-``--queue-length`` the broker drops queues and events within the time that a test has.
+``--queue-length`` the broker drops queues and events, and with a small ``--goodbye-spread`` clients come back, within
+the time that a test has.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 
 import uvicorn
 
+from nuropb_gateway_asgi import handler_manager
 from nuropb_gateway_asgi.gateway import create_app
 from nuropb_gateway_asgi.mesh.rabbitmq import _mesh
 from nuropb_gateway_asgi.server import make_config
@@ -25,9 +27,11 @@ def main() -> None:
     parser.add_argument("--send-buffer", type=int, metavar="BYTES", help="of each connection, in the kernel")
     parser.add_argument("--queue-expires", type=int, metavar="SECONDS", default=_mesh.QUEUE_EXPIRES)
     parser.add_argument("--queue-length", type=int, metavar="EVENTS", default=_mesh.EVENT_QUEUE_LENGTH)
+    parser.add_argument("--goodbye-spread", type=float, metavar="SECONDS", default=handler_manager.GOODBYE_SPREAD)
     options = parser.parse_args()
     _mesh.QUEUE_EXPIRES = options.queue_expires  # type: ignore[misc]
     _mesh.EVENT_QUEUE_LENGTH = options.queue_length  # type: ignore[misc]
+    handler_manager.GOODBYE_SPREAD = options.goodbye_spread  # type: ignore[misc]
     listener = socket.create_server(("127.0.0.1", options.port), backlog=1024)
     if options.send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer)  # the connections inherit it
