@@ -81,7 +81,7 @@ GOODBYE_GRACE: Final = 0.5
 #: Seconds between two looks at what a drain waits for.
 DRAIN_INTERVAL: Final = 0.02
 #: Seconds for clients to read what they were sent last.
-FLUSH_TIMEOUT: Final = 1.0
+FLUSH_TIMEOUT: Final = 0.5
 #: Seconds for a server to close its connections once the gateway is drained.
 SHUTDOWN_TIMEOUT: Final = 1
 #: How long the token for development holds, in seconds.
@@ -255,7 +255,7 @@ class Gateway:
         """Let nobody in, say goodbye, and wait until nothing is in flight or DRAIN_TIMEOUT is over.
 
         Clients are told when to come back, each another moment. Their connections stay open: the server closes them.
-        A mesh that stays away is not waited for, as no answer can come, and clients that do not read for a second only.
+        A mesh that stays away is not waited for, as no answer can come, nor for long a client that does not read.
         """
         self._draining = True
         self.handler_manager.closed_for = GOODBYE_SPREAD
