@@ -38,6 +38,7 @@ import importlib.resources
 import logging
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Final, Protocol
@@ -81,7 +82,9 @@ GOODBYE_GRACE: Final = 0.5
 #: Seconds between two looks at what a drain waits for.
 DRAIN_INTERVAL: Final = 0.02
 #: Seconds for clients to read what they were sent last.
-FLUSH_TIMEOUT: Final = 0.5
+FLUSH_TIMEOUT: Final = 1.0
+#: Looks in a row that find nobody reading what was sent last, after which it is not waited for.
+FLUSH_LOOKS: Final = 5
 #: Seconds for a server to close its connections once the gateway is drained.
 SHUTDOWN_TIMEOUT: Final = 1
 #: How long the token for development holds, in seconds.
@@ -255,7 +258,7 @@ class Gateway:
         """Let nobody in, say goodbye, and wait until nothing is in flight or DRAIN_TIMEOUT is over.
 
         Clients are told when to come back, each another moment. Their connections stay open: the server closes them.
-        A mesh that stays away is not waited for, as no answer can come, nor for long a client that does not read.
+        A mesh that stays away is not waited for, as no answer can come, nor are clients that do not read.
         """
         self._draining = True
         self.handler_manager.closed_for = GOODBYE_SPREAD
@@ -272,12 +275,20 @@ class Gateway:
             elif clock() - connected_at > RECONNECT_TIMEOUT:
                 break
             await asyncio.sleep(DRAIN_INTERVAL)
-        # What was sent last has to be on its way before the server hangs up, which it may do at once.
+        await self._flush()
+
+    async def _flush(self) -> None:
+        """Wait until what was sent last is on its way: the server may hang up at once."""
         await asyncio.sleep(DRAIN_INTERVAL)
-        for _ in range(int(FLUSH_TIMEOUT / DRAIN_INTERVAL)):
-            if not any(handler.outbox_size for handler in self.handler_manager.handlers):
-                break
+        waiting, looks, end = self._unsent(), 0, time.monotonic() + FLUSH_TIMEOUT
+        while waiting and looks < FLUSH_LOOKS and time.monotonic() < end:
             await asyncio.sleep(DRAIN_INTERVAL)
+            left = self._unsent()
+            looks = 0 if left < waiting else looks + 1
+            waiting = left
+
+    def _unsent(self) -> int:
+        return sum(handler.outbox_size for handler in self.handler_manager.handlers)
 
     @contextlib.contextmanager
     def _drain_on_signals(self) -> Any:
