@@ -98,6 +98,7 @@ async def order(tab: Tab, url: str, name: str) -> None:
     await tab.until("document.querySelector('#sign-in')")
     await submit(tab, "sign-in", name=name)
     await tab.until(shows("[role=status]", "open"))
+    assert not await tab.evaluate("document.querySelector('#sign-in')?.checkVisibility()")
     await submit(tab, "create", item="tea", quantity="1000")
     await tab.until(shows("[role=alert]", "quantity must be a number from 1 to 100"))
     await submit(tab, "create", item="tea", quantity="2")
