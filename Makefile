@@ -13,7 +13,7 @@ PYENV := "$(HOME)/.pyenv/versions"
 JS := clients/js
 REACT := examples/react
 # Most tests wait for something most of the time, so several run at once: each worker has brokers and servers of its own.
-PYTEST := -m pytest -n $(or $(TEST_WORKERS),3) --dist loadfile
+PYTEST := -m pytest -n $(or $(TEST_WORKERS),3) --dist loadfile --no-loadscope-reorder
 
 # $(call find,TEST,CANDIDATES) prints the first candidate which passes the test and can make a virtual environment:
 # a pyenv shim is on the PATH for versions that are switched off, too, and Debian's Python may lack ensurepip.
