@@ -23,6 +23,7 @@ import click
 
 from ..exceptions import SettingsError
 from ..settings import ENV_PREFIX, Settings
+from ._session import DEFAULT_URL
 
 if TYPE_CHECKING:
     import uvicorn
@@ -131,7 +132,7 @@ def _run(options: _Options) -> int:
 
     from ..gateway import Gateway, create_app
     from ..logs import configure_logging
-    from ..server import make_config, tune_collector, unprotected
+    from ..server import allow_files, make_config, tune_collector, unprotected
 
     settings = Settings.from_env()
     _check_certificate(options)
@@ -161,6 +162,10 @@ def _run(options: _Options) -> int:
         ssl_keyfile=options.ssl_keyfile,
         ws_per_message_deflate=options.deflate,
     )
+    if (room := allow_files(settings.max_connections)) is not None:
+        logger.warning(
+            "the limit of open files leaves room for %d of MAX_CONNECTIONS, %d", room, settings.max_connections
+        )
     if (problem := unprotected()) is not None:
         logger.warning("uvicorn is used without the limits on heads, fragments and pings: %s", problem)
     with _listener(config, options) as listener:
@@ -356,13 +361,18 @@ def _url(listener: socket.socket, path: str, *, tls: bool) -> str:
 def _announce(url: str, token: str | None) -> None:
     click.echo(f"\nThe gateway is at {url}")
     if token is not None:
-        program = os.path.relpath(sys.executable)
-        program = program if not program.startswith("..") else sys.executable
         click.echo(
-            f"Its mesh is embedded, with a service called demo. A token for this run (user dev, one day):\n\n"
-            f"{token}\n\n"
-            f"Try it from another terminal:\n\n"
-            f"export {ENV_PREFIX}TOKEN={token}\n"
-            f'{program} -m nuropb_gateway_asgi call {url} demo.add \'{{"a": 2, "b": 3}}\'\n'
+            f"Its mesh is embedded, with a service called demo. A token for this run (user dev, one day):\n\n{token}"
         )
+        if url.startswith("ws"):  # it is no unix socket, which the client knows nothing about
+            click.echo(_invitation(url, token))
     sys.stdout.flush()
+
+
+def _invitation(url: str, token: str) -> str:
+    program = os.path.relpath(sys.executable)
+    program = program if not program.startswith("..") else sys.executable
+    variables = {"TOKEN": token} if url == DEFAULT_URL else {"URL": url, "TOKEN": token}
+    exports = [f"export {ENV_PREFIX}{name}={value}" for name, value in variables.items()]
+    command = f"{program} -m nuropb_gateway_asgi call demo add a:=2 b:=3"
+    return "\n".join(["", "Try it from another terminal:", "", *exports, command, ""])

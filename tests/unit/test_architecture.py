@@ -141,8 +141,9 @@ KNOWN_TO = [
     ("yarl", {"mesh.rabbitmq"}),
     ("uvicorn", {"server", "cli"}),
     ("h11", {"server"}),
-    ("websockets", {"server", "_text_frames", "client", "cli"}),
+    ("websockets", {"server", "_text_frames", "client"}),
     ("click", {"cli"}),
+    ("rich", {"cli"}),
     ("prometheus_client", {"metrics"}),
     ("cryptography", {"keys", "mesh.encryption", "mesh.service"}),
 ]
