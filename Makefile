@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 INSTALL := -m pip -qq --disable-pip-version-check --no-input install
 PYENV := "$(HOME)/.pyenv/versions"
 JS := clients/js
+REACT := examples/react
 # Most tests wait for something most of the time, so several run at once: each worker has brokers and servers of its own.
 PYTEST := -m pytest -n $(or $(TEST_WORKERS),3) --dist loadfile --no-loadscope-reorder
 
@@ -38,11 +39,12 @@ run: $(VENV)/.runtime ## Start the gateway, on PORT (8000) of HOST (127.0.0.1).
 test: provision peer lint ## Check style and types, and run all tests; the unit tests on every Python that is found.
 	@$(MAKE) --no-print-directory pytest
 
-lint: $(VENV)/.dev $(JS)/.built ## Check style and types only.
+lint: $(VENV)/.dev $(JS)/.built $(REACT)/.built ## Check style and types only.
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m mypy
 	@[ ! -e $(JS)/dist ] || { set -x; cd $(JS) && npm run --silent check; }
+	@[ ! -e $(REACT)/.built ] || { set -x; cd $(REACT) && npm run --silent check; }
 
 format: $(VENV)/.dev ## Format the code and mend what can be mended.
 	$(BIN)/python -m ruff format
@@ -51,13 +53,14 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended.
 unit: $(VENV)/.dev ## Run the unit tests only, on one Python.
 	$(BIN)/python $(PYTEST) tests/unit
 
-integration: provision peer $(VENV)/.dev $(JS)/.built ## Run the tests with real brokers, services and servers only.
+integration: provision peer $(VENV)/.dev $(REACT)/.built ## Run the tests with real brokers, services and servers only.
 	$(BIN)/python $(PYTEST) tests/integration
 
 clean: ## Remove everything that was made here.
 	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built tests/servers/openid_provider/node_modules
 	rm -rf benchmarks/moleculer/node_modules
+	rm -rf $(REACT)/node_modules $(REACT)/.built
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Python environments. Each is made anew when pyproject.toml changes.
@@ -92,6 +95,10 @@ $(JS)/.built: $(JS)/package-lock.json $(wildcard $(JS)/*.js* $(JS)/src/*.ts)
 	    [ -z "$$CI" ]; exit; \
 	fi; \
 	cd $(JS) && npm ci --silent --ignore-scripts && npm run --silent build && touch .built
+
+# What the React example is made of.
+$(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json
+	@command -v npm > /dev/null || exit 0; cd $(REACT) && npm ci --silent --ignore-scripts && touch .built
 
 # Only what the unit tests need, and no nuropb.
 .venv-3.%/.unit: pyproject.toml

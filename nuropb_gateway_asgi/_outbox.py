@@ -13,6 +13,8 @@ __all__ = ["Outbox"]
 
 #: So many events that were dropped stay in the queue, as empty places, before it is looked through for them.
 MAX_EMPTY: Final = 64
+#: Topics for each of which the reader is told how many events were dropped; those of more are counted together.
+MAX_DROPPED_TOPICS: Final = 64
 
 
 class _Event:
@@ -33,7 +35,7 @@ class Outbox:
     room for others, and the reader is told how many did. Only one task may wait in :meth:`get`.
     """
 
-    __slots__ = ("_closed", "_dropped", "_empty", "_items", "_latest", "_limit", "_lossy", "_size", "_waiter")
+    __slots__ = ("_closed", "_dropped", "_empty", "_items", "_latest", "_limit", "_lossy", "_size", "_told", "_waiter")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -45,8 +47,10 @@ class Outbox:
         # Made when they are needed, as most connections have no events that may be lost.
         self._lossy: deque[_Event] | None = None
         self._latest: dict[str, _Event] | None = None
-        self._dropped: Counter[str] | None = None
+        self._dropped: Counter[str | None] | None = None
         self._empty = 0
+        #: What was handed out last is what was dropped.
+        self._told = False
 
     @property
     def size(self) -> int:
@@ -101,10 +105,14 @@ class Outbox:
     def get_nowait(self) -> str | None:
         """The next message, or None if there is none.
 
-        Before what is left, the reader is told what was dropped.
+        Before what is left, the reader is told what was dropped; of several topics, between the messages. A client that
+        is so slow that each time something was dropped meanwhile would get nothing but that otherwise.
         """
-        if self._dropped and not self._closed:
-            return encode_dropped(*self._dropped.popitem())
+        if self._dropped and not self._closed and not (self._told and len(self._items) > self._empty):
+            self._told = True
+            topic = next(iter(self._dropped))
+            return encode_dropped(topic, self._dropped.pop(topic))
+        self._told = False
         while self._items:
             item = self._items.popleft()
             if isinstance(item, tuple):
@@ -193,4 +201,5 @@ class Outbox:
     def _count(self, topic: str) -> None:
         if self._dropped is None:
             self._dropped = Counter()
-        self._dropped[topic] += 1
+        known = topic in self._dropped or len(self._dropped) < MAX_DROPPED_TOPICS
+        self._dropped[topic if known else None] += 1

@@ -240,8 +240,11 @@ class RabbitMQNode:
         return self._list("list_bindings", "--vhost", vhost, columns=columns)
 
     def list_connections(self) -> list[dict[str, Any]]:
-        """The connections: name, vhost, user, state, channels, timeout (the heartbeat), client_properties."""
-        columns = ("name", "vhost", "user", "state", "channels", "timeout", "client_properties")
+        """The connections: name, vhost, user, state, channels, timeout (the heartbeat), client_properties, send_oct.
+
+        The last is how many bytes the broker has sent to it so far.
+        """
+        columns = ("name", "vhost", "user", "state", "channels", "timeout", "client_properties", "send_oct")
         return self._list("list_connections", columns=columns)
 
     def ctl(self, *arguments: str) -> str:
