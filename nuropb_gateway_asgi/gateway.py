@@ -80,6 +80,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds without a mesh after which a drain is over.
 RECONNECT_TIMEOUT: Final = 2.0
+#: Seconds that a drain takes at the least, as long as there are connections: calls that were on their way when clients
+#: were told to make no more are still answered.
+GOODBYE_GRACE: Final = 0.5
 #: Seconds between two looks at what a drain waits for.
 DRAIN_INTERVAL: Final = 0.02
 #: Seconds for clients to read what they were sent last.
@@ -275,7 +278,10 @@ class Gateway:
             self.handler_manager.say_goodbye(handler, "draining")
         clock = asyncio.get_running_loop().time
         began = connected_at = clock()
-        while self.service_mesh_manager.in_flight and clock() - began < self.settings.drain_timeout:
+        while (waited := clock() - began) < self.settings.drain_timeout:
+            more_may_come = waited < GOODBYE_GRACE and len(self.handler_manager) > 0
+            if not (self.service_mesh_manager.in_flight or more_may_come):
+                break
             if self.service_mesh_manager.connected:
                 connected_at = clock()
             elif clock() - connected_at > RECONNECT_TIMEOUT:

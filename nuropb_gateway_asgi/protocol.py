@@ -575,8 +575,8 @@ def encode_event(topic: str, event: bytes | Raw, trace_id: str | None = None) ->
     return (b'{"type":"event","payload":{"topic":%b,"event":%b%b}}' % (encode_json(topic), event, trace)).decode()
 
 
-def encode_dropped(topic: str, count: int) -> str:
-    """What a client is told that was too slow for some events: how many of a topic it has missed."""
+def encode_dropped(topic: str | None, count: int) -> str:
+    """What a client is told that was too slow for some events: how many it has missed, of a topic or of several."""
     return encode_event("dropped", encode_json({"count": count, "topic": topic}))
 
 
