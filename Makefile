@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 INSTALL := -m pip -qq --disable-pip-version-check --no-input install
 PYENV := "$(HOME)/.pyenv/versions"
 JS := clients/js
+CONSOLE := clients/console
 REACT := examples/react
 # Most tests wait for something most of the time, so several run at once: each worker has brokers and servers of its own.
 PYTEST := -m pytest -n $(or $(TEST_WORKERS),3) --dist loadfile --no-loadscope-reorder
@@ -28,7 +29,7 @@ PYTHONS = $(PYTHON) $(call minor,11) python3 python3.13 python3.12 python3.14
 
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help run test lint format unit integration clean client provision peer pytest pytest-main
+.PHONY: help run test lint format unit integration clean client vendor provision peer pytest pytest-main
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -39,11 +40,12 @@ run: $(VENV)/.runtime ## Start the gateway, on PORT (8000) of HOST (127.0.0.1).
 test: provision peer lint ## Check style and types, and run all tests; the unit tests on every Python that is found.
 	@$(MAKE) --no-print-directory pytest
 
-lint: $(VENV)/.dev $(JS)/.built $(REACT)/.built ## Check style and types only.
+lint: $(VENV)/.dev $(JS)/.built $(REACT)/.built $(CONSOLE)/.installed ## Check style and types only.
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m mypy
 	@[ ! -e $(JS)/dist ] || { set -x; cd $(JS) && npm run --silent check; }
+	@[ ! -e $(CONSOLE)/.installed ] || { set -x; cd $(CONSOLE) && npm run --silent check; }
 	@[ ! -e $(REACT)/.built ] || { set -x; cd $(REACT) && npm run --silent check; }
 
 format: $(VENV)/.dev ## Format the code and mend what can be mended.
@@ -53,7 +55,7 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended.
 unit: $(VENV)/.dev ## Run the unit tests only, on one Python.
 	$(BIN)/python $(PYTEST) tests/unit
 
-integration: provision peer $(VENV)/.dev $(REACT)/.built ## Run the tests with real brokers, services and servers only.
+integration: provision peer $(VENV)/.dev $(REACT)/.built $(CONSOLE)/.installed ## Run the tests with real brokers, services and servers only.
 	$(BIN)/python $(PYTEST) tests/integration
 
 clean: ## Remove everything that was made here.
@@ -61,6 +63,7 @@ clean: ## Remove everything that was made here.
 	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built tests/servers/openid_provider/node_modules
 	rm -rf benchmarks/moleculer/node_modules
 	rm -rf $(REACT)/node_modules $(REACT)/.built
+	rm -rf $(CONSOLE)/node_modules $(CONSOLE)/.installed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Python environments. Each is made anew when pyproject.toml changes.
@@ -95,6 +98,19 @@ $(JS)/.built: $(JS)/package-lock.json $(wildcard $(JS)/*.js* $(JS)/src/*.ts)
 	    [ -z "$$CI" ]; exit; \
 	fi; \
 	cd $(JS) && npm ci --silent --ignore-scripts && npm run --silent build && touch .built
+
+# What the console loads of others, and what it and the contract are tested with. What is shipped of it is in the
+# repository; a test compares.
+
+vendor: $(CONSOLE)/.installed ## Put what the console loads of others into the package.
+	cd $(CONSOLE) && npm run --silent vendor
+
+$(CONSOLE)/.installed: $(CONSOLE)/package-lock.json
+	@if ! command -v npm > /dev/null; then \
+	    echo "Node is missing, so the console is not checked" >&2; \
+	    [ -z "$$CI" ]; exit; \
+	fi; \
+	cd $(CONSOLE) && npm ci --silent --ignore-scripts && touch .installed
 
 # What the React example is made of.
 $(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json

@@ -92,6 +92,10 @@ class Policy(Protocol):
         """What becomes of the events of this subscription when the connection is too slow for them."""
         return "close"
 
+    def topics(self, identity: Identity) -> Sequence[str]:
+        """Return the topic patterns, as far as they are known, that this identity may subscribe to."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -127,11 +131,13 @@ P = TypeVar("P", CallPattern, TopicPattern)
 class _Entry(Generic[P]):
     """One pattern of one rule. Entries are sorted: the first one that applies decides."""
 
-    __slots__ = ("decision", "key", "pattern", "rule")
+    __slots__ = ("decision", "key", "number", "pattern", "rule")
 
     def __init__(self, rule: Rule, pattern: P, number: int) -> None:
         self.rule = rule
         self.pattern: P = pattern
+        #: Its place in the file.
+        self.number = number
         # Greater is stronger. The number is the place among all, so no two keys are equal.
         self.key = (*pattern.rank, bool(rule.conditions), not rule.allows, -number)
         verb = "allows" if rule.allows else "denies"
@@ -318,6 +324,13 @@ class RulePolicy:
         """The delivery of the rule that decides."""
         decision = self.decide_subscribe(identity, pattern)
         return decision.rule.delivery if decision.allowed and decision.rule is not None else "close"
+
+    def topics(self, identity: Identity) -> Sequence[str]:
+        """Return the patterns of the rules, filled in for this identity, of which nothing is denied."""
+        allowed = {entry: own for entry, own in self._topics_for(identity) if entry.rule.allows}
+        # In the order of the file: the strongest first would be of no use to a reader.
+        named = (allowed.get(entry) for entry in sorted(self._topics, key=lambda entry: entry.number))
+        return tuple(own for own in dict.fromkeys(named) if own is not None and self.may_subscribe(identity, own))
 
     def consider_subscribe(self, identity: Identity, pattern: str) -> list[Considered]:
         """The rules that are about some topic of ``pattern``, strongest first, and what becomes of each."""
@@ -532,6 +545,10 @@ class AuthorizedPolicy:
         """The policy's."""
         return self._policy.delivery(identity, pattern)
 
+    def topics(self, identity: Identity) -> Sequence[str]:
+        """Those of the policy that the authorizer allows."""
+        return [pattern for pattern in self._policy.topics(identity) if self.may_subscribe(identity, pattern)]
+
     def _ask(
         self, identity: Identity, action: Literal["call", "subscribe", "describe"], name: str, default: Decision
     ) -> Decision:
@@ -568,10 +585,13 @@ def completed(policy: Any) -> Policy:
 
 
 class _Completed(Policy):
-    """A policy in which only the questions without a default are answered."""
+    """A policy that answers only some of the questions that have a default."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        for name in ("names", "rate", "delivery", "topics"):
+            if hasattr(policy, name):
+                setattr(self, name, getattr(policy, name))
 
     @property
     def exposes_anything(self) -> bool:

@@ -6,6 +6,7 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     gateway
     ├── client                    the other end, for programs in Python
     ├── metrics, explain          what a monitoring system asks for, and what an operator does
+    ├── _contracts, console       what a developer asks for: who may call what, and a page to do it
     ├── server                    uvicorn, made fit for an open network
     ├── mesh.serving              a service of one's own, on RabbitMQ
     ├── handlers.websocket        one module per kind of connection
@@ -17,6 +18,8 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── _calls, _switchboard, _online (who is connected to some process), _revoker
     ├── _fleet (the other processes), _presence
     ├── controller, _guards, _interest, _policy_file
+    ├── asyncapi, openapi         the contract of a caller, as documents
+    ├── contract, generator       what is in it, and a client made of it
     ├── handler_manager, _admission, _outbox, mesh.service, mesh.description, mesh.encryption
     ├── revocation
     ├── authentication            who is this
@@ -25,7 +28,7 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── protocol, tokens, authorization, policy, rules, mesh.wire, mesh.base, mesh.errors, topics
     ├── _direct, _text_frames     the short way of a WebSocket's text
     ├── logs                      what gets into a log
-    └── exceptions, settings, _ids, _limits, _memory, _strict
+    └── exceptions, settings, _assets, _ids, _limits, _memory, _strict
 """
 
 from __future__ import annotations
@@ -33,8 +36,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
-import importlib.resources
 import logging
 import signal
 import threading
@@ -51,9 +52,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ._assets import read_asset, serve_asset
+from ._contracts import Contracts
 from ._policy_file import PolicyFile
 from .authentication import Authenticator, JWTAuthenticator
 from .authorization import AuthorizedPolicy, Authorizer, ExposePolicy, Policy, completed
+from .console import console_routes
 from .controller import ServiceMeshManagerController
 from .exceptions import PolicyError, SettingsError
 from .handler_manager import GOODBYE_SPREAD, HandlerManager
@@ -152,6 +156,7 @@ class Gateway:
         self.service_mesh_manager = ServiceMeshManager(
             settings, self.handler_manager, mesh or _make_mesh(settings), self._policy, service_controller
         )
+        self._contracts = Contracts(settings, self.handler_manager, self.service_mesh_manager, self._policy, origins)
         self._metrics = Metrics.create(
             self.handler_manager, self.service_mesh_manager, policy_file=self._policy_file, key_set=self.key_set
         )
@@ -171,14 +176,21 @@ class Gateway:
     # --- putting it into an application -----------------------------------------------------------------------
 
     def routes(self) -> list[BaseRoute]:
-        """The gateway's routes: the WebSocket at ``PATH``, ``/client.js``, ``/livez`` and ``/readyz``."""
+        """The gateway's routes: the WebSocket at ``PATH``, and the paths beside it."""
         return [
             WebSocketRoute(self.settings.path, _Endpoint(self._serve_websocket), name="websocket"),
             Route("/client.js", _serve_client, methods=["GET"]),
+            *self._contracts.routes(),
             Route("/livez", self._livez, methods=["GET"]),
             Route("/readyz", self._readyz, methods=["GET"]),
+            *self._console_routes(),
             *([] if self._metrics is None else [Route("/metrics", self._serve_metrics, methods=["GET"])]),
         ]
+
+    def _console_routes(self) -> list[BaseRoute]:
+        if not self.settings.has_console:
+            return []
+        return console_routes(self.settings.path, development=self._secret is not None)
 
     def mount(self, app: Starlette, path: str = "/gateway") -> None:
         """Mount the gateway into a Starlette or FastAPI application, and run its lifespan around the application's.
@@ -440,28 +452,11 @@ class Gateway:
         await self._endpoint(scope, receive, send)
 
 
-@functools.cache
-def _client() -> tuple[bytes, str]:
-    """The client for browsers, which ``clients/js`` is built into, and its ETag."""
-    script = importlib.resources.files(__package__).joinpath("static", "client.js").read_bytes()
-    return script, f'"{hashlib.sha256(script).hexdigest()[:32]}"'
-
-
 async def _serve_client(request: HTTPRequest) -> Response:
-    script, etag = _client()
-    headers = {
-        "ETag": etag,
-        # Asked for anew by every page, so that the client is never older than the gateway; mostly answered with 304.
-        "Cache-Control": "no-cache",
-        # Pages of other origins may import it: there is nothing secret in it.
-        "Access-Control-Allow-Origin": "*",
-        "Cross-Origin-Resource-Policy": "cross-origin",
-        "X-Content-Type-Options": "nosniff",
-    }
-    known = request.headers.get("If-None-Match", "").split(",")
-    if etag in (each.strip().removeprefix("W/") for each in known):
-        return Response(status_code=304, headers=headers)
-    return Response(script, media_type="text/javascript", headers=headers)
+    """The client for browsers, which ``clients/js`` is built into."""
+    # Pages of other origins may import it: there is nothing secret in it.
+    headers = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
+    return serve_asset(request, read_asset("static/client.js"), headers)
 
 
 def _bound_shutdown(signal_handler: object) -> None:

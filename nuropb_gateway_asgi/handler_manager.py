@@ -211,7 +211,7 @@ class HandlerManager:
         registered; nor is it when the call is cancelled. From the moment of registration to the return nothing else
         runs. Raises RuntimeError when the session is registered already.
         """
-        identity = await self._authenticate(token)
+        identity = await self.authenticate(token)
         if self._on_arriving is not None:
             await self._on_arriving()
         if self.revocations.refuses(identity):
@@ -260,7 +260,11 @@ class HandlerManager:
         sessions = {session_id for user_id in user_ids for session_id in self._user_sessions.get(user_id, ())}
         return [self._handlers[session_id] for session_id in sessions]
 
-    async def _authenticate(self, token: str) -> Identity:
+    async def authenticate(self, token: str) -> Identity:
+        """Who this token is of, whatever it is to be used for; nothing is registered.
+
+        Raises AuthenticationFailed, and AuthenticationUnavailable if it cannot be told within AUTH_TIMEOUT.
+        """
         try:
             async with asyncio.timeout(self._settings.auth_timeout):
                 identity = await self._authenticator(token)
@@ -372,7 +376,7 @@ class HandlerManager:
     async def _refresh(self, handler: Handler, frame: Authorize) -> None:
         """A newer token for a live connection. A token that is refused leaves the connection as it is."""
         try:
-            identity = await self._authenticate(frame.token)
+            identity = await self.authenticate(frame.token)
         except AuthenticationFailed as error:
             logger.info("session %s: refresh refused: %s", handler.session_id, error)
             failure = Failure(ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")

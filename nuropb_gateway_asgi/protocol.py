@@ -44,6 +44,8 @@ __all__ = [
     "encode_json",
     "encode_pong",
     "encode_response",
+    "is_method",
+    "is_service",
 ]
 
 SUBPROTOCOL: Final = "nuropb.v1"
@@ -468,10 +470,20 @@ def _check_ids(id_: str | None, trace_id: str | None) -> str | None:
     return None
 
 
+def is_service(name: str) -> bool:
+    """Whether a service of this name can be called through the gateway."""
+    return _SERVICE.fullmatch(name) is not None
+
+
+def is_method(name: str) -> bool:
+    """Whether a method of this name can be called through the gateway, if it is not private."""
+    return name.isidentifier() and name.isascii() and len(name) <= MAX_NAME_BYTES
+
+
 def _check_call(service: str, method: str, params: Raw) -> str | None:
-    if not _SERVICE.fullmatch(service):
+    if not is_service(service):
         return f"payload.service: must be 1 to {MAX_NAME_BYTES} printable ASCII characters without spaces"
-    if not method.isidentifier() or not method.isascii() or len(method) > MAX_NAME_BYTES:
+    if not is_method(method):
         return f"payload.method: must be a name of at most {MAX_NAME_BYTES} ASCII letters, digits and underscores"
     if method[0] == "_":
         return "payload.method: names that start with an underscore are private to the service"

@@ -72,6 +72,9 @@ _CODES: Final[Mapping[str, ErrorCode]] = {
 }
 
 
+_DID_NOT_SAY: Final = Failure(ErrorCode.SERVICE_UNAVAILABLE, "It did not describe itself in time")
+
+
 class MeshStatistics(EventStatistics):
     """Counters since the start."""
 
@@ -338,8 +341,7 @@ class ServiceMeshManager(HostInterface):
         correlation_id, trace_id = new_id(), frame.trace_id if frame.trace_id is not None else new_id()
         failure: Failure | None = None
         if frame.service is None:
-            services = set(self._policy.services(identity))
-            services.update(name for name in self._directory if self._callable(identity, name))
+            services = self._services_for(identity)
         else:
             services = {frame.service}
             if not self._policy.may_describe(identity, frame.service):
@@ -402,6 +404,36 @@ class ServiceMeshManager(HostInterface):
         call = self._take(correlation_id)
         if call is not None:
             call.succeed(encode_json({"services": services, "unavailable": unavailable}))
+
+    def _services_for(self, identity: Identity) -> set[str]:
+        """The services, as far as they are known, on which this identity may call something."""
+        known = {name for name in self._directory if self._callable(identity, name)}
+        return known.union(self._policy.services(identity))
+
+    async def describe_for(self, identity: Identity, *, patience: float) -> dict[str, Description | Failure]:
+        """What the services are on which this identity may call something: a description of each, or why there is none.
+
+        All are asked at the same time, unless what is known is fresh. One that does not answer within ``patience``
+        seconds is as it was known before, if it was; its answer is remembered when it comes. Raises NotStartedError
+        outside the gateway's lifespan.
+        """
+        self._check_started()
+        services = self._services_for(identity)
+        found: dict[str, Description | Failure] = {}
+        complete = asyncio.Event()
+
+        def on_description(service: str, description: Description | Failure) -> None:
+            found[service] = description
+            if len(found) == len(services):
+                complete.set()
+
+        for service in sorted(services):
+            self._directory.look_up(service, MAX_AGE_SECONDS, functools.partial(on_description, service))
+        if services:
+            with anyio.move_on_after(patience):
+                await complete.wait()
+        late = {service: self._directory.get(service) or _DID_NOT_SAY for service in services - found.keys()}
+        return found | late
 
     def _callable(self, identity: Identity, service: str) -> bool:
         description = self._directory.get(service)

@@ -86,6 +86,7 @@ class Settings:
     ping_timeout: float = 10.0
     drain_timeout: float = 10.0
 
+    console: Literal["auto", "on", "off"] = "auto"
     presence_events: Literal["off", "on"] = "off"
     error_details: Literal["nuropb", "all", "none"] = "nuropb"
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
@@ -130,6 +131,11 @@ class Settings:
     def embedded(self) -> bool:
         """Whether the mesh runs in this process."""
         return self.mesh_url.startswith("embedded://")
+
+    @property
+    def has_console(self) -> bool:
+        """Whether the console is served: by default only where the mesh is one to try things with."""
+        return self.console == "on" or (self.console == "auto" and self.embedded)
 
     def __repr__(self) -> str:
         shown = (

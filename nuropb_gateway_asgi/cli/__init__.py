@@ -14,6 +14,7 @@ from .check import check
 from .describe import describe
 from .doctor import doctor
 from .explain import explain
+from .gen_client import gen_client_command
 from .listen import listen
 from .serve import serve
 from .token import token
@@ -26,6 +27,7 @@ Examples:
   nuropb-gateway serve --port 8080 --workers 4
   nuropb-gateway check                    is everything set up?
   nuropb-gateway explain orders.create    may this token call it, and why?
+  nuropb-gateway gen-client --lang ts http://127.0.0.1:8000 --out gateway.ts
   export NUROPB_GATEWAY_TOKEN=$(nuropb-gateway token --user alice)
   nuropb-gateway call demo add a:=2 b:=3
   nuropb-gateway doctor                   what is wrong between here and there?
@@ -64,6 +66,7 @@ commands.add_command(call)
 commands.add_command(token)
 commands.add_command(check)
 commands.add_command(explain)
+commands.add_command(gen_client_command)
 commands.add_command(listen)
 commands.add_command(describe)
 commands.add_command(bench)

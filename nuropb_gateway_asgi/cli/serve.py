@@ -170,18 +170,21 @@ def _run(options: _Options) -> int:
         logger.warning("uvicorn is used without the limits on heads, fragments and pings: %s", problem)
     with _listener(config, options) as listener:
         url = _url(listener, settings.path, tls=config.is_ssl)
+        console = _console(url, settings)
         if options.reload:
-            _announce(url, token)
+            _announce(url, token, console)
             ChangeReload(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
             return 0
         if processes:
-            return _run_workers(config, listener, url)
+            return _run_workers(config, listener, url, console)
 
         class Server(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 if self.started:
-                    _announce(url, token)
+                    # Only where the token was made in this process does the page take it from there.
+                    link = console if console is None or token is None else f"{console}#token={token}"
+                    _announce(url, token, link)
 
         # uvicorn raises the signal that ended it once more, after a graceful shutdown: that is no failure.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
@@ -217,7 +220,7 @@ def _share_secret(options: _Options) -> str:
     return issue_token(secret, "dev", username="Developer", lifetime=DEVELOPMENT_TOKEN_LIFETIME)
 
 
-def _run_workers(config: uvicorn.Config, listener: socket.socket, url: str) -> int:
+def _run_workers(config: uvicorn.Config, listener: socket.socket, url: str, console: str | None) -> int:
     from uvicorn.supervisors import Multiprocess
 
     class Supervisor(Multiprocess):
@@ -232,7 +235,7 @@ def _run_workers(config: uvicorn.Config, listener: socket.socket, url: str) -> i
             super().keep_subprocess_alive()
             if not self.announced and any(process.is_ready() for process in self.processes):
                 self.announced = True
-                _announce(url, None)
+                _announce(url, None, console)
 
         def handle_hup(self) -> None:
             self._signal_all(signal.SIGHUP)
@@ -358,8 +361,21 @@ def _url(listener: socket.socket, path: str, *, tls: bool) -> str:
     return f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}{path}"
 
 
-def _announce(url: str, token: str | None) -> None:
+def _console(url: str, settings: Settings) -> str | None:
+    """Where the console is, if it is served and a browser gets there."""
+    if not settings.has_console or not url.startswith("ws"):
+        return None
+    return f"http{url.removeprefix('ws').removesuffix(settings.path)}/"
+
+
+def _announce(url: str, token: str | None, console: str | None) -> None:
     click.echo(f"\nThe gateway is at {url}")
+    if console is not None and token is None:
+        click.echo(f"Its console is at {console}")
+    elif console is not None:
+        # What is behind the # never leaves the browser.
+        signed_in = ", signed in by this link" if "#" in console else ""
+        click.echo(f"Its console is here{signed_in}:\n\n{console}\n")
     if token is not None:
         click.echo(
             f"Its mesh is embedded, with a service called demo. A token for this run (user dev, one day):\n\n{token}"

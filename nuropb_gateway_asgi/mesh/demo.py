@@ -29,8 +29,19 @@ _FAILURES: dict[str, type[Exception]] = {
 }
 
 
+# What comes over the mesh is JSON, whatever the annotations say.
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _wrong_with(topic: Any) -> str | None:
+    return check_topic(topic) if isinstance(topic, str) else "it is not a string"
 
 
 class DemoService:
@@ -42,18 +53,18 @@ class DemoService:
     def __init__(self) -> None:
         self._publish: PublishEvent | None = None
 
-    def echo(self, **params: Any) -> dict[str, Any]:
+    def echo(self, **kwargs: Any) -> dict[str, Any]:
         """Answer with the parameters."""
-        return params
+        return kwargs
 
-    def add(self, a: Any, b: Any) -> int | float:
+    def add(self, a: float, b: float) -> int | float:
         """Answer with the sum of two numbers."""
         if not (_is_number(a) and _is_number(b)):
             raise NuropbValidationError("a and b must be numbers")
         total: int | float = a + b
         return total
 
-    async def slow(self, seconds: Any = 1.0) -> dict[str, float]:
+    async def slow(self, seconds: float = 1.0) -> dict[str, float]:
         """Answer after some seconds (an hour at the most)."""
         if not _is_number(seconds):
             raise NuropbValidationError("seconds must be a number")
@@ -61,7 +72,7 @@ class DemoService:
         await asyncio.sleep(min(max(0.0, seconds), 3600.0))
         return {"slept": round(time.monotonic() - started, 3)}
 
-    def fail(self, how: Any = "bug") -> None:
+    def fail(self, how: str = "bug") -> None:
         """Fail: validation, authorization, authentication, deprecated, handling, or as by a bug."""
         failure = _FAILURES.get(str(how))
         if failure is None:
@@ -73,12 +84,12 @@ class DemoService:
         """Answer with the context that the gateway made for this call."""
         return ctx
 
-    def publish(self, topic: Any, event: Any = None, target: Any = None) -> dict[str, str]:
+    def publish(self, topic: str, event: Any = None, target: list[str] | None = None) -> dict[str, str]:
         """Publish an event: to the subscribers of its topic, or to the users in target."""
-        reason = check_topic(topic) if isinstance(topic, str) else "it is not a string"
+        reason = _wrong_with(topic)
         if self._publish is None or reason is not None:
             raise NuropbValidationError(f"topic: {reason}")
-        if target is not None and not (isinstance(target, list) and all(isinstance(user, str) for user in target)):
+        if target is not None and not _is_list_of_texts(target):
             raise NuropbValidationError("target must be a list of user ids")
         self._publish(topic, event, target)
         return {"topic": topic}

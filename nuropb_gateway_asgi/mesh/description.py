@@ -25,8 +25,9 @@ MAX_AGE_SECONDS: Final = 60.0
 #: A method that is not in a description older than this may have come since, and a key may have changed: a message
 #: under a wrong key makes a nuropb 0.1.8 service fail for good.
 FRESH_SECONDS: Final = 5.0
-#: By their usual names alone can ``*args`` and ``**kwargs`` be told from parameters without an annotation.
+#: By their usual names alone can ``*args`` and ``**kwargs`` be told from other parameters that may be anything.
 _CATCH_ALL: Final = ("args", "kwargs")
+_ANYTHING: Final = (None, "", "Any")
 
 
 class MethodInfo(Struct, frozen=True):
@@ -114,7 +115,7 @@ def _parameters(parameters: dict[str, Any]) -> dict[str, Any]:
             continue
         name, spec = pair[0], pair[1] if isinstance(pair[1], dict) else {}
         properties[name] = {"type": spec.get("type") or "any"}
-        if name in _CATCH_ALL and not spec.get("type"):
+        if name in _CATCH_ALL and spec.get("type") in _ANYTHING:
             continue
         if isinstance(names, list) and name in names:
             required.append(name)

@@ -259,7 +259,7 @@ def _type_name(annotation: Any) -> str:
     if annotation is inspect.Parameter.empty:
         return ""
     if isinstance(annotation, str):  # from __future__ import annotations
-        return annotation.partition("|")[0].strip()
+        return annotation.partition("|")[0].partition("[")[0].strip()
     arguments = [item for item in typing.get_args(annotation) if item is not type(None)]
     if typing.get_origin(annotation) is not None:
         return getattr(arguments[0], "__name__", "") if len(arguments) == 1 else ""

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nuropb_gateway_asgi import CloseCode, Gateway
-from nuropb_gateway_asgi.gateway import _client
+from nuropb_gateway_asgi._assets import read_asset
 from tests.kit.browser import Browser, PageError, Profile, Tab, run_browser
 from tests.kit.gateways import Site, eventually, make_gateway, serve
 
@@ -110,7 +110,7 @@ async def stage(browser: Browser, **settings: Any) -> AsyncIterator[Stage]:
             Route("/empty", page(PAGE.replace("page.js", "empty.js"), "text/html")),
             Route("/empty.js", page(EMPTY, "text/javascript")),
             Route("/open", page("<!doctype html>", "text/html", policy="")),
-            Route("/bundle.js", page(_client()[0].decode(), "text/javascript")),
+            Route("/bundle.js", page(read_asset("static/client.js").body.decode(), "text/javascript")),
         ],
     )
     gateway.mount(app, "")

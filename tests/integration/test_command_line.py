@@ -48,6 +48,7 @@ async def test_a_start_with_nothing_configured_says_how_to_go_on() -> None:
     async with run_module(PACKAGE, "serve", "--port", "0") as process:
         url = (await process.line(r"^The gateway is at (ws://127\.0\.0\.1:\d+/ws)$"))[1]
         token = (await process.line(r"^[\w-]+\.[\w-]+\.[\w-]+$"))[0]
+        await process.line(f"^{http(url)}/#token={token}$")
         await process.line(r" -m nuropb_gateway_asgi call ")
         await process.line("Application startup complete")
         async with connect(url, token) as client:
@@ -197,7 +198,7 @@ def test_what_is_no_command_line(arguments: list[str], capsys: pytest.CaptureFix
 
 async def test_the_shell_completes_commands_and_options() -> None:
     for words, expected in (
-        ("nuropb-gateway ", {"plain,call", "plain,serve"}),
+        ("nuropb-gateway ", {"plain,call", "plain,serve", "plain,gen-client"}),
         ("nuropb-gateway serve --", {"plain,--uds"}),
     ):
         count = words.count(" ")

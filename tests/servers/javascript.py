@@ -17,9 +17,11 @@ from typing import Final
 
 from tests.servers.provision import APT_GET, run
 
-__all__ = ["CLIENT", "NODE", "find_chromium", "find_node"]
+__all__ = ["CLIENT", "CONSOLE", "NODE", "find_chromium", "find_node"]
 
 CLIENT: Final = Path(__file__).resolve().parents[2] / "clients" / "js"
+#: What the console and its tests need of npm.
+CONSOLE: Final = CLIENT.parent / "console"
 #: The first version that can be asked for a WebSocket; the tools that build the client need more.
 NODE_VERSION: Final = (20, 19)
 NODE: Final = ".".join(map(str, NODE_VERSION))

@@ -132,7 +132,11 @@ KNOWN_TO = [
     # distribution's module, where it may be imported
     ("nuropb", set()),
     # The package: for the type of its app.
-    ("starlette", {"", "gateway", "handlers.websocket", "handlers._handshake", "authentication", "credentials", "cli"}),
+    (
+        "starlette",
+        {"", "_assets", "_contracts", "authentication", "cli", "console", "credentials", "gateway"}
+        | {"handlers.websocket", "handlers._handshake"},
+    ),
     ("jose", {"keys"}),
     ("httpx", {"_documents"}),
     ("aio_pika", {"mesh.rabbitmq"}),

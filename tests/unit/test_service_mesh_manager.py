@@ -17,7 +17,8 @@ from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import CallError, MeshUnavailable, NotStartedError
 from nuropb_gateway_asgi.mesh.base import CallMessage, Mesh, MeshReceiver, Reply
-from nuropb_gateway_asgi.protocol import Ping
+from nuropb_gateway_asgi.mesh.description import MAX_AGE_SECONDS, Description
+from nuropb_gateway_asgi.protocol import Failure, Ping
 
 from .fakes import FakeGateway, FakeHandler, FakeMesh, answers, make_gateway, running, strict_json, until
 
@@ -1802,3 +1803,51 @@ async def test_whatever_happens_every_frame_has_one_answer(steps: list[tuple[str
         for handler in handlers:
             gateway.handlers.unregister(handler)
         gateway.assert_idle()
+
+
+# --- what services say of themselves, for the contract ----------------------------------------------------------
+
+
+async def test_all_services_are_asked_at_once_and_one_that_is_away_harms_nobody() -> None:
+    policy = ExposePolicy(["orders.*", "stock.*", "users.me"], [])
+    async with running(policy=policy) as gateway, asyncio.TaskGroup() as tasks:
+        identity = await gateway.authenticator("alice")
+        assert identity is not None
+        asked = tasks.create_task(gateway.manager.describe_for(identity, patience=60.0))
+        await until(lambda: len(gateway.mesh.describes) == 3)
+        assert {message.service for message in gateway.mesh.describes} == {"orders", "stock", "users"}
+        gateway.mesh.describe("orders", ["get"])
+        gateway.mesh.describe("users", ["me"])
+        stock = next(message for message in gateway.mesh.describes if message.service == "stock")
+        gateway.mesh.told.on_returned(stock.correlation_id)
+        found = await asked
+        assert {name: getattr(each, "methods", None) is not None for name, each in found.items()} == {
+            "orders": True,
+            "stock": False,
+            "users": True,
+        }
+
+
+async def test_nobody_waits_for_a_service_longer_than_wanted() -> None:
+    async with running(policy=ExposePolicy(["orders.*", "stock.*"], [])) as gateway:
+        identity = await gateway.authenticator("alice")
+        assert identity is not None
+        gateway.know("orders", ["get"])
+        gateway.clock.now += MAX_AGE_SECONDS + 1  # it is asked again, and what is known is better than nothing
+        found = await gateway.manager.describe_for(identity, patience=0.0)
+        assert isinstance(found["orders"], Description)
+        assert isinstance(found["stock"], Failure)
+        gateway.mesh.describe("stock", ["count"])
+        gateway.mesh.describe("orders", ["get", "put"])
+        found = await gateway.manager.describe_for(identity, patience=0.0)
+        assert isinstance(found["stock"], Description)
+
+
+async def test_where_nothing_may_be_called_nobody_is_asked() -> None:
+    async with running(policy=ExposePolicy([], [])) as gateway:
+        identity = await gateway.authenticator("alice")
+        assert identity is not None
+        assert await gateway.manager.describe_for(identity, patience=60.0) == {}
+        assert gateway.mesh.describes == []
+    with pytest.raises(NotStartedError):
+        await gateway.manager.describe_for(identity, patience=60.0)

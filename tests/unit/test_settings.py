@@ -82,6 +82,7 @@ FIELDS = [
     ("PING_INTERVAL", " 20 ", 25.0, 20.0),
     ("PING_TIMEOUT", "5.5", 10.0, 5.5),
     ("DRAIN_TIMEOUT", "0", 10.0, 0.0),
+    ("CONSOLE", "On", "auto", "on"),
     ("PRESENCE_EVENTS", "ON", "off", "on"),
     ("ERROR_DETAILS", "ALL", "nuropb", "all"),
     ("LOG_LEVEL", "Debug", "info", "debug"),

@@ -1,0 +1,139 @@
+"""The command ``gen-client``: a typed client module for what a token may do."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO, Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import click
+
+from ..generator import Language, generate_client
+from ..settings import ENV_PREFIX
+
+__all__ = ["gen_client", "gen_client_command"]
+
+TIMEOUT: Final = 30.0
+#: Bytes of a document. One for a thousand methods has less than two million.
+MAX_SIZE: Final = 32 * 1024 * 1024
+
+
+def gen_client(lang: Language, source: str, out: str | None = None, *, token: str = "") -> str:
+    """Write a client module for ``lang`` to the file ``out`` (None: to nowhere), and return its text.
+
+    ``source`` is an ``asyncapi.json``: a file (``-`` for standard input), its URL, or the URL of the gateway, which is
+    asked with ``token``. Raises ValueError for what is no such document, and OSError where one cannot be read, or the
+    module not be written. Nothing is written unless there is a complete module.
+    """
+    text = generate_client(_load(source, token), lang)
+    if out is not None:
+        Path(out).write_text(text, encoding="utf-8")
+    return text
+
+
+def _load(source: str, token: str) -> Mapping[str, Any]:
+    if source == "-":
+        data = sys.stdin.buffer.read()
+    elif "://" in source:
+        data = _fetch(_document_url(source), token)
+    else:
+        data = Path(source).read_bytes()
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source}: it is not JSON") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{source}: it is not a JSON object")
+    return document
+
+
+def _document_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise ValueError("the URL has to be that of the gateway, http(s)://host[:port][/path], or of its asyncapi.json")
+    path = parts.path if parts.path.endswith(".json") else f"{parts.path.rstrip('/')}/asyncapi.json"
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The token is for the gateway, and not for wherever that sends us."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> None:
+        """Take the redirect for an error."""
+
+
+def _fetch(url: str, token: str) -> bytes:
+    if not token:
+        raise ValueError(f"a token is needed: --token-file or {ENV_PREFIX}TOKEN")
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError("the token has characters that no token has")
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 - checked above
+    try:
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=TIMEOUT) as response:
+            data: bytes = response.read(MAX_SIZE + 1)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise ValueError(f"{url}: {_explain(error)}") from error
+    except (urllib.error.URLError, HTTPException) as error:
+        raise ValueError(f"{url}: {getattr(error, 'reason', None) or type(error).__name__}") from error
+    if len(data) > MAX_SIZE:
+        raise ValueError(f"{url}: it has more than {MAX_SIZE} bytes")
+    return data
+
+
+def _explain(error: urllib.error.HTTPError) -> str:
+    """What the gateway says of a refusal, or the status alone."""
+    status = f"the status is {error.code}"
+    try:
+        description = json.loads(error.read(65536))["description"]
+    except (ValueError, KeyError, TypeError, OSError, HTTPException):
+        return status
+    return f"{status}: {description}" if isinstance(description, str) and description.isprintable() else status
+
+
+EPILOG = f"""\b
+Examples:
+  export {ENV_PREFIX}TOKEN=$(nuropb-gateway token --user alice)
+  nuropb-gateway gen-client --lang ts http://127.0.0.1:8000 --out src/gateway.ts
+  nuropb-gateway gen-client --lang py https://gateway.example.com/gateway --token-file alice.token > gateway.py
+  nuropb-gateway gen-client --lang py asyncapi.json
+
+\b
+Exit codes:
+  0  the module is written
+  1  there is no document, or the module cannot be written
+  2  the command line is wrong
+"""
+
+
+@click.command("gen-client", epilog=EPILOG)
+@click.argument("source")
+@click.option("--lang", type=click.Choice(["ts", "py"]), required=True, help="TypeScript or Python.")
+@click.option("--out", "-o", type=click.Path(dir_okay=False), help="The file to write; without it, standard output.")
+@click.option("--token-file", type=click.File(encoding="utf-8"), help="A file that holds the token.")
+@click.option("--token", envvar=f"{ENV_PREFIX}TOKEN", help="The token; others on this machine can see it.")
+def gen_client_command(
+    source: str, lang: Language, out: str | None, token_file: IO[str] | None, token: str | None
+) -> None:
+    """Write a typed client of what a token may do.
+
+    It has every method that may be called, with its parameters and documentation, and the topics.
+
+    SOURCE is the URL of the gateway, or a file with its asyncapi.json ("-" for standard input). Without an option the
+    token is read from NUROPB_GATEWAY_TOKEN; for a file none is needed.
+    """
+    try:
+        given = token_file.read().strip() if token_file is not None else token or ""
+        text = gen_client(lang, source, out, token=given)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    if out is None:
+        click.echo(text, nl=False)

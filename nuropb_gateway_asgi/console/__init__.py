@@ -1,0 +1,96 @@
+"""The console: a page by which a person uses the gateway as any other client does. ``docs/console.md`` describes it.
+
+It is plain files, without a build step. The page needs nothing but the gateway that serves it, and what it may do is
+what its token may do.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import html
+import importlib.resources
+from collections.abc import Iterator
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from .._assets import Asset, is_asset, read_asset, serve_asset
+
+__all__ = ["CONTENT_SECURITY_POLICY", "console_routes"]
+
+#: Scripts and styles are files of the gateway, requests go to the gateway, and the page is in nobody's frame.
+CONTENT_SECURITY_POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+_HEADERS: Final = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def console_routes(path: str, *, development: bool) -> list[BaseRoute]:
+    """The page at ``/``, and its files. ``path`` is that of the WebSocket.
+
+    With ``development`` the page takes a token out of its own address's fragment, where only a gateway that has made
+    the token for this run may put one.
+    """
+    page = _page(path, development)
+
+    async def serve_page(request: Request) -> Response:
+        return serve_asset(request, page, _HEADERS)
+
+    return [
+        Route("/", serve_page, methods=["GET"], name="console"),
+        Route("/console/{file:path}", _serve_file, methods=["GET"]),
+    ]
+
+
+async def _serve_file(request: Request) -> Response:
+    file = request.path_params["file"]
+    if file not in _files():
+        return PlainTextResponse("Not Found", status_code=404)
+    return serve_asset(request, read_asset(f"console/{file}"), _HEADERS)
+
+
+def _page(path: str, development: bool) -> Asset:
+    page = read_asset("console/index.html")
+    # Relative, so that the page works wherever the gateway is mounted.
+    values = {"socket": f".{path}", "development": "yes" if development else "no"}
+    body = page.body.decode()
+    for name, value in values.items():
+        body = body.replace(f"{{{{{name}}}}}", html.escape(value))
+    encoded = body.encode()
+    return Asset(encoded, page.media_type, f'"{hashlib.sha256(encoded).hexdigest()[:32]}"')
+
+
+@functools.cache
+def _files() -> frozenset[str]:
+    """All that the page may load, by name: what is in a request never becomes a path."""
+    root = importlib.resources.files(__package__)
+
+    def names() -> Iterator[str]:
+        for entry in root.iterdir():
+            if is_asset(entry.name) and entry.name != "index.html":
+                yield entry.name
+        for entry in root.joinpath("vendor").iterdir():
+            if is_asset(entry.name):
+                yield f"vendor/{entry.name}"
+
+    return frozenset(names())

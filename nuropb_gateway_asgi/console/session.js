@@ -1,0 +1,476 @@
+/** One sign-in: the client, and all that is to be seen of it. Nothing here knows the page. */
+import { connect } from "../client.js";
+
+/**
+ * @typedef {import("../client.js").Client} Client
+ * @typedef {import("../client.js").Description} Description
+ * @typedef {import("../client.js").Hello} Hello
+ * @typedef {import("../client.js").State} State
+ * @typedef {import("../client.js").Subscription} Subscription
+ *
+ * @typedef {{ number: number, at: Date, out: boolean, kind: string, about: string, text: string, size: number,
+ *   quiet: boolean }} Frame
+ * @typedef {{ number: number, at: Date, topic: string, event: unknown, traceId: string | null, notice: boolean }} Entry
+ * @typedef {{ topic: string, state: "pending" | "active" | "ended", problem: string, count: number }} Wish
+ * @typedef {{ code: string, message: string, retryable: boolean, retryAfter: number | null, traceId: string | null }}
+ *   Problem
+ * @typedef {{ number: number, at: Date, service: string, method: string, kind: "request" | "command",
+ *   params: Record<string, unknown>, startedAt: number, ms: number | null, result: unknown, size: number,
+ *   problem: Problem | null, abort: () => void }} Call
+ * @typedef {{ at: number, roundTrip: number | null, call: number | null, rate: number }} Sample
+ * @typedef {"refresh" | "expired" | "refused"} Wanted
+ */
+
+const KEPT_FRAMES = 300;
+const KEPT_EVENTS = 300;
+const KEPT_CALLS = 30;
+/** Samples, one for each second. */
+const KEPT_SAMPLES = 120;
+/** Milliseconds. */
+const TICK = 1000;
+/** A token is in the first frame, which has room for every length; a subprotocol has not. */
+const TOKEN_IN = "frame";
+
+export class Session {
+  /** @type {State} */
+  state = { name: "connecting" };
+  since = Date.now();
+  /** @type {Hello | null} */
+  hello = null;
+  /** @type {Description | null} */
+  description = null;
+  describing = false;
+  /** @type {string} */
+  describeProblem = "";
+  /** Topic patterns that may be subscribed to, as the contract has them. @type {string[]} */
+  topics = [];
+  /** The newest first. @type {Frame[]} */
+  frames = [];
+  /** @type {Entry[]} */
+  events = [];
+  /** @type {Call[]} */
+  calls = [];
+  /** @type {Map<string, Wish>} */
+  wishes = new Map();
+  /** The oldest first. @type {Sample[]} */
+  samples = [];
+  /** Why another token is wanted, or null. @type {Wanted | null} */
+  wanted = null;
+  /** What the gateway said of the last one. */
+  wantedProblem = "";
+  /** The gateway said that it has no connection to the mesh, and nothing else since. */
+  meshIsAway = false;
+  /** Why it could not begin, once it is clear that it could not. @type {string} */
+  failure = "";
+
+  #listeners = new Set();
+  #scheduled = false;
+  #token;
+  #tokens = /** @type {Set<string>} */ (new Set());
+  /** @type {Promise<string> | null} */
+  #asked = null;
+  /** @type {(token: string) => void} */
+  #answer = () => {};
+  #opened = false;
+  #number = 0;
+  /** @type {WebSocket | null} */
+  #socket = null;
+  /** Calls in flight, by their ids: when they were sent. @type {Map<string, number>} */
+  #sent = new Map();
+  /** @type {{ number: number, at: number } | null} */
+  #probe = null;
+  #probesUntil = 0;
+  /** @type {number | null} */
+  #roundTrip = null;
+  /** @type {number[]} */
+  #latencies = [];
+  #frameCount = 0;
+  /** @type {Map<string, Subscription>} */
+  #subscriptions = new Map();
+  #timer;
+  /** @type {Client} */
+  #client;
+
+  /** @param {string | URL} url @param {string} token */
+  constructor(url, token) {
+    this.#token = token;
+    this.#tokens.add(token);
+    this.#client = connect(url, {
+      getToken: (reason) => this.#getToken(reason),
+      tokenIn: TOKEN_IN,
+      WebSocket: /** @type {any} */ (watched(this)),
+    });
+    this.#client.on("state", (state) => this.#onState(state));
+    this.#client.on("event", ({ topic, event, traceId }) => this.#note(topic, event, traceId, false));
+    this.#client.on("gap", (gap) => this.#note("gap", gap, null, true));
+    this.#client.on("dropped", (dropped) => this.#note("dropped", dropped, null, true));
+    this.#client.on("unsubscribed", (notice) => this.#note("unsubscribed", notice, null, true));
+    this.#client.on("goodbye", (goodbye) => this.#note("goodbye", goodbye, null, true));
+    this.#client.on("warning", (warning) => {
+      if (warning.code === "token_refresh") this.wantedProblem = messageOf(warning.cause);
+      this.#note("warning", warning.message, null, true);
+    });
+    this.#timer = setInterval(() => this.#tick(), TICK);
+  }
+
+  get token() {
+    return this.#token;
+  }
+
+  get url() {
+    return this.#client.url;
+  }
+
+  /** Call `listener` after every change, once for many of them; the result ends that. @param {() => void} listener */
+  listen(listener) {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  /** Sign out. */
+  close() {
+    clearInterval(this.#timer);
+    this.#listeners.clear();
+    this.#client.close();
+  }
+
+  /** Text without tokens: whoever looks over a shoulder, or at a picture, must not get one. @param {string} text */
+  redact(text) {
+    for (const token of this.#tokens) if (text.includes(token)) text = text.replaceAll(token, "‹token›");
+    return text;
+  }
+
+  // --- the token ----------------------------------------------------------------------------------------------------
+
+  /** @param {string} token */
+  provide(token) {
+    this.#token = token;
+    this.#tokens.add(token);
+    this.wanted = null;
+    this.wantedProblem = "";
+    this.#asked = null;
+    this.#answer(token);
+    this.changed();
+  }
+
+  /** @param {"connect" | "refresh" | "rejected"} reason @returns {string | null | Promise<string>} */
+  #getToken(reason) {
+    if (reason === "refresh") return this.#ask("refresh");
+    if (reason === "rejected") {
+      if (this.#opened) return this.#ask("refused");
+      this.failure = "The gateway does not accept this token.";
+      return null;
+    }
+    const expiresAt = this.hello?.expires_at ?? null;
+    const isExpired = expiresAt !== null && Date.now() >= expiresAt * 1000;
+    return isExpired ? this.#ask("expired") : this.#token;
+  }
+
+  /** @param {Wanted} why */
+  #ask(why) {
+    this.wanted = why;
+    this.#asked ??= new Promise((resolve) => (this.#answer = resolve));
+    this.changed();
+    return this.#asked;
+  }
+
+  // --- the connection -----------------------------------------------------------------------------------------------
+
+  /** @param {State} state */
+  #onState(state) {
+    this.state = state;
+    this.since = Date.now();
+    if (state.name === "open") {
+      this.hello = state.hello;
+      this.#opened = true;
+      this.failure = "";
+      if (this.wanted !== null && this.wanted !== "refresh") this.wanted = null;
+      void this.describe();
+    } else if (state.name === "reconnecting" && !this.#opened) {
+      this.failure = `${sentence(messageOf(state.error.cause ?? state.error))} Trying again.`;
+    } else if (state.name === "closed" && !this.#opened) {
+      this.failure ||= sentence(messageOf(state.error?.cause ?? state.error));
+    }
+    if (state.name !== "open") {
+      this.#sent.clear();
+      this.#probe = null;
+      this.meshIsAway = false;
+    }
+    this.changed();
+  }
+
+  get hasOpened() {
+    return this.#opened;
+  }
+
+  /** @param {WebSocket} socket */
+  onSocket(socket) {
+    this.#socket = socket;
+    this.#keep(true, "connect", socket.url, "", false);
+    socket.addEventListener("close", ({ code, reason }) => {
+      if (this.#socket === socket) this.#socket = null;
+      this.#keep(false, "close", reason ? `${code} ${reason}` : `${code}`, "", false);
+    });
+  }
+
+  /** @param {boolean} out @param {unknown} data */
+  onFrame(out, data) {
+    const text = String(data);
+    const frame = parse(text);
+    const payload = isObject(frame?.payload) ? frame.payload : {};
+    const kind = typeof frame?.type === "string" ? frame.type : "?";
+    const id = typeof payload.id === "string" ? payload.id : "";
+    const quiet = kind === "ping" || kind === "pong";
+    if (!quiet) this.#frameCount++;
+    if (out && (kind === "request" || kind === "command")) this.#sent.set(id, performance.now());
+    if (!out && kind === "response") this.#onResponse(id, payload.error);
+    if (!out && kind === "error" && frame?.code === "too_many_requests") this.#probesUntil = performance.now() + 60_000;
+    if (!out && kind === "pong" && this.#probe !== null && payload.probe === this.#probe.number) {
+      this.#roundTrip = performance.now() - this.#probe.at;
+      this.#probe = null;
+    }
+    this.#keep(out, kind, about(kind, payload, frame), this.redact(text), quiet, text.length);
+  }
+
+  /** @param {string} id @param {unknown} error */
+  #onResponse(id, error) {
+    const at = this.#sent.get(id);
+    if (at === undefined) return;
+    this.#sent.delete(id);
+    this.#latencies.push(performance.now() - at);
+    this.meshIsAway = isObject(error) && error.code === "mesh_unavailable";
+  }
+
+  /**
+   * @param {boolean} out @param {string} kind @param {string} about @param {string} text @param {boolean} quiet
+   * @param {number} [size]
+   */
+  #keep(out, kind, about, text, quiet, size = text.length) {
+    const number = ++this.#number;
+    this.frames = [{ number, at: new Date(), out, kind, about, text, size, quiet }, ...this.frames].slice(0, KEPT_FRAMES);
+    this.changed();
+  }
+
+  clearFrames() {
+    this.frames = [];
+    this.changed();
+  }
+
+  // --- what may be called -------------------------------------------------------------------------------------------
+
+  async describe() {
+    if (this.describing) return;
+    this.describing = true;
+    this.changed();
+    try {
+      this.description = await this.#client.describe();
+      this.describeProblem = "";
+    } catch (error) {
+      this.describeProblem = messageOf(error);
+    }
+    this.describing = false;
+    this.changed();
+    const contract = await this.contract("asyncapi").catch(() => null);
+    if (contract === null) return;
+    const operations = /** @type {any[]} */ (Object.values(JSON.parse(contract).operations ?? {}));
+    this.topics = operations.map((each) => each["x-nuropb"]?.topic).filter((topic) => typeof topic === "string");
+    this.changed();
+  }
+
+  /** The contract as the gateway serves it. @param {"asyncapi" | "openapi"} kind */
+  async contract(kind) {
+    const url = new URL(`../${kind}.json`, import.meta.url);
+    const response = await fetch(url, { headers: { Authorization: `Bearer ${this.#token}` }, cache: "no-cache" });
+    if (response.status === 404) throw new Error(`This gateway does not serve ${kind}.json.`);
+    if (!response.ok) throw new Error(`The gateway answers ${response.status}.`);
+    return response.text();
+  }
+
+  // --- calls --------------------------------------------------------------------------------------------------------
+
+  /**
+   * @param {"request" | "command"} kind @param {string} service @param {string} method
+   * @param {Record<string, unknown>} params @param {number | undefined} timeout
+   * @returns {Call}
+   */
+  call(kind, service, method, params, timeout) {
+    const controller = new AbortController();
+    /** @type {Call} */
+    const call = {
+      number: ++this.#number,
+      at: new Date(),
+      service,
+      method,
+      kind,
+      params,
+      startedAt: performance.now(),
+      ms: null,
+      result: undefined,
+      size: 0,
+      problem: null,
+      abort: () => controller.abort(new Error("Cancelled. The service may run the call all the same.")),
+    };
+    this.calls = [call, ...this.calls].slice(0, KEPT_CALLS);
+    const options = { timeout, signal: controller.signal };
+    const answer =
+      kind === "request"
+        ? this.#client.request(service, method, params, options)
+        : this.#client.command(service, method, params, options);
+    answer.then(
+      (result) => this.#end(call, result, null),
+      (error) => this.#end(call, undefined, error),
+    );
+    this.changed();
+    return call;
+  }
+
+  /** @param {Call} call @param {unknown} result @param {any} error */
+  #end(call, result, error) {
+    call.ms = performance.now() - call.startedAt;
+    call.result = result;
+    call.size = result === undefined ? 0 : JSON.stringify(result).length;
+    if (error !== null) {
+      call.problem = {
+        code: error.code && typeof error.code === "string" ? error.code : "cancelled",
+        message: messageOf(error),
+        retryable: error.retryable === true,
+        retryAfter: error.retryAfter ?? null,
+        traceId: error.traceId ?? null,
+      };
+    }
+    this.calls = [...this.calls];
+    this.changed();
+  }
+
+  // --- events -------------------------------------------------------------------------------------------------------
+
+  /** @param {string} topic */
+  subscribe(topic) {
+    if (this.#subscriptions.has(topic)) return;
+    /** @type {Wish} */
+    const wish = { topic, state: "pending", problem: "", count: 0 };
+    this.wishes.set(topic, wish);
+    const subscription = this.#client.subscribe(topic, () => {
+      wish.count++;
+      this.changed();
+    });
+    this.#subscriptions.set(topic, subscription);
+    subscription.on("ended", (error) => {
+      this.#subscriptions.delete(topic);
+      wish.state = "ended";
+      wish.problem = error === null ? "" : messageOf(error);
+      if (error === null) this.wishes.delete(topic);
+      this.changed();
+    });
+    subscription.ready.then(
+      () => {
+        wish.state = "active";
+        this.changed();
+      },
+      () => {}, // `ended` says why
+    );
+    this.changed();
+  }
+
+  /** @param {string} topic */
+  unsubscribe(topic) {
+    this.#subscriptions.get(topic)?.unsubscribe();
+    this.wishes.delete(topic);
+    this.changed();
+  }
+
+  /** @param {string} topic @param {unknown} event @param {string | null} traceId @param {boolean} notice */
+  #note(topic, event, traceId, notice) {
+    const entry = { number: ++this.#number, at: new Date(), topic, event, traceId, notice };
+    this.events = [entry, ...this.events].slice(0, KEPT_EVENTS);
+    this.changed();
+  }
+
+  clearEvents() {
+    this.events = [];
+    this.changed();
+  }
+
+  // --- time ---------------------------------------------------------------------------------------------------------
+
+  /** Once a second: what was measured since becomes a sample, and the gateway is asked whether it is there. */
+  #tick() {
+    const call = this.#latencies.length === 0 ? null : Math.max(...this.#latencies);
+    const sample = { at: Date.now() / 1000, roundTrip: this.#roundTrip, call, rate: this.#frameCount / (TICK / 1000) };
+    this.samples = [...this.samples, sample].slice(-KEPT_SAMPLES);
+    this.#latencies = [];
+    this.#frameCount = 0;
+    this.#roundTrip = null;
+    const socket = this.#socket;
+    const now = performance.now();
+    if (this.state.name === "open" && socket?.readyState === 1 && this.#probe === null && now >= this.#probesUntil) {
+      this.#probe = { number: ++this.#number, at: now };
+      socket.send(`{"type":"ping","payload":{"probe":${this.#probe.number}}}`);
+    }
+    this.changed();
+  }
+
+  changed() {
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    requestAnimationFrame(() => {
+      this.#scheduled = false;
+      for (const listener of [...this.#listeners]) listener();
+    });
+  }
+}
+
+/** A WebSocket that shows the session what goes through it. @param {Session} session */
+function watched(session) {
+  return class extends WebSocket {
+    /** @param {string} url @param {string[]} protocols */
+    constructor(url, protocols) {
+      super(url, protocols);
+      session.onSocket(this);
+      this.addEventListener("message", ({ data }) => session.onFrame(false, data));
+    }
+
+    /** @override @param {string} text */
+    send(text) {
+      session.onFrame(true, text);
+      super.send(text);
+    }
+  };
+}
+
+/** What a frame is about, in a few words. @param {string} kind @param {Record<string, any>} payload @param {any} frame */
+function about(kind, payload, frame) {
+  if (kind === "request" || kind === "command") return `${payload.service}.${payload.method}`;
+  if (kind === "response") return isObject(payload.error) ? String(payload.error.code) : "ok";
+  if (kind === "event") return String(payload.topic);
+  if (kind === "subscribe" || kind === "unsubscribe") return (payload.topics ?? []).join(", ");
+  if (kind === "describe") return payload.service ?? "all services";
+  if (kind === "error") return String(frame?.code ?? "");
+  return "";
+}
+
+/** @param {string} text @returns {Record<string, any> | null} */
+function parse(text) {
+  try {
+    const frame = JSON.parse(text);
+    return isObject(frame) ? frame : null;
+  } catch {
+    return null;
+  }
+}
+
+/** @param {unknown} value @returns {value is Record<string, any>} */
+function isObject(value) {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** @param {unknown} error */
+export function messageOf(error) {
+  return error instanceof Error ? error.message : String(error ?? "");
+}
+
+/** @param {string} text */
+function sentence(text) {
+  const trimmed = text.trim();
+  return trimmed === "" ? "" : `${trimmed[0]?.toUpperCase()}${trimmed.slice(1)}${/[.!?]$/.test(trimmed) ? "" : "."}`;
+}

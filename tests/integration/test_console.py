@@ -1,0 +1,647 @@
+"""The console in Chromium: from signing in to a call, an event, the end of a token, and outages."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx
+import msgspec
+import pytest
+from starlette.applications import Starlette
+
+from nuropb_gateway_asgi import CloseCode, Gateway, Handler, Settings
+from nuropb_gateway_asgi import console as console_module
+from nuropb_gateway_asgi.console import CONTENT_SECURITY_POLICY
+from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
+from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway, serve
+from tests.kit.javascript import node
+from tests.kit.pages import Page, Pages, run_pages
+from tests.servers.javascript import CONSOLE
+from tests.servers.processes import ServiceProcess, unavailable
+from tests.servers.rabbitmq import RabbitMQNode
+
+#: What stands for a token that is signed in with, and for a figure that is not known.
+HIDDEN, UNKNOWN = "\u2039token\u203a", "\u2013"
+
+
+@pytest.fixture(scope="module")
+async def pages() -> AsyncIterator[Pages]:
+    async with run_pages() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+async def gateway() -> AsyncIterator[RunningGateway]:
+    """One for all that need none of their own."""
+    async with run_gateway() as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def console(
+    pages: Pages,
+    gateway: RunningGateway,
+    token: str = "alice",
+    *,
+    path: str = "/",
+    problems: tuple[str, ...] = (),
+    **options: Any,
+) -> AsyncIterator[Page]:
+    """The console, with somebody signed in. At the end it has spoken to nobody else, and its browser has not
+    complained, but for what ``problems`` says.
+    """
+    async with pages.open(gateway.site.http(path), **options) as page:
+        if token:
+            await sign_in(page, token)
+            await page.sees("Connected")
+        yield page
+        site = gateway.site.http("/")
+        for _, url, _ in await page.seen("requests"):
+            assert url.startswith((site, "blob:" + site)), url
+        assert set(await page.seen("sockets")) <= {gateway.url}
+        unexpected = [each for each in await page.seen("problems") if not any(known in each for known in problems)]
+        assert unexpected == []
+    await gateway.is_empty()
+
+
+async def sign_in(page: Page, token: str) -> None:
+    await page.fill("Token", token)
+    await page.click("Sign in")
+
+
+def be_patient(gateway: RunningGateway) -> Handler:
+    """Have the gateway not care for the end of the token that it has told the page of: this machine may be slow."""
+    (handler,) = gateway.gateway.handler_manager.handlers
+    assert handler.identity is not None
+    handler.identity = msgspec.structs.replace(handler.identity, expires_at=None)
+    return handler
+
+
+async def choose(page: Page, method: str) -> None:
+    await page.click(method, within=".services")
+
+
+async def call(page: Page, **fields: str) -> None:
+    for name, text in fields.items():
+        await page.fill(name, text)
+    await page.click("Call", within=".call")
+
+
+# --- how it is served ---------------------------------------------------------------------------------------------
+
+
+async def get(gateway: RunningGateway, path: str = "/", **headers: str) -> httpx.Response:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        return await http.get(gateway.site.http(path), headers=headers)
+
+
+async def test_the_page_allows_nothing_but_the_gateways_own_files(gateway: RunningGateway) -> None:
+    for path, kind in (
+        ("/", "text/html"),
+        ("/console/main.js", "text/javascript"),
+        ("/console/icon.svg", "image/"),
+    ):
+        response = await get(gateway, path)
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith(kind)
+        assert response.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["x-frame-options"] == "DENY"
+        assert response.headers["referrer-policy"] == "no-referrer"
+        again = await get(gateway, path, **{"If-None-Match": response.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+    assert "unsafe" not in CONTENT_SECURITY_POLICY
+    page = (await get(gateway)).text
+    assert "<style" not in page
+    assert "style=" not in page
+    assert page.count("<script") == page.count('<script type="module" src="console/')
+
+
+async def test_nothing_else_is_served(gateway: RunningGateway) -> None:
+    for path in (
+        "/console/",
+        "/console/index.html",
+        "/console/__init__.py",
+        "/console/vendor/README.md",
+        "/console/vendor/htm.d.ts",
+        "/console/vendor",
+        "/console/%2e%2e/gateway.py",
+        "/console/..%2f..%2fpyproject.toml",
+        "/console/vendor/%2e%2e/__init__.py",
+        "/console//etc/passwd",
+        "/console/main.js/",
+        "/console/main.js%00",
+        "/console/MAIN.JS",
+    ):
+        assert (await get(gateway, path)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_there"),
+    [
+        ({}, True),
+        ({"console": "on"}, True),
+        ({"console": "off"}, False),
+        ({"mesh_url": "amqp://127.0.0.1:1/"}, False),
+        ({"mesh_url": "amqp://127.0.0.1:1/", "console": "on"}, True),
+    ],
+)
+async def test_the_console_is_there_when_it_is_on(settings: dict[str, Any], is_there: bool) -> None:
+    transport = httpx.ASGITransport(make_gateway(**settings).app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+        for path in ("/", "/console/main.js"):
+            assert (await http.get(path)).status_code == (200 if is_there else 404)
+
+
+async def test_what_is_shipped_of_others_is_what_they_published(tmp_path: Path) -> None:
+    if not (CONSOLE / "node_modules" / "uplot").is_dir():
+        unavailable("uplot is not installed: make clients/console/.installed")
+    await anyio.run_process([*node(), str(CONSOLE / "vendor.js"), str(tmp_path)])
+    shipped = {each.name: each.read_bytes() for each in (Path(console_module.__file__).parent / "vendor").iterdir()}
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == shipped, "make vendor renews them"
+    lock = json.loads((CONSOLE / "package-lock.json").read_text())
+    assert not [name for name, package in lock["packages"].items() if "resolved" in package]
+
+
+# --- signing in ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_token_signs_in_and_shows_who_one_is_and_what_one_may_call(pages: Pages) -> None:
+    async with run_gateway(expose=["demo.add", "demo.slow"]) as gateway, console(pages, gateway, "alice:x") as page:
+        await page.sees("Alice", within="header")
+        await page.sees("Answer with the sum of two numbers.")
+        services = await page.text(".services")
+        assert "slow" in services
+        assert "whoami" not in services
+        await page.click("Who you are: Alice")
+        identity = await page.text("#identity")
+        assert "alice" in identity
+        assert "Token expires" in identity
+        assert gateway.gateway.settings.instance_id in identity
+        await page.press("Escape")
+        await page.misses("Token expires")
+        assert await page.focus() == "button: Who you are: Alice"
+        await page.click("Sign out", within="header")
+        await page.sees("Sign in")
+        await gateway.is_empty()
+
+
+async def test_a_token_that_is_not_valid_is_refused_in_words(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway, token="") as page:
+        await page.click("Sign in")
+        await page.sees("Paste a token first.")
+        await sign_in(page, "bad")
+        await page.sees("The gateway does not accept this token.")
+        await sign_in(page, "Bearer alice")  # as it is copied out of a header
+        await page.sees("Connected")
+
+
+async def test_signing_in_lasts_for_a_reload_only_if_that_was_wanted(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        assert await page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])") == (
+            '[{},{},""]'
+        )
+        await page.go_to(gateway.site.http("/"))
+        await page.run("await page.getByLabel('Stay signed in until this tab is closed').check()")
+        await sign_in(page, "bob")
+        await page.sees("Bob", within="header")
+        await page.go_to(gateway.site.http("/"))
+        await page.sees("Bob", within="header")
+        await page.click("Sign out", within="header")
+        await page.go_to(gateway.site.http("/"))
+        await page.sees("Sign in")
+        assert await page.evaluate("sessionStorage.length + localStorage.length") == 0
+
+
+async def test_the_link_of_make_run_signs_in_and_the_token_is_nowhere_to_be_seen(pages: Pages) -> None:
+    made = Gateway(Settings())
+    token = made.development_token
+    assert token is not None
+    async with run_gateway(made) as gateway:
+        async with console(pages, gateway, "", path=f"/#token={token}") as page:
+            await page.sees("Developer", within="header")
+            assert await page.evaluate("location.href") == gateway.site.http("/")
+            assert await page.evaluate("history.length") == 1 + 1  # the empty page that the tab began with
+            for method, url, headers in await page.seen("requests"):
+                assert token not in url, method
+                assert [name for name, value in headers.items() if token in value] in ([], ["authorization"])
+            await choose(page, "whoami")
+            await page.sees("It takes no parameters.")
+            await call(page)
+            await page.sees(f"Bearer {HIDDEN}", within=".answer")
+            await page.click("Pause the frames")
+            await page.run("for (const each of await page.locator('.frames .log button').all()) await each.click()")
+            await page.click("Who you are: Developer")
+            await page.sees("preferred_username", within="#identity")
+            for part in token.split("."):
+                assert part not in await page.run("return page.content()")
+            # Pasted into the address bar of the page that is open.
+            await page.evaluate(f"void (location.hash = 'token={token}')")
+            await page.until("location.hash === ''")
+        async with console(pages, gateway, "", path="/#token=nonsense") as page:
+            await page.sees("The gateway does not accept this token.")
+            assert await page.evaluate("location.href") == gateway.site.http("/")
+
+
+async def test_a_link_signs_nobody_in_where_the_gateway_has_not_made_the_token(
+    pages: Pages, gateway: RunningGateway
+) -> None:
+    async with console(pages, gateway, "", path="/#token=alice") as page:
+        await page.sees("Sign in")
+        assert await page.evaluate("location.href") == gateway.site.http("/")
+        assert await page.evaluate("sessionStorage.length") == 0
+        assert await page.seen("sockets") == []
+
+
+async def test_a_gateway_that_does_not_want_the_pages_origin_is_said_to(pages: Pages) -> None:
+    async with (
+        run_gateway(allowed_origins=["https://app.example.com"]) as gateway,
+        console(pages, gateway, "", problems=("WebSocket connection", "403")) as page,
+    ):
+        await sign_in(page, "alice")
+        await page.sees("ALLOWED_ORIGINS")
+        await page.sees(gateway.site.http(), within=".signin")
+        await page.click("Cancel")
+        await page.misses("ALLOWED_ORIGINS")
+
+
+async def test_the_console_of_a_mounted_gateway_works_where_it_is(pages: Pages) -> None:
+    gateway = make_gateway(path="/socket")
+    app = Starlette()
+    gateway.mount(app, "/gw")
+    async with serve(app) as site, pages.open(site.http("/gw/")) as page:
+        await sign_in(page, "alice")
+        await page.sees("Connected")
+        await call(page, a="2", b="3")
+        await page.sees("5", within=".answer pre")
+        assert await page.seen("sockets") == [site.ws("/gw/socket")]
+        await page.click("AsyncAPI")
+        name, text = await page.downloaded()
+        assert (name, json.loads(text)["servers"]["gateway"]["pathname"]) == ("asyncapi.json", "/gw")
+        assert await page.seen("problems") == []
+
+
+# --- calls --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_call_shows_its_answer_and_how_long_it_took(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        await call(page, a="2", b="0.5")
+        await page.sees("2.5", within=".answer pre")
+        said = await page.text(".answer [role=status]")
+        assert said.startswith("demo.add answered after ")
+        assert said.endswith(": 2.5")
+        assert "ms" in await page.text(".verdict")
+        frames = await page.text(".frames")
+        assert frames.index("response") < frames.index("request") < frames.index("hello") < frames.index("authorize")
+
+
+async def test_an_error_shows_its_code_and_its_text_and_where_to_look(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        await choose(page, "fail")
+        await call(page, how="validation")
+        await page.sees("invalid_params", within=".verdict")
+        await page.sees("This is how a validation failure looks", within=".answer")
+        await call(page, how="")
+        await page.sees("service_error", within=".verdict")
+        await page.sees("Trace id", within=".answer")
+        await page.run("await page.getByText('Earlier calls').click()")
+        await page.run("await page.locator('.history li button').last().click()")
+        await page.sees("invalid_params", within=".verdict")
+        assert await page.evaluate("document.querySelector('.call input').value") == "validation"
+
+
+async def test_what_cannot_be_meant_is_not_sent(pages: Pages, gateway: RunningGateway) -> None:
+    before = gateway.gateway.service_mesh_manager.statistics.requests
+    async with console(pages, gateway) as page:
+        await call(page, a="two", b="3")
+        await page.sees("A number is wanted, such as 1.5.")
+        assert await page.focus() == "input: a float required"
+        await call(page, a="9007199254740993")
+        await page.sees("JavaScript cannot hold this number without changing it.")
+        await call(page, a="2", Timeout="soon")
+        await page.sees("Seconds, such as 5.")
+        assert gateway.gateway.service_mesh_manager.statistics.requests == before
+        await call(page, Timeout="5")
+        await page.sees("5", within=".answer pre")
+
+
+async def test_parameters_can_be_written_as_json(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        await choose(page, "echo")  # which takes whatever it is given, so there are no fields
+        await page.fill("Parameters", '{"text": "é", "list": [1, null, {"deep": true}]')
+        await page.click("Call", within=".call")
+        await page.sees("This is not JSON")
+        await page.fill("Parameters", '{"text": "é", "list": [1, null, {"deep": true}]}')
+        await page.click("Call", within=".call")
+        await page.sees('"deep": true', within=".answer pre")
+        await choose(page, "publish")
+        await page.fill("topic", "demo.news")
+        await page.fill("event", "hello")
+        await page.sees("sent as text")
+        await page.click("Edit as JSON")
+        assert json.loads(await page.evaluate("document.querySelector('.call textarea').value")) == {
+            "topic": "demo.news",
+            "event": "hello",
+        }
+        await page.fill("Parameters", '{"topic": "demo.news", "event": {"n": 1}}')
+        await page.click("Edit as fields")
+        await page.sees("sent as an object")
+
+
+async def test_a_call_under_way_can_be_cancelled_and_a_command_is_not_waited_for(
+    pages: Pages, gateway: RunningGateway
+) -> None:
+    async with console(pages, gateway) as page:
+        await choose(page, "slow")
+        await call(page, seconds="600")
+        await page.sees("waiting", within=".verdict")
+        await eventually(lambda: gateway.gateway.service_mesh_manager.in_flight == 1)
+        await page.click("Cancel", within=".answer")
+        await page.sees("cancelled", within=".verdict")
+        await eventually(lambda: gateway.gateway.service_mesh_manager.in_flight == 0)
+        await page.click("Send as command")
+        await page.sees("The mesh has taken the command.", within=".answer")
+        await call(page, Timeout="0.05")
+        await page.sees("timeout", within=".verdict")
+
+
+async def test_a_big_answer_does_not_freeze_the_page(pages: Pages) -> None:
+    class Library:
+        _service_name = "library"
+
+        def shelf(self, size: int) -> list[str]:
+            """Answer with as many books."""
+            return ["a book"] * size
+
+    mesh = EmbeddedMesh({"library": Library()}, service_name="nuropb-gateway")
+    async with run_gateway(make_gateway(mesh=mesh, expose=["library.*"])) as gateway, console(pages, gateway) as page:
+        await call(page, size="90000")
+        await page.sees("more characters: copy to see them", within=".answer")
+        await call(page, size="2")
+        await page.misses("more characters", within=".answer")
+
+
+async def test_the_contract_can_be_kept_as_a_file(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        for button, name, member in (("AsyncAPI", "asyncapi.json", "asyncapi"), ("OpenAPI", "openapi.json", "openapi")):
+            await page.click(button)
+            found, text = await page.downloaded()
+            assert (found, json.loads(text)[member]) == (name, "3.1.0")
+
+
+# --- events -------------------------------------------------------------------------------------------------------
+
+
+async def test_events_come_in_as_they_happen(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        await page.click("Subscribe to demo.#")
+        await page.sees("demo.tick", within=".events .log")
+        await page.click("Unsubscribe from demo.#")
+        await page.sees("demo.#", within=".suggestion")
+        await page.click("Clear", within=".events")
+        await page.fill("Topic to subscribe to", "demo.news demo.weather.*")
+        await page.press("Enter")
+        await page.sees("demo.weather.*", within=".chips")
+        await choose(page, "publish")
+        await page.fill("topic", "demo.news")
+        await page.fill("event", '{"headline": "It works"}')
+        await page.press("Control+Enter")
+        await page.sees("It works", within=".events .log")
+        await page.run("await page.locator('.events .log button').first().click()")
+        await page.sees('"headline": "It works"', within=".events pre")
+
+
+async def test_a_topic_that_one_may_not_see_is_refused_in_words(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        await page.fill("Topic to subscribe to", "secrets.#")
+        await page.click("Subscribe", within=".events")
+        await page.sees("Subscribing to secrets.# is not allowed", within=".chips")
+        await page.fill("Topic to subscribe to", "de*")
+        await page.click("Subscribe", within=".events")
+        await page.sees("a word that mixes", within=".chips")
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+async def test_when_the_token_ends_a_newer_one_goes_on_where_the_old_one_stopped(
+    pages: Pages, gateway: RunningGateway
+) -> None:
+    async with console(pages, gateway, "alice:for:4") as page:
+        await page.click("Subscribe to demo.#")
+        await page.sees("demo.tick", within=".events .log")
+        await page.fill("a", "20")
+        await page.sees("The token expires soon")
+        await page.sees("The token has expired")
+        await gateway.is_empty()
+        await page.fill("b", "22")
+        await page.click("Call", within=".call")
+        await page.sees("waiting", within=".verdict")
+        await page.fill("Newer token", "bad")
+        await page.click("Go on")
+        await page.sees("The gateway does not accept the token any more")
+        await page.fill("Newer token", "alice")
+        await page.click("Go on")
+        await page.misses("Newer token")
+        await page.sees("42", within=".answer pre")
+        await page.click("Clear", within=".events")
+        await page.sees("demo.tick", within=".events .log")
+
+
+async def test_a_token_that_expires_soon_can_be_replaced_before(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway, "alice:for:5") as page:
+        handler = be_patient(gateway)
+        await page.sees("The token expires soon")
+        assert await page.accessibility_problems() == []
+        await page.fill("Newer token", "alice:for:3000")
+        await page.click("Go on")
+        await page.misses("The token expires soon")
+        await eventually(lambda: handler.identity is not None and handler.identity.token == "alice:for:3000")
+        assert len(await page.seen("sockets")) == 1
+
+
+async def test_a_connection_that_the_operator_ends_is_not_made_again(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        gateway.gateway.handler_manager.close_all(CloseCode.DISCONNECTED, "for maintenance")
+        await page.sees("The gateway has closed the connection for good")
+        await page.sees("for maintenance")
+        await page.sees("Disconnected", within="header")
+        await page.click("Sign in again")
+        await sign_in(page, "alice")
+        await page.sees("Connected")
+
+
+async def test_a_lost_connection_is_made_again(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        gateway.gateway.handler_manager.closed_for = 1.0
+        gateway.gateway.handler_manager.close_all(CloseCode.SLOW_CONSUMER, "too slow")
+        await page.sees("The connection to the gateway is lost")
+        await page.sees("too slow")
+        gateway.gateway.handler_manager.closed_for = None
+        await page.misses("The connection to the gateway is lost")
+        await page.sees("Connected")
+        await call(page, a="2", b="3")
+        await page.sees("5", within=".answer pre")
+
+
+async def test_an_outage_of_the_broker_is_told_and_outlived(own_node: RabbitMQNode, pages: Pages) -> None:
+    settings: dict[str, Any] = {"mesh_url": own_node.url(), "console": "on", "expose": ["echo.*"]}
+    with ServiceProcess(own_node.url(), "echo") as service:
+        async with run_gateway(allowed_origins=["*"], **settings) as gateway:
+            await eventually(lambda: gateway.gateway.service_mesh_manager.connected)
+            async with console(pages, gateway) as page:
+                await page.sees("echo", within=".services h3")
+                await choose(page, "echo")
+                await page.click("Call", within=".call")
+                await page.sees("ok", within=".verdict")
+                await anyio.to_thread.run_sync(own_node.stop_app)
+                await eventually(lambda: not gateway.gateway.service_mesh_manager.connected)
+                await page.click("Call", within=".call")
+                await page.sees("mesh_unavailable", within=".verdict")
+                await page.sees("The gateway has no connection to the mesh.")
+                await page.sees("It was not delivered, and may be called again.")
+                await page.sees("Connected", within="header")
+                await anyio.to_thread.run_sync(own_node.start_app)
+                service.stop()
+                service.start()
+                await eventually(lambda: gateway.gateway.service_mesh_manager.connected)
+                await page.click("Call", within=".call")
+                await page.sees("ok", within=".verdict")
+                await page.misses("The gateway has no connection to the mesh.")
+                assert len(await page.seen("sockets")) == 1
+
+
+# --- for everybody ------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_is_in_the_way_of_assistive_technology(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway, "") as page:
+        assert await page.accessibility_problems() == []
+        await sign_in(page, "alice")
+        await page.click("Subscribe to demo.#")
+        await call(page, a="2", b="x")
+        await page.sees("A number is wanted")
+        await page.sees("demo.tick", within=".events .log")
+        assert await page.accessibility_problems() == []
+        await call(page, b="3")
+        await page.sees("5", within=".answer pre")
+        await page.click("Who you are: Alice")
+        await page.sees("Token expires")
+        assert await page.accessibility_problems() == []
+
+
+async def test_nor_is_it_on_a_phone_in_the_dark(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway, phone=True, dark=True) as page:
+        await call(page, a="2", b="3")
+        await page.sees("5", within=".answer pre")
+        for view in ("Call", "Events", "Traffic"):
+            await page.run("await page.locator('.views').getByText(args.view).click()", view=view)
+            if view == "Events":
+                await page.click("Subscribe to demo.#")
+                await page.sees("demo.tick", within=".events .log")
+            assert await page.accessibility_problems() == []
+
+
+async def test_on_a_phone_everything_fits(pages: Pages, gateway: RunningGateway) -> None:
+    fits = "document.documentElement.scrollWidth <= innerWidth"
+    async with console(pages, gateway, "", phone=True) as page:
+        assert await page.evaluate(fits)
+        await sign_in(page, "alice")
+        await page.sees("Connected")
+        await call(page, a="2", b="3")
+        await page.sees("5", within=".answer pre")
+        assert await page.evaluate(fits)
+        await page.run("await page.locator('.views').getByText('Events').click()")
+        await page.misses("Answer with the sum of two numbers.")
+        await page.fill("Topic to subscribe to", "demo." + ".".join(["long"] * 30))
+        await page.click("Subscribe", within=".events")
+        await page.click("Subscribe to demo.#")
+        await page.sees("demo.tick", within=".events .log")
+        assert await page.evaluate(fits)
+        await page.run("await page.locator('.views').getByText('Traffic').click()")
+        await page.sees("request", within=".frames")
+        await page.run("await page.locator('.frames .log button:not(:disabled)').first().click()")
+        await page.sees("Copy", within=".frames")
+        assert await page.evaluate(fits)
+        await page.until("document.querySelector('.plot canvas')?.getBoundingClientRect().width > 200")
+
+
+async def test_everything_can_be_done_by_keyboard(pages: Pages) -> None:
+    async with run_gateway(expose=["demo.add", "demo.slow"]) as gateway, console(pages, gateway, "") as page:
+        await page.type("alice")  # the field has the focus
+        await page.press("Enter")
+        await page.sees("Answer with the sum of two numbers.")
+        await page.press("Tab")
+        assert await page.focus() == "a: Skip to the form"
+        order: list[str] = []
+        while not (order and order[-1].endswith("slow")):
+            await page.press("Tab")
+            order.append(await page.focus())
+        assert order == [
+            "button: Who you are: Alice",
+            "button: Sign out",
+            "button: Refresh",
+            "button: add",
+            "button: slow",
+        ]
+        await page.press("Enter")
+        await page.sees("Answer after some seconds")
+        order = []
+        for _ in range(5):
+            await page.press("Tab")
+            order.append(await page.focus())
+        assert order[0] == "button: Edit as JSON"
+        assert order[1].startswith("input: seconds float")
+        assert [each.partition("  ")[0] for each in order[2:4]] == ["button: Call", "button: Send as command"]
+        await page.press("Shift+Tab", "Shift+Tab", "Shift+Tab")
+        assert (await page.focus()).startswith("input: seconds float")
+        await page.type("0")
+        await page.press("Control+Enter")
+        await page.sees("slept", within=".answer pre")
+
+
+async def test_the_chart_shows_the_round_trip_the_calls_and_the_rate(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        await call(page, a="2", b="3")
+        await page.until(f"!document.querySelector('.figures').innerText.includes('{UNKNOWN}')")
+        label = await page.evaluate("document.querySelector('.plot').getAttribute('aria-label')")
+        assert "Round trip to the gateway, median: " in label
+        assert "Slowest call of each second, median: " in label
+        # Something is drawn: the canvas is not of one colour.
+        await page.until(
+            """(() => {
+                 const canvas = document.querySelector(".plot canvas");
+                 const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                 return new Set(new Uint32Array(data.buffer)).size > 3;
+               })()"""
+        )
+        await page.run("await page.emulateMedia({ colorScheme: 'dark' })")
+        await page.until("document.querySelectorAll('.plot canvas').length === 1")
+
+
+async def test_pings_are_shown_only_if_they_are_wanted_and_all_frames_can_be_read(
+    pages: Pages, gateway: RunningGateway
+) -> None:
+    async with console(pages, gateway) as page:
+        await page.until(f"!document.querySelector('[data-series=gateway] dd').innerText.includes('{UNKNOWN}')")
+        assert "pong" not in await page.text(".frames")
+        await page.run("await page.getByLabel('Pings').check()")
+        await page.sees("pong", within=".frames")
+        await page.click("Clear the frames")
+        await page.click("Pause the frames")
+        await call(page, a="2", b="3")
+        await page.sees("5", within=".answer pre")
+        assert "demo.add" not in await page.text(".frames")
+        await page.click("Let the frames go on")
+        await page.sees("demo.add", within=".frames")
+        await page.click("Pause the frames")
+        await page.run("await page.locator('.frames li').filter({ hasText: 'demo.add' }).getByRole('button').click()")
+        await page.sees('"method": "add"', within=".frames pre")

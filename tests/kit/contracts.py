@@ -1,0 +1,94 @@
+"""Services as they describe themselves, honest and otherwise, and the documents that are made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from nuropb_gateway_asgi.asyncapi import asyncapi_document
+from nuropb_gateway_asgi.authentication import Identity
+from nuropb_gateway_asgi.authorization import ExposePolicy
+from nuropb_gateway_asgi.contract import Contract, Place, contract_for
+from nuropb_gateway_asgi.mesh.description import Description, parse_description
+from nuropb_gateway_asgi.openapi import openapi_document
+from nuropb_gateway_asgi.protocol import ErrorCode, Failure
+
+__all__ = ["ALICE", "AWAY", "HOSTILE", "ORDERS", "PLACE", "asyncapi", "contract", "described", "openapi"]
+
+ALICE: Final = Identity(user_id="alice", username="Alice", token="alice")
+PLACE: Final = Place("gateway.example:8443", secure=True, root="/gw")
+AWAY: Final = Failure(ErrorCode.SERVICE_UNAVAILABLE, "It is away")
+
+
+def described(service: str, methods: Mapping[str, Any], **more: Any) -> Description:
+    """A service by what it says of its methods: their parameters as (name, type), or (name, type, default)."""
+    said = {}
+    for name, (text, *parameters) in methods.items():
+        specs = [
+            (parameter, {"type": type_, **({"default": default[0]} if default else {})})
+            for parameter, type_, *default in parameters
+        ]
+        required = [parameter for parameter, _, *default in parameters if not default]
+        said[name] = {"description": text, "parameters": {"properties": specs, "required": required}}
+    return parse_description(service, json.dumps({"methods": said, **more}).encode(), 0.0)
+
+
+ORDERS: Final = described(
+    "orders",
+    {
+        "get": ("One order.\n\nOf the caller.", ("number", "int")),
+        "search": (
+            "Orders that match.",
+            ("text", "str"),
+            ("limit", "int", 10),
+            ("after", "float", None),
+            ("states", "list", ["open"]),
+            ("where", "dict", {}),
+            ("exact", "bool", False),
+            ("cursor", "Cursor", None),
+        ),
+        "note": ("", ("args", ""), ("kwargs", "")),
+        "ping": (None,),
+    },
+    description="What was ordered.",
+    service_version="2.1.0",
+)
+
+_TEXT: Final = 'Ends """ it */ here */ ${x} `y` \\ \\u0022 \x00\x1b[31m\u202e\u2028 </script> #}\n"""\nimport os  # "'
+#: Names and texts that would be something else, if they became code as they are.
+HOSTILE: Final = (
+    described(
+        "a.b-c/d*/\"'`${}\\",
+        {
+            name: (_TEXT, ("class", "int"), ("self", "str", 'x"'), ("a b", "str"), ('"', "list"), ("*/", "dict", {}))
+            for name in ("Any", "str", "int", "CallOptions", "Mapping", "class", "then", "constructor", "toString")
+        },
+        description=_TEXT,
+        service_version=_TEXT,
+    ),
+    described("a_b_c_d", {"match": (_TEXT, ("options", "str"), ("params", "str"), ("None", "str"), ("it's", "str"))}),
+    described("1st", {"command": (_TEXT,), "subscribe": (_TEXT, ("_params", "str"), ("_options", "int", None))}),
+    described("command", {"client": (_TEXT, ("client", "str"), ("kwargs", "any"))}),
+)
+
+
+def contract(
+    *services: Description, calls: str = "*.*", topics: tuple[str, ...] = ("orders.#", "users.{user_id}.*", "news")
+) -> Contract:
+    """What Alice may do with these services, with one more that is away."""
+    policy = ExposePolicy([calls], topics)
+    found: dict[str, Description | Failure] = {each.service: each for each in services}
+    return contract_for(ALICE, policy, found | {"stock": AWAY})
+
+
+def asyncapi(*services: Description, **options: Any) -> dict[str, Any]:
+    """The document, as it arrives."""
+    document: dict[str, Any] = json.loads(json.dumps(asyncapi_document(contract(*services, **options), PLACE)))
+    return document
+
+
+def openapi(*services: Description, **options: Any) -> dict[str, Any]:
+    """The document, as it arrives."""
+    document: dict[str, Any] = json.loads(json.dumps(openapi_document(contract(*services, **options), PLACE)))
+    return document
