@@ -19,19 +19,21 @@ MAX_WAITING_PER_ADDRESS: Final = 100
 
 
 class Admission:
-    """Counts the connections of a process, and those of them that have not said yet who they are.
+    """Counts the connections of a process, those of them that have not said yet who they are, and those of each user.
 
     Opening sockets and saying nothing is cheap, so the second kind has less room: it can neither take the places of
     clients with a token, nor can one address take those of all others.
     """
 
-    __slots__ = ("_connections", "_max_connections", "_max_waiting", "_waiting")
+    __slots__ = ("_connections", "_max_connections", "_max_per_user", "_max_waiting", "_users", "_waiting")
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, max_per_user: int) -> None:
         self._max_connections = max_connections
+        self._max_per_user = max_per_user
         self._max_waiting = min(MAX_WAITING, max(1, max_connections // 2))
         self._connections = 0
         self._waiting: Counter[str] = Counter()
+        self._users: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return self._connections
@@ -59,6 +61,18 @@ class Admission:
             self._waiting[address] -= 1
             if not self._waiting[address]:
                 del self._waiting[address]
+
+    def enter(self, user_id: str) -> None:
+        """A place among the user's connections, until :meth:`leave`. Raises ConnectionLimitReached."""
+        if self._users[user_id] >= self._max_per_user:
+            raise ConnectionLimitReached("this user has all the connections one may have", per_user=True)
+        self._users[user_id] += 1
+
+    def leave(self, user_id: str) -> None:
+        """The place is free again."""
+        self._users[user_id] -= 1
+        if not self._users[user_id]:
+            del self._users[user_id]
 
 
 def address_of(client: Any) -> str:

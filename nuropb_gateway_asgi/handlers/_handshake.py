@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -13,9 +14,18 @@ from ..credentials import Credentials, find_credentials
 from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
 from ..handler_manager import CANNOT_AUTHENTICATE, Handler, HandlerManager
 from ..origins import OriginPolicy
-from ..protocol import SUBPROTOCOL, CloseCode, ErrorCode, Failure
+from ..protocol import SUBPROTOCOL, CloseCode, ErrorCode, Failure, error_members
 
-__all__ = ["Refusal", "check_credentials", "check_origin", "limit_reached", "not_open", "register", "unauthenticated"]
+__all__ = [
+    "DenialLogFilter",
+    "Refusal",
+    "admitted",
+    "check_credentials",
+    "check_origin",
+    "check_subprotocol",
+    "register",
+    "unauthenticated",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +50,20 @@ class Refusal(Exception):
 
     def response(self) -> JSONResponse:
         """The refusal as an HTTP response."""
-        failure = self.failure
-        return JSONResponse(
-            {"code": failure.code.value, "description": failure.description},
-            status_code=self.status,
-            headers=self.headers,
-        )
+        return JSONResponse(error_members(self.failure), status_code=self.status, headers=self.headers)
+
+
+@contextlib.contextmanager
+def admitted(manager: HandlerManager) -> Iterator[None]:
+    """A place for a connection, for as long as the context lasts. Raises Refusal where there is none, also later on."""
+    try:
+        with manager.admission.connection():
+            if manager.closed_for is not None:
+                raise _not_open()
+            yield
+    except ConnectionLimitReached as error:
+        logger.info("connection refused: %s", error)
+        raise _limit_reached(error) from error
 
 
 def check_origin(headers: Headers, origins: OriginPolicy) -> None:
@@ -80,12 +98,12 @@ def check_subprotocol(offered: Sequence[str]) -> str | None:
     return SUBPROTOCOL if offered else None
 
 
-async def register(manager: HandlerManager, handler: Handler, token: str) -> None:
+async def register(manager: HandlerManager, handler: Handler, token: str, *, listens: bool = True) -> None:
     """Authorise and register ``handler``. Raises Refusal, and then it is not registered."""
     if manager.closed_for is not None:
-        raise not_open()
+        raise _not_open()
     try:
-        await manager.register(handler, token)
+        await manager.register(handler, token, listens=listens)
     except AuthenticationFailed as error:
         logger.info("connection refused: %s", error)
         raise unauthenticated() from error
@@ -94,10 +112,10 @@ async def register(manager: HandlerManager, handler: Handler, token: str) -> Non
         raise _cannot_authenticate() from error
     except ConnectionLimitReached as error:
         logger.info("connection refused: %s", error)
-        raise limit_reached(error) from error
+        raise _limit_reached(error) from error
     if manager.closed_for is not None:  # since the handshake began
         manager.unregister(handler)
-        raise not_open()
+        raise _not_open()
 
 
 def unauthenticated() -> Refusal:
@@ -106,12 +124,12 @@ def unauthenticated() -> Refusal:
     return Refusal(401, CloseCode.INVALID_TOKEN, ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
 
 
-def not_open() -> Refusal:
+def _not_open() -> Refusal:
     """The gateway has not been started, or is about to stop."""
     return Refusal(503, CloseCode.TRY_AGAIN_LATER, ErrorCode.MESH_UNAVAILABLE, "The gateway is not open", retry=True)
 
 
-def limit_reached(error: ConnectionLimitReached) -> Refusal:
+def _limit_reached(error: ConnectionLimitReached) -> Refusal:
     """There is no place for this connection."""
     if error.per_user:
         description = "This user has too many connections"
@@ -126,3 +144,21 @@ def _cannot_authenticate() -> Refusal:
 
 def _origin_not_allowed() -> Refusal:
     return Refusal(403, CloseCode.ORIGIN_NOT_ALLOWED, ErrorCode.PERMISSION_DENIED, "Origin not allowed")
+
+
+class DenialLogFilter(logging.Filter):
+    """Drops uvicorn's errors "ASGI callable returned without completing ..." where that is what was meant to happen.
+
+    uvicorn 0.54 (websockets-sansio) logs one for every refusal of a handshake by an HTTP response, and one for every
+    response that is broken off because nobody reads it, so anybody could fill a disk with them. Only as many are
+    dropped as were expected.
+    """
+
+    expected = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be logged."""
+        if DenialLogFilter.expected > 0 and str(record.msg).startswith("ASGI callable returned without completing"):
+            DenialLogFilter.expected -= 1
+            return False
+        return True

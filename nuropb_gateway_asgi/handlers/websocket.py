@@ -14,19 +14,18 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .._admission import address_of
-from ..exceptions import ConnectionLimitReached
 from ..handler_manager import HandlerManager
 from ..origins import OriginPolicy
 from ..protocol import SUBPROTOCOL, ClientFrame, CloseCode, ErrorCode, Request
 from ..settings import Settings
 from ._connection import ClientLeft, Connection
 from ._handshake import (
+    DenialLogFilter,
     Refusal,
+    admitted,
     check_credentials,
     check_origin,
     check_subprotocol,
-    limit_reached,
-    not_open,
     register,
 )
 
@@ -70,11 +69,8 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             try:
                 # Before everything else: whoever is refused by a close code has been accepted first.
                 check_origin(websocket.headers, self._origins)
-                with self._manager.admission.connection():
+                with admitted(self._manager):
                     await self._serve(websocket)
-            except ConnectionLimitReached as error:
-                logger.info("connection refused: %s", error)
-                await self._refuse(websocket, limit_reached(error))
             except Refusal as refusal:
                 await self._refuse(websocket, refusal)
         except ClientLeft:
@@ -89,14 +85,12 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             raise
 
     async def _serve(self, websocket: WebSocket) -> None:
-        if self._manager.closed_for is not None:
-            raise not_open()
         offered: Sequence[str] = self.scope["subprotocols"]
         subprotocol = check_subprotocol(offered)
         credentials = check_credentials(websocket.headers, offered, self._settings.auth_cookie)
         try:
             if credentials.token is not None:
-                self._knows_pings = not credentials.legacy
+                self._sends_pings = not credentials.legacy
                 await register(self._manager, self, credentials.token)
                 await self._accept(subprotocol)
             else:
@@ -155,7 +149,7 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         frame = super().on_message(message)
         if isinstance(frame, Request) and frame.id is None and frame.trace_id is not None:
             # A client of nuropb_gw does not know the gateway's pings, and must not be hung up on for that.
-            self._knows_pings = False
+            self._sends_pings = False
         return frame
 
     # --- handshake --------------------------------------------------------------------------------------------
@@ -185,20 +179,3 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
 def _is_harmless(subprotocol: str) -> bool:
     """Whether a name may be sent back: it is the name of a protocol, and neither a token nor what introduces one."""
     return _PROTOCOL_NAME.fullmatch(subprotocol) is not None and _TOKEN_WORDS.search(subprotocol) is None
-
-
-class DenialLogFilter(logging.Filter):
-    """Drops uvicorn's error "ASGI callable returned without completing handshake" for handshakes that were refused.
-
-    uvicorn 0.54 (websockets-sansio) logs it for every refusal by an HTTP response, so anybody could fill a disk with
-    it. Only as many are dropped as handshakes were refused.
-    """
-
-    expected = 0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is to be logged."""
-        if DenialLogFilter.expected > 0 and str(record.msg).startswith("ASGI callable returned without completing"):
-            DenialLogFilter.expected -= 1
-            return False
-        return True

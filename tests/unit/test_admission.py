@@ -11,7 +11,7 @@ from nuropb_gateway_asgi.exceptions import ConnectionLimitReached
 
 
 def test_a_process_has_only_so_many_connections() -> None:
-    admission = Admission(1)
+    admission = Admission(1, 1)
     with admission.connection():
         with pytest.raises(ConnectionLimitReached) as caught, admission.connection():
             pass
@@ -25,7 +25,7 @@ def test_a_process_has_only_so_many_connections() -> None:
 
 
 def test_who_has_no_token_yet_takes_at_most_half_of_the_places() -> None:
-    admission = Admission(4)
+    admission = Admission(4, 4)
     with admission.waiting("a"), admission.waiting("b"):
         with pytest.raises(ConnectionLimitReached) as caught, admission.waiting("c"):
             pass
@@ -36,7 +36,7 @@ def test_who_has_no_token_yet_takes_at_most_half_of_the_places() -> None:
 
 def test_one_address_takes_not_all_places_of_those_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_admission, "MAX_WAITING_PER_ADDRESS", 3)
-    admission = Admission(1000)
+    admission = Admission(1000, 100)
     with contextlib.ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(admission.waiting("a"))
@@ -50,7 +50,7 @@ def test_one_address_takes_not_all_places_of_those_without_a_token(monkeypatch: 
 
 
 def test_the_smallest_process_has_a_place_for_a_connection_without_a_token() -> None:
-    with Admission(1).waiting("a"):
+    with Admission(1, 1).waiting("a"):
         pass
 
 

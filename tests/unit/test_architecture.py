@@ -132,7 +132,7 @@ KNOWN_TO = [
     # distribution's module, where it may be imported
     ("nuropb", set()),
     # The package: for the type of its app.
-    ("starlette", {"", "gateway", "handlers.websocket", "handlers._handshake", "authentication", "credentials"}),
+    ("starlette", {"", "gateway", "handlers", "authentication", "credentials"}),
     ("jose", {"keys"}),
     ("httpx", {"_documents"}),
     ("aio_pika", {"mesh.rabbitmq"}),
@@ -163,8 +163,10 @@ PUBLIC = [
     "AuthenticationUnavailable",
     "Authenticator",
     "CallError",
+    "CallHandler",
     "CloseCode",
     "ErrorCode",
+    "EventStreamHandler",
     "FunctionAuthenticator",
     "Gateway",
     "GatewayError",
@@ -177,6 +179,7 @@ PUBLIC = [
     "ServiceMeshManagerController",
     "Settings",
     "SettingsError",
+    "TCPHandler",
     "TokenAuthenticationBackend",
     "WebSocketHandler",
     "__version__",
