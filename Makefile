@@ -1,6 +1,6 @@
 # `make run` starts the gateway and `make test` checks everything; both install what they need first, into .venv.
-# What has to be there: make and Python 3.11 or newer. The tests also need RabbitMQ and Node.js, which root on Debian is
-# given.
+# What has to be there: make and Python 3.11 or newer. The tests also need RabbitMQ, nginx, HAProxy and Node.js, which
+# root on Debian is given.
 
 PORT ?= 8000
 # Not from the environment, where some shells keep the name of the machine under this name.

@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec import Raw
 
+from ._memory import Memory
 from .exceptions import CallError
 from .handler_manager import Handler
 from .mesh.base import CallMessage
@@ -17,7 +18,7 @@ __all__ = ["SLOT_SECONDS", "Call", "CallTable", "ClientCall", "HostCall", "LookU
 
 #: Deadlines are kept by slots of this length, in seconds, and looked at as often.
 SLOT_SECONDS: Final = 0.05
-#: So many correlation ids of ended calls are remembered, to tell a late reply from one to nobody.
+#: So many correlation ids of ended calls are remembered at least, to tell a late reply from one to nobody.
 REMEMBERED: Final = 4096
 
 
@@ -116,7 +117,7 @@ class CallTable:
         self._due: dict[int, list[str]] = {}
         self._slot = 0
         #: Ended calls: the service whose reply would be late, or "" once the reply was there.
-        self._ended: dict[str, str] = {}
+        self._ended: Memory[str, str] = Memory(REMEMBERED)
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -142,14 +143,12 @@ class CallTable:
         """Take a call out, if it is still there."""
         call = self._calls.pop(correlation_id, None)
         if call is not None:
-            self._ended[correlation_id] = call.message.service
-            if len(self._ended) > REMEMBERED:
-                del self._ended[next(iter(self._ended))]
+            self._ended.add(correlation_id, call.message.service)
         return call
 
     def answered(self, correlation_id: str) -> None:
         """A call that was taken out was answered by its service: another reply to it is a double."""
-        self._ended[correlation_id] = ""
+        self._ended.add(correlation_id, "")
 
     def waited_for(self, correlation_id: str) -> str | None:
         """Who was to answer an ended call: a service, "" if it has, None if nothing is known of such a call."""

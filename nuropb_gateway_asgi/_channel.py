@@ -89,6 +89,11 @@ class Channel:
             self.handler_manager.close_all(CloseCode.SERVICE_RESTART, "service restart")
 
     @property
+    def outbox_size(self) -> int:
+        """Bytes that wait for its clients."""
+        return sum(handler.outbox_size for handler in self.handler_manager.handlers)
+
+    @property
     def problem(self) -> str | None:
         """Why its mesh takes no messages, in words for an operator, or None."""
         if self.service_mesh_manager.connected:

@@ -12,11 +12,11 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
-from uuid import uuid4
 
 import msgspec
 from msgspec import Raw, Struct
 
+from ._ids import new_id
 from .exceptions import MeshUnavailable
 from .mesh.base import Mesh
 
@@ -179,7 +179,7 @@ class Fleet:
 
         Raises nothing: without a mesh nobody answers. When it is cancelled nobody waits for the answers any more.
         """
-        id_ = uuid4().hex
+        id_ = new_id()
         asked = self._asked[id_] = _Asked(set(self._members), others=self._clock() < self._settled_at)
         try:
             self._mesh.broadcast(_encode(Ask(self._mesh.address, id_, Raw(question))))

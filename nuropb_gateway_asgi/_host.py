@@ -6,12 +6,12 @@ import asyncio
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
-from uuid import uuid4
 
 import msgspec
 from msgspec import Raw
 
 from ._calls import Call, HostCall
+from ._ids import new_id
 from ._revoker import Revoker
 from ._switchboard import Connections, Online, Reached, Sessions, Switchboard
 from .authentication import Identity
@@ -107,7 +107,7 @@ class HostInterface:
         if reason is not None:
             raise ValueError(f"topic: {reason}")
         self._check_started()
-        trace_id = trace_id or uuid4().hex
+        trace_id = trace_id or new_id()
         users = None if target is None else list(target)
         context = context_of(identity, trace_id, None)
         try:
@@ -126,14 +126,14 @@ class HostInterface:
         trace_id: str | None,
     ) -> bytes | Raw:
         self._check_started()
-        trace_id = trace_id or uuid4().hex
+        trace_id = trace_id or new_id()
         timeout = self._settings.request_timeout if timeout is None else timeout
         if not math.isfinite(timeout):
             raise ValueError("timeout: it has to be a number of seconds")
         future: asyncio.Future[bytes | Raw] = asyncio.get_running_loop().create_future()
         message = CallMessage(
             kind,
-            uuid4().hex,
+            new_id(),
             trace_id,
             service,
             method,

@@ -111,19 +111,30 @@ class TokenBuckets:
 
     def take(self, key: Hashable, now: float) -> float:
         """Take a token from the bucket of ``key``: 0, or the seconds until there is one to take."""
+        full_at = self._full_at(key, now)
+        wait = full_at - now - self._tolerance
+        if wait > 1e-9:  # sums of floats are not exact
+            return wait
+        self._young[key] = full_at + self._interval
+        return 0.0
+
+    def wait(self, key: Hashable, now: float) -> float:
+        """The seconds until there is a token to take from the bucket of ``key``."""
+        wait = self._full_at(key, now) - now - self._tolerance
+        return wait if wait > 1e-9 else 0.0
+
+    def spend(self, key: Hashable, now: float, count: int) -> None:
+        """Take ``count`` tokens from the bucket of ``key``, or what is left of them."""
+        self._young[key] = min(self._full_at(key, now) + count * self._interval, now + self._fill_time)
+
+    def _full_at(self, key: Hashable, now: float) -> float:
         if now >= self._rotation or len(self._young) >= self._most:
             self._old, self._young = self._young, {}
             self._rotation = now + self._fill_time
         full_at = self._young.get(key)
         if full_at is None:
             full_at = self._old.get(key, now)
-        if full_at < now:
-            full_at = now
-        wait = full_at - now - self._tolerance
-        if wait > 1e-9:  # sums of floats are not exact
-            return wait
-        self._young[key] = full_at + self._interval
-        return 0.0
+        return full_at if full_at > now else now
 
     def forget(self, key: Hashable) -> None:
         """Nobody will ask for this one again."""

@@ -97,31 +97,34 @@ class Outbox:
         self._wake()
         return lost
 
-    async def get(self) -> str | None:
-        """The next message, or None once the outbox was closed and is empty. Cancelling it loses nothing.
+    def get_nowait(self) -> str | None:
+        """The next message, or None if there is none.
 
         Before what is left, the reader is told what was dropped.
         """
-        while True:
-            if self._dropped and not self._closed:
-                return encode_dropped(*self._dropped.popitem())
-            while self._items:
-                item = self._items.popleft()
-                if isinstance(item, tuple):
-                    text, size = item
-                    self._size -= size
-                    return text
-                if item.text is None:
-                    self._empty -= 1
-                    continue
-                return self._take(item)
-            if self._closed:
-                return None
+        if self._dropped and not self._closed:
+            return encode_dropped(*self._dropped.popitem())
+        while self._items:
+            item = self._items.popleft()
+            if isinstance(item, tuple):
+                text, size = item
+                self._size -= size
+                return text
+            if item.text is None:
+                self._empty -= 1
+                continue
+            return self._take(item)
+        return None
+
+    async def get(self) -> str | None:
+        """The next message, or None once the outbox was closed and is empty. Cancelling it loses nothing."""
+        while (text := self.get_nowait()) is None and not self._closed:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+        return text
 
     def close(self, *, discard: bool = False) -> None:
         """Take nothing more; what waits is still handed out, unless it is to be discarded."""

@@ -29,7 +29,13 @@ class Process:
     def of(cls, settings: Settings) -> Self:
         """Those of a process with these settings."""
         return cls(
-            Admission(settings.max_connections, settings.max_connections_per_user),
+            Admission(
+                settings.max_connections,
+                max_per_user=settings.max_connections_per_user,
+                max_per_address=settings.max_connections_per_address or None,
+                handshakes=parse_limit(settings.handshake_rate),
+                per_address=parse_limit(settings.handshake_rate_per_address),
+            ),
             RateLimits(parse_limit(settings.rate_limit), parse_limit(settings.rate_limit_user)),
             ErrorBudgets(),
             Revocations(),

@@ -2,9 +2,11 @@
 
 What lives where, and who may import whom (downwards only; a test holds this)::
 
+    cli                           the command line
     gateway
     ├── client                    the other end, for programs in Python
     ├── metrics, explain          what a monitoring system asks for, and what an operator does
+    ├── server                    uvicorn, made fit for an open network
     ├── mesh.serving              a service of one's own, on RabbitMQ
     ├── _parts, _channel          what settings are made into, and what belongs to one kind of connection
     ├── handlers.websocket, handlers.http, handlers.tcp
@@ -24,7 +26,9 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── key_sets, credentials, origins
     ├── keys, _documents
     ├── protocol, tokens, authorization, policy, rules, mesh.wire, mesh.base, mesh.errors, topics
-    └── exceptions, settings, _limits, _strict
+    ├── _direct, _text_frames     the short way of a WebSocket's text
+    ├── logs                      what gets into a log
+    └── exceptions, settings, _ids, _limits, _memory, _strict
 """
 
 from __future__ import annotations
@@ -34,10 +38,8 @@ import contextlib
 import functools
 import hashlib
 import importlib.resources
-import json
 import logging
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import FrameType
@@ -69,7 +71,9 @@ from .controller import ServiceMeshManagerController
 from .handlers.http import make_endpoints
 from .handlers.tcp import TCPServer
 from .handlers.websocket import DenialLogFilter, WebSocketHandler
+from .key_sets import KeySet
 from .keys import issue_token
+from .logs import configure_logging, filtered_server_logs
 from .mesh.base import Mesh
 from .metrics import Metrics
 from .service_mesh_manager import ServiceMeshManager
@@ -81,6 +85,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds without a mesh after which a drain is over.
 RECONNECT_TIMEOUT: Final = 2.0
+#: Seconds between two looks at what a drain waits for.
+DRAIN_INTERVAL: Final = 0.02
+#: Seconds for clients to read what they were sent last.
+FLUSH_TIMEOUT: Final = 1.0
 #: Seconds for a server to close its connections once the gateway is drained.
 SHUTDOWN_TIMEOUT: Final = 1
 #: How long the token for development holds, in seconds.
@@ -168,8 +176,7 @@ class Gateway:
         if settings.tcp:
             tcp = channel("tcp")
             self._tcp = TCPServer(tcp.handler_manager, tcp.settings, make_tls(settings))
-        key_set = getattr(self._authenticator, "key_set", None)
-        self._metrics = Metrics.create(self.channels.values(), policy_file=self._policy_file, key_set=key_set)
+        self._metrics = Metrics.create(self.channels.values(), policy_file=self._policy_file, key_set=self.key_set)
         self._warned = False
         self._draining = False
         self._tasks: TaskGroup | None = None
@@ -218,6 +225,7 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             server_log.addFilter(denials)
             stack.callback(server_log.removeFilter, denials)
+            stack.enter_context(filtered_server_logs())
             stack.callback(self._reset)
             if self._tcp is not None:  # first of all: a port that is taken is the one thing that stops the start here
                 await stack.enter_async_context(self._tcp.listening())
@@ -270,6 +278,11 @@ class Gateway:
         return None if self._tcp is None else self._tcp.port
 
     @property
+    def key_set(self) -> KeySet | None:
+        """The keys of a provider that tokens are checked with, if they are fetched."""
+        return getattr(self._authenticator, "key_set", None)
+
+    @property
     def development_token(self) -> str | None:
         """A token for a day, signed with the secret of this run; None unless the gateway made one for itself."""
         if self._secret is None:
@@ -282,7 +295,7 @@ class Gateway:
         """Let nobody in, say goodbye, and wait until nothing is in flight or DRAIN_TIMEOUT is over.
 
         Clients are told when to come back, each another moment. WebSockets stay open: the server closes them. A mesh
-        that stays away is not waited for, as no answer can come.
+        that stays away is not waited for, as no answer can come, and clients that do not read for a second only.
         """
         self._draining = True
         for channel in self.channels.values():
@@ -294,9 +307,15 @@ class Gateway:
                 connected_at = clock()
             elif clock() - connected_at > RECONNECT_TIMEOUT:
                 break
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(DRAIN_INTERVAL)
         for channel in self.channels.values():
             channel.hang_up()
+        # What was sent last has to be on its way before the server hangs up, which it may do at once.
+        await asyncio.sleep(DRAIN_INTERVAL)
+        for _ in range(int(FLUSH_TIMEOUT / DRAIN_INTERVAL)):
+            if not any(channel.outbox_size for channel in self.channels.values()):
+                break
+            await asyncio.sleep(DRAIN_INTERVAL)
 
     def _busy(self) -> list[ServiceMeshManager]:
         """Those who still wait for answers."""
@@ -454,32 +473,6 @@ class _Application:
 
 
 # --- as a server --------------------------------------------------------------------------------------------------
-
-
-class _JSONFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
-
-
-def configure_logging(settings: Settings) -> None:
-    """Log the gateway's own messages to standard error, as LOG_LEVEL and LOG_FORMAT say. For servers only: within a
-    host application, logging is the host's.
-    """
-    package = logging.getLogger("nuropb_gateway_asgi")
-    handler = logging.StreamHandler(sys.stderr)
-    formatter = logging.Formatter("%(levelname)s:     %(name)s: %(message)s")
-    handler.setFormatter(_JSONFormatter() if settings.log_format == "json" else formatter)
-    package.handlers = [handler]
-    package.propagate = False
-    package.setLevel(settings.log_level.upper())
 
 
 def create_app(settings: Settings | None = None, *, announce: bool = True) -> Starlette:

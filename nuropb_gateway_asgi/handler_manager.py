@@ -295,7 +295,8 @@ class HandlerManager:
 
         Never waits and never raises for what a client sent. Returns the frame, if it was one.
         """
-        if handler not in (self._handlers.get(handler.session_id), self._callers.get(handler.session_id)):
+        session_id = handler.session_id
+        if self._handlers.get(session_id) is not handler and self._callers.get(session_id) is not handler:
             return None
         if self._decoder.is_too_big(data):
             description = f"Message of more than {self._settings.max_message_size} bytes"

@@ -260,6 +260,15 @@ class KeySet:
             raise AuthenticationUnavailable(f"keys: {self._failure}")
         return await self.ring()
 
+    async def probe(self) -> str:
+        """Fetch the keys once, and say what was found. Raises ConnectionError."""
+        async with self:
+            with contextlib.suppress(AuthenticationUnavailable):
+                await self.ring()
+            if self.problem is not None:
+                raise ConnectionError(self.problem)
+            return f"{self.size} keys of {self._url}"
+
     # --- for whoever operates it ------------------------------------------------------------------------------
 
     @property

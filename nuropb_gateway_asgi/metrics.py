@@ -44,11 +44,7 @@ _CHANNEL_GAUGES: Final[Sequence[tuple[str, str, Callable[[Channel], float]]]] = 
     ("in_flight", "Calls without an answer yet", lambda each: each.service_mesh_manager.in_flight),
     ("mesh_connected", "Processes that the mesh is connected to", lambda each: each.service_mesh_manager.connected),
     ("open_circuits", "Services that do not answer", lambda each: len(each.service_mesh_manager.open_circuits)),
-    (
-        "outbox_bytes",
-        "Bytes that wait for clients",
-        lambda each: sum(handler.outbox_size for handler in each.handler_manager.handlers),
-    ),
+    ("outbox_bytes", "Bytes that wait for clients", lambda each: each.outbox_size),
 )
 
 

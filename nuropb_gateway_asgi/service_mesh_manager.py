@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Literal
-from uuid import uuid4
 
 import anyio
 import msgspec
@@ -27,6 +26,7 @@ from ._events import EventRouter, EventStatistics
 from ._fleet import Fleet
 from ._guards import EVERYBODY, Circuits
 from ._host import HostInterface, call_error, context_of, mesh_unavailable
+from ._ids import new_id
 from ._online import OnlineWatch
 from ._revoker import Revoker
 from ._switchboard import Switchboard
@@ -265,8 +265,8 @@ class ServiceMeshManager(HostInterface):
     def _on_call(self, handler: Handler, frame: Request | Command) -> None:
         identity = handler.identity
         assert identity is not None  # noqa: S101 - it is registered
-        correlation_id = uuid4().hex
-        trace_id = frame.trace_id if frame.trace_id is not None else uuid4().hex
+        correlation_id = new_id()
+        trace_id = frame.trace_id if frame.trace_id is not None else new_id()
         failure = self._check_budget(handler, identity) or self._reserve(handler, frame.id, correlation_id)
         if failure is not None:
             handler.send_frame(encode_failure(frame.id, trace_id, failure))
@@ -340,7 +340,7 @@ class ServiceMeshManager(HostInterface):
     def _on_describe(self, handler: Handler, frame: Describe) -> None:
         identity = handler.identity
         assert identity is not None  # noqa: S101 - it is registered
-        correlation_id, trace_id = uuid4().hex, frame.trace_id if frame.trace_id is not None else uuid4().hex
+        correlation_id, trace_id = new_id(), frame.trace_id if frame.trace_id is not None else new_id()
         failure: Failure | None = None
         if frame.service is None:
             services = set(self._policy.services(identity))
@@ -435,8 +435,8 @@ class ServiceMeshManager(HostInterface):
     def _fetch_description(self, service: str, done: Callable[[bytes | Raw | Failure], None]) -> None:
         message = CallMessage(
             "request",
-            uuid4().hex,
-            uuid4().hex,
+            new_id(),
+            new_id(),
             service,
             "nuropb_describe",
             b"{}",
@@ -640,7 +640,7 @@ class ServiceMeshManager(HostInterface):
 
     def _publish_presence(self, topic: str, event: Any) -> None:
         with contextlib.suppress(MeshUnavailable):  # it is asked for while the mesh is connected
-            self._mesh.publish(topic, to_json(event), context=b"{}", trace_id=uuid4().hex, target=None)
+            self._mesh.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=None)
 
     def _translate(self, error: Mapping[str, Any], message: CallMessage) -> Failure:
         """What a service's error is to a client."""

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit, urlunsplit
-from uuid import uuid4
 
+from ._ids import new_id
 from ._limits import parse_limit
 from .exceptions import SettingsError
 
@@ -43,7 +43,7 @@ class Settings:
     mesh_url: str = "embedded://demo"
     mesh_lane: Literal["fast", "plain"] = "fast"
     service_name: str = "nuropb-gateway"
-    instance_id: str = dataclasses.field(default_factory=lambda: uuid4().hex)
+    instance_id: str = dataclasses.field(default_factory=new_id)
     path: str = "/ws"
     http: Literal["on", "off"] | None = None
     tcp: str = ""
@@ -81,6 +81,10 @@ class Settings:
     rate_limit_user: str = "5000/s burst 25000"
     max_connections: int = 10000
     max_connections_per_user: int = 100
+    #: 0 is no limit: behind a proxy whose X-Forwarded-For is not trusted, everybody has the same address.
+    max_connections_per_address: int = 0
+    handshake_rate: str = "500/s burst 5000"
+    handshake_rate_per_address: str = "50/s burst 1000"
     outbox_size: int = 1048576
     write_timeout: float = 10.0
     max_connection_lifetime: float = 86400.0
@@ -204,7 +208,7 @@ class Settings:
                     "it is set together with POLICY, and would allow more than the file says",
                     "one of the two; the same patterns can be a [[rule]] in the file",
                 )
-        for name in ("rate_limit", "rate_limit_user"):
+        for name in ("rate_limit", "rate_limit_user", "handshake_rate", "handshake_rate_per_address"):
             try:
                 parse_limit(getattr(self, name))
             except ValueError as error:
@@ -232,6 +236,7 @@ _MINIMUM: Final = {
     "max_in_flight": 1,
     "max_connections": 1,
     "max_connections_per_user": 1,
+    "max_connections_per_address": 0,
     "outbox_size": 1024,
 }
 _LONGEST_TIME: Final = 86400.0

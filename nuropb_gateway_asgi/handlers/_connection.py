@@ -13,11 +13,11 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
-from uuid import uuid4
 
 import anyio
 from anyio.abc import TaskGroup
 
+from .._ids import new_id
 from .._outbox import Outbox
 from ..authentication import Identity
 from ..exceptions import ProtocolError
@@ -59,12 +59,14 @@ class ClientLeft(Exception):
 class Connection(ABC):
     """One connection of any kind, as a :class:`~nuropb_gateway_asgi.Handler`."""
 
-    def __init__(self, handler_manager: HandlerManager, settings: Settings) -> None:
-        self.session_id = uuid4().hex
+    def __init__(self, handler_manager: HandlerManager, settings: Settings, address: str = "") -> None:
+        self.session_id = new_id()
         self.identity: Identity | None = None
         self.connected_at = 0.0
         self._manager = handler_manager
         self._settings = settings
+        #: Whom it counts for, see :func:`.._admission.address_of`.
+        self._address = address
         self._outbox = Outbox(settings.outbox_size)
         self._tasks: TaskGroup | None = None
         self._close: tuple[int, str] | None = None
@@ -102,7 +104,7 @@ class Connection(ABC):
                 frame = await self._receive_authorize()
             if frame is None:
                 return False
-            await register(self._manager, self, frame.token)
+            await register(self._manager, self, frame.token, self._address)
         except TimeoutError:
             failure = Failure(ErrorCode.UNAUTHENTICATED, "Authorisation did not come in time")
             await self.hang_up(CloseCode.AUTHORISATION_TIMEOUT, failure)

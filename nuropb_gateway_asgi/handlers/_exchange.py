@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple, TypeVar
-from uuid import uuid4
 
 import anyio
 import msgspec
@@ -16,6 +15,8 @@ from msgspec import Raw, Struct
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
+from .._admission import address_of
+from .._ids import new_id
 from ..protocol import MAX_TRACE_ID_LENGTH, CloseCode, ErrorCode, Failure, encode_json, error_members
 from ..settings import Settings
 from ._connection import ClientLeft
@@ -80,7 +81,8 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
         self.scope = scope
         self.headers = Headers(scope=scope)
-        self.trace_id = uuid4().hex
+        self.address = address_of(scope.get("client"))
+        self.trace_id = new_id()
         self.started = self.finished = self.left = False
         self._receive = receive
         self._send = send

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -54,10 +55,15 @@ class Refusal(Exception):
 
 
 @contextlib.contextmanager
-def admitted(manager: HandlerManager) -> Iterator[None]:
-    """A place for a connection, for as long as the context lasts. Raises Refusal where there is none, also later on."""
+def admitted(manager: HandlerManager, address: str, *, is_call: bool = False) -> Iterator[None]:
+    """A place for a connection, or a call, of a client at ``address``, for as long as the context lasts.
+
+    Raises Refusal where there is none, also later on.
+    """
+    admission = manager.admission
     try:
-        with manager.admission.connection():
+        (admission.on_call if is_call else admission.on_handshake)(address, time.monotonic())
+        with admission.connection(address):
             if manager.closed_for is not None:
                 raise _not_open()
             yield
@@ -98,14 +104,17 @@ def check_subprotocol(offered: Sequence[str]) -> str | None:
     return SUBPROTOCOL if offered else None
 
 
-async def register(manager: HandlerManager, handler: Handler, token: str, *, listens: bool = True) -> None:
-    """Authorise and register ``handler``. Raises Refusal, and then it is not registered."""
+async def register(
+    manager: HandlerManager, handler: Handler, token: str, address: str, *, listens: bool = True
+) -> None:
+    """Authorise and register ``handler``, of a client at ``address``. Raises Refusal, and then it is not registered."""
     if manager.closed_for is not None:
         raise _not_open()
     try:
         await manager.register(handler, token, listens=listens)
     except AuthenticationFailed as error:
         logger.info("connection refused: %s", error)
+        manager.admission.on_failure(address, time.monotonic())
         raise unauthenticated() from error
     except AuthenticationUnavailable as error:
         logger.info("connection put off: %s", error)

@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal
 from urllib.parse import parse_qsl
-from uuid import uuid4
 
 import anyio
 import msgspec
@@ -21,6 +20,7 @@ from msgspec import Raw, Struct
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .._ids import new_id
 from ..authentication import Identity
 from ..exceptions import ProtocolError
 from ..handler_manager import HandlerManager
@@ -70,6 +70,8 @@ class Endpoint(ABC):
     """One of the gateway's URLs: who may ask there, and how a refusal looks."""
 
     method: ClassVar[str]
+    #: Whether requests are calls, which are many, or connections.
+    takes_calls: ClassVar[bool]
 
     def __init__(self, handler_manager: HandlerManager, settings: Settings, origins: OriginPolicy) -> None:
         self._manager = handler_manager
@@ -100,7 +102,7 @@ class Endpoint(ABC):
             await exchange.respond(failed(failure)._replace(status=405, headers=allowed))
             return
         check_origin(exchange.headers, self._origins)
-        with admitted(self._manager):
+        with admitted(self._manager, exchange.address, is_call=self.takes_calls):
             # Browsers name no Origin when a page gets something from where it came from itself. That it did is said by
             # a header that no page can set.
             same_site = method == "GET" and exchange.headers.getlist("sec-fetch-site") == ["same-origin"]
@@ -122,7 +124,7 @@ class CallHandler:
     """A call by itself, as a :class:`~nuropb_gateway_asgi.Handler`: the first thing that it is told is its answer."""
 
     def __init__(self) -> None:
-        self.session_id = uuid4().hex
+        self.session_id = new_id()
         self.identity: Identity | None = None
         self.connected_at = 0.0
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -169,6 +171,7 @@ class CallEndpoint(Endpoint):
     """``POST /rpc/{service}/{method}``: the parameters in the body, the result in that of the response."""
 
     method = "POST"
+    takes_calls = True
 
     async def serve(self, exchange: Exchange, token: str) -> None:
         """Make the call."""
@@ -180,7 +183,7 @@ class CallEndpoint(Endpoint):
         if any(not size.isdecimal() or len(size) > 18 or int(size) > limit for size in sizes):
             raise too_big(limit)
         call = CallHandler()
-        await register(self._manager, call, token, listens=False)
+        await register(self._manager, call, token, exchange.address, listens=False)
         try:
             body = await exchange.body()
             if body and not kinds:
@@ -222,7 +225,7 @@ class EventStreamHandler(Connection):
     def __init__(
         self, exchange: Exchange, topics: Sequence[str], handler_manager: HandlerManager, settings: Settings
     ) -> None:
-        super().__init__(handler_manager, settings)
+        super().__init__(handler_manager, settings, exchange.address)
         self._expects_pongs = False
         self._exchange = exchange
         self._topics = topics
@@ -311,6 +314,7 @@ class EventsEndpoint(Endpoint):
     """``GET /events?topic=...``, as often as there are topics to subscribe to."""
 
     method = "GET"
+    takes_calls = False
 
     async def serve(self, exchange: Exchange, token: str) -> None:
         """Send events until either side hangs up."""
@@ -320,7 +324,7 @@ class EventsEndpoint(Endpoint):
         topics = list(dict.fromkeys(value for name, value in parse_qsl(query, True) if name == "topic"))
         stream = EventStreamHandler(exchange, topics, self._manager, self._settings)
         try:
-            await register(self._manager, stream, token)
+            await register(self._manager, stream, token, exchange.address)
             refusal = await stream.subscribe()
             if refusal is None:
                 await stream.run()

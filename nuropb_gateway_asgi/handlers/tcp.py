@@ -45,8 +45,8 @@ _BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.Bu
 class TCPHandler(Connection):
     """One TCP connection: one task that reads lines, one that writes them."""
 
-    def __init__(self, stream: ByteStream, handler_manager: HandlerManager, settings: Settings) -> None:
-        super().__init__(handler_manager, settings)
+    def __init__(self, stream: ByteStream, handler_manager: HandlerManager, settings: Settings, address: str) -> None:
+        super().__init__(handler_manager, settings, address)
         self._stream = stream
         self._lines = BufferedByteReceiveStream(stream)
         self._is_too_long = self._has_finished = False
@@ -212,21 +212,21 @@ class TCPServer:
             raise ClientLeft
 
     async def _admit(self, stream: SocketStream) -> None:
+        address = address_of(stream.extra(SocketAttribute.remote_address, None))
         try:
-            with admitted(self._manager):
-                await self._handle(stream)
+            with admitted(self._manager, address):
+                await self._handle(stream, address)
         except Refusal as refusal:
             self._manager.refused[refusal.reason] += 1
             if self._tls is None:  # nobody spends a handshake on saying no
-                handler = TCPHandler(stream, self._manager, self._settings)
+                handler = TCPHandler(stream, self._manager, self._settings, address)
                 await handler.hang_up(refusal.close, refusal.failure)
                 await _linger(stream, stream)
 
-    async def _handle(self, raw: SocketStream) -> None:
-        address = address_of(raw.extra(SocketAttribute.remote_address, None))
+    async def _handle(self, raw: SocketStream, address: str) -> None:
         with self._manager.admission.waiting(address), self._stranger():
             stream = raw if self._tls is None else await _shake_hands(raw, self._tls)
-            handler = TCPHandler(stream, self._manager, self._settings)
+            handler = TCPHandler(stream, self._manager, self._settings, address)
             try:
                 authorised = await handler.authorise_by_frame()
             except Exception:

@@ -14,9 +14,11 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .._admission import address_of
+from .._direct import EXTENSION, DirectWebSocket
 from ..handler_manager import HandlerManager
 from ..origins import OriginPolicy
 from ..protocol import SUBPROTOCOL, ClientFrame, CloseCode, ErrorCode, Request
+from ..rules import Delivery
 from ..settings import Settings
 from ._connection import ClientLeft, Connection
 from ._handshake import (
@@ -54,10 +56,11 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         origins: OriginPolicy,
     ) -> None:
         WebSocketEndpoint.__init__(self, scope, receive, send)
-        Connection.__init__(self, handler_manager, settings)
+        Connection.__init__(self, handler_manager, settings, address_of(scope.get("client")))
         self._origins = origins
         self._accepted = False
         self._left_with: int = 1006
+        self._direct: DirectWebSocket | None = None
 
     # --- the connection, from its first to its last moment ----------------------------------------------------
 
@@ -69,7 +72,7 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             try:
                 # Before everything else: whoever is refused by a close code has been accepted first.
                 check_origin(websocket.headers, self._origins)
-                with admitted(self._manager):
+                with admitted(self._manager, self._address):
                     await self._serve(websocket)
             except Refusal as refusal:
                 await self._refuse(websocket, refusal)
@@ -91,10 +94,10 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         try:
             if credentials.token is not None:
                 self._sends_pings = not credentials.legacy
-                await register(self._manager, self, credentials.token)
+                await register(self._manager, self, credentials.token, self._address)
                 await self._accept(subprotocol)
             else:
-                with self._manager.admission.waiting(address_of(self.scope.get("client"))):
+                with self._manager.admission.waiting(self._address):
                     await self._accept(subprotocol)
                     if not await self.authorise_by_frame():
                         return
@@ -116,6 +119,70 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         """
 
     # --- Connection -------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Read and write until either side hangs up."""
+        direct: DirectWebSocket | None = self.scope.get("extensions", {}).get(EXTENSION)
+        if direct is None:
+            await super().run()
+            return
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                self._direct = direct
+                direct.attach(self.on_message, self._flush)
+                self._flush()
+                while await self._is_there():
+                    pass
+                tasks.cancel_scope.cancel()
+        finally:
+            self._tasks = None
+            self._manager.unregister(self)
+
+    async def _is_there(self) -> bool:
+        """Wait for what does not come directly: a message that is not text, or the end."""
+        try:
+            return await self.receive_message() is not None
+        except Refusal as refusal:
+            self.close(refusal.close, refusal.failure.description)
+            return True
+
+    def _flush(self) -> None:
+        """Write what waits, as far as the client keeps up, and then the reason to hang up."""
+        direct = self._direct
+        assert direct is not None  # noqa: S101 - it calls this
+        while direct.is_writable:
+            text = self._outbox.get_nowait()
+            if text is None:
+                self._writing_since = None
+                if self._close is not None:
+                    direct.close(*self._close)
+                return
+            direct.write(text)
+        self._writing_since = self._clock()
+
+    def send_frame(self, text: str) -> None:
+        """Send a frame, or put it into the outbox of a client that does not keep up."""
+        direct = self._direct
+        if direct is None or self._writing_since is not None or self._close is not None:
+            super().send_frame(text)
+            return
+        direct.write(text)
+        if not direct.is_writable:
+            self._writing_since = self._clock()
+
+    def send_event(self, text: str, topic: str, delivery: Delivery) -> None:
+        """Send an event, or put it into the outbox of a client that does not keep up, where it may be lost."""
+        if self._direct is None or self._writing_since is not None:
+            super().send_event(text, topic, delivery)
+        else:
+            self.send_frame(text)
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Begin to hang up. The first call decides on code and reason."""
+        super().close(code, reason)
+        if self._direct is not None and self._writing_since is None:
+            self._flush()
 
     async def receive_message(self) -> str | None:
         """The next message, or None once the client has left. Raises Refusal for a binary one."""

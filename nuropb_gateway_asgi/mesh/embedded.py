@@ -15,11 +15,11 @@ import logging
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
-from uuid import uuid4
 
 import anyio
 from anyio.abc import TaskGroup
 
+from .._ids import new_id
 from ..exceptions import MeshUnavailable
 from ..topics import TopicTree
 from .base import CallMessage, MeshReceiver
@@ -64,7 +64,7 @@ class EmbeddedMesh:
         self._subscriptions: TopicTree[str] = TopicTree()
         self._tasks: TaskGroup | None = None
         self._stack = contextlib.AsyncExitStack()
-        self._address = uuid4().hex
+        self._address = new_id()
         #: Of this mesh and its siblings, those that run: who is told, and what of.
         self._running: dict[str, _Running] = {}
 
@@ -155,7 +155,7 @@ class EmbeddedMesh:
         subscribed = [each.receiver for each in self._running.values() if each.subscriptions.match(topic)]
         if subscribed:
             body = encode_event(
-                topic, event, context=context, trace_id=trace_id, correlation_id=uuid4().hex, target=target
+                topic, event, context=context, trace_id=trace_id, correlation_id=new_id(), target=target
             )
             try:
                 message = decode_event(body)
@@ -198,7 +198,7 @@ class EmbeddedMesh:
 
     def _publish_any(self, topic: str, event: Any, target: list[str] | None = None) -> None:
         with contextlib.suppress(MeshUnavailable):  # the tick that is due while the mesh stops
-            self.publish(topic, to_json(event), context=b"{}", trace_id=uuid4().hex, target=target)
+            self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)
 
     async def _call(self, service: object, message: CallMessage) -> None:
         if asyncio.get_running_loop().time() >= message.deadline:

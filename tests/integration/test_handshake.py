@@ -397,6 +397,48 @@ async def test_more_connections_than_a_user_may_have() -> None:
         await running.is_empty()
 
 
+def forwarded_for(address: str) -> list[tuple[str, str]]:
+    """What a proxy adds, which uvicorn believes when it comes from this machine."""
+    return [("X-Forwarded-For", address)]
+
+
+async def test_a_flood_of_handshakes_is_for_its_address_alone_to_feel() -> None:
+    limited = run_gateway(
+        allowed_origins=ORIGINS, handshake_rate_per_address="1/h burst 3", handshake_rate="1/h burst 5"
+    )
+    flood = forwarded_for("192.0.2.1")
+    async with limited as running:
+        for _ in range(3):
+            async with connect(running.url, "alice", headers=flood):
+                pass
+        refused = await refusal(running.url, "alice", headers=flood)
+        assert refused.status == 503
+        assert int(refused.headers["Retry-After"]) > 0
+        code, frame = await turned_away(running.url, "alice", headers=flood, origin=ORIGIN)
+        assert (code, frame["code"]) == (1013, "too_many_requests")
+        for address in ("192.0.2.2", "192.0.2.3"):
+            async with connect(running.url, "bob", headers=forwarded_for(address)):
+                pass
+        assert (await refusal(running.url, "bob", headers=forwarded_for("192.0.2.4"))).status == 503  # all together
+
+
+async def test_who_guesses_tokens_comes_to_the_limit_ten_times_as_fast() -> None:
+    async with run_gateway(handshake_rate_per_address="1/h burst 20") as running:
+        statuses = [(await refusal(running.url, "bad")).status for _ in range(3)]
+        assert statuses == [401, 401, 503]
+
+
+async def test_more_connections_than_an_address_may_have() -> None:
+    async with run_gateway(max_connections_per_address=1) as running:
+        async with connect(running.url, "alice"):
+            assert (await refusal(running.url, "bob")).status == 503
+            async with connect(running.url, "bob", headers=forwarded_for("192.0.2.2")):
+                pass
+        await running.is_empty()
+        async with connect(running.url, "bob"):
+            pass
+
+
 async def test_connections_at_once_are_counted_too() -> None:
     """All of them are past the first check when the first one is registered."""
     gate = Gate()

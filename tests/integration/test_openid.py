@@ -72,7 +72,7 @@ async def gateway_of(provider: OpenIDProvider, *, ready: bool = True, **settings
     settings = {"jwt_oidc_issuer": provider.issuer, "jwt_audience": AUDIENCE, "allowed_origins": [ORIGIN]} | settings
     gateway = Gateway(Settings(**settings))
     clock = Clock(0.0)
-    key_set: KeySet = gateway.handler_manager.authenticator.key_set  # type: ignore[attr-defined]
+    key_set: KeySet = gateway._authenticator.key_set  # type: ignore[attr-defined]
     key_set._clock = clock
     async with run_gateway(gateway) as running:
         site = Site(running, clock)
@@ -182,6 +182,14 @@ async def test_keys_at_a_url_need_no_discovery(provider: OpenIDProvider) -> None
         assert (await refusal(site.url, await client_credentials(provider))).status == 401
 
 
+async def test_the_command_that_checks_says_what_the_provider_has(provider: OpenIDProvider) -> None:
+    settings = {"JWT_OIDC_ISSUER": provider.issuer}
+    async with run_module("nuropb_gateway_asgi", "check", settings=settings) as process:
+        assert await process.wait() == 0
+        (line,) = (line for line in process.stdout if line.startswith("provider"))
+        assert re.fullmatch(rf"provider +ok: [1-9] keys of {re.escape(provider.issuer)}", line)
+
+
 async def test_it_is_settings_alone_that_make_it_work(
     provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,7 +226,7 @@ async def test_a_new_key_is_good_at_once_and_the_old_one_as_long_as_it_is_publis
 
 async def test_many_clients_with_a_new_key_cause_one_fetch(provider: OpenIDProvider) -> None:
     async with gateway_of(provider) as site:
-        key_set = site.gateway.handler_manager.authenticator.key_set  # type: ignore[attr-defined]
+        key_set = site.gateway._authenticator.key_set  # type: ignore[attr-defined]
         fetch, urls = key_set._fetch, []
 
         async def counted(url: str) -> Any:
@@ -301,7 +309,7 @@ async def test_keys_at_hand_serve_while_the_provider_is_away(provider: OpenIDPro
 
             provider.start()
             site.clock.now += 60
-            await eventually(lambda: site.gateway.handler_manager.authenticator.warning is None)  # type: ignore[attr-defined]
+            await eventually(lambda: site.gateway._authenticator.warning is None)  # type: ignore[attr-defined]
             assert (await client.ask("authorize", token=new))["error"] is None
         assert (await site.get("/readyz")).json()["warnings"] == []
         assert (await refusal(site.url, old)).status == 401

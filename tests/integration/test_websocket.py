@@ -953,6 +953,14 @@ async def test_draining_says_goodbye_and_waits_for_answers() -> None:
         await draining
 
 
+async def test_what_was_said_last_is_on_its_way_when_a_drain_ends() -> None:
+    async with run_gateway() as running, connect(running.url, "alice") as client:
+        (handler,) = running.gateway.handler_manager.handlers
+        await running.gateway.drain()
+        assert handler.outbox_size == 0  # a server may hang up at once now
+        assert (await client.next())["payload"]["topic"] == "goodbye"
+
+
 # --- subclasses -------------------------------------------------------------------------------------------------
 
 

@@ -192,8 +192,11 @@ async def connect(
     subprotocols: Sequence[str] = (),
     headers: Sequence[tuple[str, str]] = (),
     hello: bool = True,
+    **options: Any,
 ) -> AsyncIterator[Client]:
     """Connect, with ``token`` in the Authorization header if given, and wait for the hello if one is due.
+
+    ``options`` are the library's: ``ssl``, ``sock``.
 
     Raises InvalidStatus when the handshake is refused.
     """
@@ -211,6 +214,7 @@ async def connect(
         open_timeout=DEADLINE,
         close_timeout=DEADLINE,
         proxy=None,
+        **options,
     ) as connection:
         client = Client(connection)
         if hello:

@@ -15,6 +15,7 @@ import hypercorn.config
 import uvicorn
 
 from nuropb_gateway_asgi import FunctionAuthenticator, Gateway, Settings
+from nuropb_gateway_asgi.server import HTTPProtocol, WebSocketProtocol
 
 __all__ = [
     "DEADLINE",
@@ -32,8 +33,9 @@ __all__ = [
 #: Seconds within which everything that a test waits for has to happen. Far more than it takes, even on a busy machine.
 DEADLINE: Final = 20.0
 
-Server: TypeAlias = Literal["websockets-sansio", "wsproto", "hypercorn"]
-SERVERS: Final[tuple[Server, ...]] = ("websockets-sansio", "wsproto", "hypercorn")
+#: uvicorn as ``nuropb-gateway serve`` runs it, uvicorn with its own protocols, and another server.
+Server: TypeAlias = Literal["nuropb-gateway", "websockets-sansio", "wsproto", "hypercorn"]
+SERVERS: Final[tuple[Server, ...]] = ("nuropb-gateway", "websockets-sansio", "wsproto", "hypercorn")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ async def run_gateway(
     gateway: Gateway | None = None,
     /,
     *,
-    server: Server = "websockets-sansio",
+    server: Server = "nuropb-gateway",
     send_buffer: int | None = None,
     **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
@@ -131,25 +133,33 @@ async def run_gateway(
 async def serve(
     app: Any,
     *,
-    server: Server = "websockets-sansio",
+    server: Server = "nuropb-gateway",
     send_buffer: int | None = None,
     max_size: int = 4 * 65536,
+    **options: Any,
 ) -> AsyncIterator[Site]:
     """Serve an ASGI application on a free port, with its lifespan.
 
     ``max_size`` is of messages, in bytes; four times the gateway's own limit, as by the command line, so that the
     gateway's is reached first. ``send_buffer`` is for the kernel, in bytes: when it is small, a client that does not
-    read is soon felt. At the end uvicorn closes the connections that are still open, as it does at the end of a
-    process; hypercorn breaks off the tasks that serve them, which asyncio reports as an error. Everything that was
-    started in between must end too.
+    read is soon felt. ``options`` are uvicorn's. At the end uvicorn closes the connections that are still open, as it
+    does at the end of a process; hypercorn breaks off the tasks that serve them, which asyncio reports as an error.
+    Everything that was started in between must end too.
     """
-    before = _tasks()
+    async with _leaving_no_tasks(), _serve(app, server, send_buffer, max_size, options) as site:
+        yield site
+
+
+@contextlib.asynccontextmanager
+async def _serve(
+    app: Any, server: Server, send_buffer: int | None, max_size: int, options: dict[str, Any]
+) -> AsyncIterator[Site]:
     listener = socket.create_server(("127.0.0.1", 0))
     if send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # the connections inherit it
     site = Site(*listener.getsockname())
     started, stop = asyncio.Event(), asyncio.Event()
-    run = _hypercorn(max_size) if server == "hypercorn" else _uvicorn(server, max_size)
+    run = _hypercorn(max_size) if server == "hypercorn" else _uvicorn(server, max_size, options)
     task = asyncio.create_task(_contained(run(app, listener, started, stop)), name=f"{server} server")
     waiter = asyncio.create_task(started.wait())
     try:
@@ -163,7 +173,24 @@ async def serve(
         task.cancel()  # does nothing to one that has ended
         listener.close()
     await task
-    await eventually(lambda: not _tasks() - before)
+
+
+_serving: list[set[asyncio.Task[Any]]] = []
+
+
+@contextlib.asynccontextmanager
+async def _leaving_no_tasks() -> AsyncIterator[None]:
+    """Look for tasks that are left. Of several servers the last one to end does: the others start tasks meanwhile."""
+    _serving.append(_serving[0] if _serving else _tasks())
+    try:
+        yield
+    finally:
+        before = _serving.pop()
+    if not _serving:
+        try:
+            await eventually(lambda: not _tasks() - before)
+        except TimeoutError:
+            raise AssertionError(f"tasks are left: {_tasks() - before}") from None
 
 
 def _tasks() -> set[asyncio.Task[Any]]:
@@ -183,7 +210,11 @@ async def _contained(server: Coroutine[Any, Any, None]) -> None:
 _Run: TypeAlias = Callable[[Any, socket.socket, asyncio.Event, asyncio.Event], Coroutine[Any, Any, None]]
 
 
-def _uvicorn(ws: str, max_size: int) -> _Run:
+def _uvicorn(name: str, max_size: int, options: dict[str, Any]) -> _Run:
+    options = {"ws_per_message_deflate": False, **options, "ws": name}
+    if name == "nuropb-gateway":
+        options |= {"http": HTTPProtocol, "ws": WebSocketProtocol}
+
     async def run(app: Any, listener: socket.socket, started: asyncio.Event, stop: asyncio.Event) -> None:
         class Server(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -202,12 +233,11 @@ def _uvicorn(ws: str, max_size: int) -> _Run:
 
         config = uvicorn.Config(
             app,
-            ws=ws,
             ws_max_size=max_size,
-            ws_per_message_deflate=False,
             timeout_graceful_shutdown=2,
             log_config=None,
             lifespan="on",
+            **options,
         )
         await Server(config).serve([listener])
 

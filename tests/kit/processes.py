@@ -8,9 +8,9 @@ import os
 import re
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from nuropb_gateway_asgi.settings import ENV_PREFIX
 
@@ -36,6 +36,15 @@ class Process:
             asyncio.create_task(self._read(process.stderr, self.stderr)),
         ]
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it says nothing more."""
+        return all(reader.done() for reader in self._readers)
+
     async def line(self, pattern: str) -> re.Match[str]:
         """The first line, of either stream, in which ``pattern`` is found."""
         try:
@@ -44,7 +53,7 @@ class Process:
                     for line in self.stdout + self.stderr:
                         if match := re.search(pattern, line):
                             return match
-                    assert not all(reader.done() for reader in self._readers), "the process has ended"
+                    assert not self.ended, "the process has ended"
                     self._news.clear()
                     await self._news.wait()
         except (TimeoutError, AssertionError) as error:
@@ -77,13 +86,23 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def run_process(*command: str, settings: Mapping[str, str] | None = None) -> AsyncIterator[Process]:
-    """Run a command at the root of the project, with ``settings`` (without their prefix) as its only ones."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
-    environment |= {"PYTHONPATH": str(ROOT)}
-    environment |= {f"{ENV_PREFIX}{name}": value for name, value in (settings or {}).items()}
+async def run_process(
+    *command: str,
+    settings: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    **options: Any,
+) -> AsyncIterator[Process]:
+    """Run a command at the root of the project, with ``settings`` (without their prefix) as its only ones.
+
+    ``environment`` is added to that of the tests; ``options`` are those of subprocess.Popen.
+    """
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    variables |= {"PYTHONPATH": str(ROOT)}
+    variables |= {f"{ENV_PREFIX}{name}": value for name, value in (settings or {}).items()}
+    variables |= environment or {}
     process = Process(
-        await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stdout=PIPE, stderr=PIPE)
+        await asyncio.create_subprocess_exec(*command, cwd=cwd, env=variables, stdout=PIPE, stderr=PIPE, **options)
     )
     try:
         yield process
@@ -91,9 +110,6 @@ async def run_process(*command: str, settings: Mapping[str, str] | None = None) 
         await process.end()
 
 
-def run_module(
-    *arguments: str, settings: Mapping[str, str] | None = None
-) -> contextlib.AbstractAsyncContextManager[Process]:
-    """Run ``python -m`` with these arguments."""
-    command: Sequence[str] = (sys.executable, "-m", *arguments)
-    return run_process(*command, settings=settings)
+def run_module(*arguments: str, **options: Any) -> contextlib.AbstractAsyncContextManager[Process]:
+    """Run ``python -m`` with these arguments; the options are those of :func:`run_process`."""
+    return run_process(sys.executable, "-m", *arguments, **options)

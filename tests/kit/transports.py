@@ -22,7 +22,7 @@ class LineClient(Client):
     """A TCP connection, with the methods of the client for WebSockets."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        super().__init__(cast(Any, None))
+        super().__init__(cast("Any", None))
         self._reader = reader
         self._writer = writer
 

@@ -7,11 +7,12 @@ import pytest
 
 from nuropb_gateway_asgi import _admission
 from nuropb_gateway_asgi._admission import Admission, address_of
+from nuropb_gateway_asgi._limits import Rate, parse_limit
 from nuropb_gateway_asgi.exceptions import ConnectionLimitReached
 
 
 def test_a_process_has_only_so_many_connections() -> None:
-    admission = Admission(1, 1)
+    admission = Admission(1)
     with admission.connection():
         with pytest.raises(ConnectionLimitReached) as caught, admission.connection():
             pass
@@ -25,7 +26,7 @@ def test_a_process_has_only_so_many_connections() -> None:
 
 
 def test_who_has_no_token_yet_takes_at_most_half_of_the_places() -> None:
-    admission = Admission(4, 4)
+    admission = Admission(4)
     with admission.waiting("a"), admission.waiting("b"):
         with pytest.raises(ConnectionLimitReached) as caught, admission.waiting("c"):
             pass
@@ -36,7 +37,7 @@ def test_who_has_no_token_yet_takes_at_most_half_of_the_places() -> None:
 
 def test_one_address_takes_not_all_places_of_those_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_admission, "MAX_WAITING_PER_ADDRESS", 3)
-    admission = Admission(1000, 100)
+    admission = Admission(1000)
     with contextlib.ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(admission.waiting("a"))
@@ -49,8 +50,71 @@ def test_one_address_takes_not_all_places_of_those_without_a_token(monkeypatch: 
     assert not admission._waiting
 
 
+def rate(text: str) -> Rate | None:
+    return parse_limit(text)
+
+
+def refused(admission: Admission, address: str, now: float) -> str | None:
+    try:
+        admission.on_handshake(address, now)
+    except ConnectionLimitReached as error:
+        return "for itself alone" if error.per_user else str(error)
+    return None
+
+
+def test_one_address_may_not_connect_faster_than_its_rate() -> None:
+    admission = Admission(10, per_address=rate("1/s burst 3"))
+    assert [refused(admission, "a", 0.0) for _ in range(4)] == [None] * 3 + ["too many handshakes from a"]
+    assert refused(admission, "b", 0.0) is None
+    assert refused(admission, "a", 1.0) is None
+    assert refused(admission, "a", 1.5) is not None
+
+
+def test_who_has_no_address_counts_for_none() -> None:
+    admission = Admission(10, per_address=rate("1/s"), max_per_address=1)
+    assert [refused(admission, "", 0.0) for _ in range(3)] == [None] * 3
+    admission.on_failure("", 0.0)
+    with admission.connection(""), admission.connection(""):
+        assert refused(admission, "", 0.0) is None
+
+
+def test_a_token_that_is_refused_counts_ten_times() -> None:
+    admission = Admission(10, per_address=rate("1/s burst 30"))
+    for _ in range(3):
+        assert refused(admission, "a", 0.0) is None
+        admission.on_failure("a", 0.0)
+    assert refused(admission, "a", 0.5) is not None
+    # However many failed, the address waits no longer than its bucket takes to fill.
+    for _ in range(100):
+        admission.on_failure("a", 0.5)
+    assert refused(admission, "a", 31.0) is None
+
+
+def test_all_together_may_not_connect_faster_than_their_rate() -> None:
+    admission = Admission(10, handshakes=rate("1/s burst 2"))
+    assert [refused(admission, each, 0.0) for each in "abc"] == [None, None, "too many handshakes"]
+
+
+def test_one_address_that_is_over_its_rate_takes_nothing_from_others() -> None:
+    admission = Admission(10, handshakes=rate("1/s burst 3"), per_address=rate("1/s burst 2"))
+    for _ in range(10):
+        refused(admission, "a", 0.0)
+    assert refused(admission, "b", 0.0) is None
+
+
+def test_one_address_has_only_so_many_connections() -> None:
+    admission = Admission(10, max_per_address=2)
+    with admission.connection("a"), admission.connection("a"):
+        with pytest.raises(ConnectionLimitReached, match="a has all"), admission.connection("a"):
+            pass
+        with admission.connection("b"):
+            pass
+    assert not admission._by_address
+    assert len(admission) == 0
+
+
 def test_the_smallest_process_has_a_place_for_a_connection_without_a_token() -> None:
-    with Admission(1, 1).waiting("a"):
+    with Admission(1).waiting("a"):
         pass
 
 

@@ -11,10 +11,9 @@ import pytest
 
 from nuropb_gateway_asgi.authentication import Authenticator, Identity, JWTAuthenticator, issue_token
 from nuropb_gateway_asgi.authorization import AuthorizedPolicy, ExposePolicy, Policy, RulePolicy
+from nuropb_gateway_asgi.cli.explain import print_explanation, read_token
 from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable
 from nuropb_gateway_asgi.explain import explain, render
-from nuropb_gateway_asgi.explain_command import explain as explain_command
-from nuropb_gateway_asgi.explain_command import read_token
 from nuropb_gateway_asgi.handler_manager import HandlerManager
 from nuropb_gateway_asgi.mesh.base import CallMessage, Reply
 from nuropb_gateway_asgi.policy import parse_policy
@@ -379,7 +378,7 @@ async def test_nothing_in_a_token_or_of_a_service_writes_to_the_terminal_by_itse
 
 
 def test_the_command_tells_why_a_token_of_another_run_does_not_do(capsys: pytest.CaptureFixture[str]) -> None:
-    assert explain_command(issue_token(SECRET, "alice"), method="demo.add", settings=Settings()) == 1
+    assert print_explanation(issue_token(SECRET, "alice"), method="demo.add", settings=Settings()) == 1
     output = capsys.readouterr().out
     assert "no JWT_KEY is set, so every gateway on the embedded mesh makes up one of its own" in output
     assert "the service answers, version 1.0.0" in output
@@ -387,9 +386,9 @@ def test_the_command_tells_why_a_token_of_another_run_does_not_do(capsys: pytest
 
 def test_the_command_answers_with_a_status(capsys: pytest.CaptureFixture[str]) -> None:
     token, settings = issue_token(SECRET, "alice"), Settings(jwt_key=SECRET)
-    assert explain_command(token, method="demo.add", settings=settings) == 0
-    assert explain_command(token, topic="demo.tick", settings=settings) == 0
-    assert explain_command(token, topic="#", settings=settings, as_json=True) == 1
+    assert print_explanation(token, method="demo.add", settings=settings) == 0
+    assert print_explanation(token, topic="demo.tick", settings=settings) == 0
+    assert print_explanation(token, topic="#", settings=settings, as_json=True) == 1
     output = capsys.readouterr().out
     assert json.loads(output[output.index("{") :])["outcome"]["code"] == "permission_denied"
 
@@ -399,7 +398,7 @@ def test_the_command_answers_with_a_status(capsys: pytest.CaptureFixture[str]) -
 )
 def test_the_command_needs_a_token_and_one_question(token: str, method: str | None, topic: str | None) -> None:
     with pytest.raises(ValueError, match="needed"):
-        explain_command(token, method=method, topic=topic, settings=Settings())
+        print_explanation(token, method=method, topic=topic, settings=Settings())
 
 
 def test_a_token_is_read_without_the_space_around_it(tmp_path: Any) -> None:

@@ -11,6 +11,7 @@ of ``_lane``.
 """
 
 from ._mesh import RabbitMQMesh
+from ._probe import probe
 from ._statistics import RabbitMQStatistics
 
-__all__ = ["RabbitMQMesh", "RabbitMQStatistics"]
+__all__ = ["RabbitMQMesh", "RabbitMQStatistics", "probe"]

@@ -69,7 +69,8 @@ class _LibraryLogFilter(logging.Filter):
         """Whether the record is to be logged as it is."""
         if not _within_link.get():
             return True
-        logger.debug("%s: %s", record.name, record.getMessage())
+        if record.levelno > logging.DEBUG:  # at that they show every frame, with bodies and the password
+            logger.debug("%s: %s", record.name, record.getMessage())
         return False
 
 

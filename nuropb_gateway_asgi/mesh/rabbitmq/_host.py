@@ -16,6 +16,7 @@ from aiormq.abc import AbstractChannel
 from aiormq.exceptions import AMQPException
 from anyio.abc import TaskGroup
 
+from ..._memory import Memory
 from ...exceptions import MeshUnavailable
 from .. import wire
 from ..encryption import UndecryptableMessage, decrypt_call, encrypt
@@ -81,7 +82,7 @@ class ServiceHost:
         self._count = 0
         self._running: dict[str, _Running] = {}
         #: Messages that were handled lately, each with the reply that could not be sent, if that is so.
-        self._handled: dict[str, Callable[[], bool] | None] = {}
+        self._handled: Memory[str, Callable[[], bool] | None] = Memory(REMEMBERED)
 
     async def __aenter__(self) -> ServiceHost:
         self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
@@ -142,9 +143,7 @@ class ServiceHost:
             if self._running.get(id_) is running:
                 del self._running[id_]
             if id_ and action != "requeue":
-                self._handled[id_] = None if send is None or send() else send
-                if len(self._handled) > REMEMBERED:
-                    del self._handled[next(iter(self._handled))]
+                self._handled.add(id_, None if send is None or send() else send)
             elif send is not None:
                 send()
             await self._settle(running, action)
@@ -155,13 +154,13 @@ class ServiceHost:
 
     async def _send_again(self, id_: str, running: _Running) -> None:
         """Acknowledge a message that was handled before; its reply first, if that could not be sent."""
-        send = self._handled[id_]
+        send = self._handled.get(id_)
         while send is not None and not send():
             await asyncio.sleep(RETRY)
             if running.channel.is_closed:
                 return
         if id_ in self._handled:
-            self._handled[id_] = None
+            self._handled.add(id_, None)
         await self._settle(running, "ack")
 
     async def _settle(self, running: _Running, action: Literal["ack", "reject", "requeue"]) -> None:

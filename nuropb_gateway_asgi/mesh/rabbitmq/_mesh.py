@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias
-from uuid import uuid4
 
 import anyio
 from aio_pika.abc import AbstractQueue
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity
 
+from ..._ids import new_id
+from ..._memory import Memory
 from ...exceptions import MeshUnavailable
 from ...settings import hide_password
 from .. import wire
@@ -88,8 +89,8 @@ class RabbitMQMesh:
         self._role = role
         self._is_gateway = role in ("gateway", "sibling")
         self._service_name = service_name
-        self._instance_id = instance_id or uuid4().hex
-        unique = uuid4().hex
+        self._instance_id = instance_id or new_id()
+        unique = new_id()
         self.reply_queue = f"nuropb-{service_name}-{unique}-rq"
         self.event_queue = f"nuropb-{service_name}-{unique}-eq"
         self.service_queue = f"nuropb-{service_name}-sq"
@@ -106,7 +107,7 @@ class RabbitMQMesh:
         self._blocked = False
         #: A message to oneself came back by these connections.
         self._proven = False
-        self._ping_id = uuid4().hex
+        self._ping_id = new_id()
         self._ping_sent: float | None = None
         #: How long the latest messages to oneself took, in seconds; whoever reads them takes them away.
         self.round_trips: deque[float] = deque(maxlen=100)
@@ -118,7 +119,7 @@ class RabbitMQMesh:
         self._topics_changed = asyncio.Event()
         #: Why events were missed that subscribers have to be told of, once all topics are bound again.
         self._missed: str | None = None
-        self._recent_events: dict[str, None] = {}
+        self._recent_events: Memory[str, None] = Memory(REMEMBERED_EVENTS)
         self._stack = contextlib.AsyncExitStack()
         self._host = ServiceHost(
             service_name,
@@ -238,13 +239,13 @@ class RabbitMQMesh:
         self._tell("", address, message)
 
     def _tell(self, exchange: str, routing_key: str, message: bytes) -> None:
-        self._publish("event", exchange, routing_key, uuid4().hex, message, expires=MESSAGE_EXPIRES)
+        self._publish("event", exchange, routing_key, new_id(), message, expires=MESSAGE_EXPIRES)
 
     async def record(self, record: bytes) -> None:
         """Write ``record`` into the stream, and wait until the broker has it."""
         if not self._siblings.can_record:
             raise MeshUnavailable("there is no stream for records")
-        publisher, correlation_id = self._take_publisher(), uuid4().hex
+        publisher, correlation_id = self._take_publisher(), new_id()
         frames = wire.encode_publish(
             channel=publisher.confirmed.number,
             exchange="",
@@ -270,7 +271,7 @@ class RabbitMQMesh:
 
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
         """Publish an event. It is never encrypted: nuropb 0.1.8 marks such events and sends them in clear."""
-        correlation_id = uuid4().hex
+        correlation_id = new_id()
         body = wire.encode_event(
             topic, event, context=context, trace_id=trace_id, correlation_id=correlation_id, target=target
         )
@@ -608,9 +609,7 @@ class RabbitMQMesh:
             if message.redelivered and correlation_id in self._recent_events:
                 self.statistics.repeated_events += 1
                 return
-            self._recent_events[correlation_id] = None
-            if len(self._recent_events) > REMEMBERED_EVENTS:
-                del self._recent_events[next(iter(self._recent_events))]
+            self._recent_events.add(correlation_id, None)
         self._told.on_event(event)
 
     # --- subscriptions ----------------------------------------------------------------------------------------
@@ -687,7 +686,7 @@ class RabbitMQMesh:
         publisher.put(float("inf"), correlation_id, frames)
 
     def _publish_for_controller(self, topic: str, event: Any, target: list[str] | None) -> None:
-        self.publish(topic, to_json(event), context=b"{}", trace_id=uuid4().hex, target=target)
+        self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)
 
 
 def _arguments() -> dict[str, Any]:

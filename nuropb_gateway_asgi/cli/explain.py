@@ -1,4 +1,4 @@
-"""The command ``explain``: settings from the environment, an explanation on standard output."""
+"""``explain``: why a token may do something, or why not."""
 
 from __future__ import annotations
 
@@ -7,27 +7,54 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from .explain import explain as explain_decision
-from .explain import render
-from .gateway import Gateway
-from .handler_manager import HandlerManager
-from .mesh.base import Mesh
-from .mesh.demo import DemoService
-from .mesh.embedded import EmbeddedMesh
-from .mesh.rabbitmq import RabbitMQMesh
-from .service_mesh_manager import ServiceMeshManager
-from .settings import Settings
+import click
 
-__all__ = ["explain", "read_token"]
+from ..settings import ENV_PREFIX, Settings
 
+if TYPE_CHECKING:
+    from ..mesh.base import Mesh
+
+__all__ = ["explain", "print_explanation", "read_token"]
+
+TOKEN_VARIABLE = f"{ENV_PREFIX}TOKEN"
+EPILOG = f"""Without an option the token is read from the environment: {TOKEN_VARIABLE}. The settings are the gateway's
+own. Nothing is called.
+
+\b
+Examples:
+  nuropb-gateway explain orders.create --token-file token
+  nuropb-gateway explain --topic 'orders.#'
+
+\b
+Exit codes:
+  0  yes
+  1  no
+  2  the command line or a setting is wrong
+"""
 _OWN_KEY = "no JWT_KEY is set, so every gateway on the embedded mesh makes up one of its own: this is another one"
 
 
+@click.command(epilog=EPILOG)
+@click.argument("method", required=False)
+@click.option("--topic", help="A topic pattern instead, e.g. 'orders.#'.")
+@click.option("--token", help="The token; others on this machine can see it.")
+@click.option("--token-file", help="A file that holds the token.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True, help="Seconds.")
 def explain(
+    method: str | None, topic: str | None, token: str | None, token_file: str | None, as_json: bool, timeout: float
+) -> int:
+    """Say why a token may call METHOD (service.method), or subscribe to a topic, or why not."""
+    token = token or (read_token(token_file) if token_file else os.environ.get(TOKEN_VARIABLE))
+    return print_explanation(token or "", method=method, topic=topic, as_json=as_json, timeout=timeout)
+
+
+def print_explanation(
     token: str,
     *,
     method: str | None = None,
@@ -42,13 +69,15 @@ def explain(
     and ValueError unless there is a token and exactly one of the other two.
     """
     if not token:
-        raise ValueError("a token is needed: --token, --token-file or NUROPB_GATEWAY_TOKEN")
+        raise ValueError(f"a token is needed: --token, --token-file or {TOKEN_VARIABLE}")
     if (method is None) == (topic is None):
         raise ValueError("one of service.method and --topic is needed")
+    from ..explain import render
+
     settings = Settings.from_env() if settings is None else settings
     with _quiet():
         explanation = asyncio.run(_explain(settings, token, method, topic, timeout))
-    print(json.dumps(explanation, indent=2, default=str) if as_json else render(explanation))
+    click.echo(json.dumps(explanation, indent=2, default=str) if as_json else render(explanation))
     return 0 if explanation["outcome"]["allowed"] else 1
 
 
@@ -60,7 +89,7 @@ def read_token(path: str) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """What goes wrong is in the explanation; the log would say it again."""
-    package, handler = logging.getLogger(__package__), logging.NullHandler()
+    package, handler = logging.getLogger("nuropb_gateway_asgi"), logging.NullHandler()
     propagates, package.propagate = package.propagate, False
     package.addHandler(handler)
     try:
@@ -77,6 +106,11 @@ async def _explain(
     topic: str | None,
     timeout: float,  # noqa: ASYNC109
 ) -> dict[str, Any]:
+    from ..explain import explain as explain_decision
+    from ..gateway import Gateway
+    from ..handler_manager import HandlerManager
+    from ..service_mesh_manager import ServiceMeshManager
+
     gateway = Gateway(settings)
     # Not the gateway's own, which would take calls of other services as every process of a gateway does.
     patient = dataclasses.replace(settings, request_timeout=min(timeout, settings.request_timeout_max))
@@ -101,7 +135,12 @@ async def _explain(
 
 def _make_mesh(settings: Settings) -> Mesh:
     if settings.embedded:
+        from ..mesh.demo import DemoService
+        from ..mesh.embedded import EmbeddedMesh
+
         return EmbeddedMesh({"demo": DemoService()}, service_name=settings.service_name)
+    from ..mesh.rabbitmq import RabbitMQMesh
+
     return RabbitMQMesh(
         settings.mesh_url, service_name=settings.service_name, instance_id=settings.instance_id, role="observer"
     )

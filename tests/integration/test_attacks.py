@@ -1,0 +1,231 @@
+"""What hostile clients do to a server that is a process of its own; afterwards it serves others as before."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nuropb_gateway_asgi.authentication import issue_token
+from tests.kit.attacks import FLOODS, Flood, bomb, frames, handshakes
+from tests.kit.certificates import Certificate
+from tests.kit.clients import CONTINUATION, TEXT, RawClient, connect
+from tests.kit.processes import Process, run_module
+
+KEY = "a secret that is long enough to sign with, and no longer"
+TOKEN = issue_token(KEY, "alice")
+BEARER = ("Authorization", f"Bearer {TOKEN}")
+NOBODYS = "bm9ib2R5cw.dG9rZW4.aXRzZWxm"
+#: Bytes that a server may need for an attack, at the most.
+GROWTH = 64 * 2**20
+
+HANDSHAKES = handshakes(NOBODYS)
+FRAMES = frames("secret")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server that is a process."""
+
+    process: Process
+    url: str
+
+    async def is_well(self) -> None:
+        async with connect(self.url, TOKEN) as client:
+            assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
+
+    @contextlib.asynccontextmanager
+    async def unharmed(self) -> AsyncIterator[None]:
+        """What happens within the context takes little memory and keeps nobody else from being served."""
+        before = self._most_memory()
+        yield
+        await self.is_well()
+        assert self._most_memory() - before < GROWTH
+
+    def _most_memory(self) -> int:
+        """Bytes in memory, at the worst moment so far."""
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        assert match is not None
+        return int(match[1]) * 1024
+
+
+SERVE = ("nuropb_gateway_asgi", "serve", "--port", "0", "--deflate")
+UVICORN = ("uvicorn", "nuropb_gateway_asgi:app", "--port", "0", "--loop", "asyncio", "--no-server-header")
+PROTOCOLS = (
+    *("--http", "nuropb_gateway_asgi.server:HTTPProtocol"),
+    *("--ws", "nuropb_gateway_asgi.server:WebSocketProtocol"),
+    *("--ws-max-size", "262144"),
+)
+
+
+@contextlib.asynccontextmanager
+async def running(*command: str) -> AsyncIterator[Target]:
+    settings = {"JWT_KEY": KEY, "AUTH_COOKIE": "Authorization", "ALLOWED_ORIGINS": "https://app.example.com"}
+    async with run_module(*command, settings=settings) as process:
+        last = (
+            r"gateway is at wss?://127\.0\.0\.1:(\d+)" if command[:2] == SERVE[:2] else r"running on http://[^:]+:(\d+)"
+        )
+        port = (await process.line(last))[1]
+        yield Target(process, f"ws://127.0.0.1:{port}/ws")
+
+
+@pytest.fixture(params=[SERVE, (*UVICORN, *PROTOCOLS)], ids=["serve", "uvicorn"], scope="module")
+async def target(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
+    """The server of the command line, or uvicorn with the same protocols."""
+    async with running(*request.param) as target:
+        yield target
+        assert "Traceback" not in target.process.output
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str, *headers: tuple[str, str], receive_buffer: int | None = None) -> AsyncIterator[RawClient]:
+    async with RawClient.open(url, receive_buffer=receive_buffer) as raw:
+        assert (await raw.handshake("/ws", BEARER, *headers)).startswith("HTTP/1.1 101 ")
+        yield raw
+
+
+@pytest.mark.parametrize("name", HANDSHAKES)
+async def test_a_hostile_handshake_is_answered(target: Target, name: str) -> None:
+    request, status = HANDSHAKES[name]
+    async with target.unharmed(), RawClient.open(target.url) as raw:
+        await raw.send(request)
+        answer = (await raw.read_until(b"\r\n\r\n")).decode("latin-1")
+        assert answer.startswith(f"HTTP/1.1 {status} ")
+        if status == 101:
+            return
+        # Without what the client sent, and without the words of the libraries.
+        answer += (await raw.ended()).decode("latin-1") if "connection: close" in answer.lower() else ""
+        assert NOBODYS not in answer
+        assert "websocket connection" not in answer.lower()
+        assert "server: " not in answer.lower()
+
+
+@pytest.mark.parametrize("name", FRAMES)
+async def test_a_hostile_frame_ends_its_connection_only(target: Target, name: str) -> None:
+    data, code = FRAMES[name]
+    async with target.unharmed(), connected(target.url) as raw:
+        await raw.send(data)
+        if code is not None:
+            assert await raw.close_code() == code
+
+
+@pytest.mark.parametrize("name", FLOODS)
+async def test_a_flood_is_ended(target: Target, name: str) -> None:
+    flood = FLOODS[name]
+    async with target.unharmed(), connected(target.url, receive_buffer=4096) as raw:
+        await pour(raw, flood)
+        assert await raw.close_code() == flood.closed_with
+
+
+async def pour(raw: RawClient, flood: Flood) -> None:
+    with contextlib.suppress(ConnectionError):
+        for piece in flood.pieces():
+            await raw.send(piece)
+
+
+async def test_others_are_served_during_all_floods_at_once(target: Target) -> None:
+    async with target.unharmed(), contextlib.AsyncExitStack() as stack, connect(target.url, TOKEN) as client:
+        attackers = [await stack.enter_async_context(connected(target.url)) for _ in FLOODS]
+        floods = asyncio.gather(*(pour(raw, flood) for raw, flood in zip(attackers, FLOODS.values(), strict=True)))
+        await client.result("demo.echo")
+        while not floods.done():
+            await client.result("demo.echo")
+        await floods
+
+
+DEFLATE = ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")
+
+
+async def test_a_compression_bomb_goes_off_nowhere(target: Target) -> None:
+    data = bomb(100 * 2**20)
+    assert len(data) < 262144  # else its size alone would be too much
+    async with target.unharmed(), connected(target.url, DEFLATE) as raw:
+        await raw.send(data)
+        assert await raw.close_code() == 1009
+
+
+async def test_a_compression_bomb_in_fragments_goes_off_nowhere(target: Target) -> None:
+    data = bomb(100 * 2**20, fragment=300)
+    async with target.unharmed(), connected(target.url, DEFLATE) as raw:
+        with contextlib.suppress(ConnectionError):
+            await raw.send(data)
+        assert await raw.close_code() == 1009
+
+
+async def test_many_unfinished_messages_take_little(target: Target) -> None:
+    half = RawClient.frame(b"x" * 1000, fin=False) + RawClient.frame(b"x", CONTINUATION, fin=False) * 1000
+    async with target.unharmed(), contextlib.AsyncExitStack() as stack:
+        for _ in range(50):
+            raw = await stack.enter_async_context(connected(target.url))
+            await raw.send(half + RawClient.frame(b"x" * 60000, TEXT)[:30000])
+
+
+@pytest.mark.parametrize("target", [SERVE], ids=["serve"], indirect=True)
+async def test_who_does_not_finish_a_request_is_hung_up_on_within_ten_seconds(target: Target, tmp_path: Path) -> None:
+    request = RawClient.upgrade("/ws", BEARER)
+    loop = asyncio.get_running_loop()
+
+    async def wait(start: bytes, drip: bytes, url: str = target.url) -> tuple[float, bytes]:
+        async with RawClient.open(url) as raw:
+            began = loop.time()
+            await raw.send(start)
+
+            async def trickle() -> None:
+                for position in range(len(drip)):
+                    await asyncio.sleep(0.5)
+                    await raw.send(drip[position : position + 1])
+
+            trickling = asyncio.create_task(trickle())
+            try:
+                answer = await raw.ended()
+            finally:
+                trickling.cancel()
+                with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+                    await trickling
+            return loop.time() - began, answer
+
+    get = b"GET /livez HTTP/1.1\r\nHost: gateway\r\n\r\n"
+    certificate = Certificate.make(tmp_path)
+    tls = ("--ssl-certfile", str(certificate.certificate), "--ssl-keyfile", str(certificate.key))
+    async with running(*SERVE, *tls) as with_tls:
+        results: list[tuple[float, bytes]] = await together(
+            wait(b"", b""),
+            wait(b"", request),
+            wait(request[:-2], b""),
+            wait(request[:-2], b"X: " + b"x" * 100),
+            wait(get, b""),
+            wait(get, request),
+            wait(b"", b"", with_tls.url),
+        )
+    for seconds, answer in results:
+        assert seconds < 15
+        assert answer == b"" or answer.startswith((b"HTTP/1.1 408 ", b"HTTP/1.1 200 "))
+    # Before, it was soon enough for whoever finished it.
+    assert [seconds > 9 for seconds, _ in results] == [True, True, True, True, False, True, True]
+    await target.is_well()
+
+
+async def together(*waits: Awaitable[tuple[float, bytes]]) -> list[tuple[float, bytes]]:
+    return list(await asyncio.gather(*waits))
+
+
+async def test_plain_uvicorn_survives_what_it_does_not_answer() -> None:
+    async with running(*UVICORN) as target:
+        for request, _ in HANDSHAKES.values():
+            async with RawClient.open(target.url) as raw:
+                with contextlib.suppress(ConnectionError):
+                    await raw.send(request)
+                    raw.finish()
+        for data, _ in FRAMES.values():
+            async with connected(target.url) as raw:
+                await raw.send(data)
+                raw.abort()
+        async with connected(target.url, DEFLATE) as raw:
+            await raw.send(bomb(20 * 2**20))
+            assert await raw.close_code() == 1009
+        await target.is_well()

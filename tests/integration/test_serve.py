@@ -1,0 +1,325 @@
+"""``serve`` beyond one process at one port: workers, sockets of other kinds, TLS, reloading."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from uvicorn.config import STARTUP_FAILURE
+
+from nuropb_gateway_asgi.__main__ import main
+from nuropb_gateway_asgi.authentication import issue_token
+from nuropb_gateway_asgi.cli.serve import reloaded_app
+from tests.kit.certificates import Certificate
+from tests.kit.clients import RawClient, connect, refusal
+from tests.kit.gateways import DEADLINE, eventually
+from tests.kit.processes import Process, run_module
+
+SECRET = "a secret that is long enough to sign with, and no longer"
+TOKEN = issue_token(SECRET, "alice")
+PACKAGE = "nuropb_gateway_asgi"
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    *arguments: str, environment: dict[str, str] | None = None, start_new_session: bool = False, **settings: str
+) -> AsyncIterator[tuple[Process, str]]:
+    """The gateway on a free port, with a key of which TOKEN is, and its URL."""
+    command = (PACKAGE, "serve", "--port", "0", *arguments)
+    async with run_module(
+        *command,
+        settings={"JWT_KEY": SECRET, **settings},
+        environment=environment,
+        start_new_session=start_new_session,
+    ) as process:
+        yield process, (await process.line(r"^The gateway is at (\S+)"))[1]
+
+
+def workers(process: Process) -> list[int]:
+    """The workers that are running, as the log has it."""
+    pids = [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", process.output)]
+    return [pid for pid in pids if is_running(pid)]
+
+
+def is_running(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    return False
+
+
+async def ready(process: Process, count: int = 2) -> list[int]:
+    """Wait until so many workers serve, or have served."""
+    await eventually(lambda: process.output.count("Application startup complete") >= count)
+    return workers(process)
+
+
+# --- workers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Process, str, Path]]:
+    """Two workers, where they are, and a directory for what is temporary. A test may kill one of them."""
+    directory = tmp_path_factory.mktemp("workers")
+    async with serving("--workers", "2", environment={"TMPDIR": str(directory)}) as (process, url):
+        await ready(process)
+        yield process, url, directory
+        process.signal(signal.SIGTERM)
+        assert await process.wait() == 0
+        assert workers(process) == []
+        assert "Traceback" not in process.output
+    assert list(directory.glob("nuropb-gateway-*")) == []
+
+
+async def test_a_hangup_reaches_the_workers_and_disconnects_nobody(pair: tuple[Process, str, Path]) -> None:
+    process, url, _ = pair
+    before = workers(process)
+    async with connect(url, TOKEN) as client:
+        process.signal(signal.SIGHUP)
+        await eventually(lambda: process.output.count("SIGHUP: there is nothing to reload") == 2)
+        assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
+    assert workers(process) == before
+
+
+async def test_whichever_worker_is_asked_it_has_the_metrics_of_all(pair: tuple[Process, str, Path]) -> None:
+    _, url, directory = pair
+    assert len(list(directory.glob("nuropb-gateway-metrics-*/*.db"))) > 2
+    async with contextlib.AsyncExitStack() as stack, httpx.AsyncClient(trust_env=False) as browser:
+        instances: list[str] = []
+        while len(set(instances)) < 2:
+            client = await stack.enter_async_context(connect(url, TOKEN))
+            instances.append(client.hello["instance_id"])
+
+        async def connections() -> float:
+            response = await browser.get(url.replace("ws://", "http://").replace("/ws", "/metrics"))
+            match = re.search(r"^nuropb_gateway_connections (\S+)$", response.text, re.MULTILINE)
+            return float(match[1]) if match else 0
+
+        async with asyncio.timeout(DEADLINE):
+            while await connections() < len(instances):  # the one that is not asked writes it down every 5 s
+                await asyncio.sleep(0.1)
+
+
+async def test_a_worker_that_dies_is_replaced(pair: tuple[Process, str, Path]) -> None:
+    process, url, _ = pair
+    first, second = workers(process)
+    os.kill(first, signal.SIGKILL)
+    await ready(process, 3)
+    assert len(workers(process)) == 2
+    assert second in workers(process)
+    async with connect(url, TOKEN) as client:
+        assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
+
+
+async def test_workers_drain_together_when_a_terminal_interrupts_all_that_runs_in_it() -> None:
+    async with (
+        serving("--workers", "2", start_new_session=True) as (process, url),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        await ready(process)
+        clients = [await stack.enter_async_context(connect(url, TOKEN)) for _ in range(12)]
+        for client in clients:
+            await client.request("demo.slow", {"seconds": 0.7}, id="slow")
+            await client.settled()
+        os.killpg(process.pid, signal.SIGINT)
+        for client in clients:
+            assert (await client.event("goodbye"))["event"]["reason"] == "draining"
+            assert (await client.answer("slow"))["error"] is None
+            assert (await client.closed()).code == 1012
+        assert await process.wait() == 0
+        assert workers(process) == []
+
+
+async def test_a_second_signal_ends_the_drain_of_workers() -> None:
+    async with serving("--workers", "2", DRAIN_TIMEOUT="3600") as (process, url), connect(url, TOKEN) as client:
+        await ready(process)
+        await client.request("demo.slow", {"seconds": 3600})
+        await client.settled()
+        process.signal(signal.SIGINT)
+        await client.event("goodbye")
+        process.signal(signal.SIGINT)
+        assert (await client.closed()).code == 1012
+        assert await process.wait() == 0
+
+
+async def test_workers_end_with_a_parent_that_is_killed() -> None:
+    async with serving("--workers", "2") as (process, url), connect(url, TOKEN) as client:
+        await ready(process)
+        process.signal(signal.SIGKILL)
+        assert (await client.closed()).code == 1012
+        await eventually(lambda: workers(process) == [])
+
+
+async def test_workers_on_the_embedded_mesh_need_a_key() -> None:
+    async with run_module(PACKAGE, "serve", "--port", "0", "--workers", "2") as process:
+        assert await process.wait() == 2
+        assert process.stdout == []
+        (line,) = process.stderr
+        assert line.startswith("nuropb-gateway: NUROPB_GATEWAY_JWT_KEY: it is not set, and every worker")
+
+
+def test_a_worker_that_cannot_start_says_why_and_is_known_by_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NUROPB_GATEWAY_MAX_IN_FLIGHT", "many")
+    with pytest.raises(SystemExit, match=str(STARTUP_FAILURE)):
+        reloaded_app()
+    assert capsys.readouterr().err.startswith("nuropb-gateway: NUROPB_GATEWAY_MAX_IN_FLIGHT: it is not a number")
+
+
+# --- where it listens -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")], ids=["alone", "workers"])
+async def test_a_unix_socket_for_owner_and_group(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "gateway.sock"
+    async with serving("--uds", str(path), *arguments) as (process, url):
+        assert url == str(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.setblocking(False)
+            peer.connect(str(path))
+            headers = [("X-Forwarded-For", "192.0.2.7")]
+            async with connect("ws://gateway/ws", TOKEN, sock=peer, headers=headers) as client:
+                assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
+        await process.line("192.0.2.7")
+        process.signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    assert not path.exists()
+
+
+async def test_a_unix_socket_that_was_left_behind_is_replaced_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    async with serving("--uds", str(path)) as (first, _):
+        async with run_module(PACKAGE, "--uds", str(path), settings={"JWT_KEY": SECRET}) as second:
+            assert await second.wait() == 2
+            assert "in use" in second.stderr[-1]
+        # Somebody else's by now.
+        path.unlink()
+        path.write_text("kept")
+        first.signal(signal.SIGTERM)
+        assert await first.wait() == 0
+    assert path.read_text() == "kept"
+    async with run_module(PACKAGE, "--uds", str(path), settings={"JWT_KEY": SECRET}) as third:
+        assert await third.wait() == 2
+    assert path.read_text() == "kept"
+
+
+async def test_a_socket_that_is_bound_already() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number = listener.fileno()
+        command = (PACKAGE, "serve", "--fd", str(number))
+        async with run_module(*command, settings={"JWT_KEY": SECRET}, pass_fds=[number]) as process:
+            url = (await process.line(r"^The gateway is at (\S+)"))[1]
+            assert url == f"ws://127.0.0.1:{listener.getsockname()[1]}/ws"
+            async with connect(url, TOKEN) as client:
+                assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
+
+
+async def test_tls_without_a_proxy(tmp_path: Path) -> None:
+    certificate = Certificate.make(tmp_path)
+    files = ("--ssl-certfile", str(certificate.certificate), "--ssl-keyfile", str(certificate.key))
+    async with serving(*files) as (process, url):
+        assert url.startswith("wss://127.0.0.1:")
+        async with connect(url, TOKEN, ssl=certificate.client()) as client:
+            await client.send_text("x" * 1_000_000)
+            assert (await client.closed()).code == 1009
+        arguments = ("call", url, "demo.add", '{"a": 2, "b": 3}')
+        environment = {"SSL_CERT_FILE": str(certificate.certificate)}
+        async with run_module(PACKAGE, *arguments, settings={"TOKEN": TOKEN}, environment=environment) as caller:
+            assert (await caller.wait(), caller.stdout, caller.stderr) == (0, ["5"], [])
+        process.signal(signal.SIGTERM)
+        assert await process.wait() == 0
+        assert "Traceback" not in process.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--uds", "a", "--fd", "3"], "exclude each other"),
+        (["--reload", "--workers", "2"], "exclude each other"),
+        (["--workers", "0"], "--workers"),
+        (["--log-level", "loud"], "--log-level"),
+        (["--ssl-certfile", "cert.pem"], "belong together"),
+        (["--ssl-certfile", "/nowhere.pem", "--ssl-keyfile", "/nowhere.key"], "--ssl-certfile, --ssl-keyfile: "),
+    ],
+)
+def test_options_that_do_not_do(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUROPB_GATEWAY_JWT_KEY", SECRET)
+    assert main(["serve", *arguments]) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert said in errors.splitlines()[-1]
+
+
+async def test_a_place_where_nobody_can_listen() -> None:
+    async with (
+        run_module(PACKAGE, "--fd", "0", settings={"JWT_KEY": SECRET}) as no_socket,
+        run_module(PACKAGE, "--uds", "/nowhere/socket", settings={"JWT_KEY": SECRET}) as no_directory,
+    ):
+        for process, said in ((no_socket, ""), (no_directory, "/nowhere/socket: No such file or directory")):
+            assert await process.wait() == 2
+            assert process.stdout == []
+            assert process.stderr[-1].startswith("nuropb-gateway: ")
+            assert said in process.stderr[-1]
+            assert "Traceback" not in process.output
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_change_of_a_file_starts_it_again_with_the_same_token(tmp_path: Path) -> None:
+    (tmp_path / "some_module.py").write_text("")
+    async with run_module(PACKAGE, "serve", "--port", "0", "--reload", cwd=tmp_path) as process:
+        url = (await process.line(r"^The gateway is at (\S+)"))[1]
+        token = (await process.line(r"^[\w-]+\.[\w-]+\.[\w-]+$"))[0]
+        await ready(process, 1)
+        async with connect(url, token) as client:
+            changed = 2e9
+            while "detected changes" not in process.output:  # the first look may be still to come
+                os.utime(tmp_path / "some_module.py", (changed, changed))
+                changed += 1
+                await asyncio.sleep(1)
+            assert (await client.closed()).code == 1012
+        await ready(process, 2)
+        async with connect(url, token) as client:
+            assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
+        process.signal(signal.SIGINT)
+        assert await process.wait() == 0
+        assert workers(process) == []
+
+
+async def test_json_is_all_that_is_logged() -> None:
+    async with serving("--log-level", "debug", LOG_FORMAT="json", LOG_LEVEL="error") as (process, url):
+        assert (await refusal(f"{url}?secret", "nobody's")).status == 401
+        process.signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    entries = [json.loads(line) for line in process.stderr]
+    assert {"uvicorn.error", "nuropb_gateway_asgi.gateway"} <= {entry["logger"] for entry in entries}
+    assert "debug" in {entry["level"] for entry in entries}
+    assert any(entry["message"].endswith('"WebSocket /ws" 401') for entry in entries)
+
+
+async def test_compression_is_a_choice() -> None:
+    headers = (
+        ("Authorization", f"Bearer {TOKEN}"),
+        ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits"),
+    )
+    for arguments, chosen in (((), False), (("--deflate",), True)):
+        async with serving(*arguments) as (_, url), RawClient.open(url) as raw:
+            response = await raw.handshake("/ws", *headers)
+            assert ("Sec-WebSocket-Extensions: permessage-deflate" in response) is chosen
+            assert "\nserver:" not in response.lower()

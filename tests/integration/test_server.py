@@ -1,0 +1,273 @@
+"""What the gateway's own protocols for uvicorn do that uvicorn's do not. Attacks are in test_attacks.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from websockets.frames import Frame
+
+from nuropb_gateway_asgi import server
+from tests.kit.clients import CLOSE, PING, PONG, TEXT, RawClient, connect, refusal
+from tests.kit.gateways import RunningGateway, Site, eventually, make_gateway, run_gateway, serve
+
+BEARER = ("Authorization", "Bearer alice")
+
+
+@pytest.fixture(scope="module")
+async def shared() -> AsyncIterator[RunningGateway]:
+    async with run_gateway() as running:
+        yield running
+
+
+@pytest.fixture
+async def running(shared: RunningGateway) -> AsyncIterator[RunningGateway]:
+    """A gateway of which nothing may be left in use by any test."""
+    yield shared
+    await shared.is_empty()
+
+
+def test_this_uvicorn_is_known() -> None:
+    assert server.unprotected() is None
+
+
+def test_a_uvicorn_that_is_not_known_is_told_and_used_as_it_is() -> None:
+    program = (
+        "import uvicorn.protocols.http.h11_impl as http, uvicorn.protocols.websockets.websockets_sansio_impl as ws\n"
+        "del http.H11Protocol.send_400_response, ws.WebSocketsSansIOProtocol.keepalive_timeout\n"
+        "import nuropb_gateway_asgi.server as server\n"
+        "assert server.HTTPProtocol is http.H11Protocol\n"
+        "assert server.WebSocketProtocol is ws.WebSocketsSansIOProtocol\n"
+        "print(server.unprotected())\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    missing = "H11Protocol.send_400_response, WebSocketsSansIOProtocol.keepalive_timeout"
+    assert run.stdout.endswith(f" has no {missing}\n")
+
+
+# --- heads ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("more", "status"), [(0, 101), (1, 431)])
+async def test_header_lines_up_to_16_kib(running: RunningGateway, more: int, status: int) -> None:
+    line = ("X", "x" * (16384 - len("X: \r\n") + more))
+    async with RawClient.open(running.url) as raw:
+        assert (await raw.handshake("/ws", BEARER, line)).startswith(f"HTTP/1.1 {status} ")
+
+
+@pytest.mark.parametrize(("count", "status"), [(94, 101), (95, 431)])
+async def test_a_hundred_header_lines(running: RunningGateway, count: int, status: int) -> None:
+    async with RawClient.open(running.url) as raw:
+        lines = [(f"X-{number}", "x") for number in range(count)]  # and six that make it a handshake
+        assert (await raw.handshake("/ws", BEARER, *lines)).startswith(f"HTTP/1.1 {status} ")
+
+
+async def test_a_head_may_come_in_pieces(running: RunningGateway) -> None:
+    async with RawClient.open(running.url) as raw:
+        request = RawClient.upgrade("/ws", BEARER)
+        for position in range(len(request)):
+            await raw.send(request[position : position + 1])
+        assert (await raw.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+
+
+async def test_requests_on_one_connection_and_then_a_handshake(running: RunningGateway) -> None:
+    get = b"GET /livez HTTP/1.1\r\nHost: gateway\r\n\r\n"
+    async with RawClient.open(running.url) as raw:
+        await raw.send(get * 3)
+        for _ in range(3):
+            assert (await raw.read_until(b'{"alive":true}')).startswith(b"HTTP/1.1 200 ")
+        await raw.send(RawClient.upgrade("/ws", BEARER))
+        assert (await raw.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        assert b"hello" in (await raw.read_frame())[1]
+
+
+async def test_a_request_that_turns_out_to_be_none_behind_its_head(
+    running: RunningGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /livez HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with RawClient.open(running.url) as raw:
+        await raw.send(head + b"not a chunk\r\n")
+        assert (await raw.read_until(b"\r\n")).startswith(b"HTTP/1.1 400 ")
+        await raw.ended()
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_an_answer_arrives_before_the_connection_ends_however_much_was_sent(running: RunningGateway) -> None:
+    async with RawClient.open(running.url, receive_buffer=2048) as raw:
+        await raw.send(b"GET / HTTP/1.1\r\nX: " + b"x" * 4_000_000)
+        assert (await raw.read_until(b"\r\n")).startswith(b"HTTP/1.1 431 ")
+        raw.finish()
+        await raw.ended()
+
+
+# --- deadlines --------------------------------------------------------------------------------------------------
+
+
+async def test_a_head_that_does_not_end_is_answered_in_the_end(
+    running: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.2)
+    for start, answer in ((b"", b""), (b"GET /livez HTTP/1.1\r\n", b"HTTP/1.1 408 ")):
+        async with RawClient.open(running.url) as raw:
+            await raw.send(start)
+            assert (await raw.ended())[:13] == answer
+
+
+async def test_a_body_that_does_not_end_is_not_waited_for(
+    running: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.2)
+    async with RawClient.open(running.url) as raw:
+        await raw.send(b"POST /livez HTTP/1.1\r\nHost: gateway\r\nContent-Length: 1000\r\n\r\n{")
+        assert (await raw.ended()).startswith(b"HTTP/1.1 405 ")
+
+
+async def test_the_deadline_is_not_for_connections_that_are_served(
+    running: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.2)
+    async with connect(running.url, "alice") as client:
+        assert (await client.call("demo.slow", {"seconds": 0.6}))["error"] is None
+
+
+async def test_a_client_that_does_not_read_its_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.5)
+    lost = asyncio.Event()
+
+    async def big(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"10000000")]})
+        await send({"type": "http.response.body", "body": b"x" * 10_000_000})
+
+    connection_lost = server.HTTPProtocol.connection_lost
+
+    def on_lost(self: H11Protocol, exc: Exception | None) -> None:
+        connection_lost(self, exc)
+        lost.set()
+
+    monkeypatch.setattr(server.HTTPProtocol, "connection_lost", on_lost)
+    async with serve(big, send_buffer=4096) as site, open_socket(site) as raw:
+        await raw.send(b"GET / HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        async with asyncio.timeout(20):
+            await lost.wait()
+
+
+async def lifespan(receive: Any, send: Any) -> None:
+    for _ in range(2):
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+
+
+def open_socket(site: Site) -> Any:
+    return RawClient.open(site.http(), receive_buffer=4096)
+
+
+async def test_a_client_that_neither_reads_nor_answers_pings_is_given_up() -> None:
+    gateway = make_gateway(outbox_size=2**26, write_timeout=600.0, max_in_flight=1000)
+    async with (
+        serve(gateway.app, send_buffer=4096, ws_ping_interval=0.3, ws_ping_timeout=0.3) as site,
+        RawClient.open(site.ws(), receive_buffer=4096) as raw,
+    ):
+        await raw.handshake("/ws", BEARER)
+        for _ in range(20):
+            await raw.send_json({"type": "ping", "payload": "x" * 60000})
+        await eventually(lambda: len(gateway.handler_manager) == 1)
+        await eventually(lambda: len(gateway.handler_manager) == 0)
+
+
+async def test_the_kernel_gives_up_on_a_client_that_acknowledges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    set_user_timeout = server._set_user_timeout
+
+    def watched(transport: asyncio.Transport) -> None:
+        set_user_timeout(transport)
+        option = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        seen.append(option)
+
+    monkeypatch.setattr(server, "_set_user_timeout", watched)
+    async with run_gateway() as running, connect(running.url, "alice"):
+        assert seen == [30_000]
+
+
+# --- frames -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_thousand_fragments_are_a_message(running: RunningGateway) -> None:
+    text = b'{"type":"ping","payload":"' + b"x" * 1000 + b'"}'
+    async with RawClient.open(running.url) as raw:
+        await raw.handshake("/ws", BEARER)
+        await raw.read_frame()
+        data = RawClient.frame(text[:1], fin=False)
+        data += b"".join(RawClient.frame(text[n : n + 1], 0, fin=False) for n in range(1, 1020))
+        await raw.send(data + RawClient.frame(text[1020:], 0))
+        assert (await raw.read_frame())[1] == text.replace(b"ping", b"pong")
+
+
+async def test_pings_are_answered_a_hundred_in_a_row(running: RunningGateway) -> None:
+    async with RawClient.open(running.url) as raw:
+        await raw.handshake("/ws", BEARER)
+        await raw.read_frame()
+        await raw.send(RawClient.frame(b"!", PING) * 100)
+        for _ in range(100):
+            assert await raw.read_frame() == (PONG, b"!")
+        await raw.send(RawClient.frame(b"!", PING) * 20)
+        assert await raw.close_code() == 4029
+
+
+async def test_many_messages_in_one_piece_keep_their_order(running: RunningGateway) -> None:
+    frames = [RawClient.frame(f'{{"type":"ping","payload":{number}}}'.encode()) for number in range(5000)]
+    async with RawClient.open(running.url) as raw:
+        await raw.handshake("/ws", BEARER)
+        await raw.read_frame()
+        sending = asyncio.create_task(raw.send(b"".join(frames)))
+        for number in range(5000):
+            assert await raw.read_frame() == (TEXT, f'{{"type":"pong","payload":{number}}}'.encode())
+        await sending
+        await raw.send(RawClient.frame(b"\x03\xe8", CLOSE))
+        assert await raw.close_code() == 1000
+
+
+async def test_what_comes_behind_bad_utf8_changes_nothing(
+    running: RunningGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with RawClient.open(running.url) as raw:
+        await raw.handshake("/ws", BEARER)
+        await raw.send(RawClient.frame(b"\xff") + RawClient.frame(b"", PING) + RawClient.frame(b"\xff"))
+        assert await raw.close_code() == 1007
+    assert "Traceback" not in caplog.text
+
+
+async def test_who_goes_on_sending_after_the_end_is_not_listened_to(
+    running: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+    recv_frame = server._Frames.recv_frame
+
+    def watched(self: server._Frames, frame: Frame) -> None:
+        heard.append(frame.opcode)
+        recv_frame(self, frame)
+
+    monkeypatch.setattr(server._Frames, "recv_frame", watched)
+    async with RawClient.open(running.url) as raw:
+        await raw.handshake("/ws", BEARER)
+        await raw.send(RawClient.frame(b"binary", 2))
+        assert await raw.close_code() == 1003
+        with contextlib.suppress(ConnectionError):
+            await raw.send(RawClient.frame(b"7") * 200_000)
+        assert await raw.ended() == b""
+    assert len(heard) < 20_000
+
+
+async def test_a_refusal_does_not_quote_the_handshake(running: RunningGateway) -> None:
+    refused = await refusal(running.url, "alice", headers=[("Sec-WebSocket-Protocol", "my secret")])
+    assert (refused.status, refused.body) == (400, "Bad Request\n")

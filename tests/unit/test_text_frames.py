@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.frames import Frame, Opcode
+
+from nuropb_gateway_asgi._text_frames import encode_text, frame_size, is_fragment, is_hopeless, text_of
+
+LENGTHS = [0, 1, 125, 126, 127, 65535, 65536]
+frames = st.one_of(
+    st.builds(
+        Frame,
+        st.sampled_from([Opcode.CONT, Opcode.TEXT, Opcode.BINARY]),
+        st.one_of(st.binary(max_size=300), st.sampled_from([os.urandom(length) for length in LENGTHS])),
+        fin=st.booleans(),
+    ),
+    st.builds(Frame, st.sampled_from([Opcode.PING, Opcode.PONG, Opcode.CLOSE]), st.binary(min_size=2, max_size=125)),
+)
+
+
+def written(frame: Frame, *, mask: bool = True) -> bytes:
+    return frame.serialize(mask=mask)
+
+
+@given(frames, st.booleans(), st.binary(max_size=20))
+def test_the_size_of_a_frame_is_known_from_its_head(frame: Frame, mask: bool, more: bytes) -> None:
+    data = written(frame, mask=mask)
+    assert frame_size(b"..." + data + more, 3) == len(data)
+    assert frame_size(bytearray(data), 0) == len(data)
+
+
+@given(frames)
+def test_of_a_head_that_has_not_come_nothing_is_said(frame: Frame) -> None:
+    data = written(frame)
+    known = [frame_size(data[:room], 0) for room in range(min(len(data), 14))]
+    assert set(known) <= {0, len(data)}
+    assert known == sorted(known)
+    assert known[:2] == [0, 0][: len(known)]
+
+
+@given(st.text(max_size=200), st.binary(max_size=10), st.binary(max_size=10))
+def test_a_text_is_what_was_sent(text: str, before: bytes, after: bytes) -> None:
+    data = written(Frame(Opcode.TEXT, text.encode()))
+    assert text_of(before + data + after, len(before), len(before) + len(data)) == text
+
+
+@pytest.mark.parametrize("length", [125, 126, 65535])
+def test_a_long_text_is_what_was_sent(length: int) -> None:
+    data = written(Frame(Opcode.TEXT, b"x" * length))
+    assert text_of(bytearray(data), 0, len(data)) == "x" * length
+
+
+@pytest.mark.parametrize(
+    ("frame", "mask"),
+    [
+        pytest.param(Frame(Opcode.TEXT, b"\xff"), True, id="not UTF-8"),
+        pytest.param(Frame(Opcode.TEXT, b"a", fin=False), True, id="a fragment"),
+        pytest.param(Frame(Opcode.TEXT, b"a"), False, id="not masked"),
+        pytest.param(Frame(Opcode.TEXT, b"a" * 65536), True, id="long"),
+        *(pytest.param(Frame(code, b"\x03\xe8"), True, id=code.name) for code in Opcode if code is not Opcode.TEXT),
+    ],
+)
+def test_everything_else_is_left_to_the_library(frame: Frame, mask: bool) -> None:
+    data = written(frame, mask=mask)
+    assert text_of(data, 0, len(data)) is None
+
+
+def test_what_an_extension_has_changed_is_left_to_the_library() -> None:
+    compressed = b"\xc1" + written(Frame(Opcode.TEXT, b"a"))[1:]
+    assert text_of(compressed, 0, len(compressed)) is None
+
+
+@given(st.one_of(st.text(max_size=200), st.sampled_from(["x" * length for length in LENGTHS])))
+def test_what_is_sent_is_what_the_library_would_send(text: str) -> None:
+    assert encode_text(text) == written(Frame(Opcode.TEXT, text.encode()), mask=False)
+
+
+@given(st.binary(min_size=2, max_size=2))
+def test_what_is_hopeless_is_what_the_library_refuses_at_the_head(head: bytes) -> None:
+    valid = head[0] & 0x0F in set(Opcode)
+    assert is_hopeless(b"." + head, 1) == (not valid or head[1] < 128)
+
+
+@pytest.mark.parametrize(
+    ("first", "unfinished"), [(0x01, True), (0x00, True), (0x81, False), (0x80, False), (0x82, False), (0x89, None)]
+)
+def test_whether_a_message_goes_on(first: int, unfinished: bool | None) -> None:
+    assert is_fragment(first) is unfinished
