@@ -57,6 +57,8 @@ __all__ = ["CallHandler", "EventStreamHandler", "make_endpoints"]
 
 #: Milliseconds after which a browser asks for a stream again that has ended.
 RETRY: Final = 3000
+#: Events of the gateway's own, which are named for listeners; to those of the mesh a page listens as to messages.
+_OWN = re.compile(rb'\{"topic":"(hello|gap|dropped|unsubscribed|goodbye|closed)"')
 _JSON = re.compile(r'application/json[ \t]*(?:;[ \t]*charset="?utf-8"?[ \t]*)?', re.IGNORECASE)
 _WAIT = re.compile(r"wait[ \t]*=[ \t]*([1-9][0-9]{0,8})", re.IGNORECASE)
 _REQUEST_HEADERS: Final = ("Authorization", "Content-Type", "Last-Event-ID", "Prefer", "X-Trace-Id")
@@ -162,6 +164,8 @@ def _ended(code: int) -> Failure:
     """What a call comes to that was hung up on, by the close code."""
     if code == CloseCode.TOKEN_REVOKED:
         return Failure(ErrorCode.UNAUTHENTICATED, "The token has been revoked")
+    if code == CloseCode.TOO_MANY_ERRORS:
+        return Failure(ErrorCode.TOO_MANY_REQUESTS, "Too many calls failed")
     if code == CloseCode.SERVICE_RESTART:
         return Failure(ErrorCode.TIMEOUT, "The gateway is shutting down; whether it ran is unknown")
     return Failure(ErrorCode.CANCELLED, "Ended by the operator or by a service")
@@ -320,8 +324,11 @@ class EventsEndpoint(Endpoint):
         """Send events until either side hangs up."""
         if exchange.headers.get("content-length", "0") != "0" or "transfer-encoding" in exchange.headers:
             raise bad_request("This request has no body")
-        query = exchange.scope["query_string"].decode("latin-1")
-        topics = list(dict.fromkeys(value for name, value in parse_qsl(query, True) if name == "topic"))
+        try:
+            query = parse_qsl(exchange.scope["query_string"].decode("latin-1"), True, errors="strict")
+        except UnicodeDecodeError as error:
+            raise bad_request("The query is not valid UTF-8") from error
+        topics = list(dict.fromkeys(value for name, value in query if name == "topic"))
         stream = EventStreamHandler(exchange, topics, self._manager, self._settings)
         try:
             await register(self._manager, stream, token, exchange.address)
@@ -334,11 +341,6 @@ class EventsEndpoint(Endpoint):
         await exchange.respond(refusal)
 
 
-class _Payload(Struct):
-    topic: str
-    event: Raw
-
-
 class _EventFrame(Struct, tag_field="type", tag="event"):
     payload: Raw
 
@@ -347,23 +349,27 @@ class _Retry(Struct):
     retry_after_ms: int
 
 
+class _Goodbye(Struct):
+    event: _Retry
+
+
 _decode_event_frame = msgspec.json.Decoder(_EventFrame).decode
-_decode_payload = msgspec.json.Decoder(_Payload).decode
-_decode_retry = msgspec.json.Decoder(_Retry).decode
+_decode_goodbye = msgspec.json.Decoder(_Goodbye).decode
 
 
 def server_sent_event(text: str, number: int) -> bytes:
-    """A frame as a Server-Sent Event: the payload of an event, or else the whole frame, as an event of type "frame"."""
+    """A frame as a Server-Sent Event: the payload of an event, or else the whole frame, as one named "frame"."""
     text = on_one_line(text)
     try:
         payload = bytes(_decode_event_frame(text).payload)
     except UNREADABLE:  # of the host application's own making
         return b"event: frame\nid: %d\ndata: %b\n\n" % (number, text.encode())
-    retry = b""
-    if payload.startswith(b'{"topic":"goodbye"'):
+    own = _OWN.match(payload)
+    head = b"" if own is None else b"event: %b\n" % own[1]
+    if own is not None and own[1] == b"goodbye":
         with contextlib.suppress(*UNREADABLE):
-            retry = b"retry: %d\n" % abs(_decode_retry(_decode_payload(payload).event).retry_after_ms)
-    return b"%bid: %d\ndata: %b\n\n" % (retry, number, payload)
+            head += b"retry: %d\n" % max(_decode_goodbye(payload).event.retry_after_ms, 0)
+    return b"%bid: %d\ndata: %b\n\n" % (head, number, payload)
 
 
 # --- endpoints ----------------------------------------------------------------------------------------------------

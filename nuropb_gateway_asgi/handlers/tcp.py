@@ -54,7 +54,10 @@ class TCPHandler(Connection):
         self.has_hung_up = False
 
     async def receive_message(self) -> bytes | None:
-        """The next line, or None once there is none any more. Of one that is too long, what is enough to see that."""
+        """The next line, or None once there is none any more; the last one may lack its end.
+
+        Of one that is too long, what is enough to see that.
+        """
         try:
             while self._is_too_long:  # where it ends is of no interest: the connection ends, too
                 await self._stream.receive()
@@ -63,7 +66,9 @@ class TCPHandler(Connection):
             self._is_too_long = True
             return self._lines.buffer
         except (anyio.EndOfStream, anyio.IncompleteRead):
+            rest = b"" if self._has_finished else self._lines.buffer
             self._has_finished = True
+            return rest or None
         except _BROKEN:
             pass
         return None
@@ -79,7 +84,7 @@ class TCPHandler(Connection):
     def send_frame(self, text: str) -> None:
         """Put a frame into the outbox."""
         super().send_frame(text)
-        if self._has_finished:
+        if self._has_finished and self._tasks is not None:  # before, it is not read yet
             self._end_if_answered()
 
     def _end_if_answered(self) -> None:
