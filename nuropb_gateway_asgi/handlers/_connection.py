@@ -76,6 +76,7 @@ class Connection(ABC):
         self._awaits_pong = False
         #: Whether the client is pinged at all, and hung up on if it does not answer.
         self._sends_pings = self._expects_pongs = True
+        self._ping_interval = settings.ping_interval
 
     # --- what a kind of connection is -------------------------------------------------------------------------
 
@@ -266,7 +267,7 @@ class Connection(ABC):
                 self._awaits_pong = False
             elif now - self._pinged_at > self._settings.ping_timeout:
                 self.close(CloseCode.NO_PONG, "no pong")
-        elif now - self._pinged_at >= self._settings.ping_interval:
+        elif now - self._pinged_at >= self._ping_interval:
             self._pinged_at = now
             self._awaits_pong = self._expects_pongs
             self.send_frame(PING)

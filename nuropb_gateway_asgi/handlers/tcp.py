@@ -35,6 +35,8 @@ USER_TIMEOUT: Final = 30
 #: Seconds for a client that was hung up on to close its side, and for all of them when the gateway stops.
 LINGER: Final = 1.0
 STOP_TIMEOUT: Final = 2.0
+#: Seconds between two pings of a client that has finished sending and waits for answers.
+PROBE_INTERVAL: Final = 1.0
 #: Seconds until connections are accepted again when there is no room for another one in this process.
 PAUSE: Final = 1.0
 _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -76,7 +78,9 @@ class TCPHandler(Connection):
     def on_left(self) -> None:
         """Nothing more comes. Who has only finished sending gets the answers that are still to come."""
         if self._has_finished:
-            self._expects_pongs = False
+            # Who has gone altogether looks the same, until something is sent.
+            self._ping_interval = min(self._ping_interval, PROBE_INTERVAL)
+            self._expects_pongs = self._awaits_pong = False
             self._end_if_answered()
         else:
             super().on_left()
