@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 INSTALL := -m pip -qq --disable-pip-version-check --no-input install
 PYENV := "$(HOME)/.pyenv/versions"
 JS := clients/js
+# Most tests wait for something most of the time, so several run at once: each worker has brokers and servers of its own.
+PYTEST := -m pytest -n $(or $(TEST_WORKERS),3) --dist loadfile --no-loadscope-reorder
 
 # $(call find,TEST,CANDIDATES) prints the first candidate which passes the test and can make a virtual environment:
 # a pyenv shim is on the PATH for versions that are switched off, too, and Debian's Python may lack ensurepip.
@@ -47,10 +49,10 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended.
 	$(BIN)/python -m ruff check --fix
 
 unit: $(VENV)/.dev ## Run the unit tests only, on one Python.
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python $(PYTEST) tests/unit
 
 integration: provision peer $(VENV)/.dev $(JS)/.built ## Run the tests with real brokers, services and servers only.
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python $(PYTEST) tests/integration
 
 clean: ## Remove everything that was made here.
 	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
@@ -131,10 +133,10 @@ pytest: pytest-main $(FOUND:%=pytest-3.%)
 pytest-main:
 	@echo "All tests on Python 3.$(MAIN); the unit tests also on $(or $(FOUND:%=3.%),no other);" \
 	    "not found: $(or $(ABSENT:%=3.%),none)"
-	$(BIN)/python -m pytest --cov --cov-branch --cov-fail-under=95
+	$(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=95
 
 pytest-3.%: .venv-3.%/.unit
-	.venv-3.$*/bin/python -m pytest tests/unit
+	.venv-3.$*/bin/python $(PYTEST) tests/unit
 
 # The benchmark. nuropb_gw, which it is compared with, can be installed on Python 3.11 only; elsewhere it is left out.
 

@@ -41,6 +41,7 @@ import importlib.resources
 import logging
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import FrameType
 from typing import Any, Final, Protocol
@@ -89,6 +90,8 @@ RECONNECT_TIMEOUT: Final = 2.0
 DRAIN_INTERVAL: Final = 0.02
 #: Seconds for clients to read what they were sent last.
 FLUSH_TIMEOUT: Final = 1.0
+#: Looks in a row that find nobody reading what was sent last, after which it is not waited for.
+FLUSH_LOOKS: Final = 5
 #: Seconds for a server to close its connections once the gateway is drained.
 SHUTDOWN_TIMEOUT: Final = 1
 #: How long the token for development holds, in seconds.
@@ -295,7 +298,7 @@ class Gateway:
         """Let nobody in, say goodbye, and wait until nothing is in flight or DRAIN_TIMEOUT is over.
 
         Clients are told when to come back, each another moment. WebSockets stay open: the server closes them. A mesh
-        that stays away is not waited for, as no answer can come, and clients that do not read for a second only.
+        that stays away is not waited for, as no answer can come, nor are clients that do not read.
         """
         self._draining = True
         for channel in self.channels.values():
@@ -310,12 +313,20 @@ class Gateway:
             await asyncio.sleep(DRAIN_INTERVAL)
         for channel in self.channels.values():
             channel.hang_up()
-        # What was sent last has to be on its way before the server hangs up, which it may do at once.
+        await self._flush()
+
+    async def _flush(self) -> None:
+        """Wait until what was sent last is on its way: the server may hang up at once."""
         await asyncio.sleep(DRAIN_INTERVAL)
-        for _ in range(int(FLUSH_TIMEOUT / DRAIN_INTERVAL)):
-            if not any(channel.outbox_size for channel in self.channels.values()):
-                break
+        waiting, looks, end = self._unsent(), 0, time.monotonic() + FLUSH_TIMEOUT
+        while waiting and looks < FLUSH_LOOKS and time.monotonic() < end:
             await asyncio.sleep(DRAIN_INTERVAL)
+            left = self._unsent()
+            looks = 0 if left < waiting else looks + 1
+            waiting = left
+
+    def _unsent(self) -> int:
+        return sum(channel.outbox_size for channel in self.channels.values())
 
     def _busy(self) -> list[ServiceMeshManager]:
         """Those who still wait for answers."""

@@ -146,9 +146,6 @@ class Placeholder:
         # Empty, it would leave `{claim:team}*` with nothing but the wildcard.
         return _escape_again(found) if isinstance(found, str) and found else None
 
-    def __str__(self) -> str:
-        return "{user_id}" if self.claim is None else f"{{claim:{self.claim}}}"
-
 
 #: Text as it stands, and placeholders.
 _Parts: TypeAlias = tuple[str | Placeholder, ...]
@@ -288,10 +285,6 @@ class CallPattern:
     def rank(self) -> Rank:
         """The service decides before the method."""
         return (*self.service.rank, *self.method.rank)
-
-    def may_match(self, service: str, method: str) -> bool:
-        """Whether it matches for somebody."""
-        return self.service.may_match(service) and self.method.may_match(method)
 
     def matches(self, service: str, method: str, identity: Identity) -> bool:
         """Whether it matches for this caller."""

@@ -131,7 +131,7 @@ def _run(options: _Options) -> int:
 
     from ..gateway import Gateway, create_app
     from ..logs import configure_logging
-    from ..server import make_config, unprotected
+    from ..server import make_config, tune_collector, unprotected
 
     settings = Settings.from_env()
     _check_certificate(options)
@@ -181,6 +181,7 @@ def _run(options: _Options) -> int:
         # uvicorn raises the signal that ended it once more, after a graceful shutdown: that is no failure.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
         server = Server(config)
+        tune_collector()
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
         return 0 if server.started else START_FAILED
@@ -276,6 +277,7 @@ def worker_app() -> Starlette:
 def reloaded_app() -> Starlette:
     """The application of a process that ends with its parent, however that ends."""
     from ..gateway import create_app
+    from ..server import tune_collector
 
     def follow() -> None:
         parent = multiprocessing.parent_process()
@@ -285,10 +287,12 @@ def reloaded_app() -> Starlette:
 
     threading.Thread(target=follow, name="follow the parent", daemon=True).start()
     try:
-        return create_app(announce=False)
+        app = create_app(announce=False)
     except SettingsError as error:  # a file has changed since the parent looked
         click.echo(f"nuropb-gateway: {error}", err=True)
         sys.exit(START_FAILED)
+    tune_collector()
+    return app
 
 
 # --- where it listens ---------------------------------------------------------------------------------------------

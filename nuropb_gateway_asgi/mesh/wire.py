@@ -5,6 +5,7 @@ What peers send and expect was read in nuropb 0.1.8 and seen on RabbitMQ; ``docs
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Mapping
@@ -237,7 +238,11 @@ def _short(value: str) -> bytes:
     data = value.encode()
     if len(data) > 255:
         raise InvalidMessage("a name has more than 255 bytes")
-    return bytes((len(data),)) + data
+    return len(data).to_bytes() + data
+
+
+#: For the few that come again and again.
+_known_short = functools.lru_cache(maxsize=256)(_short)
 
 
 def _long(value: str) -> bytes:
@@ -287,17 +292,38 @@ def encode_publish(
     """
     if trace_id is not None and len(trace_id) > MAX_TRACE_ID_LENGTH:
         raise InvalidMessage(f"a trace_id has more than {MAX_TRACE_ID_LENGTH} characters")
-    method = b"%b%b%b%b" % (_BASIC_PUBLISH, _short(exchange), _short(routing_key), b"\x01" if mandatory else b"\x00")
-    table = _TABLES[kind, encrypted] + (b"V" if trace_id is None else b"S" + _long(trace_id))
-    flags = _FLAGS
-    properties = [_CONTENT_TYPE_JSON, _LONG.pack(len(table)), table, _short(correlation_id), _short(reply_to)]
+    table = _TABLES[kind, encrypted]
+    trace = b"V" if trace_id is None else b"S" + _long(trace_id)
+    flags, expires = _FLAGS, b""
     if expiration is not None:
         flags |= _EXPIRATION
-        properties.append(_short(expiration))
-    header = _HEADER.pack(_BASIC_CLASS, 0, len(body), flags) + b"".join(properties)
-    frames = [_FRAME.pack(1, channel, len(method)), method, _END, _FRAME.pack(2, channel, len(header)), header, _END]
+        expires = _known_short(expiration)
+    properties = b"".join(
+        (
+            _CONTENT_TYPE_JSON,
+            _LONG.pack(len(table) + len(trace)),
+            table,
+            trace,
+            _short(correlation_id),
+            _known_short(reply_to),
+            expires,
+        )
+    )
+    frames = [
+        _publish_method(channel, exchange, routing_key, mandatory),
+        _FRAME.pack(2, channel, _HEADER.size + len(properties)),
+        _HEADER.pack(_BASIC_CLASS, 0, len(body), flags),
+        properties,
+        _END,
+    ]
     room = frame_max - _FRAME.size - 1
     for start in range(0, len(body), room):
         part = body if len(body) <= room else body[start : start + room]
         frames += (_FRAME.pack(3, channel, len(part)), part, _END)
     return b"".join(frames)
+
+
+@functools.lru_cache(maxsize=256)
+def _publish_method(channel: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    method = b"%b%b%b%b" % (_BASIC_PUBLISH, _short(exchange), _short(routing_key), b"\x01" if mandatory else b"\x00")
+    return b"%b%b%b" % (_FRAME.pack(1, channel, len(method)), method, _END)

@@ -35,7 +35,7 @@ from tests.servers.surviving_service import SurvivingService, host
 
 SECRET: Final = secrets.token_urlsafe(48)
 #: Seconds.
-EXIT_IN_OUTAGE, SHUTDOWN = 5.0, 2.0
+EXIT_IN_OUTAGE, SHUTDOWN = 8.0, 5.0
 #: What `mount` looks like in an application of one's own.
 HOST_APPLICATION: Final = """
 from starlette.applications import Starlette

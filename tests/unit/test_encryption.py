@@ -193,7 +193,7 @@ def test_garbage_cannot_be_decrypted(message: bytes) -> None:
         decrypt_call(message, private_key())
 
 
-@pytest.mark.parametrize("key", [b"", b"short", b"\xff" * 44, b"a" * 45, Fernet.generate_key()[:-4]])
+@pytest.mark.parametrize("key", [b"", b"short", b"\xff" * 44, b"a" * 45, b"YWJj" * 10])
 def test_a_call_with_a_key_that_is_none_cannot_be_decrypted(key: bytes) -> None:
     encrypted_key = b64encode(private_key().public_key().encrypt(key, OAEP))
     with pytest.raises(UndecryptableMessage, match=r"^the message cannot be decrypted$"):

@@ -102,6 +102,28 @@ def test_frames_of_other_channels_come_in_between() -> None:
     assert [each.body for each in ear.messages] == [b"abc"]
 
 
+def test_what_belongs_to_no_message_is_passed_on() -> None:
+    ear = Ear()
+    _, header, body = split(message(1, b"abc", Properties()))
+    assert ear.feed(header + body) == header + body
+    assert not ear.messages
+
+
+def test_no_other_frame_disturbs_a_message() -> None:
+    ear = Ear()
+    method, header, body = split(message(1, b"abc", Properties()))
+    stranger = b"\x04\x00\x01\x00\x00\x00\x01x\xce"
+    assert ear.feed(method + header + stranger + body) == b""
+    assert [each.body for each in ear.messages] == [b"abc"]
+
+
+def test_what_comes_back_to_nobody_is_dropped() -> None:
+    splitter = Splitter(lambda blocked: None)
+    splitter.add(1, Content())
+    start = commands.Basic.Return(312, "NO_ROUTE", "", "key")
+    assert splitter.feed(message(1, b"abc", Properties(correlation_id="c"), start=start)) == b""
+
+
 def split(data: bytes) -> list[bytes]:
     frames = []
     while data:

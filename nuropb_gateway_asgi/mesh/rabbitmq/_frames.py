@@ -7,6 +7,7 @@ for pamqp and aiormq, who get them as they came.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -20,6 +21,8 @@ __all__ = ["HEARTBEAT", "Content", "Incoming", "Splitter"]
 #: A frame that says that the other side is there.
 HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
+#: Type, channel, size.
+_FRAME: Final = struct.Struct(">BHI")
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, 0xCE
 #: Bytes of a frame around its payload.
 _AROUND: Final = 8
@@ -216,15 +219,15 @@ class Splitter:
         passed: list[bytes] = []
         takers = self._takers
         while size - at >= _AROUND:
-            end = at + _AROUND + int.from_bytes(data[at + 3 : at + 7], "big")
-            if data[at] > _AROUND or (end <= size and data[end - 1] != _END):
+            kind, channel, length = _FRAME.unpack_from(data, at)
+            end = at + _AROUND + length
+            if kind > _AROUND or (end <= size and data[end - 1] != _END):
                 # Not a frame: the broker's protocol header, or garbage. aiormq knows what to say of it.
                 passed.append(data[at:])
                 at = size
                 break
             if end > size:
                 break
-            kind, channel = data[at], (data[at + 1] << 8) | data[at + 2]
             taker = takers.get(channel)
             if taker is not None and taker.take(kind, data[at + 7 : end - 1]):
                 self.took = True

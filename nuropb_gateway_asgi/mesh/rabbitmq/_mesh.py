@@ -104,6 +104,8 @@ class RabbitMQMesh:
         self._publishing = Link("publishing", lambda: self._connect("publish"), self._set_up_publishing, self._update)
         self._consuming = Link("consuming", lambda: self._connect("consume"), self._set_up_consuming, self._update)
         self._connected = False
+        #: The event loop's, while it runs.
+        self._clock: Callable[[], float]
         self._blocked = False
         #: A message to oneself came back by these connections.
         self._proven = False
@@ -160,6 +162,7 @@ class RabbitMQMesh:
         )
 
     async def __aenter__(self) -> RabbitMQMesh:
+        self._clock = asyncio.get_running_loop().time
         self._topics_changed = asyncio.Event()  # it belongs to the event loop in which it is first waited for
         self._stopping = False
         await self._stack.enter_async_context(self._host)
@@ -216,7 +219,7 @@ class RabbitMQMesh:
             body=body,
             frame_max=publisher.frame_max,
             reply_to=self.reply_queue,
-            expiration=wire.expiration(message.deadline - asyncio.get_running_loop().time()),
+            expiration=wire.expiration(message.deadline - self._clock()),
             mandatory=True,
             encrypted=message.public_key is not None,
         )
@@ -300,7 +303,7 @@ class RabbitMQMesh:
             frame_max=publisher.frame_max,
             expiration=None if expires is None else wire.expiration(expires),
         )
-        deadline = float("inf") if expires is None else asyncio.get_running_loop().time() + expires
+        deadline = float("inf") if expires is None else self._clock() + expires
         publisher.put(deadline, correlation_id, frames)
 
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
@@ -500,11 +503,10 @@ class RabbitMQMesh:
 
     async def _watch(self) -> None:
         """Send a message to oneself now and then, and give the connections up when it does not come back."""
-        loop = asyncio.get_running_loop()
         due = 0.0
         while True:
             await asyncio.sleep(PING_INTERVAL / 6)
-            now = loop.time()
+            now = self._clock()
             if not (self._publishing.up and self._consuming.up) or self._blocked:
                 self._ping_sent = None
             elif self._ping_sent is not None:
@@ -520,7 +522,7 @@ class RabbitMQMesh:
         publisher = self._publisher
         if publisher is None:
             return
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         frames = wire.encode_publish(
             channel=publisher.plain.number,
             exchange="",
@@ -538,7 +540,7 @@ class RabbitMQMesh:
 
     def _on_pong(self) -> None:
         if self._ping_sent is not None:
-            self.round_trips.append(asyncio.get_running_loop().time() - self._ping_sent)
+            self.round_trips.append(self._clock() - self._ping_sent)
         self._ping_sent = None
         if not self._proven and self._publishing.up:
             self._proven = True
