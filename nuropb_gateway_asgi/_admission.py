@@ -105,7 +105,8 @@ class Admission:
     @contextlib.contextmanager
     def waiting(self, address: str) -> Iterator[None]:
         """A place for one that has no token yet, until it does. Raises ConnectionLimitReached."""
-        if self._waiting.total() >= self._max_waiting or self._waiting[address] >= MAX_WAITING_PER_ADDRESS:
+        of_address = self._waiting[address] if address else 0
+        if self._waiting.total() >= self._max_waiting or of_address >= MAX_WAITING_PER_ADDRESS:
             raise ConnectionLimitReached("too many connections without a token", per_user=False)
         with _counted(self._waiting, address):
             yield
@@ -146,7 +147,7 @@ def address_of(client: Any) -> str:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host
+        return host if host.isprintable() else ascii(host)  # it goes into the log, and a proxy may pass on anything
     if isinstance(address, ipaddress.IPv4Address):
         return host
     mapped = address.ipv4_mapped

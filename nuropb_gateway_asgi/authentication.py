@@ -491,5 +491,5 @@ class TokenAuthenticationBackend(AuthenticationBackend):
 def _scopes(claims: Mapping[str, Any]) -> list[str]:
     scope = claims.get("scope", "")  # RFC 8693, 4.2: separated by spaces; some issuers write a list
     if isinstance(scope, str):
-        return scope.split()
+        return [word for word in scope.split(" ") if word]
     return [item for item in scope if isinstance(item, str)] if isinstance(scope, list) else []

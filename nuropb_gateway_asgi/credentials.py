@@ -105,20 +105,24 @@ def _subprotocol_tokens(subprotocols: Sequence[str]) -> Iterator[str | None]:
                 yield None
 
 
+# Python would strip more than HTTP leaves out: "\xa0__Host-session" is another cookie, which any page may set.
+_BLANK = " \t"
+
+
 def _cookie_values(headers: Headers, name: str) -> Iterator[str]:
     # Starlette's parser keeps one of several cookies of the same name. A site on a sibling domain can plant
     # one (RFC 6265, 8.6), so that all of them have to be seen.
     for header in headers.getlist("cookie"):
         for pair in header.split(";"):
             key, separator, value = pair.partition("=")
-            if separator and key.strip() == name:
+            if separator and key.strip(_BLANK) == name:
                 yield value
 
 
 def _token_from_cookie(value: str) -> str | None:
     if len(value) > 8192:  # no browser keeps one of more than 4096 bytes, and decoding takes its time
         return None
-    value = unquote(value.strip())
+    value = unquote(value.strip(_BLANK))
     if len(value) >= 2 and value[0] == value[-1] == '"':
         value = value[1:-1]
     return bearer_from_header(value) or _checked(value)

@@ -68,6 +68,8 @@ class LogFilter(logging.Filter):
 
 
 def _escaped(arg: Any, *, query: bool) -> Any:
+    if isinstance(arg, BaseException):
+        return str(arg).translate(_ESCAPED)  # it may name an address, as a proxy gave it
     if not isinstance(arg, str):
         return arg
     return (arg if query else arg.partition("?")[0]).translate(_ESCAPED)

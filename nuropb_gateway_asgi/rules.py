@@ -117,7 +117,8 @@ class Condition:
         """
         claim = find_claim(claims, self.claim)
         if self.operator == "contains":
-            have = claim.split() if isinstance(claim, str) else claim
+            # By spaces alone (RFC 6749, 3.3): Python would split a name at any kind of white space within it.
+            have = [word for word in claim.split(" ") if word] if isinstance(claim, str) else claim
             if not isinstance(have, list | tuple):
                 return False
             return all(_has(have, value) for value in self.values)

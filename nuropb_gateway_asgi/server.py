@@ -15,10 +15,14 @@ has them no longer, the two are uvicorn's own protocols, and :func:`unprotected`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import gc
+import logging
+import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -41,7 +45,20 @@ from .logs import JSONFormatter
 from .protocol import CloseCode
 from .settings import Settings
 
-__all__ = ["HTTPProtocol", "WebSocketProtocol", "make_config", "new_event_loop", "tune_collector", "unprotected"]
+if sys.platform != "win32":
+    import resource
+
+__all__ = [
+    "HTTPProtocol",
+    "WebSocketProtocol",
+    "allow_files",
+    "make_config",
+    "new_event_loop",
+    "tune_collector",
+    "unprotected",
+]
+
+logger = logging.getLogger(__name__)
 
 #: Bytes of one line of a request's head: a token may have 8 KiB.
 MAX_HEADER_LINE: Final = 16384
@@ -69,6 +86,12 @@ SHUTDOWN_TIMEOUT: Final = 2
 MAX_FRAME_HEAD: Final = 14
 #: Frames of a connection that are taken in a row before others get their turn.
 FRAMES_PER_TURN: Final = 16
+#: Files of a process that are not for connections of clients: the broker's, the policy's, those that logs go to.
+SPARE_FILES: Final = 64
+#: Connections without a request that there is room for, beside those that are served.
+ROOM_FOR_HEADS: Final = 1000
+#: Seconds between two log lines about connections that cannot be accepted.
+ACCEPT_LOG_INTERVAL: Final = 60.0
 #: Bytes of a handshake that are parsed at a time: of the 256 KiB that come in one piece, 40 000 messages could be made.
 SLICE: Final = 8192
 #: Containers made and not freed until the young ones are looked at, and how often until the older ones are.
@@ -119,6 +142,11 @@ class _LimitedHTTPProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         _set_user_timeout(transport)
+        if len(self.connections) > _most_connections():
+            # Whoever says nothing for longest makes room: without files nobody else would be heard any more.
+            silent = next(iter(_silent), self)
+            silent._stop_watching()  # noqa: SLF001
+            silent.transport.abort()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -146,14 +174,16 @@ class _LimitedHTTPProtocol(H11Protocol):
             self._stop_watching()
         elif self._deadline is None:
             self._deadline = self.loop.call_later(HEAD_TIMEOUT, self._on_deadline)
+            _silent[self] = None
 
     def _stop_watching(self) -> None:
+        _silent.pop(self, None)
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
     def _on_deadline(self) -> None:
-        self._deadline = None
+        self._stop_watching()
         if self.transport.get_write_buffer_size():
             self.transport.abort()  # it does not read, so closing would wait for it
         elif self._requests.trailing_data[0]:
@@ -187,6 +217,36 @@ class _LimitedHTTPProtocol(H11Protocol):
         self._stop_watching()
         self._refused = True
         self._deadline = _hang_up(self.transport, self.loop)
+
+
+#: Those on whose deadline the clock runs, the oldest first.
+_silent: Final[dict[_LimitedHTTPProtocol, None]] = {}
+
+
+def _most_connections() -> float:
+    """How many connections this process has files for."""
+    if sys.platform == "win32":
+        return math.inf
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if limit == resource.RLIM_INFINITY else max(limit - SPARE_FILES, 1)
+
+
+def allow_files(connections: int) -> int | None:
+    """Allow this process as many files as it takes for so many connections, and those that are only about to be one.
+
+    If that is more than it may have: for how many connections there is room instead.
+    """
+    if sys.platform == "win32":
+        return None
+    wanted = connections + ROOM_FOR_HEADS + SPARE_FILES
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != limit < wanted:
+        possible = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        with contextlib.suppress(OSError, ValueError):  # macOS has another limit, which it does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (possible, most))
+            limit = possible
+    room = limit - SPARE_FILES
+    return None if limit == resource.RLIM_INFINITY or room >= connections else max(room, 1)
 
 
 class _Frames(ServerProtocol):
@@ -441,8 +501,21 @@ def _set_user_timeout(transport: asyncio.Transport) -> None:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvicorn's choice of an event loop, on which TLS handshakes have an end: asyncio gives them 60 s."""
+    """uvicorn's choice of an event loop, on which TLS handshakes have an end: asyncio gives them 60 s. And of
+    connections that cannot be accepted it logs now and then; asyncio does so thousands of times in a second.
+    """
     loop = auto_loop_factory()()
+    logged_at = -math.inf
+
+    def on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal logged_at
+        if context.get("message") != "socket.accept() out of system resource":
+            loop.default_exception_handler(context)
+        elif loop.time() - logged_at >= ACCEPT_LOG_INTERVAL:
+            logged_at = loop.time()
+            logger.error("connections cannot be accepted: %s", context.get("exception"))
+
+    loop.set_exception_handler(on_exception)
     create_server: Callable[..., Any] = loop.create_server
 
     def limited(*args: Any, **kwargs: Any) -> Any:

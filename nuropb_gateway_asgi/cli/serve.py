@@ -131,7 +131,7 @@ def _run(options: _Options) -> int:
 
     from ..gateway import Gateway, create_app
     from ..logs import configure_logging
-    from ..server import make_config, tune_collector, unprotected
+    from ..server import allow_files, make_config, tune_collector, unprotected
 
     settings = Settings.from_env()
     _check_certificate(options)
@@ -161,6 +161,10 @@ def _run(options: _Options) -> int:
         ssl_keyfile=options.ssl_keyfile,
         ws_per_message_deflate=options.deflate,
     )
+    if (room := allow_files(settings.max_connections)) is not None:
+        logger.warning(
+            "the limit of open files leaves room for %d of MAX_CONNECTIONS, %d", room, settings.max_connections
+        )
     if (problem := unprotected()) is not None:
         logger.warning("uvicorn is used without the limits on heads, fragments and pings: %s", problem)
     with _listener(config, options) as listener:

@@ -225,14 +225,17 @@ async def test_no_secret_of_the_mesh_is_logged(rabbitmq: Broker) -> None:
 
 async def test_what_makes_a_line_of_its_own_is_escaped() -> None:
     forged = "2026 INFO: everything is fine"
-    settings = {"JWT_KEY": KEY, "LOG_LEVEL": "debug"}
+    settings = {"JWT_KEY": KEY, "LOG_LEVEL": "debug", "HANDSHAKE_RATE_PER_ADDRESS": "1/min"}
     async with run_module(*SERVE, "--forwarded-allow-ips", "*", settings=settings, environment=LOUD) as process:
         url = (await process.line(r"ws://\S+"))[0]
-        for address in (f"\x9b2J{forged}", f"1.2.3.4\x85{forged}"):
+        addresses = [f"\x9b2J{forged}", f"1.2.3.4\x85{forged}"]
+        for address in addresses * 2:  # the second time it is one handshake too many, of which the gateway tells itself
             async with RawClient.open(url) as raw:
                 await raw.handshake(f"/ws?%0d%0a{forged.replace(' ', '%20')}", ("X-Forwarded-For", address))
         process.signal(signal.SIGINT)
         await process.wait()
     assert rf"\x9b2J{forged}" in process.output
     assert rf"1.2.3.4\x85{forged}" in process.output
+    assert rf"too many handshakes from '1.2.3.4\x85{forged}'" in process.output
+    assert re.search(r"[\x80-\x9f]", process.output) is None
     assert not any(line.startswith(forged) for line in process.output.splitlines())

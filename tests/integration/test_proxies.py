@@ -142,7 +142,12 @@ async def test_who_comes_without_tls_is_sent_to_it(site: Site) -> None:
     async with httpx.AsyncClient(trust_env=False) as browser:
         response = await browser.get(site.proxy.url("/ws", "http"))
         assert response.status_code == 301
-        assert response.headers["Location"].startswith("https://127.0.0.1")
+        assert response.headers["Location"].startswith(("https://127.0.0.1", "https://gateway.example.com/ws"))
+        # Whoever writes a link must not be able to write a header.
+        for path in ("/%0d%0aX-Forged:%20yes", "/%0aX-Forged:%20yes", "/ws?%0d%0aX-Forged:%20yes"):
+            response = await browser.get(site.proxy.url(path, "http"))
+            assert "X-Forged" not in response.headers
+            assert response.headers["Location"].endswith(path)
 
 
 async def test_the_proxy_logs_no_query(site: Site) -> None:

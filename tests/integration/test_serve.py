@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import stat
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from nuropb_gateway_asgi.cli.serve import reloaded_app
 from tests.kit.certificates import Certificate
 from tests.kit.clients import RawClient, connect, refusal
 from tests.kit.gateways import DEADLINE, eventually
-from tests.kit.processes import Process, run_module
+from tests.kit.processes import Process, run_module, run_process
 
 SECRET = "a secret that is long enough to sign with, and no longer"
 TOKEN = issue_token(SECRET, "alice")
@@ -61,6 +62,25 @@ async def ready(process: Process, count: int = 2) -> list[int]:
     """Wait until so many workers serve, or have served."""
     await eventually(lambda: process.output.count("Application startup complete") >= count)
     return workers(process)
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+async def test_who_only_opens_connections_takes_neither_the_files_nor_the_log() -> None:
+    command = f"ulimit -n 120; exec {sys.executable} -m {PACKAGE} serve --port 0"
+    settings = {"JWT_KEY": SECRET, "HANDSHAKE_RATE_PER_ADDRESS": "off"}
+    async with contextlib.AsyncExitStack() as stack:
+        process = await stack.enter_async_context(run_process("bash", "-c", command, settings=settings))
+        url = (await process.line(r"^The gateway is at (\S+)"))[1]
+        client = await stack.enter_async_context(connect(url, TOKEN))
+        for _ in range(300):
+            await stack.enter_async_context(RawClient.open(url))
+        async with connect(url, TOKEN) as other:
+            assert await other.result("demo.add", {"a": 1, "b": 2}) == 3
+        assert await client.result("demo.add", {"a": 1, "b": 2}) == 3
+        await process.line(r"the limit of open files leaves room for 56 of MAX_CONNECTIONS, 10000$")
+        assert len(process.stderr) < 50
 
 
 # --- workers ----------------------------------------------------------------------------------------------------

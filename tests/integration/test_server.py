@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import resource
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from websockets.frames import Frame
 
 from nuropb_gateway_asgi import server
+from nuropb_gateway_asgi._direct import EXTENSION
 from tests.kit.clients import CLOSE, PING, PONG, TEXT, RawClient, connect, refusal
 from tests.kit.gateways import RunningGateway, Site, eventually, make_gateway, run_gateway, serve
 
@@ -53,6 +56,41 @@ def test_a_uvicorn_that_is_not_known_is_told_and_used_as_it_is() -> None:
     assert run.stdout.endswith(f" has no {missing}\n")
 
 
+def test_what_cannot_be_accepted_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    loop = server.new_event_loop()
+    try:
+        for _ in range(3):
+            error = OSError(24, "Too many open files")
+            loop.call_exception_handler({"message": "socket.accept() out of system resource", "exception": error})
+        loop.call_exception_handler({"message": "something else"})
+    finally:
+        loop.close()
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert said == ["connections cannot be accepted: [Errno 24] Too many open files", "something else"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "allowed", "room"),
+    [
+        ((1024, 524288), (11064, 524288), None),
+        ((1024, -1), (11064, -1), None),
+        ((65536, 524288), None, None),
+        ((-1, -1), None, None),
+        ((1024, 4096), (4096, 4096), 4032),
+        ((10500, 10500), (10500, 10500), None),
+        ((32, 32), (32, 32), 1),
+    ],
+)
+def test_a_process_is_allowed_the_files_that_its_connections_need(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], allowed: tuple[int, int] | None, room: int | None
+) -> None:
+    chosen: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: chosen.append(new))
+    assert server.allow_files(10000) == room
+    assert chosen == ([] if allowed is None else [allowed])
+
+
 # --- heads ------------------------------------------------------------------------------------------------------
 
 
@@ -68,6 +106,22 @@ async def test_a_hundred_header_lines(running: RunningGateway, count: int, statu
     async with RawClient.open(running.url) as raw:
         lines = [(f"X-{number}", "x") for number in range(count)]  # and six that make it a handshake
         assert (await raw.handshake("/ws", BEARER, *lines)).startswith(f"HTTP/1.1 {status} ")
+
+
+async def test_who_says_nothing_for_longest_makes_room_when_files_run_out(
+    running: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_most_connections", lambda: 3)
+    async with connect(running.url, "alice") as client, contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(RawClient.open(running.url)) for _ in range(6)]
+        for raw in silent[:4]:
+            assert await raw.ended() == b""
+        async with connect(running.url, "bob") as other:
+            assert await silent[4].ended() == b""
+            await other.settled()
+            await client.settled()
+        await silent[5].send(b"GET /livez HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        assert (await silent[5].read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_a_head_may_come_in_pieces(running: RunningGateway) -> None:
@@ -266,6 +320,38 @@ async def test_who_goes_on_sending_after_the_end_is_not_listened_to(
             await raw.send(RawClient.frame(b"7") * 200_000)
         assert await raw.ended() == b""
     assert len(heard) < 20_000
+
+
+async def hang_up_on_the_first_text(heard: list[str], scope: Any, receive: Any, send: Any) -> None:
+    """An application that has its messages directly."""
+    if scope["type"] == "lifespan":
+        for phase in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{phase}.complete"})
+        return
+    direct = scope["extensions"][EXTENSION]
+
+    def on_text(text: str) -> None:
+        heard.append(text)
+        direct.close(4503, "")
+
+    await receive()
+    await send({"type": "websocket.accept"})
+    direct.attach(on_text, lambda: None)
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+
+
+async def test_text_that_comes_after_the_close_frame_is_not_given_to_the_application() -> None:
+    heard: list[str] = []
+    app = functools.partial(hang_up_on_the_first_text, heard)
+    async with serve(app, interface="asgi3") as site, RawClient.open(site.ws()) as raw:
+        await raw.handshake("/ws")
+        await raw.send(RawClient.frame(b"first") + RawClient.frame(b"second") + RawClient.frame(b"third"))
+        assert await raw.close_code() == 4503
+        await raw.send(RawClient.frame(b"fourth") + RawClient.frame(b"\x11\x97", CLOSE))
+        assert await raw.ended() == b""
+    assert heard == ["first"]
 
 
 async def test_a_refusal_does_not_quote_the_handshake(running: RunningGateway) -> None:

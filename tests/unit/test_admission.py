@@ -78,6 +78,13 @@ def test_who_has_no_address_counts_for_none() -> None:
         assert refused(admission, "", 0.0) is None
 
 
+def test_many_without_an_address_may_be_without_a_token() -> None:
+    admission = Admission(10_000)
+    with contextlib.ExitStack() as stack:
+        for _ in range(_admission.MAX_WAITING_PER_ADDRESS + 1):
+            stack.enter_context(admission.waiting(""))
+
+
 def test_a_token_that_is_refused_counts_ten_times() -> None:
     admission = Admission(10, per_address=rate("1/s burst 30"))
     for _ in range(3):
@@ -155,6 +162,7 @@ def test_the_smallest_process_has_a_place_for_a_connection_without_a_token() -> 
         (["10.0.0.1", 4711], "10.0.0.1"),
         (("10.0.0.1", 0), "10.0.0.1"),
         (("testclient", 1), "testclient"),
+        (("1.2.3.4\x85INFO: \x9b31m", 1), r"'1.2.3.4\x85INFO: \x9b31m'"),
         ((None, 1), ""),
         (("2001:db8:1:2:3:4:5:6", 1), "2001:db8:1:2::/64"),
         (("2001:db8:1:2::", 1), "2001:db8:1:2::/64"),

@@ -727,6 +727,7 @@ async def test_host_application_knows_the_user_of_a_websocket(
     [
         ("read write", ["read", "write"]),
         (" read  ", ["read"]),
+        ("read\u00a0admin\troot", ["read\u00a0admin\troot"]),
         (["read", 1, "write"], ["read", "write"]),
         ("", []),
         (None, []),

@@ -124,6 +124,9 @@ def cookie(*values: str) -> list[tuple[str, str]]:
         ([], [offer(b"abc"), offer(b"a b")], BOTH),
         # the cookie
         (cookie("Authorization=abc"), [], Credentials("abc", "cookie")),
+        (cookie("a=b;\t Authorization\t= abc"), [], Credentials("abc", "cookie")),
+        *((cookie(f"{c}Authorization=abc; Authorization{c}=abc"), [], NOTHING) for c in "\xa0\x85\x1f\x0b"),
+        *((cookie(f"Authorization=abc{c}"), [], MALFORMED) for c in "\xa0\x85\x1c"),
         (cookie("a=b; Authorization=abc ;c"), [], Credentials("abc", "cookie")),
         (cookie("a=b", "Authorization=abc"), [], Credentials("abc", "cookie")),
         (cookie('Authorization="abc"'), [], Credentials("abc", "cookie")),

@@ -76,6 +76,13 @@ SAID = [
         r'\x1b[2J\x0d\x0a:0 - "WebSocket /ws" [accepted]',
     ),
     ("uvicorn.error", logging.INFO, WEBSOCKET, ("\x9b\u2028:0", "/ws"), r'\x9b\u2028:0 - "WebSocket /ws" [accepted]'),
+    (
+        "uvicorn.error",
+        logging.INFO,
+        WEBSOCKET,
+        ("1.2.3.4:5", OSError("a\x85b")),
+        r'1.2.3.4:5 - "WebSocket a\x85b" [accepted]',
+    ),
     ("uvicorn.asgi", TRACE, "%s [%d] Started scope=%s", ("ASGI", 1, SCOPE), "ASGI [1] Started scope=websocket"),
     ("uvicorn.asgi", TRACE, "%s [%d] Send %s", ("ASGI", 1, {"type": "websocket.send"}), "ASGI [1] Send websocket.send"),
     ("uvicorn.error", logging.INFO, "Started server process [%d]", (7,), "Started server process [7]"),
