@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
@@ -191,3 +192,26 @@ async def test_on_a_broker_two_gateways_reach_connections_of_every_kind(amqp_url
     finally:
         await delete_queues(amqp_url, *(each for each in meshes if isinstance(each, RabbitMQMesh)))
         await delete_fleet(amqp_url, name)
+
+
+async def test_no_log_has_what_a_client_sent(running: RunningGateway, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "s3cret"
+    async with http_client(running, f"bad:{secret}") as stranger, http_client(running, f"alice:{secret}") as client:
+        for each in (stranger, client):
+            await each.post(f"/rpc/demo/echo?token={secret}", json={"a": secret}, headers={"Cookie": secret})
+            await each.post("/rpc/demo/fail", content=b'{"how":"' + secret.encode())
+            await each.get(f"/events?topic={secret}")
+        await client.call("demo.fail", {"how": secret})
+    for line in (f'{{"type":"authorize","payload":{{"token":"bad:{secret}"}}}}', secret * 20000, f"{secret}\n" * 10):
+        async with connect_tcp(running) as lines:
+            await lines.send_text(line)
+            await lines.closed()
+    async with connect_tcp(running, f"alice:{secret}") as lines:
+        await lines.send_text(f"{secret}\n" * 10)
+        await lines.closed()
+    # Clients may log what they like. The access log is the host application's, and filtered in a process of our own.
+    ours = ("nuropb_gateway_asgi", "uvicorn.error", "asyncio", "websockets")
+    records = [record for record in caplog.records if record.name.startswith(ours)]
+    assert records
+    assert not [record for record in records if secret in record.getMessage() + str(record.exc_info)]
