@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 INSTALL := -m pip -qq --disable-pip-version-check --no-input install
 PYENV := "$(HOME)/.pyenv/versions"
 JS := clients/js
+REACT := examples/react
 # Most tests wait for something most of the time, so several run at once: each worker has brokers and servers of its own.
 PYTEST := -m pytest -n $(or $(TEST_WORKERS),3) --dist loadfile --no-loadscope-reorder
 
@@ -38,11 +39,12 @@ run: $(VENV)/.runtime ## Start the gateway, on PORT (8000) of HOST (127.0.0.1).
 test: provision peer lint ## Check style and types, and run all tests; the unit tests on every Python that is found.
 	@$(MAKE) --no-print-directory pytest
 
-lint: $(VENV)/.dev $(JS)/.built ## Check style and types only.
+lint: $(VENV)/.dev $(JS)/.built $(REACT)/.built ## Check style and types only.
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m mypy
 	@[ ! -e $(JS)/dist ] || { set -x; cd $(JS) && npm run --silent check; }
+	@[ ! -e $(REACT)/.built ] || { set -x; cd $(REACT) && npm run --silent check; }
 
 format: $(VENV)/.dev ## Format the code and mend what can be mended.
 	$(BIN)/python -m ruff format
@@ -51,12 +53,14 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended.
 unit: $(VENV)/.dev ## Run the unit tests only, on one Python.
 	$(BIN)/python $(PYTEST) tests/unit
 
-integration: provision peer $(VENV)/.dev $(JS)/.built ## Run the tests with real brokers, services and servers only.
+integration: provision peer $(VENV)/.dev $(REACT)/.built ## Run the tests with real brokers, services and servers only.
 	$(BIN)/python $(PYTEST) tests/integration
 
 clean: ## Remove everything that was made here.
 	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built tests/servers/openid_provider/node_modules
+	rm -rf benchmarks/moleculer/node_modules
+	rm -rf $(REACT)/node_modules $(REACT)/.built
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Python environments. Each is made anew when pyproject.toml changes.
@@ -91,6 +95,10 @@ $(JS)/.built: $(JS)/package-lock.json $(wildcard $(JS)/*.js* $(JS)/src/*.ts)
 	    [ -z "$$CI" ]; exit; \
 	fi; \
 	cd $(JS) && npm ci --silent --ignore-scripts && npm run --silent build && touch .built
+
+# What the React example is made of.
+$(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json
+	@command -v npm > /dev/null || exit 0; cd $(REACT) && npm ci --silent --ignore-scripts && touch .built
 
 # Only what the unit tests need, and no nuropb.
 .venv-3.%/.unit: pyproject.toml
@@ -138,17 +146,38 @@ pytest-main:
 pytest-3.%: .venv-3.%/.unit
 	.venv-3.$*/bin/python $(PYTEST) tests/unit
 
-# The benchmark. nuropb_gw, which it is compared with, can be installed on Python 3.11 only; elsewhere it is left out.
+# The benchmark. Of those that the gateway is compared with, nuropb_gw has an environment of its own, since it can be
+# installed on Python 3.11 only, and moleculer-io needs Node. Where they are missing, they are left out.
+
+MOLECULER := benchmarks/moleculer
 
 .PHONY: bench
-bench: .venv-bench/.done ## Measure what requests and connections cost, in under 3 minutes; BENCH=--full takes longer.
+bench: .venv-bench/.done .venv-bench-nuropb-gw/.done $(MOLECULER)/node_modules/.done ## Measure what requests and connections cost, in under 3 minutes; BENCH=--full takes longer.
 	@.venv-bench/bin/python -m tests.servers.provision rabbitmq >&2
 	@.venv-bench/bin/python -m benchmarks.run $(BENCH)
 
 .venv-bench/.done: pyproject.toml
 	@python=$$($(call find,v.minor >= 11,$(PYTHONS))); \
 	if [ -z "$$python" ]; then echo "Python 3.11 or newer with its venv module is missing" >&2; exit 1; fi; \
-	echo "Setting up $(@D) with $$("$$python" --version), which is done once"; \
+	echo "Setting up $(@D) with $$("$$python" --version), which is done once" >&2; \
 	rm -rf $(@D) && "$$python" -m venv $(@D)
-	@$(@D)/bin/python $(INSTALL) --editable ".[uvloop]" "nuropb-gw==0.1.4; python_version < '3.12'"
+	@$(@D)/bin/python $(INSTALL) --upgrade "pip>=25.1"
+	@$(@D)/bin/python $(INSTALL) --editable ".[uvloop]" --group bench
 	@touch $@
+
+.venv-bench-nuropb-gw/.done:
+	@python=$$($(call find,v.minor == 11,$(call minor,11))); \
+	if [ -z "$$python" ]; then \
+	    echo "Python 3.11, the only one that runs nuropb_gw, is missing, so it is left out" >&2; exit; \
+	fi; \
+	echo "Setting up $(@D) with $$("$$python" --version), which is done once" >&2; \
+	rm -rf $(@D) && "$$python" -m venv $(@D) && \
+	$(@D)/bin/python $(INSTALL) "nuropb-gw==0.1.4" "python-jose[cryptography]>=3.5" && touch $@
+
+$(MOLECULER)/node_modules/.done: $(MOLECULER)/package.json
+	@if ! command -v npm > /dev/null; then \
+	    echo "Node is missing, so moleculer-io is left out" >&2; exit; \
+	fi; \
+	echo "Setting up moleculer-io with Node $$(node --version), which is done once" >&2; \
+	cd $(MOLECULER) && npm install --silent --no-package-lock --no-audit --no-fund --ignore-scripts && \
+	touch node_modules/.done

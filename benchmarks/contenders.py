@@ -1,124 +1,106 @@
-"""The servers that are compared, one per process: ``python -m benchmarks.contenders NAME --port PORT``.
-
-``gateway-asyncio`` and ``gateway-uvloop`` are ``python -m nuropb_gateway_asgi serve``, which takes uvloop when it finds
-it; its settings come from the environment. ``nuropb_gw`` is the Tornado gateway that this one takes the place of.
-``echo`` answers every WebSocket message with itself, on the same server, framework and event loop as
-``gateway-uvloop``: nothing that is built on these can cost less.
-"""
+"""Who is compared, how each is started and talked to, and which parts of the benchmark it takes part in."""
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import importlib
-import os
+import shutil
 import sys
-from typing import Any
-from uuid import uuid4
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
-from benchmarks.process import end_with_parent
+__all__ = ["BASE", "CONTENDERS", "FLOOR", "MOLECULER", "NUROPB_GW", "ROOT", "STOMP", "WORKERS", "Contender"]
 
-HOST = "127.0.0.1"
+ROOT: Final = Path(__file__).resolve().parent.parent
+MOLECULER_DIRECTORY: Final = ROOT / "benchmarks" / "moleculer"
+NUROPB_GW_VENV: Final = ROOT / ".venv-bench-nuropb-gw"
 
-
-def serve_gateway(port: int) -> None:
-    from nuropb_gateway_asgi.__main__ import main
-
-    sys.exit(main(["serve", "--host", HOST, "--port", str(port)]))
-
-
-def serve_gateway_on_asyncio(port: int) -> None:
-    sys.modules["uvloop"] = None  # type: ignore[assignment]  # as if it were not installed
-    serve_gateway(port)
+_SERVERS: Final = ("-m", "benchmarks.servers")
+_EVERYTHING: Final = frozenset({"load", "memory", "connect", "fan-out", "growth"})
 
 
-def serve_echo(port: int) -> None:
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import PlainTextResponse
-    from starlette.routing import Route, WebSocketRoute
-    from starlette.websockets import WebSocket
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    title: str
+    #: See dialects.py.
+    dialect: str
+    #: The command that starts it, to which the port is added; without one it is in the broker.
+    command: tuple[str, ...]
+    parts: frozenset[str]
+    #: It is left out where this file is missing, which make bench makes if it can; and why it could not.
+    needs: Path | None = None
+    otherwise: str = ""
+    #: It is not tried with more connections than this.
+    most_connections: int | None = None
+    #: The quick form does without it.
+    only_full: bool = False
+    #: It calls the service in Moleculer's protocol.
+    is_moleculer: bool = False
+    #: The method that sends to all connections; without a dot it is one of the server's own service.
+    broadcaster: str = "bench.publish"
 
-    async def echo(websocket: WebSocket) -> None:
-        await websocket.accept()
-        async for text in websocket.iter_text():
-            await websocket.send_text(text)
 
-    async def ready(request: Request) -> PlainTextResponse:
-        return PlainTextResponse("ready")
+def _gateway(name: str, title: str, *more: str, parts: frozenset[str], only_full: bool = False) -> Contender:
+    command = (sys.executable, *_SERVERS, *more, "--port")
+    return Contender(name, title, "gateway", command, parts, only_full=only_full)
 
-    app = Starlette(routes=[WebSocketRoute("/ws", echo), Route("/readyz", ready)])
-    uvicorn.run(
-        app,
-        host=HOST,
-        port=port,
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        lifespan="off",
-        server_header=False,
+
+#: What the others are compared with.
+BASE: Final = _gateway("gateway", "this gateway, uvloop", "gateway", parts=_EVERYTHING)
+NUROPB_GW: Final = Contender(
+    "nuropb_gw",
+    "nuropb_gw 0.1.4 (Tornado)",
+    "nuropb_gw",
+    (str(NUROPB_GW_VENV / "bin" / "python"), *_SERVERS, "nuropb_gw", "--port"),
+    _EVERYTHING,
+    needs=NUROPB_GW_VENV / ".done",
+    otherwise="it needs Python 3.11",
+    broadcaster="broadcast",
+)
+MOLECULER: Final = Contender(
+    "moleculer-io",
+    "moleculer-io (Node.js)",
+    "socket.io",
+    (shutil.which("node") or "node", str(MOLECULER_DIRECTORY / "gateway.mjs")),
+    _EVERYTHING - {"growth"},
+    needs=MOLECULER_DIRECTORY / "node_modules" / ".done",
+    otherwise="it needs Node.js and npm",
+    is_moleculer=True,
+)
+#: A connection is a process and a queue of the broker, which all contenders share: many of them would be felt by all.
+STOMP: Final = Contender(
+    "web-stomp", "RabbitMQ Web STOMP", "stomp", (), frozenset({"load", "fan-out"}), most_connections=1000
+)
+#: Nothing on the same server can be cheaper.
+FLOOR: Final = Contender(
+    "echo",
+    "floor: bare echo, uvloop",
+    "echo",
+    (sys.executable, *_SERVERS, "echo", "--port"),
+    _EVERYTHING,
+)
+WORKERS: Final = tuple(
+    _gateway(
+        f"workers-{count}",
+        f"{count} worker{'s' if count > 1 else ''}",
+        *("gateway", "--workers", str(count)),
+        parts=frozenset({"workers"}),
     )
+    for count in (1, 2)
+)
 
-
-def serve_nuropb_gw(port: int) -> None:
-    asyncio.run(_serve_nuropb_gw(port, os.environ["NUROPB_GATEWAY_MESH_URL"]))
-
-
-async def _serve_nuropb_gw(port: int, url: str) -> None:
-    # Not installed on every Python, and without types.
-    gateway: Any = importlib.import_module("nuropb_gw.service_mesh_manager")
-    handlers: Any = importlib.import_module("nuropb_gw.handler_manager")
-    ws_handler: Any = importlib.import_module("nuropb_gw.handlers.ws_handler")
-    web: Any = importlib.import_module("tornado.web")
-
-    names = {"service_name": "bench-nuropb-gw", "instance_id": uuid4().hex}
-    handler_manager = handlers.HandlerManager(**names)
-    service_mesh_manager = gateway.ServiceMeshManager(
-        **names,
-        handler_manager=handler_manager,
-        amqp_url=url,
-        service_controller=gateway.ServiceMeshManagerController(**names),
-    )
-    service_mesh_manager.connect()
-
-    def authorise_from_token(token: str) -> dict[str, Any]:
-        return {"user_id": token, "username": token, "bearer_token": token}
-
-    class Ready(web.RequestHandler):  # type: ignore[misc]
-        def get(self) -> None:
-            self.set_status(200 if service_mesh_manager.connected else 503)
-
-    application = web.Application(
-        [(r"/ws", ws_handler.WsHandler), (r"/readyz", Ready)],
-        session_cookie_name="session",
-        cookie_secret=uuid4().hex,
-        allow_authorisation_cookie=True,
-        authentication_timeout=15,
-        authorise_from_token=authorise_from_token,
-        handler_manager=handler_manager,
-        service_mesh_manager=service_mesh_manager,
-        allowed_origins=["*"],
-    )
-    application.listen(port, HOST, backlog=2048)
-    await asyncio.Event().wait()
-
-
-SERVERS = {
-    "gateway-asyncio": serve_gateway_on_asyncio,
-    "gateway-uvloop": serve_gateway,
-    "nuropb_gw": serve_nuropb_gw,
-    "echo": serve_echo,
-}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="One of the servers that are compared.")
-    parser.add_argument("name", choices=SERVERS)
-    parser.add_argument("--port", type=int, required=True)
-    options = parser.parse_args()
-    end_with_parent()
-    SERVERS[options.name](options.port)
-
-
-if __name__ == "__main__":
-    main()
+CONTENDERS: Final = (
+    BASE,
+    _gateway(
+        "gateway-asyncio",
+        "this gateway, asyncio",
+        "gateway-asyncio",
+        parts=frozenset({"load"}),
+        only_full=True,
+    ),
+    NUROPB_GW,
+    MOLECULER,
+    STOMP,
+    FLOOR,
+    *WORKERS,
+)

@@ -1,8 +1,7 @@
 """The clients: WebSocket connections that ask, look at every answer, and ask again.
 
-They do what they are told by lines on standard input, each answered with a line of JSON. ``open 1000``: open
-connections until there are 1000, each of another user. ``load 32 1 0.2 1.0``: use 32 of them, with 1 request in flight
-on each, and measure for 1.0 s after the first 0.2 s. They end when standard input closes.
+They take orders from standard input, a line of JSON each, and answer each of them with a line of JSON; see ``ORDERS``.
+They end when standard input does.
 
 The clients are asyncio protocols that do just what RFC 6455 asks of a client, because on a small machine they take
 their time from the same processors as the server. Their masking key is zero.
@@ -14,40 +13,33 @@ import argparse
 import asyncio
 import base64
 import gc
-import hashlib
-import hmac
 import json
 import os
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
-from benchmarks.process import busy_seconds, cpu_seconds, run
+from benchmarks.dialects import DIALECTS, Dialect, Kind, make_dialect
+from benchmarks.process import busy_seconds, cpu_seconds, family, run
+from benchmarks.samples import histogram, percentile
+from benchmarks.tokens import Signer, make_signer
 
-HOST = "127.0.0.1"
-OPEN_TIMEOUT = 30.0
-ANSWER_TIMEOUT = 20.0
-BATCH = 50
+HOST: Final = "127.0.0.1"
+ANSWER_TIMEOUT: Final = 20.0
+CLOSE_TIMEOUT: Final = 20.0
+#: Handshakes at a time.
+HANDSHAKES: Final = 32
+#: Seconds between two looks at the clock when requests are sent by it.
+TICK: Final = 0.001
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 
 
 class LoadError(RuntimeError):
     """An answer was wrong, or missing."""
-
-
-def make_token(secret: str, user: str) -> str:
-    """A bearer token that is good for an hour."""
-
-    def encode(data: bytes) -> bytes:
-        return base64.urlsafe_b64encode(data).rstrip(b"=")
-
-    now = int(time.time())
-    claims = {"sub": user, "iat": now, "exp": now + 3600}
-    signed = encode(b'{"alg":"HS256","typ":"JWT"}') + b"." + encode(json.dumps(claims).encode())
-    return (signed + b"." + encode(hmac.digest(secret.encode(), signed, hashlib.sha256))).decode()
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
@@ -63,70 +55,127 @@ def frame(opcode: int, payload: bytes) -> bytes:
 class Load:
     """What the connections have in common."""
 
-    def __init__(self, *, echo: bool, service: str, size: int) -> None:
-        self.echo = echo
-        self.running = False
-        self.measuring = False
-        self.answers = 0
-        self.latencies: list[float] = []
+    def __init__(self, dialect: Dialect, size: int) -> None:
+        self.dialect = dialect
         self.clients: list[Client] = []
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: Answers, or deliveries of events.
+        self.count = 0
+        self.measuring = False
+        self.latencies: list[float] = []
+        #: Connections that are to ask next, while each answer is followed by a request.
+        self.next: deque[Client] | None = None
+        #: The event that all connections have to get now, and how many have not yet.
+        self.event: dict[str, Any] = {}
+        self.missing = 0
+        self.arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: Some servers answer the request for an event, some do not.
+        self.broadcasts: set[int] = set()
         self._number = 0
         self._text = "x" * size
-        self._service = service
 
     def fail(self, reason: str) -> None:
         if not self.failed.done():
             self.failed.set_exception(LoadError(reason))
 
-    def next_request(self) -> tuple[str, bytes, dict[str, Any]]:
-        """An id, a message and the answer that it has to get."""
+    def check(self) -> None:
+        if self.failed.done():
+            self.failed.result()
+
+    def number(self) -> int:
+        """A new number for a request."""
         self._number += 1
-        id_ = f"request-{self._number}"
-        params = {"number": self._number, "text": self._text}
-        payload = {"service": self._service, "method": "echo", "params": params, "id": id_, "trace_id": id_}
-        return id_, json.dumps({"type": "request", "payload": payload}).encode(), params
+        return self._number
 
     @property
     def in_flight(self) -> int:
         return sum(len(client.waiting) for client in self.clients)
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    def ask(self, client: Client) -> None:
+        number = self.number()
+        params = {"number": number, "text": self._text}
+        client.ask(number, self.dialect.request(number, params), params)
+
+    def on_answer(self, client: Client, latency: float) -> None:
+        self.count += 1
+        if self.measuring:
+            self.latencies.append(latency)
+        if self.next is not None:
+            self.next.append(client)
+            self.ask(self.next.popleft())
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    def broadcast(self, client: Client) -> asyncio.Future[None]:
+        """Have ``client`` ask for an event for everybody; done when everybody has it."""
+        number = self.number()
+        self.event = {"number": number, "text": self._text}
+        self.missing = len(self.clients)
+        self.arrived = asyncio.get_running_loop().create_future()
+        self.broadcasts.add(number)
+        client.say(self.dialect.broadcast(number, self.event))
+        return self.arrived
+
+    def on_event(self, client: Client, event: Any) -> None:
+        if event != self.event or client.last_event == event["number"]:
+            self.fail(f"a wrong event, or one too many: {event!r:.200}")
+            return
+        client.last_event = event["number"]
+        self.count += 1
+        self.missing -= 1
+        if not self.missing:
+            self.arrived.set_result(None)
 
 
 class Client(asyncio.Protocol):
     """One connection."""
 
     def __init__(self, load: Load, port: int, token: str) -> None:
-        self.waiting: dict[str, tuple[float, dict[str, Any]]] = {}
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: By the number of the request: when it was sent, and the answer that it has to get, if that matters.
+        self.waiting: dict[int, tuple[float, dict[str, Any] | None]] = {}
+        self.last_event = 0
+        loop = asyncio.get_running_loop()
+        self.opened: asyncio.Future[None] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
         self._load = load
+        self._token = token
         self._accepted = False
         self._closing = False
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
-        self._handshake = (
-            f"GET /ws HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n"
-            f"Authorization: Bearer {token}\r\n\r\n"
-        ).encode()
+        lines = (
+            f"GET {load.dialect.path} HTTP/1.1",
+            f"Host: {HOST}:{port}",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
+            *load.dialect.headers(token),
+        )
+        self._handshake = "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.write(self._handshake)
+        self._write(self._handshake)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.closed.set_result(None)
         if not self._closing:
             self._load.fail(f"the server closed a connection: {error}")
 
     def close(self) -> None:
+        """Say goodbye; it is the server that closes the connection then."""
         self._closing = True
-        if self._transport is not None:
-            self._transport.write(frame(CLOSE, struct.pack(">H", 1000)))
-            self._transport.close()
+        self._write(frame(CLOSE, struct.pack(">H", 1000)))
 
-    def ask(self) -> None:
-        id_, message, answer = self._load.next_request()
-        self.waiting[id_] = time.perf_counter(), answer
-        self._write(frame(TEXT, message))
+    def ask(self, number: int, message: str, answer: dict[str, Any] | None = None) -> None:
+        self.waiting[number] = time.perf_counter(), answer
+        self.say(message)
+
+    def say(self, message: str) -> None:
+        self._write(frame(TEXT, message.encode()))
 
     def _write(self, data: bytes) -> None:
         assert self._transport is not None
@@ -167,62 +216,45 @@ class Client(asyncio.Protocol):
             return False
         del self._buffer[: end + 4]
         self._accepted = True
-        if self._load.echo:
-            self.opened.set_result(None)
+        greeting = self._load.dialect.greet(self._token)
+        if greeting is not None:
+            self.say(greeting)
         return True
 
     def _on_text(self, text: bytes) -> None:
         now = time.perf_counter()
-        message = json.loads(text)
-        kind, payload = message["type"], message.get("payload")
-        if kind == "ping":
-            self._write(frame(TEXT, b'{"type":"pong"}'))
+        kind, number, value = self._load.dialect.read(text)
+        if kind is Kind.ANSWER and number in self.waiting:
+            asked, wanted = self.waiting.pop(number)
+            if wanted is None:
+                return
+            if value == wanted:
+                self._load.on_answer(self, now - asked)
+                return
+        elif kind is Kind.ANSWER and number in self._load.broadcasts:
+            self._load.broadcasts.discard(number)
             return
-        if kind == "event" and payload["topic"] == "hello":
+        elif kind is Kind.EVENT:
+            self._load.on_event(self, value)
+            return
+        elif kind is Kind.SEND:
+            self.say(value)
+            return
+        elif kind is Kind.OPENED and not self.opened.done():
             self.opened.set_result(None)
             return
-        if self._load.echo:
-            result, sound = payload["params"], kind == "request"
-        else:
-            result, sound = payload["result"], kind == "response" and payload["error"] is None
-        waited = self.waiting.pop(payload["trace_id"], None)
-        if waited is None or not sound or result != waited[1]:
-            self._load.fail(f"a wrong answer, or one too many: {text[:500]!r}")
+        elif kind is Kind.NOTHING:
             return
-        self._load.answers += 1
-        if self._load.measuring:
-            self._load.latencies.append(now - waited[0])
-        if self._load.running:
-            self.ask()
+        self._load.fail(f"a wrong answer, or one too many: {text[:500]!r}")
 
 
-def same(client: Client) -> Client:
-    return client
-
-
-async def open_clients(load: Load, count: int, port: int, secret: str) -> None:
-    """Open connections, each of another user, until there are ``count``."""
-    loop = asyncio.get_running_loop()
-    while len(load.clients) < count:
-        numbers = range(len(load.clients), min(len(load.clients) + BATCH, count))
-        batch = [Client(load, port, make_token(secret, f"user-{number}")) for number in numbers]
-        load.clients += batch
-        async with asyncio.timeout(OPEN_TIMEOUT):
-            await asyncio.gather(*(loop.create_connection(partial(same, client), HOST, port) for client in batch))
-            opened = asyncio.gather(*(client.opened for client in batch))
-            await asyncio.wait((opened, load.failed), return_when=asyncio.FIRST_COMPLETED)
-        check(load)
-
-
-def check(load: Load) -> None:
-    if load.failed.done():
-        load.failed.result()
+# --- waiting ------------------------------------------------------------------------------------------------------
 
 
 async def pause(load: Load, seconds: float) -> None:
     """Wait, unless something fails."""
     await asyncio.wait((load.failed,), timeout=seconds)
-    check(load)
+    load.check()
 
 
 async def until(load: Load, done: Callable[[], bool], otherwise: str) -> None:
@@ -233,70 +265,218 @@ async def until(load: Load, done: Callable[[], bool], otherwise: str) -> None:
             raise LoadError(otherwise)
 
 
-async def measure(
-    load: Load, connections: int, window: int, *, warm_up: float, seconds: float, pids: dict[str, int]
-) -> dict[str, Any]:
-    """One cell: ``window`` requests in flight on each of the first ``connections`` connections."""
-    load.latencies.clear()
-    load.running = True
-    answers = load.answers
-    for client in load.clients[:connections]:
-        for _ in range(window):
-            client.ask()
-    await pause(load, warm_up)
-    await until(load, lambda: load.answers > answers, "no request was answered")
-    load.measuring = True
-    busy, began, answers = busy_seconds(), time.perf_counter(), load.answers
-    cpu = {name: cpu_seconds(pid) for name, pid in pids.items()}
-    await pause(load, seconds)
-    await until(load, lambda: load.answers > answers, "no request was answered")
-    spent = {name: cpu_seconds(pid) - cpu[name] for name, pid in pids.items()}
-    answers, lasted, busy = load.answers - answers, time.perf_counter() - began, busy_seconds() - busy
-    load.measuring = load.running = False
-    await until(load, lambda: not load.in_flight, "some requests were not answered")
-    latencies = sorted(load.latencies)
-    return {
-        "requests": answers,
-        "seconds": lasted,
-        "cpu": spent,
-        "others": max(0.0, busy - sum(spent.values())),
-        "p50": latencies[len(latencies) // 2],
-        "p99": latencies[len(latencies) * 99 // 100],
-    }
+async def unless_it_fails(load: Load, coroutine: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(coroutine)
+    await asyncio.wait((task, load.failed), return_when=asyncio.FIRST_COMPLETED)
+    load.check()
+    await task
+
+
+class Meter:
+    """What happened between the moment of its making and now."""
+
+    def __init__(self, load: Load, pids: Mapping[str, Iterable[int]]) -> None:
+        self._load = load
+        self._pids = pids
+        self._busy, self._cpu = busy_seconds(), self._seconds()
+        self._count, self._began = load.count, time.perf_counter()
+
+    def read(self) -> dict[str, Any]:
+        count, lasted = self._load.count - self._count, time.perf_counter() - self._began
+        spent = {name: seconds - self._cpu[name] for name, seconds in self._seconds().items()}
+        others = max(0.0, busy_seconds() - self._busy - sum(spent.values()))
+        return {"count": count, "seconds": lasted, "cpu": spent, "others": others}
+
+    def _seconds(self) -> dict[str, float]:
+        return {name: sum(map(cpu_seconds, pids)) for name, pids in self._pids.items()}
+
+
+class Orders:
+    """What the clients can be told to do, by the names of the methods."""
+
+    def __init__(self, load: Load, port: int, sign: Signer, pids: Mapping[str, int]) -> None:
+        self._load = load
+        self._port = port
+        self._sign = sign
+        self._pids = pids
+        self._users = 0
+        #: So many connections get the events.
+        self._subscribed = 0
+
+    # --- connections ------------------------------------------------------------------------------------------
+
+    async def open(self, count: int) -> int:
+        """Have ``count`` connections, each of another user."""
+        await self._connect(self._tokens(count - len(self._load.clients)))
+        return len(self._load.clients)
+
+    async def connect(self, count: int) -> dict[str, Any]:
+        """Open so many more connections, measure that, and close them again."""
+        tokens = list(self._tokens(count))
+        before = len(self._load.clients)
+        meter = self._meter()
+        await self._connect(iter(tokens))
+        sample = meter.read() | {"count": count}
+        new, self._load.clients[before:] = self._load.clients[before:], []
+        for client in new:
+            client.close()
+        await asyncio.wait([client.closed for client in new], timeout=CLOSE_TIMEOUT)
+        if not all(client.closed.done() for client in new):
+            raise LoadError("the server did not close the connections that said goodbye")
+        return sample
+
+    def _tokens(self, count: int) -> Iterator[str]:
+        for _ in range(count):
+            self._users += 1
+            yield self._sign(f"user-{self._users}")
+
+    async def _connect(self, tokens: Iterator[str]) -> None:
+        loop = asyncio.get_running_loop()
+
+        async def connect() -> None:
+            for token in tokens:
+                client = Client(self._load, self._port, token)
+                await loop.create_connection(partial(same, client), HOST, self._port)
+                await client.opened
+                self._load.clients.append(client)
+
+        async def connect_all() -> None:
+            await asyncio.gather(*(connect() for _ in range(HANDSHAKES)))
+
+        await unless_it_fails(self._load, connect_all())
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    async def load(self, connections: int, in_flight: int, warm_up: float, seconds: float) -> dict[str, Any]:
+        """Have so many requests in flight all the time, spread evenly over the first ``connections`` connections."""
+        load = self._load
+        clients = load.clients[:connections]
+        load.next = deque(clients * -(-in_flight // connections))
+        for _ in range(in_flight):
+            load.ask(load.next.popleft())
+        return await self._measure_answers(warm_up, seconds, at_least=in_flight)
+
+    async def pace(self, connections: int, rate: float, warm_up: float, seconds: float) -> dict[str, Any]:
+        """Send so many requests a second, whatever becomes of them, on one of ``connections`` after the other."""
+
+        async def send() -> None:
+            began, sent = time.perf_counter(), 0
+            while True:
+                while sent < (time.perf_counter() - began) * rate:
+                    self._load.ask(self._load.clients[sent % connections])
+                    sent += 1
+                await asyncio.sleep(TICK)
+
+        sender = asyncio.ensure_future(send())
+        try:
+            return await self._measure_answers(warm_up, seconds, sender=sender)
+        finally:
+            sender.cancel()
+
+    async def _measure_answers(
+        self, warm_up: float, seconds: float, *, at_least: int = 1, sender: asyncio.Future[None] | None = None
+    ) -> dict[str, Any]:
+        load = self._load
+        load.latencies.clear()
+        # Those that were asked all at once must be over, however long that takes.
+        await self._pass(warm_up, at_least)
+        load.measuring = True
+        meter = self._meter()
+        # Some servers answer in bursts, which a short time could miss.
+        await self._pass(seconds, 2 * at_least)
+        sample = meter.read()
+        load.measuring, load.next = False, None
+        if sender is not None:
+            sender.cancel()
+        await until(load, lambda: not load.in_flight, "some requests were not answered")
+        ordered = sorted(load.latencies)
+        shares = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+        gc.collect()
+        return (
+            sample
+            | {name: percentile(ordered, share) for name, share in shares.items()}
+            | {"latencies": histogram(ordered)}
+        )
+
+    async def _pass(self, seconds: float, at_least: int = 1) -> None:
+        """Wait so long, and until so many requests were answered."""
+        load, enough = self._load, self._load.count + at_least
+        await pause(load, seconds)
+        await until(load, lambda: load.count >= enough, "requests were not answered")
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    async def subscribe(self) -> int:
+        """Have every connection ask for the events, where that is how it is done."""
+        load = self._load
+        for client in load.clients[self._subscribed :]:
+            number = load.number()
+            message = load.dialect.subscribe(number)
+            if message is not None:
+                client.ask(number, message)
+        self._subscribed = len(load.clients)
+        await until(load, lambda: not load.in_flight, "some subscriptions were not answered")
+        return self._subscribed
+
+    async def fan_out(self, warm_up: float, seconds: float) -> dict[str, Any]:
+        """Send one event after the other to every connection, each when the one before has reached everybody."""
+        await self._broadcast(warm_up)
+        meter = self._meter()
+        latencies = await self._broadcast(seconds)
+        sample = meter.read()
+        gc.collect()
+        return sample | {"events": len(latencies), "p50": percentile(sorted(latencies), 0.5)}
+
+    async def _broadcast(self, seconds: float) -> list[float]:
+        """Send events for so long, and wait for the last one; how long each took to reach everybody."""
+        load = self._load
+        latencies: list[float] = []
+        end = time.perf_counter() + seconds
+        while (began := time.perf_counter()) < end or not latencies:
+            arrived = load.broadcast(load.clients[0])
+            await asyncio.wait((arrived, load.failed), timeout=ANSWER_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            load.check()
+            if not arrived.done():
+                raise LoadError(f"{load.missing} connections did not get an event")
+            latencies.append(time.perf_counter() - began)
+        return latencies
+
+    def _meter(self) -> Meter:
+        # Only a server has workers; what a broker starts comes and goes.
+        pids = {name: family(pid) if name == "server" else [pid] for name, pid in self._pids.items()}
+        return Meter(self._load, pids)
+
+
+def same(client: Client) -> Client:
+    return client
 
 
 async def obey(options: argparse.Namespace) -> None:
-    load = Load(echo=options.echo, service=options.service, size=options.size)
+    load = Load(make_dialect(options.dialect, options.service, options.broadcaster), options.size)
     pids = {"clients": os.getpid(), **{name: int(pid) for name, pid in (each.split("=") for each in options.pid)}}
+    key = os.environ.get("BENCHMARK_SIGNING_KEY", "")
+    orders = Orders(load, options.port, make_signer(os.environ.get("BENCHMARK_ALGORITHM", "HS256"), key), pids)
     loop = asyncio.get_running_loop()
     gc.disable()
     while True:
         line = loop.run_in_executor(None, sys.stdin.readline)
         await asyncio.wait((line, load.failed), return_when=asyncio.FIRST_COMPLETED)
-        check(load)
-        command, *numbers = line.result().split() or ("end",)
-        if command == "end":
+        load.check()
+        if not line.result():
             return
-        result: Any
-        if command == "open":
-            await open_clients(load, int(numbers[0]), options.port, options.secret)
-            result = len(load.clients)
-        else:
-            connections, window, warm_up, seconds = map(float, numbers)
-            result = await measure(load, int(connections), int(window), warm_up=warm_up, seconds=seconds, pids=pids)
-            gc.collect()
-        print(json.dumps(result), flush=True)
+        order = json.loads(line.result())
+        print(json.dumps(await getattr(orders, order.pop("do"))(**order)), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Clients that ask a gateway, or an echo server.")
+    parser = argparse.ArgumentParser(description="Clients that ask one of the servers.")
+    parser.add_argument("dialect", choices=DIALECTS)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--echo", action="store_true", help="the server answers with the request itself")
     parser.add_argument("--size", type=int, default=64, help="characters of text in each request")
-    parser.add_argument("--service", default="bench")
+    parser.add_argument("--service", default="bench", help="who answers")
+    parser.add_argument("--broadcaster", default="bench.publish", help="the method that sends to all connections")
     parser.add_argument("--pid", action="append", default=[], metavar="NAME=PID", help="measure its CPU time")
     options = parser.parse_args()
-    options.secret = os.environ.get("NUROPB_GATEWAY_JWT_KEY", "")
     try:
         run(obey(options))
     except (LoadError, OSError) as error:

@@ -30,6 +30,15 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def family(pid: int) -> list[int]:
+    """A process and those that it started, and they in turn, as of now."""
+    found = [pid]
+    for each in found:
+        for task in Path(f"/proc/{each}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system time of all threads of a process (utime + stime in its /proc/PID/stat), to the nanosecond."""
     return time.clock_gettime((~pid << 3) | 2)

@@ -2,8 +2,8 @@
 
 It is one asyncio protocol that reads deliveries and writes replies by hand, many in one go, and leaves the rest of
 AMQP to pamqp: nuropb's own service takes one message at a time and would be what is measured. It answers
-``nuropb_describe`` and ``echo`` (with its parameters), once each. It prints READY with the broker's version when it
-consumes, and ends when its standard input closes.
+``nuropb_describe``, ``echo`` (with its parameters) and ``publish`` (having published ``event`` under ``topic``), once
+each. It prints READY with the broker's version when it consumes, and ends when its standard input closes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ HEADER = struct.Struct(">HHQH")
 LENGTH = struct.Struct(">I")
 END = b"\xce"
 DELIVER = b"\x00\x3c\x00\x3c"
-PUBLISH = b"\x00\x3c\x00\x28\x00\x00\x00"  # by the default exchange
+PUBLISH = b"\x00\x3c\x00\x28\x00\x00"
+
+
+METHOD = {
+    "description": None,
+    "requires_encryption": False,
+    "parameters": {"type": "object", "properties": [], "required": []},
+}
 
 
 class Call(msgspec.Struct):
@@ -42,7 +49,13 @@ class Call(msgspec.Struct):
     trace_id: str | None = None
 
 
+class Event(msgspec.Struct):
+    topic: str
+    event: Raw
+
+
 decode_call = msgspec.json.Decoder(Call).decode
+decode_event = msgspec.json.Decoder(Event).decode
 
 
 def short(data: bytes) -> bytes:
@@ -53,13 +66,14 @@ def entry(key: str, value: str) -> bytes:
     return short(key.encode()) + b"S" + LENGTH.pack(len(value)) + value.encode()
 
 
-def header_table() -> bytes:
-    headers = {"nuropb_protocol": "0.1.1", "nuropb_type": "response", "nuropb_version": "0.1.8", "encrypted": ""}
+def properties(kind: str) -> bytes:
+    """Content type and headers of a message."""
+    headers = {"nuropb_protocol": "0.1.1", "nuropb_type": kind, "nuropb_version": "0.1.8", "encrypted": ""}
     table = b"".join(entry(key, value) for key, value in headers.items()) + short(b"trace_id") + b"V"
-    return LENGTH.pack(len(table)) + table
+    return short(b"application/json") + LENGTH.pack(len(table)) + table
 
 
-HEADERS = short(b"application/json") + header_table()
+OF_A_RESPONSE, OF_AN_EVENT = properties("response"), properties("event")
 
 
 def find_addresses(header: bytes) -> tuple[bytes, bytes]:
@@ -88,7 +102,7 @@ class EchoService(asyncio.Protocol):
         self._header = b""
         self._body: list[bytes] = []
         self._missing = 0
-        self._replies: list[bytes] = []
+        self._outgoing: list[bytes] = []
         self._room = 4096
         self._transport: asyncio.Transport | None = None
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -100,13 +114,7 @@ class EchoService(asyncio.Protocol):
                 "encrypted_methods": False,
                 "public_key": None,
                 "warnings": [],
-                "methods": {
-                    "echo": {
-                        "description": None,
-                        "requires_encryption": False,
-                        "parameters": {"type": "object", "properties": [], "required": []},
-                    }
-                },
+                "methods": dict.fromkeys(("echo", "publish"), METHOD),
             }
         )
 
@@ -141,9 +149,9 @@ class EchoService(asyncio.Protocol):
                 self._answers.put_nowait(pamqp.frame.unmarshal(bytes(buffer[start:end]))[2])
             start = end
         del buffer[:start]
-        if self._replies:
-            self._write(b"".join(self._replies))
-            self._replies.clear()
+        if self._outgoing:
+            self._write(b"".join(self._outgoing))
+            self._outgoing.clear()
 
     def _write(self, data: bytes) -> None:
         assert self._transport is not None
@@ -190,18 +198,29 @@ class EchoService(asyncio.Protocol):
         result, error = call.params, b"null"
         if call.method == "nuropb_describe":
             result = Raw(self._description)
+        elif call.method == "publish":
+            self._publish_event(decode_event(call.params), correlation_id)
+            result = Raw(b"null")
         elif call.method != "echo":
             result, error = Raw(b"null"), b'{"error":"NuropbHandlingError","description":"Unknown method"}'
         reply = (
             b'{"tag":"response","result":%b,"error":%b,"correlation_id":"%b","trace_id":%b,"context":%b,'
             b'"warning":null,"reply_to":"%b"}'
         ) % (result, error, correlation_id, msgspec.json.encode(call.trace_id), call.context, reply_to)
-        method = PUBLISH + short(reply_to) + b"\x00"
-        header = HEADER.pack(60, 0, len(reply), 0x8000 | 0x2000 | 0x0400) + HEADERS + short(correlation_id)
-        self._replies += (FRAME.pack(1, 1, len(method)), method, END, FRAME.pack(2, 1, len(header)), header, END)
-        for start in range(0, len(reply), self._room):
-            part = reply[start : start + self._room]
-            self._replies += (FRAME.pack(3, 1, len(part)), part, END)
+        self._publish("", reply_to, OF_A_RESPONSE, correlation_id, reply)
+
+    def _publish_event(self, event: Event, correlation_id: bytes) -> None:
+        body = b'{"tag":"event","topic":%b,"event":%b,"context":{},"trace_id":null,"correlation_id":"%b","target":null}'
+        body %= (msgspec.json.encode(event.topic), event.event, correlation_id)
+        self._publish(EVENTS_EXCHANGE, event.topic.encode(), OF_AN_EVENT, correlation_id, body)
+
+    def _publish(self, exchange: str, key: bytes, properties: bytes, correlation_id: bytes, body: bytes) -> None:
+        method = PUBLISH + short(exchange.encode()) + short(key) + b"\x00"
+        header = HEADER.pack(60, 0, len(body), 0x8000 | 0x2000 | 0x0400) + properties + short(correlation_id)
+        self._outgoing += (FRAME.pack(1, 1, len(method)), method, END, FRAME.pack(2, 1, len(header)), header, END)
+        for start in range(0, len(body), self._room):
+            part = body[start : start + self._room]
+            self._outgoing += (FRAME.pack(3, 1, len(part)), part, END)
 
 
 async def serve(url: str, name: str) -> None:

@@ -13,6 +13,8 @@ __all__ = ["Outbox"]
 
 #: So many events that were dropped stay in the queue, as empty places, before it is looked through for them.
 MAX_EMPTY: Final = 64
+#: Topics for each of which the reader is told how many events were dropped; those of more are counted together.
+MAX_DROPPED_TOPICS: Final = 64
 
 
 class _Event:
@@ -33,19 +35,22 @@ class Outbox:
     room for others, and the reader is told how many did. Only one task may wait in :meth:`get`.
     """
 
-    __slots__ = ("_closed", "_dropped", "_empty", "_items", "_latest", "_limit", "_lossy", "_size", "_waiter")
+    __slots__ = ("_closed", "_dropped", "_empty", "_items", "_latest", "_limit", "_lossy", "_size", "_told", "_waiter")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._size = 0
-        self._items: deque[tuple[str, int] | _Event] = deque()
+        # Most have nothing in it most of the time, and an empty deque takes 0.7 KiB.
+        self._items: deque[tuple[str, int] | _Event] | tuple[()] = ()
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
         # Made when they are needed, as most connections have no events that may be lost.
         self._lossy: deque[_Event] | None = None
         self._latest: dict[str, _Event] | None = None
-        self._dropped: Counter[str] | None = None
+        self._dropped: Counter[str | None] | None = None
         self._empty = 0
+        #: What was handed out last is what was dropped.
+        self._told = False
 
     @property
     def size(self) -> int:
@@ -62,7 +67,7 @@ class Outbox:
         size = len(text) if text.isascii() else len(text.encode())
         if self._size + size > self._limit and not self._make_room(size):
             return False
-        self._items.append((text, size))
+        self._append((text, size))
         self._size += size
         self._wake()
         return True
@@ -92,7 +97,7 @@ class Outbox:
         if self._lossy is None:
             self._lossy = deque()
         self._lossy.append(event)
-        self._items.append(event)
+        self._append(event)
         self._size += size
         self._wake()
         return lost
@@ -100,10 +105,14 @@ class Outbox:
     def get_nowait(self) -> str | None:
         """The next message, or None if there is none.
 
-        Before what is left, the reader is told what was dropped.
+        Before what is left, the reader is told what was dropped; of several topics, between the messages. A client that
+        is so slow that each time something was dropped meanwhile would get nothing but that otherwise.
         """
-        if self._dropped and not self._closed:
-            return encode_dropped(*self._dropped.popitem())
+        if self._dropped and not self._closed and not (self._told and len(self._items) > self._empty):
+            self._told = True
+            topic = next(iter(self._dropped))
+            return encode_dropped(topic, self._dropped.pop(topic))
+        self._told = False
         while self._items:
             item = self._items.popleft()
             if isinstance(item, tuple):
@@ -114,6 +123,7 @@ class Outbox:
                 self._empty -= 1
                 continue
             return self._take(item)
+        self._items = ()
         return None
 
     async def get(self) -> str | None:
@@ -130,10 +140,15 @@ class Outbox:
         """Take nothing more; what waits is still handed out, unless it is to be discarded."""
         self._closed = True
         if discard:
-            self._items.clear()
+            self._items = ()
             self._lossy = self._latest = self._dropped = None
             self._size = self._empty = 0
         self._wake()
+
+    def _append(self, item: tuple[str, int] | _Event) -> None:
+        if isinstance(self._items, tuple):
+            self._items = deque()
+        self._items.append(item)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -186,4 +201,5 @@ class Outbox:
     def _count(self, topic: str) -> None:
         if self._dropped is None:
             self._dropped = Counter()
-        self._dropped[topic] += 1
+        known = topic in self._dropped or len(self._dropped) < MAX_DROPPED_TOPICS
+        self._dropped[topic if known else None] += 1

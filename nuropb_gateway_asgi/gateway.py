@@ -86,6 +86,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds without a mesh after which a drain is over.
 RECONNECT_TIMEOUT: Final = 2.0
+#: Seconds that a drain takes at the least, as long as there are connections: calls that were on their way when clients
+#: were told to make no more are still answered.
+GOODBYE_GRACE: Final = 0.5
 #: Seconds between two looks at what a drain waits for.
 DRAIN_INTERVAL: Final = 0.02
 #: Seconds for clients to read what they were sent last.
@@ -305,8 +308,12 @@ class Gateway:
             channel.say_goodbye()
         clock = asyncio.get_running_loop().time
         began = connected_at = clock()
-        while (busy := self._busy()) and clock() - began < self.settings.drain_timeout:
-            if any(manager.connected for manager in busy):
+        while (waited := clock() - began) < self.settings.drain_timeout:
+            busy = self._busy()
+            more_may_come = waited < GOODBYE_GRACE and any(len(each.handler_manager) for each in self.channels.values())
+            if not (busy or more_may_come):
+                break
+            if not busy or any(manager.connected for manager in busy):
                 connected_at = clock()
             elif clock() - connected_at > RECONNECT_TIMEOUT:
                 break

@@ -614,8 +614,8 @@ def on_one_line(frame: str) -> str:
     return frame.replace("\r", " ").replace("\n", " ") if "\n" in frame or "\r" in frame else frame
 
 
-def encode_dropped(topic: str, count: int) -> str:
-    """What a client is told that was too slow for some events: how many of a topic it has missed."""
+def encode_dropped(topic: str | None, count: int) -> str:
+    """What a client is told that was too slow for some events: how many it has missed, of a topic or of several."""
     return encode_event("dropped", encode_json({"count": count, "topic": topic}))
 
 

@@ -252,6 +252,9 @@ def allow_files(connections: int) -> int | None:
 class _Frames(ServerProtocol):
     """The frames of a connection. Too many of the kinds that carry nothing end it."""
 
+    # Beside those of the library: a dictionary of more than 30 attributes is five times as large.
+    __slots__ = ("_control", "_control_at", "_excess", "_fragments")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._fragments = 0
@@ -279,9 +282,55 @@ class _Frames(ServerProtocol):
         """End the connection."""
         super().fail(*(self._excess or (code, reason)))
 
+    def send_response(self, response: Response) -> None:
+        """Send the answer to a handshake; its headers go with it."""
+        super().send_response(response)
+        response.headers.clear()
+
     def reject(self, status: int, text: str) -> Response:
         """Refuse the handshake, without websockets' words, which quote what the client sent."""
         return super().reject(status, f"{HTTPStatus(status).phrase}\n")
+
+
+class _Messages:
+    """What waits for ``receive()``. An asyncio.Queue has 3 KiB of room for those who wait, and here that is one."""
+
+    __slots__ = ("_items", "_readers")
+
+    def __init__(self) -> None:
+        self._items: list[Any] = []
+        self._readers: list[asyncio.Future[None]] = []
+
+    def qsize(self) -> int:
+        return len(self._items)
+
+    def empty(self) -> bool:
+        return not self._items
+
+    def put_nowait(self, message: Any) -> None:
+        self._items.append(message)
+        for reader in self._readers:
+            if not reader.done():
+                reader.set_result(None)
+
+    def get_nowait(self) -> Any:
+        return self._items.pop(0)
+
+    async def get(self) -> Any:
+        """The next message. Cancelling it loses nothing."""
+        while not self._items:
+            reader = asyncio.get_running_loop().create_future()
+            self._readers.append(reader)
+            try:
+                await reader
+            finally:
+                self._readers.remove(reader)
+        return self._items.pop(0)
+
+
+#: Of all that may be written to; only one that may not has an event of its own to wait for.
+_WRITABLE: Final = asyncio.Event()
+_WRITABLE.set()
 
 
 class _LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
@@ -297,6 +346,9 @@ class _LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         self.conn = _Frames(
             extensions=plain.available_extensions, max_size=self.config.ws_max_size, logger=plain.logger
         )
+        plain.parser.close()  # which refers to its owner: now, and not by the garbage collector
+        self.queue = _Messages()  # type: ignore[assignment]
+        self.writable = _WRITABLE
         self._unread: bytes | bytearray = b""
         self._max_frame = self.config.ws_max_size + MAX_FRAME_HEAD
         self._late = 0
@@ -401,6 +453,7 @@ class _LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
+        event.headers.clear()  # the scope has them, and the library would keep them, too
         if self.handshake_initiated and not self.conn.extensions and not self.close_sent:
             extensions: dict[Any, Any] = self.scope["extensions"]
             extensions[EXTENSION] = self
@@ -436,8 +489,12 @@ class _LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         self.close_sent = True
         self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
 
+    def pause_writing(self) -> None:
+        self.writable = asyncio.Event()
+
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.writable = _WRITABLE
         if self._on_writable is not None:
             self._on_writable()
 
@@ -565,8 +622,10 @@ RELIED_ON: Final[dict[type, str]] = {
     H11Protocol: "conn connections cycle loop transport connection_made connection_lost data_received "
     "on_response_complete send_400_response handle_websocket_upgrade",
     WebSocketsSansIOProtocol: "conn config loop transport queue read_paused handshake_initiated handshake_complete "
-    "close_sent close_timer data_received receive send handle_parser_exception handle_ping keepalive_timeout",
-    ServerProtocol: "available_extensions logger handshake_exc close_sent data_to_send recv_frame fail reject",
+    "close_sent close_timer data_received receive send handle_parser_exception handle_ping keepalive_timeout writable "
+    "pause_writing resume_writing handle_connect",
+    ServerProtocol: "available_extensions logger handshake_exc close_sent data_to_send recv_frame fail reject parser "
+    "send_response",
 }
 
 

@@ -8,9 +8,13 @@ import click
 
 from .._version import __version__
 from ..exceptions import SettingsError
+from .bench import bench
 from .call import call
 from .check import check
+from .describe import describe
+from .doctor import doctor
 from .explain import explain
+from .listen import listen
 from .serve import serve
 from .token import token
 
@@ -23,7 +27,8 @@ Examples:
   nuropb-gateway check                    is everything set up?
   nuropb-gateway explain orders.create    may this token call it, and why?
   export NUROPB_GATEWAY_TOKEN=$(nuropb-gateway token --user alice)
-  nuropb-gateway call ws://127.0.0.1:8000/ws demo.add '{"a": 2, "b": 3}'
+  nuropb-gateway call demo add a:=2 b:=3
+  nuropb-gateway doctor                   what is wrong between here and there?
 
 \b
 Completion, for bash (or zsh, fish):
@@ -32,9 +37,8 @@ Completion, for bash (or zsh, fish):
 \b
 Exit codes:
   0  all went well
-  1  a call failed, or a check did
-  2  the command line or a setting is wrong, or nothing answers
-  3  the server could not start
+  2  the command line or a setting is wrong
+  all others are the commands' own: see their --help
 """
 
 
@@ -60,6 +64,10 @@ commands.add_command(call)
 commands.add_command(token)
 commands.add_command(check)
 commands.add_command(explain)
+commands.add_command(listen)
+commands.add_command(describe)
+commands.add_command(bench)
+commands.add_command(doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,76 +2,88 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..settings import ENV_PREFIX
+from ._completion import complete_method, complete_service
+from ._output import dump
+from ._parameters import FORMS, parse_parameters
+from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, connect_timeout, gateway_options, run, session
+from ._target import Target
+
+if TYPE_CHECKING:
+    from ..client import Client
 
 __all__ = ["call"]
 
-#: A frame that answers the gateway's ping; without it the gateway takes the client for dead after 35 s.
-PONG = json.dumps({"type": "pong"})
+EPILOG = f"""{ENVIRONMENT} The result is on standard output: JSON, in one line unless that is a terminal. What went
+wrong is on standard error, in a line.
 
-EPILOG = f"""The token is read from the environment: {ENV_PREFIX}TOKEN.
+{FORMS}
 
 \b
 Examples:
-  nuropb-gateway call ws://127.0.0.1:8000/ws demo.add '{{"a": 2, "b": 3}}'
-  nuropb-gateway call wss://gateway.example.com/ws orders.get '{{"number": 1}}' --timeout 5
+  nuropb-gateway call demo add a:=2 b:=3
+  nuropb-gateway call orders get '{{"number": 42}}' --timeout 5
+  nuropb-gateway call orders find status=open --url wss://gateway.example.com/ws --token-file token
+  nuropb-gateway call --command orders create - < order.json
 
-\b
-Exit codes:
-  0  the result is on standard output
-  1  the call failed; the error is on standard output
-  2  there was no call: a wrong argument, no connection, or no answer
+{EXIT_CODES}
 """
 
 
-@click.command(epilog=EPILOG)
-@click.argument("url")
-@click.argument("method")
-@click.argument("params", default="{}")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for the answer.")
-def call(url: str, method: str, params: str, timeout: float | None) -> int:
-    """Call METHOD (service.method) of the gateway at URL, with PARAMS (a JSON object)."""
-    service, dot, name = method.rpartition(".")
-    if not dot:
-        raise click.UsageError("METHOD has to be given as service.method")
+@click.command(epilog=EPILOG, short_help="Call a method of a service.")
+@click.argument("service", shell_complete=complete_service)
+@click.argument("method", shell_complete=complete_method)
+@click.argument("parameters", nargs=-1)
+@gateway_options
+@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="How long to wait for the answer.")
+@click.option("--command", is_flag=True, help="Do not wait until it has run: there is no result.")
+@click.option("--trace-id", metavar="ID", help="What to look for in the logs of gateway and service.")
+@click.option("--raw", is_flag=True, help="Print a result that is text without quotes, and all else in one line.")
+def call(
+    service: str,
+    method: str,
+    parameters: tuple[str, ...],
+    target: Target,
+    token: str | None,
+    timeout: float | None,
+    command: bool,
+    trace_id: str | None,
+    raw: bool,
+) -> int:
+    """Call METHOD of SERVICE with PARAMETERS."""
+    check_names(service, method)
+    params = parse_words(parameters)
+
+    async def ask(gateway: Client) -> Any:
+        ask = gateway.command if command else gateway.request
+        return await ask(service, method, params, timeout=timeout, trace_id=trace_id)
+
+    async def call() -> int:
+        async with session(target, token, timeout=connect_timeout(timeout)) as gateway:
+            result = await ask(gateway)
+        if not command:
+            is_text = raw and isinstance(result, str)
+            click.echo(result if is_text else dump(result, pretty=not raw and sys.stdout.isatty()))
+        return 0
+
+    return run(call())
+
+
+def check_names(service: str, method: str) -> None:
+    """Raise UsageError for words that are in the wrong place."""
+    if "://" in service:
+        raise click.UsageError("the URL of the gateway is given by --url; SERVICE and METHOD are two words")
+    if "=" in method or method.startswith("{"):
+        raise click.UsageError(f"{method.partition('=')[0]} is no method; SERVICE and METHOD are two words: demo add")
+
+
+def parse_words(words: tuple[str, ...]) -> dict[str, Any]:
+    """:func:`parse_parameters`, whose errors are those of a command line here."""
     try:
-        payload: dict[str, Any] = {"id": "1", "service": service, "method": name, "params": json.loads(params)}
+        return parse_parameters(words, sys.stdin.read)
     except ValueError as error:
-        raise click.UsageError(f"PARAMS: it is not JSON ({error})") from error
-    if timeout is not None:
-        payload["timeout"] = timeout
-    return asyncio.run(_call(url, payload))
-
-
-async def _call(url: str, payload: dict[str, Any]) -> int:
-    from websockets.asyncio.client import connect
-    from websockets.exceptions import InvalidStatus, WebSocketException
-
-    token = os.environ.get(f"{ENV_PREFIX}TOKEN", "")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        async with connect(url, additional_headers=headers, max_size=None) as websocket:
-            await websocket.send(json.dumps({"type": "request", "payload": payload}))
-            while True:
-                frame = json.loads(await websocket.recv())
-                if frame["type"] == "ping":
-                    await websocket.send(PONG)
-                elif frame["type"] == "response":
-                    answer = frame["payload"]
-                    click.echo(json.dumps(answer["result"] if answer["error"] is None else answer["error"], indent=2))
-                    return 0 if answer["error"] is None else 1
-                elif frame["type"] == "error":
-                    click.echo(json.dumps(frame, indent=2))
-                    return 1
-    except InvalidStatus as error:
-        said = bytes(error.response.body or b"").decode(errors="replace").strip()
-        raise ValueError(f"{url}: {error}" + (f": {said}" if said.isprintable() and said else "")) from error
-    except WebSocketException as error:
-        raise ValueError(f"{url}: {error}") from error
+        raise click.UsageError(f"PARAMETERS: {error}") from error

@@ -23,6 +23,7 @@ import click
 
 from ..exceptions import SettingsError
 from ..settings import ENV_PREFIX, Settings
+from ._session import DEFAULT_URL
 
 if TYPE_CHECKING:
     import uvicorn
@@ -360,13 +361,18 @@ def _url(listener: socket.socket, path: str, *, tls: bool) -> str:
 def _announce(url: str, token: str | None) -> None:
     click.echo(f"\nThe gateway is at {url}")
     if token is not None:
-        program = os.path.relpath(sys.executable)
-        program = program if not program.startswith("..") else sys.executable
         click.echo(
-            f"Its mesh is embedded, with a service called demo. A token for this run (user dev, one day):\n\n"
-            f"{token}\n\n"
-            f"Try it from another terminal:\n\n"
-            f"export {ENV_PREFIX}TOKEN={token}\n"
-            f'{program} -m nuropb_gateway_asgi call {url} demo.add \'{{"a": 2, "b": 3}}\'\n'
+            f"Its mesh is embedded, with a service called demo. A token for this run (user dev, one day):\n\n{token}"
         )
+        if url.startswith("ws"):  # it is no unix socket, which the client knows nothing about
+            click.echo(_invitation(url, token))
     sys.stdout.flush()
+
+
+def _invitation(url: str, token: str) -> str:
+    program = os.path.relpath(sys.executable)
+    program = program if not program.startswith("..") else sys.executable
+    variables = {"TOKEN": token} if url == DEFAULT_URL else {"URL": url, "TOKEN": token}
+    exports = [f"export {ENV_PREFIX}{name}={value}" for name, value in variables.items()]
+    command = f"{program} -m nuropb_gateway_asgi call demo add a:=2 b:=3"
+    return "\n".join(["", "Try it from another terminal:", "", *exports, command, ""])

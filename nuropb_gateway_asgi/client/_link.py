@@ -123,7 +123,7 @@ class Link:
             return ending
         finally:
             self._ending = self._ending or Ending(1000, "")
-            await connection.close()
+            await _close(connection)
 
     def send(self, text: str) -> None:
         """Send a frame, as soon as the connection takes it."""
@@ -202,6 +202,20 @@ class Link:
                     await self._answered.wait()
             except TimeoutError:
                 self.drop("the gateway does not answer")
+
+
+async def _close(connection: ClientConnection) -> None:
+    """Close it in good order. What still comes is passed over: unread, it would hide that the other end agrees."""
+
+    async def pass_over() -> None:
+        with contextlib.suppress(WebSocketClosed):
+            while True:
+                await connection.recv()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(pass_over)
+        await connection.close()
+        tasks.cancel_scope.cancel()
 
 
 def _closed(error: WebSocketClosed) -> Ending:

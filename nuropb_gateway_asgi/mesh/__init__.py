@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .serving import hosting, serve
+    from .serving import PublishEvent, hosting, serve, with_context
 
-__all__ = ["hosting", "serve"]
+__all__ = ["PublishEvent", "hosting", "serve", "with_context"]
 
 
 def __getattr__(name: str) -> Any:

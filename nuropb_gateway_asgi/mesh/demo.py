@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 from ..topics import check_topic
-from .embedded import PublishEvent
 from .errors import (
     NuropbAuthenticationError,
     NuropbAuthorizationError,
@@ -15,6 +14,7 @@ from .errors import (
     NuropbHandlingError,
     NuropbValidationError,
 )
+from .service import PublishEvent, with_context
 
 __all__ = ["DemoService"]
 
@@ -68,13 +68,10 @@ class DemoService:
             raise NuropbValidationError(f"how must be one of {', '.join(_FAILURES)}")
         raise failure(f"This is how a {how} failure looks")
 
+    @with_context
     def whoami(self, ctx: dict[str, Any]) -> dict[str, Any]:
         """Answer with the context that the gateway made for this call."""
         return ctx
-
-    # What nuropb's decorator @nuropb_context sets: the first argument is the context.
-    whoami.__nuropb_context__ = True  # type: ignore[attr-defined]
-    whoami.__nuropb_context_arg__ = "ctx"  # type: ignore[attr-defined]
 
     def publish(self, topic: Any, event: Any = None, target: Any = None) -> dict[str, str]:
         """Publish an event: to the subscribers of its topic, or to the users in target."""

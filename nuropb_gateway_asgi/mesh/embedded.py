@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,27 +23,12 @@ from .._ids import new_id
 from ..exceptions import MeshUnavailable
 from ..topics import TopicTree
 from .base import CallMessage, MeshReceiver
-from .service import call_service, deliver_event, to_json
+from .service import Runnable, call_service, deliver_event, to_json
 from .wire import InvalidMessage, NotJson, decode_event, decode_reply, encode_event
 
-__all__ = ["EmbeddedMesh", "PublishEvent", "Runnable"]
+__all__ = ["EmbeddedMesh"]
 
 logger = logging.getLogger(__name__)
-
-
-class PublishEvent(Protocol):
-    """How a service of the embedded mesh publishes an event. ``event`` is anything that JSON has."""
-
-    def __call__(self, topic: str, event: Any, target: list[str] | None = None) -> None:
-        """Publish ``event``: to everybody who subscribed to ``topic``, or to the users in ``target``."""
-
-
-@runtime_checkable
-class Runnable(Protocol):
-    """A service that does something by itself, as long as the mesh runs."""
-
-    async def _run_(self, publish: PublishEvent) -> None:
-        """Runs until it is cancelled; ``publish`` may be kept and used by the methods too."""
 
 
 class _Running(NamedTuple):

@@ -13,15 +13,59 @@ import inspect
 import json
 import logging
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from ..topics import check_topic
 
-__all__ = ["Outcome", "call_service", "deliver_event", "describe_service", "to_json"]
+__all__ = [
+    "Outcome",
+    "PublishEvent",
+    "Runnable",
+    "call_service",
+    "deliver_event",
+    "describe_service",
+    "to_json",
+    "with_context",
+]
 
 logger = logging.getLogger(__name__)
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class PublishEvent(Protocol):
+    """How a service publishes an event. ``event`` is anything that JSON has."""
+
+    def __call__(self, topic: str, event: Any, target: list[str] | None = None) -> None:
+        """Publish ``event``: to everybody who subscribed to ``topic``, or to the users in ``target``.
+
+        It never waits. While there is no mesh it is lost, and the log says so. Raises ValueError or TypeError for what
+        cannot be sent.
+        """
+
+
+@runtime_checkable
+class Runnable(Protocol):
+    """A service that does something by itself, or publishes events, as long as the mesh runs."""
+
+    async def _run_(self, publish: PublishEvent) -> None:
+        """Runs until it is cancelled, or returns; ``publish`` may be kept and used by the methods too."""
+
+
+def with_context(method: Method) -> Method:
+    """Give a method the context of each call as its first argument, a dict: who calls, the token, the trace id.
+
+    It is what nuropb's ``nuropb_context`` is for services that are written with nuropb; that gives them an object.
+    """
+    parameters = list(inspect.signature(method).parameters)
+    position = 1 if parameters[:1] == ["self"] else 0
+    if len(parameters) <= position:
+        raise TypeError(f"{method.__name__} has no argument for the context")
+    method.__nuropb_context__ = True  # type: ignore[attr-defined]
+    method.__nuropb_context_arg__ = parameters[position]  # type: ignore[attr-defined]
+    return method
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

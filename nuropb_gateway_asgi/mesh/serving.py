@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import anyio
+
+from .._ids import new_id
 from ..authorization import ExposePolicy
-from ..exceptions import SettingsError
+from ..exceptions import MeshUnavailable, SettingsError
 from ..handler_manager import HandlerManager
 from ..service_mesh_manager import ServiceMeshManager
 from ..settings import Settings
+from ..topics import check_topic
 from .rabbitmq import RabbitMQMesh
+from .service import PublishEvent, Runnable, to_json, with_context
 
-__all__ = ["hosting", "serve"]
+__all__ = ["PublishEvent", "hosting", "serve", "with_context"]
+
+logger = logging.getLogger(__name__)
 
 
 async def serve(
@@ -74,8 +82,11 @@ async def hosting(
     patterns) go to ``service._handle_event_(topic, event, target, context)``, which may be a coroutine function; all
     processes of a service share a queue, so each event reaches one of them.
 
-    Entering does not wait for the broker, and nothing but the end of the context ends it. At the end no more calls are
-    taken, and those that run are waited for ``drain_timeout`` seconds. Calls are made at least once: a process that
+    A service that has a coroutine function ``_run_(publish)`` is given a function by which it publishes events,
+    ``publish(topic, event, target=None)``. It may return, or run as long as the context; what it raises ends that.
+
+    Entering does not wait for the broker, and nothing else but the end of the context ends it. At the end no more calls
+    are taken, and those that run are waited for ``drain_timeout`` seconds. Calls are made at least once: a process that
     dies leaves its messages to the others. Raises SettingsError for a name or URL that is none.
     """
     name = service_name or getattr(service, "_service_name", None)
@@ -97,13 +108,33 @@ async def hosting(
     policy = ExposePolicy((), ())
     manager = ServiceMeshManager(settings, HandlerManager(settings, _nobody, policy), mesh, policy)
     mesh.bind(manager, service)
-    async with manager:
+    async with manager, anyio.create_task_group() as tasks:
         try:
+            if isinstance(service, Runnable):
+                tasks.start_soon(service._run_, _publisher(mesh, name), name=f"service {name}")
             yield manager
         finally:
-            with contextlib.suppress(TimeoutError):
+            # Whatever it was that ended it, a call that runs is somebody's.
+            with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(drain_timeout):
                     await mesh.finish_calls()
+            tasks.cancel_scope.cancel()
+
+
+def _publisher(mesh: RabbitMQMesh, name: str) -> PublishEvent:
+    def publish(topic: str, event: Any, target: list[str] | None = None) -> None:
+        reason = check_topic(topic)
+        if reason is not None:
+            raise ValueError(f"topic: {reason}")
+        if isinstance(target, str):  # whose letters would be users
+            raise TypeError("target: it has to be a list of user ids")
+        body, users = to_json(event), None if target is None else list(target)
+        try:
+            mesh.publish(topic, body, context=b"{}", trace_id=new_id(), target=users)
+        except MeshUnavailable as error:
+            logger.warning("service %s: an event of %s is lost: %s", name, topic, error)
+
+    return publish
 
 
 async def _nobody(token: str) -> Any:

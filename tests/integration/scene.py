@@ -25,7 +25,7 @@ from tests.kit.gateways import DEADLINE, RunningGateway, eventually, run_gateway
 from tests.servers.faults import FaultProxy
 from tests.servers.surviving_service import SurvivingService, host
 
-__all__ = ["Caller", "Record", "Scene", "delete_queues", "eventually_within", "log_lines", "scene"]
+__all__ = ["Caller", "Record", "Scene", "delete_queues", "delete_shared", "eventually_within", "log_lines", "scene"]
 
 Record = Callable[[str, object], None]
 
@@ -262,13 +262,20 @@ async def delete_queues(url: str, *meshes: RabbitMQMesh) -> None:
             async with connection.channel() as channel:
                 for queue in (mesh.reply_queue, mesh.event_queue, siblings.queue):
                     await channel.queue_delete(queue)
-            for queue in (mesh.service_queue, siblings.stream):
+            with contextlib.suppress(ChannelPreconditionFailed):
                 async with connection.channel() as channel:
-                    with contextlib.suppress(ChannelPreconditionFailed):
-                        await channel.queue_delete(queue, if_unused=queue == mesh.service_queue)
-            async with connection.channel() as channel:
-                with contextlib.suppress(ChannelPreconditionFailed):
-                    await channel.exchange_delete(siblings.exchange, if_unused=True)
+                    await channel.queue_delete(mesh.service_queue, if_unused=True)
+                    # Of a stream the broker does not know whether it is used.
+                    await channel.queue_delete(siblings.stream)
+                    await channel.exchange_delete(siblings.exchange)
+
+
+async def delete_shared(url: str, service_name: str) -> None:
+    """Remove what the processes of a gateway have in common; their own queues expire."""
+    async with await aio_pika.connect(url) as connection, connection.channel() as channel:
+        await channel.queue_delete(f"nuropb-{service_name}-sq")
+        await channel.queue_delete(f"nuropb-{service_name}-records")
+        await channel.exchange_delete(f"nuropb-{service_name}-fx")
 
 
 @contextlib.contextmanager

@@ -47,9 +47,10 @@ def test_the_client_has_the_gateways_version() -> None:
     assert "dependencies" not in package
 
 
-def test_the_lock_file_says_nothing_of_where_packages_come_from() -> None:
-    lock = json.loads((CLIENT / "package-lock.json").read_text())
-    assert not [name for name, package in lock["packages"].items() if "resolved" in package]
+@pytest.mark.parametrize("directory", ["clients/js", "examples/react"])
+def test_the_lock_file_says_nothing_of_where_packages_come_from(directory: str) -> None:
+    lock = json.loads((ROOT / directory / "package-lock.json").read_text())
+    assert not [name for name, package in lock["packages"].items() if "://" in package.get("resolved", "")]
 
 
 def test_both_clients_have_a_class_for_every_error_code() -> None:

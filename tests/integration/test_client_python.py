@@ -36,7 +36,7 @@ from nuropb_gateway_asgi.client import (
     connect,
     connect_sync,
 )
-from tests.kit.gateways import RunningGateway, eventually, run_gateway
+from tests.kit.gateways import DEADLINE, RunningGateway, eventually, run_gateway
 from tests.kit.processes import ROOT
 
 QUICK = Backoff(0.01, 0.05)
@@ -317,6 +317,19 @@ async def test_many_calls_at_a_time_keep_to_the_gateways_limit() -> None:
 
 
 # --- events -------------------------------------------------------------------------------------------------------
+
+
+async def test_leaving_does_not_wait_for_answers_that_nobody_reads_any_more(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nuropb_gateway_asgi.client._link.CLOSE_TIMEOUT", 3600.0)
+    async with asyncio.timeout(DEADLINE):
+        async with connect(gateway.url, token="alice") as client:
+            calls = [asyncio.ensure_future(client.request("demo", "echo", {"text": "x" * 1000})) for _ in range(64)]
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            calls += [asyncio.ensure_future(client.request("demo", "echo")) for _ in range(1000)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def test_a_subscription_is_in_force_within_its_block_and_ends_with_it(gateway: RunningGateway) -> None:

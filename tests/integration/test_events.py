@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _mesh
+from nuropb_gateway_asgi.mesh.rabbitmq._lane import Acknowledger
 from tests.integration.conftest import Broker
 from tests.integration.scene import delete_queues, scene
 from tests.kit.clients import connect
@@ -53,6 +54,16 @@ async def test_a_targeted_event_reaches_all_connections_of_its_users_whatever_it
         assert await bob.settled() == []
 
 
+async def sent_to(rabbitmq: Broker, *processes: RunningGateway) -> dict[str, int]:
+    """How many bytes the broker has sent to the consuming connection of each; nothing for a broker of others."""
+    if rabbitmq.node is None:
+        return {}
+    connections = await anyio.to_thread.run_sync(rabbitmq.node.list_connections)
+    sent = {each["client_properties"].get("connection_name"): each["send_oct"] for each in connections}
+    names = [f"{each.gateway.settings.service_name} {each.gateway.settings.instance_id} consume" for each in processes]
+    return {name: sent[name] for name in names}
+
+
 async def test_an_event_costs_nothing_where_nobody_wants_it(rabbitmq: Broker, echo_service: ServiceProcess) -> None:
     name, prefix = f"gateway-{secrets.token_hex(4)}", f"t{secrets.token_hex(4)}"
     settings = {"targeted_topics": [f"{prefix}.users.#"]}
@@ -65,10 +76,13 @@ async def test_an_event_costs_nothing_where_nobody_wants_it(rabbitmq: Broker, ec
     ):
         await alice.ask("subscribe", topics=[f"{prefix}.orders.*"])
         await bob.ask("subscribe", topics=[f"{prefix}.news"])
+        before = await sent_to(rabbitmq, wants, other, empty)
         for number in range(20):
-            await alice.result(f"{echo_service.service}.emit", {"topic": f"{prefix}.orders.new", "event": number})
-        assert [(await alice.event(f"{prefix}.orders.new"))["event"] for _ in range(20)] == list(range(20))
+            event = [number, "x" * 50_000]
+            await alice.result(f"{echo_service.service}.emit", {"topic": f"{prefix}.orders.new", "event": event})
+        assert [(await alice.event(f"{prefix}.orders.new"))["event"][0] for _ in range(20)] == list(range(20))
         await bob.settled()
+        after = await sent_to(rabbitmq, wants, other, empty)
         counts = [process.gateway.service_mesh_manager.statistics.events for process in (wants, other, empty)]
         assert counts == [20, 0, 0]
         assert mesh_of(other)._bindings == {f"{prefix}.news", f"{prefix}.users.#"}
@@ -82,6 +96,9 @@ async def test_an_event_costs_nothing_where_nobody_wants_it(rabbitmq: Broker, ec
             ]
             users = f"{prefix}.users.#"
             assert keys == [{f"{prefix}.orders.*", users}, {f"{prefix}.news", users}, set()]
+            sent = [after[each] - before[each] for each in after]
+            # To the others no more than the messages to themselves, and what processes say to each other.
+            assert sent[0] > 20 * 50_000 > 20 * max(sent[1:]), sent
 
 
 async def test_a_binding_lingers_a_while_after_its_last_subscriber(amqp_url: str) -> None:
@@ -118,6 +135,24 @@ async def test_whoever_subscribed_is_told_when_more_was_published_than_the_broke
         got = [(frame["payload"]["topic"], frame["payload"]["event"]) for frame in alice.client.inbox]
         gap = [("gap", {"reason": "overflow", "topics": [topic]})] if backlog == 6 else []
         assert got == [*gap, *((topic, number) for number in range(backlog))]
+        assert bob.client.inbox == []
+
+
+async def test_whoever_subscribed_is_told_when_a_process_is_always_too_slow(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"EVENT_QUEUE_LENGTH": 6, "PREFETCH": 10, "REASSERT_INTERVAL": 0.3}.items():
+        monkeypatch.setattr(_mesh, name, value)
+    topic = f"t{secrets.token_hex(4)}"
+    async with scene(amqp_url, expose_topics=["#"], targeted_topics=[]) as set_:
+        alice, bob = set_.callers
+        await alice.subscribe(topic)
+        # As if it had never done with any: more than PREFETCH do not come.
+        monkeypatch.setattr(Acknowledger, "later", lambda *_: None)
+        for number in range(17):
+            set_.service_mesh.publish(topic, b"%d" % number, context=b"{}", trace_id="t", target=None)
+        gap = {"topic": "gap", "event": {"reason": "overflow", "topics": [topic]}}
+        await eventually(lambda: gap in [frame["payload"] for frame in alice.client.inbox])
         assert bob.client.inbox == []
 
 

@@ -198,7 +198,7 @@ async def test_it_is_settings_alone_that_make_it_work(
     async with run_module("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
         url = (await process.line(r"ws://\S+"))[0]
         await process.line(rf"keys: 1 of {provider.issuer}/jwks")
-        assert await asyncio.to_thread(main, ["call", url, "demo.add", '{"a": 2, "b": 3}']) == 0
+        assert await asyncio.to_thread(main, ["call", "demo", "add", "a:=2", "b:=3", "--url", url]) == 0
         assert capsys.readouterr().out == "5\n"
         assert "is not set: tokens are not checked for it" not in process.output
 

@@ -255,7 +255,7 @@ async def test_tls_without_a_proxy(tmp_path: Path) -> None:
         async with connect(url, TOKEN, ssl=certificate.client()) as client:
             await client.send_text("x" * 1_000_000)
             assert (await client.closed()).code == 1009
-        arguments = ("call", url, "demo.add", '{"a": 2, "b": 3}')
+        arguments = ("call", "demo", "add", "a:=2", "b:=3", "--url", url)
         environment = {"SSL_CERT_FILE": str(certificate.certificate)}
         async with run_module(PACKAGE, *arguments, settings={"TOKEN": TOKEN}, environment=environment) as caller:
             assert (await caller.wait(), caller.stdout, caller.stderr) == (0, ["5"], [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import decimal
 import secrets
 import signal
 import sys
@@ -17,9 +18,10 @@ import anyio
 import pytest
 
 from nuropb_gateway_asgi import CallError, ServiceMeshManager, SettingsError
-from nuropb_gateway_asgi.mesh import hosting, serve
+from nuropb_gateway_asgi.mesh import hosting, serve, with_context
 from nuropb_gateway_asgi.mesh.errors import NuropbValidationError
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _host
+from nuropb_gateway_asgi.mesh.service import PublishEvent
 from tests.integration.scene import delete_queues
 from tests.kit.gateways import DEADLINE, eventually
 from tests.kit.processes import run_process
@@ -73,15 +75,33 @@ class Orders:
         """Fail."""
         raise ZeroDivisionError("by mistake")
 
-    def whoami(self, ctx: dict[str, Any]) -> Any:
+    @with_context
+    def whoami(self, who: dict[str, Any]) -> Any:
         """The context."""
-        return ctx
-
-    whoami.__nuropb_context__ = True  # type: ignore[attr-defined]
+        return who
 
     async def _handle_event_(self, topic: str, event: Any, target: Any, context: dict[str, Any]) -> None:
         await asyncio.sleep(0)
         self.events.append((topic, event, target, context))
+
+
+class Publisher:
+    """Publishes by itself and when it is called, and may fail."""
+
+    def __init__(self) -> None:
+        self.fail = asyncio.Event()
+        self.ended = False
+
+    async def _run_(self, publish: PublishEvent) -> None:
+        self.publish = publish
+        try:
+            await self.fail.wait()
+        finally:
+            self.ended = True
+        raise ZeroDivisionError("by mistake")
+
+    async def tell(self, topic: Any, event: Any = None, target: Any = None) -> None:
+        self.publish(topic, event, target)
 
 
 @contextlib.asynccontextmanager
@@ -162,6 +182,46 @@ async def test_two_processes_share_the_calls_and_the_events(amqp_url: str) -> No
             await manager.publish_event(topic, number)
         await eventually(lambda: len(one.events) + len(two.events) == 20)
         assert sorted(event[1] for event in one.events + two.events) == list(range(20))
+
+
+async def test_a_hosted_service_publishes_events_of_its_own(amqp_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    orders, topic, made = Orders(), f"t{secrets.token_hex(4)}", decimal.Decimal("1.50")
+    publisher = Publisher()
+    async with (
+        FaultProxy(amqp_url) as proxy,
+        running(amqp_url, orders, event_topics=[f"{topic}.#"]) as (caller, _),
+        running(proxy.url, publisher, clean=amqp_url) as (manager, name),
+    ):
+        await caller.request(name, "tell", {"topic": f"{topic}.made", "event": {"number": 1}, "target": ["alice"]})
+        publisher.publish(f"{topic}.made", {"total": made})  # as a task of its own would
+        await eventually(lambda: len(orders.events) == 2)
+        assert [each[:3] for each in orders.events] == [
+            (f"{topic}.made", {"number": 1}, ["alice"]),
+            (f"{topic}.made", {"total": "1.50"}, None),
+        ]
+        for wrong in ({"topic": f"{topic}.*"}, {"topic": 7}, {"topic": topic, "target": "alice"}):
+            with pytest.raises(CallError, match="service_error"):
+                await caller.request(name, "tell", wrong)
+        proxy.refuse()
+        proxy.cut()
+        await eventually(lambda: not manager.connected)
+        publisher.publish(f"{topic}.lost", 1)  # which fails nobody's call
+        proxy.accept()
+        await eventually(lambda: manager.connected)
+        publisher.publish(f"{topic}.made", 2)
+        await eventually(lambda: len(orders.events) == 3)
+        assert orders.events[2][1] == 2
+    assert publisher.ended
+    assert f"service {name}: an event of {topic}.lost is lost" in caplog.text
+
+
+async def test_what_a_service_does_by_itself_is_not_swallowed_when_it_fails(amqp_url: str) -> None:
+    publisher = Publisher()
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
+        async with running(amqp_url, publisher):
+            publisher.fail.set()
+            await asyncio.Event().wait()
+    assert caught.group_contains(ZeroDivisionError)
 
 
 # --- faults -----------------------------------------------------------------------------------------------------

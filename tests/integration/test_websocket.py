@@ -953,6 +953,17 @@ async def test_draining_says_goodbye_and_waits_for_answers() -> None:
         await draining
 
 
+async def test_calls_that_were_on_their_way_when_draining_began_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nuropb_gateway_asgi.gateway.GOODBYE_GRACE", 3600.0)
+    async with run_gateway(drain_timeout=3600.0) as running:
+        async with connect(running.url, "alice") as client:
+            draining = asyncio.create_task(running.gateway.drain())
+            await client.event("goodbye")
+            assert await client.result("demo.echo", {"a": 1}) == {"a": 1}
+            assert not draining.done()
+        await draining  # nobody is there who could still call
+
+
 async def test_what_was_said_last_is_on_its_way_when_a_drain_ends() -> None:
     async with run_gateway() as running, connect(running.url, "alice") as client:
         (handler,) = running.gateway.handler_manager.handlers

@@ -222,8 +222,10 @@ def _uvicorn(name: str, max_size: int, options: dict[str, Any]) -> _Run:
                 started.set()
 
             async def main_loop(self) -> None:
-                await self.on_tick(0)
-                await stop.wait()
+                while not stop.is_set():
+                    await self.on_tick(0)  # what time it is, for the headers of answers
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(stop.wait(), 1.0)
                 # uvicorn 0.54 fails over connections that are about to close.
                 await eventually(lambda: not any(each.transport.is_closing() for each in self.server_state.connections))
 

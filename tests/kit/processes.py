@@ -6,19 +6,26 @@ import asyncio
 import contextlib
 import os
 import re
+import secrets
+import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
+
+from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.settings import ENV_PREFIX
 
-__all__ = ["ROOT", "Process", "run_module", "run_process"]
+__all__ = ["ROOT", "GatewayProcess", "Process", "run_gateway_process", "run_module", "run_process", "token_of"]
 
 #: Seconds. A start costs one of the processor's, and on a busy machine there may be little of that.
 DEADLINE: Final = 60.0
 ROOT: Final = Path(__file__).resolve().parents[2]
+SECRET: Final = secrets.token_urlsafe(48)
 
 
 class Process:
@@ -113,3 +120,59 @@ async def run_process(
 def run_module(*arguments: str, **options: Any) -> contextlib.AbstractAsyncContextManager[Process]:
     """Run ``python -m`` with these arguments; the options are those of :func:`run_process`."""
     return run_process(sys.executable, "-m", *arguments, **options)
+
+
+def token_of(user_id: str, **claims: Any) -> str:
+    """A token for gateways of :func:`run_gateway_process`."""
+    return issue_token(SECRET, user_id, **claims)
+
+
+@dataclass(frozen=True)
+class GatewayProcess:
+    """A gateway in a process of its own, and the URL of its WebSocket endpoint."""
+
+    process: Process
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws"
+
+    async def ready(self) -> None:
+        """Wait until it has a connection to the mesh."""
+        await self.process.line(" mesh connected")
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """A number of ``/metrics``; 0 if nothing was counted under these labels."""
+        async with httpx.AsyncClient(trust_env=False, timeout=DEADLINE) as http:
+            text = (await http.get(f"http://127.0.0.1:{self.port}/metrics")).text
+        wanted = ",".join(f'{label}="{value}"' for label, value in labels.items())
+        line = re.search(rf"^nuropb_gateway_{name}{{{wanted}}} (.*)$", text, re.MULTILINE)
+        return 0.0 if line is None else float(line[1])
+
+    def freeze(self) -> None:
+        """Stop it: its connections stay, and it does nothing."""
+        self.process.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.process.signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it with SIGKILL: nobody is told."""
+        self.process.signal(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """End it in good order."""
+        self.process.signal(signal.SIGTERM)
+        assert await self.process.wait() == 0, self.process.output
+
+
+@contextlib.asynccontextmanager
+async def run_gateway_process(mesh_url: str, *options: str, **settings: str) -> AsyncIterator[GatewayProcess]:
+    """Run ``tests.servers.gateway`` with these options, and wait until it is connected to the mesh."""
+    chosen = {"MESH_URL": mesh_url, "JWT_KEY": SECRET} | {name.upper(): value for name, value in settings.items()}
+    async with run_module("tests.servers.gateway", *options, settings=chosen) as process:
+        gateway = GatewayProcess(process, int((await process.line(r"listening on (\d+)"))[1]))
+        await gateway.ready()
+        yield gateway

@@ -25,6 +25,8 @@ __all__ = ["RabbitMQError", "RabbitMQNode", "answers_amqp", "find_program", "fre
 
 BOOT_TIMEOUT = 60.0
 CTL_TIMEOUT = 60.0
+#: How rabbitmqctl says that the broker is not there, while its node is.
+NOT_RUNNING = "requires the 'rabbit' app to be running"
 
 # Waits for its standard input to close, which the end of this process does however it comes about, even by
 # SIGKILL. Then no process of the node stays, nor a file.
@@ -82,9 +84,15 @@ def answers_amqp(url: str, timeout: float = 1.0) -> bool:
         return False
 
 
-def config_text(port: int) -> str:
+def config_text(port: int, settings: Sequence[str] = ()) -> str:
     """The node's rabbitmq.conf. The low disk limit keeps a small disk from blocking every publisher."""
-    return f"listeners.tcp.1 = 127.0.0.1:{port}\ndisk_free_limit.absolute = 1MB\nlog.file.level = warning\n"
+    own = (f"listeners.tcp.1 = 127.0.0.1:{port}", "disk_free_limit.absolute = 1MB", "log.file.level = warning")
+    return "".join(f"{line}\n" for line in (*own, *settings))
+
+
+def plugins_text(plugins: Sequence[str]) -> str:
+    """The node's list of plugins, which is a term of Erlang."""
+    return f"[{','.join(plugins)}].\n"
 
 
 def node_environment(directory: Path, *, amqp: int, distribution: int, port_mapper: int) -> dict[str, str]:
@@ -130,17 +138,22 @@ class RabbitMQNode:
     here blocks the thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, plugins: Sequence[str] = (), settings: Sequence[str] = ()) -> None:
+        """``plugins`` are enabled, and ``settings`` are further lines of rabbitmq.conf, which have to say where the
+        plugins listen: by themselves they listen on every address of the machine."""
         server, ctl, epmd = find_program("rabbitmq-server"), find_program("rabbitmqctl"), shutil.which("epmd")
         if server is None or ctl is None or epmd is None:
             raise RabbitMQError("rabbitmq-server, with its rabbitmqctl and Erlang's epmd, is not installed")
         self._server, self._ctl, self._epmd = server, ctl, epmd
+        self._plugins = tuple(plugins)
+        self._settings = tuple(settings)
         self.port = free_port()
         self._epmd_port = free_port()
         self._directory: Path | None = None
         self._environment: dict[str, str] = {}
         self._guard: subprocess.Popen[bytes] | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._app_stopped = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -166,6 +179,7 @@ class RabbitMQNode:
             raise RabbitMQError("the node is running already")
         try:
             self._launch("server", self._server)
+            self._app_stopped = False
             self._wait_for_amqp()
         except BaseException:
             self.stop()
@@ -197,10 +211,12 @@ class RabbitMQNode:
     def stop_app(self) -> None:
         """Close the broker in good order: its clients are told, and its port is closed."""
         self.ctl("stop_app")
+        self._app_stopped = True
 
     def start_app(self) -> None:
         """Open the broker again after ``stop_app``."""
         self.ctl("start_app")
+        self._app_stopped = False
         self._wait_for_amqp()
 
     def add_vhost(self, name: str) -> str:
@@ -224,17 +240,29 @@ class RabbitMQNode:
         return self._list("list_bindings", "--vhost", vhost, columns=columns)
 
     def list_connections(self) -> list[dict[str, Any]]:
-        """The connections: name, vhost, user, state, channels, timeout (the heartbeat), client_properties."""
-        columns = ("name", "vhost", "user", "state", "channels", "timeout", "client_properties")
+        """The connections: name, vhost, user, state, channels, timeout (the heartbeat), client_properties, send_oct.
+
+        The last is how many bytes the broker has sent to it so far.
+        """
+        columns = ("name", "vhost", "user", "state", "channels", "timeout", "client_properties", "send_oct")
         return self._list("list_connections", columns=columns)
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl against this node and return what it printed."""
+        run = self._run_ctl(*arguments)
+        if run.returncode != 0 and NOT_RUNNING in run.stderr and not self._app_stopped:
+            # AMQP is answered a moment before the node counts as started.
+            self._run_ctl("await_startup", "--timeout", f"{BOOT_TIMEOUT:.0f}")
+            run = self._run_ctl(*arguments)
+        if run.returncode != 0:
+            raise RabbitMQError(f"rabbitmqctl {' '.join(arguments)} ended with {run.returncode}: {run.stderr}")
+        return run.stdout
+
+    def _run_ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         if self._directory is None:
             raise RabbitMQError("the node has not been started")
-        command = [self._ctl, "--quiet", *arguments]
-        run = subprocess.run(
-            command,
+        return subprocess.run(
+            [self._ctl, "--quiet", *arguments],
             env=self._environment,
             cwd=self._directory,
             stdin=subprocess.DEVNULL,
@@ -243,9 +271,6 @@ class RabbitMQNode:
             timeout=CTL_TIMEOUT,
             check=False,
         )
-        if run.returncode != 0:
-            raise RabbitMQError(f"rabbitmqctl {' '.join(arguments)} ended with {run.returncode}: {run.stderr}")
-        return run.stdout
 
     def _list(self, command: str, *options: str, columns: Sequence[str]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = json.loads(self.ctl(command, *options, "--formatter", "json", *columns))
@@ -266,9 +291,9 @@ class RabbitMQNode:
         self._environment = node_environment(
             directory, amqp=self.port, distribution=free_port(), port_mapper=self._epmd_port
         )
-        (directory / "rabbitmq.conf").write_text(config_text(self.port))
+        (directory / "rabbitmq.conf").write_text(config_text(self.port, self._settings))
         (directory / "rabbitmq-env.conf").touch()
-        (directory / "enabled_plugins").write_text("[].\n")
+        (directory / "enabled_plugins").write_text(plugins_text(self._plugins))
         try:
             self._launch("epmd", self._epmd, "-port", str(self._epmd_port))
             self._wait(self._epmd_answers, "epmd")

@@ -438,6 +438,6 @@ async def running(controller: ServiceMeshManagerController | None = None, **opti
     """A gateway that runs, by a clock of its own."""
     gateway = make_gateway(controller, **options)
     async with gateway.manager as manager:
-        gateway.clock.now = manager._clock()
+        gateway.clock.now = float(int(manager._clock()))  # whole seconds can be added and compared exactly
         manager._clock = gateway.clock
         yield gateway

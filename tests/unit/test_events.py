@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nuropb_gateway_asgi import ServiceMeshManagerController, _events
+from nuropb_gateway_asgi import ServiceMeshManagerController, _events, protocol
 from nuropb_gateway_asgi._events import MAX_CONTROLLER_EVENTS
 from nuropb_gateway_asgi._interest import LINGER
 from nuropb_gateway_asgi.authentication import Identity
@@ -324,6 +324,23 @@ async def test_an_event_with_targets_goes_to_their_connections_alone(gateway: Fa
     assert [len(handler.frames) for handler in handlers.values()] == [1, 1, 1, 0]
     gateway.mesh.event("orders.new", {}, target=[])
     assert [len(handler.frames) for handler in handlers.values()] == [1, 1, 1, 0]
+
+
+async def test_an_event_for_nobody_here_is_not_encoded(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    original = protocol.encode_event
+
+    def encode_event(topic: str, *rest: Any) -> str:
+        encoded.append(topic)
+        return original(topic, *rest)
+
+    monkeypatch.setattr(_events, "encode_event", encode_event)
+    subscribe(gateway, await gateway.connect("alice"), "orders.*")
+    for topic, target in (("orders.new", ["bob", "carol"]), ("users.new", None), ("orders.old", [])):
+        gateway.mesh.event(topic, {}, target=target)
+    assert (encoded, gateway.manager.statistics.events) == ([], 3)
+    gateway.mesh.event("users.new", {}, target=["bob", "alice"])
+    assert encoded == ["users.new"]
 
 
 async def test_subscribers_may_leave_while_an_event_is_handed_out(gateway: FakeGateway) -> None:

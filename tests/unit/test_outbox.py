@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 
 import anyio
@@ -9,7 +10,7 @@ from anyio.lowlevel import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi._outbox import Outbox
+from nuropb_gateway_asgi._outbox import MAX_DROPPED_TOPICS, Outbox
 
 
 async def drain(outbox: Outbox) -> list[str]:
@@ -194,8 +195,9 @@ async def test_an_outbox_is_a_bounded_queue(operations: list[str], limit: int) -
 # --- events that may be lost --------------------------------------------------------------------------------
 
 
-def dropped(topic: str, count: int) -> str:
-    return f'{{"type":"event","payload":{{"topic":"dropped","event":{{"count":{count},"topic":"{topic}"}}}}}}'
+def dropped(topic: str | None, count: int) -> str:
+    name = json.dumps(topic)
+    return f'{{"type":"event","payload":{{"topic":"dropped","event":{{"count":{count},"topic":{name}}}}}}}'
 
 
 async def all_of(outbox: Outbox) -> list[str]:
@@ -230,7 +232,7 @@ async def test_what_has_to_be_kept_takes_the_place_of_events() -> None:
     assert outbox.put("dddd")
     assert not outbox.put("e")
     assert outbox.size == 6
-    assert sorted((await all_of(outbox))[:2]) == [dropped("t", 1), dropped("u", 1)]
+    assert await all_of(outbox) == [dropped("t", 1), "bb", dropped("u", 1), "dddd"]
     assert outbox.size == 0
 
 
@@ -287,6 +289,26 @@ async def test_a_closed_outbox_takes_no_event_and_tells_of_none(discard: bool) -
     outbox.close(discard=discard)
     assert outbox.put_event("cc", "t", "drop_oldest") == 0
     assert await drain(outbox) == ([] if discard else ["bb"])
+
+
+async def test_what_was_dropped_does_not_keep_a_slow_reader_from_getting_events() -> None:
+    outbox, read = Outbox(20), []
+    for number in range(100):
+        # Two are dropped, of other topics, for each message that the reader takes.
+        for each in ("a", "b"):
+            outbox.put_event(f"{number:010}", f"{each}{number % 5}", "drop_oldest")
+        read.append(await outbox.get())
+    assert sum(text is not None and not text.startswith("{") for text in read) >= 49
+
+
+async def test_events_of_more_topics_than_can_be_told_apart_are_told_together() -> None:
+    outbox = Outbox(1)
+    for number in range(1000):
+        outbox.put_event("x", f"topic {number}", "drop_oldest")
+    told = [text for text in await all_of(outbox) if text.startswith("{")]
+    assert len(told) == MAX_DROPPED_TOPICS + 1
+    assert told[0] == dropped("topic 0", 1)
+    assert told[-1] == dropped(None, 999 - MAX_DROPPED_TOPICS)
 
 
 async def test_events_that_were_dropped_take_no_memory() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import openid, provision
-from tests.servers.rabbitmq import answers_amqp, config_text, free_port, node_environment, table
+from tests.servers.rabbitmq import answers_amqp, config_text, free_port, node_environment, plugins_text, table
 
 
 @contextmanager
@@ -63,6 +63,12 @@ def test_a_node_listens_on_the_loopback_only(tmp_path: Path) -> None:
     assert "listeners.tcp.1 = 127.0.0.1:1\n" in config_text(1)
     assert environment["ERL_EPMD_ADDRESS"] == "127.0.0.1"
     assert "inet_dist_use_interface {127,0,0,1}" in environment["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
+
+
+def test_a_node_has_the_plugins_and_settings_that_it_is_given_and_no_others() -> None:
+    assert plugins_text([]) == "[].\n"
+    assert plugins_text(["one", "two"]) == "[one,two].\n"
+    assert config_text(1, ["a = 1", "b = 2"]) == f"{config_text(1)}a = 1\nb = 2\n"
 
 
 def test_a_node_takes_nothing_from_the_users_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,14 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from nuropb_gateway_asgi.mesh.service import Outcome, call_service, deliver_event, describe_service, to_json
+from nuropb_gateway_asgi.mesh.service import (
+    Outcome,
+    call_service,
+    deliver_event,
+    describe_service,
+    to_json,
+    with_context,
+)
 
 from .fakes import strict_json, until
 
@@ -155,6 +162,31 @@ RESULTS: list[tuple[str, dict[str, Any], Any]] = [
 async def test_a_method_is_called_with_its_parameters(method: str, params: dict[str, Any], result: Any) -> None:
     outcome = await call(method, **params)
     assert (outcome.action, strict_json(outcome.result), outcome.error, outcome.events) == ("ack", result, None, ())
+
+
+@pytest.mark.parametrize("service", ["method", "function"])
+async def test_whoever_asks_for_the_context_gets_it_first_and_it_is_not_described(service: str) -> None:
+    class Orders:
+        @with_context
+        def mine(self, who: dict[str, Any], status: str = "open") -> Any:
+            return [who, status]
+
+    orders = Orders()
+    if service == "function":
+        orders.mine = with_context(lambda who, status="open": [who, status])  # type: ignore[method-assign]
+    outcome = await call_service(
+        orders, service="orders", method="mine", params={"status": "paid"}, context={"user_id": "alice"}
+    )
+    assert strict_json(outcome.result) == [{"user_id": "alice"}, "paid"]
+    assert [name for name, _ in describe_service(orders)["methods"]["mine"]["parameters"]["properties"]] == ["status"]
+    outcome = await call_service(orders, service="orders", method="mine", params={"who": {}}, context={})
+    assert outcome.error is not None  # nobody makes up a context
+
+
+@pytest.mark.parametrize("function", [lambda: None, lambda self: None])
+def test_a_method_without_an_argument_for_the_context_cannot_have_it(function: Any) -> None:
+    with pytest.raises(TypeError, match="no argument for the context"):
+        with_context(function)
 
 
 async def test_the_context_of_a_call_is_a_copy() -> None:

@@ -712,10 +712,10 @@ async def test_a_call_that_ended_while_it_waited_is_not_sent(gateway: FakeGatewa
 async def test_a_description_is_renewed_after_a_minute_while_calls_go_on(gateway: FakeGateway) -> None:
     gateway.know()
     handler = await gateway.connect()
-    gateway.clock.now += 60
+    gateway.clock.now += 59.9
     gateway.request(handler)
     assert len(gateway.mesh.describes) == 1
-    gateway.clock.now += 0.1
+    gateway.clock.now += 0.2
     for _ in range(3):
         gateway.request(handler)
     assert len(gateway.mesh.describes) == 2

@@ -46,6 +46,8 @@ PING_INTERVAL: Final = 3.0
 PING_TIMEOUT: Final = 6.0
 #: How often it is looked whether the broker blocks, in seconds, when nothing is published.
 BLOCKED_INTERVAL: Final = 0.25
+#: How often it is looked whether this process has stood still, in seconds, and for how long it has to have done so.
+STALL: Final = 1.0
 #: How often it is made sure that the exchanges and bindings are still there, in seconds: nobody is told of their end.
 REASSERT_INTERVAL: Final = 15.0
 BLOCKED: Final = "the broker blocks publishers (a memory or disk alarm)"
@@ -122,6 +124,8 @@ class RabbitMQMesh:
         #: Why events were missed that subscribers have to be told of, once all topics are bound again.
         self._missed: str | None = None
         self._recent_events: Memory[str, None] = Memory(REMEMBERED_EVENTS)
+        #: Events that were taken since it was certain that none had been missed.
+        self._uncertain_events = 0
         self._stack = contextlib.AsyncExitStack()
         self._host = ServiceHost(
             service_name,
@@ -422,6 +426,7 @@ class RabbitMQMesh:
             tasks.start_soon(self._keep_asserted, service, connection, name="mesh topology")
             if events is not None:
                 tasks.start_soon(self._keep_bound, events, name="mesh bindings")
+                tasks.start_soon(self._notice_stalls, connection, name="mesh stalls")
             try:
                 yield channels
             finally:
@@ -449,15 +454,17 @@ class RabbitMQMesh:
             await queue.bind(wire.EVENTS_EXCHANGE, routing_key=topic)
 
     async def _see_what_was_missed(self, connection: Connection) -> None:
-        """Whether the event queue has lost events while nobody consumed it; whoever subscribed is to know."""
+        """Tell subscribers if the event queue was full while nobody took from it, for then it has lost some."""
         try:
             async with connection.channel() as channel:
                 queue = await channel.declare_queue(self.event_queue, passive=True)
         except ChannelNotFoundEntity:
             self._missed = "expired"
             return
-        if (queue.declaration_result.message_count or 0) >= EVENT_QUEUE_LENGTH:
+        # What was in it then is in it still, or has been taken meanwhile.
+        if (queue.declaration_result.message_count or 0) + self._uncertain_events >= EVENT_QUEUE_LENGTH:
             self._told.on_gap("overflow")  # now, for what it has lost is older than what it still has
+        self._uncertain_events = 0
 
     async def _consume(
         self,
@@ -500,6 +507,17 @@ class RabbitMQMesh:
                 # With a reset it drops that. The next connection is blocked by its first message to itself.
                 self._publishing.abort(BLOCKED)
             self._update()
+
+    async def _notice_stalls(self, connection: Connection) -> None:
+        """See what was missed while this process stood still and its connection did not end, until cancelled."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            due = clock() + STALL
+            await asyncio.sleep(STALL)
+            if clock() - due > STALL:
+                async with asyncio.timeout(TOPOLOGY_TIMEOUT):
+                    await self._see_what_was_missed(connection)
+            self._uncertain_events = 0
 
     async def _watch(self) -> None:
         """Send a message to oneself now and then, and give the connections up when it does not come back."""
@@ -606,6 +624,7 @@ class RabbitMQMesh:
             self.statistics.dropped_events += 1
             logger.debug("mesh: a message on the event queue was dropped: %s", error)
             return
+        self._uncertain_events += 1
         correlation_id = message.correlation_id
         if correlation_id:
             if message.redelivered and correlation_id in self._recent_events:
@@ -620,11 +639,16 @@ class RabbitMQMesh:
         """Make sure now and then that all is there that nobody is told of, until cancelled."""
         while True:
             await asyncio.sleep(REASSERT_INTERVAL)
+            # Each has a time of its own, for a process that is busy is slow to hear the broker's answers.
             async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                 await declare_exchanges(connection)
-                if self._is_gateway:
+            if self._is_gateway:
+                async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await self._siblings.reassert(connection)
-                if service is not None:
+                async with asyncio.timeout(TOPOLOGY_TIMEOUT):  # events may be lost all the time
+                    await self._see_what_was_missed(connection)
+            if service is not None:
+                async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await self._bind_service(service)
             self._bound.clear()
             self._topics_changed.set()

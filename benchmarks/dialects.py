@@ -1,0 +1,250 @@
+"""What a client says to the contenders, and what they say to it. Pure: text out, text in and what it means.
+
+Each client asks for the same thing, that its parameters be sent back, in the words of the server that it talks to.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+__all__ = ["DIALECTS", "TOPIC", "Dialect", "Kind", "Said", "make_dialect"]
+
+#: Of the events that go to all connections.
+TOPIC: Final = "bench.fan-out"
+
+
+class Kind(enum.Enum):
+    """What a message from the server is."""
+
+    #: The connection may be used.
+    OPENED = enum.auto()
+    #: ``value`` is what came back for the request ``number``.
+    ANSWER = enum.auto()
+    #: ``value`` is an event that goes to all connections.
+    EVENT = enum.auto()
+    #: ``value`` is what has to be sent now.
+    SEND = enum.auto()
+    #: Nothing to do about it.
+    NOTHING = enum.auto()
+    #: No answer that could be wanted.
+    WRONG = enum.auto()
+
+
+class Said(NamedTuple):
+    kind: Kind
+    number: int = 0
+    value: Any = None
+
+
+OPENED, NOTHING, WRONG = Said(Kind.OPENED), Said(Kind.NOTHING), Said(Kind.WRONG)
+
+
+class Dialect(Protocol):
+    """How one kind of server is talked to."""
+
+    path: str
+
+    def headers(self, token: str) -> Sequence[str]:
+        """Lines of the handshake."""
+
+    def greet(self, token: str) -> str | None:
+        """What has to be said first, after the handshake."""
+
+    def request(self, number: int, params: dict[str, Any]) -> str:
+        """Ask for ``params`` to be sent back."""
+
+    def subscribe(self, number: int) -> str | None:
+        """Ask for what :meth:`broadcast` sends, if one has to; it has an answer, whatever is in that."""
+
+    def broadcast(self, number: int, event: dict[str, Any]) -> str:
+        """Have ``event`` sent to all connections; whether that has an answer is the server's business."""
+
+    def read(self, text: bytes) -> Said:
+        """What the server says."""
+
+
+class NuropbFrames:
+    """This gateway and nuropb_gw. ``service`` and ``broadcaster`` name who answers and who broadcasts on the mesh."""
+
+    path = "/ws"
+
+    def __init__(self, service: str, broadcaster: str, *, subscribes: bool) -> None:
+        self._service = service
+        self._broadcaster = broadcaster
+        self._subscribes = subscribes
+
+    def headers(self, token: str) -> Sequence[str]:
+        return (f"Authorization: Bearer {token}",)
+
+    def greet(self, token: str) -> str | None:
+        return None
+
+    def request(self, number: int, params: dict[str, Any]) -> str:
+        return self._call(self._service, "echo", params, number)
+
+    def subscribe(self, number: int) -> str | None:
+        if not self._subscribes:
+            return None
+        id_ = str(number)
+        return json.dumps({"type": "subscribe", "payload": {"topics": [TOPIC], "id": id_, "trace_id": id_}})
+
+    def broadcast(self, number: int, event: dict[str, Any]) -> str:
+        service, _, method = self._broadcaster.rpartition(".")
+        return self._call(service, method, {"topic": TOPIC, "event": event}, number)
+
+    def read(self, text: bytes) -> Said:
+        message = json.loads(text)
+        kind, payload = message["type"], message.get("payload")
+        if kind == "response":
+            if payload["error"] is not None:
+                return WRONG
+            return Said(Kind.ANSWER, int(payload["trace_id"]), payload["result"])
+        if kind == "ping":
+            return Said(Kind.SEND, value='{"type":"pong"}')
+        if kind != "event":
+            return WRONG
+        return OPENED if payload["topic"] == "hello" else Said(Kind.EVENT, value=payload["event"])
+
+    @staticmethod
+    def _call(service: str, method: str, params: dict[str, Any], number: int) -> str:
+        # nuropb_gw knows the trace id only, and ignores the other one.
+        id_ = str(number)
+        payload = {"service": service, "method": method, "params": params, "id": id_, "trace_id": id_}
+        return json.dumps({"type": "request", "payload": payload})
+
+
+class Echo(NuropbFrames):
+    """The echo server: the same frames, which come back; and every event goes to all."""
+
+    def greet(self, token: str) -> str | None:
+        return json.dumps({"type": "event", "payload": {"topic": "hello", "event": {}}})
+
+    def subscribe(self, number: int) -> str | None:
+        return None
+
+    def broadcast(self, number: int, event: dict[str, Any]) -> str:
+        return json.dumps({"type": "broadcast", "payload": {"topic": TOPIC, "event": event}})
+
+    def read(self, text: bytes) -> Said:
+        message = json.loads(text)
+        kind, payload = message["type"], message["payload"]
+        if kind == "request":
+            return Said(Kind.ANSWER, int(payload["trace_id"]), payload["params"])
+        return OPENED if kind == "event" else Said(Kind.EVENT, value=payload["event"])
+
+
+class SocketIO:
+    """moleculer-io: Socket.IO 4 (protocol 5, Engine.IO 4) over a WebSocket from the start."""
+
+    path = "/socket.io/?EIO=4&transport=websocket"
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def headers(self, token: str) -> Sequence[str]:
+        return ()
+
+    def greet(self, token: str) -> str | None:
+        return f"40{json.dumps({'token': token})}"
+
+    def request(self, number: int, params: dict[str, Any]) -> str:
+        return self._call(number, f"{self._service}.echo", params)
+
+    def subscribe(self, number: int) -> str | None:
+        return None
+
+    def broadcast(self, number: int, event: dict[str, Any]) -> str:
+        return self._call(number, "io.broadcast", {"event": TOPIC, "args": [event]})
+
+    def read(self, text: bytes) -> Said:
+        if text.startswith(b"43"):
+            start = text.index(b"[")
+            error, *result = json.loads(text[start:])
+            return WRONG if error is not None else Said(Kind.ANSWER, int(text[2:start]), result[0] if result else None)
+        if text.startswith(b"42"):
+            topic, event = json.loads(text[2:])
+            return Said(Kind.EVENT, value=event) if topic == TOPIC else WRONG
+        if text == b"2":
+            return Said(Kind.SEND, value="3")
+        if text.startswith(b"0"):
+            return NOTHING
+        return OPENED if text.startswith(b"40") else WRONG
+
+    @staticmethod
+    def _call(number: int, action: str, params: dict[str, Any]) -> str:
+        return f"42{number}{json.dumps(['call', action, params])}"
+
+
+class Stomp:
+    """RabbitMQ's Web STOMP (STOMP 1.2): NuroPb's messages for the service, with a reply queue of the connection's own.
+
+    What becomes of the reply queue's name is RabbitMQ's business.
+    """
+
+    path = "/ws"
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def headers(self, token: str) -> Sequence[str]:
+        return ("Sec-WebSocket-Protocol: v12.stomp",)
+
+    def greet(self, token: str) -> str | None:
+        return self._frame("CONNECT", "", "accept-version:1.2", "host:/", "login:guest", "passcode:guest")
+
+    def request(self, number: int, params: dict[str, Any]) -> str:
+        call = {"tag": "request", "service": self._service, "method": "echo", "params": params, "context": {}}
+        return self._frame(
+            "SEND",
+            json.dumps(call),
+            f"destination:/exchange/nuropb-rpc-exchange/{self._service}",
+            "reply-to:/temp-queue/replies",
+            f"correlation-id:{number}",
+            "content-type:application/json",
+        )
+
+    def subscribe(self, number: int) -> str | None:
+        return self._frame("SUBSCRIBE", "", f"id:{number}", f"receipt:{number}", f"destination:/topic/{TOPIC}")
+
+    def broadcast(self, number: int, event: dict[str, Any]) -> str:
+        return self._frame("SEND", json.dumps(event), f"destination:/topic/{TOPIC}", f"receipt:{number}")
+
+    def read(self, text: bytes) -> Said:
+        head, _, body = text.partition(b"\n\n")
+        command, *lines = head.decode().split("\n")
+        headers = dict(line.split(":", 1) for line in lines)
+        if command == "CONNECTED":
+            return OPENED
+        if command == "RECEIPT":
+            return Said(Kind.ANSWER, int(headers["receipt-id"]))
+        if command != "MESSAGE":
+            return WRONG
+        message = json.loads(body.rstrip(b"\x00\n"))
+        if headers["destination"] == f"/topic/{TOPIC}":
+            return Said(Kind.EVENT, value=message)
+        return (
+            WRONG
+            if message["error"] is not None
+            else Said(Kind.ANSWER, int(headers["correlation-id"]), message["result"])
+        )
+
+    @staticmethod
+    def _frame(command: str, body: str, *headers: str) -> str:
+        return "\n".join((command, *headers, "", body)) + "\0"
+
+
+def make_dialect(name: str, service: str, broadcaster: str) -> Dialect:
+    """A dialect by its name."""
+    if name == "socket.io":
+        return SocketIO(service)
+    if name == "stomp":
+        return Stomp(service)
+    if name == "echo":
+        return Echo(service, broadcaster, subscribes=False)
+    return NuropbFrames(service, broadcaster, subscribes=name == "gateway")
+
+
+DIALECTS: Final = ("gateway", "nuropb_gw", "echo", "socket.io", "stomp")

@@ -1,0 +1,170 @@
+"""The parts of the benchmark: what is measured, by which orders to the clients, in which turns.
+
+A part is given its contenders, and returns what report.py and targets.py read: turns of samples (see samples.py), and
+for memory the bytes by contender and number of connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from benchmarks.contenders import Contender
+from benchmarks.plan import GROWTH_IN_FLIGHT, HALF, SATURATION, Plan
+from benchmarks.samples import rate
+from benchmarks.stage import Crew, Stage, rotated
+from benchmarks.tokens import ALGORITHMS
+
+__all__ = ["PARTS"]
+
+#: Open before the memory of connections is measured, so that what is paid once is not put down to them.
+FIRST_CONNECTIONS: Final = 100
+#: Seconds for a process to come to rest.
+SETTLE: Final = 1.5
+
+Say: TypeAlias = Callable[[str], None]
+#: What is measured of one crew in one cell.
+Measure: TypeAlias = Callable[[str, Crew], Mapping[str, Any]]
+
+
+def measure_load(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
+    """Requests: so many in flight all the time, and at half of the rate that was reached with most of them."""
+    most = max(connections for connections, _ in plan.cells.values())
+    turns = []
+    with contextlib.ExitStack() as stack:
+        crews = stage.start(stack, contenders)
+        for crew in crews:
+            crew.clients.order("open", count=most)
+            _load(crew, plan, *plan.cells[SATURATION])  # compilers and caches have their first time, too
+        for turn in range(plan.turns):
+            say(f"load: turn {turn + 1} of {plan.turns}")
+            samples: dict[str, dict[str, Any]] = {crew.server.contender.name: {} for crew in crews}
+            for cell, (connections, in_flight) in plan.cells.items():
+                for crew in rotated(crews, turn):
+                    samples[crew.server.contender.name][cell] = _load(crew, plan, connections, in_flight)
+            for crew in rotated(crews, turn):
+                measured = samples[crew.server.contender.name]
+                half = rate(measured[SATURATION]) / 2
+                measured[HALF] = crew.clients.order(
+                    "pace", connections=most, rate=half, warm_up=plan.warm_up, seconds=plan.seconds
+                )
+            turns.append(samples)
+    return {"turns": turns}
+
+
+def measure_memory(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
+    """Connections that do nothing: bytes of the process with the first ones, and for each one above those."""
+    memory = {}
+    for contender in contenders:
+        say(f"memory: {contender.title}")
+        with contextlib.ExitStack() as stack:
+            (crew,) = stage.start(stack, [contender])
+            sizes = {}
+            for count in (FIRST_CONNECTIONS, *plan.idle):
+                crew.clients.order("open", count=count)
+                time.sleep(SETTLE)
+                sizes[count] = crew.server.resident_bytes
+        first = sizes.pop(FIRST_CONNECTIONS)
+        memory[contender.name] = {
+            "process": first,
+            **{str(count): (size - first) / (count - FIRST_CONNECTIONS) for count, size in sizes.items()},
+        }
+    return memory
+
+
+def measure_connecting(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
+    """Connections from the TCP handshake to the first message, each with a token that has not been seen before."""
+    with contextlib.ExitStack() as stack:
+        groups = {algorithm: stage.start(stack, contenders, algorithm) for algorithm in ALGORITHMS}
+
+        def measure(cell: str, crew: Crew) -> Any:
+            return crew.clients.order("connect", count=plan.handshakes)
+
+        return {"turns": _take_turns("connect", plan, groups, measure, say)}
+
+
+def measure_fan_out(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
+    """One event to all connections, again and again."""
+    turns: list[dict[str, dict[str, Any]]] = [{} for _ in range(plan.other_turns)]
+
+    def measure(cell: str, crew: Crew) -> Any:
+        return crew.clients.order("fan_out", warm_up=plan.warm_up, seconds=plan.seconds)
+
+    with contextlib.ExitStack() as stack:
+        crews = stage.start(stack, contenders)
+        for audience in plan.audiences:
+            crews = [crew for crew in crews if (crew.server.contender.most_connections or audience) >= audience]
+            for crew in crews:
+                crew.clients.order("open", count=audience)
+                crew.clients.order("subscribe")
+            group = {str(audience): crews}
+            for turn, samples in zip(turns, _take_turns("fan-out", plan, group, measure, say), strict=True):
+                for name, cells in samples.items():
+                    turn.setdefault(name, {}).update(cells)
+    return {"turns": turns}
+
+
+def measure_growth(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
+    """The same load on more and more connections, each number in a process of its own, so that they can take turns."""
+    chosen = [contender for contender in contenders if contender.name in plan.growth_of]
+    with contextlib.ExitStack() as stack:
+        groups = {}
+        for count in plan.growth:
+            groups[str(count)] = stage.start(stack, chosen)
+            for crew in groups[str(count)]:
+                crew.clients.order("open", count=count)
+
+        def measure(cell: str, crew: Crew) -> Any:
+            return _load(crew, plan, int(cell), GROWTH_IN_FLIGHT)
+
+        return {"turns": _take_turns("growth", plan, groups, measure, say)}
+
+
+def measure_workers(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
+    """One process of the gateway and two that share a port, with most requests in flight."""
+    with contextlib.ExitStack() as stack:
+        crews = stage.start(stack, contenders)
+        time.sleep(SETTLE)  # the first worker says that it is ready, and the others ought to have their share, too
+        for crew in crews:
+            crew.clients.order("open", count=plan.cells[SATURATION][0])
+
+        def measure(cell: str, crew: Crew) -> Any:
+            return _load(crew, plan, *plan.cells[cell])
+
+        return {"turns": _take_turns("workers", plan, {SATURATION: crews}, measure, say)}
+
+
+def _load(crew: Crew, plan: Plan, connections: int, in_flight: int) -> Any:
+    return crew.clients.order(
+        "load", connections=connections, in_flight=in_flight, warm_up=plan.warm_up, seconds=plan.seconds
+    )
+
+
+def _take_turns(
+    name: str, plan: Plan, groups: Mapping[str, Sequence[Crew]], measure: Measure, say: Say
+) -> list[dict[str, dict[str, Any]]]:
+    """Measure each crew of each group, which are the cells, in every turn, and once before that does not count."""
+    for cell, crews in groups.items():
+        for crew in crews:
+            measure(cell, crew)
+    turns = []
+    for turn in range(plan.other_turns):
+        say(f"{name} ({', '.join(groups)}): turn {turn + 1} of {plan.other_turns}")
+        samples: dict[str, dict[str, Any]] = {}
+        for cell, crews in groups.items():
+            for crew in rotated(crews, turn):
+                samples.setdefault(crew.server.contender.name, {})[cell] = measure(cell, crew)
+        turns.append(samples)
+    return turns
+
+
+PARTS: Final[Mapping[str, Callable[[Stage, Plan, Sequence[Contender], Say], Any]]] = {
+    "load": measure_load,
+    "memory": measure_memory,
+    "connect": measure_connecting,
+    "fan-out": measure_fan_out,
+    "growth": measure_growth,
+    "workers": measure_workers,
+}

@@ -1,0 +1,60 @@
+"""A FastAPI application with the gateway in it, and a page that uses both.
+
+Without settings the service is in this process. With ``NUROPB_GATEWAY_MESH_URL`` it is on RabbitMQ, where
+``service.py`` puts it. Every other setting can be given in the environment, too.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import FastAPI, HTTPException
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, StringConstraints
+
+from examples.orders.service import Orders
+from nuropb_gateway_asgi import CallError, Gateway, Settings
+from nuropb_gateway_asgi.authentication import issue_token, new_secret
+from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
+
+#: What the environment may say otherwise.
+DEFAULTS = {
+    "NUROPB_GATEWAY_JWT_KEY": new_secret(),
+    "NUROPB_GATEWAY_EXPOSE": "orders.create,orders.mine,orders.ship",
+    "NUROPB_GATEWAY_EXPOSE_TOPICS": "orders.created",
+    # Of the page, and of the React example while it is developed.
+    "NUROPB_GATEWAY_ALLOWED_ORIGINS": "http://127.0.0.1:8000,http://localhost:8000,http://localhost:5173",
+}
+
+settings = Settings.from_env(DEFAULTS | os.environ)
+mesh = EmbeddedMesh({"orders": Orders()}, service_name=settings.service_name) if settings.embedded else None
+gateway = Gateway(settings, mesh=mesh)
+app = FastAPI(title="Orders", lifespan=gateway.lifespan)
+app.mount("/gateway", gateway.app)
+
+
+class SignIn(BaseModel):
+    """Who wants to sign in."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,40}$")]
+
+
+@app.post("/sign-in")
+async def sign_in(who: SignIn) -> dict[str, str]:
+    """A token for whoever says a name. An application that is none of an example asks for a password as well."""
+    return {"token": issue_token(settings.jwt_key, who.name, username=who.name, lifetime=900)}
+
+
+@app.get("/statistics")
+async def statistics() -> dict[str, int]:
+    """What the application's own code asks the service for, and the gateway."""
+    try:
+        orders = await gateway.service_mesh_manager.request("orders", "count", timeout=5)
+    except CallError as error:
+        raise HTTPException(503 if error.retryable else 502, error.code) from error
+    return {"orders": orders, "connections": len(gateway.handler_manager)}
+
+
+app.mount("/", StaticFiles(directory=Path(__file__).parents[1] / "page", html=True))

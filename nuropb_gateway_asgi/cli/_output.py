@@ -1,0 +1,44 @@
+"""What is printed: results as JSON, everything else in lines that cannot take a terminal over."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+import click
+
+__all__ = ["dump", "printable", "say"]
+
+_ASTRAL = 0xFFFF
+
+
+def printable(text: str) -> str:
+    """``text`` with escapes in the place of what is no character to be seen, such as what moves a cursor."""
+    return "".join(each if each.isprintable() else _escaped(each) for each in text)
+
+
+def dump(value: Any, *, pretty: bool = False) -> str:
+    """``value`` as JSON: in one line, or ``pretty``, in several."""
+    separators = None if pretty else (",", ":")
+    text = json.dumps(value, ensure_ascii=not _speaks_unicode(), indent=2 if pretty else None, separators=separators)
+    # What is escaped is within strings, as everything else is printable; so it is JSON still.
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def say(text: str) -> None:
+    """A line on standard error."""
+    click.echo(f"nuropb-gateway: {printable(text)}", err=True)
+
+
+def _escaped(character: str) -> str:
+    number = ord(character)
+    if number > _ASTRAL:
+        number -= 0x10000
+        return f"\\u{0xD800 + (number >> 10):04x}\\u{0xDC00 + (number & 0x3FF):04x}"
+    return f"\\u{number:04x}"
+
+
+def _speaks_unicode() -> bool:
+    return re.match("utf", sys.stdout.encoding or "", re.IGNORECASE) is not None

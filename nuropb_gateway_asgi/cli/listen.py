@@ -1,0 +1,80 @@
+"""``listen``: events, as they come."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ._output import dump, say
+from ._session import CONNECT_TIMEOUT, ENVIRONMENT, EXIT_CODES, SECONDS, describe_error, gateway_options, run, session
+from ._target import Target
+
+if TYPE_CHECKING:
+    from ..client import Dropped, Gap, State
+
+__all__ = ["listen"]
+
+EPILOG = f"""{ENVIRONMENT} Each event is a line of JSON on standard output. A connection that was lost is made again;
+that, and events that may have been missed, are told on standard error. Ctrl-C ends it.
+
+\b
+Topics:
+  * stands for one word, # for any number of them. Mind the shell: 'orders.#'
+
+\b
+Examples:
+  nuropb-gateway listen demo.tick --count 3
+  nuropb-gateway listen 'orders.#' users.alice.news | jq .event
+
+{EXIT_CODES}
+"""
+
+
+@click.command(epilog=EPILOG, short_help="Print events as they come.")
+@click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
+@gateway_options
+@click.option("--count", type=click.IntRange(min=1), help="End after so many events.")
+@click.option(
+    "--timeout",
+    type=SECONDS,
+    metavar="SECONDS",
+    default=CONNECT_TIMEOUT,
+    show_default=True,
+    help="How long to wait for the connection.",
+)
+def listen(topics: tuple[str, ...], target: Target, token: str | None, count: int | None, timeout: float) -> int:
+    """Print the events of every TOPIC, until Ctrl-C."""
+
+    async def listen() -> int:
+        left = count
+        async with session(target, token, timeout=timeout, reconnect=True) as gateway:
+            gateway.on("state", _on_state)
+            subscription = gateway.subscribe(topics)
+            subscription.on("gap", _on_gap)
+            subscription.on("dropped", _on_dropped)
+            async with subscription:
+                say(f"listening to {', '.join(topics)}")
+                async for event in subscription:
+                    line = {"topic": event.topic, "event": event.event, "trace_id": event.trace_id}
+                    click.echo(dump(line))
+                    if left is not None and (left := left - 1) == 0:
+                        break
+        return 0
+
+    return run(listen())
+
+
+def _on_state(state: State) -> None:
+    if state.name == "reconnecting" and state.error is not None:
+        say(f"{describe_error(state.error)}; trying again in {state.delay or 0.0:.1f} s")
+    elif state.name == "open":
+        say("connected again")
+
+
+def _on_gap(gap: Gap) -> None:
+    say(f"events of {', '.join(gap.topics)} may have been missed ({gap.reason})")
+
+
+def _on_dropped(dropped: Dropped) -> None:
+    say(f"{dropped.count} events were dropped, as they came faster than they were taken")

@@ -1,0 +1,137 @@
+"""What a request and a delivery cost, in calls and system calls instead of time; see docs/development.md."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, Literal, TypeAlias
+
+import pytest
+
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
+from tests.integration.scene import delete_queues
+from tests.kit.costs import BlockingClient, Cost, Measured, Repeat, measure
+from tests.kit.gateways import RunningGateway, eventually, run_gateway
+from tests.servers.processes import ServiceProcess
+
+MeshName: TypeAlias = Literal["embedded", "rabbitmq"]
+
+#: How replies are bundled, and with it this count, is the business of the broker and of the moment.
+VARIES: Final = math.inf
+
+#: What it cost when this was written down. Where it costs less now, lower the number: a test that passes prints, with
+#: ``-rP``, the line that belongs here.
+COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
+    ("request", "embedded"): Cost(own_calls=87, all_calls=398, callbacks=3, tasks=1, writes=1),
+    ("request", "rabbitmq"): Cost(own_calls=108, all_calls=340, callbacks=3, tasks=0, writes=2),
+    # One write for each answer, and two or three for all of them to the broker, or some more where it is slow.
+    ("request of many", "rabbitmq"): Cost(own_calls=99, all_calls=VARIES, callbacks=VARIES, tasks=0, writes=1.25),
+    ("delivery", "embedded"): Cost(own_calls=4, all_calls=13, callbacks=0.2, tasks=0, writes=1),
+    ("delivery", "rabbitmq"): Cost(own_calls=4, all_calls=13, callbacks=0.2, tasks=0, writes=1),
+}
+#: More than this times as much is a regression. Other versions of Python and of libraries differ by less.
+MARGIN: Final = 1.2
+
+#: Requests that are sent in one go.
+MANY: Final = 32
+#: Connections that get an event; the difference is what deliveries cost, without what an event costs once.
+FEW_SUBSCRIBERS, SUBSCRIBERS = 5, 25
+TOPIC: Final = "costs.counted"
+
+
+@asynccontextmanager
+async def a_gateway(mesh: MeshName, url: str) -> AsyncIterator[RunningGateway]:
+    """As it comes, on the lane that is the default, whichever the tests run on."""
+    options: dict[str, Any] = {"expose": ["*.*"], "expose_topics": ["#"], "targeted_topics": [], "mesh_lane": "fast"}
+    if mesh == "rabbitmq":
+        options |= {"mesh_url": url, "service_name": f"gateway-{secrets.token_hex(4)}"}
+    async with run_gateway(**options) as running:
+        await eventually(lambda: running.gateway.service_mesh_manager.connected)
+        yield running
+    served_by = running.gateway.service_mesh_manager.mesh
+    if isinstance(served_by, RabbitMQMesh):
+        await delete_queues(url, served_by)
+
+
+def check(what: str, mesh: MeshName, measured: Cost, details: Measured) -> None:
+    """Fail if it costs more than it may."""
+    written = COSTS[what, mesh]
+    line = ", ".join(f"{name}={value:g}" for name, value in measured.rounded().items())
+    print(f'    ("{what}", "{mesh}"): Cost({line}),')
+    excesses = measured.above(written, MARGIN)
+    assert not excesses, (
+        f"A {what} costs the gateway more than it may, on {mesh}:\n\n{excesses}\n\n"
+        f"What is called most often meanwhile, for each time:\n\n{details.most_called()}\n\n"
+        "If nobody meant to add that, take it away again: it is done for every frame of every client. If it has to be, "
+        "say why in the commit, and write down in COSTS of this file what it costs now:\n\n"
+        f'    ("{what}", "{mesh}"): Cost({line}),'
+    )
+
+
+def requests(service: str, count: int) -> Callable[[Sequence[BlockingClient]], Repeat]:
+    """So many requests in one go, and their answers."""
+
+    def prepare(clients: Sequence[BlockingClient]) -> Repeat:
+        (client,) = clients
+
+        def ask(time: int) -> None:
+            ids = [f"{time}-{number}" for number in range(count)]
+            client.send(*(request(f"{service}.echo", {"text": "x" * 64}, id_) for id_ in ids))
+            assert {client.answer() for _ in ids} == set(ids)
+
+        return ask
+
+    return prepare
+
+
+def events(publish: str) -> Callable[[Sequence[BlockingClient]], Repeat]:
+    """An event that goes to all connections but the first, which has it published."""
+
+    def prepare(clients: Sequence[BlockingClient]) -> Repeat:
+        publisher, *subscribers = clients
+        for subscriber in subscribers:
+            subscriber.send({"type": "subscribe", "payload": {"topics": [TOPIC], "id": "subscribe"}})
+            assert subscriber.answer() == "subscribe"
+
+        def have_published(time: int) -> None:
+            publisher.send(request(publish, {"topic": TOPIC, "event": {"text": "x" * 64}}, str(time)))
+            assert publisher.answer() == str(time)
+            for subscriber in subscribers:
+                assert subscriber.read()["payload"]["topic"] == TOPIC
+
+        return have_published
+
+    return prepare
+
+
+def request(name: str, params: object, id_: str) -> object:
+    service, _, method = name.rpartition(".")
+    return {"type": "request", "payload": {"service": service, "method": method, "params": params, "id": id_}}
+
+
+@pytest.mark.parametrize("mesh", ["embedded", "rabbitmq"])
+async def test_a_request_costs_what_it_may(mesh: MeshName, amqp_url: str, echo_service: ServiceProcess) -> None:
+    service = "demo" if mesh == "embedded" else echo_service.service
+    async with a_gateway(mesh, amqp_url) as running:
+        measured = await measure(running, 1, requests(service, 1))
+    check("request", mesh, measured.cost, measured)
+
+
+async def test_requests_that_come_together_share_the_writes_to_the_broker(
+    amqp_url: str, echo_service: ServiceProcess
+) -> None:
+    async with a_gateway("rabbitmq", amqp_url) as running:
+        measured = await measure(running, 1, requests(echo_service.service, MANY))
+    check("request of many", "rabbitmq", measured.cost / MANY, measured / MANY)
+
+
+@pytest.mark.parametrize("mesh", ["embedded", "rabbitmq"])
+async def test_a_delivery_costs_what_it_may(mesh: MeshName, amqp_url: str, echo_service: ServiceProcess) -> None:
+    publish = "demo.publish" if mesh == "embedded" else f"{echo_service.service}.emit"
+    async with a_gateway(mesh, amqp_url) as running:
+        few = await measure(running, 1 + FEW_SUBSCRIBERS, events(publish))
+        all_ = await measure(running, 1 + SUBSCRIBERS, events(publish))
+    more = SUBSCRIBERS - FEW_SUBSCRIBERS
+    check("delivery", mesh, (all_.cost - few.cost) / more, all_ / SUBSCRIBERS)

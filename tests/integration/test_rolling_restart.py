@@ -1,0 +1,316 @@
+"""Several processes of one gateway behind a balancer, with clients that call and listen all the time; processes go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+import anyio
+import pytest
+
+from nuropb_gateway_asgi.client import Client, ConnectionLost, Gap, GatewayError, GatewayEvent, Goodbye, State, connect
+from nuropb_gateway_asgi.exceptions import MeshUnavailable
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
+from tests.integration.conftest import Broker
+from tests.integration.scene import Record, delete_queues, delete_shared, eventually_within
+from tests.kit.balancer import Balancer, run_balancer
+from tests.kit.processes import GatewayProcess, run_gateway_process, token_of
+from tests.servers.rabbitmq import RabbitMQNode, free_port
+from tests.servers.surviving_service import SurvivingService, host
+
+#: Seconds between two calls of a client, and between two events.
+CALL_INTERVAL: Final = 5.0
+EVENT_INTERVAL: Final = 1.0
+#: Seconds over which clients are told to come back.
+SPREAD: Final = 2.0
+#: Seconds until all clients are back.
+PATIENCE: Final = 60.0
+
+
+@dataclass
+class Stay:
+    """One connection of a client, from its beginning to its end."""
+
+    #: Of the process.
+    instance_id: str
+    #: How many events had been published when the subscription was in force; None until it is.
+    published: int | None = None
+    serials: list[int] = field(default_factory=list)
+    goodbye: Goodbye | None = None
+    #: How it ended, and when, and when the client came again.
+    close_code: int | None = None
+    lost_at: float = 0.0
+    back_at: float = 0.0
+
+
+class Caller:
+    """A client that calls all the time, and writes down what becomes of it."""
+
+    def __init__(self, number: int, crowd: Crowd) -> None:
+        self.name = f"user-{number}"
+        self.idempotent = number % 2 == 0
+        #: The ends of its calls, by the beginning of the id that each of them had.
+        self.outcomes: Counter[str] = Counter()
+        #: What should not happen. The client warns of answers to nothing that it has asked, and of second answers.
+        self.complaints: list[GatewayError | Gap] = []
+        self.stays: list[Stay] = []
+        self._crowd = crowd
+        self._calls = 0
+
+    @property
+    def listens(self) -> bool:
+        """Whether it has a connection on which events come."""
+        return bool(self.stays) and self.stays[-1].published is not None and self.stays[-1].close_code is None
+
+    async def run(self) -> None:
+        """Connect, call and listen, until cancelled."""
+        url, token = self._crowd.url, token_of(self.name)
+        async with connect(url, token=token, proxy=None, open_timeout=PATIENCE) as client:
+            self._begin(client)
+            client.on("state", lambda state: self._on_state(client, state))
+            client.on("warning", self.complaints.append)
+            client.on("goodbye", self._on_goodbye)
+            client.on("gap", self._on_gap)
+            async with client.subscribe("news.#", self._on_event):
+                self._listen()
+                while True:
+                    await asyncio.sleep(CALL_INTERVAL * random.uniform(0.5, 1.5))
+                    await self._call(client)
+
+    async def _call(self, client: Client) -> None:
+        self._calls += 1
+        id_ = f"{self.name}.{self._calls}"
+        try:
+            answer = await client.request(
+                self._crowd.service, "echo", {"id": id_}, timeout=20, idempotent=self.idempotent, retries=5
+            )
+        except ConnectionLost as error:
+            self.outcomes[f"lost {error.close_code}"] += 1
+        except GatewayError as error:
+            self.outcomes[type(error).__name__] += 1
+        else:
+            self.outcomes["ok" if answer == id_ else "mixed up"] += 1
+
+    def _begin(self, client: Client) -> None:
+        assert client.hello is not None
+        self.stays.append(Stay(client.hello.instance_id))
+
+    def _listen(self) -> None:
+        self.stays[-1].published = self._crowd.published
+
+    def _on_gap(self, gap: Gap) -> None:
+        if gap.reason == "reconnected":
+            self._listen()
+        else:
+            self.complaints.append(gap)
+
+    def _on_event(self, event: GatewayEvent) -> None:
+        self.stays[-1].serials.append(event.event)
+
+    def _on_goodbye(self, goodbye: Goodbye) -> None:
+        self.stays[-1].goodbye = goodbye
+
+    def _on_state(self, client: Client, state: State) -> None:
+        stay = self.stays[-1]
+        if state.name == "reconnecting" and stay.close_code is None:
+            assert isinstance(state.error, ConnectionLost)
+            stay.close_code, stay.lost_at = state.error.close_code, time.monotonic()
+        elif state.name == "connecting" and not stay.back_at:
+            stay.back_at = time.monotonic()
+        elif state.name == "open":
+            self._begin(client)
+
+
+class Crowd:
+    """All clients, and what is published for them."""
+
+    def __init__(self, url: str, service: str, mesh: RabbitMQMesh, count: int) -> None:
+        self.url = url
+        self.service = service
+        self.published = 0
+        self._mesh = mesh
+        self.callers = [Caller(number, self) for number in range(count)]
+
+    def publish(self) -> bool:
+        """Publish another event, unless whoever publishes is too busy to have a connection."""
+        try:
+            self._mesh.publish("news.today", b"%d" % self.published, context=b"{}", trace_id="t", target=None)
+        except MeshUnavailable:
+            return False
+        self.published += 1
+        return True
+
+    async def keep_publishing(self) -> None:
+        while True:
+            self.publish()
+            await asyncio.sleep(EVENT_INTERVAL)
+
+    async def all_listen(self) -> None:
+        """Wait until everybody is connected and subscribed, and gets events."""
+        await eventually_within(PATIENCE, lambda: all(each.listens for each in self.callers))
+        latest = self.published
+        await eventually_within(PATIENCE, self.publish)
+        await eventually_within(PATIENCE, lambda: all(latest in each.stays[-1].serials[-9:] for each in self.callers))
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        return sum((each.outcomes for each in self.callers), Counter())
+
+    @property
+    def stays(self) -> list[Stay]:
+        return [stay for each in self.callers for stay in each.stays]
+
+    def check(self, service: SurvivingService) -> None:
+        """No call was answered twice, or by another's answer; no event was missed, or came twice."""
+        for caller in self.callers:
+            assert caller.complaints == [], caller.name
+        for stay in self.stays:
+            assert all(two == one + 1 for one, two in pairwise(stay.serials)), stay
+            if stay.serials and stay.published is not None:
+                assert stay.serials[0] <= stay.published, stay
+        # What ran twice was said to do no harm by that.
+        by_name = {caller.name: caller for caller in self.callers}
+        again = [id_ for id_, count in service.calls.items() if count > 1]
+        assert all(by_name[id_.partition(".")[0]].idempotent for id_ in again)
+
+    def record(self, record: Record, service: SurvivingService) -> None:
+        """The figures of this run."""
+        for name, value in {
+            **self.outcomes,
+            "ran twice": service.repeated,
+            "events published": self.published,
+            "events delivered": sum(len(stay.serials) for stay in self.stays),
+            "connections that ended": sum(stay.close_code is not None for stay in self.stays),
+        }.items():
+            record(name, value)
+
+
+@dataclass
+class Stage:
+    """Processes behind a balancer, and the crowd."""
+
+    settings: dict[str, str]
+    url: str
+    options: tuple[str, ...]
+    processes: dict[int, GatewayProcess]
+    balancer: Balancer
+    service: SurvivingService
+    crowd: Crowd
+
+    def process(self, port: int) -> contextlib.AbstractAsyncContextManager[GatewayProcess]:
+        return run_gateway_process(self.url, "--port", str(port), *self.options, **self.settings)
+
+
+@contextlib.asynccontextmanager
+async def stage(url: str, *options: str, processes: int, clients: int) -> AsyncIterator[Stage]:
+    """Everybody is there and busy while the context lasts."""
+    service, unique = SurvivingService(), secrets.token_hex(4)
+    settings = {"service_name": f"gateway-{unique}", "expose": "*.*", "expose_topics": "news.#"}
+    ports = [free_port() for _ in range(processes)]
+    async with contextlib.AsyncExitStack() as stack:
+        mesh = await stack.enter_async_context(host(url, f"echo-{unique}", service))
+        balancer = await stack.enter_async_context(run_balancer(*ports))
+        crowd = Crowd(f"ws://127.0.0.1:{balancer.port}/ws", f"echo-{unique}", mesh, clients)
+        set_ = Stage(settings, url, options, {}, balancer, service, crowd)
+        for port in ports:
+            set_.processes[port] = await stack.enter_async_context(set_.process(port))
+        async with anyio.create_task_group() as tasks:
+            for caller in crowd.callers:
+                tasks.start_soon(caller.run)
+            tasks.start_soon(crowd.keep_publishing)
+            await crowd.all_listen()
+            yield set_
+            tasks.cancel_scope.cancel()
+        await delete_queues(url, mesh)
+    await delete_shared(url, settings["service_name"])
+
+
+async def test_four_processes_are_restarted_one_by_one_under_four_hundred_clients(
+    amqp_url: str, record_property: Record
+) -> None:
+    async with (
+        contextlib.AsyncExitStack() as stack,
+        stage(amqp_url, "--goodbye-spread", str(SPREAD), processes=4, clients=400) as set_,
+    ):
+        crowd = set_.crowd
+        for port, process in tuple(set_.processes.items()):
+            # As by an orchestrator: out of the balancer, stopped, started, and back in when it is ready.
+            set_.balancer.backends.remove(port)
+            await process.stop()
+            assert "Traceback" not in process.process.output
+            set_.processes[port] = await stack.enter_async_context(set_.process(port))
+            set_.balancer.backends.append(port)
+            await crowd.all_listen()
+        crowd.record(record_property, set_.service)
+        crowd.check(set_.service)
+        # Calls that were in flight were answered first; a client that is slow to hear of it may lose one all the same.
+        outcomes = crowd.outcomes
+        assert set(outcomes) <= {"ok", "lost 1012"}, outcomes
+        assert outcomes["lost 1012"] <= 0.05 * outcomes["ok"], outcomes
+        assert all(len(caller.stays) > 1 for caller in crowd.callers)
+        ended = [stay for stay in crowd.stays if stay.close_code is not None]
+        assert {stay.close_code for stay in ended} == {1012}
+        # They came back when they were told to, and were told to come back at different times.
+        told: dict[str, Counter[int]] = {}
+        for stay in ended:
+            assert stay.goodbye is not None
+            assert stay.back_at - stay.lost_at >= stay.goodbye.retry_after - 0.01
+            told.setdefault(stay.instance_id, Counter())[int(stay.goodbye.retry_after / SPREAD * 5)] += 1
+        for fifths in told.values():
+            assert max(fifths.values()) <= 0.5 * fifths.total(), told
+
+
+@pytest.fixture
+def listed(rabbitmq: Broker, request: pytest.FixtureRequest) -> tuple[RabbitMQNode, str]:
+    """A node that can be asked for its queues, and one of its vhosts."""
+    if rabbitmq.node is not None:
+        return rabbitmq.node, "nuropb"
+    return request.getfixturevalue("own_node"), "/"
+
+
+async def test_a_process_that_is_killed_leaves_no_queue_and_nobody_else_notices(
+    listed: tuple[RabbitMQNode, str], record_property: Record
+) -> None:
+    node, vhost = listed
+    async with stage(node.url(vhost), "--queue-expires", "3", processes=3, clients=90) as set_:
+        crowd, name = set_.crowd, re.escape(set_.settings["service_name"])
+
+        async def queues() -> set[str]:
+            found = await anyio.to_thread.run_sync(node.list_queues, vhost)
+            return {each["name"] for each in found if re.fullmatch(rf"nuropb-{name}-.*-[ref]q", each["name"])}
+
+        before = await queues()
+        assert len(before) == 9
+        port, mortal = next(iter(set_.processes.items()))
+        instance_id = (await mortal.process.line(r"gateway (\w+) started"))[1]
+        said = {each.port: len(each.process.stderr) for each in set_.processes.values()}
+        mortal.kill()
+        await eventually_within(PATIENCE, lambda: len([stay for stay in crowd.stays if stay.close_code]) == 30)
+        await crowd.all_listen()
+        with anyio.fail_after(PATIENCE):
+            while len(left := await queues()) != 6:
+                await anyio.sleep(0.1)
+        assert left < before
+        await crowd.all_listen()
+        crowd.record(record_property, set_.service)
+        crowd.check(set_.service)
+        # Its own clients come to the others.
+        killed = [stay for stay in crowd.stays if stay.instance_id == instance_id]
+        assert [stay.close_code for stay in killed] == [1006] * 30
+        assert set_.balancer.taken.count(port) == 30
+        others = [caller for caller in crowd.callers if caller.stays[0].instance_id != instance_id]
+        assert {len(caller.stays) for caller in others} == {1}
+        assert {outcome for caller in others for outcome in caller.outcomes} == {"ok"}
+        assert set(crowd.outcomes) <= {"ok", "lost 1006"}, crowd.outcomes
+        for each in set_.processes.values():
+            log = "\n".join(each.process.stderr[said[each.port] :])
+            assert not re.search(r"WARNING|ERROR|Traceback", log), log

@@ -1,0 +1,228 @@
+"""What a frame costs a gateway, counted instead of timed: the same on every machine, however busy it is.
+
+The gateway runs in the event loop of the test, whose thread is watched by ``sys.setprofile``. The clients are blocking
+sockets in another thread, of which nothing is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, Final, Self
+
+import nuropb_gateway_asgi
+
+from .clients import TEXT, RawClient
+from .gateways import DEADLINE, RunningGateway
+
+__all__ = ["BlockingClient", "Cost", "Measured", "Repeat", "measure"]
+
+#: Of a count that is a difference: what is exactly nothing may come out a little above.
+TOLERANCE: Final = 0.1
+#: Times that count, and before those as many as it takes until everything has been done once.
+REPEATS: Final = 20
+WARM_UP: Final = 5
+
+_PACKAGE: Final = str(Path(nuropb_gateway_asgi.__file__).parent)
+_RUN_CALLBACK: Final = asyncio.Handle._run.__code__
+_WRITES: Final = frozenset({"send", "sendmsg", "sendto"})
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was counted on the thread of the event loop."""
+
+    #: Calls of Python functions of the package, each time that a coroutine goes on included.
+    own_calls: float
+    #: The same of everything else that is written in Python, and calls of functions written in C.
+    all_calls: float
+    #: Callbacks that the event loop ran.
+    callbacks: float
+    #: Tasks that were made.
+    tasks: float
+    #: System calls that write to a socket.
+    writes: float
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(*(mine - its for mine, its in zip(self.counts, other.counts, strict=True)))
+
+    def __truediv__(self, number: int) -> Cost:
+        return Cost(*(count / number for count in self.counts))
+
+    @property
+    def counts(self) -> tuple[float, ...]:
+        return self.own_calls, self.all_calls, self.callbacks, self.tasks, self.writes
+
+    def rounded(self) -> dict[str, float]:
+        """By name, to two places."""
+        return dict(zip(_NAMES, (round(count, 2) for count in self.counts), strict=True))
+
+    def above(self, allowed: Cost, margin: float) -> str:
+        """What is more than ``margin`` times what is allowed, a line each."""
+        rows = zip(_NAMES, self.counts, allowed.counts, strict=True)
+        return "\n".join(
+            f"    {name}: {count:.2f}, at most {most * margin:.2f} ({most:g} and {margin - 1:.0%})"
+            for name, count, most in rows
+            if count > most * margin + TOLERANCE
+        )
+
+
+_NAMES: Final = tuple(field.name for field in fields(Cost))
+
+
+class Meter:
+    """Counts on the thread that enters it, until it is left."""
+
+    def __init__(self) -> None:
+        self._python: dict[CodeType, int] = {}
+        self._own = self._all = self._callbacks = self._tasks = self._writes = 0
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        loop = asyncio.get_running_loop()
+        assert loop.get_task_factory() is None
+        loop.set_task_factory(self._make_task)
+        sys.setprofile(self._on_event)
+        try:
+            yield self
+        finally:
+            sys.setprofile(None)
+            loop.set_task_factory(None)
+
+    def read(self) -> tuple[Cost, dict[CodeType, int]]:
+        """What was counted so far, and how often each function was called. Any thread may ask."""
+        cost = Cost(self._own, self._all, self._callbacks, self._tasks, self._writes)
+        return cost, self._python.copy()
+
+    def _on_event(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            code = frame.f_code
+            self._all += 1
+            self._python[code] = self._python.get(code, 0) + 1
+            if code.co_filename.startswith(_PACKAGE):
+                self._own += 1
+            elif code is _RUN_CALLBACK:
+                self._callbacks += 1
+        elif event == "c_call":
+            self._all += 1
+            if argument.__name__ in _WRITES and isinstance(argument.__self__, socket.socket):
+                self._writes += 1
+
+    def _make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **more: Any) -> asyncio.Task[Any]:
+        self._tasks += 1
+        return asyncio.Task(coroutine, loop=loop, **more)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What something costs, and how often functions were called for it, on average."""
+
+    cost: Cost
+    calls: Mapping[CodeType, float]
+
+    def __truediv__(self, number: int) -> Measured:
+        return Measured(self.cost / number, {code: calls / number for code, calls in self.calls.items()})
+
+    def most_called(self, count: int = 25) -> str:
+        """The functions in Python that were called most often, a line each."""
+        found = sorted(self.calls.items(), key=lambda each: -each[1])[:count]
+        return "\n".join(f"{calls:8.1f}  {_place(code)}" for code, calls in found)
+
+
+def _place(code: CodeType) -> str:
+    return f"{'/'.join(Path(code.co_filename).parts[-2:])}:{code.co_firstlineno} {code.co_qualname}"
+
+
+class BlockingClient:
+    """A connection that is used by a thread of its own."""
+
+    def __init__(self, url: str, token: str) -> None:
+        host, _, port = url.removeprefix("ws://").partition("/")[0].partition(":")
+        self._socket = socket.create_connection((host, int(port)), DEADLINE)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._stream = self._socket.makefile("rb")
+        path = "/" + url.removeprefix("ws://").partition("/")[2]
+        self._socket.sendall(RawClient.upgrade(path, ("Authorization", f"Bearer {token}")))
+        status = self._stream.readline()
+        assert status.startswith(b"HTTP/1.1 101 "), status
+        while self._stream.readline() != b"\r\n":
+            pass
+        assert self.read()["payload"]["topic"] == "hello"
+
+    def close(self) -> None:
+        self._stream.close()
+        self._socket.close()
+
+    def send(self, *frames: object) -> None:
+        """All of them in one write."""
+        self._socket.sendall(b"".join(RawClient.frame(json.dumps(each).encode()) for each in frames))
+
+    def read(self) -> Any:
+        """The next frame."""
+        first, size = self._stream.read(2)
+        assert first == 0x80 | TEXT
+        if size == 126:
+            size = int.from_bytes(self._stream.read(2), "big")
+        return json.loads(self._stream.read(size))
+
+    def answer(self) -> str:
+        """Read a response, and return the id of what it answers."""
+        frame = self.read()
+        assert frame["type"] == "response", frame
+        assert frame["payload"]["error"] is None, frame["payload"]["error"]
+        id_: str = frame["payload"]["id"]
+        return id_
+
+
+@contextmanager
+def clients(url: str, count: int) -> Iterator[list[BlockingClient]]:
+    """Connections of as many users; they block the thread."""
+    with ExitStack() as stack:
+        opened = []
+        for number in range(count):
+            client = BlockingClient(url, f"user-{number}")
+            stack.callback(client.close)
+            opened.append(client)
+        yield opened
+
+
+#: Does something once, as the number that it is given, and waits for what comes of it.
+Repeat = Callable[[int], None]
+
+
+async def measure(
+    running: RunningGateway, connections: int, prepare: Callable[[Sequence[BlockingClient]], Repeat]
+) -> Measured:
+    """What it costs to do once what ``prepare`` returns, which is done in a thread, many times.
+
+    Counted is from the beginning of one time to the beginning of the next, for what an answer leaves to be done belongs
+    to it, too. Timers run in between, on a busy machine more than once; so it is the quartile of the cheapest that
+    counts.
+    """
+    meter = Meter()
+    snapshots: list[tuple[Cost, dict[CodeType, int]]] = []
+
+    def talk() -> None:
+        with clients(running.url, connections) as opened:
+            repeat = prepare(opened)
+            for number in range(WARM_UP + REPEATS + 1):
+                if number >= WARM_UP:
+                    snapshots.append(meter.read())
+                repeat(number)
+
+    with meter.running():
+        await asyncio.to_thread(talk)
+    await running.is_empty()
+    differences = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(snapshots)]
+    columns = zip(*(each.counts for each in differences), strict=True)
+    cost = Cost(*(sorted(column)[len(column) // 4] for column in columns))
+    (_, first), (_, last) = snapshots[0], snapshots[-1]
+    return Measured(cost, {code: (count - first.get(code, 0)) / REPEATS for code, count in last.items()})

@@ -1,0 +1,34 @@
+"""A notebook, cell by cell, without Jupyter: ``python -m tests.kit.notebook FILE``.
+
+As there, all cells share their names, and what the last line of a cell comes to is shown.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["run"]
+
+
+def run(path: Path) -> None:
+    """Run the cells with code in their order; the first exception ends it."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"], 1):
+        if cell["cell_type"] != "code":
+            continue
+        assert cell["outputs"] == [], f"cell {number} has outputs of somebody's own run"
+        statements = ast.parse("".join(cell["source"]))
+        last = statements.body.pop() if isinstance(statements.body[-1], ast.Expr) else None
+        name = f"{path.name}[{number}]"
+        exec(compile(statements, name, "exec"), names)
+        if isinstance(last, ast.Expr):
+            value = eval(compile(ast.Expression(last.value), name, "eval"), names)
+            print(f"[{number}] {value!r}" if value is not None else f"[{number}]", flush=True)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))

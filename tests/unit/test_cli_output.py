@@ -1,0 +1,76 @@
+"""What is printed, and where a gateway is."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nuropb_gateway_asgi.cli._output import dump, printable
+from nuropb_gateway_asgi.cli._target import BadURL, parse_url
+
+
+@given(st.text())
+def test_nothing_of_a_text_can_move_a_cursor(text: str) -> None:
+    assert printable(text).isprintable()
+
+
+@given(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), st.booleans())
+def test_what_is_dumped_is_json_that_a_terminal_can_show(value: dict[str, Any], pretty: bool) -> None:
+    text = dump(value, pretty=pretty)
+    assert json.loads(text) == value
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert pretty or "\n" not in text
+
+
+def test_what_standard_output_has_no_characters_for_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert dump("ä") == '"\\u00e4"'
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    assert dump("ä") == '"ä"'
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ws://127.0.0.1:8000/ws", "ws://127.0.0.1:8000/ws"),
+        ("WSS://Gateway.example.com/a/ws", "wss://gateway.example.com:443/a/ws"),
+        ("ws://gateway.example.com", "ws://gateway.example.com:80/"),
+        ("ws://[::1]:1/ws", "ws://[::1]:1/ws"),
+        ("wss://host/ws?token=hunter2", "wss://host:443/ws"),
+    ],
+)
+def test_a_url_is_shown_without_what_may_be_secret(url: str, shown: str) -> None:
+    assert parse_url(url).shown == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "mend"),
+    [
+        ("", "wss://gateway.example.com/ws"),
+        ("nonsense", "wss://gateway.example.com/ws"),
+        ("localhost:8000", "wss://gateway.example.com/ws"),
+        ("http://host/ws", "write ws://"),
+        ("https://host/ws", "write wss://"),
+        ("ws:///ws", "wss://gateway.example.com/ws"),
+        ("ws://host:0/ws", "wss://gateway.example.com/ws"),
+        ("ws://host:99999/ws", "wss://gateway.example.com/ws"),
+        ("ws://host:http/ws", "wss://gateway.example.com/ws"),
+        ("ws://[::1/ws", "wss://gateway.example.com/ws"),
+        ("ws://user:hunter2@host/ws", "--token-file"),
+        ("ws://host/ws#hunter2", "leave out"),
+        ("ws://ho st/ws", "without"),
+        ("ws://host/ws\n", "without"),
+    ],
+)
+def test_a_url_at_which_no_gateway_can_be(url: str, mend: str) -> None:
+    with pytest.raises(BadURL) as caught:
+        parse_url(url)
+    assert mend in caught.value.mend
+    assert "hunter2" not in str(caught.value)
+    assert str(caught.value).isprintable()
