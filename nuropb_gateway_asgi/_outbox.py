@@ -187,12 +187,11 @@ class Outbox:
         """Drop the oldest events that may be lost, until there is room or none is left; how many."""
         count = 0
         while self._lossy and self._size + size > self._limit:
-            event = self._lossy.popleft()
-            if event.text is not None:
-                self._count(event.topic)
-                self._take(event)
-                self._empty += 1
-                count += 1
+            event = self._lossy.popleft()  # it still waits, as the first of them always does
+            self._count(event.topic)
+            self._take(event)
+            self._empty += 1
+            count += 1
         if self._empty > MAX_EMPTY and 2 * self._empty > len(self._items):
             self._items = deque(item for item in self._items if isinstance(item, tuple) or item.text is not None)
             self._empty = 0
