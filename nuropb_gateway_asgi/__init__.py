@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .exceptions import AuthenticationUnavailable, CallError, GatewayError, SettingsError
     from .gateway import Gateway, combine_lifespans, create_app
     from .handler_manager import Handler, HandlerManager
+    from .handlers.http import CallHandler, EventStreamHandler
+    from .handlers.tcp import TCPHandler
     from .handlers.websocket import WebSocketHandler
     from .protocol import CloseCode, ErrorCode
     from .service_mesh_manager import ServiceMeshManager
@@ -37,8 +39,10 @@ __all__ = [
     "AuthenticationUnavailable",
     "Authenticator",
     "CallError",
+    "CallHandler",
     "CloseCode",
     "ErrorCode",
+    "EventStreamHandler",
     "FunctionAuthenticator",
     "Gateway",
     "GatewayError",
@@ -51,6 +55,7 @@ __all__ = [
     "ServiceMeshManagerController",
     "Settings",
     "SettingsError",
+    "TCPHandler",
     "TokenAuthenticationBackend",
     "WebSocketHandler",
     "__version__",
@@ -64,8 +69,10 @@ _MODULES: Final = {
     "AuthenticationUnavailable": ".exceptions",
     "Authenticator": ".authentication",
     "CallError": ".exceptions",
+    "CallHandler": ".handlers.http",
     "CloseCode": ".protocol",
     "ErrorCode": ".protocol",
+    "EventStreamHandler": ".handlers.http",
     "FunctionAuthenticator": ".authentication",
     "Gateway": ".gateway",
     "GatewayError": ".exceptions",
@@ -78,6 +85,7 @@ _MODULES: Final = {
     "ServiceMeshManagerController": ".controller",
     "Settings": ".settings",
     "SettingsError": ".exceptions",
+    "TCPHandler": ".handlers.tcp",
     "TokenAuthenticationBackend": ".authentication",
     "WebSocketHandler": ".handlers.websocket",
     "combine_lifespans": ".gateway",

@@ -23,7 +23,8 @@ FAILURE_COST: Final = 9
 
 
 class Admission:
-    """Counts the connections of a process and how fast they come, and those of them that have not said who they are.
+    """Counts the connections of a process and how fast they come, those of them that have not said who they are, and
+    those of each user.
 
     Opening sockets and saying nothing is cheap, so the second kind has less room: it can neither take the places of
     clients with a token, nor can one address take those of all others. ``handshakes`` is a limit for all together,
@@ -31,21 +32,34 @@ class Admission:
     counts for none.
     """
 
-    __slots__ = ("_addresses", "_by_address", "_connections", "_handshakes", "_max", "_max_waiting", "_waiting")
+    __slots__ = (
+        "_addresses",
+        "_by_address",
+        "_connections",
+        "_handshakes",
+        "_max",
+        "_max_per_user",
+        "_max_waiting",
+        "_users",
+        "_waiting",
+    )
 
     def __init__(
         self,
         max_connections: int,
         *,
+        max_per_user: int | None = None,
         max_per_address: int | None = None,
         handshakes: Rate | None = None,
         per_address: Rate | None = None,
     ) -> None:
         self._max = max_connections, math.inf if max_per_address is None else max_per_address
+        self._max_per_user = math.inf if max_per_user is None else max_per_user
         self._max_waiting = min(MAX_WAITING, max(1, max_connections // 2))
         self._connections = 0
         self._by_address: Counter[str] = Counter()
         self._waiting: Counter[str] = Counter()
+        self._users: Counter[str] = Counter()
         self._handshakes = None if handshakes is None else TokenBuckets(handshakes)
         self._addresses = None if per_address is None else TokenBuckets(per_address)
 
@@ -59,6 +73,14 @@ class Admission:
             raise ConnectionLimitReached(f"too many handshakes from {address}", per_user=False)
         if self._handshakes is not None and self._handshakes.take(None, now):
             raise ConnectionLimitReached("too many handshakes", per_user=False)
+
+    def on_call(self, address: str, now: float) -> None:
+        """Somebody makes a call with a token, which counts only if that is refused: calls have limits of their own.
+
+        Raises ConnectionLimitReached when there were too many handshakes.
+        """
+        if self._addresses is not None and address and self._addresses.wait(address, now):
+            raise ConnectionLimitReached(f"too many handshakes from {address}", per_user=False)
 
     def on_failure(self, address: str, now: float) -> None:
         """Its token was refused, which counts more: those who guess come to their limit soon."""
@@ -88,6 +110,18 @@ class Admission:
             raise ConnectionLimitReached("too many connections without a token", per_user=False)
         with _counted(self._waiting, address):
             yield
+
+    def enter(self, user_id: str) -> None:
+        """A place among the user's connections, until :meth:`leave`. Raises ConnectionLimitReached."""
+        if self._users[user_id] >= self._max_per_user:
+            raise ConnectionLimitReached("this user has all the connections one may have", per_user=True)
+        self._users[user_id] += 1
+
+    def leave(self, user_id: str) -> None:
+        """The place is free again."""
+        self._users[user_id] -= 1
+        if not self._users[user_id]:
+            del self._users[user_id]
 
 
 @contextlib.contextmanager

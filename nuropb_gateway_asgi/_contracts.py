@@ -11,14 +11,13 @@ from collections import OrderedDict
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from ._admission import address_of
 from ._assets import is_known
+from ._cross_origin import CrossOrigin
 from .asyncapi import asyncapi_document
 from .authentication import Identity
 from .authorization import Policy
@@ -28,7 +27,7 @@ from .exceptions import AuthenticationFailed, AuthenticationUnavailable, Connect
 from .handler_manager import CANNOT_AUTHENTICATE, HandlerManager
 from .openapi import openapi_document
 from .origins import OriginPolicy
-from .protocol import ErrorCode, Failure, encode_json
+from .protocol import ErrorCode, Failure, encode_json, error_members
 from .service_mesh_manager import ServiceMeshManager
 from .settings import Settings
 
@@ -80,10 +79,12 @@ class Contracts:
         self._documents: OrderedDict[_Key, _Document] = OrderedDict()
 
     def routes(self) -> list[Route]:
-        """Where the documents are."""
-        kinds: tuple[Kind, ...] = ("asyncapi", "openapi")
+        """Where the documents are; that of calls over HTTP only where there are any."""
+        kinds: tuple[Kind, ...] = ("asyncapi", "openapi") if self._settings.serves_http else ("asyncapi",)
         # Those pages may read them that may connect.
-        cross_origin = Middleware(_CrossOrigin, origins=self._origins)
+        cross_origin = Middleware(
+            CrossOrigin, origins=self._origins, method="GET", request_headers=("Authorization", "If-None-Match")
+        )
         return [
             Route(
                 f"/{kind}.json",
@@ -155,18 +156,6 @@ class Contracts:
         return document
 
 
-class _CrossOrigin(CORSMiddleware):
-    """CORS for the pages that may connect."""
-
-    def __init__(self, app: ASGIApp, origins: OriginPolicy) -> None:
-        super().__init__(app, allow_methods=["GET"], allow_headers=["Authorization", "If-None-Match"])
-        self._origins = origins
-
-    def is_allowed_origin(self, origin: str) -> bool:
-        """Whether a page of this origin may read the answer."""
-        return self._origins.allows(origin)
-
-
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -181,11 +170,4 @@ def _place(request: Request) -> Place:
 def _refuse(status: int, failure: Failure) -> JSONResponse:
     headers = {"Cache-Control": "no-store"}
     headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": str(RETRY_AFTER)}
-    error = {
-        "error": failure.error or failure.code.nuropb_class,
-        "description": failure.description,
-        "code": failure.code.value,
-        "retryable": failure.code.retryable,
-        "retry_after_ms": failure.retry_after_ms,
-    }
-    return JSONResponse(error, status_code=status, headers=headers)
+    return JSONResponse(error_members(failure), status_code=status, headers=headers)

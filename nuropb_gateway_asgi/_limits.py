@@ -118,6 +118,11 @@ class TokenBuckets:
         self._young[key] = full_at + self._interval
         return 0.0
 
+    def wait(self, key: Hashable, now: float) -> float:
+        """The seconds until there is a token to take from the bucket of ``key``."""
+        wait = self._full_at(key, now) - now - self._tolerance
+        return wait if wait > 1e-9 else 0.0
+
     def spend(self, key: Hashable, now: float, count: int) -> None:
         """Take ``count`` tokens from the bucket of ``key``, or what is left of them."""
         self._young[key] = min(self._full_at(key, now) + count * self._interval, now + self._fill_time)

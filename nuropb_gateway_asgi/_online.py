@@ -57,6 +57,8 @@ class OnlineWatch:
     def look_at(self, user_id: str) -> None:
         """See whether the user is connected to this process: a connection has come or gone."""
         is_here = bool(self._handlers.get_user_handlers([user_id]))
+        if is_here == self._presence.holds(self._address, user_id):
+            return  # another connection of the same user, or one that does not listen
         (self._presence.came if is_here else self._presence.left)(self._address, user_id, self._clock())
         self._changed[user_id] = is_here
 

@@ -64,6 +64,10 @@ class Presence:
             self._holders.pop(user_id, None)
         self._look(user_id, now)
 
+    def holds(self, address: str, user_id: str) -> bool:
+        """Whether the user has a connection to a process."""
+        return address in self._holders.get(user_id, ())
+
     def snapshot(self) -> Snapshot:
         """What a process that is new has to know from this one."""
         users = [user_id for user_id, holders in self._holders.items() if self._own in holders]

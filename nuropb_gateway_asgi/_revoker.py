@@ -96,7 +96,7 @@ class Revoker:
 
     def _apply(self, revocation: Revocation, now: float) -> None:
         if revocation.session_id is not None:
-            handler = self._handlers.get_handler(revocation.session_id)
+            handler = self._handlers.get_session(revocation.session_id)
             if handler is None or handler.identity is None:
                 return  # it is another process's
             # From now on it is the token that counts, wherever it comes to next.

@@ -200,10 +200,7 @@ class Switchboard:
                 handler.send_frame(text)
             return _encode(len(handlers))
         if isinstance(asked, _Disconnect):
-            handlers = self._whom(asked)
-            for handler in handlers:
-                handler.close(asked.code, asked.reason)
-            return _encode(len(handlers))
+            return _encode(int(self._hang_up(asked)))
         if isinstance(asked, _ListSessions):
             return _encode([self._session(handler) for handler in self._handlers.get_user_handlers([asked.user_id])])
         if isinstance(asked, _Count):
@@ -217,6 +214,13 @@ class Switchboard:
         if question.user_ids is not None:
             return self._handlers.get_user_handlers(question.user_ids)
         return list(self._handlers.handlers)
+
+    def _hang_up(self, question: _Disconnect) -> int:
+        if question.session_id is not None:
+            return self._handlers.close(question.session_id, question.code, question.reason)
+        if question.user_ids is not None:
+            return self._handlers.close_user_ids(question.user_ids, question.code, question.reason)
+        return self._handlers.close_all(question.code, question.reason)
 
     def _session(self, handler: Handler) -> Session:
         identity = handler.identity

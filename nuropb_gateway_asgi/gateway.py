@@ -9,7 +9,9 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── _contracts, console       what a developer asks for: who may call what, and a page to do it
     ├── server                    uvicorn, made fit for an open network
     ├── mesh.serving              a service of one's own, on RabbitMQ
-    ├── handlers.websocket        one module per kind of connection
+    ├── _parts, _channel          what settings are made into, and what belongs to one kind of connection
+    ├── handlers.websocket, handlers.http, handlers.tcp
+    ├── handlers._exchange        a request over HTTP and its response
     ├── handlers._connection      what all kinds have in common
     ├── handlers._handshake       who is let in
     ├── service_mesh_manager      what is in flight, and where its answer goes
@@ -17,12 +19,14 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── _directory, _events (whom an event is for), _host (for the application around)
     ├── _calls, _switchboard, _online (who is connected to some process), _revoker
     ├── _fleet (the other processes), _presence
-    ├── controller, _guards, _interest, _policy_file
+    ├── controller, _interest, _policy_file
     ├── asyncapi, openapi         the contract of a caller, as documents
     ├── contract, generator       what is in it, and a client made of it
-    ├── handler_manager, _admission, _outbox, mesh.service, mesh.description, mesh.encryption
+    ├── handler_manager, _outbox, mesh.service, mesh.description, mesh.encryption
+    ├── _process (what counts for all kinds of connections), _admission, _guards
     ├── revocation
     ├── authentication            who is this
+    ├── _cross_origin             whose pages may read an answer
     ├── key_sets, credentials, origins
     ├── keys, _documents
     ├── protocol, tokens, authorization, policy, rules, mesh.wire, mesh.base, mesh.errors, topics
@@ -40,7 +44,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import FrameType
 from typing import Any, Final, Protocol
 
@@ -53,26 +57,33 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ._assets import read_asset, serve_asset
+from ._channel import WEBSOCKET, Channel
 from ._contracts import Contracts
-from ._policy_file import PolicyFile
-from .authentication import Authenticator, JWTAuthenticator
-from .authorization import AuthorizedPolicy, Authorizer, ExposePolicy, Policy, completed
+from ._parts import (
+    make_authenticator,
+    make_mesh,
+    make_origins,
+    make_policy,
+    make_tls,
+    naming_variables,
+    open_policy_file,
+    say_what_is_missing,
+)
+from ._process import Process
+from .authentication import Authenticator
+from .authorization import AuthorizedPolicy, Authorizer, Policy, completed
 from .console import console_routes
 from .controller import ServiceMeshManagerController
-from .exceptions import PolicyError, SettingsError
-from .handler_manager import GOODBYE_SPREAD, HandlerManager
+from .handlers.http import make_endpoints
+from .handlers.tcp import TCPServer
 from .handlers.websocket import DenialLogFilter, WebSocketHandler
 from .key_sets import KeySet
-from .keys import issue_token, new_secret
+from .keys import issue_token
 from .logs import configure_logging, filtered_server_logs
 from .mesh.base import Mesh
-from .mesh.demo import DemoService
-from .mesh.embedded import EmbeddedMesh
-from .mesh.rabbitmq import RabbitMQMesh
 from .metrics import Metrics
-from .origins import OriginPolicy
 from .service_mesh_manager import ServiceMeshManager
-from .settings import ENV_PREFIX, Settings
+from .settings import Settings
 
 __all__ = ["Gateway", "combine_lifespans", "configure_logging", "create_app"]
 
@@ -123,7 +134,10 @@ def combine_lifespans(
 
 
 class Gateway:
-    """Everything that one kind of connection needs: a HandlerManager, a ServiceMeshManager, a mesh.
+    """A HandlerManager, a ServiceMeshManager and a mesh for each kind of connection, and all that these have in common.
+
+    ``handler_manager`` and ``service_mesh_manager`` are those of the WebSockets; ``channels`` has all by name:
+    "websocket", and as the settings say "http" and "tcp". What is sent to users through any reaches them in all.
 
     ``settings`` come from the environment unless given. The other parts are made from them unless given; an
     ``authenticator`` takes the place of ``JWT_KEY`` and its like, a ``policy`` that of ``POLICY``, ``EXPOSE`` and
@@ -145,23 +159,36 @@ class Gateway:
     ) -> None:
         self.settings = settings = Settings.from_env() if settings is None else settings
         self._secret: str | None = None
-        with _naming_variables():
-            self._authenticator = authenticator or self._make_authenticator()
-            self._policy_file = _open_policy_file(settings) if policy is None else None
-            self._policy = completed(self._make_policy() if policy is None else policy)
-            origins = _make_origins(settings)
+        with naming_variables():
+            if authenticator is None:
+                authenticator, self._secret = make_authenticator(settings)
+            self._authenticator = authenticator
+            self._policy_file = open_policy_file(settings) if policy is None else None
+            self._policy = completed(make_policy(settings, self._policy_file) if policy is None else policy)
+            origins = make_origins(settings)
         if authorizer is not None:
             self._policy = AuthorizedPolicy(self._policy, authorizer)
-        self.handler_manager = HandlerManager(settings, self._authenticator, self._policy)
-        self.service_mesh_manager = ServiceMeshManager(
-            settings, self.handler_manager, mesh or _make_mesh(settings), self._policy, service_controller
-        )
+        mesh, process = mesh or make_mesh(settings), Process.of(settings)
+
+        def channel(name: str, controller: ServiceMeshManagerController | None = None) -> Channel:
+            made = Channel(name, settings, self._authenticator, self._policy, mesh, process, controller)
+            self.channels[name] = made
+            return made
+
+        self.channels: dict[str, Channel] = {}
+        websocket = channel(WEBSOCKET, service_controller)
+        self.handler_manager = websocket.handler_manager
+        self.service_mesh_manager = websocket.service_mesh_manager
         self._contracts = Contracts(settings, self.handler_manager, self.service_mesh_manager, self._policy, origins)
-        self._metrics = Metrics.create(
-            self.handler_manager, self.service_mesh_manager, policy_file=self._policy_file, key_set=self.key_set
-        )
-        # Until the lifespan is entered, everybody is sent away.
-        self.handler_manager.closed_for = 0.0
+        self._http: Mapping[str, ASGIApp] = {}
+        if settings.serves_http:
+            http = channel("http")
+            self._http = make_endpoints(http.handler_manager, http.settings, origins)
+        self._tcp: TCPServer | None = None
+        if settings.tcp:
+            tcp = channel("tcp")
+            self._tcp = TCPServer(tcp.handler_manager, tcp.settings, make_tls(settings))
+        self._metrics = Metrics.create(self.channels.values(), policy_file=self._policy_file, key_set=self.key_set)
         self._warned = False
         self._draining = False
         self._tasks: TaskGroup | None = None
@@ -178,7 +205,8 @@ class Gateway:
     def routes(self) -> list[BaseRoute]:
         """The gateway's routes: the WebSocket at ``PATH``, and the paths beside it."""
         return [
-            WebSocketRoute(self.settings.path, _Endpoint(self._serve_websocket), name="websocket"),
+            WebSocketRoute(self.settings.path, self._reminding(self._endpoint), name="websocket"),
+            *(Route(path, self._reminding(endpoint)) for path, endpoint in self._http.items()),
             Route("/client.js", _serve_client, methods=["GET"]),
             *self._contracts.routes(),
             Route("/livez", self._livez, methods=["GET"]),
@@ -208,7 +236,7 @@ class Gateway:
         """
         if self._tasks is not None:
             raise RuntimeError("this gateway runs already; it needs one lifespan, not two")
-        self._say_what_is_missing()
+        say_what_is_missing(self.settings, self._policy, self._authenticator, self._secret)
         denials = DenialLogFilter()
         server_log = logging.getLogger("uvicorn.error")
         async with contextlib.AsyncExitStack() as stack:
@@ -216,23 +244,28 @@ class Gateway:
             stack.callback(server_log.removeFilter, denials)
             stack.enter_context(filtered_server_logs())
             stack.callback(self._reset)
+            if self._tcp is not None:  # first of all: a port that is taken is the one thing that stops the start here
+                await stack.enter_async_context(self._tcp.listening())
             await stack.enter_async_context(self.authentication())
-            await stack.enter_async_context(self.service_mesh_manager)
+            for channel in self.channels.values():
+                await stack.enter_async_context(channel.running())
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(self._tasks.cancel_scope.cancel)
-            self._tasks.start_soon(self.handler_manager.sweep, name="connections")
             if self._metrics is not None:
                 self._tasks.start_soon(self._metrics.run, name="metrics")
             if self._policy_file is not None:
-                on_change = self.service_mesh_manager.on_policy_changed
-                self._tasks.start_soon(self._policy_file.watch, on_change, name="policy file")
+                self._tasks.start_soon(self._policy_file.watch, self._on_policy_changed, name="policy file")
             stack.enter_context(self._drain_on_signals())
-            self.handler_manager.closed_for = None
+            if self._tcp is not None:
+                await stack.enter_async_context(self._tcp.serving())
+            for channel in self.channels.values():
+                channel.open()
             logger.info("gateway %s started", self.settings.instance_id)
             try:
                 yield
             finally:
-                self.handler_manager.closed_for = 0.0
+                for channel in self.channels.values():
+                    channel.close()
                 logger.info("gateway %s stopped", self.settings.instance_id)
 
     @contextlib.asynccontextmanager
@@ -243,6 +276,10 @@ class Gateway:
                 await stack.enter_async_context(self._authenticator)
             yield
 
+    async def _on_policy_changed(self) -> None:
+        for channel in self.channels.values():
+            await channel.service_mesh_manager.on_policy_changed()
+
     def _reset(self) -> None:
         self._tasks = None
         self._draining = False
@@ -251,6 +288,11 @@ class Gateway:
     def policy(self) -> Policy:
         """Who may call and subscribe to what."""
         return self._policy
+
+    @property
+    def tcp_port(self) -> int | None:
+        """The port of TCP, while the lifespan lasts; None without."""
+        return None if self._tcp is None else self._tcp.port
 
     @property
     def key_set(self) -> KeySet | None:
@@ -269,24 +311,26 @@ class Gateway:
     async def drain(self) -> None:
         """Let nobody in, say goodbye, and wait until nothing is in flight or DRAIN_TIMEOUT is over.
 
-        Clients are told when to come back, each another moment. Their connections stay open: the server closes them.
-        A mesh that stays away is not waited for, as no answer can come, nor are clients that do not read.
+        Clients are told when to come back, each another moment. WebSockets stay open: the server closes them. A mesh
+        that stays away is not waited for, as no answer can come, nor are clients that do not read.
         """
         self._draining = True
-        self.handler_manager.closed_for = GOODBYE_SPREAD
-        for handler in self.handler_manager.handlers:
-            self.handler_manager.say_goodbye(handler, "draining")
+        for channel in self.channels.values():
+            channel.say_goodbye()
         clock = asyncio.get_running_loop().time
         began = connected_at = clock()
         while (waited := clock() - began) < self.settings.drain_timeout:
-            more_may_come = waited < GOODBYE_GRACE and len(self.handler_manager) > 0
-            if not (self.service_mesh_manager.in_flight or more_may_come):
+            busy = self._busy()
+            more_may_come = waited < GOODBYE_GRACE and any(len(each.handler_manager) for each in self.channels.values())
+            if not (busy or more_may_come):
                 break
-            if self.service_mesh_manager.connected:
+            if not busy or any(manager.connected for manager in busy):
                 connected_at = clock()
             elif clock() - connected_at > RECONNECT_TIMEOUT:
                 break
             await asyncio.sleep(DRAIN_INTERVAL)
+        for channel in self.channels.values():
+            channel.hang_up()
         await self._flush()
 
     async def _flush(self) -> None:
@@ -300,7 +344,12 @@ class Gateway:
             waiting = left
 
     def _unsent(self) -> int:
-        return sum(handler.outbox_size for handler in self.handler_manager.handlers)
+        return sum(channel.outbox_size for channel in self.channels.values())
+
+    def _busy(self) -> list[ServiceMeshManager]:
+        """Those who still wait for answers."""
+        managers = (channel.service_mesh_manager for channel in self.channels.values())
+        return [manager for manager in managers if manager.in_flight]
 
     @contextlib.contextmanager
     def _drain_on_signals(self) -> Any:
@@ -340,7 +389,7 @@ class Gateway:
 
     def _start_drain(self, number: int, handler: Callable[[int, FrameType | None], Any]) -> None:
         async def drain() -> None:
-            logger.info("draining: %d requests in flight", self.service_mesh_manager.in_flight)
+            logger.info("draining: %d requests in flight", sum(manager.in_flight for manager in self._busy()))
             try:
                 await self.drain()
             finally:
@@ -364,7 +413,7 @@ class Gateway:
             "ready": not reasons,
             "reasons": reasons,
             "warnings": [] if warning is None else [warning],
-            "mesh": {"connected": self.service_mesh_manager.connected},
+            "mesh": {"connected": all(channel.problem is None for channel in self.channels.values())},
         }
         if self._policy_file is not None:  # with a broken file the last good rules hold, so clients are welcome
             body["policy"] = {"rules": len(self._policy_file.policy.rules), "problem": self._policy_file.problem}
@@ -384,72 +433,21 @@ class Gateway:
         reasons = []
         if self._draining:
             reasons.append("draining")
-        if not self.service_mesh_manager.connected:
-            reasons.append(f"mesh: {self.service_mesh_manager.problem or 'not connected'}")
+        reasons += [channel.problem for channel in self.channels.values() if channel.problem is not None]
         if (problem := getattr(self._authenticator, "problem", None)) is not None:
             reasons.append(problem)
         return reasons
 
-    # --- parts from settings ----------------------------------------------------------------------------------
+    def _reminding(self, application: ASGIApp) -> ASGIApp:
+        """``application``, for which somebody forgot to start the gateway if it is not started: the log says how."""
 
-    def _make_policy(self) -> Policy:
-        if self._policy_file is not None:
-            return self._policy_file.policy
-        expose, topics = self.settings.expose, self.settings.expose_topics
-        if self.settings.embedded:
-            expose = ("demo.*",) if expose is None else expose
-            topics = ("demo.#",) if topics is None else topics
-        return ExposePolicy(expose or (), topics or (), own_service=self.settings.service_name)
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            if not self.service_mesh_manager.started and not self._warned:
+                self._warned = True
+                logger.error(_HOW_TO_START)
+            await application(scope, receive, send)
 
-    def _make_authenticator(self) -> Authenticator:
-        settings = self.settings
-        algorithms = list(settings.jwt_algorithms) or None
-        sources = [name for name in ("jwt_key", "jwt_jwks_url", "jwt_oidc_issuer") if getattr(settings, name)]
-        if len(sources) > 1:
-            first, second, *_ = (f"{ENV_PREFIX}{name.upper()}" for name in sources)
-            raise SettingsError(
-                f"{second}: {first} is set, too; allowed is one of JWT_KEY, JWT_JWKS_URL and JWT_OIDC_ISSUER"
-            )
-        key: str | KeySet = settings.jwt_key
-        if settings.jwt_jwks_url:
-            key = KeySet(settings.jwt_jwks_url, algorithms=algorithms)
-        elif settings.jwt_oidc_issuer:
-            key = KeySet(issuer=settings.jwt_oidc_issuer, algorithms=algorithms)
-        elif not key:
-            if not settings.embedded:
-                raise SettingsError(
-                    "NUROPB_GATEWAY_JWT_KEY: it is not set; allowed is a secret of at least 32 bytes (HS256), or a PEM "
-                    "public key (RS256, ES256), here or in the file named by NUROPB_GATEWAY_JWT_KEY_FILE; or "
-                    "NUROPB_GATEWAY_JWT_OIDC_ISSUER or NUROPB_GATEWAY_JWT_JWKS_URL in its place"
-                )
-            key = self._secret = new_secret()
-        return JWTAuthenticator(
-            key=key,
-            algorithms=None if isinstance(key, KeySet) else algorithms,
-            issuer=settings.jwt_issuer or None,
-            audience=settings.jwt_audience or None,
-            leeway=settings.jwt_leeway,
-            user_claim=settings.jwt_user_claim,
-            username_claim=settings.jwt_username_claim,
-        )
-
-    def _say_what_is_missing(self) -> None:
-        settings = self.settings
-        if not self._policy.exposes_anything:
-            logger.warning(
-                "nothing is exposed: clients can connect, but may call no service; set NUROPB_GATEWAY_EXPOSE, "
-                "for example to 'orders.*,users.me', or name a file of rules in NUROPB_GATEWAY_POLICY"
-            )
-        if isinstance(self._authenticator, JWTAuthenticator) and self._secret is None:
-            for name in ("JWT_ISSUER", "JWT_AUDIENCE"):
-                if not getattr(settings, name.lower()) and not (name == "JWT_ISSUER" and settings.jwt_oidc_issuer):
-                    logger.warning("NUROPB_GATEWAY_%s is not set: tokens are not checked for it", name)
-
-    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self.service_mesh_manager.started and not self._warned:
-            self._warned = True
-            logger.error(_HOW_TO_START)
-        await self._endpoint(scope, receive, send)
+        return _Application(serve)
 
 
 async def _serve_client(request: HTTPRequest) -> Response:
@@ -476,46 +474,14 @@ def _bound_shutdown(signal_handler: object) -> None:
             connection.transport.abort()
 
 
-@contextlib.contextmanager
-def _naming_variables() -> Iterator[None]:
-    """Let errors of the parts, which name a setting, name its environment variable as all others do."""
-    try:
-        yield
-    except SettingsError as error:
-        if isinstance(error, PolicyError) or str(error).startswith(ENV_PREFIX):
-            raise
-        raise SettingsError(f"{ENV_PREFIX}{error}") from error
-
-
-class _Endpoint:
-    """Makes a bound method an ASGI application: Starlette takes methods for functions of a WebSocket."""
+class _Application:
+    """Makes a function an ASGI application: Starlette takes functions for endpoints of its own kind."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._application(scope, receive, send)
-
-
-def _open_policy_file(settings: Settings) -> PolicyFile | None:
-    return PolicyFile(settings.policy, own_service=settings.service_name) if settings.policy else None
-
-
-def _make_origins(settings: Settings) -> OriginPolicy:
-    if settings.allowed_origins is None and settings.embedded:
-        return OriginPolicy.loopback()
-    return OriginPolicy(settings.allowed_origins or ())
-
-
-def _make_mesh(settings: Settings) -> Mesh:
-    if settings.embedded:
-        return EmbeddedMesh({"demo": DemoService()}, service_name=settings.service_name)
-    return RabbitMQMesh(
-        settings.mesh_url,
-        service_name=settings.service_name,
-        instance_id=settings.instance_id,
-        lane=settings.mesh_lane,
-    )
 
 
 # --- as a server --------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Iterable
 from typing import Any, Final, Protocol, TypeAlias
 
-from ._admission import Admission
-from ._limits import Excess, RateLimits, parse_limit
+from ._limits import Excess
+from ._process import Process
 from .authentication import Authenticator, Identity
 from .authorization import Policy
-from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached, ProtocolError
+from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError
 from .protocol import (
     Authorize,
     Cancel,
@@ -40,7 +40,7 @@ from .protocol import (
     encode_pong,
     encode_response,
 )
-from .revocation import RevocationCheck, Revocations
+from .revocation import RevocationCheck
 from .rules import Delivery, is_private
 from .settings import Settings
 
@@ -119,31 +119,30 @@ class SendCount(int):
 class HandlerManager:
     """Authorises connections, keeps them, takes their messages, and sends to them.
 
-    Nothing here waits for a client: messages are put into the connections' outboxes.
+    Nothing here waits for a client: messages are put into the connections' outboxes. ``process`` is what this kind of
+    connection shares with the others of the same process, if there are others.
     """
 
-    def __init__(self, settings: Settings, authenticator: Authenticator, policy: Policy) -> None:
+    def __init__(
+        self, settings: Settings, authenticator: Authenticator, policy: Policy, process: Process | None = None
+    ) -> None:
         self._settings = settings
-        #: Tokens that are not accepted any more, whatever the authenticator says.
-        self.revocations = Revocations()
+        self.process = process = Process.of(settings) if process is None else process
+        self.admission = process.admission
+        self.revocations = process.revocations
         self._authenticator = RevocationCheck(authenticator, self.revocations)
         self._policy = policy
         self._decoder = Decoder(max_size=settings.max_message_size, max_depth=settings.max_json_depth)
         self._handlers: dict[str, Handler] = {}
         self._user_sessions: dict[str, set[str]] = {}
+        #: Those that were registered not to listen.
+        self._callers: dict[str, Handler] = {}
         self._malformed: dict[str, int] = {}
         self._refreshing: set[str] = set()
-        self._limits = RateLimits(parse_limit(settings.rate_limit), parse_limit(settings.rate_limit_user))
+        self._limits = process.rates
         self._clock: Callable[[], float] = time.monotonic
         #: Connections that were told that they are too old, and when they end, by the event loop's clock.
         self._retiring: dict[str, float] = {}
-        #: Places for connections, authorised or not yet.
-        self.admission = Admission(
-            settings.max_connections,
-            max_per_address=settings.max_connections_per_address or None,
-            handshakes=parse_limit(settings.handshake_rate),
-            per_address=parse_limit(settings.handshake_rate_per_address),
-        )
         #: Handshakes refused, by reason, connections that the gateway closed, by code, and frames over a rate limit, by
         #: whose: for the metrics.
         self.refused: Counter[str] = Counter()
@@ -156,6 +155,7 @@ class HandlerManager:
         self._on_arriving: Callable[[], Awaitable[None]] | None = None
         self._on_registered: Callable[[Handler], None] | None = None
         self._on_refreshed: Callable[[Handler], None] | None = None
+        self._in_flight: Callable[[Handler], int] | None = None
         #: While it is set (with seconds to wait before the next attempt), no connection is let in.
         self.closed_for: float | None = None
 
@@ -169,9 +169,10 @@ class HandlerManager:
         on_handler_arriving: Callable[[], Awaitable[None]] | None = None,
         on_handler_registered: Callable[[Handler], None] | None = None,
         on_handler_refreshed: Callable[[Handler], None] | None = None,
+        in_flight: Callable[[Handler], int] | None = None,
     ) -> None:
         """Say who gets the frames that this manager has checked, and who wants to know when handlers come and go, or
-        have a newer token.
+        have a newer token; and who knows how many answers a handler still has to get.
 
         ``on_handler_arriving`` is awaited before a handler is registered. It may take a moment and must not raise.
         Once: one HandlerManager belongs to one ServiceMeshManager. Raises RuntimeError the second time.
@@ -183,6 +184,7 @@ class HandlerManager:
         self._on_arriving = on_handler_arriving
         self._on_registered = on_handler_registered
         self._on_refreshed = on_handler_refreshed
+        self._in_flight = in_flight
 
     # --- connections ------------------------------------------------------------------------------------------
 
@@ -204,47 +206,54 @@ class HandlerManager:
         """The registered handlers, as of now."""
         return tuple(self._handlers.values())
 
-    async def register(self, handler: Handler, token: str) -> Identity:
+    async def register(self, handler: Handler, token: str, *, listens: bool = True) -> Identity:
         """Authorise ``handler`` by ``token`` and register it.
+
+        One that does not listen is there for its own messages, and ends with their answers: it counts for every limit
+        and ends with its user's token or by :meth:`close`, but is none of the ``handlers`` that others send to and
+        look at.
 
         Raises AuthenticationFailed, AuthenticationUnavailable or ConnectionLimitReached, and then nothing is
         registered; nor is it when the call is cancelled. From the moment of registration to the return nothing else
         runs. Raises RuntimeError when the session is registered already.
         """
         identity = await self.authenticate(token)
-        if self._on_arriving is not None:
+        if listens and self._on_arriving is not None:
             await self._on_arriving()
         if self.revocations.refuses(identity):
             raise AuthenticationFailed("the token has been revoked")
-        if handler.session_id in self._handlers:
+        if self.get_session(handler.session_id) is not None:
             raise RuntimeError(f"session {handler.session_id} is registered")
-        sessions = self._user_sessions.get(identity.user_id, ())
-        if len(sessions) >= self._settings.max_connections_per_user:
-            raise ConnectionLimitReached("this user has all the connections one may have", per_user=True)
+        self.admission.enter(identity.user_id)
         handler.identity = identity
         handler.connected_at = time.time()
-        self._handlers[handler.session_id] = handler
-        self._user_sessions.setdefault(identity.user_id, set()).add(handler.session_id)
+        if listens:
+            self._handlers[handler.session_id] = handler
+            self._user_sessions.setdefault(identity.user_id, set()).add(handler.session_id)
+        else:
+            self._callers[handler.session_id] = handler
         handler.on_registered(identity)
-        if self._on_registered is not None:
+        if listens and self._on_registered is not None:
             self._on_registered(handler)
         logger.debug("session %s registered, %d connections", handler.session_id, len(self._handlers))
         return identity
 
     def unregister(self, handler: Handler) -> None:
         """Forget ``handler``. Doing it again, or for one that never was registered, changes nothing."""
-        if self._handlers.get(handler.session_id) is not handler:
+        if self.get_session(handler.session_id) is not handler:
             return
-        del self._handlers[handler.session_id]
+        assert handler.identity is not None  # noqa: S101 - it was registered
+        self.admission.leave(handler.identity.user_id)
+        if self._callers.pop(handler.session_id, None) is None:
+            del self._handlers[handler.session_id]
+            sessions = self._user_sessions[handler.identity.user_id]
+            sessions.discard(handler.session_id)
+            if not sessions:
+                del self._user_sessions[handler.identity.user_id]
         self._malformed.pop(handler.session_id, None)
         self._refreshing.discard(handler.session_id)
         self._retiring.pop(handler.session_id, None)
         self._limits.forget(handler.session_id)
-        assert handler.identity is not None  # noqa: S101 - it was registered
-        sessions = self._user_sessions[handler.identity.user_id]
-        sessions.discard(handler.session_id)
-        if not sessions:
-            del self._user_sessions[handler.identity.user_id]
         if self._on_unregistered is not None:
             self._on_unregistered(handler)
         logger.debug("session %s unregistered, %d connections", handler.session_id, len(self._handlers))
@@ -253,12 +262,18 @@ class HandlerManager:
         """The handler of a session, or None."""
         return self._handlers.get(session_id)
 
+    def get_session(self, session_id: str) -> Handler | None:
+        """The same, also of one that does not listen."""
+        return self._handlers.get(session_id) or self._callers.get(session_id)
+
     def get_user_handlers(self, user_ids: Iterable[str]) -> list[Handler]:
         """The handlers of some users, each once, as of now. Raises TypeError for a string, which is one user's id."""
-        if isinstance(user_ids, str):
-            raise TypeError("user_ids: it has to be a list of user ids, not a string")
-        sessions = {session_id for user_id in user_ids for session_id in self._user_sessions.get(user_id, ())}
+        sessions = {session_id for user_id in _users(user_ids) for session_id in self._user_sessions.get(user_id, ())}
         return [self._handlers[session_id] for session_id in sessions]
+
+    def in_flight(self, handler: Handler) -> int:
+        """How many calls of ``handler`` are still to be answered."""
+        return 0 if self._in_flight is None else self._in_flight(handler)
 
     async def authenticate(self, token: str) -> Identity:
         """Who this token is of, whatever it is to be used for; nothing is registered.
@@ -284,7 +299,8 @@ class HandlerManager:
 
         Never waits and never raises for what a client sent. Returns the frame, if it was one.
         """
-        if self._handlers.get(handler.session_id) is not handler:
+        session_id = handler.session_id
+        if self._handlers.get(session_id) is not handler and self._callers.get(session_id) is not handler:
             return None
         if self._decoder.is_too_big(data):
             description = f"Message of more than {self._settings.max_message_size} bytes"
@@ -431,25 +447,27 @@ class HandlerManager:
         """Hang up on all connections whose tokens have been revoked."""
         revoked = [
             handler
-            for handler in self.handlers
+            for handler in (*self.handlers, *self._callers.values())
             if handler.identity is not None and self.revocations.refuses(handler.identity)
         ]
         return self._close(revoked, CloseCode.TOKEN_REVOKED, "token revoked")
 
     def close(self, session_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected") -> SendCount:
         """Hang up on one connection."""
-        handler = self._handlers.get(session_id)
+        handler = self.get_session(session_id)
         return self._close([] if handler is None else [handler], code, reason)
 
     def close_user_ids(
         self, user_ids: Iterable[str], code: int = CloseCode.DISCONNECTED, reason: str = "disconnected"
     ) -> SendCount:
         """Hang up on all connections that some users have to this process."""
-        return self._close(self.get_user_handlers(user_ids), code, reason)
+        users = _users(user_ids)
+        callers = [each for each in self._callers.values() if each.identity and each.identity.user_id in users]
+        return self._close(self.get_user_handlers(users) + callers, code, reason)
 
     def close_all(self, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected") -> SendCount:
         """Hang up on all connections of this process."""
-        return self._close(self.handlers, code, reason)
+        return self._close((*self.handlers, *self._callers.values()), code, reason)
 
     @staticmethod
     def _close(handlers: Iterable[Handler], code: int, reason: str) -> SendCount:
@@ -498,6 +516,12 @@ class HandlerManager:
         return self._settings.max_connection_lifetime * (
             1.0 - LIFETIME_JITTER * (hash(handler.session_id) % 1000) / 1000
         )
+
+
+def _users(user_ids: Iterable[str]) -> set[str]:
+    if isinstance(user_ids, str):
+        raise TypeError("user_ids: it has to be a list of user ids, not a string")
+    return set(user_ids)
 
 
 def expiry(identity: Identity) -> int | None:

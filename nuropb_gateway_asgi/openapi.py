@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -10,30 +9,12 @@ from ._version import __version__
 from .contract import Contract, Method, Place, Service, distinct_names, error_schema, sentence_of
 from .protocol import MAX_TRACE_ID_LENGTH, ErrorCode
 
-__all__ = ["STATUS", "openapi_document"]
+__all__ = ["openapi_document"]
 
 _DESCRIPTION: Final = (
     "What the bearer of the token may call and subscribe to, over plain HTTP. The same over a WebSocket is described "
     "by asyncapi.json."
 )
-#: The status of every error. The code is what tells a program what to do.
-STATUS: Final[Mapping[ErrorCode, int]] = {
-    ErrorCode.BAD_REQUEST: 400,
-    ErrorCode.UNAUTHENTICATED: 401,
-    ErrorCode.PERMISSION_DENIED: 403,
-    ErrorCode.METHOD_NOT_FOUND: 404,
-    ErrorCode.DUPLICATE_ID: 409,
-    ErrorCode.CANCELLED: 409,
-    ErrorCode.DEPRECATED: 410,
-    ErrorCode.PAYLOAD_TOO_LARGE: 413,
-    ErrorCode.INVALID_PARAMS: 422,
-    ErrorCode.TOO_MANY_REQUESTS: 429,
-    ErrorCode.INTERNAL: 500,
-    ErrorCode.SERVICE_ERROR: 502,
-    ErrorCode.SERVICE_UNAVAILABLE: 503,
-    ErrorCode.MESH_UNAVAILABLE: 503,
-    ErrorCode.TIMEOUT: 504,
-}
 _TRACE_ID: Final = {
     "name": "X-Trace-Id",
     "in": "header",
@@ -151,6 +132,6 @@ def _responses() -> dict[str, Any]:
 
 def _codes() -> dict[str, list[str]]:
     codes: dict[str, list[str]] = {}
-    for code, status in STATUS.items():
-        codes.setdefault(str(status), []).append(code.value)
+    for code in sorted(ErrorCode, key=lambda code: code.http_status):
+        codes.setdefault(str(code.http_status), []).append(code.value)
     return codes

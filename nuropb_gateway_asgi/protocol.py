@@ -11,7 +11,7 @@ import enum
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
@@ -37,6 +37,7 @@ __all__ = [
     "Request",
     "Subscribe",
     "Unsubscribe",
+    "encode_call",
     "encode_dropped",
     "encode_error",
     "encode_event",
@@ -44,8 +45,11 @@ __all__ = [
     "encode_json",
     "encode_pong",
     "encode_response",
+    "encode_subscribe",
+    "error_members",
     "is_method",
     "is_service",
+    "on_one_line",
 ]
 
 SUBPROTOCOL: Final = "nuropb.v1"
@@ -62,34 +66,40 @@ _SERVICE = re.compile(r"[!-~]{1,255}")
 
 
 class ErrorCode(enum.StrEnum):
-    """What went wrong with a frame, for programs. The class name is the one that NuroPb uses for it."""
+    """What went wrong with a frame, for programs.
+
+    The class name is the one that NuroPb uses for it; the status is that of a response over HTTP, for all that is
+    between a client and the gateway.
+    """
 
     nuropb_class: str
+    http_status: int
     retryable: bool
 
-    def __new__(cls, value: str, nuropb_class: str, retryable: bool = False) -> ErrorCode:
-        """A string with two attributes more."""
+    def __new__(cls, value: str, nuropb_class: str, http_status: int, retryable: bool = False) -> ErrorCode:
+        """A string with three attributes more."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.nuropb_class = nuropb_class
+        member.http_status = http_status
         member.retryable = retryable
         return member
 
-    BAD_REQUEST = "bad_request", "NuropbMessageError"
-    INVALID_PARAMS = "invalid_params", "NuropbValidationError"
-    UNAUTHENTICATED = "unauthenticated", "NuropbAuthenticationError"
-    PERMISSION_DENIED = "permission_denied", "NuropbAuthorizationError"
-    METHOD_NOT_FOUND = "method_not_found", "NuropbHandlingError"
-    DUPLICATE_ID = "duplicate_id", "NuropbMessageError"
-    SERVICE_UNAVAILABLE = "service_unavailable", "NuropbNotDeliveredError", True
-    MESH_UNAVAILABLE = "mesh_unavailable", "NuropbTransportError", True
-    TIMEOUT = "timeout", "NuropbTimeoutError"
-    CANCELLED = "cancelled", "NuropbException"
-    TOO_MANY_REQUESTS = "too_many_requests", "NuropbException", True
-    PAYLOAD_TOO_LARGE = "payload_too_large", "NuropbMessageError"
-    DEPRECATED = "deprecated", "NuropbDeprecatedError"
-    SERVICE_ERROR = "service_error", "NuropbHandlingError"
-    INTERNAL = "internal", "NuropbException"
+    BAD_REQUEST = "bad_request", "NuropbMessageError", 400
+    INVALID_PARAMS = "invalid_params", "NuropbValidationError", 422
+    UNAUTHENTICATED = "unauthenticated", "NuropbAuthenticationError", 401
+    PERMISSION_DENIED = "permission_denied", "NuropbAuthorizationError", 403
+    METHOD_NOT_FOUND = "method_not_found", "NuropbHandlingError", 404
+    DUPLICATE_ID = "duplicate_id", "NuropbMessageError", 409
+    SERVICE_UNAVAILABLE = "service_unavailable", "NuropbNotDeliveredError", 503, True
+    MESH_UNAVAILABLE = "mesh_unavailable", "NuropbTransportError", 503, True
+    TIMEOUT = "timeout", "NuropbTimeoutError", 504
+    CANCELLED = "cancelled", "NuropbException", 409
+    TOO_MANY_REQUESTS = "too_many_requests", "NuropbException", 429, True
+    PAYLOAD_TOO_LARGE = "payload_too_large", "NuropbMessageError", 413
+    DEPRECATED = "deprecated", "NuropbDeprecatedError", 410
+    SERVICE_ERROR = "service_error", "NuropbHandlingError", 502
+    INTERNAL = "internal", "NuropbException", 500
 
 
 class CloseCode(enum.IntEnum):
@@ -520,6 +530,51 @@ def _check_other(
     return None
 
 
+# --- frames for a client that says in another form what belongs into them ----------------------------------------
+
+_decode_raw = msgspec.json.Decoder(Raw).decode
+
+
+def encode_call(
+    kind: Literal["request", "command"],
+    service: str,
+    method: str,
+    params: bytes,
+    *,
+    id_: str,
+    trace_id: str,
+    timeout: float | None = None,
+) -> bytes:
+    """The frame of a call whose ``params`` (JSON, or nothing) came by themselves.
+
+    Raises ProtocolError unless they are exactly one JSON value, as they become a part of the frame: what follows a
+    first value would add members to it. All else is checked by whoever decodes the frame.
+    """
+    try:
+        params.decode()
+        value = _decode_raw(params) if params else b"{}"
+        names = encode_json(service), encode_json(method)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"Error decoding JSON: {_plain(str(error))}", id=id_, trace_id=trace_id) from error
+    except (UnicodeError, RecursionError) as error:
+        what = "not valid UTF-8" if isinstance(error, UnicodeError) else "nested too deeply"
+        raise ProtocolError(f"Error decoding JSON: {what}", id=id_, trace_id=trace_id) from error
+    more = b"" if timeout is None else b'"timeout":%b,' % encode_json(timeout)
+    ids = _ids(id_, trace_id)
+    return b'{"type":"%b","payload":{%b%b"service":%b,"method":%b,"params":%b}}' % (
+        kind.encode(),
+        ids,
+        more,
+        *names,
+        value,
+    )
+
+
+def encode_subscribe(topics: Sequence[str], *, id_: str, trace_id: str) -> bytes:
+    """The frame of a subscription."""
+    return b'{"type":"subscribe","payload":{%b"topics":%b}}' % (_ids(id_, trace_id), encode_json(topics))
+
+
 # --- frames from the gateway ----------------------------------------------------------------------------------
 
 encode_json = msgspec.json.Encoder(decimal_format="string").encode
@@ -543,36 +598,38 @@ def encode_response(id_: str | None, trace_id: str | None, result: bytes | Raw) 
 
 def encode_failure(id_: str | None, trace_id: str | None, failure: Failure) -> str:
     """The answer to a frame that went wrong."""
-    error = {
+    error = encode_json(error_members(failure))
+    return (b'{"type":"response","payload":{%b"result":null,"error":%b}}' % (_ids(id_, trace_id), error)).decode()
+
+
+def encode_error(failure: Failure) -> str:
+    """An error that belongs to no frame that could be named. Its fields are flat, as nuropb_gw's were."""
+    frame = {"type": "error", **error_members(failure)}
+    if failure.retry_after_ms is None:
+        del frame["retry_after_ms"]
+    return encode_json(frame).decode()
+
+
+def error_members(failure: Failure) -> dict[str, object]:
+    """An error, as clients see it."""
+    return {
         "error": failure.error or failure.code.nuropb_class,
         "description": failure.description,
         "code": failure.code.value,
         "retryable": failure.code.retryable,
         "retry_after_ms": failure.retry_after_ms,
     }
-    return (
-        b'{"type":"response","payload":{%b"result":null,"error":%b}}' % (_ids(id_, trace_id), encode_json(error))
-    ).decode()
-
-
-def encode_error(failure: Failure) -> str:
-    """An error that belongs to no frame that could be named. Its fields are flat, as nuropb_gw's were."""
-    frame: dict[str, object] = {
-        "type": "error",
-        "error": failure.error or failure.code.nuropb_class,
-        "description": failure.description,
-        "code": failure.code.value,
-        "retryable": failure.code.retryable,
-    }
-    if failure.retry_after_ms is not None:
-        frame["retry_after_ms"] = failure.retry_after_ms
-    return encode_json(frame).decode()
 
 
 def encode_event(topic: str, event: bytes | Raw, trace_id: str | None = None) -> str:
     """An event. ``event`` is JSON."""
     trace = b"" if trace_id is None else b',"trace_id":%b' % encode_json(trace_id)
     return (b'{"type":"event","payload":{"topic":%b,"event":%b%b}}' % (encode_json(topic), event, trace)).decode()
+
+
+def on_one_line(frame: str) -> str:
+    """``frame`` for a connection on which a line ends it. In JSON, line breaks are between tokens and mean nothing."""
+    return frame.replace("\r", " ").replace("\n", " ") if "\n" in frame or "\r" in frame else frame
 
 
 def encode_dropped(topic: str | None, count: int) -> str:

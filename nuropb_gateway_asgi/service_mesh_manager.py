@@ -24,7 +24,7 @@ from ._calls import SLOT_SECONDS, Call, CallTable, ClientCall, LookUpCall
 from ._directory import Directory
 from ._events import EventRouter, EventStatistics
 from ._fleet import Fleet
-from ._guards import EVERYBODY, Circuits, ErrorBudgets
+from ._guards import EVERYBODY, Circuits
 from ._host import HostInterface, call_error, context_of, mesh_unavailable
 from ._ids import new_id
 from ._online import OnlineWatch
@@ -95,7 +95,8 @@ class ServiceMeshManager(HostInterface):
     """Forwards to the mesh, keeps track of what is in flight, and brings replies and events to their connections.
 
     It is an async context manager: the mesh connection and the tasks that it owns (deadlines, events for the
-    controller, and what the processes of the gateway tell each other) live as long as the context.
+    controller, and what the processes of the gateway tell each other) live as long as the context. ``name`` tells its
+    lines in the log from those of other kinds of connections.
     """
 
     def __init__(
@@ -105,7 +106,10 @@ class ServiceMeshManager(HostInterface):
         mesh: Mesh,
         policy: Policy,
         service_controller: ServiceMeshManagerController | None = None,
+        *,
+        name: str = "",
     ) -> None:
+        self._name = name
         self._settings = settings
         self._handler_manager = handler_manager
         self._mesh = mesh
@@ -140,7 +144,7 @@ class ServiceMeshManager(HostInterface):
                 self._fleet, handler_manager, mesh.address, self._time, self._publish_presence, lambda: mesh.connected
             )
         self._circuits = Circuits()
-        self._budgets = ErrorBudgets()
+        self._budgets = handler_manager.process.budgets
         self._connection_changed_at = -math.inf
         #: Told of the end of every call but the gateway's own: service, code ("ok" or an error code), seconds.
         self.on_call_ended: Callable[[str, str, float], None] = _ignore
@@ -151,6 +155,7 @@ class ServiceMeshManager(HostInterface):
             on_handler_arriving=self._events.prepare,
             on_handler_registered=self.on_handler_registered,
             on_handler_refreshed=self._events.end_denied,
+            in_flight=lambda handler: len(self._sessions.get(handler.session_id, ())),
         )
         mesh.bind(self, self._controller)
 
@@ -659,7 +664,8 @@ class ServiceMeshManager(HostInterface):
         self._budgets.reset()
         if self.started:
             self._connection_changed_at = self._clock()
-        logger.log(logging.INFO if connected or not self.started else logging.WARNING, "mesh %s", _state(connected))
+        level = logging.INFO if connected or not self.started else logging.WARNING
+        logger.log(level, "mesh %s%s", _state(connected), f" ({self._name})" if self._name else "")
 
     def _answer(self, question: Raw) -> bytes:
         return self._switchboard.answer(question)

@@ -28,6 +28,8 @@ ENV_PREFIX: Final = "NUROPB_GATEWAY_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 #: Without "{": what follows it would be a parameter of a route.
 _PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
+#: A name or an IPv4 address, or an IPv6 address in brackets; and a port.
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
 _COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -43,6 +45,11 @@ class Settings:
     service_name: str = "nuropb-gateway"
     instance_id: str = dataclasses.field(default_factory=new_id)
     path: str = "/ws"
+    http: Literal["on", "off"] | None = None
+    tcp: str = ""
+    #: PEM files; without a key of its own the certificate's file holds both.
+    tcp_certificate: str = ""
+    tcp_certificate_key: str = ""
 
     jwt_key: str = ""
     #: A file to read ``jwt_key`` from; empty again once that is done, so that settings can be copied.
@@ -137,6 +144,17 @@ class Settings:
         """Whether the console is served: by default only where the mesh is one to try things with."""
         return self.console == "on" or (self.console == "auto" and self.embedded)
 
+    @property
+    def serves_http(self) -> bool:
+        """Whether there are calls and events over HTTP."""
+        return self.http == "on" or (self.http is None and self.embedded)
+
+    @property
+    def tcp_address(self) -> tuple[str, int] | None:
+        """Host and port to listen at for TCP, or None."""
+        match = _ADDRESS.fullmatch(self.tcp)
+        return None if match is None else (match[1] or match[2], int(match[3]))
+
     def __repr__(self) -> str:
         shown = (
             f"{field.name}={self._shown(field.name)!r}"
@@ -187,6 +205,8 @@ class Settings:
                 "'*' together with AUTH_COOKIE would let any page act for its visitors",
                 "a list of origins",
             )
+        if self.tcp and (self.tcp_address is None or self.tcp_address[1] > 65535):
+            raise _refusal("tcp", "it is not an address", "host:port, as in 127.0.0.1:8001 or [::1]:8001")
         for name in ("expose", "expose_topics"):
             if self.policy and getattr(self, name):
                 raise _refusal(
@@ -271,12 +291,22 @@ def _warn_if_misspelt(variable: str, name: str) -> None:
 
 
 def _is_list(type_: Any) -> bool:
+    type_ = _without_none(type_)
     return type_ not in (str, int, float) and typing.get_origin(type_) is not Literal
 
 
+def _without_none(type_: Any) -> Any:
+    """The type of a setting that may also be None, for "by the kind of mesh"."""
+    if typing.get_origin(type_) not in (types.UnionType, typing.Union):
+        return type_
+    (given,) = (each for each in typing.get_args(type_) if each is not types.NoneType)
+    return given
+
+
 def _checked(name: str, type_: Any, value: Any) -> Any:
-    if typing.get_origin(type_) is types.UnionType:  # a list, or None for "by the kind of mesh"
-        return None if value is None else _checked_list(name, value)
+    if value is None and _without_none(type_) is not type_:
+        return None
+    type_ = _without_none(type_)
     if typing.get_origin(type_) is Literal:
         value = value.lower() if isinstance(value, str) else value
         if value not in typing.get_args(type_):

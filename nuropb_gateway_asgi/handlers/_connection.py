@@ -74,8 +74,9 @@ class Connection(ABC):
         self._writing_since: float | None = None
         self._heard_at = self._pinged_at = self._clock()
         self._awaits_pong = False
-        #: Whether the client can answer pings: it is hung up on if it does not.
-        self._knows_pings = True
+        #: Whether the client is pinged at all, and hung up on if it does not answer.
+        self._sends_pings = self._expects_pongs = True
+        self._ping_interval = settings.ping_interval
 
     # --- what a kind of connection is -------------------------------------------------------------------------
 
@@ -138,8 +139,9 @@ class Connection(ABC):
 
     async def hang_up(self, code: CloseCode, failure: Failure, frame: Authorize | None = None) -> None:
         """Tell a client that is not registered why it will not be, and hang up."""
-        await self.send_text(encode_error(failure) if frame is None else encode_refusal(frame, failure))
-        await self.send_close(code, failure.description)
+        with anyio.move_on_after(self._settings.write_timeout):
+            await self.send_text(encode_error(failure) if frame is None else encode_refusal(frame, failure))
+            await self.send_close(code, failure.description)
 
     async def run(self) -> None:
         """Read and write until either side hangs up."""
@@ -164,10 +166,14 @@ class Connection(ABC):
                 self.close(refusal.close, refusal.failure.description)
                 continue
             if message is None:
-                self._outbox.close(discard=True)
-                self.stop()  # the writer may hang in a send, which is of no use any more
+                self.on_left()
                 return
             self.on_message(message)
+
+    def on_left(self) -> None:
+        """The client has left."""
+        self._outbox.close(discard=True)
+        self.stop()  # the writer may hang in a send, which is of no use any more
 
     def on_message(self, message: str | bytes) -> ClientFrame | None:
         """Take a message of the client; its frame, if it is one."""
@@ -253,7 +259,7 @@ class Connection(ABC):
                 self.close(CloseCode.SLOW_CONSUMER, "slow consumer")
                 self.stop()  # the writer hangs in a send, and nothing can be said any more
             return
-        if self._close is not None or not self._knows_pings:
+        if self._close is not None or not self._sends_pings:
             return
         if self._awaits_pong:
             # Whatever the client says shows that it is there.
@@ -261,7 +267,7 @@ class Connection(ABC):
                 self._awaits_pong = False
             elif now - self._pinged_at > self._settings.ping_timeout:
                 self.close(CloseCode.NO_PONG, "no pong")
-        elif now - self._pinged_at >= self._settings.ping_interval:
+        elif now - self._pinged_at >= self._ping_interval:
             self._pinged_at = now
-            self._awaits_pong = True
+            self._awaits_pong = self._expects_pongs
             self.send_frame(PING)

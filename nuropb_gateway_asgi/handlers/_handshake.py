@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -14,16 +15,15 @@ from ..credentials import Credentials, find_credentials
 from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
 from ..handler_manager import CANNOT_AUTHENTICATE, Handler, HandlerManager
 from ..origins import OriginPolicy
-from ..protocol import SUBPROTOCOL, CloseCode, ErrorCode, Failure
+from ..protocol import SUBPROTOCOL, CloseCode, ErrorCode, Failure, error_members
 
 __all__ = [
+    "DenialLogFilter",
     "Refusal",
+    "admitted",
     "check_credentials",
     "check_origin",
     "check_subprotocol",
-    "count_handshake",
-    "limit_reached",
-    "not_open",
     "register",
     "unauthenticated",
 ]
@@ -51,12 +51,25 @@ class Refusal(Exception):
 
     def response(self) -> JSONResponse:
         """The refusal as an HTTP response."""
-        failure = self.failure
-        return JSONResponse(
-            {"code": failure.code.value, "description": failure.description},
-            status_code=self.status,
-            headers=self.headers,
-        )
+        return JSONResponse(error_members(self.failure), status_code=self.status, headers=self.headers)
+
+
+@contextlib.contextmanager
+def admitted(manager: HandlerManager, address: str, *, is_call: bool = False) -> Iterator[None]:
+    """A place for a connection, or a call, of a client at ``address``, for as long as the context lasts.
+
+    Raises Refusal where there is none, also later on.
+    """
+    admission = manager.admission
+    try:
+        (admission.on_call if is_call else admission.on_handshake)(address, time.monotonic())
+        with admission.connection(address):
+            if manager.closed_for is not None:
+                raise _not_open()
+            yield
+    except ConnectionLimitReached as error:
+        logger.info("connection refused: %s", error)
+        raise _limit_reached(error) from error
 
 
 def check_origin(headers: Headers, origins: OriginPolicy) -> None:
@@ -91,21 +104,14 @@ def check_subprotocol(offered: Sequence[str]) -> str | None:
     return SUBPROTOCOL if offered else None
 
 
-def count_handshake(manager: HandlerManager, address: str) -> None:
-    """Count an attempt to connect; raises Refusal when there are too many."""
-    try:
-        manager.admission.on_handshake(address, time.monotonic())
-    except ConnectionLimitReached as error:
-        logger.info("connection refused: %s", error)
-        raise limit_reached(error) from error
-
-
-async def register(manager: HandlerManager, handler: Handler, token: str, address: str) -> None:
+async def register(
+    manager: HandlerManager, handler: Handler, token: str, address: str, *, listens: bool = True
+) -> None:
     """Authorise and register ``handler``, of a client at ``address``. Raises Refusal, and then it is not registered."""
     if manager.closed_for is not None:
-        raise not_open()
+        raise _not_open()
     try:
-        await manager.register(handler, token)
+        await manager.register(handler, token, listens=listens)
     except AuthenticationFailed as error:
         logger.info("connection refused: %s", error)
         manager.admission.on_failure(address, time.monotonic())
@@ -115,10 +121,10 @@ async def register(manager: HandlerManager, handler: Handler, token: str, addres
         raise _cannot_authenticate() from error
     except ConnectionLimitReached as error:
         logger.info("connection refused: %s", error)
-        raise limit_reached(error) from error
+        raise _limit_reached(error) from error
     if manager.closed_for is not None:  # since the handshake began
         manager.unregister(handler)
-        raise not_open()
+        raise _not_open()
 
 
 def unauthenticated() -> Refusal:
@@ -127,12 +133,12 @@ def unauthenticated() -> Refusal:
     return Refusal(401, CloseCode.INVALID_TOKEN, ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
 
 
-def not_open() -> Refusal:
+def _not_open() -> Refusal:
     """The gateway has not been started, or is about to stop."""
     return Refusal(503, CloseCode.TRY_AGAIN_LATER, ErrorCode.MESH_UNAVAILABLE, "The gateway is not open", retry=True)
 
 
-def limit_reached(error: ConnectionLimitReached) -> Refusal:
+def _limit_reached(error: ConnectionLimitReached) -> Refusal:
     """There is no place for this connection."""
     if error.per_user:
         description = "This user has too many connections"
@@ -147,3 +153,21 @@ def _cannot_authenticate() -> Refusal:
 
 def _origin_not_allowed() -> Refusal:
     return Refusal(403, CloseCode.ORIGIN_NOT_ALLOWED, ErrorCode.PERMISSION_DENIED, "Origin not allowed")
+
+
+class DenialLogFilter(logging.Filter):
+    """Drops uvicorn's errors "ASGI callable returned without completing ..." where that is what was meant to happen.
+
+    uvicorn 0.54 (websockets-sansio) logs one for every refusal of a handshake by an HTTP response, and one for every
+    response that is broken off because nobody reads it, so anybody could fill a disk with them. Only as many are
+    dropped as were expected.
+    """
+
+    expected = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be logged."""
+        if DenialLogFilter.expected > 0 and str(record.msg).startswith("ASGI callable returned without completing"):
+            DenialLogFilter.expected -= 1
+            return False
+        return True

@@ -15,7 +15,6 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .._admission import address_of
 from .._direct import EXTENSION, DirectWebSocket
-from ..exceptions import ConnectionLimitReached
 from ..handler_manager import HandlerManager
 from ..origins import OriginPolicy
 from ..protocol import SUBPROTOCOL, ClientFrame, CloseCode, ErrorCode, Request
@@ -23,13 +22,12 @@ from ..rules import Delivery
 from ..settings import Settings
 from ._connection import ClientLeft, Connection
 from ._handshake import (
+    DenialLogFilter,
     Refusal,
+    admitted,
     check_credentials,
     check_origin,
     check_subprotocol,
-    count_handshake,
-    limit_reached,
-    not_open,
     register,
 )
 
@@ -74,12 +72,8 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             try:
                 # Before everything else: whoever is refused by a close code has been accepted first.
                 check_origin(websocket.headers, self._origins)
-                count_handshake(self._manager, self._address)
-                with self._manager.admission.connection(self._address):
+                with admitted(self._manager, self._address):
                     await self._serve(websocket)
-            except ConnectionLimitReached as error:
-                logger.info("connection refused: %s", error)
-                await self._refuse(websocket, limit_reached(error))
             except Refusal as refusal:
                 await self._refuse(websocket, refusal)
         except ClientLeft:
@@ -94,14 +88,12 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             raise
 
     async def _serve(self, websocket: WebSocket) -> None:
-        if self._manager.closed_for is not None:
-            raise not_open()
         offered: Sequence[str] = self.scope["subprotocols"]
         subprotocol = check_subprotocol(offered)
         credentials = check_credentials(websocket.headers, offered, self._settings.auth_cookie)
         try:
             if credentials.token is not None:
-                self._knows_pings = not credentials.legacy
+                self._sends_pings = not credentials.legacy
                 await register(self._manager, self, credentials.token, self._address)
                 await self._accept(subprotocol)
             else:
@@ -224,7 +216,7 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         frame = super().on_message(message)
         if isinstance(frame, Request) and frame.id is None and frame.trace_id is not None:
             # A client of nuropb_gw does not know the gateway's pings, and must not be hung up on for that.
-            self._knows_pings = False
+            self._sends_pings = False
         return frame
 
     # --- handshake --------------------------------------------------------------------------------------------
@@ -254,20 +246,3 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
 def _is_harmless(subprotocol: str) -> bool:
     """Whether a name may be sent back: it is the name of a protocol, and neither a token nor what introduces one."""
     return _PROTOCOL_NAME.fullmatch(subprotocol) is not None and _TOKEN_WORDS.search(subprotocol) is None
-
-
-class DenialLogFilter(logging.Filter):
-    """Drops uvicorn's error "ASGI callable returned without completing handshake" for handshakes that were refused.
-
-    uvicorn 0.54 (websockets-sansio) logs it for every refusal by an HTTP response, so anybody could fill a disk with
-    it. Only as many are dropped as handshakes were refused.
-    """
-
-    expected = 0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is to be logged."""
-        if DenialLogFilter.expected > 0 and str(record.msg).startswith("ASGI callable returned without completing"):
-            DenialLogFilter.expected -= 1
-            return False
-        return True

@@ -121,6 +121,13 @@ class Mesh(Protocol):
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
         """Say who is told and which object other services may call. Once, before entering."""
 
+    def sibling(self, instance_id: str) -> Mesh:
+        """A mesh with the same services for another kind of connection, which is a process of this gateway more.
+
+        It takes no calls from other services: whoever is bound here answers them.
+        """
+        ...
+
     def send(self, message: CallMessage) -> None:
         """Hand over a request or command. Raises MeshUnavailable, and then nothing was sent."""
 

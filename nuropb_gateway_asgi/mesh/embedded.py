@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -31,8 +31,16 @@ __all__ = ["EmbeddedMesh"]
 logger = logging.getLogger(__name__)
 
 
+class _Running(NamedTuple):
+    receiver: MeshReceiver
+    subscriptions: TopicTree[str]
+
+
 class EmbeddedMesh:
-    """Runs ``services`` (name to object) in this process. See :class:`~.base.Mesh` for the interface."""
+    """Runs ``services`` (name to object) in this process. See :class:`~.base.Mesh` for the interface.
+
+    All :meth:`sibling` meshes have the same services, which run as long as the first of them does.
+    """
 
     def __init__(self, services: Mapping[str, object], *, service_name: str = "nuropb-gateway") -> None:
         self._services = dict(services)
@@ -41,6 +49,9 @@ class EmbeddedMesh:
         self._subscriptions: TopicTree[str] = TopicTree()
         self._tasks: TaskGroup | None = None
         self._stack = contextlib.AsyncExitStack()
+        self._address = new_id()
+        #: Of this mesh and its siblings, those that run: who is told, and what of.
+        self._running: dict[str, _Running] = {}
 
     @property
     def connected(self) -> bool:
@@ -57,11 +68,14 @@ class EmbeddedMesh:
         self._receiver = receiver
         self._services[self._service_name] = controller
 
+    def sibling(self, instance_id: str) -> EmbeddedMesh:
+        """Another mesh in this process, with the very same services."""
+        return _Sibling(self._services, self._running, self._service_name)
+
     async def __aenter__(self) -> EmbeddedMesh:
         self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
-        for name, service in self._services.items():
-            if isinstance(service, Runnable):
-                self._tasks.start_soon(service._run_, self._publish_any, name=f"embedded {name}")
+        self._running[self._address] = _Running(self._told, self._subscriptions)
+        self._run_services(self._tasks)
         self._told.on_connection_change(connected=True)
         return self
 
@@ -72,14 +86,20 @@ class EmbeddedMesh:
         traceback: TracebackType | None,
     ) -> None:
         tasks, self._tasks = self._tasks, None
+        self._running.pop(self._address, None)
         self._told.on_connection_change(connected=False)
         if tasks is not None:
             tasks.cancel_scope.cancel()
         await self._stack.aclose()
 
+    def _run_services(self, tasks: TaskGroup) -> None:
+        for name, service in self._services.items():
+            if isinstance(service, Runnable):
+                tasks.start_soon(service._run_, self._publish_any, name=f"embedded {name}")
+
     def send(self, message: CallMessage) -> None:
         """Start the call, or tell that there is no such service."""
-        tasks = self._running()
+        tasks = self._group()
         service = self._services.get(message.service)
         loop = asyncio.get_running_loop()
         if service is None:
@@ -91,34 +111,44 @@ class EmbeddedMesh:
 
     @property
     def address(self) -> str:
-        """Nobody tells this process anything: there is no other."""
-        return ""
+        """A name among the siblings."""
+        return self._address
 
     def broadcast(self, message: bytes) -> None:
-        """Tell nobody."""
+        """Tell the siblings."""
+        for address in self._running:
+            self.tell(address, message)
 
     def tell(self, address: str, message: bytes) -> None:
-        """Tell nobody."""
+        """Tell one of them."""
+        self._group()
+        if (sibling := self._running.get(address)) is not None:
+            asyncio.get_running_loop().call_soon(sibling.receiver.on_sibling, message)
 
     async def record(self, record: bytes) -> None:
-        """Give the record back. It is kept nowhere, as the tokens that this process made are of no use in the next."""
-        self._running()
-        self._told.on_record(record)
+        """Give the record to all. It is not kept, as the tokens that this process made are of no use in the next."""
+        self._group()
+        for each in tuple(self._running.values()):
+            each.receiver.on_record(record)
 
     def forget(self, correlation_id: str) -> None:
         """Let the call run on, as a service behind a broker would: nobody can call it back."""
 
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
-        """Give the event to the gateway if it subscribed, and to every other service that handles events."""
-        tasks = self._running()
-        if self._subscriptions.match(topic):
+        """Give the event to the gateways that subscribed, and to every other service that handles events."""
+        tasks = self._group()
+        subscribed = [each.receiver for each in self._running.values() if each.subscriptions.match(topic)]
+        if subscribed:
             body = encode_event(
                 topic, event, context=context, trace_id=trace_id, correlation_id=new_id(), target=target
             )
             try:
-                asyncio.get_running_loop().call_soon(self._told.on_event, decode_event(body))
+                message = decode_event(body)
             except InvalidMessage as error:
                 logger.warning("embedded mesh: an event was dropped: %s", error)
+            else:
+                for receiver in subscribed:
+                    asyncio.get_running_loop().call_soon(receiver.on_event, message)
         for name, service in self._services.items():
             if name != self._service_name and hasattr(service, "_handle_event_"):
                 tasks.start_soon(
@@ -146,7 +176,7 @@ class EmbeddedMesh:
             raise RuntimeError("bind() was not called")
         return self._receiver
 
-    def _running(self) -> TaskGroup:
+    def _group(self) -> TaskGroup:
         if self._tasks is None:
             raise MeshUnavailable("the embedded mesh does not run")
         return self._tasks
@@ -180,3 +210,19 @@ class EmbeddedMesh:
             self._told.on_unreadable(message.correlation_id)
         else:
             self._told.on_reply(reply)
+
+
+class _Sibling(EmbeddedMesh):
+    """A mesh with the services of another one, which has them run and called under the gateway's name."""
+
+    def __init__(self, services: dict[str, object], running: dict[str, _Running], service_name: str) -> None:
+        super().__init__({}, service_name=service_name)
+        self._services = services
+        self._running = running
+
+    def bind(self, receiver: MeshReceiver, controller: object) -> None:
+        """Say who is told."""
+        self._receiver = receiver
+
+    def _run_services(self, tasks: TaskGroup) -> None:
+        """They run already."""

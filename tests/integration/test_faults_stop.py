@@ -218,10 +218,11 @@ async def test_a_client_that_does_not_read_holds_nothing_up(
 
 
 async def metrics(http: httpx.AsyncClient) -> dict[str, float]:
-    """What ``/metrics`` says: by name, with the labels' values behind it."""
+    """What ``/metrics`` says of WebSockets: by name, with the values of all other labels behind it."""
     samples = {}
     for family in text_string_to_metric_families((await http.get("/metrics")).text):
         for sample in family.samples:
+            assert sample.labels.pop("transport", "websocket") == "websocket"
             samples[" ".join((sample.name, *sample.labels.values()))] = sample.value
     return samples
 
@@ -401,6 +402,7 @@ async def labels_are_the_operators(http: httpx.AsyncClient, services: set[str], 
                 assert labels.pop("code") in CODES
             assert labels.pop("code", "1000").isdigit()
             assert labels.pop("reason", "a").replace("_", "").isalpha()
+            assert labels.pop("transport", "websocket") == "websocket"
             labels.pop("le", None)
             assert labels == {}
 

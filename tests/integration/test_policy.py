@@ -195,7 +195,7 @@ async def test_a_broken_policy_changes_nothing_and_is_told_to_operators(
         metrics = (await browser.get(gateway.site.http("/metrics"))).text
         assert 'nuropb_gateway_policy_reloads_total{result="ok"} 1.0' in metrics
         assert "nuropb_gateway_policy_broken 0.0" in metrics
-        assert re.search(r"nuropb_gateway_subscriptions_ended_total [1-9]", metrics)
+        assert re.search(r'nuropb_gateway_subscriptions_ended_total{transport="websocket"} [1-9]', metrics)
         ready = await browser.get(gateway.site.http("/readyz"))
         assert ready.json()["policy"] == {"rules": 3, "problem": None}
 
@@ -386,8 +386,8 @@ async def test_a_client_over_its_rate_is_told_to_wait_and_then_hung_up_on() -> N
         assert gateway.gateway.handler_manager.limited == {"connection": 101}
         async with httpx.AsyncClient(trust_env=False) as browser:
             metrics = (await browser.get(gateway.site.http("/metrics"))).text
-        assert 'nuropb_gateway_rate_limited_total{scope="connection"} 101.0' in metrics
-        assert 'nuropb_gateway_connections_closed_total{code="4029"} 1.0' in metrics
+        assert 'nuropb_gateway_rate_limited_total{scope="connection",transport="websocket"} 101.0' in metrics
+        assert 'nuropb_gateway_connections_closed_total{code="4029",transport="websocket"} 1.0' in metrics
 
 
 async def test_frames_that_are_none_count_too() -> None:

@@ -77,6 +77,26 @@ async def test_refusals_come_through(site: Site) -> None:
     assert (await turned_away(url, "nobody's", origin=ORIGIN, ssl=tls))[0] == 4510
 
 
+async def test_calls_and_events_over_http_come_through(site: Site) -> None:
+    async with httpx.AsyncClient(verify=site.proxy.tls, headers={"Authorization": f"Bearer {LARGE}"}) as client:
+
+        async def call(method: str, **params: Any) -> Any:
+            response = await client.post(site.proxy.url(f"/rpc/demo/{method}", "https"), json=params)
+            return response.json() if response.status_code == 200 else response.status_code
+
+        assert await call("echo", text="x" * 60000) == {"text": "x" * 60000}
+        assert await call("echo", text="x" * 70000) == 413
+        assert await call("nothing") == 404
+        url = site.proxy.url("/events?topic=demo.x", "https")
+        async with client.stream("GET", url) as response:
+            lines = response.aiter_lines()
+            for topic in ("hello", "demo.x"):  # each before the next is sent, so nothing waits on the way
+                if topic == "demo.x":
+                    await call("publish", topic=topic)
+                while f'"topic":"{topic}"' not in await anext(lines):
+                    pass
+
+
 async def test_the_address_is_the_one_that_the_proxy_saw(site: Site) -> None:
     forged = [("X-Forwarded-For", "192.0.2.66"), ("X-Forwarded-For", "192.0.2.67"), ("Forwarded", "for=192.0.2.68")]
     options: dict[str, Any] = {"ssl": site.proxy.tls, "local_addr": ("127.0.0.7", 0)}
@@ -93,7 +113,7 @@ async def test_who_is_not_a_proxy_is_not_believed() -> None:
         assert "192.0.2.66" not in process.output
 
 
-async def test_only_the_websocket_is_open_to_the_outside(site: Site) -> None:
+async def test_only_what_is_for_clients_is_open_to_the_outside(site: Site) -> None:
     async def status(path: str, address: str = "127.0.0.7") -> int:
         transport = httpx.AsyncHTTPTransport(verify=site.proxy.tls, local_address=address)
         async with httpx.AsyncClient(transport=transport) as browser:
@@ -101,7 +121,17 @@ async def test_only_the_websocket_is_open_to_the_outside(site: Site) -> None:
             assert "uvicorn" not in str(response.headers).lower()
             return response.status_code
 
-    for path in ("/metrics", "/metrics/", "//metrics", "/ws/../metrics", "/%6detrics", "/livez", "/", "/nowhere"):
+    for path in (
+        "/metrics",
+        "/metrics/",
+        "//metrics",
+        "/ws/../metrics",
+        "/rpc/../metrics",
+        "/%6detrics",
+        "/livez",
+        "/",
+        "/nowhere",
+    ):
         assert await status(path) == 404
         assert await status(path, "127.0.0.1") == 404
     assert await status("/readyz") in (403, 404)

@@ -121,7 +121,7 @@ async def test_whichever_worker_is_asked_it_has_the_metrics_of_all(pair: tuple[P
 
         async def connections() -> float:
             response = await browser.get(url.replace("ws://", "http://").replace("/ws", "/metrics"))
-            match = re.search(r"^nuropb_gateway_connections (\S+)$", response.text, re.MULTILINE)
+            match = re.search(r'^nuropb_gateway_connections{transport="websocket"} (\S+)$', response.text, re.MULTILINE)
             return float(match[1]) if match else 0
 
         async with asyncio.timeout(DEADLINE):

@@ -71,8 +71,10 @@ class RunningGateway:
     @property
     def occupancy(self) -> tuple[int, int, int]:
         """Connections that are admitted, those of them that are registered, and requests in flight."""
-        manager = self.gateway.handler_manager
-        return len(manager.admission), len(manager), self.gateway.service_mesh_manager.in_flight
+        channels = self.gateway.channels.values()
+        registered = sum(len(channel.handler_manager) for channel in channels)
+        in_flight = sum(channel.service_mesh_manager.in_flight for channel in channels)
+        return len(self.gateway.handler_manager.admission), registered, in_flight
 
 
 async def eventually(condition: Callable[[], object]) -> None:

@@ -143,10 +143,10 @@ class GatewayProcess:
         await self.process.line(" mesh connected")
 
     async def metric(self, name: str, **labels: str) -> float:
-        """A number of ``/metrics``; 0 if nothing was counted under these labels."""
+        """A number of ``/metrics`` about WebSockets; 0 if nothing was counted under these labels."""
         async with httpx.AsyncClient(trust_env=False, timeout=DEADLINE) as http:
             text = (await http.get(f"http://127.0.0.1:{self.port}/metrics")).text
-        wanted = ",".join(f'{label}="{value}"' for label, value in labels.items())
+        wanted = ",".join(f'{label}="{value}"' for label, value in (labels | {"transport": "websocket"}).items())
         line = re.search(rf"^nuropb_gateway_{name}{{{wanted}}} (.*)$", text, re.MULTILINE)
         return 0.0 if line is None else float(line[1])
 

@@ -217,6 +217,9 @@ class FakeMesh:
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
         self.receiver, self.controller = receiver, controller
 
+    def sibling(self, instance_id: str) -> FakeMesh:
+        return FakeMesh(address=instance_id) if self.network is None else self.network.mesh()
+
     def send(self, message: CallMessage) -> None:
         self._check()
         self.sent.append(message)

@@ -97,6 +97,35 @@ def test_a_token_that_is_refused_counts_ten_times() -> None:
     assert refused(admission, "a", 31.0) is None
 
 
+def test_a_call_counts_only_if_its_token_is_refused() -> None:
+    admission = Admission(10, handshakes=rate("1/s"), per_address=rate("1/s burst 10"))
+    for _ in range(100):
+        admission.on_call("a", 0.0)
+    admission.on_failure("a", 0.0)
+    admission.on_call("a", 0.0)
+    admission.on_failure("a", 0.0)
+    with pytest.raises(ConnectionLimitReached, match="from a"):
+        admission.on_call("a", 0.0)
+    admission.on_call("b", 0.0)
+    admission.on_call("", 0.0)
+    admission.on_call("a", 9.0)
+
+
+def test_a_user_has_only_so_many_connections() -> None:
+    admission = Admission(10, max_per_user=2)
+    admission.enter("alice")
+    admission.enter("alice")
+    with pytest.raises(ConnectionLimitReached) as caught:
+        admission.enter("alice")
+    assert caught.value.per_user
+    admission.enter("bob")
+    admission.leave("alice")
+    admission.enter("alice")
+    for user in ("alice", "alice", "bob"):
+        admission.leave(user)
+    assert not admission._users
+
+
 def test_all_together_may_not_connect_faster_than_their_rate() -> None:
     admission = Admission(10, handshakes=rate("1/s burst 2"))
     assert [refused(admission, each, 0.0) for each in "abc"] == [None, None, "too many handshakes"]

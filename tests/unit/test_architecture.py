@@ -134,8 +134,8 @@ KNOWN_TO = [
     # The package: for the type of its app.
     (
         "starlette",
-        {"", "_assets", "_contracts", "authentication", "cli", "console", "credentials", "gateway"}
-        | {"handlers.websocket", "handlers._handshake"},
+        {"", "_assets", "_contracts", "_cross_origin", "authentication", "cli", "console", "credentials", "gateway"}
+        | {"handlers"},
     ),
     ("jose", {"keys"}),
     ("httpx", {"_documents"}),
@@ -170,8 +170,10 @@ PUBLIC = [
     "AuthenticationUnavailable",
     "Authenticator",
     "CallError",
+    "CallHandler",
     "CloseCode",
     "ErrorCode",
+    "EventStreamHandler",
     "FunctionAuthenticator",
     "Gateway",
     "GatewayError",
@@ -184,6 +186,7 @@ PUBLIC = [
     "ServiceMeshManagerController",
     "Settings",
     "SettingsError",
+    "TCPHandler",
     "TokenAuthenticationBackend",
     "WebSocketHandler",
     "__version__",

@@ -25,6 +25,8 @@ class Receiver:
         self.told: list[tuple[str, Any]] = []
         self.events: list[EventMessage] = []
         self.changes: list[bool] = []
+        #: What siblings told, and what was recorded.
+        self.said: list[bytes] = []
         self.expected = True
 
     def expects(self, correlation_id: str) -> bool:
@@ -53,9 +55,11 @@ class Receiver:
 
     def on_gap(self, reason: str) -> None: ...
 
-    def on_sibling(self, message: bytes) -> None: ...
+    def on_sibling(self, message: bytes) -> None:
+        self.said.append(message)
 
-    def on_record(self, record: bytes) -> None: ...
+    def on_record(self, record: bytes) -> None:
+        self.said.append(record)
 
     def on_connection_change(self, *, connected: bool) -> None:
         self.changes.append(connected)
@@ -473,3 +477,57 @@ async def test_what_cannot_be_published_is_the_fault_of_the_publisher() -> None:
         assert ticker.publish is not None
         with pytest.raises(TypeError):
             ticker.publish("ticks.bad", {("a", "b"): 1})
+
+
+# --- siblings -----------------------------------------------------------------------------------------------------
+
+
+class Family:
+    """A mesh and its sibling, each with one that listens to it."""
+
+    def __init__(self, services: dict[str, object]) -> None:
+        self.first, self.second = Receiver(), Receiver()
+        self.mesh = EmbeddedMesh(services, service_name="gw")
+        self.sibling = self.mesh.sibling("gw-2")
+        self.mesh.bind(self.first, Controller())
+        self.sibling.bind(self.second, object())
+        for mesh in (self.mesh, self.sibling):
+            mesh.subscribe("#", done)
+
+
+async def test_siblings_have_the_same_services_which_run_once() -> None:
+    ticker = Ticker()
+    family = Family({"ticker": ticker})
+    async with family.mesh, family.sibling:
+        await until(lambda: ticker.publish)
+        assert ticker.publish is not None
+        ticker.publish("ticks.second", 2)
+        await until(lambda: len(family.second.events) == len(family.first.events) == 2)
+    assert [event.topic for event in family.first.events] == ["ticks.first", "ticks.second"]
+    assert family.first.changes == family.second.changes == [True, False]
+
+
+async def test_an_event_of_a_sibling_reaches_all_of_them_while_they_run() -> None:
+    family = Family({})
+    async with family.mesh:
+        async with family.sibling:
+            family.sibling.publish("a", b"1", context=b"{}", trace_id="t", target=None)
+            await until(lambda: family.first.events and family.second.events)
+        family.mesh.publish("b", b"2", context=b"{}", trace_id="t", target=None)
+        await until(lambda: len(family.first.events) == 2)
+    assert [event.topic for event in family.second.events] == ["a"]
+
+
+async def test_siblings_tell_each_other_something() -> None:
+    family = Family({})
+    assert family.mesh.address != family.sibling.address
+    async with family.mesh, family.sibling:
+        family.mesh.tell(family.sibling.address, b"one")
+        family.mesh.tell("nobody", b"two")
+        family.sibling.broadcast(b"three")
+        await family.sibling.record(b"four")
+        await until(lambda: len(family.second.said) == 3 and len(family.first.said) == 2)
+    assert sorted(family.first.said) == [b"four", b"three"]
+    assert sorted(family.second.said) == [b"four", b"one", b"three"]
+    with pytest.raises(MeshUnavailable):
+        family.mesh.tell(family.sibling.address, b"late")

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from nuropb_gateway_asgi._limits import REFUSALS_ALLOWED, CallRate, Rate
+from nuropb_gateway_asgi._process import Process
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
@@ -24,6 +25,7 @@ from nuropb_gateway_asgi.protocol import (
     Subscribe,
     Unsubscribe,
 )
+from nuropb_gateway_asgi.revocation import Revocation
 from nuropb_gateway_asgi.settings import Settings
 
 from .fakes import Clock, FakeAuthenticator, FakeHandler, until
@@ -74,8 +76,10 @@ class Office:
     def assert_empty(self) -> None:
         assert len(self.manager) == 0
         assert self.manager.handlers == ()
-        for table in (self.manager._handlers, self.manager._user_sessions, self.manager._malformed):
+        manager = self.manager
+        for table in (manager._handlers, manager._callers, manager._user_sessions, manager._malformed):
             assert not table
+        assert not manager.admission._users
 
 
 @pytest.fixture
@@ -237,6 +241,56 @@ async def test_the_last_place_of_a_user_is_given_once() -> None:
     results = await asyncio.gather(*registering, return_exceptions=True)
     assert sum(isinstance(result, ConnectionLimitReached) for result in results) == 4
     assert len(office.manager) == 1
+
+
+async def test_who_does_not_listen_is_heard_and_never_spoken_to(office: Office) -> None:
+    caller, listener = FakeHandler(), await office.connect("alice")
+    await office.manager.register(caller, "alice", listens=False)
+    assert isinstance(office.receive(caller, request(id="1")), Request)
+    assert [handler for handler, _ in office.receiver.frames] == [caller]
+    assert office.manager.handlers == (listener,)
+    assert office.manager.get_handler(caller.session_id) is None
+    assert office.manager.get_session(caller.session_id) is caller
+    assert office.manager.send_message_to_all("1") == office.manager.send_message_to_user_ids(["alice"], "2") == 1
+    assert not caller.texts
+    with pytest.raises(RuntimeError, match="is registered"):
+        await office.manager.register(caller, "alice")
+    for handler in (caller, listener):
+        office.manager.unregister(handler)
+    assert office.receiver.gone == [caller, listener]
+    office.assert_empty()
+
+
+async def test_who_does_not_listen_is_hung_up_on_as_others_are(office: Office) -> None:
+    caller, other = FakeHandler(), FakeHandler()
+    await office.manager.register(caller, "alice", listens=False)
+    await office.manager.register(other, "bob", listens=False)
+    assert office.manager.close_user_ids(["alice"], 4000, "a") == 1
+    assert office.manager.close(caller.session_id, 4001, "b") == 1
+    now = time.time()
+    office.manager.revocations.add(Revocation(user_id="bob", issued_before=now, until=now + HOUR), now)
+    assert office.manager.close_revoked() == 1
+    assert office.manager.close_all(4002, "c") == 2
+    assert [code for code, _ in caller.closes] == [4000, 4001, 4002]
+    assert [code for code, _ in other.closes] == [CloseCode.TOKEN_REVOKED, 4002]
+
+
+async def test_kinds_of_connections_share_the_limits_of_a_process() -> None:
+    settings = Settings(max_connections_per_user=2, rate_limit_user="1/s burst 2")
+    process = Process.of(settings)
+    policy = ExposePolicy(["*.*"], ["#"])
+    one, two = (HandlerManager(settings, FakeAuthenticator(), policy, process) for _ in range(2))
+    handlers = [FakeHandler(), FakeHandler(), FakeHandler()]
+    await one.register(handlers[0], "alice")
+    await two.register(handlers[1], "alice", listens=False)
+    for manager in (one, two):
+        with pytest.raises(ConnectionLimitReached):
+            await manager.register(handlers[2], "alice")
+        manager.bind_receiver(lambda handler, frame: None)
+    for manager, handler in ((one, handlers[0]), (two, handlers[1]), (two, handlers[1])):
+        manager.on_handler_message(handler, json.dumps(request(id="1")))
+    assert handlers[0].frames == []
+    assert handlers[1].frames[0]["payload"]["error"]["code"] == "too_many_requests"
 
 
 async def test_a_connection_is_registered_once_all_is_prepared_for_it() -> None:

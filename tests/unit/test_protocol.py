@@ -30,13 +30,16 @@ from nuropb_gateway_asgi.protocol import (
     Subscribe,
     Unsubscribe,
     check_limits,
+    encode_call,
     encode_error,
     encode_event,
     encode_failure,
     encode_json,
     encode_pong,
     encode_response,
+    encode_subscribe,
     encode_topics,
+    on_one_line,
 )
 
 FRAMES = {
@@ -869,3 +872,70 @@ def test_the_topics_of_a_connection_are_a_list(topics: list[str]) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_json_does_not_have_becomes_null(value: float) -> None:
     assert encode_json({"value": value}) == b'{"value":null}'
+
+
+# --- frames for clients that say it in another form ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["request", "command"])
+def test_a_call_whose_parameters_came_by_themselves_is_one_frame(kind: Any) -> None:
+    text = encode_call(kind, "orders", "get", b'{"a": [1, "\\u00e9"]}', id_="1", trace_id="t")
+    call = Decoder().decode(text)
+    assert isinstance(call, FRAMES[kind])
+    assert isinstance(call, Request | Command)
+    assert (call.id, call.trace_id, call.service, call.method) == ("1", "t", "orders", "get")
+    assert json.loads(bytes(call.params)) == {"a": [1, "é"]}
+
+
+def test_a_call_may_have_no_parameters_and_a_time() -> None:
+    call = Decoder().decode(encode_call("request", "orders", "get", b"", id_="1", trace_id="t", timeout=7))
+    assert isinstance(call, Request)
+    assert (bytes(call.params), call.timeout) == (b"{}", 7.0)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [b"{", b'{}{"a":1}', b'{},"service":"other"', b'{}},"x":{', b" ", b"\xff", b'"\xff"', b"{}\x00"],
+)
+def test_parameters_that_are_not_one_value_become_no_frame(params: bytes) -> None:
+    with pytest.raises(ProtocolError, match="Error decoding JSON") as caught:
+        encode_call("request", "orders", "get", params, id_="1", trace_id="t")
+    assert (caught.value.id, caught.value.trace_id) == ("1", "t")
+
+
+@pytest.mark.parametrize("levels", [100, 3000, 30_000])
+def test_parameters_that_are_nested_too_deeply_become_no_frame(levels: int) -> None:
+    params = b'{"a":' + b"[" * levels + b"]" * levels + b"}"
+    with pytest.raises(ProtocolError):  # now or, as Python 3.13 goes deeper, when it is decoded
+        Decoder().decode(encode_call("request", "orders", "get", params, id_="1", trace_id="t"))
+
+
+@given(st.binary(max_size=60) | st.text(alphabet='{}[]",:\\ \n01enul', max_size=40).map(str.encode), texts, texts)
+@fuzz
+def test_parameters_and_names_never_add_to_a_frame(params: bytes, service: str, method: str) -> None:
+    try:
+        text = encode_call("request", service, method, params, id_="1", trace_id="t")
+    except ProtocolError:
+        return
+    frame = json.loads(text)
+    assert frame.keys() == {"type", "payload"}
+    assert frame["payload"].keys() == {"id", "trace_id", "service", "method", "params"}
+    assert (frame["payload"]["service"], frame["payload"]["method"]) == (service, method)
+    assert same(frame["payload"]["params"], json.loads(params or b"{}"))
+
+
+@given(st.lists(texts))
+@fuzz
+def test_a_subscription_has_the_topics_that_were_named(topics: list[str]) -> None:
+    frame = json.loads(encode_subscribe(topics, id_="1", trace_id="t"))
+    assert frame == {"type": "subscribe", "payload": {"id": "1", "trace_id": "t", "topics": topics}}
+
+
+@given(st.recursive(st.none() | texts, lambda each: st.lists(each) | st.dictionaries(texts, each)))
+@fuzz
+def test_a_frame_on_one_line_is_the_same_frame(value: Any) -> None:
+    for indent in (None, 1):
+        text = json.dumps(value, indent=indent, ensure_ascii=False).replace("  ", " \r")
+        line = on_one_line(text)
+        assert not {"\r", "\n"} & set(line)
+        assert json.loads(line) == json.loads(text)

@@ -42,6 +42,10 @@ FIELDS = [
     ("SERVICE_NAME", "web.gateway-1_x", "nuropb-gateway", None),
     ("INSTANCE_ID", "one", ..., None),
     ("PATH", "/gateway/ws", "/ws", None),
+    ("HTTP", "On", None, "on"),
+    ("TCP", "127.0.0.1:8001", "", None),
+    ("TCP_CERTIFICATE", "/etc/cert.pem", "", None),
+    ("TCP_CERTIFICATE_KEY", "/etc/key.pem", "", None),
     ("JWT_KEY", SECRET, "", None),
     ("JWT_KEY_FILE", os.devnull, "", ""),
     ("JWT_ALGORITHMS", "RS256, RS384", (), ("RS256", "RS384")),
@@ -257,6 +261,11 @@ WRONG = [
     *(("SERVICE_NAME", text, NAME) for text in (" ", "a b", "-a", ".a", "a/b", "é", "a" * 101, "a\n", "a*", "a#")),
     *(("INSTANCE_ID", text, NAME) for text in ("_a", "a:b", "\u0661")),
     *(("PATH", text, PATH) for text in ("ws", " /ws", "http://host/ws", "/ws\n", "/ws?x", "/ws#x", "/{x}", "/é")),
+    *(("HTTP", text, "there is no such choice; allowed is on, off") for text in ("auto", "1", "yes", "none")),
+    *(
+        ("TCP", text, "it is not an address; allowed is host:port, as in 127.0.0.1:8001 or [::1]:8001")
+        for text in ("8001", ":8001", "::1:8001", "[::1]", "[host]:1", "host:", "host:65536", "host:-1", "tcp://h:1")
+    ),
     *(("AUTH_COOKIE", text, COOKIE) for text in (" ", "a b", "a=b", "a;b", "a,b", '"a"', "é", "a\n")),
     *((name, text, WHOLE) for name, _ in WHOLE_NUMBERS for text in (SECRET, "1.5", "1e3", "0x10", "nan", "inf")),
     *((name, "9" * 5000, WHOLE) for name, _ in WHOLE_NUMBERS),

@@ -60,7 +60,7 @@ REMEMBERED_EVENTS: Final = 2 * PREFETCH
 
 
 #: What a process is on the mesh.
-Role: TypeAlias = Literal["gateway", "service", "observer"]
+Role: TypeAlias = Literal["gateway", "sibling", "service", "observer"]
 
 
 class RabbitMQMesh:
@@ -68,8 +68,9 @@ class RabbitMQMesh:
 
     ``url`` is an AMQP URL; ``amqps`` takes ``cafile``, ``certfile`` and ``keyfile`` as query parameters. ``prefetch``
     calls of the controller run at a time. Its queue gets events of ``service_topics``, each in one of the processes
-    that share it. A ``service`` has no queue for events of its own, and no siblings. An ``observer`` takes no calls
-    either, and leaves nothing behind: it asks services, and reads what the processes of a gateway have recorded.
+    that share it. A ``sibling`` is a gateway that leaves these calls to another. A ``service`` has no queue for events
+    of its own, and no siblings. An ``observer`` takes no calls either, and leaves nothing behind: it asks services, and
+    reads what the processes of a gateway have recorded.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class RabbitMQMesh:
         self._prefetch = prefetch
         self._service_topics = tuple(service_topics)
         self._role = role
-        self._is_gateway = role == "gateway"
+        self._is_gateway = role in ("gateway", "sibling")
         self._service_name = service_name
         self._instance_id = instance_id or new_id()
         unique = new_id()
@@ -157,6 +158,12 @@ class RabbitMQMesh:
         """Say who is told and which object other services may call."""
         self._receiver = receiver
         self._controller = controller
+
+    def sibling(self, instance_id: str) -> RabbitMQMesh:
+        """A mesh on connections of its own."""
+        return RabbitMQMesh(
+            self._url, service_name=self._service_name, instance_id=instance_id, lane=self._lane, role="sibling"
+        )
 
     async def __aenter__(self) -> RabbitMQMesh:
         self._clock = asyncio.get_running_loop().time
@@ -408,7 +415,7 @@ class RabbitMQMesh:
         if self._role == "observer":
             channels += await self._siblings.read_records(connection, own)
         service: AbstractQueue | None = None
-        if self._role != "observer":
+        if self._role in ("gateway", "service"):
             service = await topology.declare_queue(
                 self.service_queue, durable=True, arguments={"x-dead-letter-exchange": wire.DEAD_LETTER_EXCHANGE}
             )

@@ -1,0 +1,283 @@
+"""TCP, with or without TLS: the frames of the protocol, one on each line. The first one brings the token."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import ssl
+import traceback
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute, SocketListener, SocketStream, TaskGroup
+from anyio.streams.buffered import BufferedByteReceiveStream
+from anyio.streams.tls import TLSStream
+
+from .._admission import address_of
+from ..exceptions import SettingsError
+from ..handler_manager import HandlerManager
+from ..protocol import CloseCode, encode_event, encode_json, on_one_line
+from ..settings import ENV_PREFIX, Settings
+from ._connection import ClientLeft, Connection
+from ._handshake import Refusal, admitted
+
+__all__ = ["TCPHandler", "TCPServer"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for a TLS handshake.
+HANDSHAKE_TIMEOUT: Final = 10.0
+#: Seconds. The kernel gives up on a peer that acknowledges nothing for so long.
+USER_TIMEOUT: Final = 30
+#: Seconds for a client that was hung up on to close its side, and for all of them when the gateway stops.
+LINGER: Final = 1.0
+STOP_TIMEOUT: Final = 2.0
+#: Seconds between two pings of a client that has finished sending and waits for answers.
+PROBE_INTERVAL: Final = 1.0
+#: Seconds until connections are accepted again when there is no room for another one in this process.
+PAUSE: Final = 1.0
+_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+#: How a connection breaks. A client that ends it at an odd moment is no error.
+_BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.BusyResourceError, OSError)
+
+
+class TCPHandler(Connection):
+    """One TCP connection: one task that reads lines, one that writes them."""
+
+    def __init__(self, stream: ByteStream, handler_manager: HandlerManager, settings: Settings, address: str) -> None:
+        super().__init__(handler_manager, settings, address)
+        self._stream = stream
+        self._lines = BufferedByteReceiveStream(stream)
+        self._is_too_long = self._has_finished = False
+        #: Whether the client was told that this is the end.
+        self.has_hung_up = False
+
+    async def receive_message(self) -> bytes | None:
+        """The next line, or None once there is none any more; the last one may lack its end.
+
+        Of one that is too long, what is enough to see that.
+        """
+        try:
+            while self._is_too_long:  # where it ends is of no interest: the connection ends, too
+                await self._stream.receive()
+            return await self._lines.receive_until(b"\n", self._settings.max_message_size + 1)
+        except anyio.DelimiterNotFound:
+            self._is_too_long = True
+            return self._lines.buffer
+        except (anyio.EndOfStream, anyio.IncompleteRead):
+            rest = b"" if self._has_finished else self._lines.buffer
+            self._has_finished = True
+            return rest or None
+        except _BROKEN:
+            pass
+        return None
+
+    def on_left(self) -> None:
+        """Nothing more comes. Who has only finished sending gets the answers that are still to come."""
+        if self._has_finished:
+            # Who has gone altogether looks the same, until something is sent.
+            self._ping_interval = min(self._ping_interval, PROBE_INTERVAL)
+            self._expects_pongs = self._awaits_pong = False
+            self._end_if_answered()
+        else:
+            super().on_left()
+
+    def send_frame(self, text: str) -> None:
+        """Put a frame into the outbox."""
+        super().send_frame(text)
+        if self._has_finished and self._tasks is not None:  # before, it is not read yet
+            self._end_if_answered()
+
+    def _end_if_answered(self) -> None:
+        if not self._manager.in_flight(self):
+            self._outbox.close()
+
+    async def send_text(self, text: str) -> None:
+        """Send a frame. Raises ClientLeft."""
+        try:
+            await self._stream.send(on_one_line(text).encode() + b"\n")
+        except (anyio.EndOfStream, *_BROKEN) as error:
+            raise ClientLeft from error
+
+    async def send_close(self, code: int, reason: str) -> None:
+        """Tell the client why this is the end, in a last event. Raises ClientLeft."""
+        await self.send_text(encode_event("closed", encode_json({"code": int(code), "reason": reason})))
+        self.has_hung_up = True
+
+
+class TCPServer:
+    """Listens at the address of the settings, and serves who connects. ``tls`` is for all of them, or None."""
+
+    def __init__(self, handler_manager: HandlerManager, settings: Settings, tls: ssl.SSLContext | None) -> None:
+        self._manager = handler_manager
+        self._settings = settings
+        self._tls = tls
+        self._listeners: list[SocketListener] = []
+        self._open: set[SocketStream] = set()
+        #: Of connections that have not said yet who they are.
+        self._strangers: set[anyio.CancelScope] = set()
+        self._all_closed = anyio.Event()
+
+    @property
+    def port(self) -> int | None:
+        """The port that it listens at; None while it does not."""
+        return self._listeners[0].extra(SocketAttribute.local_port) if self._listeners else None
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Have the address, for as long as the context lasts; connections wait until :meth:`serving`.
+
+        Raises SettingsError if it is not to be had.
+        """
+        assert self._settings.tcp_address is not None  # noqa: S101 - else there would be no server
+        host, port = self._settings.tcp_address
+        try:
+            # Workers share the port: the kernel gives each connection to one of them.
+            listener = await anyio.create_tcp_listener(
+                local_host=host, local_port=port, reuse_port=hasattr(socket, "SO_REUSEPORT")
+            )
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise SettingsError(
+                f"{ENV_PREFIX}TCP: {self._settings.tcp} cannot be listened at ({reason}); allowed is an address of "
+                "this machine with a port that is free"
+            ) from error
+        self._listeners = [each for each in listener.listeners if isinstance(each, SocketListener)]
+        try:
+            for each in self._listeners:
+                _set_user_timeout(each.extra(SocketAttribute.raw_socket))
+            logger.info("listening at %s://%s:%s", "tls" if self._tls else "tcp", host, self.port)
+            yield
+        finally:
+            await self._stop_listening()
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Serve who connects. At the end all connections are closed, each with the reason as its last line."""
+        async with anyio.create_task_group() as tasks:
+            for listener in self._listeners:
+                tasks.start_soon(self._accept, listener, tasks, name="TCP listener")
+            try:
+                yield
+            finally:
+                with anyio.move_on_after(STOP_TIMEOUT, shield=True):
+                    await self._stop_listening()
+                    for scope in self._strangers:
+                        scope.cancel()
+                    self._manager.close_all(CloseCode.SERVICE_RESTART, "service restart")
+                    while self._open:
+                        self._all_closed = anyio.Event()
+                        await self._all_closed.wait()
+                tasks.cancel_scope.cancel()
+
+    async def _stop_listening(self) -> None:
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            await listener.aclose()
+
+    async def _accept(self, listener: SocketListener, tasks: TaskGroup) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+            except anyio.ClosedResourceError:
+                return
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    logger.debug("TCP: a connection was gone before it was accepted")
+                    continue
+                logger.error("TCP: no connection can be accepted: %s", error.strerror)
+                await anyio.sleep(PAUSE)
+            else:
+                tasks.start_soon(self._serve, stream, name="TCP connection")
+
+    async def _serve(self, stream: SocketStream) -> None:
+        """Serve one connection, until it ends. What goes wrong with it is no other's business."""
+        self._open.add(stream)
+        try:
+            async with stream:
+                with contextlib.suppress(ClientLeft):
+                    await self._admit(stream)
+        except Exception as error:
+            # Without its message, which may quote the token.
+            logger.error("a TCP connection failed with %s", type(error).__name__)
+            logger.debug("".join(traceback.format_tb(error.__traceback__)))
+        finally:
+            self._open.discard(stream)
+            if not self._open:
+                self._all_closed.set()
+
+    @contextlib.contextmanager
+    def _stranger(self) -> Iterator[None]:
+        with anyio.CancelScope() as scope:
+            self._strangers.add(scope)
+            try:
+                yield
+            finally:
+                self._strangers.discard(scope)
+        if scope.cancelled_caught:
+            raise ClientLeft
+
+    async def _admit(self, stream: SocketStream) -> None:
+        address = address_of(stream.extra(SocketAttribute.remote_address, None))
+        try:
+            with admitted(self._manager, address):
+                await self._handle(stream, address)
+        except Refusal as refusal:
+            self._manager.refused[refusal.reason] += 1
+            if self._tls is None:  # nobody spends a handshake on saying no
+                handler = TCPHandler(stream, self._manager, self._settings, address)
+                await handler.hang_up(refusal.close, refusal.failure)
+                await _linger(stream, stream)
+
+    async def _handle(self, raw: SocketStream, address: str) -> None:
+        with self._manager.admission.waiting(address), self._stranger():
+            stream = raw if self._tls is None else await _shake_hands(raw, self._tls)
+            handler = TCPHandler(stream, self._manager, self._settings, address)
+            try:
+                authorised = await handler.authorise_by_frame()
+            except Exception:
+                with contextlib.suppress(ClientLeft):
+                    await handler.send_close(CloseCode.INTERNAL_ERROR, "internal error")
+                raise
+        try:
+            if authorised:
+                await handler.run()
+        finally:
+            self._manager.unregister(handler)
+        if handler.has_hung_up:
+            await _linger(stream, raw)
+
+
+async def _shake_hands(raw: SocketStream, tls: ssl.SSLContext) -> ByteStream:
+    try:
+        with anyio.fail_after(HANDSHAKE_TIMEOUT):
+            # Not "standard compatible", which takes an end without TLS's own goodbye for an attack: frames have ends.
+            return await TLSStream.wrap(raw, server_side=True, ssl_context=tls, standard_compatible=False)
+    except (anyio.EndOfStream, *_BROKEN) as error:  # garbage, another protocol, no common cipher, no answer
+        logger.debug("a TLS handshake failed: %s", type(error).__name__)
+        raise ClientLeft from error
+
+
+async def _linger(stream: ByteStream, raw: SocketStream) -> None:
+    """Give the client time to read why, and to close its side.
+
+    What it still sends is dropped. To close before would be a reset, which may overtake the last line.
+    """
+    with anyio.move_on_after(LINGER):
+        if isinstance(stream, TLSStream):
+            with contextlib.suppress(anyio.EndOfStream, *_BROKEN):
+                await stream.unwrap()
+        with contextlib.suppress(anyio.EndOfStream, *_BROKEN):
+            await raw.send_eof()
+            while True:
+                await raw.receive()
+
+
+def _set_user_timeout(listener: socket.socket) -> None:
+    """Have the kernel give up on peers that are silent; the connections that are accepted inherit it."""
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only
+    if option is not None:
+        listener.setsockopt(socket.IPPROTO_TCP, option, USER_TIMEOUT * 1000)
