@@ -27,7 +27,7 @@ MAX_AGE_SECONDS: Final = 60.0
 FRESH_SECONDS: Final = 5.0
 #: By their usual names alone can ``*args`` and ``**kwargs`` be told from other parameters that may be anything.
 _CATCH_ALL: Final = ("args", "kwargs")
-_ANYTHING: Final = (None, "", "Any")
+_ANYTHING: Final = ("any", "Any")
 
 
 class MethodInfo(Struct, frozen=True):
@@ -115,7 +115,7 @@ def _parameters(parameters: dict[str, Any]) -> dict[str, Any]:
             continue
         name, spec = pair[0], pair[1] if isinstance(pair[1], dict) else {}
         properties[name] = {"type": spec.get("type") or "any"}
-        if name in _CATCH_ALL and spec.get("type") in _ANYTHING:
+        if name in _CATCH_ALL and properties[name]["type"] in _ANYTHING:
             continue
         if isinstance(names, list) and name in names:
             required.append(name)

@@ -211,8 +211,8 @@ def test_what_may_be_called_is_a_table(run: Run) -> None:
     status, output, errors = run("describe", "demo")
     assert (status, errors) == (0, "")
     assert re.search(r"^demo 1\.0\.0$", output, re.MULTILINE)
-    assert re.search(r"^add a:= b:= +Answer with the sum of two numbers\.", output, re.MULTILINE)
-    assert re.search(r"^slow \[seconds:=\] ", output, re.MULTILINE)
+    assert re.search(r"^add a:=<float> b:=<float> +Answer with the sum of two numbers\.", output, re.MULTILINE)
+    assert re.search(r"^slow \[seconds:=<float>\] ", output, re.MULTILINE)
 
 
 def test_what_may_be_called_is_json(run: Run) -> None:

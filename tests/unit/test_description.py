@@ -165,6 +165,7 @@ def one(name: str, spec: dict[str, Any], *required: str) -> dict[str, Any]:
         ({"properties": [["a", None]], "required": [[], {}, None, 5, "b"]}, one("a", {"type": "any", "default": None})),
         ({"properties": [["a", {}]], "required": {"a": 1}}, one("a", {"type": "any", "default": None})),
         ({"properties": [["args", {"type": "list"}]], "required": ["args"]}, one("args", {"type": "list"}, "args")),
+        ({"properties": [["args", {"type": []}]], "required": ["args"]}, one("args", {"type": "any"})),
         ({"properties": [["kwargs", {"type": ""}]], "required": ["kwargs"]}, one("kwargs", {"type": "any"})),
     ],
 )
@@ -189,7 +190,8 @@ def test_whatever_a_service_says_of_its_parameters_clients_get_an_object(value: 
     assert set(described["required"]) <= set(described["properties"])
     for name, spec in described["properties"].items():
         assert spec["type"]
-        assert ("default" not in spec) == (name in described["required"] or (name == "args" and spec["type"] == "any"))
+        catches_all = name == "args" and spec["type"] in ("any", "Any")
+        assert ("default" not in spec) == (name in described["required"] or catches_all)
 
 
 @given(st.binary() | json_values.map(lambda value: json.dumps({"methods": value}).encode()))
