@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
+import anyio
 import pytest
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import AMQPConnectionError, ChannelClosed
@@ -173,3 +174,34 @@ async def test_it_ends_when_it_is_cancelled() -> None:
             await task
     assert not stage.link.up
     assert stage.connections[0].closed == 1
+
+
+async def test_a_connection_is_closed_in_good_order_when_the_scope_around_is_cancelled() -> None:
+    closed: list[str] = []
+
+    class Polite(FakeConnection):
+        async def close(self) -> None:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            closed.append("in good order")
+
+    stage = Stage(on_connect=[Polite()])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stage.link.run)
+        await until(lambda: stage.link.up)
+        tasks.cancel_scope.cancel()
+    assert closed == ["in good order"]
+
+
+async def test_a_connection_that_does_not_close_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_link, "CLOSE_TIMEOUT", 0.01)
+
+    class Silent(FakeConnection):
+        async def close(self) -> None:
+            await asyncio.Event().wait()
+
+    silent = Silent()
+    stage = Stage(on_connect=[silent])
+    async with stage.running():
+        await until(lambda: stage.link.up)
+    assert silent.aborted

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
+import anyio
 from aiormq.abc import AbstractChannel, AbstractConnection
 
 from ._connection import CONNECTION_ERRORS, Connection, explain, quiet_libraries
@@ -20,7 +21,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds for an attempt: to connect, and then to set up.
 CONNECT_TIMEOUT: Final = 10.0
-CLOSE_TIMEOUT: Final = 3.0
+#: Seconds to close a connection in good order, before it is dropped.
+CLOSE_TIMEOUT: Final = 1.0
+#: Turns of the event loop in which aiormq ends its tasks once a connection is closed; there is nothing to wait for.
+CLOSING_TURNS: Final = 20
 #: Seconds between attempts, from the first to the last, each with jitter.
 FIRST_RETRY: Final = 0.1
 LAST_RETRY: Final = 1.0
@@ -106,9 +110,20 @@ class Link:
         finally:
             self.up = False
             self._connection = None
-            with contextlib.suppress(*CONNECTION_ERRORS, RuntimeError):
+            await self._close(connection)
+
+    async def _close(self, connection: Connection) -> None:
+        """Say goodbye to the broker, and let the libraries end their tasks."""
+        # A scope of anyio that was cancelled would cancel this again in every turn of the event loop.
+        with anyio.CancelScope(shield=True):
+            try:
                 async with asyncio.timeout(CLOSE_TIMEOUT):
                     await connection.close()
+            except CONNECTION_ERRORS as error:
+                logger.debug("mesh: %s connection could not be closed: %s", self.name, explain(error))
+                connection.abort()
+            for _ in range(CLOSING_TURNS):
+                await asyncio.sleep(0)
 
     def _on_closed(self, closing: asyncio.Future[Any]) -> None:
         error = None if closing.cancelled() else closing.exception()
