@@ -160,7 +160,7 @@ pytest-main:
 	$(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=95
 
 pytest-3.%: .venv-3.%/.unit
-	.venv-3.$*/bin/python $(PYTEST) tests/unit
+	.venv-3.$*/bin/python -m pytest -n 2 tests/unit
 
 # The benchmark. Of those that the gateway is compared with, nuropb_gw has an environment of its own, since it can be
 # installed on Python 3.11 only, and moleculer-io needs Node. Where they are missing, they are left out.

@@ -175,10 +175,12 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def running(url: str, service_name: str | None = None, *, wait: bool = True) -> AsyncIterator[Gateway]:
+async def running(
+    url: str, service_name: str | None = None, *, wait: bool = True, **more: Any
+) -> AsyncIterator[Gateway]:
     """A mesh, connected if ``wait``, under a name of its own unless one is given."""
     name = service_name or f"gateway-{secrets.token_hex(4)}"
-    gateway = Gateway(RabbitMQMesh(url, service_name=name), name)
+    gateway = Gateway(RabbitMQMesh(url, service_name=name, **more), name)
     async with gateway.mesh:
         if wait:
             await gateway.connected()
@@ -429,8 +431,14 @@ async def remover(amqp_url: str) -> AsyncIterator[list[str]]:
 
 
 @pytest.fixture
-async def gateway(amqp_url: str, remover: list[str]) -> AsyncIterator[Gateway]:
-    async with running(amqp_url) as gateway:
+def lane() -> str | None:
+    """The lane of the mesh, for the tests that say which."""
+    return None
+
+
+@pytest.fixture
+async def gateway(amqp_url: str, remover: list[str], lane: str | None) -> AsyncIterator[Gateway]:
+    async with running(amqp_url, **({} if lane is None else {"lane": lane})) as gateway:
         remover += queues_of(gateway)
         yield gateway
 
@@ -1165,6 +1173,7 @@ UNREADABLE: Final = {
 }
 
 
+@pytest.mark.parametrize("lane", ["fast", "plain"])
 @pytest.mark.parametrize("what", UNREADABLE)
 async def test_a_message_that_the_library_cannot_read_costs_one_connection_at_most(
     gateway: Gateway, peer: Peer, monkeypatch: pytest.MonkeyPatch, what: str
