@@ -438,7 +438,8 @@ def lane() -> str | None:
 
 @pytest.fixture
 async def gateway(amqp_url: str, remover: list[str], lane: str | None) -> AsyncIterator[Gateway]:
-    async with running(amqp_url, **({} if lane is None else {"lane": lane})) as gateway:
+    more: dict[str, Any] = {} if lane is None else {"lane": lane}
+    async with running(amqp_url, **more) as gateway:
         remover += queues_of(gateway)
         yield gateway
 
