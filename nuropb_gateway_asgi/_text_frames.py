@@ -9,7 +9,7 @@ from typing import Final
 
 try:
     from websockets.speedups import apply_mask
-except ImportError:  # where it could not be compiled
+except ImportError:  # pragma: no cover - where it could not be compiled
     from websockets.utils import apply_mask
 
 __all__ = ["encode_text", "frame_size", "is_fragment", "is_hopeless", "text_of"]

@@ -123,6 +123,15 @@ def test_what_is_learnt_again_replaces_what_was_known() -> None:
     assert set(presence._due) == {"alice", "bob"}
 
 
+def test_who_has_gone_there_and_is_here_is_still_there_for_the_others() -> None:
+    presence = Presence("here")
+    presence.came("here", "alice", 0.0)
+    presence.settle(LATER)
+    presence.joined("there")
+    presence.learn("there", Snapshot([], [], ["alice"]), LATER)
+    assert presence.settle(3 * LATER) == []
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_news_of_all_processes_together_are_true_and_take_turns(seed: int) -> None:
     source = random.Random(seed)

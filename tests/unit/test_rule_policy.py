@@ -806,6 +806,19 @@ def test_a_policy_that_says_no_more_than_it_must_is_completed() -> None:
     assert AuthorizedPolicy(mine, Authorizer()).decide_call(caller, "orders", "get") == Decision(True, "the policy")
 
 
+class Selective(Plain):
+    """One that also says how events may be lost."""
+
+    def delivery(self, identity: Identity, pattern: str) -> str:
+        return "latest"
+
+
+def test_what_a_policy_says_itself_is_kept_when_it_is_completed() -> None:
+    mine = completed(Selective())
+    assert mine.delivery(identity(), "a") == "latest"
+    assert mine.rate(identity(), "orders", "get") is None
+
+
 def test_a_policy_that_says_everything_stays_itself() -> None:
     for complete in (BASE, ExposePolicy([], []), AuthorizedPolicy(BASE, Authorizer())):
         assert completed(complete) is complete
