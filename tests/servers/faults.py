@@ -224,16 +224,24 @@ class FaultProxy:
         listener = socket.create_server(("127.0.0.1", self._port))
         self.accept()
         task_status.started()
+        loop = asyncio.get_running_loop()
         while True:
             with listener, anyio.CancelScope() as self._accepting:
                 listener.setblocking(False)
-                while True:
-                    await self._take(listener)
+                # `sock_accept` would lose a connection that comes in the turn in which it is cancelled.
+                loop.add_reader(listener, self._take, listener)
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    loop.remove_reader(listener)
             await self._accepts.wait()
             listener = socket.create_server(("127.0.0.1", self._port))
 
-    async def _take(self, listener: socket.socket) -> None:
-        client, _ = await asyncio.get_running_loop().sock_accept(listener)
+    def _take(self, listener: socket.socket) -> None:
+        try:
+            client, _ = listener.accept()
+        except BlockingIOError:  # it has gone again
+            return
         client.setblocking(False)
         self.accepted.append(time.monotonic())
         connection = ProxiedConnection(self, client)
