@@ -242,6 +242,9 @@ class FaultProxy:
             client, _ = listener.accept()
         except BlockingIOError:  # it has gone again
             return
+        if self._tasks.cancel_scope.cancel_called:  # nobody would close it
+            client.close()
+            return
         client.setblocking(False)
         self.accepted.append(time.monotonic())
         connection = ProxiedConnection(self, client)
