@@ -32,7 +32,7 @@ What lives where, and who may import whom (downwards only; a test holds this)::
     ├── protocol, tokens, authorization, policy, rules, mesh.wire, mesh.base, mesh.errors, topics
     ├── _direct, _text_frames     the short way of a WebSocket's text
     ├── logs                      what gets into a log
-    └── exceptions, settings, _assets, _ids, _limits, _memory, _strict
+    └── exceptions, settings, _assets, _ids, _limits, _memory, _sockets, _strict
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ import gc
 import logging
 import math
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from websockets.http11 import Response
 from websockets.server import ServerProtocol
 
 from ._direct import EXTENSION
+from ._sockets import set_user_timeout
 from ._text_frames import encode_text, frame_size, is_fragment, is_hopeless, text_of
 from .logs import JSONFormatter
 from .protocol import CloseCode
@@ -68,9 +68,6 @@ HEAD_TIMEOUT: Final = 10.0
 MAX_HEADERS: Final = 100
 #: Bytes of a request's head.
 MAX_HEAD: Final = 65536
-#: Seconds. The kernel gives up on a peer that acknowledges nothing, or has no room, for so long. uvicorn itself would
-#: wait for ever for the last bytes to a client that does not read, and so would its shutdown.
-TCP_USER_TIMEOUT: Final = 30
 #: Frames of one message, empty ones included: each costs 100 bytes or more, and only payload counts for ws_max_size.
 MAX_FRAGMENTS: Final = 1024
 #: Pings and pongs in a row, and how many of them are forgotten in a second.
@@ -551,10 +548,8 @@ def _hang_up(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> a
 
 def _set_user_timeout(transport: asyncio.Transport) -> None:
     connection = transport.get_extra_info("socket")
-    if connection is not None and connection.family != getattr(socket, "AF_UNIX", None):
-        option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only
-        if option is not None:
-            connection.setsockopt(socket.IPPROTO_TCP, option, TCP_USER_TIMEOUT * 1000)
+    if connection is not None:
+        set_user_timeout(connection)
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

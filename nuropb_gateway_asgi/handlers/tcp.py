@@ -17,6 +17,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.tls import TLSStream
 
 from .._admission import address_of
+from .._sockets import set_user_timeout
 from ..exceptions import SettingsError
 from ..handler_manager import HandlerManager
 from ..protocol import CloseCode, encode_event, encode_json, on_one_line
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds for a TLS handshake.
 HANDSHAKE_TIMEOUT: Final = 10.0
-#: Seconds. The kernel gives up on a peer that acknowledges nothing for so long.
-USER_TIMEOUT: Final = 30
 #: Seconds for a client that was hung up on to close its side, and for all of them when the gateway stops.
 LINGER: Final = 1.0
 STOP_TIMEOUT: Final = 2.0
@@ -148,7 +147,7 @@ class TCPServer:
         self._listeners = [each for each in listener.listeners if isinstance(each, SocketListener)]
         try:
             for each in self._listeners:
-                _set_user_timeout(each.extra(SocketAttribute.raw_socket))
+                set_user_timeout(each.extra(SocketAttribute.raw_socket))
             logger.info("listening at %s://%s:%s", "tls" if self._tls else "tcp", host, self.port)
             yield
         finally:
@@ -274,10 +273,3 @@ async def _linger(stream: ByteStream, raw: SocketStream) -> None:
             await raw.send_eof()
             while True:
                 await raw.receive()
-
-
-def _set_user_timeout(listener: socket.socket) -> None:
-    """Have the kernel give up on peers that are silent; the connections that are accepted inherit it."""
-    option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only
-    if option is not None:
-        listener.setsockopt(socket.IPPROTO_TCP, option, USER_TIMEOUT * 1000)
