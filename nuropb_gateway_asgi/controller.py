@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .exceptions import CallError
-from .mesh.errors import NuropbTransportError, NuropbValidationError
 from .protocol import CloseCode
+from .wire.errors import NuropbTransportError, NuropbValidationError
 
 if TYPE_CHECKING:
-    from ._switchboard import Connections, Online, Reached, Sessions
+    from .fleet.users import Connections, Online, Reached, Sessions
     from .handler_manager import HandlerManager
     from .service_mesh_manager import ServiceMeshManager
 

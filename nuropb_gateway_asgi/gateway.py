@@ -56,10 +56,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ._assets import read_asset, serve_asset
-from ._channel import WEBSOCKET, Channel
-from ._contracts import Contracts
-from ._parts import (
+from .assembly import (
     make_authenticator,
     make_mesh,
     make_origins,
@@ -69,21 +66,24 @@ from ._parts import (
     open_policy_file,
     say_what_is_missing,
 )
-from ._process import Process
 from .authentication import Authenticator
+from .authentication.key_sets import KeySet
+from .authentication.keys import issue_token
 from .authorization import AuthorizedPolicy, Authorizer, Policy, completed
+from .connection_kind import WEBSOCKET, Channel
 from .console import console_routes
+from .contracts.endpoints import Contracts
 from .controller import ServiceMeshManagerController
 from .handlers.http import make_endpoints
 from .handlers.tcp import TCPServer
 from .handlers.websocket import DenialLogFilter, WebSocketHandler
-from .key_sets import KeySet
-from .keys import issue_token
-from .logs import configure_logging, filtered_server_logs
-from .mesh.base import Mesh
-from .metrics import Metrics
+from .limits.shared import Process
+from .observability.logs import configure_logging, filtered_server_logs
+from .observability.metrics import Metrics
 from .service_mesh_manager import ServiceMeshManager
 from .settings import Settings
+from .static.assets import read_asset, serve_asset
+from .wire.interface import Mesh
 
 __all__ = ["Gateway", "combine_lifespans", "configure_logging", "create_app"]
 

@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Iterable
 from typing import Any, Final, Protocol, TypeAlias
 
-from ._limits import Excess
-from ._process import Process
 from .authentication import Authenticator, Identity
+from .authentication.revocation import RevocationCheck
 from .authorization import Policy
+from .authorization.rules import Delivery, is_private
 from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError
+from .limits.buckets import Excess
+from .limits.shared import Process
 from .protocol import (
     Authorize,
     Cancel,
@@ -40,8 +42,6 @@ from .protocol import (
     encode_pong,
     encode_response,
 )
-from .revocation import RevocationCheck
-from .rules import Delivery, is_private
 from .settings import Settings
 
 __all__ = ["Handler", "HandlerManager", "MessageReceiver", "SendCount"]

@@ -20,24 +20,17 @@ import anyio
 import msgspec
 from msgspec import Raw
 
-from ._calls import SLOT_SECONDS, Call, CallTable, ClientCall, LookUpCall
-from ._directory import Directory
-from ._events import EventRouter, EventStatistics
-from ._fleet import Fleet
-from ._guards import EVERYBODY, Circuits
-from ._host import HostInterface, call_error, context_of, mesh_unavailable
-from ._ids import new_id
-from ._online import OnlineWatch
-from ._revoker import Revoker
-from ._switchboard import Switchboard
 from .authentication import Identity
 from .authorization import Policy
 from .controller import ServiceMeshManagerController
 from .exceptions import MeshUnavailable, NotStartedError
+from .fleet.members import Fleet
+from .fleet.online import OnlineWatch
+from .fleet.revocations import Revoker
+from .fleet.users import Switchboard
 from .handler_manager import Handler, HandlerManager
-from .mesh.base import CallMessage, EventMessage, Mesh, Reply
-from .mesh.description import FRESH_SECONDS, MAX_AGE_SECONDS, Description, describe_for_clients
-from .mesh.service import to_json
+from .identifiers import new_id
+from .limits.circuits import EVERYBODY, Circuits
 from .protocol import (
     Cancel,
     ClientFrame,
@@ -52,7 +45,14 @@ from .protocol import (
     encode_failure,
     encode_json,
 )
+from .routing.application import HostInterface, call_error, context_of, mesh_unavailable
+from .routing.calls import SLOT_SECONDS, Call, CallTable, ClientCall, LookUpCall
+from .routing.descriptions import Directory
+from .routing.events import EventRouter, EventStatistics
 from .settings import Settings
+from .wire.description import FRESH_SECONDS, MAX_AGE_SECONDS, Description, describe_for_clients
+from .wire.interface import CallMessage, EventMessage, Mesh, Reply
+from .wire.services import to_json
 
 __all__ = ["MeshStatistics", "ServiceMeshManager", "ServiceMeshManagerController"]
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from ._ids import new_id
-from ._limits import parse_limit
 from .exceptions import SettingsError
+from .identifiers import new_id
+from .limits.buckets import parse_limit
 
 __all__ = ["ENV_PREFIX", "Settings"]
 

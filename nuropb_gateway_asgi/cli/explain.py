@@ -17,7 +17,7 @@ import click
 from ..settings import ENV_PREFIX, Settings
 
 if TYPE_CHECKING:
-    from ..mesh.base import Mesh
+    from ..wire.interface import Mesh
 
 __all__ = ["explain", "print_explanation", "read_token"]
 
@@ -72,7 +72,7 @@ def print_explanation(
         raise ValueError(f"a token is needed: --token, --token-file or {TOKEN_VARIABLE}")
     if (method is None) == (topic is None):
         raise ValueError("one of service.method and --topic is needed")
-    from ..explain import render
+    from ..authorization.explain import render
 
     settings = Settings.from_env() if settings is None else settings
     with _quiet():
@@ -106,7 +106,7 @@ async def _explain(
     topic: str | None,
     timeout: float,  # noqa: ASYNC109
 ) -> dict[str, Any]:
-    from ..explain import explain as explain_decision
+    from ..authorization.explain import explain as explain_decision
     from ..gateway import Gateway
     from ..handler_manager import HandlerManager
     from ..service_mesh_manager import ServiceMeshManager

@@ -9,13 +9,15 @@ import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 import click
 
-from ..generator import Language, generate_client
 from ..settings import ENV_PREFIX
+
+if TYPE_CHECKING:
+    from ..contracts.clients import Language
 
 __all__ = ["gen_client", "gen_client_command"]
 
@@ -31,6 +33,8 @@ def gen_client(lang: Language, source: str, out: str | None = None, *, token: st
     asked with ``token``. Raises ValueError for what is no such document, and OSError where one cannot be read, or the
     module not be written. Nothing is written unless there is a complete module.
     """
+    from ..contracts.clients import generate_client
+
     text = generate_client(_load(source, token), lang)
     if out is not None:
         Path(out).write_text(text, encoding="utf-8")

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from .._assets import Asset, is_asset, read_asset, serve_asset
+from ..static.assets import Asset, is_asset, read_asset, serve_asset
 
 __all__ = ["CONTENT_SECURITY_POLICY", "console_routes"]
 

@@ -19,12 +19,12 @@ import msgspec
 from msgspec import Raw, Struct
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .._cross_origin import CrossOrigin
-from .._ids import new_id
 from ..authentication import Identity
+from ..authentication.origins import OriginPolicy
+from ..authorization.rules import Delivery
 from ..exceptions import ProtocolError
 from ..handler_manager import HandlerManager
-from ..origins import OriginPolicy
+from ..identifiers import new_id
 from ..protocol import (
     PING,
     CloseCode,
@@ -36,10 +36,10 @@ from ..protocol import (
     encode_subscribe,
     on_one_line,
 )
-from ..rules import Delivery
 from ..settings import Settings
-from ._connection import ClientLeft, Connection
-from ._exchange import (
+from .connection import ClientLeft, Connection
+from .cross_origin import CrossOrigin
+from .exchange import (
     FRAME_ID,
     UNREADABLE,
     Answer,
@@ -51,7 +51,7 @@ from ._exchange import (
     refused,
     too_big,
 )
-from ._handshake import Refusal, admitted, check_credentials, check_origin, register, unauthenticated
+from .handshake import Refusal, admitted, check_credentials, check_origin, register, unauthenticated
 
 __all__ = ["CallHandler", "EventStreamHandler", "make_endpoints"]
 

@@ -16,14 +16,14 @@ from anyio.abc import ByteStream, SocketAttribute, SocketListener, SocketStream,
 from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.tls import TLSStream
 
-from .._admission import address_of
-from .._sockets import set_user_timeout
 from ..exceptions import SettingsError
 from ..handler_manager import HandlerManager
+from ..limits.admission import address_of
 from ..protocol import CloseCode, encode_event, encode_json, on_one_line
 from ..settings import ENV_PREFIX, Settings
-from ._connection import ClientLeft, Connection
-from ._handshake import Refusal, admitted
+from ..sockets import set_user_timeout
+from .connection import ClientLeft, Connection
+from .handshake import Refusal, admitted
 
 __all__ = ["TCPHandler", "TCPServer"]
 

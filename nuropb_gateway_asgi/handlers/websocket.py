@@ -13,23 +13,15 @@ from starlette.exceptions import WebSocketException
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from .._admission import address_of
-from .._direct import EXTENSION, DirectWebSocket
+from ..authentication.origins import OriginPolicy
+from ..authorization.rules import Delivery
 from ..handler_manager import HandlerManager
-from ..origins import OriginPolicy
+from ..limits.admission import address_of
 from ..protocol import SUBPROTOCOL, ClientFrame, CloseCode, ErrorCode, Request
-from ..rules import Delivery
 from ..settings import Settings
-from ._connection import ClientLeft, Connection
-from ._handshake import (
-    DenialLogFilter,
-    Refusal,
-    admitted,
-    check_credentials,
-    check_origin,
-    check_subprotocol,
-    register,
-)
+from .connection import ClientLeft, Connection
+from .direct import EXTENSION, DirectWebSocket
+from .handshake import DenialLogFilter, Refusal, admitted, check_credentials, check_origin, check_subprotocol, register
 
 __all__ = ["DenialLogFilter", "WebSocketHandler"]
 

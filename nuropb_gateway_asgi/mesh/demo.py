@@ -7,14 +7,14 @@ import time
 from typing import Any
 
 from ..topics import check_topic
-from .errors import (
+from ..wire.errors import (
     NuropbAuthenticationError,
     NuropbAuthorizationError,
     NuropbDeprecatedError,
     NuropbHandlingError,
     NuropbValidationError,
 )
-from .service import PublishEvent, with_context
+from ..wire.services import PublishEvent, with_context
 
 __all__ = ["DemoService"]
 

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import anyio
 from anyio.abc import TaskGroup
 
-from .._ids import new_id
 from ..exceptions import MeshUnavailable
+from ..identifiers import new_id
 from ..topics import TopicTree
-from .base import CallMessage, MeshReceiver
-from .service import Runnable, call_service, deliver_event, to_json
-from .wire import InvalidMessage, NotJson, decode_event, decode_reply, encode_event
+from ..wire.codec import InvalidMessage, NotJson, decode_event, decode_reply, encode_event
+from ..wire.interface import CallMessage, MeshReceiver
+from ..wire.services import Runnable, call_service, deliver_event, to_json
 
 __all__ = ["EmbeddedMesh"]
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import anyio
 
-from .._ids import new_id
 from ..authorization import ExposePolicy
 from ..exceptions import MeshUnavailable, SettingsError
 from ..handler_manager import HandlerManager
+from ..identifiers import new_id
 from ..service_mesh_manager import ServiceMeshManager
 from ..settings import Settings
 from ..topics import check_topic
+from ..wire.services import PublishEvent, Runnable, to_json, with_context
 from .rabbitmq import RabbitMQMesh
-from .service import PublishEvent, Runnable, to_json, with_context
 
 __all__ = ["PublishEvent", "hosting", "serve", "with_context"]
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nuropb_gateway_asgi import CloseCode, Gateway
-from nuropb_gateway_asgi._assets import read_asset
+from nuropb_gateway_asgi.static.assets import read_asset
 from tests.kit.browser import Browser, PageError, Profile, Tab, run_browser
 from tests.kit.gateways import Site, eventually, make_gateway, serve
 

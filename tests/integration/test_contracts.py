@@ -20,7 +20,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from nuropb_gateway_asgi import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.cli import main
-from nuropb_gateway_asgi.generator import generate_client
+from nuropb_gateway_asgi.contracts.clients import generate_client
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.contracts import HOSTILE, ORDERS, asyncapi
 from tests.kit.gateways import RunningGateway, make_gateway, run_gateway

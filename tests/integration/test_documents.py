@@ -12,9 +12,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from nuropb_gateway_asgi import AuthenticationUnavailable, Gateway, KeySet, Settings, key_sets
-from nuropb_gateway_asgi._documents import MAX_SIZE, Fetcher
-from nuropb_gateway_asgi._strict import Unacceptable
+from nuropb_gateway_asgi import AuthenticationUnavailable, Gateway, KeySet, Settings
+from nuropb_gateway_asgi.authentication import key_sets
+from nuropb_gateway_asgi.authentication.fetching import MAX_SIZE, Fetcher
+from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
 from tests.kit.clients import refusal
 from tests.kit.gateways import DEADLINE, eventually, run_gateway
 from tests.kit.tokens import as_json

@@ -11,7 +11,7 @@ from cryptography.fernet import InvalidToken
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from nuropb_gateway_asgi.mesh.encryption import (
+from nuropb_gateway_asgi.wire.encryption import (
     UndecryptableMessage,
     decrypt_call,
     decrypt_reply,

@@ -13,8 +13,8 @@ import aio_pika
 import anyio
 import pytest
 
-from nuropb_gateway_asgi.mesh import wire
 from nuropb_gateway_asgi.mesh.rabbitmq import _mesh
+from nuropb_gateway_asgi.wire import codec
 from tests.integration.scene import Caller, Record, Scene, eventually_within, log_lines, scene
 from tests.servers.rabbitmq import RabbitMQNode
 
@@ -140,15 +140,15 @@ async def operator(url: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
 
 async def declare(channel: aio_pika.abc.AbstractChannel) -> None:
     for name, kind in (
-        (wire.RPC_EXCHANGE, "direct"),
-        (wire.EVENTS_EXCHANGE, "topic"),
-        (wire.DEAD_LETTER_EXCHANGE, "fanout"),
+        (codec.RPC_EXCHANGE, "direct"),
+        (codec.EVENTS_EXCHANGE, "topic"),
+        (codec.DEAD_LETTER_EXCHANGE, "fanout"),
     ):
         await channel.declare_exchange(name, kind, durable=True)
 
 
 async def delete_exchanges(channel: aio_pika.abc.AbstractChannel) -> None:
-    for name in (wire.RPC_EXCHANGE, wire.EVENTS_EXCHANGE, wire.DEAD_LETTER_EXCHANGE):
+    for name in (codec.RPC_EXCHANGE, codec.EVENTS_EXCHANGE, codec.DEAD_LETTER_EXCHANGE):
         await channel.exchange_delete(name)
 
 

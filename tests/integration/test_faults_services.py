@@ -12,9 +12,9 @@ import aio_pika
 import anyio
 import pytest
 
-from nuropb_gateway_asgi._guards import PAUSE
-from nuropb_gateway_asgi.mesh import wire
+from nuropb_gateway_asgi.limits.circuits import PAUSE
 from nuropb_gateway_asgi.mesh.rabbitmq import _mesh
+from nuropb_gateway_asgi.wire import codec
 from tests.integration.scene import Caller, Record, Scene, scene
 from tests.kit.gateways import eventually
 from tests.servers.processes import ServiceProcess
@@ -59,7 +59,7 @@ async def raw_service(url: str, name: str) -> AsyncIterator[RawService]:
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel(publisher_confirms=False)
         queue = await channel.declare_queue(f"nuropb-{name}-sq", auto_delete=True)
-        await queue.bind(wire.RPC_EXCHANGE, routing_key=name)
+        await queue.bind(codec.RPC_EXCHANGE, routing_key=name)
         service = RawService(channel)
         await queue.consume(service.take, no_ack=True)
         yield service

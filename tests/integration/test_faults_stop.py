@@ -22,9 +22,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nuropb_gateway_asgi import ErrorCode
-from nuropb_gateway_asgi._guards import PAUSE
 from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.handlers.websocket import WebSocketHandler
+from nuropb_gateway_asgi.limits.circuits import PAUSE
 from tests.integration.conftest import Broker
 from tests.integration.scene import Caller, Record, eventually_within, scene
 from tests.kit.clients import RawClient, connect

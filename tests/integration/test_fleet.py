@@ -136,7 +136,7 @@ async def test_a_nuropb_service_reaches_users_by_the_controller(amqp_url: str, e
 async def test_a_process_that_hangs_or_dies_is_named_and_then_forgotten(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nuropb_gateway_asgi._fleet.SILENCE", 3.5)
+    monkeypatch.setattr("nuropb_gateway_asgi.fleet.members.SILENCE", 3.5)
     name = f"gateway-{secrets.token_hex(4)}"
     settings = {"MESH_URL": amqp_url, "JWT_KEY": SECRET, "SERVICE_NAME": name, "INSTANCE_ID": "mortal"}
     async with process(amqp_url, name, instance_id="witness") as witness:
@@ -183,7 +183,7 @@ async def test_a_process_that_is_gone_leaves_no_queue(
 
 
 async def test_the_mesh_is_told_once_when_users_come_and_go(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nuropb_gateway_asgi._presence.DEBOUNCE", 0.5)
+    monkeypatch.setattr("nuropb_gateway_asgi.fleet.presence.DEBOUNCE", 0.5)
     news: list[tuple[str, Any]] = []
     async with (
         fleet(amqp_url, 3, presence_events="on") as (one, two, three),

@@ -23,11 +23,11 @@ import pytest
 from nuropb_gateway_asgi import CallError, Identity, ServiceMeshManagerController, Settings
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.handler_manager import HandlerManager
-from nuropb_gateway_asgi.mesh.base import Mesh
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 from nuropb_gateway_asgi.mesh.rabbitmq._lane import LaneName
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager
+from nuropb_gateway_asgi.wire.interface import Mesh
 from tests.kit.gateways import DEADLINE, eventually
 from tests.servers.processes import ServiceProcess
 from tests.unit.fakes import FakeHandler

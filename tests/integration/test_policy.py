@@ -18,9 +18,10 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from nuropb_gateway_asgi import FunctionAuthenticator, Gateway, Identity, Settings, SettingsError, _policy_file
+from nuropb_gateway_asgi import FunctionAuthenticator, Gateway, Identity, Settings, SettingsError
 from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.authorization import Decision, ExposePolicy
+from nuropb_gateway_asgi.authorization import policy_file as _policy_file
 from tests.kit.clients import Client, connect
 from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway
 from tests.kit.processes import Process, run_module

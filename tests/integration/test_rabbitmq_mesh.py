@@ -42,8 +42,8 @@ from pamqp.header import ContentHeader
 from nuropb_gateway_asgi import HandlerManager, ServiceMeshManager, Settings
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
-from nuropb_gateway_asgi.mesh.base import CallMessage, EventMessage, Reply
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _connection, _lane, _mesh
+from nuropb_gateway_asgi.wire.interface import CallMessage, EventMessage, Reply
 from tests.integration.conftest import Broker
 from tests.kit.gateways import DEADLINE, eventually
 from tests.servers.processes import call_with_nuropb

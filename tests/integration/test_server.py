@@ -17,8 +17,8 @@ import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from websockets.frames import Frame
 
-from nuropb_gateway_asgi import server
-from nuropb_gateway_asgi._direct import EXTENSION
+from nuropb_gateway_asgi.handlers.direct import EXTENSION
+from nuropb_gateway_asgi.server import websocket as server
 from tests.kit.clients import CLOSE, PING, PONG, TEXT, RawClient, connect, refusal
 from tests.kit.gateways import RunningGateway, Site, eventually, make_gateway, run_gateway, serve
 

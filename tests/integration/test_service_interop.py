@@ -25,7 +25,7 @@ from nuropb.interface import (
 )
 from nuropb.testing.stubs import ServiceExample
 
-from nuropb_gateway_asgi.mesh import service as ours
+from nuropb_gateway_asgi.wire import services as ours
 from tests.servers.nuropb_service import EchoService
 from tests.unit.fakes import until
 from tests.unit.test_service import SPELLINGS

@@ -19,9 +19,9 @@ import pytest
 
 from nuropb_gateway_asgi import CallError, ServiceMeshManager, SettingsError
 from nuropb_gateway_asgi.mesh import hosting, serve, with_context
-from nuropb_gateway_asgi.mesh.errors import NuropbValidationError
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _host
-from nuropb_gateway_asgi.mesh.service import PublishEvent
+from nuropb_gateway_asgi.wire.errors import NuropbValidationError
+from nuropb_gateway_asgi.wire.services import PublishEvent
 from tests.integration.scene import delete_queues
 from tests.kit.gateways import DEADLINE, eventually
 from tests.kit.processes import run_process

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from nuropb_gateway_asgi.tokens import is_token
+from nuropb_gateway_asgi.authentication.tokens import is_token
 from tests.kit.clients import bearer_subprotocol, connect
 from tests.kit.gateways import RunningGateway, make_gateway, run_gateway
 from tests.kit.token_table import HONEST, HOSTILE, Row, clock_of_the_table, verifiers

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from nuropb_gateway_asgi.mesh import wire
+from nuropb_gateway_asgi.wire import codec
 
 __test__ = importlib.util.find_spec("nuropb") is not None
 if __test__:
@@ -68,7 +68,7 @@ def test_nuropb_reads_our_calls(
     trace_id: str | None,
     mandatory: bool,
 ) -> None:
-    body = wire.encode_call(
+    body = codec.encode_call(
         kind,
         service=service,
         method=method,
@@ -77,9 +77,9 @@ def test_nuropb_reads_our_calls(
         context=encoded(context),
         trace_id=trace_id,
     )
-    frames = wire.encode_publish(
+    frames = codec.encode_publish(
         channel=1,
-        exchange=wire.RPC_EXCHANGE,
+        exchange=codec.RPC_EXCHANGE,
         routing_key=service,
         kind=kind,
         correlation_id=correlation_id,
@@ -91,7 +91,7 @@ def test_nuropb_reads_our_calls(
         mandatory=mandatory,
     )
     publish, properties, received_body = received(frames)
-    assert (publish.exchange, publish.routing_key, publish.mandatory) == (wire.RPC_EXCHANGE, service, mandatory)
+    assert (publish.exchange, publish.routing_key, publish.mandatory) == (codec.RPC_EXCHANGE, service, mandatory)
     assert (properties.reply_to, properties.content_type) == ("reply", "application/json")
     assert properties.headers["encrypted"] == ""
     assert properties.headers["nuropb_version"] == NUROPB_VERSION
@@ -123,7 +123,7 @@ def test_nuropb_reads_our_events(
     trace_id: str | None,
     target: list[str] | None,
 ) -> None:
-    body = wire.encode_event(
+    body = codec.encode_event(
         topic,
         encoded(event),
         context=encoded(context),
@@ -131,9 +131,9 @@ def test_nuropb_reads_our_events(
         correlation_id=correlation_id,
         target=target,
     )
-    frames = wire.encode_publish(
+    frames = codec.encode_publish(
         channel=1,
-        exchange=wire.EVENTS_EXCHANGE,
+        exchange=codec.EVENTS_EXCHANGE,
         routing_key=topic,
         kind="event",
         correlation_id=correlation_id,
@@ -142,7 +142,7 @@ def test_nuropb_reads_our_events(
         frame_max=131072,
     )
     publish, properties, received_body = received(frames)
-    assert (publish.exchange, publish.routing_key, publish.mandatory) == (wire.EVENTS_EXCHANGE, topic, False)
+    assert (publish.exchange, publish.routing_key, publish.mandatory) == (codec.EVENTS_EXCHANGE, topic, False)
     assert (properties.reply_to, properties.expiration) == ("", None)
     message = decode_rmq_body(publish, properties, received_body)
     assert message["nuropb_type"] == "event"
@@ -158,13 +158,13 @@ def test_nuropb_reads_our_events(
 
 
 @given(
-    st.builds(wire.ServiceCall, st.just("request"), names, objects, objects, hexes, names, st.none() | texts),
+    st.builds(codec.ServiceCall, st.just("request"), names, objects, objects, hexes, names, st.none() | texts),
     json_values,
     st.none() | st.fixed_dictionaries({"error": texts, "description": texts}),
 )
 @fuzz
-def test_nuropb_reads_our_responses(call: wire.ServiceCall, result: Any, error: dict[str, str] | None) -> None:
-    body = wire.encode_reply(call, result=encoded(result), error=error, reply_to="reply")
+def test_nuropb_reads_our_responses(call: codec.ServiceCall, result: Any, error: dict[str, str] | None) -> None:
+    body = codec.encode_reply(call, result=encoded(result), error=error, reply_to="reply")
     assert decode_payload(body) == {
         "tag": "response",
         "result": result,
@@ -183,7 +183,7 @@ def test_nuropb_reads_our_responses(call: wire.ServiceCall, result: Any, error: 
 )
 @fuzz
 def test_we_read_responses_of_nuropb(response: dict[str, Any], error: dict[str, str] | None) -> None:
-    reply = wire.decode_reply("c", encode_payload(response | {"error": error, "warning": None, "reply_to": "r"}))
+    reply = codec.decode_reply("c", encode_payload(response | {"error": error, "warning": None, "reply_to": "r"}))
     assert (json.loads(bytes(reply.result)), reply.error) == (response["result"], error)
 
 
@@ -193,7 +193,7 @@ def test_we_read_events_of_nuropb(
     topic: str, event: Any, context: dict[str, Any], trace_id: str | None, target: list[str] | None
 ) -> None:
     payload = {"tag": "event", "topic": topic, "event": event, "context": context, "trace_id": trace_id}
-    read = wire.decode_event(encode_payload(payload | {"target": target, "correlation_id": "c"}))
+    read = codec.decode_event(encode_payload(payload | {"target": target, "correlation_id": "c"}))
     assert (read.topic, read.trace_id, read.target) == (topic, trace_id, target)
     assert (json.loads(bytes(read.event)), json.loads(bytes(read.context))) == (event, context)
 
@@ -204,8 +204,8 @@ def test_we_read_calls_of_nuropb(
     service: str, method: str, params: dict[str, Any], context: dict[str, Any], trace_id: str | None
 ) -> None:
     payload = {"tag": "request", "service": service, "method": method, "params": params, "context": context}
-    call = wire.decode_service_call(encode_payload(payload | {"trace_id": trace_id, "correlation_id": "c"}))
-    assert call == wire.ServiceCall("request", method, params, context, "c", service, trace_id)
+    call = codec.decode_service_call(encode_payload(payload | {"trace_id": trace_id, "correlation_id": "c"}))
+    assert call == codec.ServiceCall("request", method, params, context, "c", service, trace_id)
 
 
 @given(names, names, hexes, st.none() | texts, st.booleans())
@@ -226,9 +226,9 @@ def test_we_send_the_properties_that_nuropb_sends(
         },
         expiration="3600000",
     )
-    frames = wire.encode_publish(
+    frames = codec.encode_publish(
         channel=1,
-        exchange=wire.RPC_EXCHANGE,
+        exchange=codec.RPC_EXCHANGE,
         routing_key=routing_key,
         kind="request",
         correlation_id=correlation_id,
@@ -259,6 +259,6 @@ def test_we_read_the_headers_that_nuropb_sends(kind: str, trace_id: str | None) 
     _, _, body = pamqp.frame.unmarshal(frames[size:])
     assert isinstance(header, ContentHeader)
     assert isinstance(body, ContentBody)
-    assert wire.message_type(header.properties.headers) == kind
-    assert not wire.is_encrypted(header.properties.headers)
+    assert codec.message_type(header.properties.headers) == kind
+    assert not codec.is_encrypted(header.properties.headers)
     assert (header.properties.correlation_id, header.properties.reply_to, body.value) == ("c", "", b"{}")

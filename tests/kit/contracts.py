@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from nuropb_gateway_asgi.asyncapi import asyncapi_document
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
-from nuropb_gateway_asgi.contract import Contract, Place, contract_for
-from nuropb_gateway_asgi.mesh.description import Description, parse_description
-from nuropb_gateway_asgi.openapi import openapi_document
+from nuropb_gateway_asgi.contracts.asyncapi import asyncapi_document
+from nuropb_gateway_asgi.contracts.model import Contract, Place, contract_for
+from nuropb_gateway_asgi.contracts.openapi import openapi_document
 from nuropb_gateway_asgi.protocol import ErrorCode, Failure
+from nuropb_gateway_asgi.wire.description import Description, parse_description
 
 __all__ = ["ALICE", "AWAY", "HOSTILE", "ORDERS", "PLACE", "asyncapi", "contract", "described", "openapi"]
 

@@ -16,8 +16,10 @@ from typing import Final, NamedTuple
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from nuropb_gateway_asgi import JWTAuthenticator, KeySet, authentication, keys
-from nuropb_gateway_asgi._documents import Document
+from nuropb_gateway_asgi import JWTAuthenticator, KeySet
+from nuropb_gateway_asgi.authentication import authenticators as authentication
+from nuropb_gateway_asgi.authentication import keys
+from nuropb_gateway_asgi.authentication.fetching import Document
 from tests.kit.tokens import (
     AUDIENCE,
     CLAIMS,

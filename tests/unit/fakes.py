@@ -16,15 +16,15 @@ from uuid import uuid4
 
 import anyio
 
-from nuropb_gateway_asgi._calls import SLOT_SECONDS
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy, Policy
+from nuropb_gateway_asgi.authorization.rules import Delivery
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
 from nuropb_gateway_asgi.handler_manager import HandlerManager
-from nuropb_gateway_asgi.mesh.base import CallMessage, EventMessage, MeshReceiver, Reply
-from nuropb_gateway_asgi.rules import Delivery
+from nuropb_gateway_asgi.routing.calls import SLOT_SECONDS
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
 from nuropb_gateway_asgi.settings import Settings
+from nuropb_gateway_asgi.wire.interface import CallMessage, EventMessage, MeshReceiver, Reply
 
 #: What could hang is given up after so many seconds; nothing that works comes near.
 PATIENCE = 10.0

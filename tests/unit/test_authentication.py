@@ -26,9 +26,6 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Message
 from starlette.websockets import WebSocket
 
-from nuropb_gateway_asgi import authentication
-from nuropb_gateway_asgi._documents import Document
-from nuropb_gateway_asgi._strict import Unacceptable
 from nuropb_gateway_asgi.authentication import (
     Authenticator,
     Credentials,
@@ -37,11 +34,15 @@ from nuropb_gateway_asgi.authentication import (
     JWTAuthenticator,
     KeySet,
     TokenAuthenticationBackend,
-    _VerifiedTokens,
+
 )
+from nuropb_gateway_asgi.authentication import authenticators as authentication
+from nuropb_gateway_asgi.authentication.authenticators import _VerifiedTokens
+from nuropb_gateway_asgi.authentication.fetching import Document
+from nuropb_gateway_asgi.authentication.keys import KeyRing
+from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
+from nuropb_gateway_asgi.authentication.tokens import Compact
 from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, NotStartedError, SettingsError
-from nuropb_gateway_asgi.keys import KeyRing
-from nuropb_gateway_asgi.tokens import Compact
 from tests.kit.token_table import clock_of_the_table
 from tests.kit.tokens import (
     AUDIENCE,

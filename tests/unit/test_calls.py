@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from nuropb_gateway_asgi._calls import SLOT_SECONDS, Call, CallTable
-from nuropb_gateway_asgi.mesh.base import CallMessage
 from nuropb_gateway_asgi.protocol import ErrorCode, Failure
+from nuropb_gateway_asgi.routing.calls import SLOT_SECONDS, Call, CallTable
+from nuropb_gateway_asgi.wire.interface import CallMessage
 
 
 def call(correlation_id: str, deadline: float = 1030.0) -> Call:

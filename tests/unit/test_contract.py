@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from nuropb_gateway_asgi.asyncapi import asyncapi_document
 from nuropb_gateway_asgi.authorization import AuthorizedPolicy, ExposePolicy, RulePolicy, completed
-from nuropb_gateway_asgi.contract import Contract, Place, contract_for, distinct_names, parameters_schema
-from nuropb_gateway_asgi.mesh.description import Description, MethodInfo, parse_description
-from nuropb_gateway_asgi.openapi import openapi_document
-from nuropb_gateway_asgi.policy import parse_policy
+from nuropb_gateway_asgi.authorization.syntax import parse_policy
+from nuropb_gateway_asgi.contracts.asyncapi import asyncapi_document
+from nuropb_gateway_asgi.contracts.model import Contract, Place, contract_for, distinct_names, parameters_schema
+from nuropb_gateway_asgi.contracts.openapi import openapi_document
 from nuropb_gateway_asgi.protocol import ErrorCode
+from nuropb_gateway_asgi.wire.description import Description, MethodInfo, parse_description
 from tests.kit.contracts import ALICE, AWAY, HOSTILE, ORDERS, asyncapi, contract, described, openapi
 
 

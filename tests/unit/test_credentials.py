@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from nuropb_gateway_asgi.credentials import (
+from nuropb_gateway_asgi.authentication.credentials import (
     Credentials,
     bearer_from_header,
     bearer_from_subprotocols,

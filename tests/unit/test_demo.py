@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from nuropb_gateway_asgi.mesh.demo import DemoService
-from nuropb_gateway_asgi.mesh.service import Outcome, call_service, describe_service
+from nuropb_gateway_asgi.wire.services import Outcome, call_service, describe_service
 
 from .fakes import strict_json, until
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from nuropb_gateway_asgi.mesh.description import Description, MethodInfo, describe_for_clients, parse_description
+from nuropb_gateway_asgi.wire.description import Description, MethodInfo, describe_for_clients, parse_description
 
 KEY = "-----BEGIN PUBLIC KEY-----"
 #: As nuropb 0.1.8 makes it, of ``def add(self, ctx, a: int, b=2, *args, c: str, **kwargs)``.

@@ -11,9 +11,9 @@ import anyio.lowlevel
 import pytest
 
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
-from nuropb_gateway_asgi.mesh.base import CallMessage, EventMessage, Mesh, Reply
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
-from nuropb_gateway_asgi.mesh.service import PublishEvent, Runnable
+from nuropb_gateway_asgi.wire.interface import CallMessage, EventMessage, Mesh, Reply
+from nuropb_gateway_asgi.wire.services import PublishEvent, Runnable
 
 from .fakes import strict_json, until
 

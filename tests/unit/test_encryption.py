@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi.mesh.encryption import (
+from nuropb_gateway_asgi.wire.encryption import (
     UndecryptableMessage,
     decrypt_call,
     decrypt_reply,

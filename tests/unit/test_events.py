@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from nuropb_gateway_asgi import ServiceMeshManagerController, _events, protocol
-from nuropb_gateway_asgi._events import MAX_CONTROLLER_EVENTS
-from nuropb_gateway_asgi._interest import LINGER
+from nuropb_gateway_asgi import ServiceMeshManagerController, protocol
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
+from nuropb_gateway_asgi.authorization.rules import Delivery
 from nuropb_gateway_asgi.exceptions import SettingsError
 from nuropb_gateway_asgi.protocol import MAX_SUBSCRIPTIONS
-from nuropb_gateway_asgi.rules import Delivery
+from nuropb_gateway_asgi.routing import events as _events
+from nuropb_gateway_asgi.routing.events import MAX_CONTROLLER_EVENTS
+from nuropb_gateway_asgi.routing.interest import LINGER
 
 from .fakes import FakeGateway, FakeHandler, answers, make_gateway, running, until
 

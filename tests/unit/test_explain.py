@@ -10,16 +10,16 @@ import msgspec
 import pytest
 
 from nuropb_gateway_asgi.authentication import Authenticator, Identity, JWTAuthenticator, issue_token
+from nuropb_gateway_asgi.authentication.revocation import Revocation
 from nuropb_gateway_asgi.authorization import AuthorizedPolicy, ExposePolicy, Policy, RulePolicy
+from nuropb_gateway_asgi.authorization.explain import explain, render
+from nuropb_gateway_asgi.authorization.syntax import parse_policy
 from nuropb_gateway_asgi.cli.explain import print_explanation, read_token
 from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable
-from nuropb_gateway_asgi.explain import explain, render
 from nuropb_gateway_asgi.handler_manager import HandlerManager
-from nuropb_gateway_asgi.mesh.base import CallMessage, Reply
-from nuropb_gateway_asgi.policy import parse_policy
-from nuropb_gateway_asgi.revocation import Revocation
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager
 from nuropb_gateway_asgi.settings import Settings
+from nuropb_gateway_asgi.wire.interface import CallMessage, Reply
 
 from .fakes import FakeMesh
 

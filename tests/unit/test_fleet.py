@@ -13,14 +13,15 @@ import anyio
 import msgspec
 import pytest
 
-from nuropb_gateway_asgi import CallError, ServiceMeshManagerController, _fleet
-from nuropb_gateway_asgi._fleet import ANSWER_TIMEOUT, SILENCE
-from nuropb_gateway_asgi._online import OFFLINE, ONLINE
-from nuropb_gateway_asgi._presence import DEBOUNCE
-from nuropb_gateway_asgi._switchboard import MAX_USERS, Connections, Online, Reached, Sessions
+from nuropb_gateway_asgi import CallError, ServiceMeshManagerController
 from nuropb_gateway_asgi.exceptions import AuthenticationFailed, NotStartedError
-from nuropb_gateway_asgi.mesh.errors import NuropbTransportError, NuropbValidationError
-from nuropb_gateway_asgi.mesh.service import call_service, describe_service
+from nuropb_gateway_asgi.fleet import members as _fleet
+from nuropb_gateway_asgi.fleet.members import ANSWER_TIMEOUT, SILENCE
+from nuropb_gateway_asgi.fleet.online import OFFLINE, ONLINE
+from nuropb_gateway_asgi.fleet.presence import DEBOUNCE
+from nuropb_gateway_asgi.fleet.users import MAX_USERS, Connections, Online, Reached, Sessions
+from nuropb_gateway_asgi.wire.errors import NuropbTransportError, NuropbValidationError
+from nuropb_gateway_asgi.wire.services import call_service, describe_service
 
 from .fakes import FakeGateway, FakeHandler, Network, make_gateway, running, until
 
@@ -433,7 +434,7 @@ async def test_a_revocation_that_cannot_be_written_holds_here_and_is_an_error() 
 
 
 async def test_the_token_of_a_revoked_session_is_written_once_that_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nuropb_gateway_asgi._revoker.RETRY", 0.01)
+    monkeypatch.setattr("nuropb_gateway_asgi.fleet.revocations.RETRY", 0.01)
     async with processes(1) as (one,):
         handler = await one.connect("alice")
         one.mesh.lose()

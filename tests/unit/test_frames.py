@@ -16,8 +16,8 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from nuropb_gateway_asgi.mesh import wire
 from nuropb_gateway_asgi.mesh.rabbitmq._frames import HEARTBEAT, Content, Incoming, Splitter
+from nuropb_gateway_asgi.wire import codec
 
 Properties = commands.Basic.Properties
 
@@ -291,7 +291,7 @@ WRONG: list[dict[str, Any] | None] = [
 def test_headers_that_are_not_nuropbs_are_refused(headers: dict[str, Any] | None) -> None:
     ear = Ear()
     ear.feed(message(1, b"{}", Properties(headers=headers)))
-    with pytest.raises(wire.InvalidMessage):
+    with pytest.raises(codec.InvalidMessage):
         ear.messages[0].kind  # noqa: B018
 
 

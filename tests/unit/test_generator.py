@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from nuropb_gateway_asgi.cli.gen_client import gen_client, gen_client_command
-from nuropb_gateway_asgi.generator import DocumentError, Language, generate_client
+from nuropb_gateway_asgi.contracts.clients import DocumentError, Language, generate_client
 from tests.kit.contracts import HOSTILE, ORDERS, asyncapi
 
 

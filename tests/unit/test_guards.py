@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from nuropb_gateway_asgi import _guards
-from nuropb_gateway_asgi._guards import (
+from nuropb_gateway_asgi.limits import circuits as _guards
+from nuropb_gateway_asgi.limits.circuits import (
     ERRORS_ALLOWED,
     EVERYBODY,
     OPEN_AFTER,

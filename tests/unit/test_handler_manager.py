@@ -9,12 +9,13 @@ from typing import Any
 import anyio
 import pytest
 
-from nuropb_gateway_asgi._limits import REFUSALS_ALLOWED, CallRate, Rate
-from nuropb_gateway_asgi._process import Process
 from nuropb_gateway_asgi.authentication import Identity
+from nuropb_gateway_asgi.authentication.revocation import Revocation
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
 from nuropb_gateway_asgi.handler_manager import MAX_MALFORMED_FRAMES, Handler, HandlerManager, SendCount
+from nuropb_gateway_asgi.limits.buckets import REFUSALS_ALLOWED, CallRate, Rate
+from nuropb_gateway_asgi.limits.shared import Process
 from nuropb_gateway_asgi.protocol import (
     Cancel,
     ClientFrame,
@@ -25,7 +26,6 @@ from nuropb_gateway_asgi.protocol import (
     Subscribe,
     Unsubscribe,
 )
-from nuropb_gateway_asgi.revocation import Revocation
 from nuropb_gateway_asgi.settings import Settings
 
 from .fakes import Clock, FakeAuthenticator, FakeHandler, until

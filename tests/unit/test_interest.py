@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from nuropb_gateway_asgi._interest import LINGER, Interest
+from nuropb_gateway_asgi.routing.interest import LINGER, Interest
 
 from .fakes import Clock, FakeMesh
 

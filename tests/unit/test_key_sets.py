@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi import KeySet, SettingsError, key_sets
-from nuropb_gateway_asgi._documents import _URL, Document, _max_age, check_url
-from nuropb_gateway_asgi._strict import Unacceptable
+from nuropb_gateway_asgi import KeySet, SettingsError
+from nuropb_gateway_asgi.authentication import key_sets
+from nuropb_gateway_asgi.authentication.fetching import _URL, Document, _max_age, check_url
+from nuropb_gateway_asgi.authentication.key_sets import Freshness
+from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
 from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, NotStartedError
-from nuropb_gateway_asgi.key_sets import Freshness
 from tests.kit.tokens import ISSUER, P256_KEY, RSA_KEY, RSA_OTHER, as_json, jwk, key_set, private_jwk
 
 from .fakes import PATIENCE, Clock, until

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi._strict import Unacceptable
 from nuropb_gateway_asgi.authentication import JWTAuthenticator, issue_token, new_secret
+from nuropb_gateway_asgi.authentication.keys import read_key, read_key_set
+from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
+from nuropb_gateway_asgi.authentication.tokens import parse_compact
 from nuropb_gateway_asgi.exceptions import SettingsError
-from nuropb_gateway_asgi.keys import read_key, read_key_set
-from nuropb_gateway_asgi.tokens import parse_compact
 from tests.kit.token_table import clock_of_the_table
 from tests.kit.tokens import (
     DER,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi import _limits
-from nuropb_gateway_asgi._limits import (
+from nuropb_gateway_asgi.limits import buckets as _limits
+from nuropb_gateway_asgi.limits.buckets import (
     REFUSALS_ALLOWED,
     REFUSALS_WINDOW,
     CallRate,

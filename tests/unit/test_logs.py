@@ -10,7 +10,7 @@ import pytest
 
 from nuropb_gateway_asgi import Settings
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
-from nuropb_gateway_asgi.logs import LogFilter, configure_logging, filtered_server_logs
+from nuropb_gateway_asgi.observability.logs import LogFilter, configure_logging, filtered_server_logs
 
 WEBSOCKET = '%s - "WebSocket %s" [accepted]'
 ACCESS = '%s - "%s %s HTTP/%s" %d'

@@ -5,8 +5,8 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi._ids import new_id
-from nuropb_gateway_asgi._memory import Memory
+from nuropb_gateway_asgi.generation_cache import Memory
+from nuropb_gateway_asgi.identifiers import new_id
 
 
 @given(st.integers(1, 5), st.lists(st.integers(0, 12)))

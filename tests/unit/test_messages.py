@@ -7,7 +7,7 @@ import asyncio
 import anyio
 import pytest
 
-from nuropb_gateway_asgi.server import _Messages
+from nuropb_gateway_asgi.server.websocket import _Messages
 
 
 async def test_messages_come_in_their_order() -> None:

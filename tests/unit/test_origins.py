@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from nuropb_gateway_asgi.authentication.origins import OriginPolicy
 from nuropb_gateway_asgi.exceptions import SettingsError
-from nuropb_gateway_asgi.origins import OriginPolicy
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from anyio.lowlevel import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi._outbox import MAX_DROPPED_TOPICS, Outbox
+from nuropb_gateway_asgi.handlers.outbox import MAX_DROPPED_TOPICS, Outbox
 
 
 async def drain(outbox: Outbox) -> list[str]:

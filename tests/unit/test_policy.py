@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi._limits import Rate
+from nuropb_gateway_asgi.authorization.rules import Condition, Rule
+from nuropb_gateway_asgi.authorization.syntax import parse_policy
 from nuropb_gateway_asgi.exceptions import GatewayError, PolicyError, SettingsError
-from nuropb_gateway_asgi.policy import parse_policy
-from nuropb_gateway_asgi.rules import Condition, Rule
+from nuropb_gateway_asgi.limits.buckets import Rate
 
 RULE = '[[rule]]\nallow = "call"\nmethods = ["orders.*"]\n'
 

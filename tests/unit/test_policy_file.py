@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from nuropb_gateway_asgi import _policy_file
-from nuropb_gateway_asgi._policy_file import MAX_SIZE, PolicyFile
 from nuropb_gateway_asgi.authentication import Identity
+from nuropb_gateway_asgi.authorization import policy_file as _policy_file
+from nuropb_gateway_asgi.authorization.policy_file import MAX_SIZE, PolicyFile
 from nuropb_gateway_asgi.exceptions import PolicyError, SettingsError
 
 from .fakes import until

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from nuropb_gateway_asgi._presence import DEBOUNCE, Presence, Snapshot
+from nuropb_gateway_asgi.fleet.presence import DEBOUNCE, Presence, Snapshot
 
 LATER = DEBOUNCE
 

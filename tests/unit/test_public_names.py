@@ -72,9 +72,9 @@ PATHS = {
     "nuropb_gateway_asgi.gateway": ["Gateway", "combine_lifespans", "configure_logging", "create_app"],
     "nuropb_gateway_asgi.handler_manager": ["Handler", "HandlerManager", "SendCount"],
     "nuropb_gateway_asgi.mesh": ["PublishEvent", "hosting", "serve", "with_context"],
-    "nuropb_gateway_asgi.mesh.base": ["CallMessage", "EventMessage", "Mesh", "MeshReceiver", "Reply"],
+    "nuropb_gateway_asgi.wire.interface": ["CallMessage", "EventMessage", "Mesh", "MeshReceiver", "Reply"],
     "nuropb_gateway_asgi.mesh.embedded": ["EmbeddedMesh"],
-    "nuropb_gateway_asgi.mesh.errors": [
+    "nuropb_gateway_asgi.wire.errors": [
         "NuropbAuthenticationError",
         "NuropbAuthorizationError",
         "NuropbDeprecatedError",
@@ -99,9 +99,7 @@ def test_a_public_name_is_where_it_was(module: str, name: str) -> None:
 @pytest.mark.parametrize("module", PATHS)
 def test_a_public_module_can_be_the_first_that_is_imported(module: str) -> None:
     program = f"import {module} as module\nfor name in {PATHS[module]!r}: getattr(module, name)\n"
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
-    )
+    ended = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 

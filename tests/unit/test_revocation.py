@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from nuropb_gateway_asgi.authentication import Identity
-from nuropb_gateway_asgi.revocation import (
+from nuropb_gateway_asgi.authentication.revocation import (
     MAX_KEPT,
     Revocation,
     RevocationCheck,

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi._limits import CallRate, Rate
 from nuropb_gateway_asgi.authentication import Identity
-from nuropb_gateway_asgi.authorization import (
+from nuropb_gateway_asgi.authorization.policies import (
     MAX_REMEMBERED,
     AuthorizedPolicy,
     Decision,
@@ -23,8 +22,9 @@ from nuropb_gateway_asgi.authorization import (
     RulePolicy,
     completed,
 )
-from nuropb_gateway_asgi.policy import parse_policy
-from nuropb_gateway_asgi.rules import CallPattern, Condition, Rule, TopicPattern
+from nuropb_gateway_asgi.authorization.rules import CallPattern, Condition, Rule, TopicPattern
+from nuropb_gateway_asgi.authorization.syntax import parse_policy
+from nuropb_gateway_asgi.limits.buckets import CallRate, Rate
 from nuropb_gateway_asgi.topics import covers, matches
 
 

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.authentication import Identity
-from nuropb_gateway_asgi.rules import CallPattern, Condition, Operator, Placeholder, Rule, TopicPattern, _glob, _Name
+from nuropb_gateway_asgi.authorization.rules import (
+    CallPattern,
+    Condition,
+    Operator,
+    Placeholder,
+    Rule,
+    TopicPattern,
+    _glob,
+    _Name,
+)
 from nuropb_gateway_asgi.topics import matches
 
 

@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from nuropb_gateway_asgi.mesh.service import (
+from nuropb_gateway_asgi.wire.services import (
     Outcome,
     call_service,
     deliver_event,

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi._guards import ERRORS_ALLOWED, OPEN_AFTER, PAUSE, REFUSALS_ALLOWED
-from nuropb_gateway_asgi._memory import Memory
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import CallError, MeshUnavailable, NotStartedError
-from nuropb_gateway_asgi.mesh.base import CallMessage, Mesh, MeshReceiver, Reply
-from nuropb_gateway_asgi.mesh.description import MAX_AGE_SECONDS, Description
+from nuropb_gateway_asgi.generation_cache import Memory
+from nuropb_gateway_asgi.limits.circuits import ERRORS_ALLOWED, OPEN_AFTER, PAUSE, REFUSALS_ALLOWED
 from nuropb_gateway_asgi.protocol import Failure, Ping
+from nuropb_gateway_asgi.wire.description import MAX_AGE_SECONDS, Description
+from nuropb_gateway_asgi.wire.interface import CallMessage, Mesh, MeshReceiver, Reply
 
 from .fakes import FakeGateway, FakeHandler, FakeMesh, answers, make_gateway, running, strict_json, until
 

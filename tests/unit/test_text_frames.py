@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
-from nuropb_gateway_asgi._text_frames import encode_text, frame_size, is_fragment, is_hopeless, text_of
+from nuropb_gateway_asgi.server.text_frames import encode_text, frame_size, is_fragment, is_hopeless, text_of
 
 LENGTHS = [0, 1, 125, 126, 127, 65535, 65536]
 frames = st.one_of(

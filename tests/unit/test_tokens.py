@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi import authentication
 from nuropb_gateway_asgi.authentication import JWTAuthenticator
+from nuropb_gateway_asgi.authentication import authenticators as authentication
 from tests.kit.token_table import HONEST, HOSTILE, Row, clock_of_the_table, verifiers
 from tests.kit.tokens import AUDIENCE, CLAIMS, ISSUER, SECRET, make
 

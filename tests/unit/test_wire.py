@@ -14,9 +14,9 @@ from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from nuropb_gateway_asgi.mesh import wire
-from nuropb_gateway_asgi.mesh.base import EventMessage, Reply
-from nuropb_gateway_asgi.mesh.wire import InvalidMessage, NotJson, ServiceCall
+from nuropb_gateway_asgi.wire import codec
+from nuropb_gateway_asgi.wire.codec import InvalidMessage, NotJson, ServiceCall
+from nuropb_gateway_asgi.wire.interface import EventMessage, Reply
 
 fuzz = settings(max_examples=100)
 
@@ -70,7 +70,7 @@ def test_a_call_has_the_seven_members_of_nuropb(
         "trace_id": trace_id,
     }
     for given_params in (encoded(params), Raw(encoded(params))):
-        body = wire.encode_call(
+        body = codec.encode_call(
             kind,
             service=service,
             method=method,
@@ -92,7 +92,7 @@ def test_an_event_has_the_seven_members_of_nuropb(
     correlation_id: str,
     target: list[str] | None,
 ) -> None:
-    body = wire.encode_event(
+    body = codec.encode_event(
         topic,
         encoded(event),
         context=encoded(context),
@@ -110,7 +110,7 @@ def test_an_event_has_the_seven_members_of_nuropb(
         "target": target,
     }
     assert same(body, expected)
-    received = wire.decode_event(body)
+    received = codec.decode_event(body)
     assert (received.topic, received.trace_id, received.target) == (topic, trace_id, target)
     assert same(b'{"event":%b,"context":%b}' % (received.event, received.context), {"event": event, "context": context})
 
@@ -125,7 +125,7 @@ def test_an_event_has_the_seven_members_of_nuropb(
 def test_a_response_has_the_eight_members_of_nuropb_and_the_context_of_the_request(
     call: ServiceCall, result: Any, error: dict[str, str] | None, reply_to: str
 ) -> None:
-    body = wire.encode_reply(call, result=encoded(result), error=error, reply_to=reply_to)
+    body = codec.encode_reply(call, result=encoded(result), error=error, reply_to=reply_to)
     expected = {
         "tag": "response",
         "result": result,
@@ -137,7 +137,7 @@ def test_a_response_has_the_eight_members_of_nuropb_and_the_context_of_the_reque
         "reply_to": reply_to,
     }
     assert same(body, expected)
-    reply = wire.decode_reply("c", body)
+    reply = codec.decode_reply("c", body)
     assert reply.correlation_id == "c"
     assert reply.error == error
     assert same(b'{"result":%b}' % reply.result, {"result": result})
@@ -154,7 +154,7 @@ def test_a_call_is_read_as_it_was_written(
     context: dict[str, Any],
     trace_id: str | None,
 ) -> None:
-    body = wire.encode_call(
+    body = codec.encode_call(
         kind,
         service=service,
         method=method,
@@ -164,7 +164,7 @@ def test_a_call_is_read_as_it_was_written(
         trace_id=trace_id,
     )
     expected = ServiceCall(kind, method, params, context, correlation_id, service, trace_id)
-    assert wire.decode_service_call(body) == expected
+    assert codec.decode_service_call(body) == expected
 
 
 # --- bodies that come in ----------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ REPLIES = [
 
 @pytest.mark.parametrize(("body", "result", "error"), REPLIES)
 def test_of_a_response_the_result_stays_json(body: bytes, result: bytes, error: dict[str, Any] | None) -> None:
-    reply = wire.decode_reply("c", body)
+    reply = codec.decode_reply("c", body)
     assert isinstance(reply, Reply)
     assert (reply.correlation_id, bytes(reply.result), reply.error) == ("c", result, error)
 
@@ -204,7 +204,7 @@ NO_JSON = [
 def test_a_response_that_only_python_reads_is_told_apart(body: bytes) -> None:
     assert isinstance(json.loads(body), dict)
     with pytest.raises(NotJson, match=r"^the response holds a value that JSON does not have$"):
-        wire.decode_reply("c", body)
+        codec.decode_reply("c", body)
 
 
 UNREADABLE = [
@@ -229,9 +229,9 @@ UNREADABLE = [
 @pytest.mark.parametrize(
     ("decode", "message"),
     [
-        (lambda body: wire.decode_reply("c", body), "the response cannot be read"),
-        (wire.decode_event, "the event cannot be read"),
-        (wire.decode_service_call, "the request cannot be read"),
+        (lambda body: codec.decode_reply("c", body), "the response cannot be read"),
+        (codec.decode_event, "the event cannot be read"),
+        (codec.decode_service_call, "the request cannot be read"),
     ],
 )
 def test_what_nobody_can_read_is_named_and_not_quoted(
@@ -249,7 +249,7 @@ def test_what_nobody_can_read_is_named_and_not_quoted(
 @example(b'{"error":1}')
 @example(b'{"tag":1,"topic":"t","event":1,"target":1}')
 def test_no_message_of_the_mesh_gets_further_than_the_decoders(body: bytes) -> None:
-    for decode in (lambda data: wire.decode_reply("c", data), wire.decode_event, wire.decode_service_call):
+    for decode in (lambda data: codec.decode_reply("c", data), codec.decode_event, codec.decode_service_call):
         try:
             decode(body)
         except InvalidMessage as error:
@@ -273,7 +273,7 @@ EVENTS = [
 
 @pytest.mark.parametrize(("body", "event"), EVENTS)
 def test_of_an_event_what_it_carries_stays_json(body: bytes, event: EventMessage) -> None:
-    received = wire.decode_event(body)
+    received = codec.decode_event(body)
     received.event, received.context = bytes(received.event), bytes(received.context)
     assert received == event
 
@@ -294,7 +294,7 @@ def test_of_an_event_what_it_carries_stays_json(body: bytes, event: EventMessage
 )
 def test_an_event_without_the_members_of_an_event_is_invalid(body: bytes) -> None:
     with pytest.raises(InvalidMessage, match=r"^the event cannot be read"):
-        wire.decode_event(body)
+        codec.decode_event(body)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_an_event_without_the_members_of_an_event_is_invalid(body: bytes) -> Non
 )
 def test_a_request_without_the_members_of_a_request_is_invalid(body: bytes) -> None:
     with pytest.raises(InvalidMessage, match=r"^the request cannot be read"):
-        wire.decode_service_call(body)
+        codec.decode_service_call(body)
 
 
 # --- headers ----------------------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def test_a_request_without_the_members_of_a_request_is_invalid(body: bytes) -> N
 
 @pytest.mark.parametrize("kind", ["request", "response", "event", "command"])
 def test_the_headers_name_the_type_of_a_message(kind: str) -> None:
-    assert wire.message_type({"nuropb_protocol": "0.1.1", "nuropb_type": kind, "any": 1}) == kind
+    assert codec.message_type({"nuropb_protocol": "0.1.1", "nuropb_type": kind, "any": 1}) == kind
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_the_headers_name_the_type_of_a_message(kind: str) -> None:
 )
 def test_headers_of_somebody_else_are_invalid(headers: dict[str, Any] | None, message: str) -> None:
     with pytest.raises(InvalidMessage) as caught:
-        wire.message_type(headers)
+        codec.message_type(headers)
     assert str(caught.value) == message
 
 
@@ -357,7 +357,7 @@ def test_headers_of_somebody_else_are_invalid(headers: dict[str, Any] | None, me
     ],
 )
 def test_the_headers_tell_whether_a_body_is_encrypted(headers: dict[str, Any] | None, expected: bool) -> None:
-    assert wire.is_encrypted(headers) is expected
+    assert codec.is_encrypted(headers) is expected
 
 
 # --- expiration -------------------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ def test_the_headers_tell_whether_a_body_is_encrypted(headers: dict[str, Any] | 
     ],
 )
 def test_an_expiration_is_whole_milliseconds_of_a_day(seconds: float, expected: str) -> None:
-    assert wire.expiration(seconds) == expected
+    assert codec.expiration(seconds) == expected
 
 
 # --- frames -----------------------------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def with_reply_to(frames: bytes) -> bytes:
 def publish(**changes: Any) -> dict[str, Any]:
     return {
         "channel": 1,
-        "exchange": wire.RPC_EXCHANGE,
+        "exchange": codec.RPC_EXCHANGE,
         "routing_key": "orders",
         "kind": "request",
         "correlation_id": "0123456789abcdef0123456789abcdef",
@@ -463,7 +463,7 @@ ROOM = FRAME_MAX - 8
 def test_a_body_is_cut_where_the_frames_end(size: int) -> None:
     body = bytes(index % 251 for index in range(size))
     message = publish(body=body, frame_max=FRAME_MAX)
-    frames = wire.encode_publish(**message)
+    frames = codec.encode_publish(**message)
     assert frames == by_pamqp(**message)
     parts: list[bytes] = []
     while frames:
@@ -480,7 +480,7 @@ def test_a_body_is_cut_where_the_frames_end(size: int) -> None:
     st.fixed_dictionaries(
         {
             "channel": st.integers(1, 65535),
-            "exchange": st.sampled_from(["", wire.RPC_EXCHANGE, wire.EVENTS_EXCHANGE, wire.DEAD_LETTER_EXCHANGE]),
+            "exchange": st.sampled_from(["", codec.RPC_EXCHANGE, codec.EVENTS_EXCHANGE, codec.DEAD_LETTER_EXCHANGE]),
             "routing_key": names,
             "kind": kinds,
             "correlation_id": hexes | names.filter(bool),
@@ -496,7 +496,7 @@ def test_a_body_is_cut_where_the_frames_end(size: int) -> None:
 )
 @fuzz
 def test_a_publish_is_byte_for_byte_what_pamqp_makes_of_it(message: dict[str, Any]) -> None:
-    assert wire.encode_publish(**message) == by_pamqp(**message)
+    assert codec.encode_publish(**message) == by_pamqp(**message)
 
 
 @given(hexes, trace_ids, names, st.binary(max_size=100), st.sampled_from(["event", "response"]), st.booleans())
@@ -505,7 +505,7 @@ def test_an_event_and_a_response_have_a_reply_to_that_is_empty(
     correlation_id: str, trace_id: str | None, routing_key: str, body: bytes, kind: str, encrypted: bool
 ) -> None:
     message = publish(
-        exchange=wire.EVENTS_EXCHANGE if kind == "event" else "",
+        exchange=codec.EVENTS_EXCHANGE if kind == "event" else "",
         routing_key=routing_key,
         kind=kind,
         correlation_id=correlation_id,
@@ -516,14 +516,14 @@ def test_an_event_and_a_response_have_a_reply_to_that_is_empty(
         mandatory=False,
         encrypted=encrypted,
     )
-    frames = wire.encode_publish(**message)
+    frames = codec.encode_publish(**message)
     assert frames == with_reply_to(by_pamqp(**message))
     defaults = {name: message[name] for name in message if name not in ("reply_to", "expiration", "mandatory")}
-    assert wire.encode_publish(**defaults) == frames
+    assert codec.encode_publish(**defaults) == frames
 
 
 def test_the_properties_are_the_five_of_nuropb_and_no_others() -> None:
-    frames = wire.encode_publish(**publish(trace_id=None))
+    frames = codec.encode_publish(**publish(trace_id=None))
     consumed, channel, method = pamqp.frame.unmarshal(frames)
     assert isinstance(method, commands.Basic.Publish)
     assert (channel, method.exchange, method.routing_key) == (1, "nuropb-rpc-exchange", "orders")
@@ -550,24 +550,24 @@ def test_the_properties_are_the_five_of_nuropb_and_no_others() -> None:
 @pytest.mark.parametrize("text", ["a" * 256, "é" * 128, "😀" * 64])
 def test_a_name_that_is_no_short_string_is_refused(name: str, text: str) -> None:
     with pytest.raises(InvalidMessage, match=r"^a name has more than 255 bytes$"):
-        wire.encode_publish(**publish(**{name: text}))
+        codec.encode_publish(**publish(**{name: text}))
     shorter = publish(**{name: text[1:]})
-    assert text[1:].encode() in wire.encode_publish(**shorter)
+    assert text[1:].encode() in codec.encode_publish(**shorter)
 
 
 def test_a_header_fits_its_frame_whatever_the_trace_id() -> None:
     longest = publish(
         trace_id="😀" * 512, correlation_id="c" * 255, reply_to="r" * 255, expiration="86400000", encrypted=True
     )
-    frames = wire.encode_publish(**longest)
+    frames = codec.encode_publish(**longest)
     consumed, _, _ = pamqp.frame.unmarshal(frames)
     size, _, _ = pamqp.frame.unmarshal(frames[consumed:])
     assert size <= FRAME_MAX  # AMQP's smallest frame_max
     with pytest.raises(InvalidMessage, match=r"^a trace_id has more than 512 characters$"):
-        wire.encode_publish(**longest | {"trace_id": "t" * 513})
+        codec.encode_publish(**longest | {"trace_id": "t" * 513})
 
 
 def test_the_names_are_those_of_nuropb() -> None:
-    names_ = (wire.RPC_EXCHANGE, wire.EVENTS_EXCHANGE, wire.DEAD_LETTER_EXCHANGE)
+    names_ = (codec.RPC_EXCHANGE, codec.EVENTS_EXCHANGE, codec.DEAD_LETTER_EXCHANGE)
     assert names_ == ("nuropb-rpc-exchange", "nuropb-events-exchange", "nuropb-dl-exchange")
-    assert (wire.PROTOCOL_VERSION, wire.NUROPB_VERSION) == ("0.1.1", "0.1.8")
+    assert (codec.PROTOCOL_VERSION, codec.NUROPB_VERSION) == ("0.1.1", "0.1.8")

@@ -27,7 +27,7 @@ from aiormq.exceptions import (
 from pamqp.exceptions import PAMQPException
 from yarl import URL
 
-from .. import wire
+from ...wire import codec
 from ._fast import FastLane
 from ._lane import Lane, LaneName
 from ._plain import PlainLane
@@ -233,9 +233,9 @@ async def declare_exchanges(connection: aio_pika.abc.AbstractConnection) -> None
     Raises ConnectionError, which says what is missing. A failed declaration closes its channel, so each has its own.
     """
     for name, kind in (
-        (wire.RPC_EXCHANGE, "direct"),
-        (wire.EVENTS_EXCHANGE, "topic"),
-        (wire.DEAD_LETTER_EXCHANGE, "fanout"),
+        (codec.RPC_EXCHANGE, "direct"),
+        (codec.EVENTS_EXCHANGE, "topic"),
+        (codec.DEAD_LETTER_EXCHANGE, "fanout"),
     ):
         try:
             async with connection.channel() as channel:

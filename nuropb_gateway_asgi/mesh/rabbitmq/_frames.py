@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from pamqp import commands
 from pamqp.header import ContentHeader
 
-from .. import wire
+from ...wire import codec
 
 __all__ = ["HEARTBEAT", "Content", "Incoming", "Splitter"]
 
@@ -43,7 +43,7 @@ _FIXED: Final = 14
 
 # Entries of a table of headers as NuroPb writes them. Nothing that a client chooses can look like one of them, because
 # it cannot have the zeros of a length in it.
-_OUR_PROTOCOL: Final = b"\x0fnuropb_protocolS\x00\x00\x00\x05" + wire.PROTOCOL_VERSION.encode()
+_OUR_PROTOCOL: Final = b"\x0fnuropb_protocolS\x00\x00\x00\x05" + codec.PROTOCOL_VERSION.encode()
 _IS_RESPONSE: Final = b"\x0bnuropb_typeS\x00\x00\x00\x08response"
 _IS_ENCRYPTED: Final = b"\x09encryptedS\x00\x00\x00\x03yes"
 
@@ -77,11 +77,11 @@ class Incoming:
         return self._read().reply_to
 
     @property
-    def kind(self) -> wire.MessageType:
+    def kind(self) -> codec.MessageType:
         """Which of NuroPb's messages this is. Raises InvalidMessage if it is none."""
         if _IS_RESPONSE in self._header and _OUR_PROTOCOL in self._header:
             return "response"
-        return wire.message_type(self.headers)
+        return codec.message_type(self.headers)
 
     @property
     def encrypted(self) -> bool:

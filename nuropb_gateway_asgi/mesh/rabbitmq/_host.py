@@ -16,11 +16,11 @@ from aiormq.abc import AbstractChannel
 from aiormq.exceptions import AMQPException
 from anyio.abc import TaskGroup
 
-from ..._memory import Memory
 from ...exceptions import MeshUnavailable
-from .. import wire
-from ..encryption import UndecryptableMessage, decrypt_call, encrypt
-from ..service import Outcome, call_service, deliver_event
+from ...generation_cache import Memory
+from ...wire import codec
+from ...wire.encryption import UndecryptableMessage, decrypt_call, encrypt
+from ...wire.services import Outcome, call_service, deliver_event
 from ._frames import Incoming
 
 __all__ = ["SERVICE_PREFETCH", "ServiceHost"]
@@ -186,12 +186,12 @@ class ServiceHost:
                     raise UndecryptableMessage("encrypted, and the service has no key")
                 key, body = decrypt_call(body, private_key)
             if kind == "response":
-                raise wire.InvalidMessage("a response")
+                raise codec.InvalidMessage("a response")
             if kind == "event":
                 await self._on_event(body)
                 return "ack", None
-            call = wire.decode_service_call(body)
-        except (wire.InvalidMessage, UndecryptableMessage) as error:
+            call = codec.decode_service_call(body)
+        except (codec.InvalidMessage, UndecryptableMessage) as error:
             # Once, and once only: nuropb rejects such a message twice and loses its channel for it.
             logger.warning("mesh: a message to %s was refused: %s", self._name, error)
             return "reject", None
@@ -205,15 +205,15 @@ class ServiceHost:
         return outcome.action, functools.partial(self._reply, call, outcome, message.reply_to, key)
 
     async def _on_event(self, body: bytes) -> None:
-        event = wire.decode_event(body)
+        event = codec.decode_event(body)
         try:
             payload, context = msgspec.json.decode(event.event), msgspec.json.decode(event.context)
         except (msgspec.MsgspecError, RecursionError) as error:
-            raise wire.InvalidMessage("the event cannot be read") from error
+            raise codec.InvalidMessage("the event cannot be read") from error
         context = context if isinstance(context, dict) else {}
         await deliver_event(self._service, event.topic, payload, event.target, context)
 
-    async def _call(self, call: wire.ServiceCall, *, encrypted: bool, redelivered: bool) -> Outcome:
+    async def _call(self, call: codec.ServiceCall, *, encrypted: bool, redelivered: bool) -> Outcome:
         method = None if call.method.startswith("_") else getattr(self._service, call.method, None)
         if getattr(method, "__nuropb_requires_encryption__", False) and not encrypted:
             description = f"{call.method} has to be called encrypted"
@@ -227,9 +227,9 @@ class ServiceHost:
             redelivered=redelivered,
         )
 
-    def _reply(self, call: wire.ServiceCall, outcome: Outcome, reply_to: str, key: bytes | None) -> bool:
+    def _reply(self, call: codec.ServiceCall, outcome: Outcome, reply_to: str, key: bytes | None) -> bool:
         """Send a reply; False if that is not possible now."""
-        body = wire.encode_reply(call, result=outcome.result, error=outcome.error, reply_to=reply_to)
+        body = codec.encode_reply(call, result=outcome.result, error=outcome.error, reply_to=reply_to)
         if key is not None:
             _, body = encrypt(body, self._service._private_key.public_key(), key)  # type: ignore[attr-defined]  # noqa: SLF001
         try:
@@ -244,6 +244,6 @@ class ServiceHost:
             # It has run, and is not run again for the sake of its answer, which is sent when the message comes again.
             logger.warning("mesh: the reply to trace %s is late: %s", call.trace_id, error)
             return False
-        except wire.InvalidMessage as error:
+        except codec.InvalidMessage as error:
             logger.warning("mesh: the reply to trace %s cannot be sent: %s", call.trace_id, error)
         return True

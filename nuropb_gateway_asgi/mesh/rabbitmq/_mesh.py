@@ -15,14 +15,14 @@ from aio_pika.abc import AbstractQueue
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from ..._ids import new_id
-from ..._memory import Memory
 from ...exceptions import MeshUnavailable
+from ...generation_cache import Memory
+from ...identifiers import new_id
 from ...settings import hide_password
-from .. import wire
-from ..base import CallMessage, MeshReceiver
-from ..encryption import UndecryptableMessage, decrypt_reply, encrypt, load_public_key
-from ..service import to_json
+from ...wire import codec
+from ...wire.encryption import UndecryptableMessage, decrypt_reply, encrypt, load_public_key
+from ...wire.interface import CallMessage, MeshReceiver
+from ...wire.services import to_json
 from ._connection import Connection, connect, declare_exchanges, open_channel
 from ._frames import Incoming
 from ._host import SERVICE_PREFETCH, ServiceHost
@@ -64,7 +64,7 @@ Role: TypeAlias = Literal["gateway", "sibling", "service", "observer"]
 
 
 class RabbitMQMesh:
-    """NuroPb's services on a RabbitMQ vhost. See :class:`~nuropb_gateway_asgi.mesh.base.Mesh` for the interface.
+    """NuroPb's services on a RabbitMQ vhost. See :class:`~nuropb_gateway_asgi.wire.interface.Mesh` for the interface.
 
     ``url`` is an AMQP URL; ``amqps`` takes ``cafile``, ``certfile`` and ``keyfile`` as query parameters. ``prefetch``
     calls of the controller run at a time. Its queue gets events of ``service_topics``, each in one of the processes
@@ -200,7 +200,7 @@ class RabbitMQMesh:
     def send(self, message: CallMessage) -> None:
         """Hand over a request or command."""
         publisher = self._take_publisher()
-        body = wire.encode_call(
+        body = codec.encode_call(
             message.kind,
             service=message.service,
             method=message.method,
@@ -213,9 +213,9 @@ class RabbitMQMesh:
         if message.public_key is not None:
             key, body = encrypt(body, load_public_key(message.public_key))
         confirmed = message.kind == "command"
-        frames = wire.encode_publish(
+        frames = codec.encode_publish(
             channel=(publisher.confirmed if confirmed else publisher.plain).number,
-            exchange=wire.RPC_EXCHANGE,
+            exchange=codec.RPC_EXCHANGE,
             routing_key=message.service,
             kind=message.kind,
             correlation_id=message.correlation_id,
@@ -223,7 +223,7 @@ class RabbitMQMesh:
             body=body,
             frame_max=publisher.frame_max,
             reply_to=self.reply_queue,
-            expiration=wire.expiration(message.deadline - self._clock()),
+            expiration=codec.expiration(message.deadline - self._clock()),
             mandatory=True,
             encrypted=message.public_key is not None,
         )
@@ -253,7 +253,7 @@ class RabbitMQMesh:
         if not self._siblings.can_record:
             raise MeshUnavailable("there is no stream for records")
         publisher, correlation_id = self._take_publisher(), new_id()
-        frames = wire.encode_publish(
+        frames = codec.encode_publish(
             channel=publisher.confirmed.number,
             exchange="",
             routing_key=self._siblings.stream,
@@ -279,14 +279,14 @@ class RabbitMQMesh:
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
         """Publish an event. It is never encrypted: nuropb 0.1.8 marks such events and sends them in clear."""
         correlation_id = new_id()
-        body = wire.encode_event(
+        body = codec.encode_event(
             topic, event, context=context, trace_id=trace_id, correlation_id=correlation_id, target=target
         )
-        self._publish("event", wire.EVENTS_EXCHANGE, topic, correlation_id, body, trace_id=trace_id)
+        self._publish("event", codec.EVENTS_EXCHANGE, topic, correlation_id, body, trace_id=trace_id)
 
     def _publish(
         self,
-        kind: wire.MessageType,
+        kind: codec.MessageType,
         exchange: str,
         routing_key: str,
         correlation_id: str,
@@ -296,7 +296,7 @@ class RabbitMQMesh:
         expires: float | None = None,
     ) -> None:
         publisher = self._take_publisher()
-        frames = wire.encode_publish(
+        frames = codec.encode_publish(
             channel=publisher.plain.number,
             exchange=exchange,
             routing_key=routing_key,
@@ -305,7 +305,7 @@ class RabbitMQMesh:
             trace_id=trace_id,
             body=body,
             frame_max=publisher.frame_max,
-            expiration=None if expires is None else wire.expiration(expires),
+            expiration=None if expires is None else codec.expiration(expires),
         )
         deadline = float("inf") if expires is None else self._clock() + expires
         publisher.put(deadline, correlation_id, frames)
@@ -417,7 +417,7 @@ class RabbitMQMesh:
         service: AbstractQueue | None = None
         if self._role in ("gateway", "service"):
             service = await topology.declare_queue(
-                self.service_queue, durable=True, arguments={"x-dead-letter-exchange": wire.DEAD_LETTER_EXCHANGE}
+                self.service_queue, durable=True, arguments={"x-dead-letter-exchange": codec.DEAD_LETTER_EXCHANGE}
             )
             await self._bind_service(service)
             if not self._stopping:
@@ -449,9 +449,9 @@ class RabbitMQMesh:
 
     async def _bind_service(self, queue: AbstractQueue) -> None:
         """Have calls of the service, and the events that it wants, come to its queue."""
-        await queue.bind(wire.RPC_EXCHANGE, routing_key=self._service_name)
+        await queue.bind(codec.RPC_EXCHANGE, routing_key=self._service_name)
         for topic in self._service_topics:
-            await queue.bind(wire.EVENTS_EXCHANGE, routing_key=topic)
+            await queue.bind(codec.EVENTS_EXCHANGE, routing_key=topic)
 
     async def _see_what_was_missed(self, connection: Connection) -> None:
         """Tell subscribers if the event queue was full while nobody took from it, for then it has lost some."""
@@ -541,7 +541,7 @@ class RabbitMQMesh:
         if publisher is None:
             return
         now = self._clock()
-        frames = wire.encode_publish(
+        frames = codec.encode_publish(
             channel=publisher.plain.number,
             exchange="",
             routing_key=self.reply_queue,
@@ -550,7 +550,7 @@ class RabbitMQMesh:
             trace_id=None,
             body=b"{}",
             frame_max=publisher.frame_max,
-            expiration=wire.expiration(PING_TIMEOUT),
+            expiration=codec.expiration(PING_TIMEOUT),
         )
         with contextlib.suppress(MeshUnavailable):
             publisher.put(now + PING_TIMEOUT, self._ping_id, frames)
@@ -587,22 +587,22 @@ class RabbitMQMesh:
             return
         try:
             if message.kind != "response":
-                raise wire.InvalidMessage("not a response")
+                raise codec.InvalidMessage("not a response")
             if correlation_id is None:
-                raise wire.InvalidMessage("no correlation id")
+                raise codec.InvalidMessage("no correlation id")
             if not self._told.expects(correlation_id):
                 return
             body = message.body
             key = self._keys.get(correlation_id)
             if key is not None:
                 if not message.encrypted:
-                    raise wire.InvalidMessage("the response to an encrypted call is not encrypted")
+                    raise codec.InvalidMessage("the response to an encrypted call is not encrypted")
                 body = decrypt_reply(body, key)
-            reply = wire.decode_reply(correlation_id, body)
-        except wire.NotJson:
+            reply = codec.decode_reply(correlation_id, body)
+        except codec.NotJson:
             self._keys.pop(str(correlation_id), None)
             self._told.on_unreadable(str(correlation_id))
-        except (wire.InvalidMessage, UndecryptableMessage) as error:
+        except (codec.InvalidMessage, UndecryptableMessage) as error:
             self.statistics.dropped_replies += 1
             logger.debug("mesh: a message on the reply queue was dropped: %s", error)
         else:
@@ -618,9 +618,9 @@ class RabbitMQMesh:
     def _on_event(self, message: Incoming) -> None:
         try:
             if message.kind != "event":
-                raise wire.InvalidMessage("not an event")
-            event = wire.decode_event(message.body)
-        except wire.InvalidMessage as error:
+                raise codec.InvalidMessage("not an event")
+            event = codec.decode_event(message.body)
+        except codec.InvalidMessage as error:
             self.statistics.dropped_events += 1
             logger.debug("mesh: a message on the event queue was dropped: %s", error)
             return
@@ -661,7 +661,7 @@ class RabbitMQMesh:
             for topic in [topic for topic in self._topics if topic not in self._bound]:
                 self._bindings.add(topic)
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
-                    await queue.bind(wire.EVENTS_EXCHANGE, routing_key=topic)
+                    await queue.bind(codec.EVENTS_EXCHANGE, routing_key=topic)
                 self._bound.add(topic)
                 self._call_waiting(topic)
             for topic in self._bindings - self._topics.keys():
@@ -669,7 +669,7 @@ class RabbitMQMesh:
                     continue
                 self._bound.discard(topic)
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
-                    await queue.unbind(wire.EVENTS_EXCHANGE, routing_key=topic)
+                    await queue.unbind(codec.EVENTS_EXCHANGE, routing_key=topic)
                 self._bindings.discard(topic)
             if not self._bindings == self._bound == self._topics.keys():
                 continue
@@ -698,7 +698,7 @@ class RabbitMQMesh:
         publisher = self._publisher
         if publisher is None:
             raise MeshUnavailable(self.problem or "not connected")
-        frames = wire.encode_publish(
+        frames = codec.encode_publish(
             channel=publisher.plain.number,
             exchange="",
             routing_key=reply_to,

@@ -7,8 +7,8 @@ from typing import Final
 
 import aio_pika
 
-from ..._ids import new_id
-from .. import wire
+from ...identifiers import new_id
+from ...wire import codec
 from ._connection import CONNECTION_ERRORS, Connection, connect, declare_exchanges, explain, quiet_libraries
 
 __all__ = ["probe"]
@@ -43,14 +43,14 @@ async def _exchange_messages(connection: Connection, service_name: str) -> None:
     """A queue with a name as the gateway's own have, an event and an answer that come to it, a call that does not."""
     channel = await connection.channel()
     queue = await channel.declare_queue(f"nuropb-{service_name}-{new_id()}-rq", exclusive=True, auto_delete=True)
-    events = await channel.get_exchange(wire.EVENTS_EXCHANGE, ensure=False)
+    events = await channel.get_exchange(codec.EVENTS_EXCHANGE, ensure=False)
     await queue.bind(events, routing_key=queue.name)
     message = aio_pika.Message(b"", expiration=TIMEOUT)
     try:
         async with asyncio.timeout(TIMEOUT / 2):
             await events.publish(message, routing_key=queue.name)
             await channel.default_exchange.publish(message, routing_key=queue.name)
-            calls = await channel.get_exchange(wire.RPC_EXCHANGE, ensure=False)
+            calls = await channel.get_exchange(codec.RPC_EXCHANGE, ensure=False)
             await calls.publish(message, routing_key=queue.name)  # to nobody: it is returned
     except TimeoutError as error:
         raise ConnectionError("the broker takes no messages (a memory or disk alarm?)") from error

@@ -1,0 +1,162 @@
+"""The parts of a gateway, made from its settings."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import ssl
+from collections.abc import Iterator
+
+from .authentication import Authenticator, JWTAuthenticator
+from .authentication.key_sets import KeySet
+from .authentication.keys import new_secret
+from .authentication.origins import OriginPolicy
+from .authorization import ExposePolicy, Policy
+from .authorization.policy_file import PolicyFile
+from .exceptions import PolicyError, SettingsError
+from .mesh.demo import DemoService
+from .mesh.embedded import EmbeddedMesh
+from .mesh.rabbitmq import RabbitMQMesh
+from .settings import ENV_PREFIX, Settings
+from .wire.interface import Mesh
+
+__all__ = [
+    "make_authenticator",
+    "make_mesh",
+    "make_origins",
+    "make_policy",
+    "make_tls",
+    "naming_variables",
+    "open_policy_file",
+    "say_what_is_missing",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def naming_variables() -> Iterator[None]:
+    """Let errors of the parts, which name a setting, name its environment variable as all others do."""
+    try:
+        yield
+    except SettingsError as error:
+        if isinstance(error, PolicyError) or str(error).startswith(ENV_PREFIX):
+            raise
+        raise SettingsError(f"{ENV_PREFIX}{error}") from error
+
+
+def make_authenticator(settings: Settings) -> tuple[Authenticator, str | None]:
+    """What checks tokens; and the secret, if it had to be made up for this run."""
+    algorithms = list(settings.jwt_algorithms) or None
+    sources = [name for name in ("jwt_key", "jwt_jwks_url", "jwt_oidc_issuer") if getattr(settings, name)]
+    if len(sources) > 1:
+        first, second, *_ = (f"{ENV_PREFIX}{name.upper()}" for name in sources)
+        raise SettingsError(
+            f"{second}: {first} is set, too; allowed is one of JWT_KEY, JWT_JWKS_URL and JWT_OIDC_ISSUER"
+        )
+    key: str | KeySet = settings.jwt_key
+    secret: str | None = None
+    if settings.jwt_jwks_url:
+        key = KeySet(settings.jwt_jwks_url, algorithms=algorithms)
+    elif settings.jwt_oidc_issuer:
+        key = KeySet(issuer=settings.jwt_oidc_issuer, algorithms=algorithms)
+    elif not key:
+        if not settings.embedded:
+            raise SettingsError(
+                "NUROPB_GATEWAY_JWT_KEY: it is not set; allowed is a secret of at least 32 bytes (HS256), or a PEM "
+                "public key (RS256, ES256), here or in the file named by NUROPB_GATEWAY_JWT_KEY_FILE; or "
+                "NUROPB_GATEWAY_JWT_OIDC_ISSUER or NUROPB_GATEWAY_JWT_JWKS_URL in its place"
+            )
+        key = secret = new_secret()
+    authenticator = JWTAuthenticator(
+        key=key,
+        algorithms=None if isinstance(key, KeySet) else algorithms,
+        issuer=settings.jwt_issuer or None,
+        audience=settings.jwt_audience or None,
+        leeway=settings.jwt_leeway,
+        user_claim=settings.jwt_user_claim,
+        username_claim=settings.jwt_username_claim,
+    )
+    return authenticator, secret
+
+
+def open_policy_file(settings: Settings) -> PolicyFile | None:
+    """The file of rules, if one is named."""
+    return PolicyFile(settings.policy, own_service=settings.service_name) if settings.policy else None
+
+
+def make_policy(settings: Settings, policy_file: PolicyFile | None) -> Policy:
+    """Who may call and subscribe to what."""
+    if policy_file is not None:
+        return policy_file.policy
+    expose, topics = settings.expose, settings.expose_topics
+    if settings.embedded:
+        expose = ("demo.*",) if expose is None else expose
+        topics = ("demo.#",) if topics is None else topics
+    return ExposePolicy(expose or (), topics or (), own_service=settings.service_name)
+
+
+def make_origins(settings: Settings) -> OriginPolicy:
+    """Which pages may connect."""
+    if settings.allowed_origins is None and settings.embedded:
+        return OriginPolicy.loopback()
+    return OriginPolicy(settings.allowed_origins or ())
+
+
+def make_mesh(settings: Settings) -> Mesh:
+    """The mesh."""
+    if settings.embedded:
+        return EmbeddedMesh({"demo": DemoService()}, service_name=settings.service_name)
+    return RabbitMQMesh(
+        settings.mesh_url,
+        service_name=settings.service_name,
+        instance_id=settings.instance_id,
+        lane=settings.mesh_lane,
+    )
+
+
+def make_tls(settings: Settings) -> ssl.SSLContext | None:
+    """TLS for TCP, if there is a certificate."""
+    if not settings.tcp_certificate:
+        if settings.tcp_certificate_key:  # and no certificate, which is no reason to do without TLS
+            raise SettingsError(f"{ENV_PREFIX}TCP_CERTIFICATE: it is not set; allowed is the certificate of the key")
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.options |= ssl.OP_NO_RENEGOTIATION  # of which a client could ask for without end
+    try:
+        # Without a password OpenSSL would ask for one, at the terminal.
+        context.load_cert_chain(settings.tcp_certificate, settings.tcp_certificate_key or None, password="")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+        raise SettingsError(
+            f"{ENV_PREFIX}TCP_CERTIFICATE: it cannot be used with its key ({reason}); allowed are PEM files of a "
+            "certificate and its key, without a password"
+        ) from error
+    return context
+
+
+def say_what_is_missing(settings: Settings, policy: Policy, authenticator: Authenticator, secret: str | None) -> None:
+    """Warn of settings that work, and are hardly meant."""
+    address = settings.tcp_address
+    if address is not None and not settings.tcp_certificate and not _is_loopback(address[0]):
+        logger.warning(
+            "NUROPB_GATEWAY_TCP is open to the network without TLS: unless something in front of it has TLS, tokens "
+            "can be read on the way; set NUROPB_GATEWAY_TCP_CERTIFICATE"
+        )
+    if not policy.exposes_anything:
+        logger.warning(
+            "nothing is exposed: clients can connect, but may call no service; set NUROPB_GATEWAY_EXPOSE, "
+            "for example to 'orders.*,users.me', or name a file of rules in NUROPB_GATEWAY_POLICY"
+        )
+    if isinstance(authenticator, JWTAuthenticator) and secret is None:
+        for name in ("JWT_ISSUER", "JWT_AUDIENCE"):
+            if not getattr(settings, name.lower()) and not (name == "JWT_ISSUER" and settings.jwt_oidc_issuer):
+                logger.warning("NUROPB_GATEWAY_%s is not set: tokens are not checked for it", name)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,124 @@
+"""A small document from the web, fetched with suspicion. httpx (the extra ``oidc``) is known here alone."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import ssl
+from typing import Final
+
+import msgspec
+
+from .._version import __version__
+from ..exceptions import SettingsError
+from .strict_json import Unacceptable
+
+__all__ = ["Document", "Fetcher", "check_url", "is_secure"]
+
+#: Bytes.
+MAX_SIZE: Final = 64 * 1024
+
+# Written strictly, so that no other reader can take it for another URL: no user before an "@", no "#", no "\".
+_URL: Final = re.compile(
+    r"(https?)://([a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?"
+    r"(?:/[a-z0-9._~!$&'()*+,;=:@%/?-]*)?",
+    re.ASCII | re.IGNORECASE,
+)
+_MAX_AGE: Final = re.compile(r"max-age=\"?([0-9]{1,10})\"?", re.IGNORECASE)
+
+
+class Document(msgspec.Struct, frozen=True):
+    """What a server sent. ``max_age`` is in seconds: how long it may be kept, None if that was not said."""
+
+    body: bytes
+    max_age: float | None
+
+
+def check_url(url: str) -> None:
+    """Raise Unacceptable for a URL that keys may not come from: whoever can change the answer can let anybody in."""
+    match = _URL.fullmatch(url) if len(url) <= 2000 else None
+    if match is None or not _is_host(match[2]) or int(match[3] or 0) > 65535:
+        raise Unacceptable("it is not a URL of the form https://host[:port]/path, without user and fragment")
+    if match[1].lower() == "http" and not _is_loopback(match[2]):
+        raise Unacceptable("http is for this machine only; use https")
+
+
+def is_secure(url: str) -> bool:
+    """Whether it is an https URL."""
+    return url[:6].lower() == "https:"
+
+
+def _is_host(host: str) -> bool:
+    if not host.startswith("["):
+        return len(host) <= 253  # RFC 1035, 2.3.4
+    try:
+        ipaddress.IPv6Address(host[1:-1])
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Fetcher:
+    """Fetches documents by GET. Raises SettingsError when httpx is not installed."""
+
+    def __init__(self) -> None:
+        try:
+            import httpx
+        except ModuleNotFoundError as error:
+            raise SettingsError(
+                "it needs httpx, which is not installed; allowed is to install nuropb-gateway-asgi[oidc]"
+            ) from error
+        self._httpx = httpx
+        # The authorities of the system, as for the broker; SSL_CERT_FILE names others.
+        self._tls = ssl.create_default_context()
+
+    async def __call__(self, url: str) -> Document:
+        """Return what is at ``url``, or raise Unacceptable with a reason that may be logged.
+
+        Redirects are not followed, and nothing is unpacked. How long it may take is up to the caller. Cancellation
+        closes the connection.
+        """
+        httpx = self._httpx
+        # A proxy of the environment sees no more of https than where it goes; the way to this machine needs none.
+        client = httpx.AsyncClient(verify=self._tls, trust_env=is_secure(url), follow_redirects=False, timeout=None)
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": f"nuropb-gateway-asgi/{__version__}",
+        }
+        try:
+            async with client, client.stream("GET", url, headers=headers) as response:
+                if response.status_code != 200:
+                    redirects = " and redirects are not followed" if response.is_redirect else ""
+                    raise Unacceptable(f"the status is {response.status_code}{redirects}")
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise Unacceptable("it is packed, which was not asked for")
+                body = b""
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) > MAX_SIZE:
+                        raise Unacceptable(f"it is longer than {MAX_SIZE} bytes")
+                return Document(body, _max_age(response.headers.get("cache-control", "")))
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise Unacceptable(f"{type(error).__name__}: {error}") from error
+
+
+def _max_age(cache_control: str) -> float | None:
+    """RFC 9111, 5.2.2.1. What must not be kept at all has an age of 0."""
+    ages: list[float] = []
+    for directive in cache_control.split(","):
+        name = directive.strip()
+        if match := _MAX_AGE.fullmatch(name):
+            ages.append(float(match[1]))
+        elif name.lower() in ("no-store", "no-cache"):
+            ages.append(0.0)
+    return min(ages, default=None)

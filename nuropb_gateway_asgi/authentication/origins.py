@@ -1,0 +1,96 @@
+"""Where a browser may come from: the ``Origin`` of a handshake. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+
+from ..exceptions import SettingsError
+
+__all__ = ["OriginPolicy"]
+
+_Origin = tuple[str, str, int | None]
+
+_ORIGIN = re.compile(
+    r"([a-z][a-z0-9+.-]*)://([a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::(0|[1-9][0-9]{0,4}))?",
+    re.ASCII | re.IGNORECASE,
+)
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+class OriginPolicy:
+    """Which origins (RFC 6454) may connect: ``scheme://host[:port]``, compared exactly after normalisation.
+
+    The case of scheme and host and the default port do not matter. ``https://.example.com`` allows the
+    subdomains of example.com, not itself. ``*`` allows everything; nothing else allows ``null``, which
+    sandboxed frames and local files send. ``loopback`` adds http and https on this machine, at any port.
+
+    Raises SettingsError for an entry that is not one of these.
+    """
+
+    def __init__(self, allowed: Sequence[str], *, loopback: bool = False) -> None:
+        if isinstance(allowed, str):
+            raise SettingsError("ALLOWED_ORIGINS: it must be a list")
+        self._allows_any = "*" in allowed
+        self._allows_loopback = loopback
+        self._exact: set[_Origin] = set()
+        self._subdomains: set[_Origin] = set()
+        for entry in allowed:
+            if entry != "*":
+                self._add(entry)
+
+    @classmethod
+    def loopback(cls) -> OriginPolicy:
+        """Return the policy for development: only pages served from this machine."""
+        return cls([], loopback=True)
+
+    @property
+    def allows_any(self) -> bool:
+        """Whether the policy has the entry ``*``; cookies must not be trusted then."""
+        return self._allows_any
+
+    def allows(self, origin: str) -> bool:
+        """Return whether a page of this origin, the value of an Origin header, may connect."""
+        if self._allows_any:
+            return True
+        parsed = _parse_origin(origin)
+        if parsed is None:
+            return False
+        scheme, host, port = parsed
+        if self._allows_loopback and scheme in ("http", "https") and host in _LOOPBACK:
+            return True
+        return parsed in self._exact or any(
+            scheme == allowed_scheme and port == allowed_port and host.endswith(f".{domain}")
+            for allowed_scheme, domain, allowed_port in self._subdomains
+        )
+
+    def _add(self, entry: str) -> None:
+        is_domain = "://." in entry
+        origin = _parse_origin(entry.replace("://.", "://", 1))
+        if origin is None or (is_domain and _is_address(origin[1])):
+            raise SettingsError(
+                f"ALLOWED_ORIGINS: {entry!r} is not an origin; allowed: *, scheme://host, scheme://host:port "
+                "and scheme://.domain for its subdomains; no path, and international names in the xn-- form"
+            )
+        (self._subdomains if is_domain else self._exact).add(origin)
+
+
+def _is_address(host: str) -> bool:
+    # Addresses have no subdomains: those of 0.0.1 would be 10.0.0.1 and all that end like it.
+    return host.endswith("]") or host.rpartition(".")[2].isdecimal()
+
+
+def _parse_origin(origin: str) -> _Origin | None:
+    # No host name is longer than 255 characters (RFC 1035, 2.3.4).
+    match = _ORIGIN.fullmatch(origin) if len(origin) <= 300 else None
+    if match is None:
+        return None
+    scheme, host, port_digits = match[1].lower(), match[2].lower(), match[3]
+    if host.startswith("["):
+        try:
+            host = f"[{ipaddress.IPv6Address(host[1:-1])}]"
+        except ValueError:
+            return None
+    port = int(port_digits) if port_digits else {"http": 80, "https": 443}.get(scheme)
+    return None if port is not None and port > 65535 else (scheme, host, port)

@@ -1,0 +1,137 @@
+"""The contract of a caller as an OpenAPI 3.1 document: its methods and topics over plain HTTP. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import quote
+
+from .._version import __version__
+from ..protocol import MAX_TRACE_ID_LENGTH, ErrorCode
+from .model import Contract, Method, Place, Service, distinct_names, error_schema, sentence_of
+
+__all__ = ["openapi_document"]
+
+_DESCRIPTION: Final = (
+    "What the bearer of the token may call and subscribe to, over plain HTTP. The same over a WebSocket is described "
+    "by asyncapi.json."
+)
+_TRACE_ID: Final = {
+    "name": "X-Trace-Id",
+    "in": "header",
+    "description": "What to look for in the logs. The gateway makes one if it is missing; the answer has it as well.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_TRACE_ID_LENGTH, "pattern": "^[ -~]+$"},
+}
+_PREFER: Final = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "`wait=N`: how many seconds the answer is waited for. `respond-async`: a command, which is answered "
+    "with 202 once the mesh has taken it.",
+    "schema": {"type": "string"},
+    "examples": {"wait": {"value": "wait=5"}, "command": {"value": "respond-async"}},
+}
+
+
+def openapi_document(contract: Contract, place: Place) -> dict[str, Any]:
+    """The document, for a gateway at ``place``."""
+    paths: dict[str, Any] = {}
+    keys = distinct_names(service.name for service in contract.services)
+    for service in contract.services:
+        for method in service.methods:
+            path = f"/rpc/{quote(service.name, safe='')}/{quote(method.name, safe='')}"
+            paths[path] = {"post": _call(service, method, f"{keys[service.name]}.{method.name}")}
+    if contract.topics:
+        paths["/events"] = {"get": _events(contract)}
+    description = _DESCRIPTION
+    if contract.unavailable:
+        description += f"\n\nServices that did not answer, and so are not in here: {', '.join(contract.unavailable)}."
+    tags = [
+        {"name": service.name} | ({"description": service.description} if service.description else {})
+        for service in contract.services
+    ]
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "NuroPb gateway", "version": __version__, "description": description},
+        "servers": [{"url": f"{'https' if place.secure else 'http'}://{place.host}{place.root}"}],
+        "security": [{"bearer": []}],
+        "tags": tags,
+        "paths": paths,
+        "components": {
+            "schemas": {"Error": error_schema(ErrorCode)},
+            "parameters": {"prefer": _PREFER, "traceId": _TRACE_ID},
+            "responses": _responses(),
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+        "x-nuropb": {"unavailable": list(contract.unavailable)},
+    }
+
+
+def _call(service: Service, method: Method, key: str) -> dict[str, Any]:
+    summary = sentence_of(method.description)
+    body = {
+        "description": "The method's named arguments.",
+        "required": "required" in method.parameters,
+        "content": {"application/json": {"schema": method.parameters}},
+    }
+    operation: dict[str, Any] = {
+        "operationId": key,
+        "summary": summary or f"Call {service.name}.{method.name}.",
+        "tags": [service.name],
+        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in ("prefer", "traceId")],
+        "requestBody": body,
+        "responses": {
+            "200": {"description": "What the method returned.", "content": {"application/json": {"schema": {}}}},
+            "202": {"description": "The mesh has taken the command; nothing is known of its outcome."},
+            **_errors(),
+        },
+        "x-nuropb": {"service": service.name, "method": method.name},
+    }
+    if method.description not in ("", summary):
+        operation["description"] = method.description
+    return operation
+
+
+def _events(contract: Contract) -> dict[str, Any]:
+    allowed = ", ".join(f"`{topic}`" for topic in contract.topics)
+    return {
+        "operationId": "events",
+        "summary": "Events as they come, as server-sent events.",
+        "parameters": [
+            {"$ref": "#/components/parameters/traceId"},
+            {
+                "name": "topic",
+                "in": "query",
+                "required": True,
+                "description": f"Topic patterns (`*` is one word, `#` any number of them), within {allowed}.",
+                "schema": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+                "examples": {key: {"value": [topic]} for topic, key in distinct_names(contract.topics).items()},
+            },
+        ],
+        "responses": {
+            "200": {
+                "description": "A stream of events.",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            **_errors(),
+        },
+    }
+
+
+def _errors() -> dict[str, Any]:
+    """The statuses of errors, each by reference."""
+    return {status: {"$ref": f"#/components/responses/{status}"} for status in _codes()}
+
+
+def _responses() -> dict[str, Any]:
+    """What these statuses are about."""
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {
+        status: {"description": "The `code` is " + " or ".join(f"`{code}`" for code in codes) + ".", "content": content}
+        for status, codes in _codes().items()
+    }
+
+
+def _codes() -> dict[str, list[str]]:
+    codes: dict[str, list[str]] = {}
+    for code in sorted(ErrorCode, key=lambda code: code.http_status):
+        codes.setdefault(str(code.http_status), []).append(code.value)
+    return codes

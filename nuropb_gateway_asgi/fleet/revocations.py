@@ -1,0 +1,117 @@
+"""Revokes tokens, in every process of the gateway and in those that start later."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+
+from ..authentication.revocation import DEFAULT_KEPT, MAX_KEPT, Revocation, decode_revocation, fingerprint
+from ..exceptions import MeshUnavailable
+from ..handler_manager import HandlerManager
+from ..protocol import CloseCode
+
+__all__ = ["Revoker"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at what is over.
+FORGET_INTERVAL: Final = 60.0
+#: Seconds until what could not be written is tried again.
+RETRY: Final = 1.0
+
+
+class Revoker:
+    """Applies revocations to this process, and writes them down for all.
+
+    ``record`` writes a record; it raises MeshUnavailable where that is not certain.
+    """
+
+    def __init__(
+        self, handler_manager: HandlerManager, leeway: float, record: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        self._handlers = handler_manager
+        self._leeway = leeway
+        self._record = record
+        self._forget_at = 0.0
+        #: Records that could not be read.
+        self.unreadable = 0
+        #: The tokens of sessions that were revoked, still to be written down.
+        self._to_write: deque[Revocation] = deque()
+        self._wake = asyncio.Event()
+
+    async def revoke(
+        self,
+        *,
+        user_id: str | None,
+        session_id: str | None,
+        token_id: str | None,
+        issued_before: float | None,
+        until: float | None,
+    ) -> None:
+        """Revoke, here at once, and everywhere once the record is written."""
+        now = time.time()
+        if until is not None and not now < until <= now + MAX_KEPT:
+            raise ValueError(f"until: it has to be a time in the future, at most {MAX_KEPT / 86400:g} days from now")
+        if user_id is not None and issued_before is None:
+            issued_before = now
+        revocation = Revocation(
+            user_id=user_id,
+            session_id=session_id,
+            token_id=token_id,
+            issued_before=issued_before,
+            until=now + DEFAULT_KEPT if until is None else until,
+        )
+        self._apply(revocation, now)
+        await self._record(msgspec.json.encode(revocation))
+
+    async def run(self) -> None:
+        """Write down which tokens the sessions had that were revoked, until cancelled."""
+        self._wake = asyncio.Event()  # it belongs to the event loop in which it is first waited for
+        while True:
+            while self._to_write:
+                try:
+                    await self._record(msgspec.json.encode(self._to_write[0]))
+                except MeshUnavailable:
+                    await asyncio.sleep(RETRY)
+                else:
+                    self._to_write.popleft()
+            self._wake.clear()
+            await self._wake.wait()
+
+    def on_record(self, record: bytes) -> None:
+        """A record that this or another process wrote, now or long ago."""
+        try:
+            revocation = decode_revocation(record)
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+            self.unreadable += 1
+            logger.warning("a record of a revocation cannot be read and has no effect")
+            return
+        self._apply(revocation, time.time())
+
+    def _apply(self, revocation: Revocation, now: float) -> None:
+        if revocation.session_id is not None:
+            handler = self._handlers.get_session(revocation.session_id)
+            if handler is None or handler.identity is None:
+                return  # it is another process's
+            # From now on it is the token that counts, wherever it comes to next.
+            ends = handler.identity.expires_at
+            until = revocation.until if ends is None else ends + self._leeway
+            revocation = Revocation(token=fingerprint(handler.identity.token), until=until)
+            self._to_write.append(revocation)
+            self._wake.set()
+            handler.close(CloseCode.TOKEN_REVOKED, "token revoked")
+        self._handlers.revocations.add(revocation, now)
+        if revocation.until > now:
+            self._handlers.close_revoked()
+
+    def sweep(self, now: float) -> None:
+        """Forget what is over; ``now`` is a time of the event loop's clock."""
+        if now >= self._forget_at:
+            self._forget_at = now + FORGET_INTERVAL
+            self._handlers.revocations.forget(time.time())

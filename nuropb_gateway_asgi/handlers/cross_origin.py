@@ -1,0 +1,39 @@
+"""Answers over HTTP that pages of other origins may read: those that may connect, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from ..authentication.origins import OriginPolicy
+
+__all__ = ["CrossOrigin"]
+
+
+class CrossOrigin(CORSMiddleware):
+    """CORS for the origins of an `OriginPolicy`."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        origins: OriginPolicy,
+        *,
+        method: str,
+        request_headers: Sequence[str],
+        response_headers: Sequence[str] = (),
+        cookies: bool = False,
+    ) -> None:
+        super().__init__(
+            app,
+            allow_methods=[method],
+            allow_headers=request_headers,
+            allow_credentials=cookies,
+            expose_headers=response_headers,
+        )
+        self._origins = origins
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        """Whether a page of this origin may read what comes back."""
+        return self._origins.allows(origin)

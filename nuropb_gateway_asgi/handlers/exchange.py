@@ -1,0 +1,229 @@
+"""One request over HTTP and its response; and what the answer to a frame is as a response."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple, TypeVar
+
+import anyio
+import msgspec
+from msgspec import Raw, Struct
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
+
+from ..identifiers import new_id
+from ..limits.admission import address_of
+from ..protocol import MAX_TRACE_ID_LENGTH, CloseCode, ErrorCode, Failure, encode_json, error_members
+from ..settings import Settings
+from .connection import ClientLeft
+from .handshake import DenialLogFilter, Refusal
+
+__all__ = [
+    "FRAME_ID",
+    "UNREADABLE",
+    "Answer",
+    "Exchange",
+    "bad_request",
+    "failed",
+    "not_json",
+    "read_answer",
+    "refused",
+    "too_big",
+]
+
+logger = logging.getLogger(__name__)
+
+#: Bytes of a response that are given to the server at a time: it waits for a client that does not read, and not once
+#: it has all.
+CHUNK: Final = 65536
+#: The id of the only frame that is made of a request.
+FRAME_ID: Final = "1"
+#: What decoding raises for what is not as expected.
+UNREADABLE: Final = (msgspec.MsgspecError, RecursionError)
+_TRACE_ID = re.compile(f"[ -~]{{1,{MAX_TRACE_ID_LENGTH}}}")
+
+T = TypeVar("T")
+
+
+class Answer(NamedTuple):
+    """What came of a frame, as HTTP has it. ``body`` is JSON."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class Exchange:
+    """A request, and the way back to its client. Whatever sends or receives raises ClientLeft."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
+        self.scope = scope
+        self.headers = Headers(scope=scope)
+        self.address = address_of(scope.get("client"))
+        self.trace_id = new_id()
+        self.started = self.finished = self.left = False
+        self._receive = receive
+        self._send = send
+        self._settings = settings
+
+    def take_trace_id(self) -> None:
+        """Take over the client's trace id, if it has one. Raises Refusal."""
+        named = set(self.headers.getlist("x-trace-id")) - {""}
+        if len(named) > 1 or not all(map(_TRACE_ID.fullmatch, named)):
+            description = f"X-Trace-Id: must be at most {MAX_TRACE_ID_LENGTH} printable ASCII characters"
+            raise bad_request(description)
+        self.trace_id = named.pop() if named else self.trace_id
+
+    @property
+    def response_headers(self) -> dict[str, str]:
+        """What every response has."""
+        return {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Trace-Id": self.trace_id}
+
+    async def receive(self) -> Message:
+        """What comes next of the request."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.left = True
+            raise ClientLeft
+        return message
+
+    async def body(self) -> bytes:
+        """The whole body. Raises Refusal where it is too big or too slow."""
+        limit, body = self._settings.max_message_size, bytearray()
+        try:
+            with anyio.fail_after(self._settings.auth_timeout):
+                more = True
+                while more:
+                    message = await self.receive()
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > limit:
+                        raise too_big(limit)
+        except TimeoutError as error:
+            description = "The request's body did not come in time"
+            raise Refusal(408, CloseCode.BAD_REQUEST, ErrorCode.BAD_REQUEST, description) from error
+        return bytes(body)
+
+    async def wait_for(self, answer: asyncio.Future[T]) -> T:
+        """The result of ``answer``; nobody waits for it any more once the client has left."""
+        with anyio.CancelScope() as scope:
+            answer.add_done_callback(lambda _: scope.cancel())
+            while True:
+                await self.receive()
+        return answer.result()
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the response. It may take as long as the client does."""
+        self.started = True
+        try:
+            await self._send(message)
+        except (OSError, RuntimeError) as error:
+            self.left = True
+            raise ClientLeft from error
+        self.finished = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+    async def respond(self, answer: Answer) -> None:
+        """Send all of the response."""
+        headers = {"Content-Type": "application/json", **self.response_headers, **answer.headers}
+        raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+        raw.append((b"content-length", str(len(answer.body)).encode()))
+        messages: list[Message] = [{"type": "http.response.start", "status": answer.status, "headers": raw}]
+        for begin in range(0, max(len(answer.body), 1), CHUNK):
+            end = begin + CHUNK
+            body = answer.body[begin:end]
+            messages.append({"type": "http.response.body", "body": body, "more_body": end < len(answer.body)})
+        try:
+            for message in messages:
+                with anyio.fail_after(self._settings.write_timeout):
+                    await self.send(message)
+        except TimeoutError:
+            self.break_off()
+
+    def break_off(self) -> None:
+        """Leave the response as it is: nobody reads it."""
+        if not self.finished and not self.left:
+            logger.debug("trace %s: the response was broken off", self.trace_id)
+            DenialLogFilter.expected += 1
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+class _Error(Struct):
+    """An error, as clients see it; the members of :func:`~nuropb_gateway_asgi.protocol.error_members`."""
+
+    error: str
+    description: str
+    code: ErrorCode
+    retryable: bool
+    retry_after_ms: int | None = None
+
+
+class _Response(Struct):
+    id: str
+    result: Raw
+    error: _Error | None
+
+
+class _ResponseFrame(Struct, tag_field="type", tag="response"):
+    payload: _Response
+
+
+class _ErrorFrame(_Error, tag_field="type", tag="error"):
+    pass
+
+
+_decode_answer = msgspec.json.Decoder(_ResponseFrame | _ErrorFrame).decode
+
+
+def read_answer(text: str) -> Answer | None:
+    """The answer to the only frame of a request, or None for whatever else there is to send."""
+    try:
+        frame = _decode_answer(text)
+    except UNREADABLE:
+        return None
+    if isinstance(frame, _ErrorFrame):
+        return _error(frame)
+    if frame.payload.id != FRAME_ID:
+        return None
+    return Answer(200, bytes(frame.payload.result), {}) if frame.payload.error is None else _error(frame.payload.error)
+
+
+def _error(error: _Error) -> Answer:
+    members = {name: getattr(error, name) for name in _Error.__struct_fields__}
+    headers = {}
+    if error.retry_after_ms is not None:
+        headers["Retry-After"] = str(max(math.ceil(error.retry_after_ms / 1000), 1))
+    if error.code == ErrorCode.UNAUTHENTICATED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Answer(error.code.http_status, encode_json(members), headers)
+
+
+def failed(failure: Failure) -> Answer:
+    """The answer for a failure of the gateway's own."""
+    return _error(msgspec.convert(error_members(failure), _Error))
+
+
+def refused(refusal: Refusal) -> Answer:
+    """The answer to a request that is not let in."""
+    return failed(refusal.failure)._replace(status=refusal.status, headers=refusal.headers)
+
+
+def bad_request(description: str) -> Refusal:
+    """The request makes no sense."""
+    return Refusal(400, CloseCode.BAD_REQUEST, ErrorCode.BAD_REQUEST, description)
+
+
+def not_json() -> Refusal:
+    """Its body is something else."""
+    description = "The Content-Type has to be application/json"
+    return Refusal(415, CloseCode.UNSUPPORTED_DATA, ErrorCode.BAD_REQUEST, description)
+
+
+def too_big(limit: int) -> Refusal:
+    """Its body is more than there may be."""
+    return Refusal(413, CloseCode.MESSAGE_TOO_BIG, ErrorCode.PAYLOAD_TOO_LARGE, f"More than {limit} bytes")

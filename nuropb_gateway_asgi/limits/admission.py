@@ -1,0 +1,154 @@
+"""Whether there is room for one connection more. Pure."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
+
+from ..exceptions import ConnectionLimitReached
+from .buckets import Rate, TokenBuckets
+
+__all__ = ["Admission", "address_of"]
+
+#: Connections that may be without a token at a time; more than that are nobody's clients.
+MAX_WAITING: Final = 1000
+#: Of these, from one address. Whoever shares one behind a NAT brings the token within a moment.
+MAX_WAITING_PER_ADDRESS: Final = 100
+#: A handshake whose token is refused counts as so many more.
+FAILURE_COST: Final = 9
+
+
+class Admission:
+    """Counts the connections of a process and how fast they come, those of them that have not said who they are, and
+    those of each user.
+
+    Opening sockets and saying nothing is cheap, so the second kind has less room: it can neither take the places of
+    clients with a token, nor can one address take those of all others. ``handshakes`` is a limit for all together,
+    ``per_address`` and ``max_per_address`` are limits for each address; None is no limit. Whose address is not known
+    counts for none.
+    """
+
+    __slots__ = (
+        "_addresses",
+        "_by_address",
+        "_connections",
+        "_handshakes",
+        "_max",
+        "_max_per_user",
+        "_max_waiting",
+        "_users",
+        "_waiting",
+    )
+
+    def __init__(
+        self,
+        max_connections: int,
+        *,
+        max_per_user: int | None = None,
+        max_per_address: int | None = None,
+        handshakes: Rate | None = None,
+        per_address: Rate | None = None,
+    ) -> None:
+        self._max = max_connections, math.inf if max_per_address is None else max_per_address
+        self._max_per_user = math.inf if max_per_user is None else max_per_user
+        self._max_waiting = min(MAX_WAITING, max(1, max_connections // 2))
+        self._connections = 0
+        self._by_address: Counter[str] = Counter()
+        self._waiting: Counter[str] = Counter()
+        self._users: Counter[str] = Counter()
+        self._handshakes = None if handshakes is None else TokenBuckets(handshakes)
+        self._addresses = None if per_address is None else TokenBuckets(per_address)
+
+    def __len__(self) -> int:
+        return self._connections
+
+    def on_handshake(self, address: str, now: float) -> None:
+        """Somebody wants to connect. Raises ConnectionLimitReached when there are too many of them."""
+        # First the narrower one, so that one address does not use up what is there for all.
+        if self._addresses is not None and address and self._addresses.take(address, now):
+            raise ConnectionLimitReached(f"too many handshakes from {address}", per_user=False)
+        if self._handshakes is not None and self._handshakes.take(None, now):
+            raise ConnectionLimitReached("too many handshakes", per_user=False)
+
+    def on_call(self, address: str, now: float) -> None:
+        """Somebody makes a call with a token, which counts only if that is refused: calls have limits of their own.
+
+        Raises ConnectionLimitReached when there were too many handshakes.
+        """
+        if self._addresses is not None and address and self._addresses.wait(address, now):
+            raise ConnectionLimitReached(f"too many handshakes from {address}", per_user=False)
+
+    def on_failure(self, address: str, now: float) -> None:
+        """Its token was refused, which counts more: those who guess come to their limit soon."""
+        if self._addresses is not None and address:
+            self._addresses.spend(address, now, FAILURE_COST)
+
+    @contextlib.contextmanager
+    def connection(self, address: str = "") -> Iterator[None]:
+        """A place for one connection, for as long as the context lasts. Raises ConnectionLimitReached."""
+        most, most_of_address = self._max
+        if self._connections >= most:
+            raise ConnectionLimitReached("this process has all the connections it may have", per_user=False)
+        if address and self._by_address[address] >= most_of_address:
+            raise ConnectionLimitReached(f"{address} has all the connections one may have", per_user=False)
+        self._connections += 1
+        with _counted(self._by_address, address):
+            try:
+                yield
+            finally:
+                self._connections -= 1
+
+    @contextlib.contextmanager
+    def waiting(self, address: str) -> Iterator[None]:
+        """A place for one that has no token yet, until it does. Raises ConnectionLimitReached."""
+        of_address = self._waiting[address] if address else 0
+        if self._waiting.total() >= self._max_waiting or of_address >= MAX_WAITING_PER_ADDRESS:
+            raise ConnectionLimitReached("too many connections without a token", per_user=False)
+        with _counted(self._waiting, address):
+            yield
+
+    def enter(self, user_id: str) -> None:
+        """A place among the user's connections, until :meth:`leave`. Raises ConnectionLimitReached."""
+        if self._users[user_id] >= self._max_per_user:
+            raise ConnectionLimitReached("this user has all the connections one may have", per_user=True)
+        self._users[user_id] += 1
+
+    def leave(self, user_id: str) -> None:
+        """The place is free again."""
+        self._users[user_id] -= 1
+        if not self._users[user_id]:
+            del self._users[user_id]
+
+
+@contextlib.contextmanager
+def _counted(counter: Counter[str], key: str) -> Iterator[None]:
+    counter[key] += 1
+    try:
+        yield
+    finally:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]
+
+
+def address_of(client: Any) -> str:
+    """Whom a connection counts for: the host of an ASGI scope's ``client``, and of IPv6 the network of 64 bits.
+
+    That is what one customer of a provider has of IPv6 (RFC 6177). "" where the server does not know, as with a UNIX
+    socket.
+    """
+    host = client[0] if client else None
+    if not isinstance(host, str):
+        return ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host if host.isprintable() else ascii(host)  # it goes into the log, and a proxy may pass on anything
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    mapped = address.ipv4_mapped
+    return str(mapped) if mapped is not None else str(ipaddress.ip_network((int(address), 64), strict=False))
