@@ -13,13 +13,13 @@ from .authentication import Authenticator
 from .authorization import Policy
 from .controller import ServiceMeshManagerController
 from .handler_manager import GOODBYE_SPREAD, HandlerManager
-from .limits.shared import Process
+from .limits.shared import SharedLimits
 from .protocol import CloseCode
 from .service_mesh_manager import ServiceMeshManager
 from .settings import Settings
 from .wire.interface import Mesh
 
-__all__ = ["WEBSOCKET", "Channel"]
+__all__ = ["WEBSOCKET", "ConnectionKind"]
 
 #: The kind that the gateway itself is: it has its instance id, and takes the calls of other services.
 WEBSOCKET: Final = "websocket"
@@ -27,7 +27,7 @@ WEBSOCKET: Final = "websocket"
 _STEM: Final = 90
 
 
-class Channel:
+class ConnectionKind:
     """Who is connected in one way, what they have in flight, and their place on the mesh.
 
     On the mesh each is a process of the gateway like any other, with an instance id of its own: what is sent to users
@@ -41,13 +41,13 @@ class Channel:
         authenticator: Authenticator,
         policy: Policy,
         mesh: Mesh,
-        process: Process,
+        process: SharedLimits,
         controller: ServiceMeshManagerController | None = None,
     ) -> None:
         self.name = name
         if name != WEBSOCKET:
             settings = dataclasses.replace(settings, instance_id=f"{settings.instance_id[:_STEM]}-{name}")
-            mesh = mesh.sibling(settings.instance_id)
+            mesh = mesh.for_transport(settings.instance_id)
         self.settings = settings
         self.handler_manager = HandlerManager(settings, authenticator, policy, process)
         self.service_mesh_manager = ServiceMeshManager(

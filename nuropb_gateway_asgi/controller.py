@@ -2,21 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
+from .authentication import Identity
 from .exceptions import CallError
+from .fleet.users import Connections, Online, Reached, Sessions
+from .handler_manager import HandlerManager
 from .protocol import CloseCode
 from .wire.errors import NuropbTransportError, NuropbValidationError
-
-if TYPE_CHECKING:
-    from .fleet.users import Connections, Online, Reached, Sessions
-    from .handler_manager import HandlerManager
-    from .service_mesh_manager import ServiceMeshManager
 
 __all__ = ["ServiceMeshManagerController"]
 
 T = TypeVar("T")
+
+
+class MeshOperations(Protocol):
+    """The part of the ServiceMeshManager that a controller uses; see there for what each method does and raises."""
+
+    async def request(
+        self,
+        service: str,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        identity: Identity | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the message's expiration, too
+        trace_id: str | None = None,
+    ) -> Any:
+        """Call a method and return its result."""
+
+    async def command(
+        self,
+        service: str,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        identity: Identity | None = None,
+        trace_id: str | None = None,
+    ) -> None:
+        """Call a method for its effect."""
+
+    async def publish_event(
+        self,
+        topic: str,
+        event: Any,
+        *,
+        target: Sequence[str] | None = None,
+        identity: Identity | None = None,
+        trace_id: str | None = None,
+    ) -> None:
+        """Publish an event to the mesh."""
+
+    async def send_to_users(self, user_ids: Iterable[str], topic: str, event: Any) -> Reached:
+        """Send an event to all connections of some users."""
+        ...
+
+    async def send_to_all(self, topic: str, event: Any) -> Reached:
+        """Send an event to every connection."""
+        ...
+
+    async def send_to_session(self, session_id: str, topic: str, event: Any) -> Reached:
+        """Send an event to one connection."""
+        ...
+
+    async def disconnect_users(self, user_ids: Iterable[str], code: int = ..., reason: str = ...) -> Reached:
+        """Close all connections of some users."""
+        ...
+
+    async def disconnect_session(self, session_id: str, code: int = ..., reason: str = ...) -> Reached:
+        """Close one connection."""
+        ...
+
+    async def list_sessions(self, user_id: str) -> Sessions:
+        """List the connections of a user, the oldest first."""
+        ...
+
+    async def count(self) -> Connections:
+        """Count the connections."""
+        ...
+
+    async def is_online(self, user_ids: Iterable[str]) -> Online:
+        """Tell which of some users are connected."""
+        ...
+
+    async def revoke(
+        self,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        token_id: str | None = None,
+        issued_before: float | None = None,
+        until: float | None = None,
+    ) -> None:
+        """Refuse some tokens from now on, and close the connections that they opened."""
 
 
 class ServiceMeshManagerController:
@@ -37,7 +116,7 @@ class ServiceMeshManagerController:
         self._service_name = service_name
         self._instance_id = instance_id
         self._event_topic_subscriptions = tuple(event_topic_subscriptions)
-        self._service_mesh_manager: ServiceMeshManager | None = None
+        self._service_mesh_manager: MeshOperations | None = None
         self._handler_manager: HandlerManager | None = None
 
     @property
@@ -55,7 +134,7 @@ class ServiceMeshManagerController:
         """The topic patterns whose events come here."""
         return self._event_topic_subscriptions
 
-    def _bind(self, service_mesh_manager: ServiceMeshManager, handler_manager: HandlerManager) -> None:
+    def _bind(self, service_mesh_manager: MeshOperations, handler_manager: HandlerManager) -> None:
         """Called by the ServiceMeshManager on construction; subclasses find both managers on themselves after."""
         self._service_mesh_manager = service_mesh_manager
         self._handler_manager = handler_manager
@@ -114,7 +193,7 @@ class ServiceMeshManagerController:
         )
 
     @property
-    def _manager(self) -> ServiceMeshManager:
+    def _manager(self) -> MeshOperations:
         if self._service_mesh_manager is None:
             raise RuntimeError("the controller belongs to no gateway yet")
         return self._service_mesh_manager

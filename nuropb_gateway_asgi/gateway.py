@@ -1,38 +1,23 @@
 """The gateway: all parts put together, as an ASGI application or within one.
 
-What lives where, and who may import whom (downwards only; a test holds this)::
+The rooms of the package, and which may import which (only downwards; a test holds this)::
 
-    cli                           the command line
-    gateway
-    ├── client                    the other end, for programs in Python
-    ├── metrics, explain          what a monitoring system asks for, and what an operator does
-    ├── _contracts, console       what a developer asks for: who may call what, and a page to do it
-    ├── server                    uvicorn, made fit for an open network
-    ├── mesh.serving              a service of one's own, on RabbitMQ
-    ├── _parts, _channel          what settings are made into, and what belongs to one kind of connection
-    ├── handlers.websocket, handlers.http, handlers.tcp
-    ├── handlers._exchange        a request over HTTP and its response
-    ├── handlers._connection      what all kinds have in common
-    ├── handlers._handshake       who is let in
-    ├── service_mesh_manager      what is in flight, and where its answer goes
-    ├── mesh.rabbitmq, mesh.embedded (and its service, mesh.demo)
-    ├── _directory, _events (whom an event is for), _host (for the application around)
-    ├── _calls, _switchboard, _online (who is connected to some process), _revoker
-    ├── _fleet (the other processes), _presence
-    ├── controller, _interest, _policy_file
-    ├── asyncapi, openapi         the contract of a caller, as documents
-    ├── contract, generator       what is in it, and a client made of it
-    ├── handler_manager, _outbox, mesh.service, mesh.description, mesh.encryption
-    ├── _process (what counts for all kinds of connections), _admission, _guards
-    ├── revocation
-    ├── authentication            who is this
-    ├── _cross_origin             whose pages may read an answer
-    ├── key_sets, credentials, origins
-    ├── keys, _documents
-    ├── protocol, tokens, authorization, policy, rules, mesh.wire, mesh.base, mesh.errors, topics
-    ├── _direct, _text_frames     the short way of a WebSocket's text
-    ├── logs                      what gets into a log
-    └── exceptions, settings, _assets, _ids, _limits, _memory, _sockets, _strict
+    cli                               the command line
+    gateway                           wires the parts
+    ├── assembly, server              parts from settings; uvicorn for an open network
+    ├── contracts, console            documents of what a caller may do, and a page to do it
+    ├── mesh, observability           RabbitMQ and the embedded mesh; logs and metrics
+    ├── connection_kind               both managers and the mesh of one transport
+    ├── handlers                      the transports: WebSocket, HTTP, TCP
+    ├── service_mesh_manager          what is in flight, and for whom
+    ├── routing                       where each answer and event goes
+    ├── controller                    the gateway's face on the mesh
+    ├── fleet                         the other processes of the gateway
+    ├── handler_manager               who is connected
+    ├── limits, authorization         how much, and may they
+    ├── wire, static, client          NuroPb's messages; files for pages; the Python client
+    ├── authentication                who is this
+    └── protocol, topics, settings, rates, exceptions, generation_cache, identifiers, sockets
 """
 
 from __future__ import annotations
@@ -70,14 +55,14 @@ from .authentication import Authenticator
 from .authentication.key_sets import KeySet
 from .authentication.keys import issue_token
 from .authorization import AuthorizedPolicy, Authorizer, Policy, completed
-from .connection_kind import WEBSOCKET, Channel
+from .connection_kind import WEBSOCKET, ConnectionKind
 from .console import console_routes
 from .contracts.endpoints import Contracts
 from .controller import ServiceMeshManagerController
 from .handlers.http import make_endpoints
 from .handlers.tcp import TCPServer
 from .handlers.websocket import DenialLogFilter, WebSocketHandler
-from .limits.shared import Process
+from .limits.shared import SharedLimits
 from .observability.logs import configure_logging, filtered_server_logs
 from .observability.metrics import Metrics
 from .service_mesh_manager import ServiceMeshManager
@@ -168,14 +153,14 @@ class Gateway:
             origins = make_origins(settings)
         if authorizer is not None:
             self._policy = AuthorizedPolicy(self._policy, authorizer)
-        mesh, process = mesh or make_mesh(settings), Process.of(settings)
+        mesh, process = mesh or make_mesh(settings), SharedLimits.of(settings)
 
-        def channel(name: str, controller: ServiceMeshManagerController | None = None) -> Channel:
-            made = Channel(name, settings, self._authenticator, self._policy, mesh, process, controller)
+        def channel(name: str, controller: ServiceMeshManagerController | None = None) -> ConnectionKind:
+            made = ConnectionKind(name, settings, self._authenticator, self._policy, mesh, process, controller)
             self.channels[name] = made
             return made
 
-        self.channels: dict[str, Channel] = {}
+        self.channels: dict[str, ConnectionKind] = {}
         websocket = channel(WEBSOCKET, service_controller)
         self.handler_manager = websocket.handler_manager
         self.service_mesh_manager = websocket.service_mesh_manager

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-__all__ = ["Memory"]
+__all__ = ["GenerationCache"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Memory(Generic[K, V]):
+class GenerationCache(Generic[K, V]):
     """Remembers the last ``count`` things at least, and twice as many at most.
 
     It has two generations, of which the older one is forgotten as a whole: a dictionary that loses its first entry with

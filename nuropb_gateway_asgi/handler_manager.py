@@ -22,7 +22,7 @@ from .authorization import Policy
 from .authorization.rules import Delivery, is_private
 from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError
 from .limits.buckets import Excess
-from .limits.shared import Process
+from .limits.shared import SharedLimits
 from .protocol import (
     Authorize,
     Cancel,
@@ -124,10 +124,10 @@ class HandlerManager:
     """
 
     def __init__(
-        self, settings: Settings, authenticator: Authenticator, policy: Policy, process: Process | None = None
+        self, settings: Settings, authenticator: Authenticator, policy: Policy, process: SharedLimits | None = None
     ) -> None:
         self._settings = settings
-        self.process = process = Process.of(settings) if process is None else process
+        self.process = process = SharedLimits.of(settings) if process is None else process
         self.admission = process.admission
         self.revocations = process.revocations
         self._authenticator = RevocationCheck(authenticator, self.revocations)

@@ -45,11 +45,12 @@ from .protocol import (
     encode_failure,
     encode_json,
 )
-from .routing.application import HostInterface, call_error, context_of, mesh_unavailable
+from .routing.application import HostInterface, call_error, mesh_unavailable
 from .routing.calls import SLOT_SECONDS, Call, CallTable, ClientCall, LookUpCall
 from .routing.descriptions import Directory
 from .routing.events import EventRouter, EventStatistics
 from .settings import Settings
+from .wire.context import context_of
 from .wire.description import FRESH_SECONDS, MAX_AGE_SECONDS, Description, describe_for_clients
 from .wire.interface import CallMessage, EventMessage, Mesh, Reply
 from .wire.services import to_json
@@ -624,17 +625,17 @@ class ServiceMeshManager(HostInterface):
             description = f"Service {call.message.service} is not available"
             self._fail(correlation_id, Failure(ErrorCode.SERVICE_UNAVAILABLE, description))
 
-    def on_taken(self, correlation_id: str) -> None:
+    def on_confirmed(self, correlation_id: str) -> None:
         """The mesh took a command."""
         call = self._take(correlation_id)
         if call is not None:
             self._finish(call, None)
 
-    def on_failed(self, correlation_id: str) -> None:
+    def on_rejected(self, correlation_id: str) -> None:
         """The mesh did not take the message after all."""
         self._fail(correlation_id, mesh_unavailable())
 
-    def on_lost(self, correlation_id: str) -> None:
+    def on_unconfirmed(self, correlation_id: str) -> None:
         """Whether the mesh took the command is not known."""
         self._fail(
             correlation_id,
@@ -649,7 +650,7 @@ class ServiceMeshManager(HostInterface):
         """Events were lost on the way here; ``reason`` says how."""
         self._events.on_gap(reason)
 
-    def on_sibling(self, message: bytes) -> None:
+    def on_peer_message(self, message: bytes) -> None:
         """Another process of the gateway says something."""
         self._fleet.on_message(message)
 

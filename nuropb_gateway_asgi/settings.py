@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from .exceptions import SettingsError
 from .identifiers import new_id
-from .limits.buckets import parse_limit
+from .rates import parse_limit
 
 __all__ = ["ENV_PREFIX", "Settings"]
 

@@ -12,17 +12,17 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Literal
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
 from ..authentication import Authenticator, Identity
+from ..authentication.revocation import Revocations
 from ..exceptions import AuthenticationUnavailable, CallError, ProtocolError
-from ..handler_manager import HandlerManager
 from ..protocol import Decoder, ErrorCode, encode_json
-from ..routing.application import context_for
-from ..service_mesh_manager import ServiceMeshManager
 from ..settings import Settings
+from ..wire.context import context_for
 from ..wire.description import Description
 from .policies import AuthorizedPolicy, Considered, Decision, Policy, RulePolicy
 from .rules import Rule, is_private
@@ -34,11 +34,38 @@ MASK: Final = "***"
 POLL_INTERVAL: Final = 0.02
 
 
+class DescribingManager(Protocol):
+    """The part of the ServiceMeshManager that an explanation needs: a mesh connection, and descriptions of services."""
+
+    async def __aenter__(self) -> Any:
+        """Connect to the mesh."""
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Disconnect from the mesh."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the mesh takes messages now."""
+        ...
+
+    @property
+    def problem(self) -> str | None:
+        """The reason why the mesh takes no messages, or None."""
+        ...
+
+    async def describe(self, service: str) -> Description:
+        """Ask a service for its description. Raises CallError."""
+        ...
+
+
 async def explain(
     settings: Settings,
-    handlers: HandlerManager,
+    authenticator: Authenticator,
+    revocations: Revocations,
     policy: Policy,
-    manager: ServiceMeshManager,
+    manager: DescribingManager,
     *,
     token: str,
     action: Literal["call", "subscribe"],
@@ -51,7 +78,7 @@ async def explain(
     seconds. The token is nowhere in the result. It has ``asked``, ``token``, ``identity``, ``policy``, ``limits``,
     ``mesh``, ``context`` and ``outcome``; what cannot be known is None.
     """
-    verdict, identity = await _check_token(handlers.authenticator, token, timeout)
+    verdict, identity = await _check_token(authenticator, token, timeout)
     malformed = _check_frame(settings, action, name)
     decision = considered = None
     if identity is not None and malformed is None:
@@ -59,7 +86,7 @@ async def explain(
     mesh = None
     if malformed is None:
         mesh = await _ask_mesh(manager, name.rpartition(".") if action == "call" else None, timeout)
-    if identity is not None and handlers.revocations.refuses(identity):  # the mesh has told of it meanwhile
+    if identity is not None and revocations.refuses(identity):  # the mesh has told of it meanwhile
         verdict, identity = {"valid": False, "why": ["it has been revoked"]}, None
     return {
         "asked": {"action": action, "name": name},
@@ -224,7 +251,7 @@ def _limits(
 
 
 async def _ask_mesh(
-    manager: ServiceMeshManager,
+    manager: DescribingManager,
     asked: tuple[str, str, str] | None,
     timeout: float,  # noqa: ASYNC109
 ) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from typing import (
 )
 
 from ..exceptions import SettingsError
-from ..limits.buckets import CallRate
+from ..rates import CallRate
 from ..topics import MAX_BYTES, check_pattern, covers, overlaps
 from .rules import CallPattern, Delivery, Rule, TopicPattern, escape_word, is_private
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from urllib.parse import quote
 
-from ..limits.buckets import CallRate
+from ..rates import CallRate
 from ..topics import check_pattern
 
 if TYPE_CHECKING:

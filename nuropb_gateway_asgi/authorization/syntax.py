@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, Never, TypeVar
 
 from ..exceptions import PolicyError
-from ..limits.buckets import MAX_COUNT, RATE_SYNTAX, CallRate, Rate, parse_rate
+from ..rates import MAX_COUNT, RATE_SYNTAX, CallRate, Rate, parse_rate
 from .rules import Action, CallPattern, Condition, Delivery, Operator, Rule, Scalar, TopicPattern
 
 __all__ = ["parse_policy"]

@@ -1,4 +1,4 @@
-"""The command line: one module for each command."""
+"""What does an operator type? The command line, one module for each command."""
 
 from __future__ import annotations
 

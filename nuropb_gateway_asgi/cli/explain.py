@@ -120,7 +120,8 @@ async def _explain(
     async with gateway.authentication():
         explanation = await explain_decision(
             settings,
-            handlers,
+            handlers.authenticator,
+            handlers.revocations,
             gateway.policy,
             manager,
             token=token,

@@ -1,4 +1,4 @@
-"""A client of the gateway: calls, events and a connection that makes itself anew. ``docs/clients.md`` describes it.
+"""How does a program in Python use a gateway? Calls, events, and a connection that heals. ``docs/clients.md`` has more.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The console: a page by which a person uses the gateway as any other client does. ``docs/console.md`` describes it.
+"""Which page does a person use? The console, a client like any other. ``docs/console.md`` describes it.
 
 It is plain files, without a build step. The page needs nothing but the gateway that serves it, and what it may do is
 what its token may do.

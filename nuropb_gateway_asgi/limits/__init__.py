@@ -9,6 +9,6 @@ from __future__ import annotations
 from .admission import Admission
 from .buckets import RateLimits
 from .circuits import Circuits, ErrorBudgets
-from .shared import Process
+from .shared import SharedLimits
 
-__all__ = ["Admission", "Circuits", "ErrorBudgets", "Process", "RateLimits"]
+__all__ = ["Admission", "Circuits", "ErrorBudgets", "RateLimits", "SharedLimits"]

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from ..exceptions import ConnectionLimitReached
-from .buckets import Rate, TokenBuckets
+from ..rates import Rate
+from .buckets import TokenBuckets
 
 __all__ = ["Admission", "address_of"]
 

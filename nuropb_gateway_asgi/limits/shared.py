@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Self
 
 from ..authentication.revocation import Revocations
+from ..rates import parse_limit
 from ..settings import Settings
 from .admission import Admission
-from .buckets import RateLimits, parse_limit
+from .buckets import RateLimits
 from .circuits import ErrorBudgets
 
-__all__ = ["Process"]
+__all__ = ["SharedLimits"]
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class SharedLimits:
     """What the kinds of connections of one process share: a limit "per process" or "per user" is over all of them."""
 
     #: Places for connections, authorised or not yet.

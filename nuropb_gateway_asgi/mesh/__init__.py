@@ -1,4 +1,4 @@
-"""The mesh: one interface (``base``), two implementations (``embedded``, ``rabbitmq``), and services (``serve``)."""
+"""Which mesh carries the messages? RabbitMQ, or an embedded one; and services hosted on RabbitMQ (``serve``)."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class EmbeddedMesh:
         self._receiver = receiver
         self._services[self._service_name] = controller
 
-    def sibling(self, instance_id: str) -> EmbeddedMesh:
+    def for_transport(self, instance_id: str) -> EmbeddedMesh:
         """Another mesh in this process, with the very same services."""
         return _Sibling(self._services, self._running, self._service_name)
 
@@ -106,7 +106,7 @@ class EmbeddedMesh:
             loop.call_soon(self._told.on_returned, message.correlation_id)
             return
         if message.kind == "command":
-            loop.call_soon(self._told.on_taken, message.correlation_id)
+            loop.call_soon(self._told.on_confirmed, message.correlation_id)
         tasks.start_soon(self._call, service, message, name=f"embedded {message.service}.{message.method}")
 
     @property
@@ -123,7 +123,7 @@ class EmbeddedMesh:
         """Tell one of them."""
         self._group()
         if (sibling := self._running.get(address)) is not None:
-            asyncio.get_running_loop().call_soon(sibling.receiver.on_sibling, message)
+            asyncio.get_running_loop().call_soon(sibling.receiver.on_peer_message, message)
 
     async def record(self, record: bytes) -> None:
         """Give the record to all. It is not kept, as the tokens that this process made are of no use in the next."""

@@ -23,7 +23,7 @@ import msgspec
 
 from ..authentication.key_sets import KeySet
 from ..authorization.policy_file import PolicyFile
-from ..connection_kind import Channel
+from ..connection_kind import ConnectionKind
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter
@@ -39,7 +39,7 @@ _LAGS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 
 
 #: Name, text and value of what each kind of connection has.
-_CHANNEL_GAUGES: Final[Sequence[tuple[str, str, Callable[[Channel], float]]]] = (
+_CHANNEL_GAUGES: Final[Sequence[tuple[str, str, Callable[[ConnectionKind], float]]]] = (
     ("connections", "Registered connections", lambda each: len(each.handler_manager)),
     ("in_flight", "Calls without an answer yet", lambda each: each.service_mesh_manager.in_flight),
     ("mesh_connected", "Processes that the mesh is connected to", lambda each: each.service_mesh_manager.connected),
@@ -52,7 +52,7 @@ class Metrics:
     """The metrics of one gateway."""
 
     def __init__(
-        self, channels: Collection[Channel], policy_file: PolicyFile | None = None, key_set: KeySet | None = None
+        self, channels: Collection[ConnectionKind], policy_file: PolicyFile | None = None, key_set: KeySet | None = None
     ) -> None:
         import prometheus_client as prometheus
 
@@ -121,7 +121,7 @@ class Metrics:
 
     @classmethod
     def create(
-        cls, channels: Collection[Channel], policy_file: PolicyFile | None = None, key_set: KeySet | None = None
+        cls, channels: Collection[ConnectionKind], policy_file: PolicyFile | None = None, key_set: KeySet | None = None
     ) -> Metrics | None:
         """The metrics, or None where prometheus-client is not installed."""
         try:
@@ -141,7 +141,7 @@ class Metrics:
         if self._key_set is not None:
             self._carry(self._key_set.failures, self._key_failures)
 
-    def _collect_channel(self, channel: Channel) -> None:
+    def _collect_channel(self, channel: ConnectionKind) -> None:
         handlers, manager, name = channel.handler_manager, channel.service_mesh_manager, channel.name
         for reason, count in handlers.refused.items():
             self._carry(count, self._refused, reason, name)

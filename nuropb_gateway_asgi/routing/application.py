@@ -15,14 +15,15 @@ from ..exceptions import CallError, MeshUnavailable, NotStartedError
 from ..fleet.revocations import Revoker
 from ..fleet.users import Connections, Online, Reached, Sessions, Switchboard
 from ..identifiers import new_id
-from ..protocol import CloseCode, ErrorCode, Failure, encode_json
+from ..protocol import CloseCode, ErrorCode, Failure
 from ..settings import Settings
 from ..topics import check_topic
+from ..wire.context import context_of
 from ..wire.interface import CallMessage, Mesh
 from ..wire.services import to_json
 from .calls import Call, HostCall
 
-__all__ = ["HostInterface", "call_error", "context_for", "context_of", "mesh_unavailable"]
+__all__ = ["HostInterface", "call_error", "mesh_unavailable"]
 
 
 class HostInterface:
@@ -247,18 +248,3 @@ def call_error(failure: Failure) -> CallError:
     """The exception for the host application."""
     error = failure.error or failure.code.nuropb_class
     return CallError(failure.code.value, error, failure.description, retryable=failure.code.retryable)
-
-
-def context_for(identity: Identity | None, trace_id: str, session_id: str | None) -> dict[str, str | None]:
-    """What a service sees of the caller: made from the identity alone, never from anything that a client sent."""
-    return {
-        "user_id": None if identity is None else identity.user_id,
-        "Authorization": None if identity is None else f"Bearer {identity.token}",
-        "trace_id": trace_id,
-        "session_id": session_id,
-    }
-
-
-def context_of(identity: Identity | None, trace_id: str, session_id: str | None) -> bytes:
-    """The same as JSON."""
-    return encode_json(context_for(identity, trace_id, session_id))

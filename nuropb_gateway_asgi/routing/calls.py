@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Raw
 
 from ..exceptions import CallError
-from ..generation_cache import Memory
+from ..generation_cache import GenerationCache
 from ..handler_manager import Handler
 from ..protocol import Failure, encode_failure, encode_response
 from ..wire.interface import CallMessage
@@ -124,7 +124,7 @@ class CallTable:
         self._due: dict[int, list[str]] = {}
         self._slot = 0
         #: Ended calls: the service whose reply would be late, or "" once the reply was there.
-        self._ended: Memory[str, str] = Memory(REMEMBERED)
+        self._ended: GenerationCache[str, str] = GenerationCache(REMEMBERED)
 
     def __len__(self) -> int:
         return len(self._calls)

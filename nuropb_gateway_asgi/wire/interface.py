@@ -65,13 +65,13 @@ class MeshReceiver(Protocol):
     def on_returned(self, correlation_id: str) -> None:
         """No service of that name exists; the message was not delivered."""
 
-    def on_taken(self, correlation_id: str) -> None:
+    def on_confirmed(self, correlation_id: str) -> None:
         """The mesh is responsible for the command now."""
 
-    def on_failed(self, correlation_id: str) -> None:
+    def on_rejected(self, correlation_id: str) -> None:
         """The mesh did not take the message after all; it was not delivered."""
 
-    def on_lost(self, correlation_id: str) -> None:
+    def on_unconfirmed(self, correlation_id: str) -> None:
         """The connection was lost before the mesh could say whether it took the command."""
 
     def on_event(self, event: EventMessage) -> None:
@@ -80,7 +80,7 @@ class MeshReceiver(Protocol):
     def on_gap(self, reason: str) -> None:
         """Events were lost on their way: more than the broker keeps for a process that is away, or for too long."""
 
-    def on_sibling(self, message: bytes) -> None:
+    def on_peer_message(self, message: bytes) -> None:
         """Another process of this gateway says something; this process's own words come back, too."""
 
     def on_record(self, record: bytes) -> None:
@@ -121,7 +121,7 @@ class Mesh(Protocol):
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
         """Say who is told and which object other services may call. Once, before entering."""
 
-    def sibling(self, instance_id: str) -> Mesh:
+    def for_transport(self, instance_id: str) -> Mesh:
         """A mesh with the same services for another kind of connection, which is a process of this gateway more.
 
         It takes no calls from other services: whoever is bound here answers them.

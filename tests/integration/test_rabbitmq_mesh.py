@@ -91,13 +91,13 @@ class Receiver:
     def on_returned(self, correlation_id: str) -> None:
         self._tell("returned", correlation_id)
 
-    def on_taken(self, correlation_id: str) -> None:
+    def on_confirmed(self, correlation_id: str) -> None:
         self._tell("taken", correlation_id)
 
-    def on_failed(self, correlation_id: str) -> None:
+    def on_rejected(self, correlation_id: str) -> None:
         self._tell("failed", correlation_id)
 
-    def on_lost(self, correlation_id: str) -> None:
+    def on_unconfirmed(self, correlation_id: str) -> None:
         self._tell("lost", correlation_id)
 
     def on_event(self, event: EventMessage) -> None:
@@ -106,7 +106,7 @@ class Receiver:
     def on_gap(self, reason: str) -> None:
         self.gaps.append(reason)
 
-    def on_sibling(self, message: bytes) -> None:
+    def on_peer_message(self, message: bytes) -> None:
         self.siblings.append(message)
 
     def on_record(self, record: bytes) -> None:

@@ -217,7 +217,7 @@ class FakeMesh:
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
         self.receiver, self.controller = receiver, controller
 
-    def sibling(self, instance_id: str) -> FakeMesh:
+    def for_transport(self, instance_id: str) -> FakeMesh:
         return FakeMesh(address=instance_id) if self.network is None else self.network.mesh()
 
     def send(self, message: CallMessage) -> None:
@@ -348,7 +348,7 @@ class Network:
         loop = asyncio.get_running_loop()
         for each, mesh in self.meshes.items():
             if address in ("", each) and mesh.runs and each not in self.cut_off:
-                loop.call_soon(mesh.told.on_sibling, message)
+                loop.call_soon(mesh.told.on_peer_message, message)
 
     def keep(self, record: bytes) -> None:
         self.records.append(record)

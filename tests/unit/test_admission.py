@@ -8,7 +8,7 @@ import pytest
 from nuropb_gateway_asgi.exceptions import ConnectionLimitReached
 from nuropb_gateway_asgi.limits import admission as _admission
 from nuropb_gateway_asgi.limits.admission import Admission, address_of
-from nuropb_gateway_asgi.limits.buckets import Rate, parse_limit
+from nuropb_gateway_asgi.rates import Rate, parse_limit
 
 
 def test_a_process_has_only_so_many_connections() -> None:

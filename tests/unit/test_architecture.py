@@ -61,7 +61,7 @@ def _imports(module: str, *, for_types: bool) -> set[str]:
 
 
 IMPORTS = {module: _imports(module, for_types=True) for module in FILES}
-#: By name within the package, and without what is never run: who is called back may know the type of its caller.
+#: By name within the package, and without what is never run.
 INTERNAL = {
     module: {
         name.removeprefix(PACKAGE).removeprefix(".")
@@ -72,91 +72,109 @@ INTERNAL = {
 }
 
 
+def _room(module: str) -> str:
+    """The room of a module: its folder at the top of the package, or the module itself if it lies there."""
+    return module.split(".")[0]
+
+
+ROOMS = {_room(module) for module in FILES} - {*DOORS, "_version"}
+
+
 def _drawn() -> dict[str, int]:
-    """The row of every module in the drawing that opens gateway.py, counted from above."""
+    """The row of every room in the drawing that opens gateway.py, counted from above."""
     assert nuropb_gateway_asgi.gateway.__doc__ is not None
     _, _, drawing = nuropb_gateway_asgi.gateway.__doc__.partition("::\n")
-    rows = [re.findall(r"[a-z_]+(?:\.[a-z_]+)*", line) for line in drawing.splitlines() if line.strip()]
-    return {word: row for row, words in enumerate(rows) for word in words if word in FILES}
+    rows = [re.split(r"\s{2,}", line.strip(" ├└─│"))[0] for line in drawing.splitlines() if line.strip()]
+    return {room: row for row, rooms in enumerate(rows) for room in re.findall(r"[a-z_]+", rooms)}
 
 
 DRAWN = _drawn()
 
 
-def _row(module: str) -> int:
-    """Modules within a package that is drawn are where the package is."""
-    while module not in DRAWN:
-        assert "." in module, f"{module} is not drawn in the docstring of gateway.py"
-        module = module.rpartition(".")[0]
-    return DRAWN[module]
+def _neighbours() -> dict[str, set[str]]:
+    """The rooms that each room imports, for types and within functions, too."""
+    found: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for module, names in IMPORTS.items():
+        if module in DOORS:
+            continue
+        within = {name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")}
+        found.setdefault(_room(module), set()).update(map(_room, within))
+    return {room: others - {room, "_version"} for room, others in found.items()}
 
 
-@pytest.mark.parametrize(
-    "module", [module for module in FILES if module not in (*DOORS, "_version", "mesh", "handlers")]
-)
-def test_imports_only_point_down(module: str) -> None:
-    for imported in INTERNAL[module] - {"_version"}:
-        assert imported not in DOORS
-        assert _row(imported) >= _row(module), f"{module} imports {imported}, which is drawn above it"
+NEIGHBOURS = _neighbours()
 
 
-def test_the_drawing_has_all_modules_between_the_gateway_and_what_everything_needs() -> None:
+def test_the_drawing_has_every_room_and_nothing_else() -> None:
+    assert set(DRAWN) == ROOMS
     assert (DRAWN["cli"], DRAWN["gateway"]) == (0, 1)
-    assert {"exceptions", "settings"} <= {name for name, row in DRAWN.items() if row == max(DRAWN.values())}
-    packages = {module for module, path in FILES.items() if path.name == "__init__.py"}
-    modules = set(FILES) - packages - {*DOORS, "_version"}
-    assert not {module for module in modules if module not in DRAWN and module.rpartition(".")[0] not in DRAWN}
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_imports_only_point_down(room: str) -> None:
+    for imported in NEIGHBOURS[room]:
+        assert imported not in DOORS
+        assert DRAWN[imported] >= DRAWN[room], f"{room} imports {imported}, which is drawn above it"
+
+
+def test_no_room_imports_itself_by_a_detour() -> None:
+    graphlib.TopologicalSorter(NEIGHBOURS).prepare()
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
     graphlib.TopologicalSorter(INTERNAL).prepare()
 
 
-@pytest.mark.parametrize("module", ["mesh", "handlers", "_version"])
-def test_what_only_holds_others_imports_nothing(module: str) -> None:
-    imported = IMPORTS[module] - {"__future__", "typing"}
-    # `mesh` has what users need for a service, which is imported when they are asked for.
-    assert imported <= ({f"{PACKAGE}.mesh", f"{PACKAGE}.mesh.serving"} if module == "mesh" else set())
-    assert not {name for name in INTERNAL[module] if name not in ("mesh", "mesh.serving")}
+def test_the_top_level_stays_small() -> None:
+    assert len(list(ROOT.glob("*.py"))) <= 20
 
 
-def test_a_private_module_is_only_imported_within_its_package() -> None:
+@pytest.mark.parametrize("room", sorted(room for room in ROOMS if (ROOT / room).is_dir()))
+def test_every_room_says_which_question_it_answers(room: str) -> None:
+    door = importlib.import_module(f"{PACKAGE}.{room}")
+    assert door.__doc__ is not None
+    assert "?" in door.__doc__.split("\n")[0]
+    assert door.__all__
+
+
+def test_the_version_imports_nothing() -> None:
+    assert IMPORTS["_version"] <= {"__future__", "typing"}
+
+
+def test_a_private_module_is_only_imported_within_its_room() -> None:
     for module, imported in INTERNAL.items():
-        for name in imported:
+        for name in imported - {"_version"}:
             package, _, last = name.rpartition(".")
             if last.startswith("_"):
-                assert not package or module == package or module.startswith(f"{package}.")
+                assert module == package or module.startswith(f"{package}.")
 
 
+#: Where a library may be imported: a room, or a module.
 KNOWN_TO = [
-    # distribution's module, where it may be imported
     ("nuropb", set()),
-    # The package: for the type of its app.
-    (
-        "starlette",
-        {"", "_assets", "_contracts", "_cross_origin", "authentication", "cli", "console", "credentials", "gateway"}
-        | {"handlers"},
-    ),
-    ("jose", {"keys"}),
-    ("httpx", {"_documents"}),
+    # The package itself: for the type of its app.
+    ("starlette", {"", "authentication", "cli", "console", "contracts", "gateway", "handlers", "static"}),
+    ("jose", {"authentication.keys"}),
+    ("httpx", {"authentication.fetching"}),
     ("aio_pika", {"mesh.rabbitmq"}),
     ("aiormq", {"mesh.rabbitmq"}),
     ("pamqp", {"mesh.rabbitmq"}),
     ("yarl", {"mesh.rabbitmq"}),
     ("uvicorn", {"server", "cli"}),
     ("h11", {"server"}),
-    ("websockets", {"server", "_text_frames", "client"}),
+    ("websockets", {"server", "client"}),
     ("click", {"cli"}),
     ("rich", {"cli"}),
-    ("prometheus_client", {"metrics"}),
-    ("cryptography", {"keys", "mesh.encryption", "mesh.service"}),
+    ("prometheus_client", {"observability.metrics"}),
+    ("cryptography", {"authentication.keys", "wire.encryption", "wire.services"}),
 ]
 
 
 @pytest.mark.parametrize(("library", "places"), KNOWN_TO)
 def test_a_library_is_known_in_few_places(library: str, places: set[str]) -> None:
     found = {module for module, names in IMPORTS.items() if library in {name.split(".")[0] for name in names}}
-    assert {module for module in found - places if module.rpartition(".")[0] not in places - {""}} == set()
+    known = {module for module in found for place in places if module == place or module.startswith(f"{place}.")}
+    assert found - known == set()
 
 
 def test_no_other_library_is_needed() -> None:

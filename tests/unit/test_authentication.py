@@ -34,7 +34,6 @@ from nuropb_gateway_asgi.authentication import (
     JWTAuthenticator,
     KeySet,
     TokenAuthenticationBackend,
-
 )
 from nuropb_gateway_asgi.authentication import authenticators as authentication
 from nuropb_gateway_asgi.authentication.authenticators import _VerifiedTokens

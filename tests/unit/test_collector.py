@@ -5,7 +5,7 @@ import sys
 
 SCRIPT = """
 import gc
-from nuropb_gateway_asgi.server import COLLECT_AFTER, tune_collector
+from nuropb_gateway_asgi.server.websocket import COLLECT_AFTER, tune_collector
 
 tune_collector()
 assert gc.get_threshold()[:2] == COLLECT_AFTER[:2]

@@ -41,13 +41,13 @@ class Receiver:
     def on_returned(self, correlation_id: str) -> None:
         self.told.append(("returned", correlation_id))
 
-    def on_taken(self, correlation_id: str) -> None:
+    def on_confirmed(self, correlation_id: str) -> None:
         self.told.append(("taken", correlation_id))
 
-    def on_failed(self, correlation_id: str) -> None:
+    def on_rejected(self, correlation_id: str) -> None:
         self.told.append(("failed", correlation_id))
 
-    def on_lost(self, correlation_id: str) -> None:
+    def on_unconfirmed(self, correlation_id: str) -> None:
         self.told.append(("lost", correlation_id))
 
     def on_event(self, event: EventMessage) -> None:
@@ -55,7 +55,7 @@ class Receiver:
 
     def on_gap(self, reason: str) -> None: ...
 
-    def on_sibling(self, message: bytes) -> None:
+    def on_peer_message(self, message: bytes) -> None:
         self.said.append(message)
 
     def on_record(self, record: bytes) -> None:
@@ -488,7 +488,7 @@ class Family:
     def __init__(self, services: dict[str, object]) -> None:
         self.first, self.second = Receiver(), Receiver()
         self.mesh = EmbeddedMesh(services, service_name="gw")
-        self.sibling = self.mesh.sibling("gw-2")
+        self.sibling = self.mesh.for_transport("gw-2")
         self.mesh.bind(self.first, Controller())
         self.sibling.bind(self.second, object())
         for mesh in (self.mesh, self.sibling):

@@ -84,7 +84,8 @@ async def explained(
     handlers = HandlerManager(settings, authenticator or JWTAuthenticator(key=SECRET), policy)
     return await explain(
         settings,
-        handlers,
+        handlers.authenticator,
+        handlers.revocations,
         policy,
         ServiceMeshManager(settings, handlers, mesh, policy),
         token=issue_token(SECRET, "alice", username="Alice", **claims) if token is None else token,

@@ -211,7 +211,7 @@ async def test_what_means_nothing_is_refused(method: str, arguments: dict[str, A
 @pytest.mark.parametrize("message", [b"", b"{}", b"[]", b"\xff", b'{"type":"ask"}', b'{"type":"guess","sender":"x"}'])
 async def test_what_no_sibling_would_say_changes_nothing(message: bytes) -> None:
     async with processes(1) as (one,):
-        one.manager.on_sibling(message)
+        one.manager.on_peer_message(message)
         assert one.manager._fleet.unreadable == 1
         assert not one.manager._fleet.members
 
@@ -222,7 +222,7 @@ async def test_a_question_of_another_version_is_not_answered(question: str) -> N
     async with processes(2, network) as (one, two):
         before = len(network.meshes[one.mesh.address].told_siblings)
         ask = {"type": "ask", "sender": two.mesh.address, "id": "1", "question": json.loads(question)}
-        one.manager.on_sibling(json.dumps(ask).encode())
+        one.manager.on_peer_message(json.dumps(ask).encode())
         assert len(one.mesh.told_siblings) == before
 
 
@@ -235,9 +235,9 @@ async def test_an_answer_that_comes_twice_or_late_counts_once() -> None:
         (id_,) = one.manager._fleet._asked
         answer = {"type": "answer", "sender": two.mesh.address, "id": id_, "answer": {"process-1": 5}}
         for _ in range(2):
-            one.manager.on_sibling(json.dumps(answer).encode())
+            one.manager.on_peer_message(json.dumps(answer).encode())
         assert (await asking).count == 5
-        one.manager.on_sibling(json.dumps(answer).encode())
+        one.manager.on_peer_message(json.dumps(answer).encode())
         assert not one.manager._fleet._asked
 
 

@@ -14,8 +14,8 @@ from nuropb_gateway_asgi.authentication.revocation import Revocation
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
 from nuropb_gateway_asgi.handler_manager import MAX_MALFORMED_FRAMES, Handler, HandlerManager, SendCount
-from nuropb_gateway_asgi.limits.buckets import REFUSALS_ALLOWED, CallRate, Rate
-from nuropb_gateway_asgi.limits.shared import Process
+from nuropb_gateway_asgi.limits.buckets import REFUSALS_ALLOWED
+from nuropb_gateway_asgi.limits.shared import SharedLimits
 from nuropb_gateway_asgi.protocol import (
     Cancel,
     ClientFrame,
@@ -26,6 +26,7 @@ from nuropb_gateway_asgi.protocol import (
     Subscribe,
     Unsubscribe,
 )
+from nuropb_gateway_asgi.rates import CallRate, Rate
 from nuropb_gateway_asgi.settings import Settings
 
 from .fakes import Clock, FakeAuthenticator, FakeHandler, until
@@ -277,7 +278,7 @@ async def test_who_does_not_listen_is_hung_up_on_as_others_are(office: Office) -
 
 async def test_kinds_of_connections_share_the_limits_of_a_process() -> None:
     settings = Settings(max_connections_per_user=2, rate_limit_user="1/s burst 2")
-    process = Process.of(settings)
+    process = SharedLimits.of(settings)
     policy = ExposePolicy(["*.*"], ["#"])
     one, two = (HandlerManager(settings, FakeAuthenticator(), policy, process) for _ in range(2))
     handlers = [FakeHandler(), FakeHandler(), FakeHandler()]

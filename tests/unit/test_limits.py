@@ -8,17 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.limits import buckets as _limits
-from nuropb_gateway_asgi.limits.buckets import (
-    REFUSALS_ALLOWED,
-    REFUSALS_WINDOW,
-    CallRate,
-    Excess,
-    Rate,
-    RateLimits,
-    TokenBuckets,
-    parse_limit,
-    parse_rate,
-)
+from nuropb_gateway_asgi.limits.buckets import REFUSALS_ALLOWED, REFUSALS_WINDOW, Excess, RateLimits, TokenBuckets
+from nuropb_gateway_asgi.rates import CallRate, Rate, parse_limit, parse_rate
 
 START = 1000.0
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nuropb_gateway_asgi.authorization.rules import Condition, Rule
 from nuropb_gateway_asgi.authorization.syntax import parse_policy
 from nuropb_gateway_asgi.exceptions import GatewayError, PolicyError, SettingsError
-from nuropb_gateway_asgi.limits.buckets import Rate
+from nuropb_gateway_asgi.rates import Rate
 
 RULE = '[[rule]]\nallow = "call"\nmethods = ["orders.*"]\n'
 

@@ -24,7 +24,7 @@ from nuropb_gateway_asgi.authorization.policies import (
 )
 from nuropb_gateway_asgi.authorization.rules import CallPattern, Condition, Rule, TopicPattern
 from nuropb_gateway_asgi.authorization.syntax import parse_policy
-from nuropb_gateway_asgi.limits.buckets import CallRate, Rate
+from nuropb_gateway_asgi.rates import CallRate, Rate
 from nuropb_gateway_asgi.topics import covers, matches
 
 

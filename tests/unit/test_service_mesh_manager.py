@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import CallError, MeshUnavailable, NotStartedError
-from nuropb_gateway_asgi.generation_cache import Memory
+from nuropb_gateway_asgi.generation_cache import GenerationCache
 from nuropb_gateway_asgi.limits.circuits import ERRORS_ALLOWED, OPEN_AFTER, PAUSE, REFUSALS_ALLOWED
 from nuropb_gateway_asgi.protocol import Failure, Ping
 from nuropb_gateway_asgi.wire.description import MAX_AGE_SECONDS, Description
@@ -331,9 +331,9 @@ async def end(gateway: FakeGateway, handler: FakeHandler, message: CallMessage, 
     elif how == "returned":
         mesh.told.on_returned(correlation_id)
     elif how == "failed":
-        mesh.told.on_failed(correlation_id)
+        mesh.told.on_rejected(correlation_id)
     elif how == "lost":
-        mesh.told.on_lost(correlation_id)
+        mesh.told.on_unconfirmed(correlation_id)
     elif how == "cancel":
         gateway.receive(handler, "cancel", id="1")
     elif how == "timeout":
@@ -405,7 +405,7 @@ async def test_a_command_is_answered_once_however_it_ends_and_whatever_comes_lat
     assert message.deadline == gateway.clock.now + gateway.settings.request_timeout
     for each in [how, *COMMAND_ENDINGS]:
         if each == "taken":
-            gateway.mesh.told.on_taken(message.correlation_id)
+            gateway.mesh.told.on_confirmed(message.correlation_id)
         else:
             await end(gateway, handler, message, each)
     code = COMMAND_ENDINGS[how]
@@ -450,7 +450,7 @@ async def test_replies_that_nobody_waits_for_are_told_apart(gateway: FakeGateway
 
 
 async def test_ended_calls_are_remembered_and_not_for_ever(gateway: FakeGateway) -> None:
-    gateway.manager._calls._ended = Memory(3)
+    gateway.manager._calls._ended = GenerationCache(3)
     gateway.know()
     handler = await gateway.connect()
     for _ in range(7):
@@ -483,7 +483,7 @@ async def test_the_mesh_forgets_what_nobody_waits_for(gateway: FakeGateway, how:
     assert gateway.mesh.forgotten == [message.correlation_id]
 
 
-@pytest.mark.parametrize("event", ["on_returned", "on_taken", "on_failed", "on_lost", "on_unreadable"])
+@pytest.mark.parametrize("event", ["on_returned", "on_confirmed", "on_rejected", "on_unconfirmed", "on_unreadable"])
 async def test_news_of_a_stranger_mean_nothing(gateway: FakeGateway, event: str) -> None:
     getattr(gateway.mesh.told, event)(NOBODY)
     gateway.assert_idle()
@@ -1692,7 +1692,7 @@ async def test_a_command_of_the_host_returns_once_the_mesh_has_taken_it(gateway:
     (message,) = gateway.mesh.calls
     assert (message.kind, message.trace_id) == ("command", "t")
     assert not task.done()
-    gateway.mesh.told.on_taken(message.correlation_id)
+    gateway.mesh.told.on_confirmed(message.correlation_id)
     await task
 
 
@@ -1789,7 +1789,7 @@ async def test_whatever_happens_every_frame_has_one_answer(steps: list[tuple[str
                     gateway.mesh.reply(message, {"methods": SECRET, "public_key": key})
                 elif step == "taken":
                     if message.kind == "command":
-                        gateway.mesh.told.on_taken(message.correlation_id)
+                        gateway.mesh.told.on_confirmed(message.correlation_id)
                 else:
                     await end(gateway, handler, message, step)
         gateway.clock.now += 100

@@ -17,7 +17,7 @@ from aiormq.exceptions import AMQPException
 from anyio.abc import TaskGroup
 
 from ...exceptions import MeshUnavailable
-from ...generation_cache import Memory
+from ...generation_cache import GenerationCache
 from ...wire import codec
 from ...wire.encryption import UndecryptableMessage, decrypt_call, encrypt
 from ...wire.services import Outcome, call_service, deliver_event
@@ -82,7 +82,7 @@ class ServiceHost:
         self._count = 0
         self._running: dict[str, _Running] = {}
         #: Messages that were handled lately, each with the reply that could not be sent, if that is so.
-        self._handled: Memory[str, Callable[[], bool] | None] = Memory(REMEMBERED)
+        self._handled: GenerationCache[str, Callable[[], bool] | None] = GenerationCache(REMEMBERED)
 
     async def __aenter__(self) -> ServiceHost:
         self._tasks = await self._stack.enter_async_context(anyio.create_task_group())

@@ -16,7 +16,7 @@ from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from ...exceptions import MeshUnavailable
-from ...generation_cache import Memory
+from ...generation_cache import GenerationCache
 from ...identifiers import new_id
 from ...settings import hide_password
 from ...wire import codec
@@ -97,7 +97,7 @@ class RabbitMQMesh:
         self.event_queue = f"nuropb-{service_name}-{unique}-eq"
         self.service_queue = f"nuropb-{service_name}-sq"
         self.statistics = RabbitMQStatistics()
-        self._siblings = Siblings(service_name, unique, self._on_sibling, self._on_record, expires=QUEUE_EXPIRES)
+        self._siblings = Siblings(service_name, unique, self._on_peer_message, self._on_record, expires=QUEUE_EXPIRES)
         self._records = Records()
 
         self._receiver: MeshReceiver | None = None
@@ -123,7 +123,7 @@ class RabbitMQMesh:
         self._topics_changed = asyncio.Event()
         #: Why events were missed that subscribers have to be told of, once all topics are bound again.
         self._missed: str | None = None
-        self._recent_events: Memory[str, None] = Memory(REMEMBERED_EVENTS)
+        self._recent_events: GenerationCache[str, None] = GenerationCache(REMEMBERED_EVENTS)
         #: Events that were taken since it was certain that none had been missed.
         self._uncertain_events = 0
         self._stack = contextlib.AsyncExitStack()
@@ -159,7 +159,7 @@ class RabbitMQMesh:
         self._receiver = receiver
         self._controller = controller
 
-    def sibling(self, instance_id: str) -> RabbitMQMesh:
+    def for_transport(self, instance_id: str) -> RabbitMQMesh:
         """A mesh on connections of its own."""
         return RabbitMQMesh(
             self._url, service_name=self._service_name, instance_id=instance_id, lane=self._lane, role="sibling"
@@ -382,10 +382,10 @@ class RabbitMQMesh:
                 for correlation_id in publisher.unsent():
                     self._keys.pop(correlation_id, None)
                     if not self._records.settle(correlation_id, taken=False):
-                        self._told.on_failed(correlation_id)
+                        self._told.on_rejected(correlation_id)
                 for correlation_id in publisher.unconfirmed():
                     if not self._records.settle(correlation_id, taken=False):
-                        self._told.on_lost(correlation_id)
+                        self._told.on_unconfirmed(correlation_id)
 
     @contextlib.asynccontextmanager
     async def _set_up_consuming(
@@ -576,9 +576,9 @@ class RabbitMQMesh:
         if self._records.settle(correlation_id, taken):
             return
         if taken:
-            self._told.on_taken(correlation_id)
+            self._told.on_confirmed(correlation_id)
         else:
-            self._told.on_failed(correlation_id)
+            self._told.on_rejected(correlation_id)
 
     def _on_reply(self, message: Incoming) -> None:
         correlation_id = message.correlation_id
@@ -609,8 +609,8 @@ class RabbitMQMesh:
             self._keys.pop(correlation_id, None)
             self._told.on_reply(reply)
 
-    def _on_sibling(self, message: bytes) -> None:
-        self._told.on_sibling(message)
+    def _on_peer_message(self, message: bytes) -> None:
+        self._told.on_peer_message(message)
 
     def _on_record(self, record: bytes) -> None:
         self._told.on_record(record)

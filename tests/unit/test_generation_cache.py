@@ -5,13 +5,13 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi.generation_cache import Memory
+from nuropb_gateway_asgi.generation_cache import GenerationCache
 from nuropb_gateway_asgi.identifiers import new_id
 
 
 @given(st.integers(1, 5), st.lists(st.integers(0, 12)))
 def test_at_least_the_last_ones_are_remembered_and_at_most_twice_as_many(count: int, keys: list[int]) -> None:
-    memory: Memory[int, int] = Memory(count)
+    memory: GenerationCache[int, int] = GenerationCache(count)
     last: dict[int, int] = {}
     for position, key in enumerate(keys):
         memory.add(key, position)
