@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -70,7 +71,7 @@ class Connection(ABC):
         self._outbox = Outbox(settings.outbox_size)
         self._tasks: TaskGroup | None = None
         self._close: tuple[int, str] | None = None
-        self._clock = asyncio.get_running_loop().time
+        self._clock = time.monotonic
         self._writing_since: float | None = None
         self._heard_at = self._pinged_at = self._clock()
         self._awaits_pong = False
@@ -232,13 +233,13 @@ class Connection(ABC):
         if delivery == "close":
             self.send_frame(text)
         else:
-            self._manager.lost_events += self._outbox.put_event(text, topic, delivery)
+            self._manager.statistics.lost_events += self._outbox.put_event(text, topic, delivery)
 
     def close(self, code: int, reason: str = "") -> None:
         """Begin to hang up. The first call decides on code and reason."""
         if self._close is None:
             self._close = (code, reason.encode()[:MAX_CLOSE_REASON].decode(errors="ignore"))
-            self._manager.closed[int(code)] += 1
+            self._manager.statistics.closed[int(code)] += 1
             self._outbox.close(discard=code in _AT_ONCE)
             logger.debug("session %s: closing with %d", self.session_id, code)
 

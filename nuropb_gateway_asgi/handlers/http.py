@@ -87,7 +87,7 @@ class Endpoint(ABC):
             try:
                 await self._admit(exchange)
             except Refusal as refusal:
-                self._manager.refused[refusal.reason] += 1
+                self._manager.statistics.refused[refusal.reason] += 1
                 await exchange.respond(refused(refusal))
             except Exception:
                 # The server logs it. The client is told at least that it is not its fault.

@@ -225,7 +225,7 @@ class TCPServer:
             with admitted(self._manager, address):
                 await self._handle(stream, address)
         except Refusal as refusal:
-            self._manager.refused[refusal.reason] += 1
+            self._manager.statistics.refused[refusal.reason] += 1
             if self._tls is None:  # nobody spends a handshake on saying no
                 handler = TCPHandler(stream, self._manager, self._settings, address)
                 await handler.hang_up(refusal.close, refusal.failure)

@@ -219,7 +219,7 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
 
     async def _refuse(self, websocket: WebSocket, refusal: Refusal) -> None:
         """Say no in the way that reaches the client: to a browser, a status before the accept is just 1006."""
-        self._manager.refused[refusal.reason] += 1
+        self._manager.statistics.refused[refusal.reason] += 1
         if "origin" in websocket.headers and refusal.close is not CloseCode.ORIGIN_NOT_ALLOWED:
             offered: Sequence[str] = self.scope["subprotocols"]
             # A browser fails a connection whose server selects none of what it offered, and would see no close code.

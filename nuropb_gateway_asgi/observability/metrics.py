@@ -117,7 +117,7 @@ class Metrics:
             self._key_failures = counter("key_fetch_failures", "Attempts to fetch the keys that failed")
         self._carried: dict[tuple[Counter, tuple[str, ...]], int] = {}
         for channel in channels:
-            channel.service_mesh_manager.on_call_ended = functools.partial(self._on_call_ended, channel.name)
+            channel.service_mesh_manager.calls.on_call_ended = functools.partial(self._on_call_ended, channel.name)
 
     @classmethod
     def create(
@@ -143,11 +143,11 @@ class Metrics:
 
     def _collect_channel(self, channel: ConnectionKind) -> None:
         handlers, manager, name = channel.handler_manager, channel.service_mesh_manager, channel.name
-        for reason, count in handlers.refused.items():
+        for reason, count in handlers.statistics.refused.items():
             self._carry(count, self._refused, reason, name)
-        for code, count in handlers.closed.items():
+        for code, count in handlers.statistics.closed.items():
             self._carry(count, self._closed, str(code), name)
-        for scope, count in handlers.limited.items():
+        for scope, count in handlers.statistics.limited.items():
             self._carry(count, self._limited, scope, name)
         statistics = manager.statistics
         mesh: dict[str, Any] = {}
@@ -160,7 +160,7 @@ class Metrics:
             ("abandoned_call", statistics.abandoned),
             ("oversized_event", statistics.oversized_events),
             ("controller_event", statistics.dropped_controller_events),
-            ("slow_client_event", handlers.lost_events),
+            ("slow_client_event", handlers.statistics.lost_events),
             ("bad_reply", mesh.get("dropped_replies", 0)),
             ("bad_event", mesh.get("dropped_events", 0)),
             ("repeated_event", mesh.get("repeated_events", 0)),

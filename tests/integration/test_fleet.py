@@ -37,7 +37,7 @@ def mesh_of(running: RunningGateway) -> RabbitMQMesh:
 
 
 def members(running: RunningGateway) -> int:
-    return len(running.gateway.service_mesh_manager._fleet.members)
+    return len(running.gateway.service_mesh_manager.fleet.members)
 
 
 @contextlib.asynccontextmanager

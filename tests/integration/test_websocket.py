@@ -954,7 +954,7 @@ async def test_draining_says_goodbye_and_waits_for_answers() -> None:
 
 
 async def test_calls_that_were_on_their_way_when_draining_began_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nuropb_gateway_asgi.gateway.GOODBYE_GRACE", 3600.0)
+    monkeypatch.setattr("nuropb_gateway_asgi.drain.GOODBYE_GRACE", 3600.0)
     async with run_gateway(drain_timeout=3600.0) as running:
         async with connect(running.url, "alice") as client:
             draining = asyncio.create_task(running.gateway.drain())

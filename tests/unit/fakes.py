@@ -21,7 +21,6 @@ from nuropb_gateway_asgi.authorization import ExposePolicy, Policy
 from nuropb_gateway_asgi.authorization.rules import Delivery
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
 from nuropb_gateway_asgi.handler_manager import HandlerManager
-from nuropb_gateway_asgi.routing.calls import SLOT_SECONDS
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
 from nuropb_gateway_asgi.settings import Settings
 from nuropb_gateway_asgi.wire.interface import CallMessage, EventMessage, MeshReceiver, Reply
@@ -388,7 +387,7 @@ class FakeGateway:
 
     def know(self, service: str = "orders", methods: Sequence[str] = ("get", "put")) -> None:
         """Have the service described, by a call of nobody's."""
-        self.manager._directory.look_up(service, 60.0, lambda found: None)
+        self.manager.calls.descriptions.look_up(service, 60.0, lambda found: None)
         self.mesh.describe(service, methods)
 
     async def pass_time(self, seconds: float, condition: Callable[[], object]) -> None:
@@ -399,21 +398,19 @@ class FakeGateway:
     async def sweep(self, seconds: float) -> None:
         """Move the clock, and wait until deadlines were looked at."""
         self.clock.now += seconds
-        await until(lambda: self.manager._calls._slot > self.clock.now / SLOT_SECONDS)
+        await until(lambda: self.manager.calls.table.looked_at > self.clock.now)
 
     def assert_idle(self) -> None:
         """Nothing is in flight, and nothing is kept for anybody."""
         manager = self.manager
         assert manager.in_flight == 0
-        assert not manager._directory._lookups
-        assert not any(manager._sessions.values())
+        assert not manager.calls.descriptions.waiting
+        assert not any(map(manager.client_calls.in_flight, self.handlers.handlers))
         if not len(self.handlers):
-            assert not manager._sessions
-            assert not manager._events._topics
-            assert not manager._events._subscriptions._items
-            assert not manager._events._lossy._items
-            assert not self.handlers._user_sessions
-            assert not self.handlers._malformed
+            assert not len(manager.client_calls)
+            assert not manager.events.sessions
+            assert not manager.events.subscriptions
+            assert self.handlers.is_idle
 
 
 def make_gateway(
@@ -428,16 +425,15 @@ def make_gateway(
     authenticator = FakeAuthenticator()
     policy = policy or ExposePolicy(["*.*"], ["#"])
     mesh = mesh or FakeMesh()
-    handlers = HandlerManager(made, authenticator, policy)
-    manager = ServiceMeshManager(made, handlers, mesh, policy, controller)
-    return FakeGateway(made, authenticator, handlers, mesh, manager, Clock(0.0))
+    clock = Clock(1000.0)  # whole seconds can be added and compared exactly
+    handlers = HandlerManager(made, authenticator, policy, clock=clock)
+    manager = ServiceMeshManager(made, handlers, mesh, policy, controller, clock=clock)
+    return FakeGateway(made, authenticator, handlers, mesh, manager, clock)
 
 
 @contextlib.asynccontextmanager
 async def running(controller: ServiceMeshManagerController | None = None, **options: Any) -> AsyncIterator[FakeGateway]:
     """A gateway that runs, by a clock of its own."""
     gateway = make_gateway(controller, **options)
-    async with gateway.manager as manager:
-        gateway.clock.now = float(int(manager._clock()))  # whole seconds can be added and compared exactly
-        manager._clock = gateway.clock
+    async with gateway.manager:
         yield gateway

@@ -246,7 +246,7 @@ async def test_a_topic_that_waits_for_its_binding_is_not_in_the_answer_once_it_i
         gateway.mesh.binds_at_once = False
         subscribe(gateway, handler, "orders.new", "users.new", id="1")
         policy.replace(ExposePolicy([], ["users.#"]).rules)
-        gateway.manager.end_denied_subscriptions(handler)
+        gateway.manager.on_handler_refreshed(handler)
         assert handler.take() == [unsubscribed("orders.new")]
         for topic in ("users.new", "orders.new"):
             gateway.mesh.bound(topic)
@@ -275,8 +275,8 @@ async def test_a_newer_token_that_allows_less_ends_subscriptions_after_its_answe
 
 async def test_a_connection_without_subscriptions_is_not_told_anything(gateway: FakeGateway) -> None:
     handler = await gateway.connect()
-    gateway.manager.end_denied_subscriptions(handler)
-    gateway.manager.end_denied_subscriptions(FakeHandler())
+    gateway.manager.on_handler_refreshed(handler)
+    gateway.manager.on_handler_refreshed(FakeHandler())
     assert handler.frames == []
 
 
@@ -558,7 +558,7 @@ async def test_the_controllers_default_is_to_do_nothing() -> None:
     controller = ServiceMeshManagerController(event_topic_subscriptions=["a"])
     async with running(controller) as gateway:
         gateway.mesh.event("a")
-        await until(lambda: gateway.manager._events._controller_events.empty())
+        await until(lambda: gateway.manager.events._controller_events.empty())
         assert controller._handle_event_("a", None, None, {}) is None
 
 
@@ -567,9 +567,9 @@ async def test_an_event_that_cannot_be_read_ends_nothing(event: bytes) -> None:
     controller = Controller("a")
     async with running(controller) as gateway:
         gateway.mesh.event("a", 1)
-        message = gateway.manager._events._controller_events.get_nowait()
+        message = gateway.manager.events._controller_events.get_nowait()
         message.event = event
-        gateway.manager._events._controller_events.put_nowait(message)
+        gateway.manager.events._controller_events.put_nowait(message)
         gateway.mesh.event("a", 2)
         await until(lambda: any(event[1] == 2 for event in controller._events))
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -42,10 +43,33 @@ class Receiver:
         self.gone: list[Handler] = []
         self.error: Exception | None = None
 
-    def on_frame(self, handler: Handler, frame: ClientFrame) -> None:
+        #: Awaited by handlers that arrive, once it is set.
+        self.gate: asyncio.Event | None = None
+        self.arrived = 0
+        self.on_refreshed: Callable[[Handler], None] | None = None
+
+    def on_handler_message_received(self, handler: Handler, frame: ClientFrame) -> None:
         self.frames.append((handler, frame))
         if self.error is not None:
             raise self.error
+
+    async def on_handler_arriving(self) -> None:
+        self.arrived += 1
+        if self.gate is not None:
+            await self.gate.wait()
+
+    def on_handler_registered(self, handler: Handler) -> None:
+        """Nothing."""
+
+    def on_handler_unregistered(self, handler: Handler) -> None:
+        self.gone.append(handler)
+
+    def on_handler_refreshed(self, handler: Handler) -> None:
+        if self.on_refreshed is not None:
+            self.on_refreshed(handler)
+
+    def calls_in_flight(self, handler: Handler) -> int:
+        return 0
 
 
 class Office:
@@ -63,8 +87,8 @@ class Office:
         self.receiver = Receiver()
         self.clock = Clock(1000.0)
         policy = policy or ExposePolicy(["*.*"] if expose is None else expose, ["#"] if topics is None else topics)
-        self.manager = HandlerManager(Settings(**settings), self.authenticator, policy)
-        self.manager.bind_receiver(self.receiver.on_frame, self.receiver.gone.append)
+        self.manager = HandlerManager(Settings(**settings), self.authenticator, policy, clock=self.clock)
+        self.manager.bind_receiver(self.receiver)
 
     async def connect(self, token: str = "alice") -> FakeHandler:
         handler = FakeHandler()
@@ -77,10 +101,8 @@ class Office:
     def assert_empty(self) -> None:
         assert len(self.manager) == 0
         assert self.manager.handlers == ()
-        manager = self.manager
-        for table in (manager._handlers, manager._callers, manager._user_sessions, manager._malformed):
-            assert not table
-        assert not manager.admission._users
+        assert self.manager.is_idle
+        assert self.manager.admission.is_idle
 
 
 @pytest.fixture
@@ -97,7 +119,7 @@ def request(**payload: Any) -> dict[str, Any]:
 
 def test_a_manager_has_one_receiver_for_ever(office: Office) -> None:
     with pytest.raises(RuntimeError, match="one ServiceMeshManager"):
-        office.manager.bind_receiver(Receiver().on_frame)
+        office.manager.bind_receiver(Receiver())
 
 
 async def test_without_a_receiver_a_call_is_answered_with_internal() -> None:
@@ -187,7 +209,7 @@ async def test_an_authenticator_that_hangs_is_waited_for_no_longer_than_auth_tim
     office.authenticator.gate = asyncio.Event()
     with pytest.raises(AuthenticationUnavailable):  # its token may be good
         await office.manager.register(FakeHandler(), "alice")
-    assert "authenticator took longer than 0.01 s" in caplog.text
+    assert "the authenticator took longer than AUTH_TIMEOUT (0.01 s)" in caplog.text
     office.assert_empty()
 
 
@@ -287,7 +309,7 @@ async def test_kinds_of_connections_share_the_limits_of_a_process() -> None:
     for manager in (one, two):
         with pytest.raises(ConnectionLimitReached):
             await manager.register(handlers[2], "alice")
-        manager.bind_receiver(lambda handler, frame: None)
+        manager.bind_receiver(Receiver())
     for manager, handler in ((one, handlers[0]), (two, handlers[1]), (two, handlers[1])):
         manager.on_handler_message(handler, json.dumps(request(id="1")))
     assert handlers[0].frames == []
@@ -295,23 +317,18 @@ async def test_kinds_of_connections_share_the_limits_of_a_process() -> None:
 
 
 async def test_a_connection_is_registered_once_all_is_prepared_for_it() -> None:
-    office, gate, arrived = Office(), asyncio.Event(), []
-
-    async def prepare() -> None:
-        arrived.append(len(office.manager))
-        await gate.wait()
-
-    office.manager._on_arriving = prepare
+    office, gate = Office(), asyncio.Event()
+    office.receiver.gate = gate
     handler = FakeHandler()
     registering = asyncio.create_task(office.manager.register(handler, "alice"))
-    await until(lambda: arrived)
+    await until(lambda: office.receiver.arrived)
     assert (len(office.manager), handler.registered) == (0, [])
     gate.set()
     await registering
     assert len(office.manager) == 1
     with pytest.raises(AuthenticationFailed):
         await office.manager.register(FakeHandler(), "bad")
-    assert arrived == [0]
+    assert office.receiver.arrived == 1
 
 
 async def test_a_string_is_not_a_list_of_users(office: Office) -> None:
@@ -660,7 +677,6 @@ async def test_a_connection_that_ends_while_its_newer_token_is_looked_at_leaves_
         await task
     office.manager.unregister(handler)
     assert not handler.frames
-    assert not office.manager._refreshing
     office.assert_empty()
 
 
@@ -678,9 +694,7 @@ class Calm(ExposePolicy):
 
 def limited(*, policy: ExposePolicy | None = None, **settings: Any) -> Office:
     """An office with a clock that only the test moves."""
-    office = Office(policy=policy, **{"rate_limit": "off", "rate_limit_user": "off", **settings})
-    office.manager._clock = office.clock
-    return office
+    return Office(policy=policy, **{"rate_limit": "off", "rate_limit_user": "off", **settings})
 
 
 def refusal(frame: dict[str, Any]) -> tuple[str, int]:
@@ -707,7 +721,7 @@ async def test_a_connection_may_send_so_many_frames_and_is_told_when_to_go_on() 
     office.clock.now += 0.25
     office.receive(one, request(id="6"))
     assert len(office.receiver.frames) == 5
-    assert office.manager.limited == {"connection": 3}
+    assert office.manager.statistics.limited == {"connection": 3}
 
 
 async def test_a_user_has_one_limit_for_all_connections_and_keeps_it_when_these_end() -> None:
@@ -721,7 +735,7 @@ async def test_a_user_has_one_limit_for_all_connections_and_keeps_it_when_these_
     again = await office.connect("alice")
     office.receive(again, request(id="2"))
     assert refusal(again.frames[0]) == ("too_many_requests", 1000)
-    assert office.manager.limited == {"user": 2}
+    assert office.manager.statistics.limited == {"user": 2}
 
 
 async def test_the_calls_of_a_rule_have_a_rate_of_their_own() -> None:
@@ -739,7 +753,7 @@ async def test_the_calls_of_a_rule_have_a_rate_of_their_own() -> None:
     office.clock.now += 1
     office.receive(alice, request(method="create", id="4"))
     assert len(office.receiver.frames) == 5
-    assert office.manager.limited == {"rule": 2}
+    assert office.manager.statistics.limited == {"rule": 2}
 
 
 async def test_what_the_policy_forbids_takes_nothing_from_the_rate_of_a_rule() -> None:
@@ -797,7 +811,7 @@ async def test_every_frame_counts_and_is_refused_once_with_its_ids(
         assert refusal(answer)[0] == "too_many_requests"
         payload = answer.get("payload", {})
         assert {name: payload[name] for name in ("id", "trace_id") if name in payload} == ids
-    assert office.manager.limited == {"connection": 1}
+    assert office.manager.statistics.limited == {"connection": 1}
     assert not office.receiver.frames
     assert not handler.tasks
     assert not office.manager._malformed
@@ -819,7 +833,7 @@ async def test_a_message_that_is_too_big_is_answered_as_such_and_does_not_count(
     for _ in range(2):
         office.receive(handler, "x" * 257)
     assert handler.codes == ["payload_too_large"] * 2
-    assert office.manager.limited == {}
+    assert office.manager.statistics.limited == {}
 
 
 @pytest.mark.parametrize("frame", [request(id="1"), {"type": "pong"}, "nonsense"])
@@ -841,7 +855,7 @@ async def test_who_goes_on_in_spite_of_refusals_is_hung_up_on_after_the_last_ans
     assert not other.closes
     office.manager.unregister(handler)
     office.manager.unregister(other)
-    assert not office.manager._limits._refusals
+    assert not len(office.manager.shared_limits.rates)
 
 
 async def test_refusals_of_a_rule_count_as_well() -> None:
@@ -859,7 +873,7 @@ async def test_a_few_refusals_a_minute_are_nobodys_end() -> None:
         office.receive(handler, {"type": "pong"})
         office.receive(handler, {"type": "pong"})
         office.clock.now += 1
-    assert office.manager.limited["connection"] == REFUSALS_ALLOWED * 3
+    assert office.manager.statistics.limited["connection"] == REFUSALS_ALLOWED * 3
     assert not handler.closes
 
 
@@ -869,7 +883,7 @@ async def test_a_connection_that_is_not_registered_any_more_is_not_counted() -> 
     office.manager.unregister(handler)
     for _ in range(5):
         office.receive(handler, request())
-    assert office.manager.limited == {}
+    assert office.manager.statistics.limited == {}
     assert handler.frames == []
 
 
@@ -904,7 +918,7 @@ async def test_who_bound_itself_is_told_of_a_newer_token_after_the_answer() -> N
         assert refreshed.identity is not None
         told.append((refreshed.identity.token, len(handler.frames)))
 
-    office.manager._on_refreshed = on_refreshed
+    office.receiver.on_refreshed = on_refreshed
     office.receive(handler, authorize("alice/2", id="1"))
     await handler.finish()
     office.receive(handler, authorize("bob/3", id="2"))

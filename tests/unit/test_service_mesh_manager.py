@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import CallError, MeshUnavailable, NotStartedError
-from nuropb_gateway_asgi.generation_cache import GenerationCache
 from nuropb_gateway_asgi.limits.circuits import ERRORS_ALLOWED, OPEN_AFTER, PAUSE, REFUSALS_ALLOWED
 from nuropb_gateway_asgi.protocol import Failure, Ping
+from nuropb_gateway_asgi.routing.calls import CallTable
 from nuropb_gateway_asgi.wire.description import MAX_AGE_SECONDS, Description
 from nuropb_gateway_asgi.wire.interface import CallMessage, Mesh, MeshReceiver, Reply
 
@@ -39,7 +39,7 @@ async def gateway() -> AsyncIterator[FakeGateway]:
 def test_the_fake_mesh_is_a_mesh_and_the_manager_a_receiver() -> None:
     gateway = make_gateway()
     mesh: Mesh = gateway.mesh
-    receiver: MeshReceiver = gateway.manager
+    receiver: MeshReceiver = gateway.manager.receiver
     assert (gateway.mesh.receiver, gateway.manager.mesh) == (receiver, mesh)
 
 
@@ -105,15 +105,13 @@ async def test_while_it_does_not_run_calls_are_answered_at_once(when: str) -> No
         await gateway.manager.command("orders", "get")
     with pytest.raises(NotStartedError):
         await gateway.manager.publish_event("orders.new", {})
-    with pytest.raises(NotStartedError):
-        gateway.manager._clock()
     gateway.handlers.unregister(handler)
     gateway.assert_idle()
 
 
 async def test_what_is_in_flight_at_the_end_is_answered_and_nothing_is_sent_any_more() -> None:
     async with running() as gateway:
-        gateway.manager._directory.look_up("orders", 60.0, lambda found: None)
+        gateway.manager.calls.descriptions.look_up("orders", 60.0, lambda found: None)
         gateway.mesh.describe("orders", SECRET, public_key=KEY)
         gateway.mesh.describe("orders", SECRET, public_key=KEY)
         handler = await gateway.connect()
@@ -145,7 +143,7 @@ async def test_frames_that_are_not_for_the_mesh_are_the_fault_of_the_caller(gate
 
 
 async def test_that_the_mesh_comes_and_goes_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "nuropb_gateway_asgi.service_mesh_manager")
+    caplog.set_level(logging.INFO, "nuropb_gateway_asgi.routing.receiver")
     async with running() as gateway:
         gateway.mesh.lose()
         gateway.mesh.find()
@@ -450,7 +448,7 @@ async def test_replies_that_nobody_waits_for_are_told_apart(gateway: FakeGateway
 
 
 async def test_ended_calls_are_remembered_and_not_for_ever(gateway: FakeGateway) -> None:
-    gateway.manager._calls._ended = GenerationCache(3)
+    gateway.manager.calls.table = CallTable(remembered=3)
     gateway.know()
     handler = await gateway.connect()
     for _ in range(7):
@@ -755,7 +753,7 @@ async def test_a_method_may_have_come_since_the_description_is_older_than_five_s
 
 @pytest.mark.parametrize("method", ["_hidden", "__init__"])
 async def test_private_methods_of_a_description_are_not_there(gateway: FakeGateway, method: str) -> None:
-    gateway.manager._directory.look_up("orders", 60.0, lambda found: None)
+    gateway.manager.calls.descriptions.look_up("orders", 60.0, lambda found: None)
     gateway.mesh.describe("orders", ["get", method])
     handler = await gateway.connect()
     gateway.receive(handler, "describe", service="orders")
@@ -883,7 +881,7 @@ async def test_a_service_that_is_gone_is_forgotten(gateway: FakeGateway) -> None
     gateway.request(handler, "delete", id="1")
     gateway.mesh.told.on_returned(gateway.mesh.describes[1].correlation_id)
     assert handler.codes == ["service_unavailable"]
-    assert list(gateway.manager._directory) == []
+    assert list(gateway.manager.calls.descriptions) == []
 
 
 async def test_services_that_nobody_answers_for_leave_nothing(gateway: FakeGateway) -> None:
@@ -891,7 +889,7 @@ async def test_services_that_nobody_answers_for_leave_nothing(gateway: FakeGatew
     for number in range(50):
         gateway.request(handler, service=f"guess{number}")
         gateway.mesh.told.on_returned(gateway.mesh.sent[-1].correlation_id)
-    assert list(gateway.manager._directory) == []
+    assert list(gateway.manager.calls.descriptions) == []
     gateway.assert_idle()
 
 
@@ -1077,7 +1075,7 @@ async def test_services_behind_a_wildcard_are_described_once_they_are_known(gate
     gateway.receive(handler, "describe", id="1")
     gateway.know("orders", ["get"])
     gateway.know("quiet", [])
-    gateway.manager._directory.look_up("broken", 60.0, lambda found: None)
+    gateway.manager.calls.descriptions.look_up("broken", 60.0, lambda found: None)
     gateway.mesh.reply(gateway.mesh.describes[-1], {})
     gateway.receive(handler, "describe", id="2")
     first, second = (answer[1] for answer in answers(handler))
@@ -1182,7 +1180,7 @@ async def test_a_policy_that_breaks_is_one_internal_answer(broken: str, service:
             gateway.mesh.describe("orders", ["get"])
         assert answers(handler) == [("1", None, "internal")]
         gateway.assert_idle()
-        await gateway.pass_time(61, lambda: not gateway.manager._calls._due)
+        await gateway.pass_time(61, lambda: not gateway.manager.calls.table.deadlines)
         assert len(handler.frames) == 1
         policy.broken = ""
         gateway.receive(handler, "describe", id="1", service="orders")
@@ -1402,7 +1400,7 @@ async def test_what_was_under_way_when_the_mesh_came_or_went_counts_against_nobo
         gateway.mesh.find()
     await gateway.pass_time(0.6, lambda: len(handler.frames) == ERRORS_ALLOWED)
     assert gateway.manager.open_circuits == []
-    assert not gateway.manager._budgets._budgets
+    assert not len(gateway.handlers.shared_limits.budgets)
 
 
 async def test_a_probe_that_ends_without_an_answer_makes_way_for_the_next(gateway: FakeGateway) -> None:
@@ -1445,7 +1443,7 @@ async def test_a_user_whose_calls_keep_failing_has_to_wait(gateway: FakeGateway)
 
 async def test_who_asked_is_told_how_calls_ended(gateway: FakeGateway) -> None:
     ended: list[tuple[str, str]] = []
-    gateway.manager.on_call_ended = lambda service, code, seconds: ended.append((service, code))
+    gateway.manager.calls.on_call_ended = lambda service, code, seconds: ended.append((service, code))
     gateway.know()
     handler = await gateway.connect()
     gateway.request(handler)
