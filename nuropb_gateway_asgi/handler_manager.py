@@ -23,7 +23,7 @@ from .authorization import CallVerdict, Policy
 from .authorization.rules import Delivery, is_private
 from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError
 from .limits.buckets import Excess
-from .limits.lifetimes import Lifetimes, Step
+from .limits.lifetimes import Lifetimes
 from .limits.shared import SharedLimits
 from .protocol import (
     Authorize,
@@ -342,9 +342,12 @@ class HandlerManager:
             return None
         self._malformed.pop(handler.session_id, None)
         try:
-            self._on_frame(handler, frame)
+            if self._admit(handler, frame):
+                if self._receiver is None:
+                    raise RuntimeError("no receiver is bound to this HandlerManager")
+                self._receiver.on_handler_message_received(handler, frame)
         except Exception:
-            logger.exception("session %s: a frame could not be handled", handler.session_id)
+            logger.exception("session %s: a frame could not be handled", session_id)
             failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
             handler.send_frame(encode_refusal(frame, failure))
         return frame
@@ -375,44 +378,46 @@ class HandlerManager:
         if count >= MAX_MALFORMED_FRAMES:
             handler.close(CloseCode.BAD_REQUEST, "too many malformed frames")
 
-    def _on_frame(self, handler: Handler, frame: ClientFrame) -> None:
+    def _admit(self, handler: Handler, frame: ClientFrame) -> bool:
+        """Return whether a frame goes on to the receiver; answer it otherwise."""
+        identity = handler.identity
+        assert identity is not None  # noqa: S101 - it is registered
         if isinstance(frame, Request | Command):
-            assert handler.identity is not None  # noqa: S101 - it is registered
             allowed, rate = _PRIVATE
             if not is_private(frame.method):
-                allowed, rate = self._policy.judge_call(handler.identity, frame.service, frame.method)
+                allowed, rate = self._policy.judge_call(identity, frame.service, frame.method)
             if not allowed:
                 description = f"Calling {frame.service}.{frame.method} is not allowed"
                 handler.send_frame(encode_refusal(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
-                return
-            excess = None if rate is None else self._limits.on_call(rate, handler.identity.user_id, self._clock())
+                return False
+            excess = None if rate is None else self._limits.on_call(rate, identity.user_id, self._clock())
             if excess is not None:
                 self._on_excess(handler, excess, functools.partial(encode_refusal, frame))
-                return
+                return False
         elif isinstance(frame, Ping):
             handler.send_frame(encode_pong(frame.payload))
-            return
+            return False
         elif isinstance(frame, Pong):
-            return
+            return False
         elif isinstance(frame, Authorize):
-            # One check at a time: else a client could flood the authenticator, and an older token overtake a newer one.
-            if handler.session_id in self._refreshing:
-                failure = Failure(ErrorCode.TOO_MANY_REQUESTS, "Another token is being checked", retry_after_ms=1000)
-                handler.send_frame(encode_refusal(frame, failure))
-                return
-            self._refreshing.add(handler.session_id)
-            handler.start_soon(self._refresh, handler, frame)
-            return
+            self._start_refresh(handler, frame)
+            return False
         elif isinstance(frame, Subscribe):
-            assert handler.identity is not None  # noqa: S101 - it is registered
             for topic in frame.topics:
-                if not self._policy.may_subscribe(handler.identity, topic):
+                if not self._policy.may_subscribe(identity, topic):
                     description = f"Subscribing to {topic} is not allowed"
                     handler.send_frame(encode_refusal(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
-                    return
-        if self._receiver is None:
-            raise RuntimeError("no receiver is bound to this HandlerManager")
-        self._receiver.on_handler_message_received(handler, frame)
+                    return False
+        return True
+
+    def _start_refresh(self, handler: Handler, frame: Authorize) -> None:
+        # One check at a time: else a client could flood the authenticator, and an older token overtake a newer one.
+        if handler.session_id in self._refreshing:
+            failure = Failure(ErrorCode.TOO_MANY_REQUESTS, "Another token is being checked", retry_after_ms=1000)
+            handler.send_frame(encode_refusal(frame, failure))
+            return
+        self._refreshing.add(handler.session_id)
+        handler.start_soon(self._refresh, handler, frame)
 
     async def _refresh(self, handler: Handler, frame: Authorize) -> None:
         """Check a newer token for a live connection. A refused token leaves the connection as it is."""
@@ -505,15 +510,13 @@ class HandlerManager:
                 identity = handler.identity
                 if identity is not None and identity.expires_at is not None and identity.expires_at <= wall:
                     handler.close(CloseCode.TOKEN_EXPIRED, "token expired")
-                else:
-                    self._retire(handler, self._lifetimes.check(handler.session_id, wall - handler.connected_at, now))
+                elif (
+                    step := self._lifetimes.check(handler.session_id, wall - handler.connected_at, now)
+                ) == "announce":
+                    self.say_goodbye(handler, "lifetime")
+                elif step == "close":
+                    handler.close(CloseCode.DRAINING, "maximum lifetime of a connection")
                 handler.check(now)  # also while it closes: it may hang in a write
-
-    def _retire(self, handler: Handler, step: Step | None) -> None:
-        if step == "announce":
-            self.say_goodbye(handler, "lifetime")
-        elif step == "close":
-            handler.close(CloseCode.DRAINING, "maximum lifetime of a connection")
 
 
 def _send(handlers: Iterable[Handler], message: Any) -> SendCount:

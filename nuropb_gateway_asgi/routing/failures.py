@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..exceptions import CallError
+from ..exceptions import CallError, MeshUnavailable
 from ..protocol import ErrorCode, Failure
 from ..settings import Settings
 from ..wire.interface import CallMessage
 
-__all__ = ["INTERNAL", "MESH_UNAVAILABLE", "call_error", "service_failure"]
+__all__ = ["INTERNAL", "MESH_UNAVAILABLE", "call_error", "send_failure", "service_failure"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,16 @@ def service_failure(error: Mapping[str, Any], message: CallMessage, settings: Se
     logger.info("trace %s: %s.%s failed with %s", message.trace_id, message.service, message.method, name or "no name")
     neutral = f"{message.service}.{message.method} failed; look for trace_id {message.trace_id}"
     return Failure(code, neutral, error=name if name.startswith("Nuropb") else "")
+
+
+def send_failure(error: Exception, message: CallMessage) -> Failure:
+    """Translate an error of a mesh that was to send a call."""
+    if isinstance(error, MeshUnavailable):
+        return MESH_UNAVAILABLE
+    if isinstance(error, ValueError):  # a name that does not fit AMQP's limits
+        return Failure(ErrorCode.BAD_REQUEST, str(error))
+    logger.error("trace %s: the mesh failed to send", message.trace_id, exc_info=error)
+    return INTERNAL
 
 
 def call_error(failure: Failure) -> CallError:

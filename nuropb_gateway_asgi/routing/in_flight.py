@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -11,7 +12,6 @@ import msgspec
 from msgspec import Raw
 
 from ..authorization import Policy
-from ..exceptions import MeshUnavailable
 from ..identifiers import new_id
 from ..limits.circuits import EVERYBODY, Circuits, ErrorBudgets
 from ..protocol import ErrorCode, Failure
@@ -20,7 +20,7 @@ from ..wire.description import FRESH_SECONDS, MAX_AGE_SECONDS, Description
 from ..wire.interface import CallMessage, Mesh, Reply
 from .calls import Call, CallTable, ClientCall, LookUpCall
 from .descriptions import Descriptions
-from .failures import INTERNAL, MESH_UNAVAILABLE, service_failure
+from .failures import INTERNAL, MESH_UNAVAILABLE, send_failure, service_failure
 from .statistics import MeshStatistics
 
 __all__ = ["CallsInFlight"]
@@ -114,28 +114,36 @@ class CallsInFlight:
 
     def _dispatch(self, message: CallMessage, known: Description) -> None:
         """Send a call by its service's description: in clear, encrypted, or not at all."""
-        if known.methods is None:
-            failure = self._refuse_undescribed(message)
-            if failure is None:
-                self._send(message)
-            else:
-                self.fail(message.correlation_id, failure)
+        method = None if known.methods is None else known.methods.get(message.method)
+        encrypted = method is not None and method.requires_encryption
+        if known.methods is not None and (method is None or encrypted):
+            if self._clock() - known.fetched_at > FRESH_SECONDS:
+                self.descriptions.look_up(
+                    message.service, FRESH_SECONDS, lambda found: self._on_renewed(message, found)
+                )
+                return
+            if encrypted:
+                message.public_key = known.public_key
+        failure = self._obstacle(message, known) if method is None or encrypted else None
+        if failure is not None:
+            self.fail(message.correlation_id, failure)
             return
-        method = known.methods.get(message.method)
-        fresh = self._clock() - known.fetched_at <= FRESH_SECONDS
-        if (method is None or method.requires_encryption) and not fresh:
-            self.descriptions.look_up(message.service, FRESH_SECONDS, lambda found: self._on_renewed(message, found))
-        elif method is None:
+        try:
+            self._mesh.send(message)
+        except Exception as error:  # no caller above knows which client to answer, and calls may wait for a look-up
+            self.fail(message.correlation_id, send_failure(error, message))
+
+    def _obstacle(self, message: CallMessage, known: Description) -> Failure | None:
+        """Return the reason why a call cannot be sent, for one of a method that is unknown or has to be encrypted."""
+        if known.methods is None:
+            return self._refuse_undescribed(message)
+        if message.method not in known.methods:
             description = f"Service {message.service} has no method {message.method}"
-            self.fail(message.correlation_id, Failure(ErrorCode.METHOD_NOT_FOUND, description))
-        elif not method.requires_encryption:
-            self._send(message)
-        elif known.public_key is None or known.keys_differ:
+            return Failure(ErrorCode.METHOD_NOT_FOUND, description)
+        if known.public_key is None or known.keys_differ:
             description = f"Service {message.service} cannot be called encrypted: it shows no public key, or several"
-            self.fail(message.correlation_id, Failure(ErrorCode.SERVICE_ERROR, description))
-        else:
-            message.public_key = known.public_key
-            self._send(message)
+            return Failure(ErrorCode.SERVICE_ERROR, description)
+        return None
 
     def _refuse_undescribed(self, message: CallMessage) -> Failure | None:
         """Refuse a client's call that only a wildcard allows, of a service that cannot describe itself.
@@ -149,21 +157,10 @@ class CallsInFlight:
             if self._policy.names(call.handler.identity, message.service, message.method):
                 return None
         except Exception:  # no caller above knows which client to answer, and other calls may wait for the look-up
-            logger.exception("the policy failed for service %s", message.service)
+            logger.exception("policy raised for service %s; call refused", message.service)
             return INTERNAL
         description = f"Service {message.service} cannot describe itself, and no rule names {message.method} in full"
         return Failure(ErrorCode.PERMISSION_DENIED, description)
-
-    def _send(self, message: CallMessage) -> None:
-        try:
-            self._mesh.send(message)
-        except MeshUnavailable:
-            self.fail(message.correlation_id, MESH_UNAVAILABLE)
-        except ValueError as error:  # a name that does not fit AMQP's limits
-            self.fail(message.correlation_id, Failure(ErrorCode.BAD_REQUEST, str(error)))
-        except Exception:  # no caller above knows which client to answer, and other calls may wait for the look-up
-            logger.exception("trace %s: the mesh failed to send", message.trace_id)
-            self.fail(message.correlation_id, INTERNAL)
 
     def _fetch_description(self, service: str, done: Callable[[bytes | Raw | Failure], None]) -> None:
         timeout = self._settings.request_timeout
@@ -172,7 +169,10 @@ class CallsInFlight:
             "request", new_id(), new_id(), service, "nuropb_describe", b"{}", b"{}", deadline, timeout
         )
         self.table.add(LookUpCall(message, done))
-        self._send(message)
+        try:
+            self._mesh.send(message)
+        except Exception as error:  # other calls wait for the description
+            self.fail(message.correlation_id, send_failure(error, message))
 
     # --- the end of a call ------------------------------------------------------------------------------------
 
