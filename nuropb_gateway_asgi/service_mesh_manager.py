@@ -154,7 +154,7 @@ class ServiceMeshManager:
     @property
     def open_circuits(self) -> list[str]:
         """The services to which calls fail at once, because they do not answer."""
-        return self.calls.circuits.open()
+        return self.calls.breakers.open()
 
     # --- from clients: see handler_manager.Receiver -----------------------------------------------------------
 

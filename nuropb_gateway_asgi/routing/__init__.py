@@ -1,6 +1,7 @@
 """Where does each answer and event go? Calls in flight, descriptions of services, subscriptions.
 
-``calls`` has the kinds of calls and their table; ``in_flight`` sends calls and ends them; ``client_calls`` makes them
+``calls`` has the kinds of calls and their table; ``in_flight`` sends calls and ends them, with the circuit ``breakers``
+of their services; ``client_calls`` makes them
 of clients' frames and ``application`` for the host application; ``failures`` translates errors; ``descriptions``
 fetches what services say of themselves and ``catalogue`` cuts it down to one caller; ``events`` brings events to
 subscribers and ``interest`` binds their topics; ``receiver`` is the mesh's way into all of these.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Callable
@@ -13,11 +12,12 @@ from msgspec import Raw
 
 from ..authorization import Policy
 from ..identifiers import new_id
-from ..limits.circuits import EVERYBODY, Circuits, ErrorBudgets
+from ..limits.circuits import ErrorBudgets
 from ..protocol import ErrorCode, Failure
 from ..settings import Settings
 from ..wire.description import FRESH_SECONDS, MAX_AGE_SECONDS, Description
 from ..wire.interface import CallMessage, Mesh, Reply
+from .breakers import Breakers
 from .calls import Call, CallTable, ClientCall, LookUpCall
 from .descriptions import Descriptions
 from .failures import INTERNAL, MESH_UNAVAILABLE, send_failure, service_failure
@@ -51,7 +51,7 @@ class CallsInFlight:
         self._clock = clock
         self._connection_changed_at = -math.inf
         self.table = CallTable()
-        self.circuits = Circuits()
+        self.breakers = Breakers()
         self.descriptions = Descriptions(self._fetch_description, clock)
         #: Whether calls are taken: from the start of the gateway's lifespan to its end.
         self.running = False
@@ -74,7 +74,7 @@ class CallsInFlight:
         if not self._mesh.connected:
             self.fail(message.correlation_id, MESH_UNAVAILABLE)
             return
-        failure = self._check_circuit(call)
+        failure = self.breakers.check(call, self._clock())
         if failure is not None:
             self.fail(message.correlation_id, failure)
             return
@@ -87,16 +87,6 @@ class CallsInFlight:
         if self._clock() - known.fetched_at > MAX_AGE_SECONDS:
             self.descriptions.renew(message.service)  # for the next calls; this one does not wait
         self._dispatch(message, known)
-
-    def _check_circuit(self, call: Call) -> Failure | None:
-        message = call.message
-        if message.kind == "command":
-            return None  # it waits for no answer
-        wait = self.circuits.refuses(message.service, call.caller, message.correlation_id, self._clock())
-        if wait is None:
-            return None
-        description = f"Service {message.service} does not answer"
-        return Failure(ErrorCode.SERVICE_UNAVAILABLE, description, retry_after_ms=int(wait * 1000) + 1)
 
     def _on_described(self, message: CallMessage, found: Description | Failure) -> None:
         if message.correlation_id not in self.table:
@@ -181,7 +171,7 @@ class CallsInFlight:
         call = self.table.take(correlation_id)
         if call is not None:
             call.release()
-            self.circuits.on_ended(call.message.service, call.caller, correlation_id)
+            self.breakers.on_ended(call)
         return call
 
     def finish(self, call: Call, failure: Failure | None, result: bytes | Raw = b"null") -> None:
@@ -231,16 +221,8 @@ class CallsInFlight:
         # A call that was in flight when the mesh came or went proves nothing about its caller or its service.
         if self._mesh.connected and message.deadline - message.timeout >= self._connection_changed_at:
             self._count_error(call)
-            if message.kind == "request" and message.service != "":
-                self._count_timeout(call, now)
+            self.breakers.on_timeout(call, now)
         self.fail(correlation_id, Failure(ErrorCode.TIMEOUT, "No answer in time; whether it ran is unknown"))
-
-    def _count_timeout(self, call: Call, now: float) -> None:
-        message = call.message
-        opened = self.circuits.on_timeout(message.service, call.caller, message.correlation_id, message.timeout, now)
-        if opened is not False:
-            whose = "calls to it" if opened is EVERYBODY else "calls of one user to it"
-            logger.warning("service %s does not answer; %s fail at once until it does", message.service, whose)
 
     def _count_error(self, call: Call) -> None:
         if isinstance(call, ClientCall) and call.handler.identity is not None:
@@ -260,7 +242,7 @@ class CallsInFlight:
             self._statistics.double_replies += 1
         else:
             self._statistics.late_replies += 1
-            self._on_answer(waited_for)
+            self.breakers.on_answer(waited_for)
         return False
 
     def on_reply(self, reply: Reply) -> None:
@@ -270,7 +252,7 @@ class CallsInFlight:
             return
         self.table.answered(reply.correlation_id)
         self._statistics.replies += 1
-        self._on_answer(call.message.service)
+        self.breakers.on_answer(call.message.service)
         if reply.error is not None:
             self._count_error(call)
             self.finish(call, service_failure(reply.error, call.message, self._settings))
@@ -310,14 +292,10 @@ class CallsInFlight:
 
     def on_connection_change(self) -> None:
         """Forget what is held against services and users: the mesh was away, not they."""
-        self.circuits.reset()
+        self.breakers.reset()
         self._budgets.reset()
         if self.running:
             self._connection_changed_at = self._clock()
-
-    def _on_answer(self, service: str) -> None:
-        if self.circuits.on_answer(service):
-            logger.warning("service %s answers again", service)
 
 
 def _no_observer(*_: Any) -> None:
