@@ -6,12 +6,23 @@
 
 from __future__ import annotations
 
-from .policies import AuthorizedPolicy, Authorizer, Considered, Decision, ExposePolicy, Policy, RulePolicy, completed
+from .policies import (
+    AuthorizedPolicy,
+    Authorizer,
+    CallVerdict,
+    Considered,
+    Decision,
+    ExposePolicy,
+    Policy,
+    RulePolicy,
+    completed,
+)
 from .rules import escape_word
 
 __all__ = [
     "AuthorizedPolicy",
     "Authorizer",
+    "CallVerdict",
     "Considered",
     "Decision",
     "ExposePolicy",

@@ -24,7 +24,7 @@ from ..protocol import Decoder, ErrorCode, encode_json
 from ..settings import Settings
 from ..wire.context import context_for
 from ..wire.description import Description
-from .policies import AuthorizedPolicy, Considered, Decision, Policy, RulePolicy
+from .policies import AuthorizedPolicy, Considered, Decision, Policy, RulePolicy, class_name
 from .rules import Rule, is_private
 
 __all__ = ["explain", "render"]
@@ -192,7 +192,7 @@ def _decide(policy: Policy, identity: Identity, action: str, name: str) -> tuple
     decide = getattr(policy, f"decide_{action}", None)
     decision = None if decide is None else decide(identity, *names)
     if decision is None or decision.allowed is not allowed:  # a subclass that decides otherwise counts
-        decision = Decision(allowed, f"{type(policy).__name__} decides so")
+        decision = Decision(allowed, f"{class_name(policy)} decides so")
     return decision, considered
 
 

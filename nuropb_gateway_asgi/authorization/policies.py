@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AuthorizedPolicy",
     "Authorizer",
+    "CallVerdict",
     "Considered",
     "Decision",
     "ExposePolicy",
@@ -53,6 +54,17 @@ logger = logging.getLogger(__name__)
 _USER_ID: Final = "{user_id}"
 #: Methods for which it is remembered which rules are about them. Clients make the names up, so there is an end to it.
 MAX_REMEMBERED: Final = 1024
+
+
+class CallVerdict(NamedTuple):
+    """The answer about one call: whether it is allowed, and the rate that it counts against (None: no own rate)."""
+
+    allowed: bool
+    rate: CallRate | None
+
+
+_ALLOWED: Final = CallVerdict(True, None)
+_DENIED: Final = CallVerdict(False, None)
 
 
 @runtime_checkable
@@ -96,6 +108,30 @@ class Policy(Protocol):
         """Return the topic patterns, as far as they are known, that this identity may subscribe to."""
         return ()
 
+    def judge_call(self, identity: Identity, service: str, method: str) -> CallVerdict:
+        """Answer ``may_call`` and ``rate`` at once. The gateway asks it, once, for every request and command.
+
+        By default it asks these two methods. A policy may define it to save the second decision; it then has to give
+        the same answers as they do.
+        """
+        return _ask_both(self, identity, service, method)
+
+
+def _ask_both(policy: Policy, identity: Identity, service: str, method: str) -> CallVerdict:
+    """Judge a call by ``may_call`` and, if that allows it, by ``rate``."""
+    if not policy.may_call(identity, service, method):
+        return _DENIED
+    return _allowed_at(policy.rate(identity, service, method))
+
+
+def _allowed_at(rate: CallRate | None) -> CallVerdict:
+    return _ALLOWED if rate is None else CallVerdict(True, rate)
+
+
+def _overrides(policy: object, base: type, *names: str) -> bool:
+    """Whether the class of ``policy`` defines one of these methods anew."""
+    return any(getattr(type(policy), name) is not getattr(base, name) for name in names)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -106,6 +142,11 @@ class Decision:
     #: What decided, if a rule did.
     rule: Rule | None = None
     pattern: CallPattern | TopicPattern | None = None
+
+    @property
+    def rate(self) -> CallRate | None:
+        """The rate of the rule that decided."""
+        return None if self.rule is None else self.rule.rate
 
     def __bool__(self) -> bool:
         return self.allowed
@@ -180,7 +221,13 @@ class RulePolicy:
 
     def __init__(self, rules: Iterable[Rule], *, own_service: str = "") -> None:
         self._own_service = own_service
+        self._overridden = _overrides(self, RulePolicy, "may_call", "rate")
         self.replace(rules)
+
+    @property
+    def is_overridden(self) -> bool:
+        """Whether a subclass has its own ``may_call`` or ``rate``, so that ``decide_call`` alone decides no call."""
+        return self._overridden
 
     def replace(self, rules: Iterable[Rule]) -> None:
         """Decide by these rules from now on."""
@@ -199,6 +246,16 @@ class RulePolicy:
     def may_call(self, identity: Identity, service: str, method: str) -> bool:
         """Whether the rule that decides allows it."""
         return self.decide_call(identity, service, method).allowed
+
+    def judge_call(self, identity: Identity, service: str, method: str) -> CallVerdict:
+        """Answer ``may_call`` and ``rate`` by one decision, unless a subclass overrides one of these."""
+        if self._overridden:
+            return _ask_both(self, identity, service, method)
+        decision = self.decide_call(identity, service, method)
+        if not decision.allowed:
+            return _DENIED
+        rule = decision.rule
+        return _ALLOWED if rule is None or rule.rate is None else CallVerdict(True, rule.rate)
 
     def decide_call(self, identity: Identity, service: str, method: str) -> Decision:
         """Whether this identity may call this method, and by which rule."""
@@ -267,8 +324,7 @@ class RulePolicy:
 
     def rate(self, identity: Identity, service: str, method: str) -> CallRate | None:
         """The rate of the rule that decides."""
-        rule = self.decide_call(identity, service, method).rule
-        return None if rule is None else rule.rate
+        return self.decide_call(identity, service, method).rate
 
     def consider_call(self, identity: Identity, service: str, method: str) -> list[Considered]:
         """The rules that are about this method, strongest first, and what becomes of each."""
@@ -486,6 +542,9 @@ class AuthorizedPolicy:
             raise TypeError("authorizer: it is asked for every frame and must not wait, so it cannot be a coroutine")
         self._policy = policy
         self._authorizer = authorizer
+        #: The policy, if its `decide_call` holds all that it has to say about a call.
+        self._rules = policy if isinstance(policy, RulePolicy) and not policy.is_overridden else None
+        self._overridden = _overrides(self, AuthorizedPolicy, "may_call", "decide_call", "rate")
 
     @property
     def policy(self) -> Policy:
@@ -505,10 +564,22 @@ class AuthorizedPolicy:
         """What the authorizer makes of the policy's decision."""
         if not _is_callable(service, method):
             return _NO_NAME
-        default = _decision(
-            self._policy.may_call, getattr(self._policy, "decide_call", None), identity, service, method
-        )
+        if self._rules is not None:
+            default = self._rules.decide_call(identity, service, method)
+        else:
+            policy = self._policy
+            default = _decision(policy.may_call, getattr(policy, "decide_call", None), identity, service, method)
         return self._ask(identity, "call", f"{service}.{method}", default)
+
+    def judge_call(self, identity: Identity, service: str, method: str) -> CallVerdict:
+        """Answer ``may_call`` and ``rate``; the authorizer is asked once."""
+        if self._rules is None or self._overridden:
+            return _ask_both(self, identity, service, method)
+        if not _is_callable(service, method):
+            return _DENIED
+        default = self._rules.decide_call(identity, service, method)
+        decision = self._ask(identity, "call", f"{service}.{method}", default)
+        return _allowed_at(default.rate) if decision.allowed else _DENIED
 
     def may_subscribe(self, identity: Identity, pattern: str) -> bool:
         """Whether the authorizer allows it."""
@@ -581,7 +652,17 @@ def _decision(
 
 def completed(policy: Any) -> Policy:
     """``policy`` itself, or if it lacks what has a default, one that has it."""
-    return policy if isinstance(policy, Policy) else _Completed(policy)
+    return policy if isinstance(policy, Policy) and _defines_judge_call(policy) else _Completed(policy)
+
+
+def class_name(policy: Policy) -> str:
+    """The name of the class that the host application knows: for a completed policy, that of its own."""
+    return type(policy.policy if isinstance(policy, _Completed) else policy).__name__
+
+
+def _defines_judge_call(policy: object) -> bool:
+    # Not hasattr(): where __getattr__ passes on to another policy, that one's answer would bypass this one's may_call.
+    return inspect.getattr_static(policy, "judge_call", None) is not None
 
 
 class _Completed(Policy):
@@ -589,9 +670,16 @@ class _Completed(Policy):
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        for name in ("names", "rate", "delivery", "topics"):
+        for name in ("names", "rate", "delivery", "topics", "decide_call", "decide_subscribe"):
             if hasattr(policy, name):
                 setattr(self, name, getattr(policy, name))
+        if _defines_judge_call(policy):
+            setattr(self, "judge_call", policy.judge_call)  # noqa: B010 - as above
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that is completed."""
+        return self._policy
 
     @property
     def exposes_anything(self) -> bool:

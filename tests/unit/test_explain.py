@@ -11,7 +11,7 @@ import pytest
 
 from nuropb_gateway_asgi.authentication import Authenticator, Identity, JWTAuthenticator, issue_token
 from nuropb_gateway_asgi.authentication.revocation import Revocation
-from nuropb_gateway_asgi.authorization import AuthorizedPolicy, ExposePolicy, Policy, RulePolicy
+from nuropb_gateway_asgi.authorization import AuthorizedPolicy, ExposePolicy, Policy, RulePolicy, completed
 from nuropb_gateway_asgi.authorization.explain import explain, render
 from nuropb_gateway_asgi.authorization.syntax import parse_policy
 from nuropb_gateway_asgi.cli.explain import print_explanation, read_token
@@ -250,6 +250,17 @@ async def test_a_policy_in_python_decides_by_what_it_may() -> None:
         found = await explained("orders.get", action=action, policy=NoRefunds(["orders.*"], []))
         assert found["outcome"]["allowed"] is allowed
         assert found["policy"]["reason"] == "NoRefunds decides so"
+
+
+async def test_a_completed_policy_is_explained_by_the_name_of_its_own_class() -> None:
+    class OnlyGet:
+        exposes_anything = True
+
+        def may_call(self, identity: Identity, service: str, method: str) -> bool:
+            return method == "get"
+
+    found = await explained("orders.get", policy=completed(OnlyGet()))
+    assert found["policy"]["reason"] == "OnlyGet decides so"
 
 
 async def test_no_policy_can_allow_what_no_client_may_call() -> None:
