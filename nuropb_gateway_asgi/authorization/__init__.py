@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from .policies import (
+from .patterns import escape_word
+from .rule_policy import (
     AuthorizedPolicy,
     Authorizer,
     CallVerdict,
@@ -17,7 +18,6 @@ from .policies import (
     RulePolicy,
     completed,
 )
-from .rules import escape_word
 
 __all__ = [
     "AuthorizedPolicy",

@@ -19,8 +19,8 @@ import anyio.to_thread
 
 from ..exceptions import SettingsError
 from ..settings import ENV_PREFIX
-from .policies import RulePolicy
-from .rules import Rule
+from .patterns import Rule
+from .rule_policy import RulePolicy
 from .syntax import parse_policy
 
 __all__ = ["PolicyFile"]

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Never, TypeVar
 
 from ..exceptions import PolicyError
 from ..rates import MAX_COUNT, RATE_SYNTAX, CallRate, Rate, parse_rate
-from .rules import Action, CallPattern, Condition, Delivery, Operator, Rule, Scalar, TopicPattern
+from .patterns import Action, CallPattern, Condition, Delivery, Operator, Rule, Scalar, TopicPattern
 
 __all__ = ["parse_policy"]
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter, deque
 from typing import Final
 
-from ..authorization.rules import Delivery
+from ..authorization.patterns import Delivery
 from ..protocol import encode_dropped
 
 __all__ = ["Outbox"]

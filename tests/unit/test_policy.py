@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi.authorization.rules import Condition, Rule
+from nuropb_gateway_asgi.authorization.patterns import Condition, Rule
 from nuropb_gateway_asgi.authorization.syntax import parse_policy
 from nuropb_gateway_asgi.exceptions import GatewayError, PolicyError, SettingsError
 from nuropb_gateway_asgi.rates import Rate

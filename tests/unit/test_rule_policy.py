@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.authentication import Identity
-from nuropb_gateway_asgi.authorization.policies import (
+from nuropb_gateway_asgi.authorization.patterns import CallPattern, Condition, Rule, TopicPattern
+from nuropb_gateway_asgi.authorization.rule_policy import (
     MAX_REMEMBERED,
     AuthorizedPolicy,
     CallVerdict,
@@ -23,7 +24,6 @@ from nuropb_gateway_asgi.authorization.policies import (
     RulePolicy,
     completed,
 )
-from nuropb_gateway_asgi.authorization.rules import CallPattern, Condition, Rule, TopicPattern
 from nuropb_gateway_asgi.authorization.syntax import parse_policy
 from nuropb_gateway_asgi.rates import CallRate, Rate
 from nuropb_gateway_asgi.topics import covers, matches

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.authentication import Identity
-from nuropb_gateway_asgi.authorization.rules import (
+from nuropb_gateway_asgi.authorization.patterns import (
     CallPattern,
     Condition,
     Operator,

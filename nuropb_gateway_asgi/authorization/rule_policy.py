@@ -31,7 +31,7 @@ from typing import (
 from ..exceptions import SettingsError
 from ..rates import CallRate
 from ..topics import MAX_BYTES, check_pattern, covers, overlaps
-from .rules import CallPattern, Delivery, Rule, TopicPattern, escape_word, is_private
+from .patterns import CallPattern, Delivery, Rule, TopicPattern, escape_word, is_private
 
 if TYPE_CHECKING:
     from ..authentication import Identity

@@ -17,15 +17,15 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from ..authentication import Authenticator, Identity
-from ..authentication.revocation import Revocations
-from ..exceptions import AuthenticationUnavailable, CallError, ProtocolError
-from ..protocol import Decoder, ErrorCode, encode_json
-from ..settings import Settings
-from ..wire.context import context_for
-from ..wire.description import Description
-from .policies import AuthorizedPolicy, Considered, Decision, Policy, RulePolicy, class_name
-from .rules import Rule, is_private
+from ...authentication import Authenticator, Identity
+from ...authentication.revocation import Revocations
+from ...exceptions import AuthenticationUnavailable, CallError, ProtocolError
+from ...protocol import Decoder, ErrorCode, encode_json
+from ...settings import Settings
+from ...wire.context import context_for
+from ...wire.description import Description
+from ..patterns import Rule, is_private
+from ..rule_policy import AuthorizedPolicy, Considered, Decision, Policy, RulePolicy, class_name
 
 __all__ = ["explain", "render"]
 
