@@ -19,7 +19,8 @@ from typing import Any, Final, Protocol, TypeAlias
 from .authentication import Authenticator, Identity
 from .authentication.revocation import RevocationCheck
 from .authorization import Policy
-from .authorization.patterns import Delivery, is_private
+from .authorization.patterns import is_private
+from .authorization.rules import Delivery
 from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError
 from .limits.buckets import Excess
 from .limits.shared import SharedLimits

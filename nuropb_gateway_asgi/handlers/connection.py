@@ -18,7 +18,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ..authentication import Identity
-from ..authorization.patterns import Delivery
+from ..authorization.rules import Delivery
 from ..exceptions import ProtocolError
 from ..handler_manager import HandlerManager, encode_authorized, encode_malformed, encode_refusal, expiry
 from ..identifiers import new_id

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..authentication import Identity
 from ..authentication.origins import OriginPolicy
-from ..authorization.patterns import Delivery
+from ..authorization.rules import Delivery
 from ..exceptions import ProtocolError
 from ..handler_manager import HandlerManager
 from ..identifiers import new_id

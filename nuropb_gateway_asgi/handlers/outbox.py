@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter, deque
 from typing import Final
 
-from ..authorization.patterns import Delivery
+from ..authorization.rules import Delivery
 from ..protocol import encode_dropped
 
 __all__ = ["Outbox"]

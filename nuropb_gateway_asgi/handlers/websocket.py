@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..authentication.origins import OriginPolicy
-from ..authorization.patterns import Delivery
+from ..authorization.rules import Delivery
 from ..handler_manager import HandlerManager
 from ..limits.admission import address_of
 from ..protocol import SUBPROTOCOL, ClientFrame, CloseCode, ErrorCode, Request

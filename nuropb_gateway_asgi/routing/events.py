@@ -13,7 +13,7 @@ import msgspec
 
 from ..authentication import Identity
 from ..authorization import Policy
-from ..authorization.patterns import Delivery
+from ..authorization.rules import Delivery
 from ..controller import ServiceMeshManagerController
 from ..exceptions import SettingsError
 from ..handler_manager import Handler, HandlerManager

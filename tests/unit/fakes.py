@@ -18,7 +18,7 @@ import anyio
 
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy, Policy
-from nuropb_gateway_asgi.authorization.patterns import Delivery
+from nuropb_gateway_asgi.authorization.rules import Delivery
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
 from nuropb_gateway_asgi.handler_manager import HandlerManager
 from nuropb_gateway_asgi.routing.calls import SLOT_SECONDS

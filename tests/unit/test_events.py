@@ -9,7 +9,7 @@ import pytest
 from nuropb_gateway_asgi import ServiceMeshManagerController, protocol
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
-from nuropb_gateway_asgi.authorization.patterns import Delivery
+from nuropb_gateway_asgi.authorization.rules import Delivery
 from nuropb_gateway_asgi.exceptions import SettingsError
 from nuropb_gateway_asgi.protocol import MAX_SUBSCRIPTIONS
 from nuropb_gateway_asgi.routing import events as _events

@@ -1,63 +1,33 @@
-"""Why may this token call that, or why not: the whole decision, as data and as text, for an operator.
+"""Explanations for operators: why a token may call a method or subscribe to a topic, or why not, as data.
 
-Nothing is called. What a client would go through is gone through here: token, frame, policy, limits, mesh.
+An explanation goes through the steps of a client's call (token, frame, policy, limits, mesh) and calls no method.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-import logging
-import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Final, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
 
 import msgspec
 
 from ...authentication import Authenticator, Identity
 from ...authentication.revocation import Revocations
-from ...exceptions import AuthenticationUnavailable, CallError, ProtocolError
+from ...exceptions import ProtocolError
 from ...protocol import Decoder, ErrorCode, encode_json
 from ...settings import Settings
 from ...wire.context import context_for
-from ...wire.description import Description
-from ..patterns import Rule, is_private
-from ..rule_policy import AuthorizedPolicy, Considered, Decision, Policy, RulePolicy, class_name
+from ..authorizer import AuthorizedPolicy
+from ..decisions import Considered, Decision
+from ..patterns import is_private
+from ..policy import Policy, class_name
+from ..rule_policy import RulePolicy
+from ..rules import Rule
+from .mesh import DescribingManager, ask_mesh
+from .token import check_token
 
-__all__ = ["explain", "render"]
+__all__ = ["explain"]
 
 MASK: Final = "***"
-#: Seconds between two looks at whether the mesh is there.
-POLL_INTERVAL: Final = 0.02
-
-
-class DescribingManager(Protocol):
-    """The part of the ServiceMeshManager that an explanation needs: a mesh connection, and descriptions of services."""
-
-    async def __aenter__(self) -> Any:
-        """Connect to the mesh."""
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Disconnect from the mesh."""
-
-    @property
-    def connected(self) -> bool:
-        """Whether the mesh takes messages now."""
-        ...
-
-    @property
-    def problem(self) -> str | None:
-        """The reason why the mesh takes no messages, or None."""
-        ...
-
-    async def describe(self, service: str) -> Description:
-        """Ask a service for its description. Raises CallError."""
-        ...
 
 
 async def explain(
@@ -72,22 +42,22 @@ async def explain(
     name: str,
     timeout: float = 5.0,  # noqa: ASYNC109 - of the mesh
 ) -> dict[str, Any]:
-    """The decision about a call of ``name`` (``service.method``), or a subscription to it (a topic pattern).
+    """Explain the decision about a call of ``name`` (``service.method``), or a subscription to it (a topic pattern).
 
-    ``manager`` is entered for this, and asks the service for its description; ``timeout`` is for a connection, in
-    seconds. The token is nowhere in the result. It has ``asked``, ``token``, ``identity``, ``policy``, ``limits``,
-    ``mesh``, ``context`` and ``outcome``; what cannot be known is None.
+    ``manager`` is entered meanwhile, and asks the service for its description. ``timeout`` is for the connection to the
+    mesh, in seconds. The result has ``asked``, ``token``, ``identity``, ``policy``, ``limits``, ``mesh``, ``context``
+    and ``outcome``, each None if it cannot be known. It does not contain the token itself.
     """
-    verdict, identity = await _check_token(authenticator, token, timeout)
+    verdict, identity = await check_token(authenticator, token, timeout)
     malformed = _check_frame(settings, action, name)
     decision = considered = None
     if identity is not None and malformed is None:
         decision, considered = _decide(policy, identity, action, name)
     mesh = None
     if malformed is None:
-        mesh = await _ask_mesh(manager, name.rpartition(".") if action == "call" else None, timeout)
-    if identity is not None and revocations.refuses(identity):  # the mesh has told of it meanwhile
-        verdict, identity = {"valid": False, "why": ["it has been revoked"]}, None
+        mesh = await ask_mesh(manager, name.rpartition(".") if action == "call" else None, timeout)
+    if identity is not None and revocations.refuses(identity):  # the mesh brought the revocation meanwhile
+        verdict, identity = {"valid": False, "why": ["the token has been revoked"]}, None
     return {
         "asked": {"action": action, "name": name},
         "token": verdict,
@@ -98,53 +68,6 @@ async def explain(
         "context": None if identity is None or action == "subscribe" else _context(identity),
         "outcome": _outcome(malformed, policy, identity, decision, mesh, action, name),
     }
-
-
-# --- token ----------------------------------------------------------------------------------------------------
-
-
-async def _check_token(
-    authenticator: Authenticator,
-    token: str,
-    timeout: float,  # noqa: ASYNC109
-) -> tuple[dict[str, Any], Identity | None]:
-    identity: Identity | None = None
-    with _overhearing() as remarks:
-        for _ in range(max(1, math.ceil(timeout / POLL_INTERVAL))):
-            try:
-                identity = await authenticator(token)
-            except AuthenticationUnavailable as error:  # its keys are on their way, or not to be had
-                last = str(error)
-                await asyncio.sleep(POLL_INTERVAL)
-            else:
-                break
-        else:
-            return {"valid": False, "why": [f"it cannot be checked now: {last}"]}, None
-    if identity is None:
-        return {"valid": False, "why": remarks or ["the authenticator does not say"]}, None
-    if identity.expires_at is not None and identity.expires_at <= time.time():
-        return {"valid": False, "why": ["it has expired, and is good only within the leeway for clocks"]}, None
-    return {"valid": True, "why": []}, identity
-
-
-@contextlib.contextmanager
-def _overhearing() -> Iterator[list[str]]:
-    """What is logged meanwhile: why a token is refused is told to nobody else."""
-    remarks: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            remarks.append(record.getMessage())
-
-    package = logging.getLogger(__package__.partition(".")[0])
-    listener, level = Listener(), package.level
-    package.addHandler(listener)
-    package.setLevel(logging.DEBUG)
-    try:
-        yield remarks
-    finally:
-        package.setLevel(level)
-        package.removeHandler(listener)
 
 
 def _identity(identity: Identity) -> dict[str, Any]:
@@ -160,7 +83,7 @@ def _identity(identity: Identity) -> dict[str, Any]:
 
 
 def _check_frame(settings: Settings, action: str, name: str) -> str | None:
-    """Why no client could ask for this, whoever it is."""
+    """Return why every client's frame with this request would be malformed, or None."""
     service, _, method = name.rpartition(".")
     payload = {"service": service, "method": method} if action == "call" else {"topics": [name]}
     frame = {"type": "request" if action == "call" else "subscribe", "payload": payload}
@@ -174,7 +97,7 @@ def _check_frame(settings: Settings, action: str, name: str) -> str | None:
 def _decide(policy: Policy, identity: Identity, action: str, name: str) -> tuple[Decision, Sequence[Considered]]:
     service, _, method = name.rpartition(".")
     if action == "call" and is_private(method):
-        return Decision(False, "no client may ever call it"), ()
+        return Decision(False, "clients can never call it"), ()
     rules: object = policy
     while isinstance(rules, AuthorizedPolicy):
         rules = rules.policy
@@ -191,7 +114,7 @@ def _decide(policy: Policy, identity: Identity, action: str, name: str) -> tuple
             considered = rules.consider_subscribe(identity, name)
     decide = getattr(policy, f"decide_{action}", None)
     decision = None if decide is None else decide(identity, *names)
-    if decision is None or decision.allowed is not allowed:  # a subclass that decides otherwise counts
+    if decision is None or decision.allowed is not allowed:  # a subclass overrides the decision
         decision = Decision(allowed, f"{class_name(policy)} decides so")
     return decision, considered
 
@@ -247,48 +170,12 @@ def _limits(
     )
 
 
-# --- mesh -----------------------------------------------------------------------------------------------------
-
-
-async def _ask_mesh(
-    manager: DescribingManager,
-    asked: tuple[str, str, str] | None,
-    timeout: float,  # noqa: ASYNC109
-) -> dict[str, Any]:
-    async with manager:
-        for _ in range(math.ceil(timeout / POLL_INTERVAL)):
-            if manager.connected:
-                break
-            await asyncio.sleep(POLL_INTERVAL)
-        mesh: dict[str, Any] = {"connected": manager.connected, "problem": manager.problem}
-        if asked is None or not manager.connected:
-            return mesh
-        service, _, method = asked
-        try:
-            description = await manager.describe(service)
-        except CallError as error:
-            return mesh | {"service": {"answers": False, "code": error.code, "why": error.description}}
-    return mesh | {"service": _service(description, method)}
-
-
-def _service(description: Description, method: str) -> dict[str, Any]:
-    found = {"answers": True, "version": description.version, "describes_itself": description.methods is not None}
-    info = (description.methods or {}).get(method)
-    if description.methods is None:
-        return found
-    if info is None:
-        return found | {"method": None}
-    usable = description.public_key is not None and not description.keys_differ
-    encryption = {"required": info.requires_encryption, "possible": not info.requires_encryption or usable}
-    return found | {"method": {"description": info.description, "encryption": encryption}}
-
-
 def _context(identity: Identity) -> dict[str, str | None]:
     masked = msgspec.structs.replace(identity, token=MASK)
     return context_for(masked, "<of the call>", "<of the connection>")
 
 
-# --- the end --------------------------------------------------------------------------------------------------
+# --- outcome --------------------------------------------------------------------------------------------------
 
 
 def _outcome(
@@ -300,7 +187,7 @@ def _outcome(
     action: str,
     name: str,
 ) -> dict[str, Any]:
-    """What the client would get: the first thing in its way."""
+    """Return the client's answer: the first obstacle, or success."""
 
     def refused(code: str, why: str) -> dict[str, Any]:
         return {"allowed": False, "code": code, "why": why}
@@ -326,101 +213,17 @@ def _outcome(
             return {
                 "allowed": True,
                 "code": "ok",
-                "why": "the call would be sent; whether there is such a method is unknown",
+                "why": "the call would be sent; the gateway cannot know whether the method exists",
             }
         return refused(
             ErrorCode.PERMISSION_DENIED.value,
-            "the service cannot describe itself, and the rule does not name the method",
+            "the service cannot describe itself, and the rule does not name the method in full",
         )
     if service["method"] is None:
         return refused(ErrorCode.METHOD_NOT_FOUND.value, "the service has no such method, or hides it")
     if not service["method"]["encryption"]["possible"]:
-        return refused(ErrorCode.SERVICE_ERROR.value, "it has to be called encrypted, and shows no key, or several")
+        return refused(
+            ErrorCode.SERVICE_ERROR.value,
+            "the method requires encryption, but the service publishes no key, or several",
+        )
     return {"allowed": True, "code": "ok", "why": "the call would be sent"}
-
-
-# --- as text --------------------------------------------------------------------------------------------------
-
-
-def render(explanation: Mapping[str, Any], now: float | None = None) -> str:
-    """An explanation as text; ``now`` is in unix seconds."""
-    asked, outcome = explanation["asked"], explanation["outcome"]
-    lines = [f"{asked['action']} {asked['name']}: {'yes' if outcome['allowed'] else 'no'}, {outcome['why']}"]
-    if not outcome["allowed"]:
-        lines[0] += f" ({outcome['code']})"
-    for title, section in (
-        ("Token", _token_lines(explanation["token"])),
-        ("Identity", _identity_lines(explanation["identity"], time.time() if now is None else now)),
-        ("Policy", _policy_lines(explanation["policy"])),
-        ("Limits", [f"{name}: {_plain(value)}" for name, value in explanation["limits"].items() if value is not None]),
-        ("Mesh", _mesh_lines(explanation["mesh"])),
-        ("Context", _context_lines(explanation["context"])),
-    ):
-        lines += [f"{title if number == 0 else '':<10}{line}" for number, line in enumerate(section)]
-    return "\n".join(lines)
-
-
-def _token_lines(token: Mapping[str, Any]) -> list[str]:
-    return ["valid"] if token["valid"] else [f"not valid: {token['why'][0]}", *token["why"][1:]]
-
-
-def _identity_lines(identity: Mapping[str, Any] | None, now: float) -> list[str]:
-    if identity is None:
-        return []
-    expires_at = identity["expires_at"]
-    expiry = "without an end" if expires_at is None else f"for another {_span(expires_at - now)}"
-    claims = [f"{_plain(name)} = {json.dumps(value, default=str)}" for name, value in identity["claims"].items()]
-    return [f"{_plain(identity['user_id'])} ({_plain(identity['username'])}), {expiry}", *claims]
-
-
-def _policy_lines(policy: Mapping[str, Any] | None) -> list[str]:
-    if policy is None:
-        return []
-    considered = [
-        f"{'>' if each['decides'] else ' '} {each['where']}: {each['rule']}: {each['why']}"
-        for each in policy["considered"]
-    ]
-    return [f"{'allowed' if policy['allowed'] else 'denied'}: {policy['reason']}", *considered]
-
-
-def _mesh_lines(mesh: Mapping[str, Any] | None) -> list[str]:
-    if mesh is None:
-        return []
-    lines = ["reachable" if mesh["connected"] else f"not reachable: {mesh['problem']}"]
-    service = mesh.get("service")
-    if service is None:
-        return lines
-    if not service["answers"]:
-        return [*lines, f"the service does not answer: {service['why']}"]
-    version = "" if service["version"] is None else f", version {_plain(service['version'])}"
-    lines.append(f"the service answers{version}")
-    if not service["describes_itself"]:
-        return [*lines, "it cannot describe itself, so its methods are not known"]
-    method = service["method"]
-    if method is None:
-        return [*lines, "it has no such method, or hides it"]
-    encryption = method["encryption"]
-    how = (
-        "in clear"
-        if not encryption["required"]
-        else "encrypted"
-        if encryption["possible"]
-        else "encrypted, without a key"
-    )
-    return [*lines, f"it has the method, which is called {how}"]
-
-
-def _context_lines(context: Mapping[str, Any] | None) -> list[str]:
-    return [] if context is None else [f"{name} = {_plain(value)}" for name, value in context.items()]
-
-
-def _plain(value: object) -> str:
-    # json.dumps: what a token or a service says must not write to the operator's terminal by itself.
-    return json.dumps(value, default=str) if isinstance(value, str) and not value.isprintable() else str(value)
-
-
-def _span(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} seconds"
