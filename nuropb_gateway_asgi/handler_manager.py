@@ -20,7 +20,8 @@ from typing import Any, Final, Protocol
 from .authentication import Authenticator, Identity
 from .authentication.revocation import RevocationCheck
 from .authorization import CallVerdict, Policy
-from .authorization.rules import Delivery, is_private
+from .authorization.patterns import is_private
+from .authorization.rules import Delivery
 from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError
 from .limits.buckets import Excess
 from .limits.lifetimes import Lifetimes

@@ -16,8 +16,8 @@ _ORIGIN = re.compile(
     r"([a-z][a-z0-9+.-]*)://([a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::(0|[1-9][0-9]{0,4}))?",
     re.ASCII | re.IGNORECASE,
 )
-#: The hosts of pages in development, on purpose fewer than `is_loopback_host` takes: a page at another loopback address,
-#: such as 127.0.0.2, may belong to another user or a container of this machine.
+#: The hosts of pages in development. On purpose fewer than `is_loopback_host` takes: a page at another loopback
+#: address (127.0.0.2) may belong to another user or a container of this machine.
 _DEVELOPMENT_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from ..authorization import Policy
-from ..authorization.rules import is_private
+from ..authorization.patterns import is_private
 from ..protocol import Failure, is_method, is_service
 from ..wire.description import Description, describe_for_clients
 

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.authentication import Identity
-from nuropb_gateway_asgi.authorization.policies import (
-    MAX_REMEMBERED,
+from nuropb_gateway_asgi.authorization import (
     AuthorizedPolicy,
     CallVerdict,
     Decision,
@@ -23,7 +22,10 @@ from nuropb_gateway_asgi.authorization.policies import (
     RulePolicy,
     completed,
 )
-from nuropb_gateway_asgi.authorization.rules import CallPattern, Condition, Rule, TopicPattern
+from nuropb_gateway_asgi.authorization.claims import Condition
+from nuropb_gateway_asgi.authorization.patterns import CallPattern, TopicPattern
+from nuropb_gateway_asgi.authorization.rule_policy import MAX_REMEMBERED
+from nuropb_gateway_asgi.authorization.rules import Rule
 from nuropb_gateway_asgi.authorization.syntax import parse_policy
 from nuropb_gateway_asgi.rates import CallRate, Rate
 from nuropb_gateway_asgi.topics import covers, matches
@@ -510,7 +512,7 @@ def test_what_became_of_each_rule_is_said_strongest_first() -> None:
         (2, False, "does not apply: role equals 'admin' does not hold"),
         (3, True, "decides"),
         (1, False, "is weaker than policy.toml:3, which names the method without *"),
-        (4, False, "does not apply: a placeholder stands for something else, or for nothing"),
+        (4, False, "does not apply: a placeholder has another value, or none"),
         (5, False, "is weaker than policy.toml:3, which names the service without *"),
     ]
 
@@ -529,19 +531,19 @@ def test_what_became_of_each_rule_about_topics_is_said_strongest_first() -> None
     assert found == [
         (3, False, "does not apply: role equals 'admin' does not hold"),
         (2, True, "decides"),
-        (4, False, "does not apply: a placeholder stands for nothing"),
-        (6, False, "allows only a part of it"),
+        (4, False, "does not apply: a placeholder has no value"),
+        (6, False, "allows only a part of the pattern"),
         (1, False, "is weaker than policy.toml:2, which has no #"),
         (5, False, "is weaker than policy.toml:2, which has no #"),
     ]
     admin = identity(role="admin")
     found = [(each.rule.line, each.decides, each.why) for each in mine.consider_subscribe(admin, "orders.#")]
     assert found[:2] == [
-        (3, False, "allows only a part of it"),
-        (2, False, "denies a part of it, of which a stronger one allows all"),
+        (3, False, "allows only a part of the pattern"),
+        (2, False, "denies a part of the pattern, but a stronger rule allows this part"),
     ]
     assert (1, True, "decides") in found
-    assert [each.why for each in mine.consider_subscribe(identity(), "#")][-1] == "denies a part of it"
+    assert [each.why for each in mine.consider_subscribe(identity(), "#")][-1] == "denies a part of the pattern"
 
 
 REASONS = [
@@ -599,7 +601,7 @@ def test_what_is_remembered_of_names_that_clients_make_up_has_an_end() -> None:
     for number in range(3 * MAX_REMEMBERED):
         assert mine.may_call(identity(), "orders", f"m{number}")
         assert not mine.may_call(identity(), "orders", f"_{number}")
-        assert len(mine._remembered) <= MAX_REMEMBERED
+        assert mine.remembered <= MAX_REMEMBERED
 
 
 def test_a_file_decides_as_its_rules_do() -> None:
@@ -704,8 +706,8 @@ def test_the_exception_of_an_authorizer_is_a_no_and_its_text_is_not_logged(caplo
     with caplog.at_level(logging.DEBUG):
         assert not mine.may_call(identity(), "orders", "get")
         assert not mine.may_subscribe(identity(), "a.b")
-    assert "the authorizer raised RuntimeError for a call, which is a no" in caplog.text
-    assert "the authorizer raised RuntimeError for a subscribe, which is a no" in caplog.text
+    assert "the authorizer raised RuntimeError for a call; denied" in caplog.text
+    assert "the authorizer raised RuntimeError for a subscribe; denied" in caplog.text
     assert "It was raised here" in caplog.text
     assert "the secret" not in caplog.text
 
@@ -714,7 +716,7 @@ def test_the_exception_of_an_authorizer_is_a_no_and_its_text_is_not_logged(caplo
 def test_an_answer_that_is_none_is_a_no(answer: object, caplog: pytest.LogCaptureFixture) -> None:
     mine = AuthorizedPolicy(BASE, Authorizer(answer))
     assert not mine.may_call(identity(), "orders", "get")
-    assert f"the authorizer answered with a {type(answer).__name__} for a call, which is a no" in caplog.text
+    assert f"the authorizer returned an unusable {type(answer).__name__} for a call; denied" in caplog.text
 
 
 def test_an_authorizer_that_forgets_to_answer_allows_nothing() -> None:
