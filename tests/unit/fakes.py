@@ -20,13 +20,21 @@ from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy, Policy
 from nuropb_gateway_asgi.authorization.rules import Delivery
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
-from nuropb_gateway_asgi.handler_manager import HandlerManager
+from nuropb_gateway_asgi.handler_manager import Handler, HandlerManager
+from nuropb_gateway_asgi.protocol import ClientFrame
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
 from nuropb_gateway_asgi.settings import Settings
 from nuropb_gateway_asgi.wire.interface import CallMessage, EventMessage, MeshReceiver, Reply
 
 #: What could hang is given up after so many seconds; nothing that works comes near.
 PATIENCE = 10.0
+
+KEY = "-----BEGIN PUBLIC KEY-----\none\n-----END PUBLIC KEY-----\n"
+OTHER_KEY = KEY.replace("one", "two")
+#: The described methods of a service: one that needs no encryption, and one that does.
+SECRET = {"get": {}, "secret": {"requires_encryption": True}}
+#: A correlation id that belongs to no call.
+UNKNOWN_ID = "f" * 32
 
 
 def strict_json(text: str | bytes) -> Any:
@@ -437,3 +445,126 @@ async def running(controller: ServiceMeshManagerController | None = None, **opti
     gateway = make_gateway(controller, **options)
     async with gateway.manager:
         yield gateway
+
+
+async def end_call(gateway: FakeGateway, handler: FakeHandler, message: CallMessage, how: str) -> None:
+    """End a call in one of the ways a call can end; ``handler`` is its client."""
+    mesh, correlation_id = gateway.mesh, message.correlation_id
+    if how == "reply":
+        mesh.reply(message, "done")
+    elif how == "error":
+        mesh.reply(message, error={"error": "NuropbValidationError", "description": "no"})
+    elif how == "bug":
+        mesh.reply(message, error={"error": "NuropbException", "description": "Runtime exception"})
+    elif how == "too large":
+        mesh.reply(message, "x" * gateway.settings.outbox_size)
+    elif how == "unreadable":
+        mesh.unreadable(message)
+    elif how == "returned":
+        mesh.told.on_returned(correlation_id)
+    elif how == "failed":
+        mesh.told.on_rejected(correlation_id)
+    elif how == "lost":
+        mesh.told.on_unconfirmed(correlation_id)
+    elif how == "cancel":
+        gateway.receive(handler, "cancel", id="1")
+    elif how == "timeout":
+        waited = gateway.manager.statistics.timeouts
+        in_flight = gateway.manager.in_flight
+        await gateway.pass_time(61.0, lambda: gateway.manager.statistics.timeouts == waited + in_flight)
+    else:
+        gateway.handlers.unregister(handler)
+
+
+async def application_call(gateway: FakeGateway, **options: Any) -> tuple[asyncio.Task[Any], CallMessage]:
+    """Start a request of the host application, and wait until it is sent."""
+    task = asyncio.create_task(gateway.manager.request("orders", "get", **options))
+    sent = len(gateway.mesh.calls)
+    await until(lambda: len(gateway.mesh.calls) > sent)
+    return task, gateway.mesh.calls[-1]
+
+
+class FakeReceiver:
+    """A receiver of checked frames that keeps them, and keeps the handlers that left."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[Handler, ClientFrame]] = []
+        self.gone: list[Handler] = []
+        #: Raised for every frame, once it is set.
+        self.error: Exception | None = None
+        #: Awaited by handlers that arrive, once it is set.
+        self.gate: asyncio.Event | None = None
+        self.arrived = 0
+        self.on_refreshed: Callable[[Handler], None] | None = None
+
+    def on_handler_message_received(self, handler: Handler, frame: ClientFrame) -> None:
+        self.frames.append((handler, frame))
+        if self.error is not None:
+            raise self.error
+
+    async def on_handler_arriving(self) -> None:
+        self.arrived += 1
+        if self.gate is not None:
+            await self.gate.wait()
+
+    def on_handler_registered(self, handler: Handler) -> None:
+        """Do nothing."""
+
+    def on_handler_unregistered(self, handler: Handler) -> None:
+        self.gone.append(handler)
+
+    def on_handler_refreshed(self, handler: Handler) -> None:
+        if self.on_refreshed is not None:
+            self.on_refreshed(handler)
+
+    def calls_in_flight(self, handler: Handler) -> int:
+        return 0
+
+
+class HandlerHarness:
+    """A HandlerManager between fakes: an authenticator, a receiver, and a clock that only the test moves.
+
+    Clients may do everything, unless ``expose``, ``topics`` or ``policy`` say otherwise.
+    """
+
+    def __init__(
+        self,
+        *,
+        expose: list[str] | None = None,
+        topics: list[str] | None = None,
+        policy: ExposePolicy | None = None,
+        **settings: Any,
+    ) -> None:
+        self.authenticator = FakeAuthenticator()
+        self.receiver = FakeReceiver()
+        self.clock = Clock(1000.0)
+        policy = policy or ExposePolicy(["*.*"] if expose is None else expose, ["#"] if topics is None else topics)
+        self.manager = HandlerManager(Settings(**settings), self.authenticator, policy, clock=self.clock)
+        self.manager.bind_receiver(self.receiver)
+
+    async def connect(self, token: str = "alice") -> FakeHandler:
+        """Register a new connection."""
+        handler = FakeHandler()
+        await self.manager.register(handler, token)
+        return handler
+
+    def receive(self, handler: FakeHandler, frame: Any) -> ClientFrame | None:
+        """Pass on a frame of the client: a text, or anything else as JSON."""
+        return self.manager.on_handler_message(handler, frame if isinstance(frame, str) else json.dumps(frame))
+
+    def assert_empty(self) -> None:
+        """Check that nothing is kept for any connection."""
+        assert len(self.manager) == 0
+        assert self.manager.handlers == ()
+        assert self.manager.is_idle
+        assert self.manager.admission.is_idle
+
+
+def request_frame(**payload: Any) -> dict[str, Any]:
+    """Make a request for ``orders.get``, unless ``payload`` names another method."""
+    return {"type": "request", "payload": {"service": "orders", "method": "get", **payload}}
+
+
+def authorize_frame(token: str, **payload: Any) -> dict[str, Any]:
+    """Make an ``authorize`` frame."""
+    return {"type": "authorize", "payload": {"token": token, **payload}}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,13 +16,6 @@ from nuropb_gateway_asgi.routing.events import MAX_CONTROLLER_EVENTS
 from nuropb_gateway_asgi.routing.interest import LINGER
 
 from .fakes import FakeGateway, FakeHandler, answers, make_gateway, running, until
-
-
-@pytest.fixture
-async def gateway() -> AsyncIterator[FakeGateway]:
-    async with running() as gateway:
-        yield gateway
-
 
 # --- subscriptions --------------------------------------------------------------------------------------
 
