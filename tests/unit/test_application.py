@@ -1,3 +1,5 @@
+"""Calls, events and descriptions for the host application."""
+
 from __future__ import annotations
 
 import asyncio
@@ -12,17 +14,9 @@ from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import CallError, MeshUnavailable, NotStartedError
 from nuropb_gateway_asgi.wire.interface import Reply
 
-from .fakes import (
-    FakeGateway,
-    FakeHandler,
-    application_call,
-    end_call,
-    running,
-    strict_json,
-    until,
-)
+from .fakes import FakeGateway, FakeHandler, application_call, end_call, running, strict_json, until
 
-# --- for the host application ---------------------------------------------------------------------------
+# --- calls and events -----------------------------------------------------------------------------------
 
 
 async def test_the_host_calls_and_gets_the_result(gateway: FakeGateway) -> None:
@@ -63,7 +57,7 @@ async def test_the_policy_for_clients_does_not_apply_to_the_host() -> None:
 
 
 HOST_ERRORS = [
-    # how it ends, code, class, retryable
+    # end of the call, code, class, retryable
     ("error", "invalid_params", "NuropbValidationError", False),
     ("bug", "service_error", "NuropbException", False),
     ("unreadable", "service_error", "NuropbHandlingError", False),
@@ -89,7 +83,7 @@ async def test_a_call_of_the_host_fails_with_the_code_of_the_protocol(
 
 
 async def test_the_host_may_have_results_of_any_size(gateway: FakeGateway) -> None:
-    # The outbox is the clients'; nothing of this goes through one.
+    # OUTBOX_SIZE bounds the queues of clients; a result for the application goes through none.
     gateway.know()
     task, message = await application_call(gateway)
     gateway.mesh.reply(message, "x" * gateway.settings.outbox_size)
@@ -241,7 +235,7 @@ async def test_in_flight_counts_the_calls_of_the_host(gateway: FakeGateway) -> N
     assert gateway.manager.in_flight == 0
 
 
-# --- what a service is, for the host application --------------------------------------------------------
+# --- descriptions ---------------------------------------------------------------------------------------
 
 
 async def test_a_service_is_asked_what_it_is_whatever_is_known(gateway: FakeGateway) -> None:

@@ -1,3 +1,5 @@
+"""The catalogue: the services and methods that one caller may use."""
+
 from __future__ import annotations
 
 import asyncio
@@ -11,15 +13,9 @@ from nuropb_gateway_asgi.exceptions import NotStartedError
 from nuropb_gateway_asgi.protocol import Failure
 from nuropb_gateway_asgi.wire.description import MAX_AGE_SECONDS, Description
 
-from .fakes import (
-    FakeGateway,
-    answers,
-    end_call,
-    running,
-    until,
-)
+from .fakes import FakeGateway, answers, end_call, running, until
 
-# --- describe, for clients ------------------------------------------------------------------------------
+# --- descriptions for clients ---------------------------------------------------------------------------
 
 
 async def test_a_client_is_told_what_it_may_call() -> None:
@@ -138,7 +134,7 @@ async def test_a_describe_ends_as_a_request_does(gateway: FakeGateway, how: str)
 
 
 class BrokenPolicy(ExposePolicy):
-    """A policy of the host's that fails in one of its methods."""
+    """A policy of the host application with one method that raises."""
 
     def __init__(self, broken: str) -> None:
         super().__init__(["*.*", "orders.*"], ["#"])
@@ -220,7 +216,7 @@ async def test_parameters_are_listed_by_name(gateway: FakeGateway) -> None:
     }
 
 
-# --- what services say of themselves, for the contract ----------------------------------------------------------
+# --- descriptions for the contract ----------------------------------------------------------------------
 
 
 async def test_all_services_are_asked_at_once_and_one_that_is_away_harms_nobody() -> None:
@@ -248,7 +244,9 @@ async def test_nobody_waits_for_a_service_longer_than_wanted() -> None:
         identity = await gateway.authenticator("alice")
         assert identity is not None
         gateway.know("orders", ["get"])
-        gateway.clock.now += MAX_AGE_SECONDS + 1  # it is asked again, and what is known is better than nothing
+        gateway.clock.now += (
+            MAX_AGE_SECONDS + 1
+        )  # the service is asked again; its old description serves until it answers
         found = await gateway.manager.describe_for(identity, patience=0.0)
         assert isinstance(found["orders"], Description)
         assert isinstance(found["stock"], Failure)

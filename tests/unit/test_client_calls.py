@@ -1,3 +1,5 @@
+"""Calls of clients: their messages, their ids and limits, their circuit breakers and error budgets."""
+
 from __future__ import annotations
 
 import json
@@ -7,15 +9,9 @@ import pytest
 
 from nuropb_gateway_asgi.limits.circuits import ERRORS_ALLOWED, OPEN_AFTER, PAUSE, REFUSALS_ALLOWED
 
-from .fakes import (
-    FakeGateway,
-    answers,
-    application_call,
-    running,
-    strict_json,
-)
+from .fakes import FakeGateway, answers, application_call, running, strict_json
 
-# --- what a call becomes --------------------------------------------------------------------------------
+# --- messages to the mesh -------------------------------------------------------------------------------
 
 
 async def test_a_request_becomes_a_message_and_the_reply_its_answer(gateway: FakeGateway) -> None:
@@ -158,7 +154,7 @@ async def test_a_client_may_wait_as_long_as_it_likes_up_to_the_maximum(asked: fl
         assert gateway.mesh.calls[0].deadline == gateway.clock.now + granted
 
 
-# --- ids and the number in flight -----------------------------------------------------------------------
+# --- ids, and the number of calls in flight -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("second", ["request", "command", "describe"])
@@ -208,7 +204,7 @@ async def test_only_so_many_calls_are_in_flight_on_a_connection() -> None:
         assert answers(handler) == [("now", None, None)]
 
 
-# --- guards ---------------------------------------------------------------------------------------------
+# --- circuit breakers and error budgets -----------------------------------------------------------------
 
 
 async def test_a_service_that_does_not_answer_fails_at_once_until_it_does(gateway: FakeGateway) -> None:

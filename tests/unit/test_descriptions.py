@@ -1,3 +1,5 @@
+"""Descriptions of services: when a call waits for them, and which public key is trusted."""
+
 from __future__ import annotations
 
 import asyncio
@@ -8,18 +10,9 @@ import pytest
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 
-from .fakes import (
-    KEY,
-    OTHER_KEY,
-    SECRET,
-    FakeGateway,
-    answers,
-    end_call,
-    running,
-    until,
-)
+from .fakes import KEY, OTHER_KEY, SECRET, FakeGateway, answers, end_call, running, until
 
-# --- descriptions ---------------------------------------------------------------------------------------
+# --- the first call, and renewal ------------------------------------------------------------------------
 
 
 async def test_the_first_call_to_a_service_waits_for_its_description(gateway: FakeGateway) -> None:
@@ -121,14 +114,14 @@ async def test_private_methods_of_a_description_are_not_there(gateway: FakeGatew
 
 
 NOT_DESCRIBED = [
-    # how the question ends, code of the waiting call (None: it is sent)
+    # end of the request for the description, code of the waiting call (None: the call is sent)
     ("returned", "service_unavailable"),
     ("failed", "mesh_unavailable"),
     ("error", None),
     ("bug", None),
     ("unreadable", None),
 ]
-#: One method by its name, all others by a wildcard.
+#: Exposes one method by its name, and all others by a wildcard.
 BY_NAME = ExposePolicy(["orders.get", "*.*"], [])
 
 
@@ -257,7 +250,7 @@ async def test_services_that_nobody_answers_for_leave_nothing(gateway: FakeGatew
 
 
 def describe_secret(gateway: FakeGateway, *keys: str | None) -> None:
-    """The service describes itself once for each of ``keys``."""
+    """Have the service describe itself once for each of ``keys``."""
     for key in keys:
         gateway.mesh.describe("orders", SECRET, public_key=key)
 
@@ -334,7 +327,7 @@ async def test_keys_that_differed_are_asked_for_twice_until_they_agree(gateway: 
 
 
 SECOND_QUESTION = [
-    # how it ends, code of the call to the method that has to be encrypted
+    # end of the second request for the description, code of the call to be encrypted
     ("returned", "service_unavailable"),
     ("failed", "mesh_unavailable"),
     ("timeout", "service_unavailable"),

@@ -1,3 +1,5 @@
+"""Failures of calls: a service's error as the client sees it."""
+
 from __future__ import annotations
 
 import logging
@@ -5,16 +7,10 @@ from typing import Any
 
 import pytest
 
-from .fakes import (
-    FakeGateway,
-    answers,
-    running,
-)
-
-# --- what a service's error is to a client --------------------------------------------------------------
+from .fakes import FakeGateway, answers, running
 
 TRANSLATIONS = [
-    # class, code
+    # class of the error, code of the answer
     ("NuropbMessageError", "bad_request"),
     ("NuropbValidationError", "invalid_params"),
     ("NuropbAuthenticationError", "unauthenticated"),

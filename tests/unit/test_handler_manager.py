@@ -1,3 +1,5 @@
+"""The HandlerManager: registration of connections, messages to them, and periodic checks."""
+
 from __future__ import annotations
 
 import asyncio
@@ -14,10 +16,7 @@ from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
 from nuropb_gateway_asgi.handler_manager import HandlerManager, SendCount
 from nuropb_gateway_asgi.limits.shared import SharedLimits
-from nuropb_gateway_asgi.protocol import (
-    CloseCode,
-    Request,
-)
+from nuropb_gateway_asgi.protocol import CloseCode, Request
 from nuropb_gateway_asgi.settings import Settings
 
 from .fakes import FakeAuthenticator, FakeHandler, FakeReceiver, HandlerHarness, request_frame, until
@@ -118,7 +117,7 @@ async def test_an_authenticator_that_hangs_is_waited_for_no_longer_than_auth_tim
 ) -> None:
     harness = HandlerHarness(auth_timeout=0.01)
     harness.authenticator.gate = asyncio.Event()
-    with pytest.raises(AuthenticationUnavailable):  # its token may be good
+    with pytest.raises(AuthenticationUnavailable):  # not AuthenticationFailed: the token may be valid
         await harness.manager.register(FakeHandler(), "alice")
     assert "the authenticator took longer than AUTH_TIMEOUT (0.01 s)" in caplog.text
     harness.assert_empty()
@@ -288,7 +287,7 @@ async def test_unregistering_who_never_was_registered_changes_nothing(harness: H
     assert not harness.receiver.gone
 
 
-# --- messages to clients --------------------------------------------------------------------------------
+# --- messages to clients, and closing -------------------------------------------------------------------
 
 
 async def test_a_message_goes_to_one_connection(harness: HandlerHarness) -> None:
@@ -355,7 +354,7 @@ async def test_connections_may_do_anything_while_they_are_gone_through(harness: 
     handlers = [await harness.connect(f"alice/{number}") for number in range(5)]
 
     def act(handler: FakeHandler) -> None:
-        handler.on_send = None  # once, or it would go round in circles
+        handler.on_send = None  # act once: the action itself sends and closes
         if action == "unregister myself":
             manager.unregister(handler)
         elif action == "unregister all":
@@ -386,7 +385,7 @@ async def test_closing_may_unregister(harness: HandlerHarness) -> None:
     harness.assert_empty()
 
 
-# --- time -----------------------------------------------------------------------------------------------
+# --- periodic checks ------------------------------------------------------------------------------------
 
 
 async def test_every_connection_is_looked_after_until_it_is_cancelled() -> None:
@@ -404,7 +403,7 @@ async def test_every_connection_is_looked_after_until_it_is_cancelled() -> None:
 
 
 async def test_a_connection_whose_token_expires_is_closed_and_still_looked_after() -> None:
-    # It may hang in a write; nobody else would end it then.
+    # Its close may hang in a write, and only check() ends it then.
     harness = HandlerHarness(write_timeout=0.01)
     harness.authenticator.expires_at["bob"] = time.time() + HOUR
     alice, bob, carol = [await harness.connect(token) for token in ("alice", "bob", "carol")]

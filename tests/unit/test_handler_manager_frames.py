@@ -1,3 +1,5 @@
+"""The HandlerManager: frames of clients, malformed and forbidden ones, and newer tokens."""
+
 from __future__ import annotations
 
 import asyncio
@@ -12,25 +14,17 @@ from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable
 from nuropb_gateway_asgi.handler_manager import MAX_MALFORMED_FRAMES, Handler
-from nuropb_gateway_asgi.protocol import (
-    Cancel,
-    CloseCode,
-    Command,
-    Describe,
-    Request,
-    Subscribe,
-    Unsubscribe,
-)
+from nuropb_gateway_asgi.protocol import Cancel, CloseCode, Command, Describe, Request, Subscribe, Unsubscribe
 
 from .fakes import FakeHandler, HandlerHarness, authorize_frame, request_frame, until
 
 HOUR = 3600.0
 
 
-# --- messages -------------------------------------------------------------------------------------------
+# --- frames ---------------------------------------------------------------------------------------------
 
 PASSED = [
-    # frame, what the receiver gets
+    # frame, type that the receiver gets
     (request_frame(id="1", trace_id="t"), Request),
     ({"type": "command", "payload": {"service": "orders", "method": "put"}}, Command),
     ({"type": "describe"}, Describe),
@@ -155,7 +149,7 @@ async def test_malformed_frames_are_counted_for_each_connection(harness: Handler
 
 
 FORBIDDEN = [
-    # frame, answer
+    # frame, ids in the answer
     (request_frame(service="users", id="1"), {"id": "1"}),
     (request_frame(method="put", trace_id="t"), {"trace_id": "t"}),
     (request_frame(method="nuropb_describe", id="1", trace_id="t"), {"id": "1", "trace_id": "t"}),
@@ -192,7 +186,7 @@ async def test_without_ids_a_refusal_is_a_flat_error() -> None:
         (request_frame(trace_id="t"), "response"),
         (request_frame(), "error"),
         ({"type": "describe"}, "error"),
-        # The id is that of the request, which has an answer of its own.
+        # Its id belongs to the request that it cancels, and the request has an answer of its own.
         ({"type": "cancel", "payload": {"id": "1"}}, "error"),
     ],
 )
@@ -241,7 +235,7 @@ async def test_a_newer_token_of_the_same_user_takes_the_place_of_the_older(harne
 
 
 REFUSED = [
-    # token, its end in seconds from now, code
+    # token, seconds until it expires, code
     ("bad", None, "unauthenticated"),
     ("alice/2", -1.0, "unauthenticated"),
     ("bob", None, "permission_denied"),
@@ -306,7 +300,7 @@ async def test_an_authenticator_that_fails_refuses_a_newer_token_with_internal(
     harness.receive(handler, authorize_frame("alice/2", id="a"))
     await handler.finish()
     assert handler.codes == ["internal"]
-    # What it says may quote the token.
+    # The text of the exception is logged nowhere: it may quote the token.
     assert "OSError" in caplog.text
     assert "database" not in caplog.text + handler.texts[0]
 

@@ -1,3 +1,5 @@
+"""The HandlerManager: rate limits of connections, users and rules."""
+
 from __future__ import annotations
 
 import json
@@ -9,9 +11,7 @@ from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.handler_manager import MAX_MALFORMED_FRAMES
 from nuropb_gateway_asgi.limits.buckets import REFUSALS_ALLOWED
-from nuropb_gateway_asgi.protocol import (
-    CloseCode,
-)
+from nuropb_gateway_asgi.protocol import CloseCode
 from nuropb_gateway_asgi.rates import CallRate, Rate
 
 from .fakes import HandlerHarness, request_frame
@@ -19,11 +19,8 @@ from .fakes import HandlerHarness, request_frame
 HOUR = 3600.0
 
 
-# --- rates ----------------------------------------------------------------------------------------------
-
-
 class Calm(ExposePolicy):
-    """``orders.create`` once a second for each user."""
+    """A policy that allows ``orders.create`` once a second for each user."""
 
     limit = CallRate(Rate(1, "s", 1))
 
@@ -32,12 +29,12 @@ class Calm(ExposePolicy):
 
 
 def limited(*, policy: ExposePolicy | None = None, **settings: Any) -> HandlerHarness:
-    """An harness with a clock that only the test moves."""
+    """Make a harness without rate limits, except those in ``settings`` and in the policy."""
     return HandlerHarness(policy=policy, **{"rate_limit": "off", "rate_limit_user": "off", **settings})
 
 
 def refusal(frame: dict[str, Any]) -> tuple[str, int]:
-    """Code and hint of an answer."""
+    """Return the error code and ``retry_after_ms`` of an answer."""
     error = frame if frame["type"] == "error" else frame["payload"]["error"]
     return error["code"], error["retry_after_ms"]
 
@@ -104,7 +101,7 @@ async def test_what_the_policy_forbids_takes_nothing_from_the_rate_of_a_rule() -
 
 
 LIMITED = [
-    # frame, type of its one answer (None: there is none), ids of that
+    # frame, type of its answer (None: no answer), ids in the answer
     (request_frame(id="1", trace_id="t"), "response", {"id": "1", "trace_id": "t"}),
     (request_frame(id="1"), "response", {"id": "1"}),
     (request_frame(trace_id="t"), "response", {"trace_id": "t"}),
@@ -116,12 +113,12 @@ LIMITED = [
     ({"type": "describe", "payload": {"id": "1"}}, "response", {"id": "1"}),
     ({"type": "subscribe", "payload": {"topics": ["a"], "id": "1"}}, "response", {"id": "1"}),
     ({"type": "authorize", "payload": {"token": "alice/2", "id": "1"}}, "response", {"id": "1"}),
-    # The id of a cancel is that of a request, which has an answer of its own.
+    # The id of a cancel belongs to a request, and the request has an answer of its own.
     ({"type": "cancel", "payload": {"id": "1"}}, "error", {}),
     ({"type": "ping", "payload": 5}, "error", {}),
     ({"type": "pong"}, None, {}),
     ({"type": "pong", "payload": {"id": "1"}}, None, {}),
-    # What is no frame counts, too.
+    # Malformed frames count, too.
     ({"type": "unheard", "payload": {"id": "1"}}, "response", {"id": "1"}),
     ({"type": ["cancel"], "payload": {"id": "1"}}, "response", {"id": "1"}),
     ({"payload": {"id": "1", "trace_id": "t"}}, "response", {"id": "1", "trace_id": "t"}),

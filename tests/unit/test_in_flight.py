@@ -1,3 +1,5 @@
+"""Calls in flight: each ends exactly once, whatever the mesh, the service and the client do."""
+
 from __future__ import annotations
 
 import pytest
@@ -6,18 +8,12 @@ from nuropb_gateway_asgi.exceptions import MeshUnavailable
 from nuropb_gateway_asgi.routing.calls import CallTable
 from nuropb_gateway_asgi.wire.interface import Reply
 
-from .fakes import (
-    UNKNOWN_ID,
-    FakeGateway,
-    answers,
-    end_call,
-    running,
-)
+from .fakes import UNKNOWN_ID, FakeGateway, answers, end_call, running
 
-# --- how a call ends ------------------------------------------------------------------------------------
+# --- the end of a call ----------------------------------------------------------------------------------
 
 ENDINGS = {
-    # how it ends: code of the answer
+    # end of the call: code of the answer ("": no answer)
     "reply": None,
     "error": "invalid_params",
     "bug": "service_error",
@@ -133,7 +129,7 @@ async def test_replies_that_nobody_waits_for_are_told_apart(gateway: FakeGateway
     assert not gateway.mesh.told.expects(UNKNOWN_ID)
     statistics = gateway.manager.statistics
     assert (statistics.late_replies, statistics.double_replies, statistics.unknown_replies) == (1, 1, 1)
-    # One reply is the description's.
+    # One of the replies is the service's description.
     assert (statistics.requests, statistics.replies, statistics.cancelled) == (2, 2, 1)
 
 
@@ -230,7 +226,7 @@ async def test_the_correlation_id_of_a_call_does_not_cancel_it_for_others(gatewa
     assert gateway.manager.in_flight == 1
 
 
-# --- the mesh is not there ------------------------------------------------------------------------------
+# --- without a mesh -------------------------------------------------------------------------------------
 
 
 async def test_without_a_connection_calls_fail_at_once_and_can_be_repeated(gateway: FakeGateway) -> None:

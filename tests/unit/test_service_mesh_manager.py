@@ -1,3 +1,5 @@
+"""The ServiceMeshManager: its start and end, and all of its parts together."""
+
 from __future__ import annotations
 
 import asyncio
@@ -25,7 +27,7 @@ from .fakes import (
     until,
 )
 
-# --- its life -------------------------------------------------------------------------------------------
+# --- life of the manager --------------------------------------------------------------------------------
 
 
 def test_the_fake_mesh_is_a_mesh_and_the_manager_a_receiver() -> None:
@@ -112,7 +114,7 @@ async def test_what_is_in_flight_at_the_end_is_answered_and_nothing_is_sent_any_
         gateway.request(handler, service="users", id="waits")
         gateway.receive(handler, "describe", service="users", id="describe")
         gateway.clock.now += 6
-        # Both wait for the same description; the second began to wait after it was asked for.
+        # Both wait for the same description; the second began to wait when it was already on its way.
         gateway.request(handler, "secret", id="stale")
         gateway.request(handler, "secret", id="stale too")
         host = asyncio.create_task(gateway.manager.request("orders", "get"))
@@ -144,7 +146,7 @@ async def test_that_the_mesh_comes_and_goes_is_logged(caplog: pytest.LogCaptureF
     assert levels == [("WARNING", "mesh disconnected"), ("INFO", "mesh connected"), ("INFO", "mesh disconnected")]
 
 
-# --- all together ---------------------------------------------------------------------------------------
+# --- random sequences of frames and replies -------------------------------------------------------------
 
 MOVES = [
     *("request", "request", "command", "describe", "cancel", "leave", "later"),
@@ -201,7 +203,7 @@ async def test_whatever_happens_every_frame_has_one_answer(steps: list[tuple[str
         for trace_id, (handler, step) in asked.items():
             count = sum(frame["payload"].get("trace_id") == trace_id for frame in handler.frames)
             assert count == 1 or (count == 0 and handler in left), (trace_id, step)
-        # In clear go also calls to a service that could not say that it has secrets.
+        # The converse does not hold: a method that no description marks as secret is called in clear.
         assert all(message.method == "secret" for message in gateway.mesh.sent if message.public_key is not None)
         gateway.assert_idle()
         for handler in handlers:
