@@ -1,4 +1,4 @@
-"""Several processes of one gateway, with a broker between them that is a few lines long."""
+"""Several processes of one gateway in one event loop, with a fake broker between them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .fakes import FakeGateway, FakeHandler, Network, make_gateway, running, unt
 
 @contextlib.asynccontextmanager
 async def processes(count: int, network: Network | None = None, **settings: Any) -> AsyncIterator[list[FakeGateway]]:
-    """So many processes that know of each other."""
+    """Run ``count`` processes that know each other."""
     network = network or Network()
     async with contextlib.AsyncExitStack() as stack:
         gateways = []
@@ -39,7 +39,7 @@ async def processes(count: int, network: Network | None = None, **settings: Any)
             gateways.append(gateway)
         await know_each_other(gateways)
         for gateway in gateways:
-            gateway.clock.now += ANSWER_TIMEOUT  # whoever there is has been heard of
+            gateway.clock.now += ANSWER_TIMEOUT  # no process is new any more, and questions wait for known ones only
         yield gateways
 
 
@@ -51,7 +51,7 @@ def events(handler: FakeHandler) -> list[tuple[str, Any]]:
     return [(frame["payload"]["topic"], frame["payload"]["event"]) for frame in handler.frames]
 
 
-# --- reaching users -----------------------------------------------------------------------------------------
+# --- reaching users -------------------------------------------------------------------------------------
 
 
 async def test_an_event_reaches_all_connections_of_its_users_in_all_processes() -> None:
@@ -220,10 +220,10 @@ async def test_what_no_sibling_would_say_changes_nothing(message: bytes) -> None
 async def test_a_question_of_another_version_is_not_answered(question: str) -> None:
     network = Network()
     async with processes(2, network) as (one, two):
-        before = len(network.meshes[one.mesh.address].told_siblings)
+        before = len(network.meshes[one.mesh.address].told_peers)
         ask = {"type": "ask", "sender": two.mesh.address, "id": "1", "question": json.loads(question)}
         one.manager.receiver.on_peer_message(json.dumps(ask).encode())
-        assert len(one.mesh.told_siblings) == before
+        assert len(one.mesh.told_peers) == before
 
 
 async def test_an_answer_that_comes_twice_or_late_counts_once() -> None:
@@ -253,7 +253,7 @@ async def test_who_gives_up_asking_leaves_nothing() -> None:
         assert not one.manager.fleet.questions
 
 
-# --- who is there -------------------------------------------------------------------------------------------
+# --- peer processes -------------------------------------------------------------------------------------
 
 
 async def test_a_process_that_leaves_is_known_to_have_left() -> None:
@@ -287,7 +287,7 @@ async def test_whoever_was_cut_off_hears_of_the_others_again() -> None:
         await know_each_other([one, two])
 
 
-# --- presence -----------------------------------------------------------------------------------------------
+# --- presence -------------------------------------------------------------------------------------------
 
 
 def published(gateways: list[FakeGateway]) -> list[tuple[str, Any]]:
@@ -343,7 +343,7 @@ async def test_presence_is_nobodys_business_unless_it_is_asked_for() -> None:
     async with processes(2) as (one, two):
         await one.connect("alice")
         assert one.manager.online is None
-        assert {each["type"] for _, each in one.mesh.told_siblings + two.mesh.told_siblings} == {"alive"}
+        assert {each["type"] for _, each in one.mesh.told_peers + two.mesh.told_peers} == {"alive"}
 
 
 async def test_news_that_cannot_be_read_change_nothing() -> None:
@@ -354,7 +354,7 @@ async def test_news_that_cannot_be_read_change_nothing() -> None:
         assert one.manager.fleet.unreadable == 2
 
 
-# --- revocation ---------------------------------------------------------------------------------------------
+# --- revocation -----------------------------------------------------------------------------------------
 
 
 async def test_a_revoked_users_connections_end_and_the_tokens_are_refused_everywhere() -> None:
@@ -365,7 +365,7 @@ async def test_a_revoked_users_connections_end_and_the_tokens_are_refused_everyw
         assert here.closes[0] == there.closes[0] == (4511, "token revoked")
         assert not other.closes
         for gateway in (one, two):
-            for token in ("alice/1", "alice/2", "alice/3"):  # they do not say when they were issued
+            for token in ("alice/1", "alice/2", "alice/3"):  # without a time of issue, all of them count as older
                 with pytest.raises(AuthenticationFailed, match="does not identify a user"):
                     await gateway.connect(token)
             assert await gateway.handlers.authenticator("alice/1") is None
@@ -436,8 +436,7 @@ async def test_a_revocation_that_cannot_be_written_holds_here_and_is_an_error() 
             await one.connect("alice")
 
 
-async def test_the_token_of_a_revoked_session_is_written_once_that_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nuropb_gateway_asgi.fleet.revocations.RETRY", 0.01)
+async def test_the_token_of_a_revoked_session_is_written_once_that_is_possible() -> None:
     async with processes(1) as (one,):
         handler = await one.connect("alice")
         one.mesh.lose()
@@ -460,7 +459,7 @@ async def test_a_record_that_cannot_be_read_has_no_effect(record: bytes, caplog:
     assert "cannot be read" in caplog.text
 
 
-async def test_what_is_over_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_over_is_forgotten() -> None:
     async with processes(1) as (one,):
         await one.manager.revoke(token_id="j", until=time.time() + 0.05)
         assert len(one.handlers.revocations) == 1
@@ -469,11 +468,11 @@ async def test_what_is_over_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(one.handlers.revocations) == 0
 
 
-# --- by other services --------------------------------------------------------------------------------------
+# --- calls of other services ----------------------------------------------------------------------------
 
 
 async def called(controller: ServiceMeshManagerController, method: str, **params: Any) -> Any:
-    """As a service of the mesh calls it."""
+    """Call a method of the controller, as a service of the mesh does."""
     outcome = await call_service(controller, service="gw", method=method, params=params, context={})
     return json.loads(outcome.result) if outcome.error is None else outcome.error
 
