@@ -26,7 +26,7 @@ from ..limits.admission import address_of
 from ..protocol import ErrorCode, Failure, encode_json, error_members
 from ..service_mesh_manager import ServiceMeshManager
 from ..settings import Settings
-from ..static.assets import is_known
+from ..static.entity_tags import entity_tag, tagged_response
 from .asyncapi import asyncapi_document
 from .model import Contract, Place, contract_for
 from .openapi import openapi_document
@@ -120,10 +120,8 @@ class Contracts:
         if document is None:
             found = await self._service_mesh_manager.describe_for(identity, patience=PATIENCE)
             document = self._remember(key, contract_for(identity, self._policy, found))
-        headers = {"ETag": document.etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
-        if is_known(request, document.etag):
-            return Response(status_code=304, headers=headers)
-        return Response(document.body, media_type="application/json", headers=headers)
+        headers = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
+        return tagged_response(request, document.body, document.etag, media_type="application/json", headers=headers)
 
     async def _authenticate(self, token: str | None, address: str) -> Identity:
         """Who asks, which counts as a handshake does: it costs as much, and tokens can be guessed by it."""
@@ -148,7 +146,7 @@ class Contracts:
             body = encode_json(asyncapi_document(contract, key.place, self._settings.path))
         else:
             body = encode_json(openapi_document(contract, key.place))
-        document = _Document(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"', _now())
+        document = _Document(body, entity_tag(body), _now())
         self._documents.pop(key, None)
         self._documents[key] = document
         if len(self._documents) > CACHE_SIZE:
