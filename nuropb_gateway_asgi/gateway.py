@@ -60,8 +60,9 @@ from .console import console_routes
 from .contracts.endpoints import Contracts
 from .controller import ServiceMeshManagerController
 from .handlers.http import make_endpoints
+from .handlers.refusals import DenialLogFilter
 from .handlers.tcp import TCPServer
-from .handlers.websocket import DenialLogFilter, WebSocketHandler
+from .handlers.websocket import WebSocketHandler
 from .limits.shared import SharedLimits
 from .observability.logs import configure_logging, filtered_server_logs
 from .observability.metrics import Metrics

@@ -17,7 +17,7 @@ from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocket
 
 from nuropb_gateway_asgi import CloseCode, Identity, WebSocketHandler
-from nuropb_gateway_asgi.handlers.connection import FRAMES_PER_TURN
+from nuropb_gateway_asgi.handlers.direct import FRAMES_PER_TURN
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.clients import CLOSE, CONTINUATION, PING, PONG, TEXT, Client, Frame, RawClient, connect
 from tests.kit.gateways import DEADLINE, RunningGateway, authorise_from_token, eventually, make_gateway, run_gateway
