@@ -1,4 +1,4 @@
-"""``GET /asyncapi.json`` and ``GET /openapi.json``: the contract of the caller, who is identified by a token."""
+"""``GET /asyncapi.json`` and ``GET /openapi.json``: the contract of the caller that a token identifies."""
 
 from __future__ import annotations
 

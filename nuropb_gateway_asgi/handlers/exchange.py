@@ -1,4 +1,4 @@
-"""One HTTP request and its response, and the translation of answer frames into responses."""
+"""An HTTP request and its response, and the translation of answer frames into responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is the gateway doing? Logs and metrics.
+"""Which messages and figures does an operator get? Logs and metrics.
 
 * ``logs`` configures logging, and keeps content of clients out of the logs.
 * ``metrics`` has the metrics for Prometheus.

@@ -113,14 +113,14 @@ def filtered_server_logs() -> Iterator[None]:
 
 
 class TextFormatter(logging.Formatter):
-    """One line per message, in the style of uvicorn."""
+    """Plain lines, in the style of uvicorn."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s:     %(name)s: %(message)s")
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object per message."""
+    """Lines of JSON, an object per message."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
