@@ -55,8 +55,9 @@ from .contracts.endpoints import Contracts
 from .controller import ServiceMeshManagerController
 from .drain import Drain
 from .handlers.http import make_endpoints
+from .handlers.refusals import DenialLogFilter
 from .handlers.tcp import TCPServer
-from .handlers.websocket import DenialLogFilter, WebSocketHandler
+from .handlers.websocket import WebSocketHandler
 from .limits.shared import SharedLimits
 from .observability.health import Health
 from .observability.logs import configure_logging, filtered_server_logs

@@ -221,7 +221,8 @@ class HandlerManager:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is kept for any connection."""
-        return not (self._handlers or self._callers or self._user_sessions or self._malformed or self._refreshing)
+        kept = self._handlers, self._callers, self._user_sessions, self._malformed, self._refreshing, self._lifetimes
+        return not any(map(len, kept))
 
     @property
     def handlers(self) -> tuple[Handler, ...]:

@@ -234,6 +234,11 @@ class EventRouter:
         self._interest.remove(topic)
 
     @property
+    def topics(self) -> frozenset[str]:
+        """The topic patterns with subscribers."""
+        return frozenset(topic for topics in self._topics.values() for topic in topics)
+
+    @property
     def sessions(self) -> int:
         """The number of sessions with subscriptions."""
         return len(self._topics)

@@ -516,7 +516,7 @@ async def test_a_script_that_waits_is_ended_by_ctrl_c(gateway: RunningGateway, w
     if "slow" in waiting:
         await eventually(lambda: gateway.occupancy[2] == 1)
     else:
-        await eventually(lambda: gateway.gateway.service_mesh_manager._events._topics)
+        await eventually(lambda: gateway.gateway.service_mesh_manager.events.sessions)
     process.send_signal(signal.SIGINT)
     _, stderr = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == -signal.SIGINT

@@ -387,7 +387,7 @@ async def test_a_client_over_its_rate_is_told_to_wait_and_then_hung_up_on() -> N
         # Every frame that was looked at has one answer: 101 refusals, of which one was awaited above.
         ids = [frame["payload"]["id"] for frame in closed.frames]
         assert ids == [str(number) for number in range(6, 106)]
-        assert gateway.gateway.handler_manager.limited == {"connection": 101}
+        assert gateway.gateway.handler_manager.statistics.limited == {"connection": 101}
         async with httpx.AsyncClient(trust_env=False) as browser:
             metrics = (await browser.get(gateway.site.http("/metrics"))).text
         assert 'nuropb_gateway_rate_limited_total{scope="connection",transport="websocket"} 101.0' in metrics
