@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import ssl
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from .authentication.origins import OriginPolicy
 from .authorization import ExposePolicy, Policy
 from .authorization.policy_file import PolicyFile
 from .exceptions import PolicyError, SettingsError
+from .loopback import is_loopback_host
 from .mesh.demo import DemoService
 from .mesh.embedded import EmbeddedMesh
 from .mesh.rabbitmq import RabbitMQMesh
@@ -139,7 +139,7 @@ def make_tls(settings: Settings) -> ssl.SSLContext | None:
 def say_what_is_missing(settings: Settings, policy: Policy, authenticator: Authenticator, secret: str | None) -> None:
     """Warn of settings that work, and are hardly meant."""
     address = settings.tcp_address
-    if address is not None and not settings.tcp_certificate and not _is_loopback(address[0]):
+    if address is not None and not settings.tcp_certificate and not is_loopback_host(address[0]):
         logger.warning(
             "NUROPB_GATEWAY_TCP is open to the network without TLS: unless something in front of it has TLS, tokens "
             "can be read on the way; set NUROPB_GATEWAY_TCP_CERTIFICATE"
@@ -153,10 +153,3 @@ def say_what_is_missing(settings: Settings, policy: Policy, authenticator: Authe
         for name in ("JWT_ISSUER", "JWT_AUDIENCE"):
             if not getattr(settings, name.lower()) and not (name == "JWT_ISSUER" and settings.jwt_oidc_issuer):
                 logger.warning("NUROPB_GATEWAY_%s is not set: tokens are not checked for it", name)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -17,7 +17,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
     ├── limits, authorization         how much, and may they
     ├── wire, static, client          NuroPb's messages; files for pages; the Python client
     ├── authentication                who is this
-    └── protocol, topics, settings, rates, exceptions, generation_cache, identifiers, sockets
+    └── protocol, topics, settings, rates, exceptions, generation_cache, identifiers, loopback, sockets
 """
 
 from __future__ import annotations

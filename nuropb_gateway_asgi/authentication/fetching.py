@@ -11,6 +11,7 @@ import msgspec
 
 from .._version import __version__
 from ..exceptions import SettingsError
+from ..loopback import is_loopback_host
 from .strict_json import Unacceptable
 
 __all__ = ["Document", "Fetcher", "check_url", "is_secure"]
@@ -39,7 +40,7 @@ def check_url(url: str) -> None:
     match = _URL.fullmatch(url) if len(url) <= 2000 else None
     if match is None or not _is_host(match[2]) or int(match[3] or 0) > 65535:
         raise Unacceptable("it is not a URL of the form https://host[:port]/path, without user and fragment")
-    if match[1].lower() == "http" and not _is_loopback(match[2]):
+    if match[1].lower() == "http" and not is_loopback_host(match[2]):
         raise Unacceptable("http is for this machine only; use https")
 
 
@@ -56,15 +57,6 @@ def _is_host(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class Fetcher:

@@ -16,7 +16,9 @@ _ORIGIN = re.compile(
     r"([a-z][a-z0-9+.-]*)://([a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::(0|[1-9][0-9]{0,4}))?",
     re.ASCII | re.IGNORECASE,
 )
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+#: The hosts of pages in development. On purpose fewer than `is_loopback_host` takes: a page at another loopback
+#: address (127.0.0.2) may belong to another user or a container of this machine.
+_DEVELOPMENT_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class OriginPolicy:
@@ -58,7 +60,7 @@ class OriginPolicy:
         if parsed is None:
             return False
         scheme, host, port = parsed
-        if self._allows_loopback and scheme in ("http", "https") and host in _LOOPBACK:
+        if self._allows_loopback and scheme in ("http", "https") and host in _DEVELOPMENT_HOSTS:
             return True
         return parsed in self._exact or any(
             scheme == allowed_scheme and port == allowed_port and host.endswith(f".{domain}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-__all__ = ["BadURL", "Target", "parse_url"]
+from ..loopback import is_loopback_host
 
-_LOOPBACK = ("127.", "::1", "localhost")
+__all__ = ["BadURL", "Target", "parse_url"]
 
 
 class BadURL(ValueError):
@@ -42,7 +42,7 @@ class Target:
     @property
     def is_local(self) -> bool:
         """Whether what is sent there stays on this machine."""
-        return self.host.startswith(_LOOPBACK)
+        return is_loopback_host(self.host)
 
 
 def parse_url(url: str) -> Target:
