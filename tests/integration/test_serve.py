@@ -20,7 +20,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from nuropb_gateway_asgi.__main__ import main
 from nuropb_gateway_asgi.authentication import issue_token
-from nuropb_gateway_asgi.cli.serve import reloaded_app
+from nuropb_gateway_asgi.cli.serve.processes import reloaded_app
 from tests.kit.certificates import Certificate
 from tests.kit.clients import RawClient, connect, refusal
 from tests.kit.gateways import DEADLINE, eventually

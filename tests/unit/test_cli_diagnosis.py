@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from nuropb_gateway_asgi.cli import _diagnosis as diagnosis
-from nuropb_gateway_asgi.cli._diagnosis import Finding
 from nuropb_gateway_asgi.cli._target import parse_url
+from nuropb_gateway_asgi.cli.doctor import gateway_findings as diagnosis
+from nuropb_gateway_asgi.cli.doctor.gateway_findings import Finding
 from nuropb_gateway_asgi.client import Limits
 from nuropb_gateway_asgi.protocol import CloseCode, ErrorCode
 from tests.kit.tokens import make

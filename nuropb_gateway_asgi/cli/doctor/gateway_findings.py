@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from ._output import printable
-from ._target import Target
+from .._output import printable
+from .._target import Target
 
 __all__ = [
     "LEEWAY",

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ..exceptions import SettingsError
-from ..settings import ENV_PREFIX, Settings
-from ._session import DEFAULT_URL
+from ...exceptions import SettingsError
+from ...settings import ENV_PREFIX, Settings
+from .._session import DEFAULT_URL
 
 if TYPE_CHECKING:
     import uvicorn
@@ -130,9 +130,9 @@ def _run(options: _Options) -> int:
     import uvicorn
     from uvicorn.supervisors import ChangeReload
 
-    from ..gateway import Gateway, create_app
-    from ..observability.logs import configure_logging
-    from ..server.websocket import allow_files, make_config, tune_collector, unprotected
+    from ...gateway import Gateway, create_app
+    from ...observability.logs import configure_logging
+    from ...server.websocket import allow_files, make_config, tune_collector, unprotected
 
     settings = Settings.from_env()
     _check_certificate(options)
@@ -208,8 +208,8 @@ def _check_certificate(options: _Options) -> None:
 
 def _share_secret(options: _Options) -> str:
     """Have the process that is started again and again take the same token; returns one."""
-    from ..authentication import issue_token, new_secret
-    from ..gateway import DEVELOPMENT_TOKEN_LIFETIME
+    from ...authentication import issue_token, new_secret
+    from ...gateway import DEVELOPMENT_TOKEN_LIFETIME
 
     if not options.reload:
         raise SettingsError(
@@ -284,8 +284,8 @@ def worker_app() -> Starlette:
 
 def reloaded_app() -> Starlette:
     """The application of a process that ends with its parent, however that ends."""
-    from ..gateway import create_app
-    from ..server.websocket import tune_collector
+    from ...gateway import create_app
+    from ...server.websocket import tune_collector
 
     def follow() -> None:
         parent = multiprocessing.parent_process()

@@ -22,19 +22,19 @@ from urllib.parse import urlsplit
 
 import click
 
-from ..protocol import SUBPROTOCOL
-from ..settings import ENV_PREFIX
-from . import _diagnosis as diagnosis
-from ._completion import complete_method, complete_service
-from ._diagnosis import Finding, not_checked
-from ._output import dump, printable
-from ._parameters import FORMS
-from ._session import ENVIRONMENT, SECONDS, TOKEN_VARIABLE, describe_error, find_token, said, session, source_options
-from ._target import BadURL, Target, parse_url
-from .call import check_names, parse_words
+from ...protocol import SUBPROTOCOL
+from ...settings import ENV_PREFIX
+from .._completion import complete_method, complete_service
+from .._output import dump, printable
+from .._parameters import FORMS
+from .._session import ENVIRONMENT, SECONDS, TOKEN_VARIABLE, describe_error, find_token, said, session, source_options
+from .._target import BadURL, Target, parse_url
+from ..call import check_names, parse_words
+from . import gateway_findings as diagnosis
+from .gateway_findings import Finding, not_checked
 
 if TYPE_CHECKING:
-    from ..client import Client, ConnectionClosed, ConnectionLost
+    from ...client import Client, ConnectionClosed, ConnectionLost
 
 __all__ = ["doctor"]
 
@@ -260,7 +260,7 @@ class Walk:
     async def _shake_hands(
         self, target: Target, token: str, skew: float, stack: contextlib.AsyncExitStack
     ) -> Looked[Client]:
-        from ..client import ConnectionClosed, ConnectionLost
+        from ...client import ConnectionClosed, ConnectionLost
 
         claims, now = diagnosis.read_claims(token), time.time() + skew
         try:
@@ -300,7 +300,7 @@ class Walk:
         return await self._attempt(in_force, lambda _: Finding("ok", f"subscribed to {printable(topic)}")), None
 
     async def _attempt(self, asking: Awaitable[R], find: Callable[[R], Finding]) -> Finding:
-        from ..client import ConnectionClosed, ConnectionLost, GatewayError
+        from ...client import ConnectionClosed, ConnectionLost, GatewayError
 
         try:
             return find(await asking)

@@ -1,0 +1,5 @@
+"""The command ``doctor``."""
+
+from .steps import doctor
+
+__all__ = ["doctor"]

@@ -1,0 +1,5 @@
+"""The command ``serve``."""
+
+from .processes import serve
+
+__all__ = ["serve"]
