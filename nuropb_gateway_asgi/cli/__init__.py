@@ -1,4 +1,4 @@
-"""What can an operator type? The command line: a module or a package for each command.
+"""Which commands can an operator type? The command line: a module or a package for each command.
 
 For the gateway:
 

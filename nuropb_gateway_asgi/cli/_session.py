@@ -1,4 +1,4 @@
-"""One connection to a gateway for the lifetime of a command."""
+"""The connection of a command to a gateway, and the exit code that its errors give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why does a client not reach a gateway? The command ``doctor``.
+"""The command ``doctor``: why can a client not use a gateway?
 
 * ``command``: the options, and the output;
 * ``steps``: the steps from the URL to a call, in their order;

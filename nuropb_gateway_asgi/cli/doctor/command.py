@@ -61,7 +61,7 @@ def doctor(
     timeout: float,
     as_json: bool,
 ) -> int:
-    """Test the way to a gateway step by step, and say how to fix what is wrong."""
+    """Test the way to a gateway step by step, and say how to fix the problems."""
     call: Call | None = None
     if service is not None:
         if method is None:

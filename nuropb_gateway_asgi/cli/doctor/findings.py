@@ -15,7 +15,7 @@ DAY: Final = 86400.0
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one step. ``mend`` says how to fix what is wrong; after "ok" it is advice."""
+    """The result of one step. ``mend`` is the remedy; after "ok" it is advice."""
 
     status: Literal["ok", "wrong", "not checked"]
     found: str

@@ -60,7 +60,7 @@ def about_network(error: OSError, address: str, *, proxied: bool = False) -> Fin
     return wrong(f"{address}: {error.strerror or type(error).__name__}", network)
 
 
-#: What is wrong with a certificate, and how to fix it, by the error number of OpenSSL (X509_V_ERR_...).
+#: The fault of a certificate and its remedy, by the error number of OpenSSL (X509_V_ERR_...).
 _CERTIFICATE_ERRORS: Final[Mapping[int, tuple[str, str]]] = {
     9: ("is not valid yet", "check this machine's clock"),
     10: ("has expired", "renew it and reload it in the server, or check this machine's clock"),

@@ -1,4 +1,4 @@
-"""How is the gateway started from a command line? The command ``serve``.
+"""The command ``serve``: how does the gateway run as a server?
 
 * ``command``: the options and the help text;
 * ``options``: the parsed options;
