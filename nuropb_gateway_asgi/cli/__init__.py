@@ -1,4 +1,23 @@
-"""What does an operator type? The command line, one module for each command."""
+"""Which commands can an operator type? The command line: a module or a package for each command.
+
+For the gateway:
+
+* ``serve``: run it;
+* ``check``: are settings, policy, keys, provider and broker in order?
+* ``token``: make a token for development;
+* ``explain``: may a token call a method, and which rule decides?
+
+For its clients:
+
+* ``call``, ``listen``, ``describe``: calls, events, and the methods that a token may call;
+* ``bench``: throughput and latency of a method;
+* ``doctor``: why does a client not reach a gateway?
+* ``gen_client``: a typed client module.
+
+Shared by the commands: ``_options`` (URL and token), ``_target`` (a URL, parsed), ``_session`` (one connection),
+``_errors`` (error lines and exit codes), ``_parameters`` (of a call), ``_output`` (JSON, safe for terminals),
+``_numbers`` (percentiles) and ``_completion`` (for shells).
+"""
 
 from __future__ import annotations
 
@@ -25,12 +44,12 @@ EPILOG = """\b
 Examples:
   nuropb-gateway                          run the gateway at 127.0.0.1:8000
   nuropb-gateway serve --port 8080 --workers 4
-  nuropb-gateway check                    is everything set up?
+  nuropb-gateway check                    check settings, policy, keys and broker
   nuropb-gateway explain orders.create    may this token call it, and why?
   nuropb-gateway gen-client --lang ts http://127.0.0.1:8000 --out gateway.ts
   export NUROPB_GATEWAY_TOKEN=$(nuropb-gateway token --user alice)
   nuropb-gateway call demo add a:=2 b:=3
-  nuropb-gateway doctor                   what is wrong between here and there?
+  nuropb-gateway doctor                   find out why a client cannot connect
 
 \b
 Completion, for bash (or zsh, fish):
@@ -38,18 +57,18 @@ Completion, for bash (or zsh, fish):
 
 \b
 Exit codes:
-  0  all went well
-  2  the command line or a setting is wrong
-  all others are the commands' own: see their --help
+  0  success
+  2  invalid command line or setting
+  other codes depend on the command: see its --help
 """
 
 
 class _Commands(click.Group):
-    """Commands of which ``serve`` is meant when none is named."""
+    """The commands; ``serve`` is the default."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        names_none = not args or (args[0].startswith("-") and args[0] not in ("--help", "--version"))
-        if names_none and not ctx.resilient_parsing:  # as it is for completion
+        is_unnamed = not args or (args[0].startswith("-") and args[0] not in ("--help", "--version"))
+        if is_unnamed and not ctx.resilient_parsing:  # completion offers the names of all commands
             args = ["serve", *args]
         return super().parse_args(ctx, args)
 
@@ -57,10 +76,10 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, epilog=EPILOG)
 @click.version_option(__version__, message="%(version)s")
 def commands() -> None:
-    """Put the services of a NuroPb mesh on the web. Settings come from the environment (NUROPB_GATEWAY_...)."""
+    """Serve the services of a NuroPb mesh to web clients. Settings come from the environment (NUROPB_GATEWAY_...)."""
 
 
-# A new command is a module here with a click command in it, and a line below.
+# To add a command, write a module with a click command, and add a line here.
 commands.add_command(serve)
 commands.add_command(call)
 commands.add_command(token)
@@ -74,13 +93,13 @@ commands.add_command(doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the result is the exit code."""
+    """Run the command line and return the exit code."""
     try:
         return commands.main(arguments, prog_name="nuropb-gateway", standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (SettingsError, OSError, ValueError, OverflowError) as error:  # the last: a port above 65535
+    except (SettingsError, OSError, ValueError, OverflowError) as error:  # an OverflowError: a port above 65535
         click.echo(f"nuropb-gateway: {error}", err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):

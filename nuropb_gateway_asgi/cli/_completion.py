@@ -1,4 +1,4 @@
-"""What a shell offers for services and methods: what the gateway at hand describes, if it does so at once."""
+"""Shell completion of services and methods, from the description that a gateway gives within a second."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any, Final
 
 import click
 
-from ._session import DEFAULT_URL, find_token, session
+from ._options import DEFAULT_URL, find_token
+from ._session import session
 from ._target import parse_url
 
 __all__ = ["complete_method", "complete_service"]
 
-#: Seconds that somebody at a keyboard does not notice much.
-PATIENCE: Final = 1.0
+#: Seconds for an answer; a user at a keyboard hardly notices these.
+COMPLETION_TIMEOUT: Final = 1.0
 
 
 def complete_service(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The services that begin so."""
+    """Return the names of services that begin with ``incomplete``."""
     return [name for name in _described(ctx, None) if name.startswith(incomplete)]
 
 
 def complete_method(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The methods of the service before it that begin so."""
+    """Return the methods that begin with ``incomplete``, of the service that is already typed."""
     service = ctx.params.get("service")
     if not service:
         return []
@@ -32,13 +33,13 @@ def complete_method(ctx: click.Context, parameter: click.Parameter, incomplete: 
 
 
 def _described(ctx: click.Context, service: str | None) -> dict[str, Any]:
-    """What there is; nothing where anything is wrong, as the command itself says what."""
+    """Return the described services. Errors give none: the command itself will report them."""
     from ..client import GatewayError
 
     async def describe() -> dict[str, Any]:
         async with (
-            asyncio.timeout(PATIENCE),
-            session(target, token, timeout=PATIENCE, tell=lambda warning: None) as gateway,
+            asyncio.timeout(COMPLETION_TIMEOUT),
+            session(target, token, timeout=COMPLETION_TIMEOUT, tell=lambda warning: None) as gateway,
         ):
             services: dict[str, Any] = (await gateway.describe(service))["services"]
             return services
@@ -46,7 +47,7 @@ def _described(ctx: click.Context, service: str | None) -> dict[str, Any]:
     file = ctx.params.get("token_file")
     with contextlib.suppress(GatewayError, OSError, ValueError, click.UsageError):
         target = parse_url(ctx.params.get("url") or DEFAULT_URL)
-        # Standard input is the shell's.
+        # Standard input belongs to the shell.
         token = None if file == "-" else find_token(ctx.params.get("token"), file)
         if token is not None:
             return asyncio.run(describe())

@@ -1,4 +1,4 @@
-"""What many measurements come to: percentiles, and a histogram out of characters."""
+"""Percentiles and histograms of measurements, and bars of characters to draw them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Bucket:
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The smallest value that ``percent`` of all are not above (the nearest rank). There must be one at least."""
+    """Return the smallest value that ``percent`` of all values do not exceed (nearest rank). Needs a value."""
     # Rounded, as 99.9 per cent of 1000 are 999.0000000000001 in floating point.
     rank = math.ceil(round(percent * len(ordered) / 100, 9))
     return ordered[min(max(rank, 1), len(ordered)) - 1]
 
 
 def histogram(ordered: Sequence[float], buckets: int) -> list[Bucket]:
-    """At most so many buckets of growing width, as what takes ten times as long is rare; nothing for no values."""
+    """Sort values into at most ``buckets`` buckets of geometrically growing width; no values give no buckets."""
     if not ordered:
         return []
     first, last = ordered[0], ordered[-1]
@@ -37,7 +37,7 @@ def histogram(ordered: Sequence[float], buckets: int) -> list[Bucket]:
         return [Bucket(first, last, len(ordered))]
     factor = (last / first) ** (1 / buckets)
     bounds = [first * factor**number for number in range(buckets)] + [last]
-    # Both ends are exactly those of the values; in between a rounding error decides nothing.
+    # Both ends are exact; between them a rounding error only moves a value to the next bucket.
     places = [0, *(bisect.bisect_left(ordered, bound) for bound in bounds[1:-1]), len(ordered)]
     return [
         Bucket(bounds[number], bounds[number + 1], places[number + 1] - places[number]) for number in range(buckets)
@@ -45,7 +45,7 @@ def histogram(ordered: Sequence[float], buckets: int) -> list[Bucket]:
 
 
 def bar(share: float, width: int, *, plain: bool = False) -> str:
-    """A bar of ``share`` (0 to 1) of so many characters; whatever there is can be seen. ``plain`` is ASCII."""
+    """Draw ``share`` (0 to 1) of ``width`` characters, at least a visible bit. ``plain`` draws in ASCII."""
     if share <= 0:
         return ""
     if plain:

@@ -1,4 +1,4 @@
-"""What is printed: results as JSON, everything else in lines that cannot take a terminal over."""
+"""Output: results as JSON, and text without control characters, which could take over a terminal."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _ASTRAL = 0xFFFF
 
 
 def printable(text: str) -> str:
-    """``text`` with escapes in the place of what is no character to be seen, such as what moves a cursor."""
+    """Escape everything in ``text`` that is not printable, such as sequences that move a cursor."""
     return "".join(each if each.isprintable() else _escaped(each) for each in text)
 
 
 def dump(value: Any, *, pretty: bool = False) -> str:
-    """``value`` as JSON: in one line, or ``pretty``, in several."""
+    """Encode ``value`` as JSON: in one line, or indented if ``pretty``."""
     separators = None if pretty else (",", ":")
     text = json.dumps(value, ensure_ascii=not _speaks_unicode(), indent=2 if pretty else None, separators=separators)
-    # What is escaped is within strings, as everything else is printable; so it is JSON still.
+    # Characters to escape are in strings only: the rest of JSON is printable. So the result is still JSON.
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def say(text: str) -> None:
-    """A line on standard error."""
+    """Print a line to standard error."""
     click.echo(f"nuropb-gateway: {printable(text)}", err=True)
 
 

@@ -1,4 +1,4 @@
-"""The parameters of a call, as words of a command line."""
+"""The parameters of a call, parsed from words of a command line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["FORMS", "parse_parameters"]
 FORMS = """\b
 Parameters:
   name=text            text
-  name:=json           anything that JSON has: count:=3, tags:='["a", "b"]'
-  '{"name": "text"}'   all of them as one JSON object; those above are added to it
-  -                    such an object, from standard input"""
+  name:=json           any JSON value: count:=3, tags:='["a", "b"]'
+  '{"name": "text"}'   a JSON object of parameters; the forms above override its members
+  -                    such an object, read from standard input"""
 
 
 def parse_parameters(words: Sequence[str], read: Callable[[], str]) -> dict[str, Any]:
-    """The parameters that ``words`` are; ``read`` gives what is on standard input, and is called for ``-`` only.
+    """Parse ``words``. ``read`` returns standard input, and is called for ``-`` only.
 
-    Raises ValueError for what is none of the forms, and for whatever would be lost: a name that is given twice, a
+    Raises ValueError for a word in no known form, and for values that would be lost: a name that is given twice, a
     number that JSON does not have.
     """
     whole: dict[str, Any] | None = None
@@ -28,33 +28,33 @@ def parse_parameters(words: Sequence[str], read: Callable[[], str]) -> dict[str,
     for word in words:
         if word == "-" or word.lstrip().startswith("{"):
             if whole is not None:
-                raise ValueError("there is more than one JSON object")
+                raise ValueError("more than one JSON object: give one")
             whole = _parse_object("standard input" if word == "-" else "the object", read() if word == "-" else word)
             continue
         name, equals, value = word.partition("=")
         is_json = name.endswith(":")
         name = name[: len(name) - is_json]
         if not equals or not name:
-            raise ValueError("a parameter has to be given as name=text, as name:=json, or in a JSON object")
+            raise ValueError("a word is not a parameter: write name=text, name:=json, or a JSON object")
         if name in named:
-            raise ValueError(f"{name} is given twice")
+            raise ValueError(f"{name} is given twice: give it once")
         named[name] = _parse(name, value) if is_json else value
     return _sendable({**(whole or {}), **named})
 
 
 def _sendable(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Raises ValueError for half characters, as they come of bytes in a word that are no text."""
+    """Return ``parameters``. Raises ValueError for surrogates: the words contained bytes that are not text."""
     try:
         json.dumps(parameters, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ValueError("there is something in it that is no text") from error
+        raise ValueError("a parameter contains bytes that are not text") from error
     return parameters
 
 
 def _parse_object(what: str, text: str) -> dict[str, Any]:
     value = _parse(what, text)
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is no JSON object, whose members would be the parameters")
+        raise ValueError(f"{what} is not a JSON object; its members are the parameters")
     return value
 
 
@@ -70,7 +70,7 @@ def _parse(what: str, text: str) -> Any:
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name occurs twice in one object")
     return members
 
 
@@ -80,4 +80,4 @@ def _number(text: str) -> float:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number that can be sent")
+    raise ValueError(f"{text} is not a JSON number")

@@ -1,4 +1,4 @@
-"""The URL of a gateway, taken apart."""
+"""The URL of a gateway, parsed and checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["BadURL", "Target", "parse_url"]
 
 
 class BadURL(ValueError):
-    """``found`` is what is wrong, ``mend`` what to do about it. Neither quotes what may be a secret."""
+    """An invalid URL: ``found`` is the fault, ``mend`` the remedy. Neither quotes parts that may be secret."""
 
     def __init__(self, found: str, mend: str) -> None:
         super().__init__(f"the URL of the gateway: {found}; {mend}")
@@ -21,7 +21,7 @@ class BadURL(ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """Where a gateway is. ``url`` is what was given."""
+    """The address of a gateway. ``url`` is the URL as it was given."""
 
     url: str
     secure: bool
@@ -31,40 +31,40 @@ class Target:
 
     @property
     def address(self) -> str:
-        """Host and port."""
+        """The host and port, as in a URL."""
         return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     @property
     def shown(self) -> str:
-        """The URL without a query, in which somebody may have put a secret."""
+        """The URL without its query, which may contain a secret."""
         return f"{'wss' if self.secure else 'ws'}://{self.address}{self.path}"
 
     @property
     def is_local(self) -> bool:
-        """Whether what is sent there stays on this machine."""
+        """Whether the host is this machine's loopback interface, so that a token cannot be read on a network."""
         return is_loopback_host(self.host)
 
 
 def parse_url(url: str) -> Target:
-    """Take ``url`` apart. Raises BadURL for one at which no gateway can be."""
+    """Parse ``url``. Raises BadURL if no gateway can have it."""
     if not url.isprintable() or " " in url:
-        raise BadURL("it has a space or something that cannot be seen in it", "write it without")
+        raise BadURL("it contains spaces or invisible characters", "remove them")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise BadURL(f"it cannot be read ({error})", "write it as wss://gateway.example.com/ws") from error
+        raise BadURL(f"it cannot be parsed ({error})", "write it as wss://gateway.example.com/ws") from error
     scheme = parts.scheme.lower()
     if scheme in ("http", "https"):
         other = "wss" if scheme == "https" else "ws"
-        raise BadURL(f"it begins with {scheme}://", f"write {other}:// in its place")
+        raise BadURL(f"it begins with {scheme}://", f"write {other}:// instead")
     if scheme not in ("ws", "wss"):
         raise BadURL("it does not begin with ws:// or wss://", "write it as wss://gateway.example.com/ws")
     if not host or port == 0:
-        raise BadURL("it names no host, or no port", "write it as wss://gateway.example.com/ws")
+        raise BadURL("it has no host, or port 0", "write it as wss://gateway.example.com/ws")
     if parts.username is not None or parts.password is not None:
-        raise BadURL("it has a user or a password in it", "a gateway takes tokens only: --token-file")
+        raise BadURL("it contains a user or password", "a gateway only accepts tokens: use --token-file")
     if parts.fragment:
-        raise BadURL("it has a fragment, which no WebSocket has", "leave out what begins with #")
+        raise BadURL("it has a fragment, which WebSocket URLs cannot have", "remove the part from # on")
     secure = scheme == "wss"
     return Target(url, secure, host, port or (443 if secure else 80), parts.path or "/")

@@ -1,4 +1,4 @@
-"""``bench``: how many calls, and how long they take."""
+"""The command ``bench``: throughput and latency of calls."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ._completion import complete_method, complete_service
+from ._errors import EXIT_CODES
 from ._numbers import bar, histogram, percentile
+from ._options import ENVIRONMENT, SECONDS, gateway_options
 from ._output import dump, printable, say
 from ._parameters import FORMS
-from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, connect_timeout, gateway_options, run, session
+from ._session import connect_timeout, run, session
 from ._target import Target
 from .call import check_names, parse_words
 
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
-EPILOG = f"""{ENVIRONMENT} What is measured includes this client, which takes a processor for itself at some
-thousand calls a second. It really calls: choose a method that may be called as often as that.
+EPILOG: Final = f"""{ENVIRONMENT} The measurement includes this client, which keeps one processor busy at some
+thousand calls a second. The calls are real: choose a method that may be called that often.
 
 {FORMS}
 
@@ -42,28 +44,30 @@ Examples:
 
 {EXIT_CODES}
 
-If some of the calls failed it is 1.
+If calls failed, the exit code is 1.
 """
 
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
 BUCKETS: Final = 12
 WIDTH: Final = 40
-#: Seconds for calls that are in flight at the end. They count, or slow ones would not.
-LAST_CALLS: Final = 1.0
-#: Times a second that the progress is shown.
-REFRESH: Final = 5
+#: Seconds for the calls in flight at the end. Without these calls the slow ones would be missing.
+LAST_CALLS_TIMEOUT: Final = 1.0
+#: Updates of the progress bar in a second.
+REFRESH_RATE: Final = 5
 
 
-@click.command(epilog=EPILOG, short_help="Measure calls: how many, and how long they take.")
+@click.command(epilog=EPILOG, short_help="Measure throughput and latency of a method.")
 @click.argument("service", shell_complete=complete_service)
 @click.argument("method", shell_complete=complete_method)
 @click.argument("parameters", nargs=-1)
 @gateway_options
-@click.option("--connections", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many.")
-@click.option("--in-flight", type=click.IntRange(min=1), default=1, show_default=True, help="Calls of each at a time.")
-@click.option("--duration", type=SECONDS, metavar="SECONDS", help="How long.  [default: 10]")
-@click.option("--requests", type=click.IntRange(min=1), help="So many in all, in place of --duration.")
-@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="How long to wait for each answer.")
+@click.option(
+    "--connections", type=click.IntRange(1, 1000), default=1, show_default=True, help="Number of connections."
+)
+@click.option("--in-flight", type=click.IntRange(min=1), default=1, show_default=True, help="Calls in flight on each.")
+@click.option("--duration", type=SECONDS, metavar="SECONDS", help="How long to call.  [default: 10]")
+@click.option("--requests", type=click.IntRange(min=1), help="Number of calls, instead of --duration.")
+@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="Timeout of each call.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
     service: str,
@@ -78,11 +82,11 @@ def bench(
     timeout: float | None,
     as_json: bool,
 ) -> int:
-    """Call METHOD of SERVICE with PARAMETERS again and again, and say how long that takes."""
+    """Call METHOD of SERVICE with PARAMETERS again and again, and report throughput and latency."""
     check_names(service, method)
     params = parse_words(parameters)
     if duration is not None and requests is not None:
-        raise click.UsageError("--duration and --requests exclude each other")
+        raise click.UsageError("--duration and --requests cannot be combined")
     if requests is None:
         duration = 10.0 if duration is None else duration
 
@@ -98,7 +102,7 @@ def bench(
             ]
             room = min(gateway.hello.limits.max_in_flight for gateway in gateways if gateway.hello is not None)
             if in_flight > room:
-                say(f"the gateway takes {room} calls of a connection at a time; the others wait here, and are measured")
+                say(f"the gateway accepts {room} calls at a time on a connection; others wait here, which counts, too")
             with _until_interrupted(load):
                 async with _progress(load):
                     await load.run(ask, [gateway for gateway in gateways for _ in range(in_flight)])
@@ -118,14 +122,14 @@ def bench(
 
 @dataclass(eq=False)
 class Load:
-    """So many calls, or as many as there are in ``duration`` seconds, and what came of them."""
+    """A load of ``requests`` calls, or of ``duration`` seconds, and its results."""
 
     duration: float | None = None
     requests: int | None = None
     interrupted: bool = False
-    #: Seconds that each call took which has a result.
+    #: Seconds of each call that succeeded.
     latencies: array[float] = field(default_factory=lambda: array("d"))
-    #: Those that failed, by code.
+    #: Number of calls that failed, by code.
     errors: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
@@ -136,24 +140,24 @@ class Load:
 
     @property
     def done(self) -> int:
-        """How many calls have ended."""
+        """The number of calls that have ended."""
         return len(self.latencies) + self.errors.total()
 
     @property
     def share(self) -> float:
-        """How much of it is done, from 0 to 1."""
+        """The progress, from 0 to 1."""
         if self.requests is not None:
             return self.done / self.requests
-        assert self.duration is not None  # noqa: S101 - it is one of the two
+        assert self.duration is not None  # noqa: S101 - requests or duration is set
         return min(1.0, (time.perf_counter() - self._started) / self.duration)
 
     def interrupt(self) -> None:
-        """Begin no more calls."""
+        """Start no more calls."""
         self.interrupted = True
         self._stop.set()
 
     async def run(self, ask: Callable[[Client], Awaitable[object]], gateways: Sequence[Client]) -> None:
-        """Call ``ask`` with each of ``gateways``, over and over, until it ends; what is in flight then may end, too."""
+        """Call ``ask`` with each of ``gateways`` until the load ends, and finish the calls in flight."""
         self._started = time.perf_counter()
         calling = [asyncio.ensure_future(self._call(ask, gateway)) for gateway in gateways]
         stopped = asyncio.ensure_future(self._stop.wait())
@@ -161,7 +165,7 @@ class Load:
             waiting = asyncio.ensure_future(asyncio.wait(calling))
             await asyncio.wait((waiting, stopped), timeout=self.duration, return_when=asyncio.FIRST_COMPLETED)
             self._stop.set()
-            await asyncio.wait(calling, timeout=LAST_CALLS)
+            await asyncio.wait(calling, timeout=LAST_CALLS_TIMEOUT)
             self.seconds = time.perf_counter() - self._started
         finally:
             for task in (*calling, stopped, waiting):
@@ -180,7 +184,7 @@ class Load:
                 await ask(gateway)
             except CallFailed as error:
                 self.errors[error.code] += 1
-                await asyncio.sleep(0)  # what the client itself refuses has not waited for anything
+                await asyncio.sleep(0)  # a call that the client itself refuses has not yielded to the event loop
             except (ConnectionLost, ConnectionClosed) as error:
                 self.errors[error.code] += 1
                 return
@@ -188,7 +192,7 @@ class Load:
                 self.latencies.append(time.perf_counter() - began)
 
     def report(self) -> dict[str, Any]:
-        """What it came to; times are in milliseconds, rounded to a microsecond."""
+        """Return the results. Times are in milliseconds, rounded to a microsecond."""
         ordered = sorted(self.latencies)
 
         def milliseconds(seconds: float) -> float:
@@ -214,11 +218,11 @@ class Load:
 
 @contextlib.contextmanager
 def _until_interrupted(load: Load) -> Iterator[None]:
-    """Ctrl-C ends the load, and what was measured by then is shown."""
+    """Make Ctrl-C end the load, so that the results so far are shown."""
     loop = asyncio.get_running_loop()
     try:
         loop.add_signal_handler(signal.SIGINT, load.interrupt)
-    except (NotImplementedError, RuntimeError):  # on Windows, or in a thread: then it is a KeyboardInterrupt
+    except (NotImplementedError, RuntimeError):  # on Windows, or in a thread: Ctrl-C raises KeyboardInterrupt there
         yield
         return
     try:
@@ -232,11 +236,11 @@ def _until_interrupted(load: Load) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def _progress(load: Load) -> AsyncIterator[None]:
-    """A bar on the terminal, if standard error is one."""
+    """Show a progress bar if standard error is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
-    # Only here, as it takes time to import.
+    # Imported here, as it takes time.
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -249,7 +253,7 @@ async def _progress(load: Load) -> AsyncIterator[None]:
             while True:
                 failed = f", {load.errors.total()} failed" if load.errors else ""
                 progress.update(task, completed=load.share, description=f"{load.done} calls{failed}", refresh=True)
-                await asyncio.sleep(1 / REFRESH)
+                await asyncio.sleep(1 / REFRESH_RATE)
 
         showing = asyncio.ensure_future(show())
         try:
@@ -260,7 +264,7 @@ async def _progress(load: Load) -> AsyncIterator[None]:
 
 
 def render(report: dict[str, Any], *, plain: bool = False) -> str:
-    """The report for people; ``plain`` without characters that are not in ASCII."""
+    """Return the report as text; ``plain`` draws in ASCII."""
     lines = [f"{report['answered']} answers in {report['seconds']:g} s: {report['per_second']:g} a second"]
     lines += [f"{count} failed: {printable(code)}" for code, count in report["errors"].items()]
     if report["latency_ms"]:
@@ -275,7 +279,7 @@ def render(report: dict[str, Any], *, plain: bool = False) -> str:
 
 
 def _draws() -> bool:
-    """Whether standard output takes the characters of bars."""
+    """Whether standard output can encode the characters of bars."""
     try:
         bar(0.99, 8).encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):

@@ -1,25 +1,27 @@
-"""``call``: one call, as a client makes it."""
+"""The command ``call``: one call of a method."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ._completion import complete_method, complete_service
+from ._errors import EXIT_CODES
+from ._options import ENVIRONMENT, SECONDS, gateway_options
 from ._output import dump
 from ._parameters import FORMS, parse_parameters
-from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, connect_timeout, gateway_options, run, session
+from ._session import connect_timeout, run, session
 from ._target import Target
 
 if TYPE_CHECKING:
     from ..client import Client
 
-__all__ = ["call"]
+__all__ = ["call", "check_names", "parse_words"]
 
-EPILOG = f"""{ENVIRONMENT} The result is on standard output: JSON, in one line unless that is a terminal. What went
-wrong is on standard error, in a line.
+EPILOG: Final = f"""{ENVIRONMENT} The result goes to standard output as JSON: in one line, or indented on a terminal. An
+error goes to standard error, in one line.
 
 {FORMS}
 
@@ -39,10 +41,10 @@ Examples:
 @click.argument("method", shell_complete=complete_method)
 @click.argument("parameters", nargs=-1)
 @gateway_options
-@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="How long to wait for the answer.")
-@click.option("--command", is_flag=True, help="Do not wait until it has run: there is no result.")
-@click.option("--trace-id", metavar="ID", help="What to look for in the logs of gateway and service.")
-@click.option("--raw", is_flag=True, help="Print a result that is text without quotes, and all else in one line.")
+@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="Timeout of the call.")
+@click.option("--command", is_flag=True, help="Send a command: do not wait until it has run, and print no result.")
+@click.option("--trace-id", metavar="ID", help="Trace id for the logs of gateway and service.")
+@click.option("--raw", is_flag=True, help="Print text without quotes, and everything else in one line.")
 def call(
     service: str,
     method: str,
@@ -74,15 +76,17 @@ def call(
 
 
 def check_names(service: str, method: str) -> None:
-    """Raise UsageError for words that are in the wrong place."""
+    """Raise UsageError for a URL or parameters in the place of a name."""
     if "://" in service:
-        raise click.UsageError("the URL of the gateway is given by --url; SERVICE and METHOD are two words")
+        raise click.UsageError("SERVICE is a URL: give it by --url, then SERVICE and METHOD as two words")
     if "=" in method or method.startswith("{"):
-        raise click.UsageError(f"{method.partition('=')[0]} is no method; SERVICE and METHOD are two words: demo add")
+        raise click.UsageError(
+            f"{method.partition('=')[0]} is not a method: SERVICE and METHOD are two words: demo add"
+        )
 
 
 def parse_words(words: tuple[str, ...]) -> dict[str, Any]:
-    """:func:`parse_parameters`, whose errors are those of a command line here."""
+    """Parse parameters. Raises UsageError for invalid ones."""
     try:
         return parse_parameters(words, sys.stdin.read)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""``check``: whether everything is there that the gateway needs."""
+"""The command ``check``: are settings, policy, keys, provider and broker in order?"""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
-EPILOG = """One line each for the settings, the policy, the keys of tokens, their provider and the broker, with what is
-wrong if something is. Nothing is started, and nothing is left on the broker.
+EPILOG: Final = """Prints one line each for the settings, the policy, the keys of tokens, their provider and the broker,
+with the fault if there is one. Starts no gateway, and leaves nothing on the broker.
 
 \b
 Exit codes:
-  0  all is well
-  1  something is wrong
+  0  no problem found
+  1  a problem was found
 """
 
 
 @click.command(epilog=EPILOG)
 def check() -> int:
-    """Check settings, policy, keys, provider and broker."""
+    """Check the gateway's settings, policy, keys, provider and broker."""
     settings: list[Settings] = []
 
     def read() -> str:
@@ -38,13 +38,13 @@ def check() -> int:
         return f"{settings[0].mesh_url.partition(':')[0]} mesh, clients at {settings[0].path}"
 
     well = _report("settings", read)
-    for name, examine in EXAMINED.items():
+    for name, examine in CHECKS.items():
         well &= _report(name, lambda examine=examine: examine(settings[0]) if settings else None)  # type: ignore[misc]
     return 0 if well else 1
 
 
 def _report(name: str, examine: Callable[[], str | None]) -> bool:
-    """Say in a line what was found; None is found where something else has to be right first."""
+    """Print the result of ``examine`` in one line; None means not checked. Return whether there was no problem."""
     try:
         found = examine()
     except (GatewayError, OSError) as error:
@@ -61,7 +61,7 @@ def _policy(settings: Settings) -> str:
         return None
 
     policy = Gateway(settings, authenticator=nobody).policy
-    return "there is something that clients may do" if policy.exposes_anything else "nothing is exposed to clients"
+    return "methods or topics are exposed" if policy.exposes_anything else "nothing is exposed to clients"
 
 
 def _without_policy(settings: Settings) -> Gateway:
@@ -73,11 +73,12 @@ def _without_policy(settings: Settings) -> Gateway:
 
 def _keys(settings: Settings) -> str:
     if _without_policy(settings).development_token is not None:
-        return "none is set, so each run makes one up"
-    unchecked = [name for name in ("issuer", "audience") if not getattr(settings, f"jwt_{name}")]
-    return (
-        f"but the {' and the '.join(unchecked)} of tokens is not checked" if unchecked else "issuer and audience, too"
-    )
+        return "JWT_KEY is not set; each run generates its own key"
+    unset = [f"JWT_{name.upper()}" for name in ("issuer", "audience") if not getattr(settings, f"jwt_{name}")]
+    if not unset:
+        return "issuer and audience of tokens are checked"
+    verb, what = ("is", "it") if len(unset) == 1 else ("are", "them")
+    return f"{' and '.join(unset)} {verb} not set, so tokens are not checked for {what}"
 
 
 def _provider(settings: Settings) -> str | None:
@@ -85,18 +86,19 @@ def _provider(settings: Settings) -> str | None:
         key_set = _without_policy(settings).key_set
     except SettingsError:
         return None
-    return "none, the key is here" if key_set is None else asyncio.run(key_set.probe())
+    return "none; the key is in the settings" if key_set is None else asyncio.run(key_set.probe())
 
 
 def _broker(settings: Settings) -> str:
     if settings.embedded:
-        return "none, the mesh is embedded"
+        return "none; the mesh is embedded"
     from ..mesh.rabbitmq import probe
 
     return asyncio.run(probe(settings.mesh_url, settings.service_name))
 
 
-EXAMINED: Final[dict[str, Callable[[Settings], str | None]]] = {
+#: By the name that is printed. A check returns its result, or None if an earlier check has to succeed first.
+CHECKS: Final[dict[str, Callable[[Settings], str | None]]] = {
     "policy": _policy,
     "keys": _keys,
     "provider": _provider,

@@ -1,16 +1,18 @@
-"""``describe``: what may be called, and how."""
+"""The command ``describe``: the methods that a token may call, and their parameters."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ._completion import complete_service
+from ._errors import EXIT_CODES
+from ._options import ENVIRONMENT, SECONDS, gateway_options
 from ._output import dump, printable, say
-from ._session import ENVIRONMENT, EXIT_CODES, SECONDS, connect_timeout, gateway_options, run, session
+from ._session import connect_timeout, run, session
 from ._target import Target
 
 if TYPE_CHECKING:
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["describe"]
 
-EPILOG = f"""{ENVIRONMENT} What the token may not call is not there. A gateway knows the services that its policy
-names in full, and others once they have been called.
+EPILOG: Final = f"""{ENVIRONMENT} Methods that the token may not call are left out. A gateway knows the services that
+its policy names in full, and other services once they have been called.
 
 \b
 Examples:
@@ -33,19 +35,19 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG, short_help="Show what the token may call.")
+@click.command(epilog=EPILOG, short_help="Show the methods that the token may call.")
 @click.argument("name", metavar="[SERVICE[.METHOD]]", required=False, shell_complete=complete_service)
 @gateway_options
-@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="How long to wait for the answer.")
+@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="Timeout of the answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def describe(name: str | None, target: Target, token: str | None, timeout: float | None, as_json: bool) -> int:
-    """Show what the token may call: of all services, of one, or one method."""
+    """Show the methods that the token may call: of all services, of one service, or one method."""
 
     async def describe() -> int:
         async with session(target, token, timeout=connect_timeout(timeout)) as gateway:
             found = await _find(gateway, name, timeout)
         if found is None:
-            say(f"method_not_found: there is no {name} that this token may call")
+            say(f"method_not_found: the token may call no method {name}")
             return 4
         if as_json:
             click.echo(dump(found, pretty=sys.stdout.isatty()))
@@ -57,14 +59,14 @@ def describe(name: str | None, target: Target, token: str | None, timeout: float
 
 
 async def _find(gateway: Client, name: str | None, timeout: float | None) -> dict[str, Any] | None:  # noqa: ASYNC109
-    """The description of what ``name`` is: a service, or if there is none such, a method; None if it is neither."""
+    """Return the description of the service ``name``, else of the method; None if it is neither."""
     from ..client import CallFailed
 
     service, dot, method = (name or "").rpartition(".")
     try:
         return await gateway.describe(name, timeout=timeout)
     except CallFailed as error:
-        # With a dot in it, it need not be a service at all.
+        # A name with a dot may be a method.
         if not dot or error.code not in ("permission_denied", "service_unavailable", "bad_request"):
             raise
     found = await gateway.describe(service, timeout=timeout)
@@ -79,13 +81,13 @@ async def _find(gateway: Client, name: str | None, timeout: float | None) -> dic
 
 
 def _print(found: Mapping[str, Any]) -> None:
-    # Only here, as it takes time to import.
+    # Imported here, as it takes time.
     from rich.console import Console
 
     console = Console(highlight=False)
     with console.capture() as captured:
         _draw(console, found)
-    # Rows are filled up with spaces, which are in the way of whoever copies them.
+    # Rows are padded with spaces, which would be copied with the text.
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
@@ -95,7 +97,7 @@ def _draw(console: Console, found: Mapping[str, Any]) -> None:
 
     for service, described in found["services"].items():
         version = described.get("version")
-        # Text, not str: whatever a service says of itself is no markup.
+        # Text, not str: descriptions come from services, and must not be taken for markup.
         console.print(Text(printable(f"{service} {version or ''}".rstrip()), style="bold"))
         if described.get("description"):
             console.print(Text(_first_line(described["description"])))
@@ -105,13 +107,13 @@ def _draw(console: Console, found: Mapping[str, Any]) -> None:
         console.print(table)
         console.print()
     if not found["services"]:
-        console.print("There is nothing that this token may call, as far as the gateway knows.")
+        console.print("The token may call no method of the services that the gateway knows.")
     if found.get("unavailable"):
-        console.print(Text(f"Not to be reached: {printable(', '.join(found['unavailable']))}"))
+        console.print(Text(f"No answer from: {printable(', '.join(found['unavailable']))}"))
 
 
 def method_rows(methods: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """For each method how it is called, and what it does."""
+    """Yield, for each method, how to call it, and the first line of its description."""
     for name, described in sorted(methods.items()):
         parameters = described.get("parameters") or {}
         required = parameters.get("required") or []

@@ -1,4 +1,4 @@
-"""``explain``: why a token may do something, or why not."""
+"""The command ``explain``: may a token call a method or subscribe to a topic, and why?"""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
-from ..settings import ENV_PREFIX, Settings
+from ..settings import Settings
+from ._options import SECONDS, TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from ..wire.interface import Mesh
 
 __all__ = ["explain", "print_explanation", "read_token"]
 
-TOKEN_VARIABLE = f"{ENV_PREFIX}TOKEN"
-EPILOG = f"""Without an option the token is read from the environment: {TOKEN_VARIABLE}. The settings are the gateway's
-own. Nothing is called.
+EPILOG: Final = f"""Without an option the token comes from {TOKEN_VARIABLE}. The settings must be the gateway's own.
+No method is called.
 
 \b
 Examples:
@@ -32,24 +32,24 @@ Examples:
 
 \b
 Exit codes:
-  0  yes
-  1  no
-  2  the command line or a setting is wrong
+  0  allowed
+  1  not allowed
+  2  invalid command line or setting
 """
-_OWN_KEY = "no JWT_KEY is set, so every gateway on the embedded mesh makes up one of its own: this is another one"
+_OWN_KEY: Final = "JWT_KEY is not set, so every process generates its own key: this is not the key of a running gateway"
 
 
 @click.command(epilog=EPILOG)
 @click.argument("method", required=False)
-@click.option("--topic", help="A topic pattern instead, e.g. 'orders.#'.")
-@click.option("--token", help="The token; others on this machine can see it.")
-@click.option("--token-file", help="A file that holds the token.")
+@click.option("--topic", help="Explain a subscription to this topic pattern instead, e.g. 'orders.#'.")
+@click.option("--token", help="The token. Other users of this machine can see it.")
+@click.option("--token-file", help="File with the token.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True, help="Seconds.")
+@click.option("--timeout", type=SECONDS, default=5.0, show_default=True, help="Seconds to wait for the mesh.")
 def explain(
     method: str | None, topic: str | None, token: str | None, token_file: str | None, as_json: bool, timeout: float
 ) -> int:
-    """Say why a token may call METHOD (service.method), or subscribe to a topic, or why not."""
+    """Say whether a token may call METHOD (service.method) or subscribe to a topic, and why."""
     token = token or (read_token(token_file) if token_file else os.environ.get(TOKEN_VARIABLE))
     return print_explanation(token or "", method=method, topic=topic, as_json=as_json, timeout=timeout)
 
@@ -63,10 +63,10 @@ def print_explanation(
     timeout: float = 5.0,
     settings: Settings | None = None,
 ) -> int:
-    """Print why a token may call ``method`` (``service.method``) or subscribe to ``topic``, or why not.
+    """Print whether a token may call ``method`` (``service.method``) or subscribe to ``topic``, and why.
 
-    ``timeout`` is for the mesh, in seconds. The result is the exit status: 0 for yes, 1 for no. Raises SettingsError,
-    and ValueError unless there is a token and exactly one of the other two.
+    ``timeout`` is for the mesh, in seconds. Returns the exit code: 0 for allowed, 1 for not allowed. Raises
+    SettingsError, and ValueError unless there is a token and exactly one of ``method`` and ``topic``.
     """
     if not token:
         raise ValueError(f"a token is needed: --token, --token-file or {TOKEN_VARIABLE}")
@@ -82,13 +82,13 @@ def print_explanation(
 
 
 def read_token(path: str) -> str:
-    """A token from a file; white space around it is not part of it. Raises OSError, and ValueError if it is no text."""
+    """Read a token from a file, without surrounding white space. Raises OSError, and ValueError if it is not text."""
     return Path(path).read_text(encoding="utf-8").strip()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What goes wrong is in the explanation; the log would say it again."""
+    """Silence the package's log: the explanation contains the errors."""
     package, handler = logging.getLogger("nuropb_gateway_asgi"), logging.NullHandler()
     propagates, package.propagate = package.propagate, False
     package.addHandler(handler)
@@ -112,7 +112,7 @@ async def _explain(
     from ..service_mesh_manager import ServiceMeshManager
 
     gateway = Gateway(settings)
-    # Not the gateway's own, which would take calls of other services as every process of a gateway does.
+    # Not the gateway's own manager, which would receive calls of other services, as every process of a gateway does.
     patient = dataclasses.replace(settings, request_timeout=min(timeout, settings.request_timeout_max))
     handlers = HandlerManager(patient, gateway.handler_manager.authenticator, gateway.policy)
     manager = ServiceMeshManager(patient, handlers, _make_mesh(settings), gateway.policy)

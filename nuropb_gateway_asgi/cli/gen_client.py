@@ -1,4 +1,4 @@
-"""The command ``gen-client``: a typed client module for what a token may do."""
+"""The command ``gen-client``: a typed client module of the methods that a token may call."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from urllib.parse import urlsplit, urlunsplit
 
 import click
 
-from ..settings import ENV_PREFIX
+from ._options import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from ..contracts.clients import Language
 
 __all__ = ["gen_client", "gen_client_command"]
 
-TIMEOUT: Final = 30.0
-#: Bytes of a document. One for a thousand methods has less than two million.
-MAX_SIZE: Final = 32 * 1024 * 1024
+#: Seconds to fetch a document.
+FETCH_TIMEOUT: Final = 30.0
+#: Bytes of a document. A document of a thousand methods has less than two million.
+MAX_DOCUMENT_SIZE: Final = 32 * 1024 * 1024
 
 
 def gen_client(lang: Language, source: str, out: str | None = None, *, token: str = "") -> str:
-    """Write a client module for ``lang`` to the file ``out`` (None: to nowhere), and return its text.
+    """Write a client module in ``lang`` to the file ``out`` (None: to no file), and return its text.
 
-    ``source`` is an ``asyncapi.json``: a file (``-`` for standard input), its URL, or the URL of the gateway, which is
-    asked with ``token``. Raises ValueError for what is no such document, and OSError where one cannot be read, or the
-    module not be written. Nothing is written unless there is a complete module.
+    ``source`` is an ``asyncapi.json``: a file (``-`` for standard input), its URL, or the URL of the gateway; a URL is
+    requested with ``token``. Raises ValueError for an invalid document, and OSError if a file cannot be read or
+    written. Only a complete module is written.
     """
     from ..contracts.clients import generate_client
 
@@ -51,51 +52,53 @@ def _load(source: str, token: str) -> Mapping[str, Any]:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source}: it is not JSON") from error
+        raise ValueError(f"{source}: not JSON; expected an asyncapi.json") from error
     if not isinstance(document, dict):
-        raise ValueError(f"{source}: it is not a JSON object")
+        raise ValueError(f"{source}: not a JSON object; expected an asyncapi.json")
     return document
 
 
 def _document_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise ValueError("the URL has to be that of the gateway, http(s)://host[:port][/path], or of its asyncapi.json")
+        raise ValueError(
+            "invalid URL; expected the gateway's, http(s)://host[:port][/path], or that of its asyncapi.json"
+        )
     path = parts.path if parts.path.endswith(".json") else f"{parts.path.rstrip('/')}/asyncapi.json"
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The token is for the gateway, and not for wherever that sends us."""
+    """Follows no redirects: the token is for the gateway, not for another server."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> None:
-        """Take the redirect for an error."""
+        """Treat the redirect as an error."""
 
 
 def _fetch(url: str, token: str) -> bytes:
     if not token:
-        raise ValueError(f"a token is needed: --token-file or {ENV_PREFIX}TOKEN")
+        raise ValueError(f"a token is needed: --token-file or {TOKEN_VARIABLE}")
     if not (token.isascii() and token.isprintable()):
-        raise ValueError("the token has characters that no token has")
+        raise ValueError("the token contains invalid characters: give one complete token, and only it")
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 - checked above
     try:
-        with urllib.request.build_opener(_NoRedirects).open(request, timeout=TIMEOUT) as response:
-            data: bytes = response.read(MAX_SIZE + 1)
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=FETCH_TIMEOUT) as response:
+            data: bytes = response.read(MAX_DOCUMENT_SIZE + 1)
     except urllib.error.HTTPError as error:
         with error:
             raise ValueError(f"{url}: {_explain(error)}") from error
     except (urllib.error.URLError, HTTPException) as error:
         raise ValueError(f"{url}: {getattr(error, 'reason', None) or type(error).__name__}") from error
-    if len(data) > MAX_SIZE:
-        raise ValueError(f"{url}: it has more than {MAX_SIZE} bytes")
+    if len(data) > MAX_DOCUMENT_SIZE:
+        raise ValueError(f"{url}: the document has more than {MAX_DOCUMENT_SIZE} bytes")
     return data
 
 
 def _explain(error: urllib.error.HTTPError) -> str:
-    """What the gateway says of a refusal, or the status alone."""
-    status = f"the status is {error.code}"
+    """Describe a refusal by its status, and by the gateway's description if there is one."""
+    status = f"HTTP status {error.code}"
     try:
         description = json.loads(error.read(65536))["description"]
     except (ValueError, KeyError, TypeError, OSError, HTTPException):
@@ -103,36 +106,36 @@ def _explain(error: urllib.error.HTTPError) -> str:
     return f"{status}: {description}" if isinstance(description, str) and description.isprintable() else status
 
 
-EPILOG = f"""\b
+EPILOG: Final = f"""\b
 Examples:
-  export {ENV_PREFIX}TOKEN=$(nuropb-gateway token --user alice)
+  export {TOKEN_VARIABLE}=$(nuropb-gateway token --user alice)
   nuropb-gateway gen-client --lang ts http://127.0.0.1:8000 --out src/gateway.ts
   nuropb-gateway gen-client --lang py https://gateway.example.com/gateway --token-file alice.token > gateway.py
   nuropb-gateway gen-client --lang py asyncapi.json
 
 \b
 Exit codes:
-  0  the module is written
-  1  there is no document, or the module cannot be written
-  2  the command line is wrong
+  0  the module was written
+  1  no valid document, or the module cannot be written
+  2  invalid command line
 """
 
 
 @click.command("gen-client", epilog=EPILOG)
 @click.argument("source")
 @click.option("--lang", type=click.Choice(["ts", "py"]), required=True, help="TypeScript or Python.")
-@click.option("--out", "-o", type=click.Path(dir_okay=False), help="The file to write; without it, standard output.")
-@click.option("--token-file", type=click.File(encoding="utf-8"), help="A file that holds the token.")
-@click.option("--token", envvar=f"{ENV_PREFIX}TOKEN", help="The token; others on this machine can see it.")
+@click.option("--out", "-o", type=click.Path(dir_okay=False), help="File to write.  [default: standard output]")
+@click.option("--token-file", type=click.File(encoding="utf-8"), help="File with the token.")
+@click.option("--token", envvar=TOKEN_VARIABLE, help="The token. Other users of this machine can see it.")
 def gen_client_command(
     source: str, lang: Language, out: str | None, token_file: IO[str] | None, token: str | None
 ) -> None:
-    """Write a typed client of what a token may do.
+    """Write a typed client module for a token.
 
-    It has every method that may be called, with its parameters and documentation, and the topics.
+    It contains all methods that the token may call, with parameters and documentation, and all topics.
 
     SOURCE is the URL of the gateway, or a file with its asyncapi.json ("-" for standard input). Without an option the
-    token is read from NUROPB_GATEWAY_TOKEN; for a file none is needed.
+    token comes from NUROPB_GATEWAY_TOKEN; a file needs no token.
     """
     try:
         given = token_file.read().strip() if token_file is not None else token or ""

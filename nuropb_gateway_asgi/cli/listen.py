@@ -1,13 +1,15 @@
-"""``listen``: events, as they come."""
+"""The command ``listen``: events as they arrive."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from ._errors import EXIT_CODES, describe_error
+from ._options import ENVIRONMENT, SECONDS, gateway_options
 from ._output import dump, say
-from ._session import CONNECT_TIMEOUT, ENVIRONMENT, EXIT_CODES, SECONDS, describe_error, gateway_options, run, session
+from ._session import CONNECT_TIMEOUT, run, session
 from ._target import Target
 
 if TYPE_CHECKING:
@@ -15,12 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["listen"]
 
-EPILOG = f"""{ENVIRONMENT} Each event is a line of JSON on standard output. A connection that was lost is made again;
-that, and events that may have been missed, are told on standard error. Ctrl-C ends it.
+EPILOG: Final = f"""{ENVIRONMENT} Each event is a line of JSON on standard output. A lost connection is restored;
+standard error reports that, and events that may have been missed. Ctrl-C stops the command.
 
 \b
 Topics:
-  * stands for one word, # for any number of them. Mind the shell: 'orders.#'
+  * matches one word, # any number of words. Quote them for the shell: 'orders.#'
 
 \b
 Examples:
@@ -31,20 +33,20 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG, short_help="Print events as they come.")
+@click.command(epilog=EPILOG, short_help="Print events as they arrive.")
 @click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
 @gateway_options
-@click.option("--count", type=click.IntRange(min=1), help="End after so many events.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after this number of events.")
 @click.option(
     "--timeout",
     type=SECONDS,
     metavar="SECONDS",
     default=CONNECT_TIMEOUT,
     show_default=True,
-    help="How long to wait for the connection.",
+    help="Timeout of the first connection.",
 )
 def listen(topics: tuple[str, ...], target: Target, token: str | None, count: int | None, timeout: float) -> int:
-    """Print the events of every TOPIC, until Ctrl-C."""
+    """Print the events of all TOPICs until Ctrl-C."""
 
     async def listen() -> int:
         left = count
@@ -67,9 +69,9 @@ def listen(topics: tuple[str, ...], target: Target, token: str | None, count: in
 
 def _on_state(state: State) -> None:
     if state.name == "reconnecting" and state.error is not None:
-        say(f"{describe_error(state.error)}; trying again in {state.delay or 0.0:.1f} s")
+        say(f"{describe_error(state.error)}; reconnecting in {state.delay or 0.0:.1f} s")
     elif state.name == "open":
-        say("connected again")
+        say("reconnected")
 
 
 def _on_gap(gap: Gap) -> None:
@@ -77,4 +79,4 @@ def _on_gap(gap: Gap) -> None:
 
 
 def _on_dropped(dropped: Dropped) -> None:
-    say(f"{dropped.count} events were dropped, as they came faster than they were taken")
+    say(f"{dropped.count} events were dropped: they arrived faster than they were read")

@@ -1,30 +1,31 @@
-"""``token``: a token to try things with."""
+"""The command ``token``: a token for development."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from ..exceptions import SettingsError
 from ..settings import ENV_PREFIX, Settings
+from ._options import TOKEN_VARIABLE
 
 __all__ = ["token"]
 
-EPILOG = f"""The key is {ENV_PREFIX}JWT_KEY or the file of {ENV_PREFIX}JWT_KEY_FILE, and has to be a secret. Issuer,
-audience and the names of claims are those of the other settings, so that the gateway takes the token.
+EPILOG: Final = f"""The key is {ENV_PREFIX}JWT_KEY or the file {ENV_PREFIX}JWT_KEY_FILE, and must be a secret. Issuer,
+audience and names of claims come from the other settings, so that the gateway accepts the token.
 
 \b
 Examples:
   nuropb-gateway token --user alice
   nuropb-gateway token --user 17 --username Alice --lifetime 60 --claim roles='["admin"]'
-  export {ENV_PREFIX}TOKEN=$(nuropb-gateway token --user alice)
+  export {TOKEN_VARIABLE}=$(nuropb-gateway token --user alice)
 
 \b
 Exit codes:
   0  the token is on standard output
-  2  no token can be made with these settings
+  2  invalid command line, or settings with which no token can be made
 """
 
 
@@ -33,7 +34,7 @@ def _parse_claim(ctx: click.Context, parameter: click.Parameter, values: tuple[s
     for text in values:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise click.BadParameter("it has to be given as name=value")
+            raise click.BadParameter("not a claim: write name=value")
         try:
             claims[name] = json.loads(value)
         except ValueError:
@@ -44,14 +45,14 @@ def _parse_claim(ctx: click.Context, parameter: click.Parameter, values: tuple[s
 @click.command(epilog=EPILOG)
 @click.option("--user", required=True, help="The user id.")
 @click.option("--username", help="The user's name.")
-@click.option("--lifetime", type=click.IntRange(min=1), default=3600, show_default=True, help="Seconds.")
+@click.option("--lifetime", type=click.IntRange(min=1), default=3600, show_default=True, help="Lifetime in seconds.")
 @click.option(
     "--claim",
     "claims",
     multiple=True,
     callback=_parse_claim,
     metavar="NAME=VALUE",
-    help="One more claim; the value is JSON, or else text. May be given several times.",
+    help="Another claim; the value is JSON or text. May be repeated.",
 )
 def token(user: str, username: str | None, lifetime: int, claims: dict[str, Any]) -> int:
     """Make a token for development, signed with the gateway's own secret."""
@@ -59,10 +60,10 @@ def token(user: str, username: str | None, lifetime: int, claims: dict[str, Any]
 
     settings = Settings.from_env()
     key = _secret(settings)
-    JWTAuthenticator(key=key, algorithms=list(settings.jwt_algorithms) or None)  # raises for a key that does not do
+    JWTAuthenticator(key=key, algorithms=list(settings.jwt_algorithms) or None)  # raises for an invalid key
     algorithm = next(iter(settings.jwt_algorithms), "HS256")
     if algorithm != "HS256":
-        raise SettingsError(f"{ENV_PREFIX}JWT_ALGORITHMS: tokens are made for HS256 only")
+        raise SettingsError(f"{ENV_PREFIX}JWT_ALGORITHMS: this command makes tokens for HS256 only")
     own = {
         "iss": settings.jwt_issuer,
         "aud": settings.jwt_audience,
@@ -76,15 +77,16 @@ def token(user: str, username: str | None, lifetime: int, claims: dict[str, Any]
 
 def _secret(settings: Settings) -> str:
     if settings.jwt_jwks_url or settings.jwt_oidc_issuer:
-        raise SettingsError("tokens are checked with the keys of a provider; only the provider can make one")
+        raise SettingsError(
+            "the settings name an OpenID provider, and only the provider can make tokens: get one there"
+        )
     if not settings.jwt_key:
         raise SettingsError(
-            f"{ENV_PREFIX}JWT_KEY: it is not set; allowed is a secret of at least 32 bytes. On the embedded mesh "
-            "'nuropb-gateway serve' makes one for each run, and prints a token"
+            f"{ENV_PREFIX}JWT_KEY: not set; expected a secret of at least 32 bytes. On the embedded mesh "
+            "'nuropb-gateway serve' generates a key for each run, and prints a token"
         )
     if "-----BEGIN" in settings.jwt_key:
         raise SettingsError(
-            f"{ENV_PREFIX}JWT_KEY: it is a public key, which can only check tokens; whoever issues yours has the "
-            "private one"
+            f"{ENV_PREFIX}JWT_KEY: a public key can only check tokens; the issuer of your tokens has the private key"
         )
     return settings.jwt_key

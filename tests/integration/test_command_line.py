@@ -1,6 +1,6 @@
-"""The commands, as processes: what they print, how they end, and what they say when they cannot begin.
+"""The commands as processes: output, exit codes, and errors at the start.
 
-What ``serve`` does beyond one process at one port is in test_serve.py.
+test_serve.py has the tests of ``serve`` with workers, other sockets, TLS and reloading.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PACKAGE = "nuropb_gateway_asgi"
 
 @contextlib.asynccontextmanager
 async def serving(*arguments: str, **settings: str) -> AsyncIterator[tuple[Process, str]]:
-    """The gateway on a free port, with a key of which TOKEN is, and its URL."""
+    """Run the gateway on a free port with the key of TOKEN, and yield its URL."""
     async with run_module(PACKAGE, *arguments, "--port", "0", settings={"JWT_KEY": SECRET, **settings}) as process:
         yield process, (await process.line(r"ws://\S+"))[0]
 
@@ -58,7 +58,7 @@ async def test_a_start_with_nothing_configured_says_how_to_go_on() -> None:
         async with run_process("/bin/sh", "-euc", script) as shell:
             assert (await shell.wait(), shell.stdout, shell.stderr) == (0, ["5"], [])
 
-        # The token is shown where it was asked for, and nowhere else.
+        # The token is on standard output only, not in the log.
         assert token not in "\n".join(process.stderr)
         process.signal(signal.SIGINT)
         assert await process.wait() == 0
@@ -76,7 +76,7 @@ async def test_a_signal_ends_it_in_good_order(number: signal.Signals) -> None:
         assert (await client.closed()).code == 1012
         closed = await idle.closed()
         assert (closed.code, [frame["payload"]["topic"] for frame in closed.frames]) == (1012, ["goodbye"])
-        # uvicorn raises the signal again when all is done, so that whoever waits for the process sees it.
+        # After the shutdown uvicorn raises the signal again, so that the parent process sees it.
         assert await process.wait() in (0, -number)
         assert "Traceback" not in process.output
         assert "Application shutdown complete." in process.output
@@ -229,7 +229,7 @@ async def test_a_token_for_development(monkeypatch: pytest.MonkeyPatch, capsys: 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, "it is not set"),
+        ({}, "NUROPB_GATEWAY_JWT_KEY: not set"),
         ({"JWT_KEY": "hunter2"}, "a secret needs 32 bytes or more"),
         ({"JWT_KEY": "-----BEGIN PUBLIC KEY-----\nhunter2"}, "public key"),
         ({"JWT_KEY": SECRET, "JWT_ALGORITHMS": "HS512"}, "HS256 only"),
@@ -262,7 +262,7 @@ NAMES = ["settings", "policy", "keys", "provider", "broker"]
 
 
 def examined(output: str) -> dict[str, str]:
-    """What was said, by what was looked at."""
+    """Return the printed results by the names of the checks."""
     lines = dict(line.split(maxsplit=1) for line in output.splitlines())
     assert list(lines) == NAMES
     return lines
@@ -339,7 +339,7 @@ async def test_a_check_of_permissions(
         assert "hunter2" not in str(found)
         return found["broker"]
 
-    assert "vhost" in await broker()  # it is not this user's yet
+    assert "vhost" in await broker()  # this user has no permissions in it yet
     for permissions, said in (
         (("", ".*", ".*"), "exchange nuropb"),
         ((".*", ".*", ".*"), "ok: RabbitMQ"),

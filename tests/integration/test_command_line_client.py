@@ -1,4 +1,4 @@
-"""The commands for every day, against a real gateway: most of them in this process, signals in one of their own."""
+"""The commands for clients with a real gateway: mostly in this process, in a process of their own for signals."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tests.servers.web import Answer, WebServer, page
 SECRET = "a secret that is long enough to sign with, and no longer"
 PACKAGE = "nuropb_gateway_asgi"
 
-#: Runs a command; its exit code, its output and its errors.
+#: Runs a command and returns its exit code, output and errors.
 Run: TypeAlias = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def portal() -> Iterator[BlockingPortal]:
-    """Another thread with an event loop, for servers: a command has an event loop of its own."""
+    """Run an event loop in another thread for servers, as a command runs its own event loop."""
     with start_blocking_portal() as portal:
         yield portal
 
@@ -49,7 +49,7 @@ def gateway(portal: BlockingPortal) -> Iterator[RunningGateway]:
 
 @pytest.fixture
 def token(request: pytest.FixtureRequest) -> str:
-    """Of another user for every test: whose calls fail too often is hung up on."""
+    """Issue a token to a user of this test alone: a user whose calls fail too often is disconnected."""
     return issue_token(SECRET, request.node.name[:100], aud="gateway")
 
 
@@ -70,7 +70,7 @@ def run(
 
 
 def line(errors: str) -> str:
-    """The one line that there is on standard error."""
+    """Return the one line on standard error, without its prefix."""
     assert re.fullmatch(r"nuropb-gateway: [^\n]+\n", errors), errors
     return errors.removeprefix("nuropb-gateway: ").rstrip("\n")
 
@@ -117,8 +117,8 @@ def test_a_command_has_no_result_and_raw_text_has_no_quotes(run: Run) -> None:
         (["demo", "add", "--token", "x" * 9000], 5, "HTTP status 401"),
         (["demo", "add", "--url", "ws://127.0.0.1:1/ws"], 3, "no connection: "),
         (["demo", "add", "--url", "ws://nowhere.invalid/ws"], 3, "no connection: "),
-        (["demo", "add", "--url", "http://127.0.0.1:1/ws"], 2, "write ws:// in its place"),
-        (["demo", "add", "--token", "two words"], 2, "the token has characters in it"),
+        (["demo", "add", "--url", "http://127.0.0.1:1/ws"], 2, "write ws:// instead"),
+        (["demo", "add", "--token", "two words"], 2, "the token contains spaces"),
         (["demo", "add", "--token-file", "/nowhere/token"], 2, "No such file"),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_failure_is_a_line_and_an_exit_code(run: Run, arguments: list[str], st
         (["demo", "add", "{"], "PARAMETERS: the object is not JSON"),
         (["demo", "add", "a"], "PARAMETERS: "),
         (["demo", "add", "--timeout", "0"], "--timeout"),
-        (["demo", "add", "--token", "a", "--token-file", "b"], "exclude each other"),
+        (["demo", "add", "--token", "a", "--token-file", "b"], "cannot be combined"),
         (["demo"], "METHOD"),
     ],
 )
@@ -196,8 +196,8 @@ async def test_listening_survives_a_loss_tells_of_it_and_ends_with_ctrl_c(
     async with process(gateway, token, "listen", "demo.tick") as listener:
         await listener.line('"topic":"demo.tick"')
         portal.call(hang_up, gateway)
-        await listener.line(r"1012.*trying again in")
-        await listener.line("connected again")
+        await listener.line(r"1012.*reconnecting in")
+        await listener.line("reconnected")
         await listener.line(r"events of demo\.tick may have been missed \(reconnected\)")
         listener.signal(signal.SIGINT)
         assert await listener.wait() == 130
@@ -248,7 +248,7 @@ def test_so_many_calls_are_measured(run: Run) -> None:
 
 def test_a_measurement_is_drawn_and_ends_with_its_time(run: Run) -> None:
     status, output, errors = run("bench", "demo", "echo", "--duration", "0.2", "--in-flight", "65")
-    assert (status, line(errors).split(";")[0]) == (0, "the gateway takes 64 calls of a connection at a time")
+    assert (status, line(errors).split(";")[0]) == (0, "the gateway accepts 64 calls at a time on a connection")
     assert re.match(r"\d+ answers in 0\.\d+ s: \d", output)
     assert re.search(r"^ +[\d.]+ to +[\d.]+ ms +\d+ [█▏▎▍▌▋▊▉]+$", output, re.MULTILINE)
 
@@ -278,7 +278,7 @@ async def test_ctrl_c_shows_what_was_measured_by_then(gateway: RunningGateway, t
 
 
 def examine(run: Run, *arguments: str) -> tuple[dict[str, str], dict[str, str]]:
-    """What each step came to, and what was said about those that are wrong."""
+    """Run ``doctor``, and return the status of each step, and the findings of those that failed."""
     status, output, errors = run("doctor", "--json", "--timeout", "5", *arguments)
     report = json.loads(output)
     statuses = {step["step"]: step["status"] for step in report["steps"]}
@@ -306,23 +306,23 @@ def test_a_doctor_in_words(run: Run) -> None:
     status, output, _ = run("doctor", "--url", "ws://127.0.0.1:1/ws")
     assert status == 1
     assert re.search(
-        r"^tcp +WRONG: nothing listens at 127\.0\.0\.1:1\n +-> is the gateway running", output, re.MULTILINE
+        r"^tcp +WRONG: nothing listens at 127\.0\.0\.1:1\n +-> check that the gateway runs", output, re.MULTILINE
     )
-    halted = "not checked, as something above has to be right first: tls, http, clock, handshake, hello"
-    assert output.splitlines()[-1].startswith(halted)
+    halted = "not checked: tls, http, clock, handshake, hello, describe, call, events (an earlier step failed)"
+    assert output.splitlines()[-1] == halted
 
 
 @pytest.mark.parametrize(
     ("arguments", "step", "said"),
     [
         (["--url", "http://127.0.0.1/ws"], "url", "write ws://"),
-        (["--url", "ws://nowhere.invalid/ws"], "dns", "no such name"),
+        (["--url", "ws://nowhere.invalid/ws"], "dns", "the name nowhere.invalid does not exist"),
         (["--url", "ws://127.0.0.1:1/ws"], "tcp", "nothing listens"),
         (["--token-file", "/nowhere/token"], "token", "No such file"),
         (["--token", "two words"], "token", "one word"),
         (["--token", "opaque"], "handshake", "401"),
         (["--token", issue_token(SECRET, "alice", aud="other")], "handshake", "audience other (JWT_AUDIENCE)"),
-        (["--token", issue_token(SECRET + "!", "alice", aud="gateway")], "handshake", "signed with another key"),
+        (["--token", issue_token(SECRET + "!", "alice", aud="gateway")], "handshake", "the signing key"),
         (["other", "method"], "call", "permission_denied"),
         (["ghost", "method"], "call", "service_unavailable"),
         (["--topic", "other"], "events", "permission_denied"),
@@ -332,14 +332,14 @@ def test_what_is_wrong_is_found_where_it_is(run: Run, arguments: list[str], step
     statuses, wrong = examine(run, *arguments)
     assert list(statuses) == STEPS
     assert said in wrong[step]
-    # "ghost" is exposed, and there is no such service.
+    # "ghost" is exposed, but no such service runs.
     assert wrong.keys() <= {step, "describe"}
 
 
 def test_an_expired_token_is_known_before_it_is_refused(run: Run) -> None:
     _, wrong = examine(run, "--token", issue_token(SECRET, "alice", lifetime=-7200, aud="gateway"))
     assert "expired 2 hours ago" in wrong["token"]
-    assert "the token above" in wrong["handshake"]
+    assert "the token step above" in wrong["handshake"]
 
 
 def test_without_a_token_there_is_no_handshake(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ def test_a_server_that_is_no_gateway(portal: BlockingPortal, run: Run) -> None:
     answer = page(b"<html>", "Date: Tue, 03 Feb 2026 10:00:00 GMT", status="200 OK")
     with other_server(portal, answer) as server:
         _, wrong = examine(run, "--url", f"ws://127.0.0.1:{server.port}/ws")
-        assert "behind that here" in wrong["clock"]
+        assert "behind this machine's" in wrong["clock"]
         assert "HTTP status 200" in wrong["handshake"]
         _, wrong = examine(run, "--url", f"wss://127.0.0.1:{server.port}/ws", "--timeout", "0.2")
         assert "ws://" in wrong["tls"]
@@ -399,7 +399,7 @@ def test_a_certificate_that_nobody_knows(
     with other_server(portal, page(b"", status="404 Not Found"), tls) as server:
         url = f"wss://127.0.0.1:{server.port}/ws"
         _, wrong = examine(run, "--url", url)
-        assert "signed by itself" in wrong["tls"]
+        assert "is self-signed" in wrong["tls"]
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
         statuses, wrong = examine(run, "--url", url)
         assert statuses["tls"] == "ok"

@@ -322,7 +322,7 @@ async def test_a_client_is_made_of_a_gateway_that_runs(
     monkeypatch.setenv("NUROPB_GATEWAY_TOKEN", "bad")
     status, output, errors = await gen_client(url, "--lang", "ts")
     assert (status, output) == (1, "")
-    assert "the status is 401: A valid bearer token is required" in errors
+    assert "HTTP status 401: A valid bearer token is required" in errors
     status, output, errors = await gen_client(f"{url}/livez.json", "--lang", "ts")
     assert (status, output) == (1, "")
-    assert "the status is 404" in errors
+    assert "HTTP status 404" in errors

@@ -1,4 +1,4 @@
-"""``serve`` beyond one process at one port: workers, sockets of other kinds, TLS, reloading."""
+"""``serve`` with workers, Unix sockets and file descriptors, TLS, and reloading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from nuropb_gateway_asgi.__main__ import main
 from nuropb_gateway_asgi.authentication import issue_token
-from nuropb_gateway_asgi.cli.serve import reloaded_app
+from nuropb_gateway_asgi.cli.serve.workers import reloaded_app
 from tests.kit.certificates import Certificate
 from tests.kit.clients import RawClient, connect, refusal
 from tests.kit.gateways import DEADLINE, eventually
@@ -35,7 +35,7 @@ PACKAGE = "nuropb_gateway_asgi"
 async def serving(
     *arguments: str, environment: dict[str, str] | None = None, start_new_session: bool = False, **settings: str
 ) -> AsyncIterator[tuple[Process, str]]:
-    """The gateway on a free port, with a key of which TOKEN is, and its URL."""
+    """Run the gateway on a free port with the key of TOKEN, and yield its URL."""
     command = (PACKAGE, "serve", "--port", "0", *arguments)
     async with run_module(
         *command,
@@ -47,7 +47,7 @@ async def serving(
 
 
 def workers(process: Process) -> list[int]:
-    """The workers that are running, as the log has it."""
+    """Return the process ids of the running workers, from the log."""
     pids = [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", process.output)]
     return [pid for pid in pids if is_running(pid)]
 
@@ -59,7 +59,7 @@ def is_running(pid: int) -> bool:
 
 
 async def ready(process: Process, count: int = 2) -> list[int]:
-    """Wait until so many workers serve, or have served."""
+    """Wait until ``count`` workers have started, and return the running ones."""
     await eventually(lambda: process.output.count("Application startup complete") >= count)
     return workers(process)
 
@@ -79,7 +79,9 @@ async def test_who_only_opens_connections_takes_neither_the_files_nor_the_log() 
         async with connect(url, TOKEN) as other:
             assert await other.result("demo.add", {"a": 1, "b": 2}) == 3
         assert await client.result("demo.add", {"a": 1, "b": 2}) == 3
-        await process.line(r"the limit of open files leaves room for 56 of MAX_CONNECTIONS, 10000$")
+        await process.line(
+            r"the limit of open files allows only 56 connections, MAX_CONNECTIONS is 10000; raise the limit"
+        )
         assert len(process.stderr) < 50
 
 
@@ -88,7 +90,7 @@ async def test_who_only_opens_connections_takes_neither_the_files_nor_the_log() 
 
 @pytest.fixture(scope="module")
 async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Process, str, Path]]:
-    """Two workers, where they are, and a directory for what is temporary. A test may kill one of them."""
+    """Run two workers, and yield the process, its URL and its temporary directory. A test may kill a worker."""
     directory = tmp_path_factory.mktemp("workers")
     async with serving("--workers", "2", environment={"TMPDIR": str(directory)}) as (process, url):
         await ready(process)
@@ -105,7 +107,7 @@ async def test_a_hangup_reaches_the_workers_and_disconnects_nobody(pair: tuple[P
     before = workers(process)
     async with connect(url, TOKEN) as client:
         process.signal(signal.SIGHUP)
-        await eventually(lambda: process.output.count("SIGHUP: there is nothing to reload") == 2)
+        await eventually(lambda: process.output.count("SIGHUP ignored: there is no policy file") == 2)
         assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
     assert workers(process) == before
 
@@ -125,7 +127,7 @@ async def test_whichever_worker_is_asked_it_has_the_metrics_of_all(pair: tuple[P
             return float(match[1]) if match else 0
 
         async with asyncio.timeout(DEADLINE):
-            while await connections() < len(instances):  # the one that is not asked writes it down every 5 s
+            while await connections() < len(instances):  # the other worker writes its metrics every 5 s
                 await asyncio.sleep(0.1)
 
 
@@ -184,7 +186,7 @@ async def test_workers_on_the_embedded_mesh_need_a_key() -> None:
         assert await process.wait() == 2
         assert process.stdout == []
         (line,) = process.stderr
-        assert line.startswith("nuropb-gateway: NUROPB_GATEWAY_JWT_KEY: it is not set, and every worker")
+        assert line.startswith("nuropb-gateway: NUROPB_GATEWAY_JWT_KEY: not set, so every worker")
 
 
 def test_a_worker_that_cannot_start_says_why_and_is_known_by_its_exit_code(
@@ -225,7 +227,7 @@ async def test_a_unix_socket_that_was_left_behind_is_replaced_and_no_other(tmp_p
         async with run_module(PACKAGE, "--uds", str(path), settings={"JWT_KEY": SECRET}) as second:
             assert await second.wait() == 2
             assert "in use" in second.stderr[-1]
-        # Somebody else's by now.
+        # Another file takes its place.
         path.unlink()
         path.write_text("kept")
         first.signal(signal.SIGTERM)
@@ -267,11 +269,11 @@ async def test_tls_without_a_proxy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--uds", "a", "--fd", "3"], "exclude each other"),
-        (["--reload", "--workers", "2"], "exclude each other"),
+        (["--uds", "a", "--fd", "3"], "cannot be combined"),
+        (["--reload", "--workers", "2"], "cannot be combined"),
         (["--workers", "0"], "--workers"),
         (["--log-level", "loud"], "--log-level"),
-        (["--ssl-certfile", "cert.pem"], "belong together"),
+        (["--ssl-certfile", "cert.pem"], "give both"),
         (["--ssl-certfile", "/nowhere.pem", "--ssl-keyfile", "/nowhere.key"], "--ssl-certfile, --ssl-keyfile: "),
     ],
 )
@@ -309,7 +311,7 @@ async def test_a_change_of_a_file_starts_it_again_with_the_same_token(tmp_path: 
         await ready(process, 1)
         async with connect(url, token) as client:
             changed = 2e9
-            while "detected changes" not in process.output:  # the first look may be still to come
+            while "detected changes" not in process.output:  # the reloader may not have looked yet
                 os.utime(tmp_path / "some_module.py", (changed, changed))
                 changed += 1
                 await asyncio.sleep(1)

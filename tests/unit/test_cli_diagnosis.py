@@ -1,4 +1,4 @@
-"""What is wrong, by what was seen: a row each."""
+"""The findings of ``doctor``: one row for each observation, with the expected fact and remedy."""
 
 from __future__ import annotations
 
@@ -9,9 +9,25 @@ from typing import Any
 
 import pytest
 
-from nuropb_gateway_asgi.cli import _diagnosis as diagnosis
-from nuropb_gateway_asgi.cli._diagnosis import Finding
 from nuropb_gateway_asgi.cli._target import parse_url
+from nuropb_gateway_asgi.cli.doctor.findings import Finding, span
+from nuropb_gateway_asgi.cli.doctor.gateway_findings import (
+    CLOSE_CODES,
+    about_call,
+    about_close,
+    about_description,
+    about_hello,
+    about_refusal,
+)
+from nuropb_gateway_asgi.cli.doctor.network_findings import (
+    about_certificate,
+    about_clock,
+    about_health,
+    about_network,
+    about_tls,
+    about_transport,
+)
+from nuropb_gateway_asgi.cli.doctor.token_findings import about_claims, read_claims
 from nuropb_gateway_asgi.client import Limits
 from nuropb_gateway_asgi.protocol import CloseCode, ErrorCode
 from tests.kit.tokens import make
@@ -35,101 +51,107 @@ def tls(reason: str) -> ssl.SSLError:
 
 WRONG: list[tuple[Finding, str, str]] = [
     # the network
-    (diagnosis.about_network(socket.gaierror(socket.EAI_NONAME, ""), "x"), "no such name as x", "spelt right"),
-    (diagnosis.about_network(socket.gaierror(socket.EAI_AGAIN, ""), "x"), "name server", "network"),
+    (about_network(socket.gaierror(socket.EAI_NONAME, ""), "x"), "the name x does not exist", "check the spelling"),
+    (about_network(socket.gaierror(socket.EAI_AGAIN, ""), "x"), "name server", "network"),
     (
-        diagnosis.about_network(ConnectionRefusedError(errno.ECONNREFUSED, ""), "x:1"),
+        about_network(ConnectionRefusedError(errno.ECONNREFUSED, ""), "x:1"),
         "nothing listens at x:1",
-        "running",
+        "gateway runs",
     ),
-    (diagnosis.about_network(TimeoutError(), "x:1"), "x:1 does not answer", "firewall"),
-    (diagnosis.about_network(OSError(errno.ENETUNREACH, ""), "x:1"), "no way to x:1", "VPN"),
-    (diagnosis.about_network(OSError(errno.EMFILE, "Too many"), "x:1"), "x:1: Too many", "this machine"),
-    (diagnosis.about_network(TimeoutError(), "p:1", proxied=True), "the proxy p:1", "NO_PROXY"),
+    (about_network(TimeoutError(), "x:1"), "x:1 does not answer", "firewall"),
+    (about_network(OSError(errno.ENETUNREACH, ""), "x:1"), "no route to x:1", "VPN"),
+    (about_network(OSError(errno.EMFILE, "Too many"), "x:1"), "x:1: Too many", "this machine"),
+    (about_network(TimeoutError(), "p:1", proxied=True), "the proxy p:1", "NO_PROXY"),
     # TLS
-    (diagnosis.about_tls(verification(10), TARGET), "gateway.example.com has expired", "renew"),
-    (diagnosis.about_tls(verification(9), TARGET), "not valid yet", "clock"),
-    (diagnosis.about_tls(verification(18), TARGET), "signed by itself", "SSL_CERT_FILE"),
-    (diagnosis.about_tls(verification(20), TARGET), "unknown here", "in between"),
-    (diagnosis.about_tls(verification(62), TARGET), "another name", "use the name"),
-    (diagnosis.about_tls(verification(7), TARGET), "as OpenSSL says it", "one that holds"),
-    (diagnosis.about_tls(tls("WRONG_VERSION_NUMBER"), TARGET), "no TLS at port 443", "ws://"),
-    (diagnosis.about_tls(tls("TLSV1_ALERT_PROTOCOL_VERSION"), TARGET), "TLSV1_ALERT", "version in common"),
-    (diagnosis.about_tls(TimeoutError(), TARGET), "does not answer the handshake", "ws://"),
-    (diagnosis.about_tls(ConnectionResetError(), TARGET), "ConnectionResetError", "TLS at this port"),
-    # what the server says over HTTP
-    (diagnosis.about_health(None, None, None), "not answer in HTTP", "wss://"),
+    (about_tls(verification(10), TARGET), "gateway.example.com has expired", "renew"),
+    (about_tls(verification(9), TARGET), "not valid yet", "clock"),
+    (about_tls(verification(18), TARGET), "is self-signed", "SSL_CERT_FILE"),
+    (about_tls(verification(20), TARGET), "unknown authority", "intermediate certificates"),
+    (about_tls(verification(62), TARGET), "another name", "a name that it contains"),
+    (about_tls(verification(7), TARGET), "as OpenSSL says it", "a valid one"),
+    (about_tls(tls("WRONG_VERSION_NUMBER"), TARGET), "port 443 does not use TLS", "ws://"),
+    (about_tls(tls("TLSV1_ALERT_PROTOCOL_VERSION"), TARGET), "TLSV1_ALERT", "version in common"),
+    (about_tls(TimeoutError(), TARGET), "does not answer the TLS handshake", "ws://"),
+    (about_tls(ConnectionResetError(), TARGET), "ConnectionResetError", "this port uses TLS"),
+    # HTTP
+    (about_health(None, None, None), "not answer in HTTP", "wss://"),
     (
-        diagnosis.about_health(200, 503, {"reasons": ["mesh: gone\n"]}),
+        about_health(200, 503, {"reasons": ["mesh: gone\n"]}),
         "not ready: mesh: gone\\u000a",
         "nuropb-gateway check",
     ),
-    (diagnosis.about_health(400, 400, None), "HTTP 400", "wss://"),
-    (diagnosis.about_health(502, 502, None), "HTTP 502", "proxy"),
-    (diagnosis.about_clock(200.0), "3 minutes ahead of", "NTP"),
-    (diagnosis.about_clock(-7200.0), "2 hours behind", "NTP"),
+    (about_health(400, 400, None), "HTTP 400", "wss://"),
+    (about_health(502, 502, None), "HTTP 502", "proxy"),
+    (about_clock(200.0), "3 minutes ahead of", "NTP"),
+    (about_clock(-7200.0), "2 hours behind", "NTP"),
     # the token
-    (diagnosis.about_claims({"sub": "a"}, NOW), "when it ends (exp)", "issued with exp"),
-    (diagnosis.about_claims({"sub": "a", "exp": "soon"}, NOW), "when it ends (exp)", "issued with exp"),
-    (diagnosis.about_claims({"sub": "a", "exp": 10**400}, NOW), "when it ends (exp)", "issued with exp"),
-    (diagnosis.about_claims({"sub": "a", "exp": NOW - 90}, NOW), "expired 1 minute ago", "another one"),
-    (diagnosis.about_claims(CLAIMS | {"nbf": NOW + 3600}, NOW), "not good before 1 hour", "clocks"),
+    (about_claims({"sub": "a"}, NOW), "the token has no exp claim", "issued with exp"),
+    (about_claims({"sub": "a", "exp": "soon"}, NOW), "the token has no exp claim", "issued with exp"),
+    (about_claims({"sub": "a", "exp": 10**400}, NOW), "the token has no exp claim", "issued with exp"),
+    (about_claims({"sub": "a", "exp": NOW - 90}, NOW), "the token expired 1 minute ago", "a new token"),
+    (about_claims(CLAIMS | {"nbf": NOW + 3600}, NOW), "not valid yet: its nbf is 1 hour ahead", "clocks"),
     # the handshake
-    (diagnosis.about_refusal(401, "No", CLAIMS, NOW), "401: No", "no issuer (JWT_ISSUER), no audience (JWT_AUDIENCE)"),
+    (about_refusal(401, "No", CLAIMS, NOW), "401: No", "no issuer (JWT_ISSUER) and no audience (JWT_AUDIENCE)"),
     (
-        diagnosis.about_refusal(401, "", CLAIMS | {"aud": ["a", "b"], "iss": "me"}, NOW),
+        about_refusal(401, "", CLAIMS | {"aud": ["a", "b"], "iss": "me"}, NOW),
         "401",
-        "issuer me (JWT_ISSUER), audience a, b",
+        "issuer me (JWT_ISSUER) and audience a, b (JWT_AUDIENCE)",
     ),
-    (diagnosis.about_refusal(401, "", CLAIMS, NOW + 3601), "401", "the token above"),
-    (diagnosis.about_refusal(401, "", None, NOW), "401", "complete"),
-    (diagnosis.about_refusal(403, "", CLAIMS, NOW), "403", "no gateway at this path"),
-    (diagnosis.about_refusal(404, "", CLAIMS, NOW), "404", "no gateway at this path"),
-    (diagnosis.about_refusal(200, "", CLAIMS, NOW), "200", "no gateway at this path"),
-    (diagnosis.about_refusal(426, "", CLAIMS, NOW), "426", "upgrade"),
-    (diagnosis.about_refusal(429, "", CLAIMS, NOW), "429", "too many"),
-    (diagnosis.about_refusal(431, "", CLAIMS, NOW), "431", "too long"),
-    (diagnosis.about_refusal(500, "", CLAIMS, NOW), "500", "log"),
-    (diagnosis.about_refusal(502, "", CLAIMS, NOW), "502", "proxy"),
-    (diagnosis.about_refusal(503, "The gateway is full", CLAIMS, NOW), "503: The gateway is full", "try again"),
-    (diagnosis.about_refusal(503, "", CLAIMS, NOW), "503", "if that is a proxy"),
-    (diagnosis.about_close(1006, "no hello in time", CLAIMS, NOW), "no hello in time", "is it a gateway"),
-    (diagnosis.about_close(4510, "", CLAIMS, NOW), "4510", "JWT_ISSUER"),
-    (diagnosis.about_close(4511, "revoked", CLAIMS, NOW), "4511: revoked", "another one"),
-    (diagnosis.about_close(4999, "", CLAIMS, NOW), "4999", "docs/protocol.md"),
-    # using it
-    (diagnosis.about_hello("nuropb.v9", "a", Limits(), expected="nuropb.v1"), "speaks nuropb.v9", "versions"),
-    (diagnosis.about_description({"services": {}, "unavailable": ["orders"]}), "not to be reached: orders", "running"),
-    (diagnosis.about_call("newer", "newer: x"), "newer: x", "log"),
+    (about_refusal(401, "", CLAIMS, NOW + 3601), "401", "the token step above"),
+    (about_refusal(401, "", None, NOW), "401", "complete"),
+    (about_refusal(403, "", CLAIMS, NOW), "403", "no gateway at this path"),
+    (about_refusal(404, "", CLAIMS, NOW), "404", "no gateway at this path"),
+    (about_refusal(200, "", CLAIMS, NOW), "200", "no gateway at this path"),
+    (about_refusal(426, "", CLAIMS, NOW), "426", "upgrade"),
+    (about_refusal(429, "", CLAIMS, NOW), "429", "too many"),
+    (about_refusal(431, "", CLAIMS, NOW), "431", "too long"),
+    (about_refusal(500, "", CLAIMS, NOW), "500", "log"),
+    (about_refusal(502, "", CLAIMS, NOW), "502", "proxy"),
+    (about_refusal(503, "The gateway is full", CLAIMS, NOW), "503: The gateway is full", "try again"),
+    (about_refusal(503, "", CLAIMS, NOW), "503", "if a proxy sent this"),
+    (about_close(1006, "no hello in time", CLAIMS, NOW), "no hello in time", "this is a gateway"),
+    (about_close(4510, "", CLAIMS, NOW), "4510", "JWT_ISSUER"),
+    (about_close(4511, "revoked", CLAIMS, NOW), "4511: revoked", "a new one"),
+    (about_close(4999, "", CLAIMS, NOW), "4999", "docs/protocol.md"),
+    # calls and subscriptions
+    (about_hello("nuropb.v9", "a", Limits(), expected="nuropb.v1"), "speaks nuropb.v9", "versions"),
+    (about_description({"services": {}, "unavailable": ["orders"]}), "no answer from orders", "services run"),
+    (about_call("newer", "newer: x"), "newer: x", "log"),
 ]
 
 FINE: list[tuple[Finding, str, str | None]] = [
-    (diagnosis.about_transport(TARGET, query=False), "wss://gateway.example.com:443/ws", None),
-    (diagnosis.about_transport(TARGET, query=True), "with a query", "--token-file"),
-    (diagnosis.about_transport(parse_url("ws://10.0.0.1/ws"), query=False), "ws://10.0.0.1:80/ws", "wss://"),
-    (diagnosis.about_transport(parse_url("ws://127.0.0.1/ws"), query=False), "ws://127.0.0.1:80/ws", None),
-    (diagnosis.about_health(200, 200, {"ready": True}), "alive and ready", None),
-    (diagnosis.about_clock(9.0), "agree", None),
-    (diagnosis.about_claims(CLAIMS, NOW), "of alice, good for 1 hour", None),
-    (diagnosis.about_claims({"exp": NOW + 59}, NOW), "of nobody, good for 59 seconds", "(sub)"),
+    (about_transport(TARGET, query=False), "wss://gateway.example.com:443/ws", None),
+    (about_transport(TARGET, query=True), "with a query", "--token-file"),
+    (about_transport(parse_url("ws://10.0.0.1/ws"), query=False), "ws://10.0.0.1:80/ws", "wss://"),
+    (about_transport(parse_url("ws://127.0.0.1/ws"), query=False), "ws://127.0.0.1:80/ws", None),
+    (about_transport(parse_url("ws://[::1]/ws"), query=False), "ws://[::1]:80/ws", None),
+    (about_transport(parse_url("ws://localhost/ws"), query=False), "ws://localhost:80/ws", None),
+    # Names that only begin like a loopback address.
+    (about_transport(parse_url("ws://localhost.evil.example/ws"), query=False), "localhost.evil.example:80", "wss://"),
+    (about_transport(parse_url("ws://127.evil.example/ws"), query=False), "127.evil.example:80", "wss://"),
+    (about_transport(parse_url("ws://127.0.0.1.evil.example/ws"), query=False), "127.0.0.1.evil.example:80", "wss://"),
+    (about_health(200, 200, {"ready": True}), "alive and ready", None),
+    (about_clock(9.0), "agree", None),
+    (about_claims(CLAIMS, NOW), "user alice, valid for 1 hour", None),
+    (about_claims({"exp": NOW + 59}, NOW), "user unknown, valid for 59 seconds", "no sub claim"),
     (
-        diagnosis.about_claims(CLAIMS | {"aud": "b"}, NOW, audience="a"),
+        about_claims(CLAIMS | {"aud": "b"}, NOW, audience="a"),
         "alice",
-        "its aud is b, and JWT_AUDIENCE here is a",
+        "its aud is b, but JWT_AUDIENCE here is a",
     ),
-    (diagnosis.about_claims(CLAIMS, NOW, issuer="me"), "alice", "its iss is nobody, and JWT_ISSUER here is me"),
-    (diagnosis.about_claims(CLAIMS | {"aud": ["a"], "iss": "me"}, NOW, audience="a", issuer="me"), "alice", None),
-    (diagnosis.about_hello("nuropb.v1", "a\x1b", Limits(), expected="nuropb.v1"), "user a\\u001b; 64 calls", None),
-    (diagnosis.about_description({"services": {"a": {"methods": {"x": {}}}}}), "1 method of 1 service", None),
-    (diagnosis.about_description({"services": {}}), "nothing", "EXPOSE"),
+    (about_claims(CLAIMS, NOW, issuer="me"), "alice", "its iss is missing, but JWT_ISSUER here is me"),
+    (about_claims(CLAIMS | {"aud": ["a"], "iss": "me"}, NOW, audience="a", issuer="me"), "alice", None),
+    (about_hello("nuropb.v1", "a\x1b", Limits(), expected="nuropb.v1"), "user a\\u001b; 64 calls", None),
+    (about_description({"services": {"a": {"methods": {"x": {}}}}}), "1 method of 1 service", None),
+    (about_description({"services": {}}), "no methods", "EXPOSE"),
 ]
 
 UNKNOWN = [
-    (diagnosis.about_health(200, 404, None), "alive; /readyz is not to be seen"),
-    (diagnosis.about_health(404, 404, None), "HTTP 404"),
-    (diagnosis.about_health(200, 200, "<html>"), "HTTP 200"),
-    (diagnosis.about_clock(None), "what time it is"),
-    (diagnosis.about_claims(None, NOW), "no JSON web token"),
+    (about_health(200, 404, None), "alive; /readyz is not reachable"),
+    (about_health(404, 404, None), "HTTP 404"),
+    (about_health(200, 200, "<html>"), "HTTP 200"),
+    (about_clock(None), "have no date"),
+    (about_claims(None, NOW), "not a JSON web token"),
 ]
 
 
@@ -160,31 +182,29 @@ def test_a_finding_is_a_line_that_a_terminal_can_show(finding: Finding) -> None:
 
 @pytest.mark.parametrize("code", ErrorCode)
 def test_every_error_code_has_a_remedy(code: ErrorCode) -> None:
-    finding = diagnosis.about_call(code.value, "said")
-    # These two are this program's own doing, which does neither.
-    assert code in (ErrorCode.DUPLICATE_ID, ErrorCode.CANCELLED) or finding.mend != diagnosis.about_call("", "").mend
+    finding = about_call(code.value, "said")
+    # doctor sends no duplicate ids and cancels no calls.
+    assert code in (ErrorCode.DUPLICATE_ID, ErrorCode.CANCELLED) or finding.mend != about_call("", "").mend
 
 
 def test_a_certificate_that_ends_soon_is_worth_a_word() -> None:
     def about(days: float) -> Finding:
-        return diagnosis.about_certificate(
-            {"notAfter": "Jan  1 00:00:00 2030 GMT"}, "TLSv1.3", 1893456000 - days * 86400
-        )
+        return about_certificate({"notAfter": "Jan  1 00:00:00 2030 GMT"}, "TLSv1.3", 1893456000 - days * 86400)
 
-    assert about(30) == Finding("ok", "TLSv1.3, the certificate is good for 30 days", None)
-    assert about(13.5) == Finding("ok", "TLSv1.3, the certificate is good for 13 days", "renew it soon")
+    assert about(30) == Finding("ok", "TLSv1.3, certificate valid for 30 days", None)
+    assert about(13.5) == Finding("ok", "TLSv1.3, certificate valid for 13 days", "renew the certificate soon")
 
 
 @pytest.mark.parametrize(
     "token", ["", "a", "a.b", "a.b.c", "a.bnVsbA.c", "a..c", "a.\u00e4.c", "a." + "W1tb" * 50_000 + ".c"]
 )
 def test_what_is_no_web_token_has_no_claims(token: str) -> None:
-    assert diagnosis.read_claims(token) is None
+    assert read_claims(token) is None
 
 
 def test_the_claims_of_a_web_token_are_read() -> None:
     claims: dict[str, Any] = {"sub": "ä", "aud": ["x"]}
-    read = diagnosis.read_claims(make(claims)) or {}
+    read = read_claims(make(claims)) or {}
     assert {name: read.get(name) for name in claims} == claims
 
 
@@ -193,8 +213,8 @@ def test_the_claims_of_a_web_token_are_read() -> None:
     [(0, "0 seconds"), (59.4, "59 seconds"), (60, "1 minute"), (-3600, "1 hour"), (172800, "2 days")],
 )
 def test_how_long_it_is(seconds: float, said: str) -> None:
-    assert diagnosis.span(seconds) == said
+    assert span(seconds) == said
 
 
 def test_close_codes_that_are_told_about_are_real() -> None:
-    assert set(diagnosis._CLOSES) <= set(CloseCode)
+    assert set(CLOSE_CODES) <= set(CloseCode)

@@ -1,4 +1,4 @@
-"""What is printed, and where a gateway is."""
+"""Output that is safe for terminals, and the URL of a gateway."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_a_url_is_shown_without_what_may_be_secret(url: str, shown: str) -> None
         ("ws://host:http/ws", "wss://gateway.example.com/ws"),
         ("ws://[::1/ws", "wss://gateway.example.com/ws"),
         ("ws://user:hunter2@host/ws", "--token-file"),
-        ("ws://host/ws#hunter2", "leave out"),
-        ("ws://ho st/ws", "without"),
-        ("ws://host/ws\n", "without"),
+        ("ws://host/ws#hunter2", "remove the part from #"),
+        ("ws://ho st/ws", "remove"),
+        ("ws://host/ws\n", "remove"),
     ],
 )
 def test_a_url_at_which_no_gateway_can_be(url: str, mend: str) -> None:
@@ -74,3 +74,23 @@ def test_a_url_at_which_no_gateway_can_be(url: str, mend: str) -> None:
     assert mend in caught.value.mend
     assert "hunter2" not in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("LOCALHOST", True),
+        ("localhost.evil.example", False),
+        ("127.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("gateway.example.com", False),
+        ("10.0.0.1", False),
+        ("[::]", False),
+    ],
+)
+def test_only_a_loopback_address_stays_on_this_machine(host: str, is_local: bool) -> None:
+    assert parse_url(f"ws://{host}/ws").is_local is is_local

@@ -40,7 +40,7 @@ def test_a_dash_is_an_object_from_standard_input() -> None:
 
 def test_standard_input_is_read_only_when_it_is_named() -> None:
     def read() -> str:
-        raise AssertionError("somebody would have to type it")
+        raise AssertionError("standard input was read")
 
     assert parse_parameters(["a=-"], read) == {"a": "-"}
 
@@ -54,17 +54,17 @@ def test_standard_input_is_read_only_when_it_is_named() -> None:
         (["a=1", "a:=2"], "a is given twice"),
         (["a:=one"], "a is not JSON"),
         (["a:="], "a is not JSON"),
-        (["a:=NaN"], "NaN is no number"),
-        (["a:=-Infinity"], "-Infinity is no number"),
-        (["a:=1e999"], "1e999 is no number"),
-        (['a:={"b": 1, "b": 2}'], "a name is there twice"),
+        (["a:=NaN"], "NaN is not a JSON number"),
+        (["a:=-Infinity"], "-Infinity is not a JSON number"),
+        (["a:=1e999"], "1e999 is not a JSON number"),
+        (['a:={"b": 1, "b": 2}'], "a name occurs twice"),
         (["a:=" + "[" * 100_000], "nested too deeply"),
         (["{"], "the object is not JSON"),
         (["{}", "{}"], "more than one JSON object"),
         (["{}", "-"], "more than one JSON object"),
         (["-"], "standard input is not JSON"),
-        (["a=\udcff"], "no text"),
-        (['a:="\\ud800"'], "no text"),
+        (["a=\udcff"], "not text"),
+        (['a:="\\ud800"'], "not text"),
     ],
 )
 def test_what_is_no_parameter_or_would_lose_something(words: list[str], said: str) -> None:
@@ -73,5 +73,5 @@ def test_what_is_no_parameter_or_would_lose_something(words: list[str], said: st
 
 
 def test_standard_input_has_to_be_an_object() -> None:
-    with pytest.raises(ValueError, match="standard input is no JSON object"):
+    with pytest.raises(ValueError, match="standard input is not a JSON object"):
         parse("-", stdin="[1]")

@@ -395,7 +395,7 @@ async def test_nothing_in_a_token_or_of_a_service_writes_to_the_terminal_by_itse
 def test_the_command_tells_why_a_token_of_another_run_does_not_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert print_explanation(issue_token(SECRET, "alice"), method="demo.add", settings=Settings()) == 1
     output = capsys.readouterr().out
-    assert "no JWT_KEY is set, so every gateway on the embedded mesh makes up one of its own" in output
+    assert "JWT_KEY is not set, so every process generates its own key" in output
     assert "the service answers, version 1.0.0" in output
 
 

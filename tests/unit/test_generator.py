@@ -159,12 +159,12 @@ def test_a_client_is_made_of_a_file(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["nowhere.json"], "nowhere.json"),
-        (["ws://127.0.0.1:1"], "the URL has to be that of the gateway"),
-        (["http://user:secret@127.0.0.1:1"], "the URL has to be that of the gateway"),
+        (["ws://127.0.0.1:1"], "expected the gateway's"),
+        (["http://user:secret@127.0.0.1:1"], "expected the gateway's"),
         (["http://127.0.0.1:1"], "a token is needed"),
-        (["http://127.0.0.1:1", "--token", "t\nX: y"], "characters that no token has"),
+        (["http://127.0.0.1:1", "--token", "t\nX: y"], "the token contains invalid characters"),
         (["http://127.0.0.1:1", "--token", "t"], "refused"),
-        (["-"], "it is not JSON"),
+        (["-"], "not JSON"),
     ],
 )
 def test_without_a_document_nothing_is_written(arguments: list[str], said: str, tmp_path: Path) -> None:

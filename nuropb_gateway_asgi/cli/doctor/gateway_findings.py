@@ -1,0 +1,126 @@
+"""Findings about a gateway that answers: handshake, hello, description, calls and subscriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .._output import printable
+from .findings import Finding, ok, wrong
+from .network_findings import PROXY_STATUSES
+from .token_findings import after_refusal
+
+__all__ = ["CLOSE_CODES", "about_call", "about_close", "about_description", "about_hello", "about_refusal"]
+
+
+def about_refusal(status: int, said: str, claims: Mapping[str, Any] | None, now: float) -> Finding:
+    """Explain an HTTP ``status`` instead of a WebSocket. ``said`` is a gateway's own description, or empty.
+
+    ``claims`` are those of the token, and ``now`` is the gateway's time.
+    """
+    found = f"refused with HTTP status {status}{f': {printable(said)}' if said else ''}"
+    if status == 401:
+        return wrong(found, after_refusal(claims, now))
+    if status in (400, 426):
+        return wrong(found, "check that every proxy on the way forwards the WebSocket upgrade: see deploy/nginx.conf")
+    if status in (403, 404, 405) or status < 400:
+        # An application without a WebSocket at this path also answers 403.
+        mend = (
+            "no gateway at this path: the path is PATH (/ws), after the path at which the gateway is mounted; or a "
+            "proxy has rules of its own, or does not forward the upgrade"
+        )
+        return wrong(found, mend)
+    if status in (413, 414, 431):
+        return wrong(found, "the token is too long for a header: have it issued with fewer claims")
+    if status == 429:
+        mend = "this user or address has too many connections or attempts: close some, or wait a minute"
+        return wrong(found, mend)
+    if status in PROXY_STATUSES:
+        mend = "a proxy cannot reach the gateway: check that it runs, and at the address that the proxy has for it"
+        return wrong(found, mend)
+    if status == 503:
+        mend = "it is stopping, full, or cannot check tokens now: try again, and look at its log and /readyz"
+        return wrong(found, mend if said else f"if a proxy sent this, the gateway is not running; else {mend}")
+    return wrong(found, "look at the logs of the gateway and of every proxy in front of it")
+
+
+#: How to fix what made the gateway close a connection, by close code.
+CLOSE_CODES: Final[Mapping[int, str]] = {
+    1012: "the gateway is stopping: try again",
+    1013: "the gateway is full: try again later, and look at MAX_CONNECTIONS",
+    4001: "the gateway is stopping: try again",
+    4005: "the token has expired: get a newer one",
+    4029: "too many calls: wait a minute, and look at RATE_LIMIT",
+    4502: "no token arrived in time: give one by --token-file",
+    4503: "an operator or a service has disconnected this user: ask them",
+    4504: "this user has too many connections: close some",
+    4507: "the policy does not let this user connect: ask the operator",
+    4509: "too many of this user's calls have failed: wait a minute",
+    4511: "the token was revoked: get a new one",
+}
+
+
+def about_close(code: int, reason: str, claims: Mapping[str, Any] | None, now: float) -> Finding:
+    """Explain the end of a connection. ``claims`` and ``now`` are as in :func:`about_refusal`."""
+    found = f"closed with code {code}{f': {printable(reason)}' if reason else ''}"
+    if code == 1006:
+        mend = "check that this is a gateway; a proxy that does not support WebSocket looks the same"
+        return wrong(printable(reason) or "the connection broke", mend)
+    if code == 4510:
+        return wrong(found, after_refusal(claims, now))
+    return wrong(found, CLOSE_CODES.get(code, "see the close codes in docs/protocol.md"))
+
+
+def about_hello(protocol: str, user: str, limits: Any, *, expected: str) -> Finding:
+    """Compare the gateway's protocol version with this client's, and report user and limits."""
+    if protocol != expected:
+        spoken = printable(protocol) or "a protocol without a name"
+        return wrong(f"the gateway speaks {spoken}, this client {expected}", "use matching versions of both")
+    size, room, patience = limits.max_message_size, limits.max_in_flight, limits.request_timeout
+    found = f"{protocol}, as user {printable(user)}; {room} calls at a time, {size} bytes each, {patience:g} s"
+    return ok(found)
+
+
+def about_description(description: Mapping[str, Any]) -> Finding:
+    """Count the methods that the token may call, and name the services that do not answer."""
+    services, unavailable = description.get("services", {}), description.get("unavailable", [])
+    methods = sum(len(each.get("methods", {})) for each in services.values())
+    found = f"{_count(methods, 'method')} of {_count(len(services), 'service')}"
+    if unavailable:
+        names = printable(", ".join(map(str, unavailable)))
+        mend = "check that these services run, on the gateway's vhost"
+        return wrong(f"{found}; no answer from {names}", mend)
+    if not methods:
+        mend = (
+            "EXPOSE or POLICY of the gateway allows this user no method of the services that it knows; "
+            "'nuropb-gateway explain' shows the rules"
+        )
+        return ok("no methods", mend)
+    return ok(found)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+#: How to fix a failed call or subscription, by error code.
+_ERROR_CODES: Final[Mapping[str, str]] = {
+    "bad_request": "a service, method or topic cannot have this name: check its spelling",
+    "invalid_params": "'nuropb-gateway describe' shows the parameters of the method",
+    "unauthenticated": "the service rejects the token: check that it is meant for the service, too",
+    "permission_denied": "'nuropb-gateway explain', with the gateway's settings, shows the rule that decides",
+    "method_not_found": "'nuropb-gateway describe' lists the methods",
+    "service_unavailable": "check that the service runs, on the gateway's vhost",
+    "mesh_unavailable": "the gateway cannot reach RabbitMQ: 'nuropb-gateway check', with its settings, shows why",
+    "timeout": "the service is busy or stuck, and the call may have run: wait longer with --timeout",
+    "too_many_requests": "wait, or have the limits raised: RATE_LIMIT, and the rates in the policy",
+    "payload_too_large": "look at MAX_MESSAGE_SIZE (calls) and OUTBOX_SIZE (results)",
+    "deprecated": "call the method that the service names instead",
+    "service_error": "the service failed: look for the trace id in its log, and in the gateway's",
+    "internal": "the gateway failed: look for the trace id in its log",
+}
+
+
+def about_call(code: str, described: str) -> Finding:
+    """Explain a failed call or subscription. ``described`` is the error in words."""
+    return wrong(printable(described), _ERROR_CODES.get(code, "look at the gateway's log"))

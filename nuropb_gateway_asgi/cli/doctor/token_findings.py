@@ -1,0 +1,89 @@
+"""Findings about a token, by the claims that it contains. Its signature is the gateway's to check."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .._output import printable
+from .findings import LEEWAY, Finding, not_checked, ok, span, wrong
+
+__all__ = ["about_claims", "after_refusal", "read_claims"]
+
+
+def read_claims(token: str) -> dict[str, Any] | None:
+    """Return the claims of a JSON web token, unchecked; None if it is not a JSON web token."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        text = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+        claims = json.loads(text)
+    except (binascii.Error, ValueError, RecursionError):
+        return None
+    return claims if isinstance(claims, dict) else None
+
+
+def about_claims(claims: Mapping[str, Any] | None, now: float, *, issuer: str = "", audience: str = "") -> Finding:
+    """Check lifetime, issuer and audience. ``claims`` is None for an opaque token, ``now`` the gateway's time.
+
+    ``issuer`` and ``audience`` are the values of the gateway's settings, if these are known here.
+    """
+    if claims is None:
+        return not_checked("not a JSON web token; only the gateway can check it")
+    renew = "get a new token from its issuer (for development: 'nuropb-gateway token')"
+    expires, begins = _number(claims.get("exp")), _number(claims.get("nbf"))
+    if expires is None:
+        return wrong("the token has no exp claim", "have it issued with exp: a gateway rejects tokens without an end")
+    if expires <= now:
+        return wrong(f"the token expired {span(now - expires)} ago", renew)
+    if begins is not None and begins > now + LEEWAY:
+        return wrong(f"the token is not valid yet: its nbf is {span(begins - now)} ahead", "wait, or set the clocks")
+    advice = []
+    if "sub" not in claims:
+        advice.append("the token has no sub claim, which a gateway requires")
+    for claim, named, setting, wanted in (
+        ("aud", _audiences(claims), "JWT_AUDIENCE", audience),
+        ("iss", [str(claims.get("iss", ""))], "JWT_ISSUER", issuer),
+    ):
+        if wanted and wanted not in named:
+            has = printable(", ".join(named)) or "missing"
+            advice.append(f"its {claim} is {has}, but {setting} here is {printable(wanted)}")
+    found = f"user {printable(str(claims.get('sub', 'unknown')))}, valid for {span(expires - now)}"
+    return ok(found, "; ".join(advice) or None)
+
+
+def after_refusal(claims: Mapping[str, Any] | None, now: float) -> str:
+    """Say which settings of the gateway to compare with a token that it has refused."""
+    explain = "'nuropb-gateway explain --token-file ...', with the gateway's settings, shows the reason"
+    if claims is None:
+        return f"check that the token is complete and meant for this gateway; {explain}"
+    expires = _number(claims.get("exp"))
+    if expires is None or expires <= now:
+        return "see the token step above"
+    issuer = f"issuer {printable(str(claims['iss']))}" if "iss" in claims else "no issuer"
+    audience = f"audience {printable(', '.join(_audiences(claims)))}" if "aud" in claims else "no audience"
+    return (
+        f"the token has {issuer} (JWT_ISSUER) and {audience} (JWT_AUDIENCE): compare these, and the signing key, with "
+        f"the gateway's settings; {explain}"
+    )
+
+
+def _audiences(claims: Mapping[str, Any]) -> list[str]:
+    audience = claims.get("aud")
+    return [str(each) for each in audience] if isinstance(audience, list) else [str(audience)] if audience else []
+
+
+def _number(value: object) -> float | None:
+    """Return ``value`` as a finite float, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

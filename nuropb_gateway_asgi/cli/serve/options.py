@@ -1,0 +1,25 @@
+"""The options of ``serve``, parsed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Options"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of one ``serve``, by the names that click gives them."""
+
+    host: str
+    port: int
+    uds: str | None
+    fd: int | None
+    workers: int
+    reload: bool
+    proxy_headers: bool
+    forwarded_allow_ips: str | None
+    ssl_certfile: str | None
+    ssl_keyfile: str | None
+    deflate: bool
+    log_level: str | None

@@ -1,0 +1,132 @@
+"""The gateway on uvicorn: in this process, in workers, or in a process that restarts when a file changes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ...exceptions import SettingsError
+from ...settings import ENV_PREFIX, Settings
+from . import workers
+from .announcement import announce, console_url
+from .listener import listening, shown_url
+from .options import Options
+from .workers import START_FAILED, run_workers
+
+if TYPE_CHECKING:
+    import uvicorn
+
+__all__ = ["run"]
+
+logger = logging.getLogger(__name__)
+
+
+def run(options: Options) -> int:
+    """Run the gateway until a signal stops it, and return the exit code."""
+    # Imported here, as these are slow and other commands do without them.
+    import uvicorn
+    from uvicorn.supervisors import ChangeReload
+
+    from ...gateway import Gateway, create_app
+    from ...observability.logs import configure_logging
+    from ...server import allow_files, make_config, unprotected
+
+    settings = Settings.from_env()
+    _check_certificate(options)
+    processes = options.workers > 1 or options.reload
+    token: str | None = None
+    app: Any
+    if processes:
+        configure_logging(settings)
+        # Invalid settings are reported here, once, and not by every worker.
+        if Gateway(settings).development_token is not None:
+            token = _share_secret(options)
+        app = f"{workers.__name__}:{'reloaded_app' if options.reload else 'worker_app'}"
+    else:
+        app = create_app(settings, announce=False)
+        token = app.state.gateway.development_token
+    config = make_config(
+        app,
+        settings,
+        factory=processes,
+        host=options.host,
+        port=options.port,
+        workers=options.workers,
+        reload=options.reload,
+        proxy_headers=options.proxy_headers,
+        forwarded_allow_ips=options.forwarded_allow_ips or ("*" if options.uds else None),
+        ssl_certfile=options.ssl_certfile,
+        ssl_keyfile=options.ssl_keyfile,
+        ws_per_message_deflate=options.deflate,
+    )
+    if (room := allow_files(settings.max_connections)) is not None:
+        logger.warning(
+            "the limit of open files allows only %d connections, MAX_CONNECTIONS is %d; raise the limit "
+            "(ulimit -n, LimitNOFILE=)",
+            room,
+            settings.max_connections,
+        )
+    if (problem := unprotected()) is not None:
+        logger.warning("request heads, fragments and pings have only uvicorn's own limits: %s", problem)
+    with listening(config, options) as listener:
+        url = shown_url(listener, settings.path, tls=config.is_ssl)
+        console = console_url(url, settings)
+        if options.reload:
+            announce(url, token, console)
+            ChangeReload(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
+            return 0
+        if processes:
+            return run_workers(config, listener, on_ready=lambda: announce(url, None, console))
+        # The console takes the token from its link. Only a token of this process goes there.
+        link = console if console is None or token is None else f"{console}#token={token}"
+        return _run_here(config, listener, lambda: announce(url, token, link))
+
+
+def _run_here(config: uvicorn.Config, listener: socket.socket, on_ready: workers.OnReady) -> int:
+    """Serve in this process, and return the exit code."""
+    import uvicorn
+
+    from ...server import tune_collector
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                on_ready()
+
+    # After a graceful shutdown uvicorn raises the signal again that caused it; that must not look like a failure.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    server = Server(config)
+    tune_collector()
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+    return 0 if server.started else START_FAILED
+
+
+def _check_certificate(options: Options) -> None:
+    """Raise ValueError unless certificate and key can be loaded."""
+    if options.ssl_certfile is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
+        except OSError as error:  # an SSLError is one, too
+            raise ValueError(f"--ssl-certfile, --ssl-keyfile: {error}") from error
+
+
+def _share_secret(options: Options) -> str:
+    """Set one development key for all restarts of the process, and return a token that it signs."""
+    from ...authentication import issue_token, new_secret
+    from ...gateway import DEVELOPMENT_TOKEN_LIFETIME
+
+    if not options.reload:
+        raise SettingsError(
+            f"{ENV_PREFIX}JWT_KEY: not set, so every worker would generate a key of its own; expected a secret of at "
+            "least 32 bytes"
+        )
+    secret = os.environ[f"{ENV_PREFIX}JWT_KEY"] = new_secret()
+    return issue_token(secret, "dev", username="Developer", lifetime=DEVELOPMENT_TOKEN_LIFETIME)

@@ -1,0 +1,118 @@
+"""Worker processes: the application in each of them, and the supervisor in their parent."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import click
+
+from ...exceptions import SettingsError
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.applications import Starlette
+
+__all__ = ["START_FAILED", "OnReady", "reloaded_app", "run_workers", "worker_app"]
+
+#: Exit code of a server that could not start. uvicorn recognises such a worker by the same code (STARTUP_FAILURE).
+START_FAILED: Final = 3
+
+#: Called once the server listens.
+OnReady: TypeAlias = Callable[[], object]
+
+logger = logging.getLogger(__name__)
+
+
+def run_workers(config: uvicorn.Config, listener: socket.socket, on_ready: OnReady) -> int:
+    """Run workers until a signal stops them, and return the exit code. ``on_ready`` is called for the first one."""
+    from uvicorn.supervisors import Multiprocess
+
+    class Supervisor(Multiprocess):
+        """uvicorn's supervisor, changed to forward SIGHUP and a second stop signal to the workers.
+
+        It relies on how uvicorn 0.54 keeps ``processes`` and ``signal_queue``, which are not its public interface.
+        """
+
+        announced = False
+
+        def keep_subprocess_alive(self) -> None:  # twice a second
+            super().keep_subprocess_alive()
+            if not self.announced and any(process.is_ready() for process in self.processes):
+                self.announced = True
+                on_ready()
+
+        def handle_hup(self) -> None:
+            self._signal_all(signal.SIGHUP)
+
+        def join_all(self) -> None:
+            for process in self.processes:
+                while process.exitcode is None:
+                    process.process.join(0.1)
+                    if {signal.SIGINT, signal.SIGTERM} & set(self.signal_queue):
+                        self._signal_all(signal.SIGTERM)
+                    self.signal_queue.clear()
+
+        def _signal_all(self, number: signal.Signals) -> None:
+            for process in self.processes:
+                if process.pid is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, number)
+
+    with _metrics_directory():
+        supervisor = Supervisor(config, sockets=[listener])
+        supervisor.run()
+    return START_FAILED if any(process.exitcode == START_FAILED for process in supervisor.processes) else 0
+
+
+@contextlib.contextmanager
+def _metrics_directory() -> Iterator[None]:
+    """Share a directory among the workers, so that each of them can answer with the metrics of all."""
+    name = "PROMETHEUS_MULTIPROC_DIR"
+    if name in os.environ or importlib.util.find_spec("prometheus_client") is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="nuropb-gateway-metrics-") as directory:
+        os.environ[name] = directory
+        yield
+
+
+def worker_app() -> Starlette:
+    """Make the application of one of several workers."""
+    # Ctrl+C in a terminal would reach the workers twice, and a second signal ends the drain.
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda number, frame: logger.info("SIGHUP ignored: there is no policy file"))
+    return reloaded_app()
+
+
+def reloaded_app() -> Starlette:
+    """Make the application of a process that ends with its parent, whatever ends the parent."""
+    from ...gateway import create_app
+    from ...server import tune_collector
+
+    def follow() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, name="follow the parent", daemon=True).start()
+    try:
+        app = create_app(announce=False)
+    except SettingsError as error:  # a file has changed since the parent checked the settings
+        click.echo(f"nuropb-gateway: {error}", err=True)
+        sys.exit(START_FAILED)
+    tune_collector()
+    return app
