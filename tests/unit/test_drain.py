@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from types import FrameType, SimpleNamespace
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import pytest
@@ -35,7 +35,7 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def handlers(*installed: signal._HANDLER) -> Iterator[None]:
+def handlers(*installed: Any) -> Iterator[None]:
     """Install signal handlers for SIGTERM and SIGINT, and restore those found in place."""
     previous = {number: signal.signal(number, handler) for number, handler in zip(SIGNALS, installed, strict=True)}
     try:
