@@ -132,7 +132,7 @@ def _run(options: _Options) -> int:
 
     from ..gateway import Gateway, create_app
     from ..observability.logs import configure_logging
-    from ..server.websocket import allow_files, make_config, tune_collector, unprotected
+    from ..server import allow_files, make_config, tune_collector, unprotected
 
     settings = Settings.from_env()
     _check_certificate(options)
@@ -285,7 +285,7 @@ def worker_app() -> Starlette:
 def reloaded_app() -> Starlette:
     """The application of a process that ends with its parent, however that ends."""
     from ..gateway import create_app
-    from ..server.websocket import tune_collector
+    from ..server import tune_collector
 
     def follow() -> None:
         parent = multiprocessing.parent_process()
