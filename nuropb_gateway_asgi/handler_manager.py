@@ -221,8 +221,8 @@ class HandlerManager:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is kept for any connection."""
-        kept = self._handlers, self._callers, self._user_sessions, self._malformed, self._refreshing, self._lifetimes
-        return not any(map(len, kept))
+        tables = (self._handlers, self._callers, self._user_sessions, self._malformed, self._refreshing)
+        return not (any(tables) or len(self._lifetimes))
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
