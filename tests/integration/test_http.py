@@ -17,33 +17,12 @@ from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.clients import RawClient, connect
 from tests.kit.gateways import DEADLINE, RunningGateway, eventually, make_gateway, run_gateway
 from tests.kit.transports import HTTPClient, events, http_client
+from tests.kit.turnstile import Turnstile
 
 PAGE: Final = "https://app.example.com"
 #: Bytes of a body.
 LIMIT: Final = 4096
 LONG: Final = {"seconds": 3600}
-
-
-class Turnstile:
-    """A service whose answers wait for one another, so that no test has to wait for time."""
-
-    def __init__(self) -> None:
-        self.opened = asyncio.Event()
-        self.waiting = 0
-
-    async def wait(self) -> str:
-        self.waiting += 1
-        await self.opened.wait()
-        self.opened.clear()
-        self.waiting = 0
-        return "through"
-
-    async def open(self) -> str:
-        self.opened.set()
-        return "open"
-
-    def big(self, size: int) -> str:
-        return "x" * size
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +404,8 @@ async def test_limits_are_those_of_other_connections() -> None:
 
 
 async def test_a_drain_answers_calls_and_ends_streams() -> None:
-    gateway = make_gateway(mesh=EmbeddedMesh({"turnstile": Turnstile()}), expose=["turnstile.*"])
+    turnstile = Turnstile()
+    gateway = make_gateway(mesh=EmbeddedMesh({"turnstile": turnstile}), expose=["turnstile.*"])
     async with (
         run_gateway(gateway) as running,
         http_client(running, "alice") as client,
@@ -439,8 +419,7 @@ async def test_a_drain_answers_calls_and_ends_streams() -> None:
         assert (goodbye.event, goodbye.retry) == ("goodbye", goodbye.payload["event"]["retry_after_ms"])
         refused = await client.call("turnstile.open")
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-        turnstile: Any = gateway.service_mesh_manager.mesh._services["turnstile"]  # type: ignore[attr-defined]
-        turnstile.opened.set()
+        turnstile.open()
         assert (await call).json() == "through"
         assert (await stream.rest())[-1]["event"]["code"] == CloseCode.SERVICE_RESTART
         await drain

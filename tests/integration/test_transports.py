@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import pytest
@@ -18,7 +18,7 @@ from tests.integration.conftest import Broker
 from tests.integration.scene import delete_queues
 from tests.integration.test_fleet import delete_fleet
 from tests.kit.clients import Client, connect, refusal
-from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway
+from tests.kit.gateways import DEADLINE, RunningGateway, eventually, make_gateway, run_gateway
 from tests.kit.transports import EventStream, LineClient, connect_tcp, events, http_client
 from tests.servers.surviving_service import SurvivingService, host
 
@@ -57,17 +57,21 @@ class Everywhere:
         return [(await self.socket.closed()).code, last, (await self.lines.closed()).code]
 
 
-def knowing_each_other(*gateways: RunningGateway) -> Callable[[], bool]:
-    """Whether all kinds of connections of all of them are ready, and know of each other."""
-    channels = [channel for running in gateways for channel in running.gateway.channels.values()]
-    managers = [channel.service_mesh_manager for channel in channels]
-    return lambda: all(manager.connected and len(manager.fleet.members) == len(managers) - 1 for manager in managers)
+async def know_each_other(*gateways: RunningGateway) -> None:
+    """Wait until all kinds of connections of all gateways are on the mesh, and reach each other."""
+    kinds = [kind for running in gateways for kind in running.gateway.channels.values()]
+    managers = [kind.service_mesh_manager for kind in kinds]
+    await eventually(lambda: all(manager.connected for manager in managers))
+    async with asyncio.timeout(DEADLINE):
+        for manager in managers:
+            while (await manager.count()).processes < len(managers):
+                await asyncio.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
 async def shared() -> AsyncIterator[RunningGateway]:
     async with run_gateway(instance_id="one", tcp=FREE, max_connections_per_user=4) as running:
-        await eventually(knowing_each_other(running))
+        await know_each_other(running)
         yield running
 
 
@@ -167,7 +171,8 @@ async def test_on_a_broker_two_gateways_reach_connections_of_every_kind(amqp_url
             host(amqp_url, service, SurvivingService()) as mesh,
             http_client(one, "bob") as bob,
         ):
-            await eventually(lambda: knowing_each_other(one, two)() and mesh.connected)
+            await know_each_other(one, two)
+            await eventually(lambda: mesh.connected)
             async with (
                 Everywhere.connected(one, "alice", "news.*") as here,
                 Everywhere.connected(two, "alice", "news.*") as there,

@@ -1,0 +1,96 @@
+"""Tokens on a live connection: expiry, refresh, refused refreshes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from nuropb_gateway_asgi import Identity
+from tests.integration.websocket.conftest import BRIEFLY, LONG
+from tests.kit.clients import Client, connect
+from tests.kit.gateways import RunningGateway, authorise_from_token, make_gateway, run_gateway
+
+# --- tokens on a live connection --------------------------------------------------------------------------------
+
+
+async def test_the_token_expires(running: RunningGateway) -> None:
+    async with connect(running.url, f"alice:for:{BRIEFLY}") as client:
+        await client.request("demo.slow", LONG)
+        closed = await client.closed()
+        assert (closed.code, closed.frames) == (4005, [])
+
+
+async def test_a_newer_token_keeps_the_connection(running: RunningGateway) -> None:
+    async with connect(running.url, f"alice:for:{BRIEFLY}") as client:
+        answer = await client.ask("authorize", token="alice:for:1000", trace_id="t")
+        assert answer["result"]["expires_at"] > client.hello["expires_at"]
+        assert answer["trace_id"] == "t"
+        assert (await client.result("demo.whoami"))["Authorization"] == "Bearer alice:for:1000"
+        async with connect(running.url, f"alice:for:{BRIEFLY}") as other:
+            assert (await other.closed()).code == 4005
+        assert await client.result("demo.echo") == {}
+        # And a shorter one shortens it.
+        assert (await client.ask("authorize", token="alice:for:0.05"))["error"] is None
+        assert (await client.closed()).code == 4005
+
+
+@pytest.mark.parametrize(
+    ("token", "code"),
+    [
+        ("bad", "unauthenticated"),
+        ("", "unauthenticated"),
+        ("alice:for:0", "unauthenticated"),
+        ("bob", "permission_denied"),
+    ],
+)
+async def test_a_token_that_does_not_do_changes_nothing(client: Client, token: str, code: str) -> None:
+    assert (await client.ask("authorize", token=token))["error"]["code"] == code
+    assert (await client.result("demo.whoami"))["Authorization"] == "Bearer alice"
+
+
+async def test_authorize_without_an_id_is_answered_too(client: Client) -> None:
+    await client.send("authorize", token="alice:2")
+    assert "expires_at" in (await client.next())["payload"]["result"]
+    await client.send("authorize", token="bad")
+    answer = await client.next()
+    error = answer if answer["type"] == "error" else answer["payload"]["error"]
+    assert error["code"] == "unauthenticated"
+
+
+async def test_a_flood_of_tokens_keeps_one_authenticator_busy() -> None:
+    busy = most = 0
+    opened = asyncio.Event()
+
+    async def slow(token: str) -> Identity | None:
+        nonlocal busy, most
+        answer = authorise_from_token(token)
+        if token != "alice":
+            busy += 1
+            most = max(most, busy)
+            await opened.wait()
+            busy -= 1
+        return None if answer is None else Identity(user_id="alice", username="Alice", token=token)
+
+    async with run_gateway(make_gateway(authenticator=slow)) as running, connect(running.url, "alice") as client:
+        for number in range(50):
+            await client.send("authorize", token=f"alice:{number}", id=str(number))
+        assert await client.result("demo.echo") == {}  # nothing waits for the authenticator
+        opened.set()
+        answers = [await client.answer(str(number)) for number in range(50)]
+        assert most == 1
+        refused = [answer["error"]["code"] for answer in answers if answer["error"] is not None]
+        assert refused == ["too_many_requests"] * 49
+        assert (await client.ask("authorize", token="alice:50"))["error"] is None
+
+
+async def test_an_authenticator_that_fails_later(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(token: str) -> Identity | None:
+        if token != "alice":
+            raise ZeroDivisionError("secret")
+        return Identity(user_id="alice", username="Alice", token=token)
+
+    async with run_gateway(make_gateway(authenticator=broken)) as running, connect(running.url, "alice") as client:
+        assert (await client.ask("authorize", token="alice:2"))["error"]["code"] == "internal"
+        assert await client.result("demo.echo") == {}
+    assert "secret" not in caplog.text
