@@ -1,1 +1,1 @@
-"""What a request and a connection cost: see README.md."""
+"""Benchmark of requests, connections and events; see README.md."""

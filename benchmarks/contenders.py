@@ -1,4 +1,4 @@
-"""Who is compared, how each is started and talked to, and which parts of the benchmark it takes part in."""
+"""Contenders: how each is started and addressed, and its parts of the benchmark."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ _EVERYTHING: Final = frozenset({"load", "memory", "connect", "fan-out", "growth"
 
 @dataclass(frozen=True)
 class Contender:
+    """A server to measure."""
+
     name: str
     title: str
-    #: See dialects.py.
+    #: A name in dialects.py.
     dialect: str
-    #: The command that starts it, to which the port is added; without one it is in the broker.
+    #: Start command, without the port; empty for a contender within the broker.
     command: tuple[str, ...]
     parts: frozenset[str]
-    #: It is left out where this file is missing, which make bench makes if it can; and why it could not.
+    #: The contender is left out if this file, made by make bench, is missing; ``otherwise`` is the reason.
     needs: Path | None = None
     otherwise: str = ""
-    #: It is not tried with more connections than this.
+    #: Upper bound of its connections.
     most_connections: int | None = None
-    #: The quick form does without it.
+    #: The quick form leaves it out.
     only_full: bool = False
-    #: It calls the service in Moleculer's protocol.
+    #: Calls the service by Moleculer's protocol.
     is_moleculer: bool = False
-    #: The method that sends to all connections; without a dot it is one of the server's own service.
+    #: Method that sends to all connections; without a dot, a method of the server's own service.
     broadcaster: str = "bench.publish"
 
 
@@ -45,7 +47,7 @@ def _gateway(name: str, title: str, *more: str, parts: frozenset[str], only_full
     return Contender(name, title, "gateway", command, parts, only_full=only_full)
 
 
-#: What the others are compared with.
+#: The base of all ratios.
 BASE: Final = _gateway("gateway", "this gateway, uvloop", "gateway", parts=_EVERYTHING)
 NUROPB_GW: Final = Contender(
     "nuropb_gw",
@@ -67,11 +69,11 @@ MOLECULER: Final = Contender(
     otherwise="it needs Node.js and npm",
     is_moleculer=True,
 )
-#: A connection is a process and a queue of the broker, which all contenders share: many of them would be felt by all.
+#: Each connection is a process and a queue of the broker, which all contenders share: many would slow down all.
 STOMP: Final = Contender(
     "web-stomp", "RabbitMQ Web STOMP", "stomp", (), frozenset({"load", "fan-out"}), most_connections=1000
 )
-#: Nothing on the same server can be cheaper.
+#: The lowest cost on uvicorn and Starlette.
 FLOOR: Final = Contender(
     "echo",
     "floor: bare echo, uvloop",

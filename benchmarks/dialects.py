@@ -1,6 +1,6 @@
-"""What a client says to the contenders, and what they say to it. Pure: text out, text in and what it means.
+"""Messages of the contenders' protocols, encoded and decoded. Pure.
 
-Each client asks for the same thing, that its parameters be sent back, in the words of the server that it talks to.
+Every client sends the same request, to echo its parameters, in the protocol of its server.
 """
 
 from __future__ import annotations
@@ -12,28 +12,30 @@ from typing import Any, Final, NamedTuple, Protocol
 
 __all__ = ["DIALECTS", "TOPIC", "Dialect", "Kind", "Said", "make_dialect"]
 
-#: Of the events that go to all connections.
+#: Topic of the events to all connections.
 TOPIC: Final = "bench.fan-out"
 
 
 class Kind(enum.Enum):
-    """What a message from the server is."""
+    """Kinds of messages from a server."""
 
-    #: The connection may be used.
+    #: The connection is ready.
     OPENED = enum.auto()
-    #: ``value`` is what came back for the request ``number``.
+    #: ``value`` is the answer to the request ``number``.
     ANSWER = enum.auto()
-    #: ``value`` is an event that goes to all connections.
+    #: ``value`` is an event to all connections.
     EVENT = enum.auto()
-    #: ``value`` is what has to be sent now.
+    #: ``value`` is a text to send back now.
     SEND = enum.auto()
-    #: Nothing to do about it.
+    #: The message needs no action.
     NOTHING = enum.auto()
-    #: No answer that could be wanted.
+    #: An error, or an unexpected message.
     WRONG = enum.auto()
 
 
 class Said(NamedTuple):
+    """A decoded message."""
+
     kind: Kind
     number: int = 0
     value: Any = None
@@ -43,31 +45,34 @@ OPENED, NOTHING, WRONG = Said(Kind.OPENED), Said(Kind.NOTHING), Said(Kind.WRONG)
 
 
 class Dialect(Protocol):
-    """How one kind of server is talked to."""
+    """The protocol of one kind of server."""
 
     path: str
 
     def headers(self, token: str) -> Sequence[str]:
-        """Lines of the handshake."""
+        """Return additional header lines of the handshake."""
 
     def greet(self, token: str) -> str | None:
-        """What has to be said first, after the handshake."""
+        """Return the first message after the handshake, if the protocol needs one."""
 
     def request(self, number: int, params: dict[str, Any]) -> str:
-        """Ask for ``params`` to be sent back."""
+        """Encode a request to echo ``params``."""
 
     def subscribe(self, number: int) -> str | None:
-        """Ask for what :meth:`broadcast` sends, if one has to; it has an answer, whatever is in that."""
+        """Encode a subscription to the events of :meth:`broadcast`, or return None if the server needs none.
+
+        The server answers it; the content of that answer does not matter.
+        """
 
     def broadcast(self, number: int, event: dict[str, Any]) -> str:
-        """Have ``event`` sent to all connections; whether that has an answer is the server's business."""
+        """Encode a request to send ``event`` to all connections; some servers answer it, some do not."""
 
     def read(self, text: bytes) -> Said:
-        """What the server says."""
+        """Decode a message from the server."""
 
 
 class NuropbFrames:
-    """This gateway and nuropb_gw. ``service`` and ``broadcaster`` name who answers and who broadcasts on the mesh."""
+    """This gateway and nuropb_gw. ``service`` is the name of the echo service, ``broadcaster`` a method on the mesh."""
 
     path = "/ws"
 
@@ -110,14 +115,14 @@ class NuropbFrames:
 
     @staticmethod
     def _call(service: str, method: str, params: dict[str, Any], number: int) -> str:
-        # nuropb_gw knows the trace id only, and ignores the other one.
+        # nuropb_gw reads the trace id only, and ignores the id.
         id_ = str(number)
         payload = {"service": service, "method": method, "params": params, "id": id_, "trace_id": id_}
         return json.dumps({"type": "request", "payload": payload})
 
 
 class Echo(NuropbFrames):
-    """The echo server: the same frames, which come back; and every event goes to all."""
+    """The echo server: it sends the same frames back, and every event to all connections."""
 
     def greet(self, token: str) -> str | None:
         return json.dumps({"type": "event", "payload": {"topic": "hello", "event": {}}})
@@ -179,9 +184,9 @@ class SocketIO:
 
 
 class Stomp:
-    """RabbitMQ's Web STOMP (STOMP 1.2): NuroPb's messages for the service, with a reply queue of the connection's own.
+    """RabbitMQ's Web STOMP (STOMP 1.2): NuroPb's messages for the service, with one reply queue per connection.
 
-    What becomes of the reply queue's name is RabbitMQ's business.
+    RabbitMQ replaces the reply queue's name by its own.
     """
 
     path = "/ws"
@@ -237,7 +242,7 @@ class Stomp:
 
 
 def make_dialect(name: str, service: str, broadcaster: str) -> Dialect:
-    """A dialect by its name."""
+    """Make a dialect by its name."""
     if name == "socket.io":
         return SocketIO(service)
     if name == "stomp":

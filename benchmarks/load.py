@@ -1,10 +1,10 @@
-"""The clients: WebSocket connections that ask, look at every answer, and ask again.
+"""Clients of one contender: WebSocket connections that send requests and check every answer.
 
-They take orders from standard input, a line of JSON each, and answer each of them with a line of JSON; see ``ORDERS``.
-They end when standard input does.
+The process reads orders from standard input, one line of JSON each, and answers each with a line of JSON; see
+:class:`Orders`. It ends when standard input does.
 
-The clients are asyncio protocols that do just what RFC 6455 asks of a client, because on a small machine they take
-their time from the same processors as the server. Their masking key is zero.
+The clients are asyncio protocols with only the parts of RFC 6455 that a client must have, because on a small machine
+they share the processors with the server. Their masking key is zero.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from benchmarks.tokens import Signer, make_signer
 HOST: Final = "127.0.0.1"
 ANSWER_TIMEOUT: Final = 20.0
 CLOSE_TIMEOUT: Final = 20.0
-#: Handshakes at a time.
+#: Concurrent handshakes.
 HANDSHAKES: Final = 32
-#: Seconds between two looks at the clock when requests are sent by it.
+#: Seconds between two looks at the clock when requests are sent at a rate.
 TICK: Final = 0.001
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 
 
 class LoadError(RuntimeError):
-    """An answer was wrong, or missing."""
+    """A wrong or missing answer."""
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
@@ -53,23 +53,23 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 class Load:
-    """What the connections have in common."""
+    """State shared by all connections."""
 
     def __init__(self, dialect: Dialect, size: int) -> None:
         self.dialect = dialect
         self.clients: list[Client] = []
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: Answers, or deliveries of events.
+        #: Answers, or deliveries of events, so far.
         self.count = 0
         self.measuring = False
         self.latencies: list[float] = []
-        #: Connections that are to ask next, while each answer is followed by a request.
+        #: Connections that send the next requests, while each answer is followed by a request.
         self.next: deque[Client] | None = None
-        #: The event that all connections have to get now, and how many have not yet.
+        #: The current event, and the number of connections that still lack it.
         self.event: dict[str, Any] = {}
         self.missing = 0
         self.arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: Some servers answer the request for an event, some do not.
+        #: Numbers of requests for events: some servers answer them, some do not.
         self.broadcasts: set[int] = set()
         self._number = 0
         self._text = "x" * size
@@ -83,7 +83,7 @@ class Load:
             self.failed.result()
 
     def number(self) -> int:
-        """A new number for a request."""
+        """Return a new number for a request."""
         self._number += 1
         return self._number
 
@@ -109,7 +109,7 @@ class Load:
     # --- events -----------------------------------------------------------------------------------------------
 
     def broadcast(self, client: Client) -> asyncio.Future[None]:
-        """Have ``client`` ask for an event for everybody; done when everybody has it."""
+        """Have ``client`` request an event to all connections; the future is done when all have it."""
         number = self.number()
         self.event = {"number": number, "text": self._text}
         self.missing = len(self.clients)
@@ -130,10 +130,10 @@ class Load:
 
 
 class Client(asyncio.Protocol):
-    """One connection."""
+    """A connection to the server."""
 
     def __init__(self, load: Load, port: int, token: str) -> None:
-        #: By the number of the request: when it was sent, and the answer that it has to get, if that matters.
+        #: By the number of the request: its time of sending, and its expected answer; None for any answer.
         self.waiting: dict[int, tuple[float, dict[str, Any] | None]] = {}
         self.last_event = 0
         loop = asyncio.get_running_loop()
@@ -166,7 +166,7 @@ class Client(asyncio.Protocol):
             self._load.fail(f"the server closed a connection: {error}")
 
     def close(self) -> None:
-        """Say goodbye; it is the server that closes the connection then."""
+        """Send a close frame; the server then closes the connection."""
         self._closing = True
         self._write(frame(CLOSE, struct.pack(">H", 1000)))
 
@@ -252,7 +252,7 @@ class Client(asyncio.Protocol):
 
 
 async def pause(load: Load, seconds: float) -> None:
-    """Wait, unless something fails."""
+    """Wait for ``seconds``. Raises the error of the load as soon as it fails."""
     await asyncio.wait((load.failed,), timeout=seconds)
     load.check()
 
@@ -273,7 +273,7 @@ async def unless_it_fails(load: Load, coroutine: Coroutine[Any, Any, None]) -> N
 
 
 class Meter:
-    """What happened between the moment of its making and now."""
+    """Counts, times and CPU seconds since its creation."""
 
     def __init__(self, load: Load, pids: Mapping[str, Iterable[int]]) -> None:
         self._load = load
@@ -292,7 +292,7 @@ class Meter:
 
 
 class Orders:
-    """What the clients can be told to do, by the names of the methods."""
+    """Orders to the clients, by the names of the methods."""
 
     def __init__(self, load: Load, port: int, sign: Signer, pids: Mapping[str, int]) -> None:
         self._load = load
@@ -300,18 +300,18 @@ class Orders:
         self._sign = sign
         self._pids = pids
         self._users = 0
-        #: So many connections get the events.
+        #: Number of connections that are subscribed to the events.
         self._subscribed = 0
 
     # --- connections ------------------------------------------------------------------------------------------
 
     async def open(self, count: int) -> int:
-        """Have ``count`` connections, each of another user."""
+        """Open connections until there are ``count``, each for a different user."""
         await self._connect(self._tokens(count - len(self._load.clients)))
         return len(self._load.clients)
 
     async def connect(self, count: int) -> dict[str, Any]:
-        """Open so many more connections, measure that, and close them again."""
+        """Open ``count`` more connections, measure that, and close them again."""
         tokens = list(self._tokens(count))
         before = len(self._load.clients)
         meter = self._meter()
@@ -322,7 +322,7 @@ class Orders:
             client.close()
         await asyncio.wait([client.closed for client in new], timeout=CLOSE_TIMEOUT)
         if not all(client.closed.done() for client in new):
-            raise LoadError("the server did not close the connections that said goodbye")
+            raise LoadError("the server did not close the connections after their close frames")
         return sample
 
     def _tokens(self, count: int) -> Iterator[str]:
@@ -348,7 +348,7 @@ class Orders:
     # --- requests ---------------------------------------------------------------------------------------------
 
     async def load(self, connections: int, in_flight: int, warm_up: float, seconds: float) -> dict[str, Any]:
-        """Have so many requests in flight all the time, spread evenly over the first ``connections`` connections."""
+        """Keep ``in_flight`` requests in flight, spread evenly over the first ``connections`` connections."""
         load = self._load
         clients = load.clients[:connections]
         load.next = deque(clients * -(-in_flight // connections))
@@ -357,7 +357,7 @@ class Orders:
         return await self._measure_answers(warm_up, seconds, at_least=in_flight)
 
     async def pace(self, connections: int, rate: float, warm_up: float, seconds: float) -> dict[str, Any]:
-        """Send so many requests a second, whatever becomes of them, on one of ``connections`` after the other."""
+        """Send ``rate`` requests a second on ``connections`` connections in turn, without waiting for answers."""
 
         async def send() -> None:
             began, sent = time.perf_counter(), 0
@@ -378,11 +378,11 @@ class Orders:
     ) -> dict[str, Any]:
         load = self._load
         load.latencies.clear()
-        # Those that were asked all at once must be over, however long that takes.
+        # The first requests, sent all at once, must be answered before, even beyond the warm-up.
         await self._pass(warm_up, at_least)
         load.measuring = True
         meter = self._meter()
-        # Some servers answer in bursts, which a short time could miss.
+        # A short time could miss the bursts in which some servers answer.
         await self._pass(seconds, 2 * at_least)
         sample = meter.read()
         load.measuring, load.next = False, None
@@ -399,7 +399,7 @@ class Orders:
         )
 
     async def _pass(self, seconds: float, at_least: int = 1) -> None:
-        """Wait so long, and until so many requests were answered."""
+        """Wait for ``seconds``, and until ``at_least`` requests have been answered."""
         load, enough = self._load, self._load.count + at_least
         await pause(load, seconds)
         await until(load, lambda: load.count >= enough, "requests were not answered")
@@ -407,7 +407,7 @@ class Orders:
     # --- events -----------------------------------------------------------------------------------------------
 
     async def subscribe(self) -> int:
-        """Have every connection ask for the events, where that is how it is done."""
+        """Subscribe every connection to the events, if the dialect has subscriptions."""
         load = self._load
         for client in load.clients[self._subscribed :]:
             number = load.number()
@@ -419,7 +419,7 @@ class Orders:
         return self._subscribed
 
     async def fan_out(self, warm_up: float, seconds: float) -> dict[str, Any]:
-        """Send one event after the other to every connection, each when the one before has reached everybody."""
+        """Send events to every connection; each event waits until the one before has reached all connections."""
         await self._broadcast(warm_up)
         meter = self._meter()
         latencies = await self._broadcast(seconds)
@@ -428,7 +428,7 @@ class Orders:
         return sample | {"events": len(latencies), "p50": percentile(sorted(latencies), 0.5)}
 
     async def _broadcast(self, seconds: float) -> list[float]:
-        """Send events for so long, and wait for the last one; how long each took to reach everybody."""
+        """Send events for ``seconds`` and wait for the last; return the seconds each took to reach all connections."""
         load = self._load
         latencies: list[float] = []
         end = time.perf_counter() + seconds
@@ -442,7 +442,7 @@ class Orders:
         return latencies
 
     def _meter(self) -> Meter:
-        # Only a server has workers; what a broker starts comes and goes.
+        # Only a server has workers; the child processes of a broker come and go.
         pids = {name: family(pid) if name == "server" else [pid] for name, pid in self._pids.items()}
         return Meter(self._load, pids)
 
@@ -469,18 +469,18 @@ async def obey(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Clients that ask one of the servers.")
+    parser = argparse.ArgumentParser(description="Clients of one of the servers.")
     parser.add_argument("dialect", choices=DIALECTS)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--size", type=int, default=64, help="characters of text in each request")
-    parser.add_argument("--service", default="bench", help="who answers")
+    parser.add_argument("--service", default="bench", help="the service that answers")
     parser.add_argument("--broadcaster", default="bench.publish", help="the method that sends to all connections")
     parser.add_argument("--pid", action="append", default=[], metavar="NAME=PID", help="measure its CPU time")
     options = parser.parse_args()
     try:
         run(obey(options))
     except (LoadError, OSError) as error:
-        # At once: a thread waits for standard input.
+        # No regular exit: it would wait for the thread that reads standard input.
         print(f"load: {str(error) or type(error).__name__}", file=sys.stderr, flush=True)
         os._exit(1)
 

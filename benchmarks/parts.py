@@ -1,6 +1,6 @@
-"""The parts of the benchmark: what is measured, by which orders to the clients, in which turns.
+"""Parts of the benchmark: each sends orders to the clients and returns its measurements.
 
-A part is given its contenders, and returns what report.py and targets.py read: turns of samples (see samples.py), and
+A part gets its contenders, and returns the input of report.py and targets.py: turns of samples (see samples.py), and
 for memory the bytes by contender and number of connections.
 """
 
@@ -19,25 +19,25 @@ from benchmarks.tokens import ALGORITHMS
 
 __all__ = ["PARTS"]
 
-#: Open before the memory of connections is measured, so that what is paid once is not put down to them.
+#: Connections opened before memory is measured, so that one-time costs are not attributed to connections.
 FIRST_CONNECTIONS: Final = 100
-#: Seconds for a process to come to rest.
+#: Seconds for a process to become idle.
 SETTLE: Final = 1.5
 
 Say: TypeAlias = Callable[[str], None]
-#: What is measured of one crew in one cell.
+#: Measures one crew in one cell.
 Measure: TypeAlias = Callable[[str, Crew], Mapping[str, Any]]
 
 
 def measure_load(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
-    """Requests: so many in flight all the time, and at half of the rate that was reached with most of them."""
+    """Measure requests: with a constant number in flight, and at half of the rate reached with the most in flight."""
     most = max(connections for connections, _ in plan.cells.values())
     turns = []
     with contextlib.ExitStack() as stack:
         crews = stage.start(stack, contenders)
         for crew in crews:
             crew.clients.order("open", count=most)
-            _load(crew, plan, *plan.cells[SATURATION])  # compilers and caches have their first time, too
+            _load(crew, plan, *plan.cells[SATURATION])  # warms up compilers and caches
         for turn in range(plan.turns):
             say(f"load: turn {turn + 1} of {plan.turns}")
             samples: dict[str, dict[str, Any]] = {crew.server.contender.name: {} for crew in crews}
@@ -55,7 +55,7 @@ def measure_load(stage: Stage, plan: Plan, contenders: Sequence[Contender], say:
 
 
 def measure_memory(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
-    """Connections that do nothing: bytes of the process with the first ones, and for each one above those."""
+    """Measure idle connections: bytes of the process with the first connections, and per connection beyond these."""
     memory = {}
     for contender in contenders:
         say(f"memory: {contender.title}")
@@ -75,7 +75,7 @@ def measure_memory(stage: Stage, plan: Plan, contenders: Sequence[Contender], sa
 
 
 def measure_connecting(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
-    """Connections from the TCP handshake to the first message, each with a token that has not been seen before."""
+    """Measure connecting, from the TCP handshake to the first message, each time with a new token."""
     with contextlib.ExitStack() as stack:
         groups = {algorithm: stage.start(stack, contenders, algorithm) for algorithm in ALGORITHMS}
 
@@ -86,7 +86,7 @@ def measure_connecting(stage: Stage, plan: Plan, contenders: Sequence[Contender]
 
 
 def measure_fan_out(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
-    """One event to all connections, again and again."""
+    """Measure one event after the other to all connections."""
     turns: list[dict[str, dict[str, Any]]] = [{} for _ in range(plan.other_turns)]
 
     def measure(cell: str, crew: Crew) -> Any:
@@ -107,7 +107,7 @@ def measure_fan_out(stage: Stage, plan: Plan, contenders: Sequence[Contender], s
 
 
 def measure_growth(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
-    """The same load on more and more connections, each number in a process of its own, so that they can take turns."""
+    """Measure the same load on growing numbers of connections, each in its own process, so that they can take turns."""
     chosen = [contender for contender in contenders if contender.name in plan.growth_of]
     with contextlib.ExitStack() as stack:
         groups = {}
@@ -123,10 +123,10 @@ def measure_growth(stage: Stage, plan: Plan, contenders: Sequence[Contender], sa
 
 
 def measure_workers(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
-    """One process of the gateway and two that share a port, with most requests in flight."""
+    """Measure one process of the gateway, and two that share a port, with the most requests in flight."""
     with contextlib.ExitStack() as stack:
         crews = stage.start(stack, contenders)
-        time.sleep(SETTLE)  # the first worker says that it is ready, and the others ought to have their share, too
+        time.sleep(SETTLE)  # the first worker reports that it is ready; the others should be ready, too
         for crew in crews:
             crew.clients.order("open", count=plan.cells[SATURATION][0])
 
@@ -145,7 +145,7 @@ def _load(crew: Crew, plan: Plan, connections: int, in_flight: int) -> Any:
 def _take_turns(
     name: str, plan: Plan, groups: Mapping[str, Sequence[Crew]], measure: Measure, say: Say
 ) -> list[dict[str, dict[str, Any]]]:
-    """Measure each crew of each group, which are the cells, in every turn, and once before that does not count."""
+    """Measure each crew of each group (a cell) in every turn, after one turn that does not count."""
     for cell, crews in groups.items():
         for crew in crews:
             measure(cell, crew)

@@ -1,4 +1,4 @@
-"""The pictures in docs/performance.md, by matplotlib."""
+"""Pictures in docs/performance.md, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Titles = Mapping[str, str]
 
 
 def draw(results: Mapping[str, Any], directory: Path) -> None:
-    """Draw every part that was measured and has a picture."""
+    """Draw the picture of every measured part that has one."""
     directory.mkdir(parents=True, exist_ok=True)
     style = {
         "font.size": 8,
@@ -41,7 +41,7 @@ def draw(results: Mapping[str, Any], directory: Path) -> None:
         for name, draw_part in DRAWN.items():
             if name in results["parts"]:
                 figure = draw_part(results["parts"][name], results["titles"])
-                # Without the version of the library, the same numbers make the same file.
+                # Without the library's version in the file, equal figures give equal files.
                 figure.savefig(directory / f"{name}.png", metadata={"Software": None})
 
 

@@ -1,4 +1,4 @@
-"""How much is measured, in the quick form and in the full one."""
+"""Amounts to measure, in the quick form and in the full form."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Final
 
 __all__ = ["FULL", "GROWTH_IN_FLIGHT", "HALF", "QUICK", "SATURATION", "SPARE_FILES", "Plan", "within"]
 
-#: The cell with most requests in flight, and the one with half of the rate that is reached there.
+#: The cell with the most requests in flight, and the cell with half of the rate reached there.
 SATURATION: Final = "400"
 HALF: Final = "half"
-#: In flight, all the time, while the number of connections grows.
+#: Constant number of requests in flight while the number of connections grows.
 GROWTH_IN_FLIGHT: Final = 10
-#: Files that a process has open beside its connections.
+#: Open files of a process beside its connections.
 SPARE_FILES: Final = 200
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured. Times are in seconds."""
+    """Amounts to measure. Times are in seconds."""
 
     name: str
     turns: int
@@ -69,9 +69,9 @@ FULL: Final = Plan(
 
 
 def within(plan: Plan, files: int) -> tuple[Plan, list[int]]:
-    """The plan for processes that may open so many files, and the numbers of connections that are not in it then.
+    """Reduce the plan to ``files`` open files per process; also return the numbers of connections left out.
 
-    Raises ValueError if there are not even enough for the requests.
+    Raises ValueError if the files do not suffice for every cell and the smallest number of each other part.
     """
     most = files - SPARE_FILES
     least = max(min(plan.idle), min(plan.audiences), min(plan.growth), *(each for each, _ in plan.cells.values()))

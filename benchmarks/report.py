@@ -1,4 +1,4 @@
-"""The report: what was measured, as Markdown. Pure."""
+"""Markdown report of a benchmark run. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.targets import latency, verdicts
 
 __all__ = ["CELLS", "numbers", "replaced", "report"]
 
-#: What is measured: see run.py for what is in it.
+#: Results of a run, as :func:`benchmarks.run.measure` returns them.
 Results = Mapping[str, Any]
 
 CELLS: Final[Mapping[str, str]] = {
@@ -30,13 +30,13 @@ CELLS: Final[Mapping[str, str]] = {
     "32 on one": "32 in flight on one connection",
     "32": "32 in flight, 1 on each of 32 connections",
     SATURATION: "400 in flight, 1 on each of 400 connections",
-    HALF: "Half of the rate that each reached with 400 in flight",
+    HALF: "Half of each contender's rate with 400 in flight",
 }
 _NOTHING: Final = "-"
 
 
 def report(results: Results, pictures: str | None = None) -> Iterator[str]:
-    """All of it. ``pictures`` is where they are, if there are any."""
+    """Yield the lines of the report. ``pictures`` is the directory of the pictures; None leaves them out."""
     parts = results["parts"]
     yield from _targets(parts)
     sections: Mapping[str, Callable[[Any, Mapping[str, str]], Iterator[str]]] = {
@@ -66,7 +66,7 @@ _TITLES: Final = {
     "growth": "Growth",
     "workers": "Workers",
 }
-#: What the pictures show, for those who do not see them.
+#: Alternative texts of the pictures.
 PICTURES: Final = {
     "load": "CPU time per request and latency by contender and load",
     "memory": "Memory per idle connection by contender",
@@ -81,7 +81,7 @@ def _targets(parts: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     words = {True: "met", False: "**missed**", None: "not measured"}
     rows = [(each.what, each.wanted, _ratio(each.measured), words[each.met]) for each in verdicts(parts)]
-    yield from _table(("This gateway (on uvloop)", "wanted", "measured", ""), rows)
+    yield from _table(("Ratio (this gateway on uvloop)", "target", "measured", ""), rows)
 
 
 def _load(part: Any, titles: Mapping[str, str]) -> Iterator[str]:
@@ -110,7 +110,7 @@ def _load(part: Any, titles: Mapping[str, str]) -> Iterator[str]:
 
 def _memory(part: Any, titles: Mapping[str, str]) -> Iterator[str]:
     counts = [count for count in part["gateway"] if count != "process"]
-    head = ("", "process with the first 100, MiB", *(f"KiB each, {count}" for count in counts))
+    head = ("", "process with 100 connections, MiB", *(f"KiB each, {count}" for count in counts))
     rows = [
         (
             titles[name],
@@ -148,7 +148,7 @@ def _fan_out(part: Any, titles: Mapping[str, str]) -> Iterator[str]:
         yield f"**To {cell} connections**"
         yield ""
         yield from _table(
-            ("", "CPU µs / delivery", "times this gateway", "deliveries/s", "ms until everybody has it (p50)"),
+            ("", "CPU µs / delivery", "times this gateway", "deliveries/s", "ms to reach all connections (p50)"),
             [
                 (
                     titles[name],
@@ -204,11 +204,11 @@ def _run(results: Results) -> Iterator[str]:
         others = sum(sample["others"] for sample in samples) / measured / results["cpus"]
         busiest = max(sample["cpu"].get("service", 0.0) / sample["seconds"] for sample in samples)
         yield (
-            f"Everything is a median of {results['turns']} turns ({results['other_turns']} for all but the requests), "
-            f"{results['seconds']:g} s each. Ratios are medians of the ratios within a turn, with the lowest and the "
-            f"highest. {sum(sample['count'] for sample in samples)} requests, deliveries and connections, all of them "
-            f"as they had to be. The service never took more than {busiest:.0%} of a core. What had nothing to do with "
-            f"what was measured just then had {others:.0%} of the machine."
+            f"All figures are medians of {results['turns']} turns ({results['other_turns']} outside of the part "
+            f"Requests), {results['seconds']:g} s each. Ratios are medians of the ratios within a turn, with the "
+            f"lowest and the highest. All {sum(sample['count'] for sample in samples)} requests, deliveries and "
+            f"connections were correct. The service never took more than {busiest:.0%} of a core. Processes outside "
+            f"of the current measurement took {others:.0%} of the machine."
         )
         yield ""
     took = results["took"] / 60
@@ -232,7 +232,7 @@ def _samples(parts: Mapping[str, Any]) -> Iterator[Sample]:
 
 
 def numbers(results: Results) -> Iterator[str]:
-    """What fits into the README."""
+    """Yield the lines of the README's table."""
     yield f"Medians of one run of `{results['command']}` on {results['machine']}."
     yield ""
     parts, titles = results["parts"], results["titles"]
@@ -257,7 +257,7 @@ def numbers(results: Results) -> Iterator[str]:
 
 
 def replaced(text: str, name: str, lines: Sequence[str]) -> str:
-    """``text`` with other lines between ``<!-- name -->`` and ``<!-- end of name -->``. Raises ValueError without."""
+    """Replace the lines between ``<!-- name -->`` and ``<!-- end of name -->``. Raises ValueError without them."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     before, found, rest = text.partition(begin)
     _, ended, after = rest.partition(end)
@@ -266,7 +266,7 @@ def replaced(text: str, name: str, lines: Sequence[str]) -> str:
     return before + begin + "\n" + "\n".join(lines).strip() + "\n\n" + end + after
 
 
-# --- how things are written ---------------------------------------------------------------------------------------
+# --- formatting ---------------------------------------------------------------------------------------------------
 
 
 def _present(turns: Turns, titles: Mapping[str, str], cell: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Measure this gateway beside others, in turns: ``python -m benchmarks.run``; see README.md.
+"""Command line of the benchmark: ``python -m benchmarks.run``; see README.md.
 
 Prints Markdown to standard output and progress to standard error.
 """
@@ -38,8 +38,8 @@ PACKAGES_OF_NUROPB_GW: Final = ("nuropb-gw", "tornado", "nuropb", "pika", "pytho
 PACKAGES_OF_MOLECULER: Final = ("moleculer", "moleculer-io", "socket.io", "amqplib", "jsonwebtoken")
 
 
-#: What to do about it.
-RAISE: Final = "ulimit -Hn says how many; root may raise it"
+#: Remedy for too few open files.
+RAISE: Final = "ulimit -Hn shows the limit; root may raise it"
 
 
 def say(text: str) -> None:
@@ -47,7 +47,7 @@ def say(text: str) -> None:
 
 
 def measure(plan: Plan, size: int, names: Sequence[str], command: str) -> dict[str, Any]:
-    """The parts of these names, and all that there is to say about them."""
+    """Measure the named parts; return their results with the circumstances of the run, ready for JSON."""
     began = time.monotonic()
     files = open_files(plan.most_connections + SPARE_FILES)
     try:
@@ -87,22 +87,22 @@ def measure(plan: Plan, size: int, names: Sequence[str], command: str) -> dict[s
 
 
 def open_files(wanted: int) -> int:
-    """Have the processes that are started open so many files, if they may; returns how many they may."""
+    """Raise the limit of open files, which child processes inherit, to ``wanted`` if possible; return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     if soft == unlimited or soft >= wanted:
         return wanted
-    # Not more than that: Erlang makes room for as many as it might open.
+    # No higher than needed: Erlang reserves memory for every file that it may open.
     limit = wanted if hard == unlimited else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     return limit
 
 
-# --- what it was measured with ------------------------------------------------------------------------------------
+# --- versions -----------------------------------------------------------------------------------------------------
 
 
 def versions(contenders: Sequence[Contender], broker: str) -> Iterator[str]:
-    """Of everything that takes part."""
+    """Yield the versions of all participants."""
     yield f"RabbitMQ {broker}"
     yield python_with(PACKAGES)
     if NUROPB_GW in contenders:
@@ -119,11 +119,11 @@ def said_by(*command: str) -> str:
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
-# --- what becomes of it -------------------------------------------------------------------------------------------
+# --- output -------------------------------------------------------------------------------------------------------
 
 
 def write(results: dict[str, Any]) -> None:
-    """Put the results into the documents, instead of those that are there."""
+    """Replace the results and pictures in the documents."""
     from benchmarks.pictures import draw
 
     draw(results, PICTURES)
@@ -134,15 +134,15 @@ def write(results: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="What requests, connections and events cost, compared.")
-    parser.add_argument("--full", action="store_true", help="longer, and with up to 10000 connections (15 minutes)")
+    parser = argparse.ArgumentParser(description="Compare the cost of requests, connections and events.")
+    parser.add_argument("--full", action="store_true", help="longer, with up to 10000 connections (15 minutes)")
     parser.add_argument(
-        "--only", metavar="PART,...", default=",".join(PARTS), help=f"these parts only, of {', '.join(PARTS)}"
+        "--only", metavar="PART,...", default=",".join(PARTS), help=f"only these parts, of {', '.join(PARTS)}"
     )
     parser.add_argument("--size", type=int, default=64, help="characters of text in each request (64)")
-    parser.add_argument("--raw", type=Path, metavar="FILE", help="write everything that was measured there, as JSON")
+    parser.add_argument("--raw", type=Path, metavar="FILE", help="write all measurements to this file, as JSON")
     parser.add_argument(
-        "--from", type=Path, metavar="FILE", dest="source", help="measure nothing: report on such a file"
+        "--from", type=Path, metavar="FILE", dest="source", help="measure nothing: report on a file from --raw"
     )
     parser.add_argument(
         "--write", action="store_true", help="put the results and pictures into docs/performance.md and README.md"
@@ -152,12 +152,12 @@ def main() -> int:
     if len(names) != len(options.only.split(",")):
         parser.error(f"--only: the parts are {', '.join(PARTS)}")
     if options.write and len(names) < len(PARTS):
-        parser.error("--write: what the documents say has to be of one run, with all of its parts")
+        parser.error("--write: the documents need the results of one run with all parts; leave out --only")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if options.source is not None:
         results = json.loads(options.source.read_text())
     else:
-        # Where it was written to is nobody's business.
+        # Without --raw and --write: the report shows this command, and should not show paths of this machine.
         said = {"--full": options.full, f"--only {options.only}": len(names) < len(PARTS)}
         said[f"--size {options.size}"] = options.size != parser.get_default("size")
         arguments = " ".join(each for each, is_said in said.items() if is_said)

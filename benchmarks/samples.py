@@ -1,8 +1,8 @@
-"""What is made of what was measured: percentiles, medians, and ratios within a turn. Pure.
+"""Percentiles, medians and ratios of samples. Pure.
 
-A sample is one contender in one cell (so many requests in flight, say) in one turn: ``count`` of what was done in
-``seconds``, the ``cpu`` seconds by process, and what else there is to know about it. A contender that could not be
-measured is not there, and then there is no median either.
+A sample is the measurement of one contender in one cell (a number of requests in flight, for example) in one turn: the
+``count`` of operations in ``seconds``, the ``cpu`` seconds by process, and further figures of the part. A contender
+without a measurement has no sample, and so no median either.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ __all__ = [
 ]
 
 Sample: TypeAlias = Mapping[str, Any]
-#: Turn by turn: contender, cell, sample.
+#: One mapping per turn: contender, then cell, then sample.
 Turns: TypeAlias = Sequence[Mapping[str, Mapping[str, Sample]]]
 Value: TypeAlias = Callable[[Sample], float | None]
 
-#: A bucket of a histogram is so much wider than the one before; so large an error may its percentiles have.
+#: Ratio of a histogram's bucket to the bucket before it, and so the largest error of its percentiles.
 RESOLUTION: Final = 1.01
 
 
 class Ratio(NamedTuple):
-    """The median of the ratios within the turns, and the lowest and the highest of them."""
+    """Median, lowest and highest of the ratios within the turns."""
 
     median: float
     lowest: float
@@ -50,17 +50,17 @@ class Ratio(NamedTuple):
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest of the values that is not smaller than this share of them; they have to be in order."""
+    """Return the smallest value that is at least as large as this share of the values, which must be sorted."""
     return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
 
 
 def histogram(seconds: Iterable[float]) -> dict[str, int]:
-    """How many values there are in each bucket; histograms can be added up."""
+    """Count the values in each bucket; histograms can be added up."""
     return dict(Counter(str(round(math.log(max(each, 1e-9)) / math.log(RESOLUTION))) for each in seconds))
 
 
 def percentile_of(histograms: Iterable[Mapping[str, int]], share: float) -> float | None:
-    """The percentile of all values in some histograms, or None if there are none."""
+    """Return the percentile of all values in the histograms, or None if they have no values."""
     total: Counter[int] = Counter()
     for each in histograms:
         for bucket, count in each.items():
@@ -77,18 +77,18 @@ def percentile_of(histograms: Iterable[Mapping[str, int]], share: float) -> floa
 
 
 def cpu_per_thousand(sample: Sample) -> float | None:
-    """CPU seconds of the server for 1000 of what was done; None if it has no process of its own."""
+    """Return the server's CPU seconds for 1000 operations, or None if it has no process of its own."""
     seconds: float | None = sample["cpu"].get("server")
     return None if seconds is None else seconds / float(sample["count"]) * 1000
 
 
 def rate(sample: Sample) -> float:
-    """How many were done in a second."""
+    """Return the operations per second."""
     return float(sample["count"]) / float(sample["seconds"])
 
 
 def share_of_a_core(process: str) -> Value:
-    """How much of one core a process used."""
+    """Return a function that reads the share of one core that a process used."""
 
     def share(sample: Sample) -> float | None:
         return None if process not in sample["cpu"] else float(sample["cpu"][process] / sample["seconds"])
@@ -100,18 +100,18 @@ def share_of_a_core(process: str) -> Value:
 
 
 def median(turns: Turns, name: str, cell: str, value: Value) -> float | None:
-    """The median over the turns."""
+    """Return the median over the turns, or None without samples."""
     values = _values(turns, name, cell, value)
     return statistics.median(values) if values else None
 
 
 def pooled_percentile(turns: Turns, name: str, cell: str, share: float) -> float | None:
-    """A percentile of the latencies of all turns together: a single turn has too few for the rare ones."""
+    """Return a percentile of the latencies of all turns together: a single turn has too few for rare latencies."""
     return percentile_of((turn[name][cell]["latencies"] for turn in turns if cell in turn.get(name, {})), share)
 
 
 def ratio(turns: Turns, name: str, base: str, cell: str, value: Value, *, base_cell: str | None = None) -> Ratio | None:
-    """What ``name`` has for what ``base`` has in the same turn (in ``base_cell``, if that is another one)."""
+    """Divide the value of ``name`` by that of ``base``, turn by turn; ``base_cell`` defaults to ``cell``."""
     ratios = []
     for turn in turns:
         (own,) = _values([turn], name, cell, value) or (None,)

@@ -1,11 +1,11 @@
-"""The servers in Python, one per process: ``python -m benchmarks.servers NAME --port PORT``.
+"""Servers in Python, one per process: ``python -m benchmarks.servers NAME --port PORT``.
 
-``gateway`` and ``gateway-asyncio`` are ``nuropb-gateway serve``, which takes uvloop when it finds it, and as many
-processes as told; their settings come from the environment. ``nuropb_gw`` is the Tornado gateway that this one takes
-the place of, in an application that checks tokens. ``echo`` answers every WebSocket message with itself, by Starlette
-on uvicorn and the event loop of ``gateway``: nothing that talks to these in the usual way can cost less.
+``gateway`` and ``gateway-asyncio`` are ``nuropb-gateway serve``, the former on uvloop if it is installed, with
+``--workers`` processes; their settings come from the environment. ``nuropb_gw`` is the Tornado gateway that this
+gateway replaces, in an application that checks tokens. ``echo`` sends every WebSocket message back, by Starlette on
+uvicorn and the event loop of ``gateway``: the lowest cost of an ordinary application on both.
 
-Each has to run where the others cannot be installed, so it imports what it needs when it is started.
+Each server imports its packages only when it starts, because it has to run where the others cannot be installed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from uuid import uuid4
 from benchmarks.process import end_with_parent
 
 HOST = "127.0.0.1"
-#: Handshakes that may wait to be taken.
+#: Connections that may wait to be accepted.
 BACKLOG = 2048
 
 
@@ -81,7 +81,7 @@ def serve_nuropb_gw(options: argparse.Namespace) -> None:
 
 
 async def _serve_nuropb_gw(port: int, service_name: str) -> None:
-    # Not installed on every Python, and without types.
+    # These packages are not installed on every Python, and have no types.
     gateway: Any = importlib.import_module("nuropb_gw.service_mesh_manager")
     handlers: Any = importlib.import_module("nuropb_gw.handler_manager")
     ws_handler: Any = importlib.import_module("nuropb_gw.handlers.ws_handler")
@@ -123,7 +123,7 @@ async def _serve_nuropb_gw(port: int, service_name: str) -> None:
 
 
 def _authorise_from_token() -> Callable[[str], dict[str, Any] | None]:
-    """What an application brings: nuropb_gw itself checks no tokens."""
+    """Return the function that an application must provide: nuropb_gw itself checks no tokens."""
     from jose import JWTError, jwt
 
     key, algorithms = os.environ["NUROPB_GATEWAY_JWT_KEY"], [os.environ["NUROPB_GATEWAY_JWT_ALGORITHMS"]]
@@ -147,7 +147,7 @@ SERVERS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One of the servers that are compared.")
+    parser = argparse.ArgumentParser(description="Run one of the compared servers.")
     parser.add_argument("name", choices=SERVERS)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--workers", type=int, default=1)

@@ -1,8 +1,8 @@
-"""A service of the mesh that costs next to nothing: ``python -m benchmarks.service --url amqp://... --service bench``.
+"""Minimal-cost echo service on the mesh: ``python -m benchmarks.service --url amqp://... --service bench``.
 
-It is one asyncio protocol that reads deliveries and writes replies by hand, many in one go, and leaves the rest of
-AMQP to pamqp: nuropb's own service takes one message at a time and would be what is measured. It answers
-``nuropb_describe``, ``echo`` (with its parameters) and ``publish`` (having published ``event`` under ``topic``), once
+It is one asyncio protocol that reads deliveries and writes replies by hand, in batches, and leaves the rest of AMQP to
+pamqp: nuropb's own service handles one message at a time, and would limit every contender. It answers
+``nuropb_describe``, ``echo`` (with its parameters) and ``publish`` (after publishing ``event`` under ``topic``), once
 each. It prints READY with the broker's version when it consumes, and ends when its standard input closes.
 """
 
@@ -67,7 +67,7 @@ def entry(key: str, value: str) -> bytes:
 
 
 def properties(kind: str) -> bytes:
-    """Content type and headers of a message."""
+    """Encode content type and headers of a message."""
     headers = {"nuropb_protocol": "0.1.1", "nuropb_type": kind, "nuropb_version": "0.1.8", "encrypted": ""}
     table = b"".join(entry(key, value) for key, value in headers.items()) + short(b"trace_id") + b"V"
     return short(b"application/json") + LENGTH.pack(len(table)) + table
@@ -77,7 +77,7 @@ OF_A_RESPONSE, OF_AN_EVENT = properties("response"), properties("event")
 
 
 def find_addresses(header: bytes) -> tuple[bytes, bytes]:
-    """The correlation id and the reply queue in a content header; the properties before them are skipped."""
+    """Find correlation id and reply queue in a content header; the properties before them are skipped."""
     (flags,) = struct.unpack_from(">H", header, 12)
     position = 14
     for flag in (0x8000, 0x4000):
@@ -95,6 +95,8 @@ def find_addresses(header: bytes) -> tuple[bytes, bytes]:
 
 
 class EchoService(asyncio.Protocol):
+    """The service's connection to the broker."""
+
     def __init__(self, name: str) -> None:
         self._name = name
         self._buffer = bytearray()
@@ -160,7 +162,7 @@ class EchoService(asyncio.Protocol):
     # --- setting up -------------------------------------------------------------------------------------------
 
     async def set_up(self, user: str, password: str, vhost: str) -> str:
-        """Begin to consume; returns the broker's version."""
+        """Begin to consume; return the broker's version."""
         self._write(ProtocolHeader().marshal())
         start = await self._answers.get()
         secret = f"\x00{user}\x00{password}"

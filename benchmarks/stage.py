@@ -1,4 +1,4 @@
-"""The broker, the services, and the processes that are started beside them."""
+"""Broker, services and processes of a run."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = ["BenchmarkError", "Crew", "Process", "Stage"]
 
 START_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 10.0
-#: Seconds for an order, beside what it says itself. It is a deadline for what has gone wrong, not a measurement.
+#: Seconds for an order, beside its own duration: a deadline that detects failures.
 ORDER_TIMEOUT: Final = 60.0
 SERVICE: Final = "bench"
 
 
 class BenchmarkError(RuntimeError):
-    """A process did not start, or found something wrong."""
+    """A failed start of a process, or an error that it reported."""
 
 
 class Process:
-    """A process with its standard error in a file; ended by its id."""
+    """A child process with its standard error in a file."""
 
     def __init__(self, name: str, *command: str, directory: Path, environment: Mapping[str, str]) -> None:
         self.name = name
@@ -56,7 +56,7 @@ class Process:
         return self._process.pid
 
     def check(self) -> None:
-        """Raise BenchmarkError if it has ended."""
+        """Raise BenchmarkError if the process has ended."""
         status = self._process.poll()
         if status is not None:
             raise self.error(f"ended with {status}")
@@ -66,7 +66,7 @@ class Process:
         return BenchmarkError(f"{self.name} {what}; the end of its log:\n{log}")
 
     def line(self, timeout: float) -> str:
-        """The next line that it says."""
+        """Return the next line of its standard output. Raises BenchmarkError on a timeout, or if the process ends."""
         stdout = self._process.stdout
         assert stdout is not None
         deadline = time.monotonic() + timeout
@@ -77,12 +77,12 @@ class Process:
             if not chunk:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(1)
-                raise self.error("ended" if readable else f"said nothing in {timeout:.0f} s")
+                raise self.error("ended" if readable else f"printed nothing in {timeout:.0f} s")
             said += chunk
         return said.decode().strip()
 
     def order(self, do: str, **arguments: Any) -> Any:
-        """Tell clients to do something (see load.py), and wait for what comes of it."""
+        """Send an order to clients (see load.py), and return their answer."""
         stdin = self._process.stdin
         assert stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -105,12 +105,12 @@ class Process:
 
 @dataclass(frozen=True)
 class Server:
-    """A contender that runs; without a process it is in the broker."""
+    """A running contender; without a process it is part of the broker."""
 
     contender: Contender
     port: int
     process: Process | None
-    #: Its own name on the mesh.
+    #: Name on the mesh.
     service_name: str
 
     @property
@@ -141,7 +141,7 @@ class Crew:
 
 
 class Stage:
-    """What is the same for all contenders. ``size`` is of the text in each request, in characters."""
+    """Broker, services and keys for all contenders. ``size`` is the length of each request's text in characters."""
 
     def __init__(self, stack: contextlib.ExitStack, size: int) -> None:
         self._size = size
@@ -166,7 +166,7 @@ class Stage:
     def start(
         self, stack: contextlib.ExitStack, contenders: Iterable[Contender], algorithm: str = "HS256"
     ) -> list[Crew]:
-        """Start contenders, all at once, and with each its clients, which wait for orders."""
+        """Start the contenders, all at once, and for each its clients, which wait for orders."""
         servers = [self._serve(stack, contender, algorithm) for contender in contenders]
         deadline = time.monotonic() + START_TIMEOUT
         for server in servers:
@@ -192,7 +192,7 @@ class Stage:
             "NUROPB_GATEWAY_EXPOSE": f"{SERVICE}.*",
             "NUROPB_GATEWAY_EXPOSE_TOPICS": f"{SERVICE}.#",
             "NUROPB_GATEWAY_MAX_CONNECTIONS": "20000",
-            # The others have none.
+            # The other contenders have no such limits.
             "NUROPB_GATEWAY_RATE_LIMIT": "off",
             "NUROPB_GATEWAY_RATE_LIMIT_USER": "off",
             "NUROPB_GATEWAY_HANDSHAKE_RATE": "off",
@@ -245,6 +245,6 @@ class Stage:
 
 
 def rotated(crews: Sequence[Crew], turn: int) -> list[Crew]:
-    """The same, beginning with another one in every turn."""
+    """Rotate the crews, so that each turn begins with a different crew."""
     shift = turn % len(crews)
     return [*crews[shift:], *crews[:shift]]

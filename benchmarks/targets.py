@@ -1,4 +1,4 @@
-"""What this gateway is to reach, as ratios within one run, and whether it did. Pure."""
+"""Targets of this gateway, as ratios within one run, and the verdicts. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Parts = Mapping[str, Any]
 
 
 class Verdict(NamedTuple):
-    """One target. What could not be measured is None, and neither met nor missed."""
+    """A target. Without a measurement ``measured`` and ``met`` are None."""
 
     what: str
     wanted: str
@@ -23,7 +23,7 @@ class Verdict(NamedTuple):
 
 
 def verdicts(parts: Parts) -> Iterator[Verdict]:
-    """All targets, by what was measured."""
+    """Yield the verdict on every target."""
     load: Turns = parts.get("load", {}).get("turns", ())
     fan_out: Turns = parts.get("fan-out", {}).get("turns", ())
     for cell in ("1", "32", SATURATION):
@@ -44,7 +44,7 @@ def verdicts(parts: Parts) -> Iterator[Verdict]:
         ratio(load, "gateway", "nuropb_gw", SATURATION, rate),
     )
     yield _at_least(
-        f"nuropb_gw's p99, {SATURATION} in flight, to this one's",
+        f"nuropb_gw's p99, {SATURATION} in flight, to this gateway's",
         2.0,
         ratio(load, "nuropb_gw", "gateway", SATURATION, latency("p99")),
     )
@@ -60,7 +60,7 @@ def verdicts(parts: Parts) -> Iterator[Verdict]:
 
 
 def latency(name: str) -> Value:
-    """A percentile of a sample, in seconds."""
+    """Return a function that reads a percentile of a sample, in seconds."""
 
     def value(sample: Mapping[str, Any]) -> float | None:
         seconds: float | None = sample.get(name)

@@ -1,4 +1,4 @@
-"""JSON web tokens for the clients, as an issuer would make them."""
+"""JSON web tokens for the clients."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 __all__ = ["ALGORITHMS", "Keys", "Signer", "make_keys", "make_signer"]
 
-#: A token of a user that is good for an hour.
+#: Makes a token for a user, valid for an hour.
 Signer: TypeAlias = Callable[[str], str]
-#: What signs, and what verifies: the same secret, or the two halves of a pair in PEM.
+#: Signing and verifying key: twice the same secret, or private and public key in PEM.
 Keys: TypeAlias = tuple[str, str]
 
 ALGORITHMS = ("HS256", "RS256")
 
 
 def make_keys(algorithm: str) -> Keys:
-    """A new secret, or a new RSA pair of 2048 bits."""
+    """Make a new secret, or a new RSA key pair of 2048 bits."""
     if algorithm == "HS256":
         secret = secrets.token_urlsafe(32)
         return secret, secret
@@ -40,7 +40,7 @@ def make_keys(algorithm: str) -> Keys:
 
 
 def make_signer(algorithm: str, key: str) -> Signer:
-    """What makes tokens with a key of :func:`make_keys`."""
+    """Return a function that signs tokens with a key of :func:`make_keys`."""
     sign = _hmac(key) if algorithm == "HS256" else _rsa(key)
     head = _encode(json.dumps({"alg": algorithm, "typ": "JWT"}).encode())
 

@@ -1,4 +1,4 @@
-"""What a run was made with: ``python -m benchmarks.versions PACKAGE...`` says it of the Python that runs it."""
+"""Versions of machine and packages: ``python -m benchmarks.versions PACKAGE...`` prints those of its own Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["machine", "python_with"]
 
 
 def machine() -> str:
-    """Processors, memory and system."""
+    """Describe processors, memory and operating system."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -22,7 +22,7 @@ def machine() -> str:
 
 
 def python_with(packages: Iterable[str]) -> str:
-    """This Python, and those of the packages that it has."""
+    """Describe this Python and the installed ones of ``packages``."""
     found = []
     for name in packages:
         try:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .exceptions import AuthenticationUnavailable, CallError, GatewayError, SettingsError
     from .gateway import Gateway, combine_lifespans, create_app
     from .handler_manager import Handler, HandlerManager
-    from .handlers.http import CallHandler, EventStreamHandler
+    from .handlers.event_streams import EventStreamHandler
+    from .handlers.http_calls import CallHandler
     from .handlers.tcp import TCPHandler
     from .handlers.websocket import WebSocketHandler
     from .protocol import CloseCode, ErrorCode
@@ -69,10 +70,10 @@ _MODULES: Final = {
     "AuthenticationUnavailable": ".exceptions",
     "Authenticator": ".authentication",
     "CallError": ".exceptions",
-    "CallHandler": ".handlers.http",
+    "CallHandler": ".handlers.http_calls",
     "CloseCode": ".protocol",
     "ErrorCode": ".protocol",
-    "EventStreamHandler": ".handlers.http",
+    "EventStreamHandler": ".handlers.event_streams",
     "FunctionAuthenticator": ".authentication",
     "Gateway": ".gateway",
     "GatewayError": ".exceptions",

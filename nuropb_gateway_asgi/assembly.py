@@ -29,7 +29,7 @@ __all__ = [
     "make_tls",
     "naming_variables",
     "open_policy_file",
-    "say_what_is_missing",
+    "warn_of_settings",
 ]
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def make_tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def say_what_is_missing(settings: Settings, policy: Policy, authenticator: Authenticator, secret: str | None) -> None:
+def warn_of_settings(settings: Settings, policy: Policy, authenticator: Authenticator, secret: str | None) -> None:
     """Warn of settings that work, and are hardly meant."""
     address = settings.tcp_address
     if address is not None and not settings.tcp_certificate and not is_loopback_host(address[0]):

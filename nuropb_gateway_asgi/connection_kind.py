@@ -1,4 +1,4 @@
-"""One kind of connection of a gateway, with all that belongs to it alone."""
+"""One connection kind of a gateway: both managers and the mesh of a transport."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from .wire.interface import Mesh
 
 __all__ = ["WEBSOCKET", "ConnectionKind"]
 
-#: The kind that the gateway itself is: it has its instance id, and takes the calls of other services.
+#: The first connection kind: it has the gateway's own instance id, and takes the calls of other services.
 WEBSOCKET: Final = "websocket"
-#: Characters of a gateway's instance id that those of its other kinds begin with: no id has more than 100.
+#: Characters of the gateway's instance id at the start of those of its other kinds; an id has at most 100.
 _STEM: Final = 90
 
 
 class ConnectionKind:
-    """Who is connected in one way, what they have in flight, and their place on the mesh.
+    """The connections of one transport, their calls in flight, and their place on the mesh.
 
-    On the mesh each is a process of the gateway like any other, with an instance id of its own: what is sent to users
-    reaches their connections of every kind. ``mesh`` is the first kind's; the others get a sibling of it.
+    On the mesh each kind is a process of the gateway like any other, with an instance id of its own: a message to users
+    reaches their connections of every kind. ``mesh`` is the mesh of the first kind, from which the other kinds derive
+    theirs.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class ConnectionKind:
         authenticator: Authenticator,
         policy: Policy,
         mesh: Mesh,
-        process: SharedLimits,
+        limits: SharedLimits,
         controller: ServiceMeshManagerController | None = None,
     ) -> None:
         self.name = name
@@ -49,18 +50,18 @@ class ConnectionKind:
             settings = dataclasses.replace(settings, instance_id=f"{settings.instance_id[:_STEM]}-{name}")
             mesh = mesh.for_transport(settings.instance_id)
         self.settings = settings
-        self.handler_manager = HandlerManager(settings, authenticator, policy, process)
+        self.handler_manager = HandlerManager(settings, authenticator, policy, limits)
         self.service_mesh_manager = ServiceMeshManager(
             settings, self.handler_manager, mesh, policy, controller, name="" if name == WEBSOCKET else name
         )
-        # Until it runs, everybody is sent away.
+        # Refuse all clients until it runs.
         self.close()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run its place on the mesh, and look after its connections, for as long as the context lasts.
+        """Connect to the mesh, and enforce the time limits of connections, for as long as the context lasts.
 
-        Nobody is let in before :meth:`open`.
+        No client is admitted before :meth:`open`.
         """
         async with self.service_mesh_manager, anyio.create_task_group() as tasks:
             tasks.start_soon(self.handler_manager.sweep, name=f"{self.name} connections")
@@ -70,32 +71,32 @@ class ConnectionKind:
                 tasks.cancel_scope.cancel()
 
     def open(self) -> None:
-        """Let clients in."""
+        """Admit clients."""
         self.handler_manager.closed_for = None
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Admit no more clients."""
         self.handler_manager.closed_for = 0.0
 
     def say_goodbye(self) -> None:
-        """Let nobody in, and tell who is there to come back later, each at another moment."""
+        """Admit no more clients, and tell each of those connected when to reconnect."""
         self.handler_manager.closed_for = GOODBYE_SPREAD
         for handler in self.handler_manager.handlers:
             self.handler_manager.say_goodbye(handler, "draining")
 
-    def hang_up(self) -> None:
-        """End its connections, as the server does that is about to stop: of WebSockets it is the one who says so."""
+    def close_connections(self) -> None:
+        """Close the connections, but WebSockets: the server, which is about to stop, closes these itself."""
         if self.name != WEBSOCKET:
             self.handler_manager.close_all(CloseCode.SERVICE_RESTART, "service restart")
 
     @property
     def outbox_size(self) -> int:
-        """Bytes that wait for its clients."""
+        """Bytes queued for the clients."""
         return sum(handler.outbox_size for handler in self.handler_manager.handlers)
 
     @property
     def problem(self) -> str | None:
-        """Why its mesh takes no messages, in words for an operator, or None."""
+        """The reason why its mesh takes no messages, in words for an operator, or None."""
         if self.service_mesh_manager.connected:
             return None
         where = "mesh" if self.name == WEBSOCKET else f"mesh ({self.name})"

@@ -1,4 +1,4 @@
-"""The gateway's own face on the mesh."""
+"""The gateway's face on the mesh: the methods that other services may call, and the events that it hears."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from .authentication import Identity
 from .exceptions import CallError
-from .fleet.users import Connections, Online, Reached, Sessions
+from .fleet import Connections, Online, Reached, Sessions
 from .handler_manager import HandlerManager
 from .protocol import CloseCode
 from .wire.errors import NuropbTransportError, NuropbValidationError
@@ -99,12 +99,12 @@ class MeshOperations(Protocol):
 
 
 class ServiceMeshManagerController:
-    """The gateway's own face on the mesh, to be subclassed.
+    """The gateway's face on the mesh, for subclassing.
 
-    Public methods (no leading underscore) can be called by other services under the gateway's ``SERVICE_NAME``; they
-    may be coroutine functions. Every process of the gateway serves the same queue, so a call reaches one of them. What
-    the methods of this class do, all processes do.
-    Events of ``event_topic_subscriptions`` (AMQP topic patterns) come to :meth:`_handle_event_` of every process.
+    Other services call its public methods (without a leading underscore) under the gateway's ``SERVICE_NAME``; these
+    may be coroutine functions. All processes of the gateway serve one queue, so a call reaches one process; the methods
+    of this class then act in all processes. Events of ``event_topic_subscriptions`` (AMQP topic patterns) go to
+    :meth:`_handle_event_` of every process.
     """
 
     def __init__(
@@ -131,51 +131,56 @@ class ServiceMeshManagerController:
 
     @property
     def event_topic_subscriptions(self) -> tuple[str, ...]:
-        """The topic patterns whose events come here."""
+        """The topic patterns of the events for :meth:`_handle_event_`."""
         return self._event_topic_subscriptions
 
+    def _take_names(self, service_name: str, instance_id: str) -> None:
+        """Take the names of the settings, unless the constructor was given others."""
+        self._service_name = self._service_name or service_name
+        self._instance_id = self._instance_id or instance_id
+
     def _bind(self, service_mesh_manager: MeshOperations, handler_manager: HandlerManager) -> None:
-        """Called by the ServiceMeshManager on construction; subclasses find both managers on themselves after."""
+        """Keep both managers, for subclasses. The ServiceMeshManager calls it on construction."""
         self._service_mesh_manager = service_mesh_manager
         self._handler_manager = handler_manager
 
-    # --- what any gateway does for other services -------------------------------------------------------------
+    # --- for other services ----------------------------------------------------------------------------------
 
     async def send_to_users(self, user_ids: list[str], topic: str, event: Any = None) -> Reached:
         """Send an event to all connections of some users, in all processes of the gateway."""
-        return await _answered(self._manager.send_to_users(user_ids, topic, event))
+        return await _translated(self._manager.send_to_users(user_ids, topic, event))
 
     async def send_to_all(self, topic: str, event: Any = None) -> Reached:
         """Send an event to every connection."""
-        return await _answered(self._manager.send_to_all(topic, event))
+        return await _translated(self._manager.send_to_all(topic, event))
 
     async def send_to_session(self, session_id: str, topic: str, event: Any = None) -> Reached:
         """Send an event to one connection."""
-        return await _answered(self._manager.send_to_session(session_id, topic, event))
+        return await _translated(self._manager.send_to_session(session_id, topic, event))
 
     async def disconnect_users(
         self, user_ids: list[str], code: int = CloseCode.DISCONNECTED, reason: str = "disconnected"
     ) -> Reached:
-        """Hang up on all connections of some users."""
-        return await _answered(self._manager.disconnect_users(user_ids, code, reason))
+        """Close all connections of some users."""
+        return await _translated(self._manager.disconnect_users(user_ids, code, reason))
 
     async def disconnect_session(
         self, session_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected"
     ) -> Reached:
-        """Hang up on one connection."""
-        return await _answered(self._manager.disconnect_session(session_id, code, reason))
+        """Close one connection."""
+        return await _translated(self._manager.disconnect_session(session_id, code, reason))
 
     async def list_sessions(self, user_id: str) -> Sessions:
-        """The connections of a user, the oldest first."""
-        return await _answered(self._manager.list_sessions(user_id))
+        """List the connections of a user, the oldest first."""
+        return await _translated(self._manager.list_sessions(user_id))
 
     async def count(self) -> Connections:
-        """How many connections there are."""
-        return await _answered(self._manager.count())
+        """Count the connections."""
+        return await _translated(self._manager.count())
 
     async def is_online(self, user_ids: list[str]) -> Online:
-        """Which of some users are connected."""
-        return await _answered(self._manager.is_online(user_ids))
+        """Tell which of some users are connected."""
+        return await _translated(self._manager.is_online(user_ids))
 
     async def revoke(
         self,
@@ -185,8 +190,8 @@ class ServiceMeshManagerController:
         issued_before: float | None = None,
         until: float | None = None,
     ) -> None:
-        """Accept some tokens no longer, and close the connections that they opened. Times are unix seconds."""
-        await _answered(
+        """Refuse some tokens from now on, and close the connections that they opened. Times are unix seconds."""
+        await _translated(
             self._manager.revoke(
                 user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before, until=until
             )
@@ -195,17 +200,17 @@ class ServiceMeshManagerController:
     @property
     def _manager(self) -> MeshOperations:
         if self._service_mesh_manager is None:
-            raise RuntimeError("the controller belongs to no gateway yet")
+            raise RuntimeError("the controller does not belong to a gateway yet")
         return self._service_mesh_manager
 
     def _handle_event_(self, topic: str, event: Any, target: list[str] | None, context: dict[str, Any]) -> Any:
-        """An event of the mesh. May be overridden by a coroutine function; events are handled one by one."""
+        """Handle an event of the mesh. May be overridden, also by a coroutine function; events come one by one."""
 
 
-async def _answered(doing: Awaitable[T]) -> T:
-    """What came of it. What the caller did wrong, and what it may try again, goes back by NuroPb's names."""
+async def _translated(operation: Awaitable[T]) -> T:
+    """Await an operation, and translate its errors to those of NuroPb."""
     try:
-        return await doing
+        return await operation
     except (TypeError, ValueError) as error:
         raise NuropbValidationError(str(error)) from error
     except CallError as error:

@@ -4,7 +4,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
 
     cli                               the command line
     gateway                           wires the parts
-    ├── assembly, server              parts from settings; uvicorn for an open network
+    ├── assembly, drain, server       parts from settings; from SIGTERM to the end; uvicorn for an open network
     ├── contracts, console            documents of what a caller may do, and a page to do it
     ├── mesh, observability           RabbitMQ and the embedded mesh; logs and metrics
     ├── connection_kind               both managers and the mesh of one transport
@@ -22,22 +22,16 @@ The rooms of the package, and which may import which (only downwards; a test hol
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import logging
-import signal
-import threading
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from types import FrameType
 from typing import Any, Final, Protocol
 
 import anyio
-from anyio.abc import TaskGroup
 from starlette.applications import Starlette
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -49,7 +43,7 @@ from .assembly import (
     make_tls,
     naming_variables,
     open_policy_file,
-    say_what_is_missing,
+    warn_of_settings,
 )
 from .authentication import Authenticator
 from .authentication.key_sets import KeySet
@@ -59,13 +53,15 @@ from .connection_kind import WEBSOCKET, ConnectionKind
 from .console import console_routes
 from .contracts.endpoints import Contracts
 from .controller import ServiceMeshManagerController
+from .drain import Drain
 from .handlers.http import make_endpoints
+from .handlers.refusals import DenialLogFilter
 from .handlers.tcp import TCPServer
-from .handlers.websocket import DenialLogFilter, WebSocketHandler
+from .handlers.websocket import WebSocketHandler
 from .limits.shared import SharedLimits
+from .observability.health import Health
 from .observability.logs import configure_logging, filtered_server_logs
 from .observability.metrics import Metrics
-from .service_mesh_manager import ServiceMeshManager
 from .settings import Settings
 from .static.assets import read_asset, serve_asset
 from .wire.interface import Mesh
@@ -74,20 +70,7 @@ __all__ = ["Gateway", "combine_lifespans", "configure_logging", "create_app"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds without a mesh after which a drain is over.
-RECONNECT_TIMEOUT: Final = 2.0
-#: Seconds that a drain takes at the least, as long as there are connections: calls that were on their way when clients
-#: were told to make no more are still answered.
-GOODBYE_GRACE: Final = 0.5
-#: Seconds between two looks at what a drain waits for.
-DRAIN_INTERVAL: Final = 0.02
-#: Seconds for clients to read what they were sent last.
-FLUSH_TIMEOUT: Final = 1.0
-#: Looks in a row that find nobody reading what was sent last, after which it is not waited for.
-FLUSH_LOOKS: Final = 5
-#: Seconds for a server to close its connections once the gateway is drained.
-SHUTDOWN_TIMEOUT: Final = 1
-#: How long the token for development holds, in seconds.
+#: Lifetime of the token for development, in seconds.
 DEVELOPMENT_TOKEN_LIFETIME: Final = 24 * 3600
 _HOW_TO_START: Final = (
     "the gateway was not started: a mounted application's lifespan is not run by Starlette. Use "
@@ -104,7 +87,7 @@ class Lifespan(Protocol):
 def combine_lifespans(
     *lifespans: Lifespan,
 ) -> Callable[[Any], contextlib.AbstractAsyncContextManager[Mapping[str, Any]]]:
-    """One lifespan made of several: entered in this order, left in the opposite one; their states are merged."""
+    """Combine lifespans into one: entered in this order, left in reverse, with their states merged."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Mapping[str, Any]]:
@@ -119,16 +102,17 @@ def combine_lifespans(
 
 
 class Gateway:
-    """A HandlerManager, a ServiceMeshManager and a mesh for each kind of connection, and all that these have in common.
+    """A HandlerManager, a ServiceMeshManager and a mesh for each connection kind, and the parts that they share.
 
-    ``handler_manager`` and ``service_mesh_manager`` are those of the WebSockets; ``channels`` has all by name:
-    "websocket", and as the settings say "http" and "tcp". What is sent to users through any reaches them in all.
+    ``handler_manager`` and ``service_mesh_manager`` are those of the WebSockets; ``connection_kinds`` has all by name:
+    "websocket", and by the settings "http" and "tcp". A message sent to users through one kind reaches their
+    connections of every kind.
 
-    ``settings`` come from the environment unless given. The other parts are made from them unless given; an
-    ``authenticator`` takes the place of ``JWT_KEY`` and its like, a ``policy`` that of ``POLICY``, ``EXPOSE`` and
-    ``EXPOSE_TOPICS``, a ``mesh`` that of ``MESH_URL``. An ``authorizer`` has the last word on what the policy says.
-    Raises SettingsError where something is missing. An application may hold several gateways; they share nothing but
-    what they are both given.
+    ``settings`` come from the environment by default, and so do the parts: an ``authenticator`` takes the place of
+    ``JWT_KEY`` and the other settings of tokens, a ``policy`` that of ``POLICY``, ``EXPOSE`` and ``EXPOSE_TOPICS``, a
+    ``mesh`` that of ``MESH_URL``. An ``authorizer`` is asked last, with the policy's decision. Raises SettingsError for
+    a missing or invalid setting. An application may hold several gateways; they share only the parts that it gives to
+    both.
     """
 
     def __init__(
@@ -153,30 +137,34 @@ class Gateway:
             origins = make_origins(settings)
         if authorizer is not None:
             self._policy = AuthorizedPolicy(self._policy, authorizer)
-        mesh, process = mesh or make_mesh(settings), SharedLimits.of(settings)
+        mesh, limits = mesh or make_mesh(settings), SharedLimits.of(settings)
 
-        def channel(name: str, controller: ServiceMeshManagerController | None = None) -> ConnectionKind:
-            made = ConnectionKind(name, settings, self._authenticator, self._policy, mesh, process, controller)
-            self.channels[name] = made
-            return made
+        def add_kind(name: str, controller: ServiceMeshManagerController | None = None) -> ConnectionKind:
+            kind = ConnectionKind(name, settings, self._authenticator, self._policy, mesh, limits, controller)
+            self.connection_kinds[name] = kind
+            return kind
 
-        self.channels: dict[str, ConnectionKind] = {}
-        websocket = channel(WEBSOCKET, service_controller)
+        self.connection_kinds: dict[str, ConnectionKind] = {}
+        websocket = add_kind(WEBSOCKET, service_controller)
         self.handler_manager = websocket.handler_manager
         self.service_mesh_manager = websocket.service_mesh_manager
         self._contracts = Contracts(settings, self.handler_manager, self.service_mesh_manager, self._policy, origins)
         self._http: Mapping[str, ASGIApp] = {}
         if settings.serves_http:
-            http = channel("http")
+            http = add_kind("http")
             self._http = make_endpoints(http.handler_manager, http.settings, origins)
         self._tcp: TCPServer | None = None
         if settings.tcp:
-            tcp = channel("tcp")
+            tcp = add_kind("tcp")
             self._tcp = TCPServer(tcp.handler_manager, tcp.settings, make_tls(settings))
-        self._metrics = Metrics.create(self.channels.values(), policy_file=self._policy_file, key_set=self.key_set)
+        kinds = self.connection_kinds.values()
+        self._metrics = Metrics.create(kinds, policy_file=self._policy_file, key_set=self.key_set)
+        self._drain = Drain(kinds, settings.drain_timeout)
+        self._health = Health(
+            kinds, self._authenticator, self._policy_file, self._metrics, lambda: self._drain.draining
+        )
         self._warned = False
-        self._draining = False
-        self._tasks: TaskGroup | None = None
+        self._running = False
         self._endpoint = functools.partial(
             handler_class,
             handler_manager=self.handler_manager,
@@ -185,19 +173,22 @@ class Gateway:
         )
         self.app = Starlette(routes=self.routes(), lifespan=self.lifespan)
 
+    @property
+    def channels(self) -> Mapping[str, ConnectionKind]:
+        """The former name of ``connection_kinds``."""
+        return self.connection_kinds
+
     # --- putting it into an application -----------------------------------------------------------------------
 
     def routes(self) -> list[BaseRoute]:
-        """The gateway's routes: the WebSocket at ``PATH``, and the paths beside it."""
+        """Return the gateway's routes: the WebSocket at ``PATH``, and the paths beside it."""
         return [
             WebSocketRoute(self.settings.path, self._reminding(self._endpoint), name="websocket"),
             *(Route(path, self._reminding(endpoint)) for path, endpoint in self._http.items()),
             Route("/client.js", _serve_client, methods=["GET"]),
             *self._contracts.routes(),
-            Route("/livez", self._livez, methods=["GET"]),
-            Route("/readyz", self._readyz, methods=["GET"]),
+            *self._health.routes(),
             *self._console_routes(),
-            *([] if self._metrics is None else [Route("/metrics", self._serve_metrics, methods=["GET"])]),
         ]
 
     def _console_routes(self) -> list[BaseRoute]:
@@ -219,212 +210,92 @@ class Gateway:
 
         Entering does not wait for the broker. Raises RuntimeError when it is entered twice at a time.
         """
-        if self._tasks is not None:
+        if self._running:
             raise RuntimeError("this gateway runs already; it needs one lifespan, not two")
-        say_what_is_missing(self.settings, self._policy, self._authenticator, self._secret)
+        warn_of_settings(self.settings, self._policy, self._authenticator, self._secret)
         denials = DenialLogFilter()
         server_log = logging.getLogger("uvicorn.error")
         async with contextlib.AsyncExitStack() as stack:
+            self._running = True
+            stack.callback(self._reset)
             server_log.addFilter(denials)
             stack.callback(server_log.removeFilter, denials)
             stack.enter_context(filtered_server_logs())
-            stack.callback(self._reset)
-            if self._tcp is not None:  # first of all: a port that is taken is the one thing that stops the start here
+            if self._tcp is not None:  # first of all: only a port in use can stop the start from here on
                 await stack.enter_async_context(self._tcp.listening())
             await stack.enter_async_context(self.authentication())
-            for channel in self.channels.values():
-                await stack.enter_async_context(channel.running())
-            self._tasks = await stack.enter_async_context(anyio.create_task_group())
-            stack.callback(self._tasks.cancel_scope.cancel)
+            for kind in self.connection_kinds.values():
+                await stack.enter_async_context(kind.running())
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(tasks.cancel_scope.cancel)
             if self._metrics is not None:
-                self._tasks.start_soon(self._metrics.run, name="metrics")
+                tasks.start_soon(self._metrics.run, name="metrics")
             if self._policy_file is not None:
-                self._tasks.start_soon(self._policy_file.watch, self._on_policy_changed, name="policy file")
-            stack.enter_context(self._drain_on_signals())
+                tasks.start_soon(self._policy_file.watch, self._on_policy_changed, name="policy file")
+            stack.enter_context(self._drain.on_signals(tasks))
             if self._tcp is not None:
                 await stack.enter_async_context(self._tcp.serving())
-            for channel in self.channels.values():
-                channel.open()
+            for kind in self.connection_kinds.values():
+                kind.open()
             logger.info("gateway %s started", self.settings.instance_id)
             try:
                 yield
             finally:
-                for channel in self.channels.values():
-                    channel.close()
+                for kind in self.connection_kinds.values():
+                    kind.close()
                 logger.info("gateway %s stopped", self.settings.instance_id)
 
     @contextlib.asynccontextmanager
     async def authentication(self) -> AsyncIterator[None]:
-        """Run the authenticator alone, for as long as the context lasts: what it fetches is fetched, for example."""
+        """Run the authenticator alone, for as long as the context lasts; a key set, for example, fetches its keys."""
         async with contextlib.AsyncExitStack() as stack:
             if isinstance(self._authenticator, contextlib.AbstractAsyncContextManager):
                 await stack.enter_async_context(self._authenticator)
             yield
 
     async def _on_policy_changed(self) -> None:
-        for channel in self.channels.values():
-            await channel.service_mesh_manager.on_policy_changed()
+        for kind in self.connection_kinds.values():
+            await kind.service_mesh_manager.on_policy_changed()
 
     def _reset(self) -> None:
-        self._tasks = None
-        self._draining = False
+        self._running = self._drain.draining = False
+
+    async def drain(self) -> None:
+        """Admit no clients, say goodbye, and wait until no calls are in flight or DRAIN_TIMEOUT is over.
+
+        Each client is told another moment to reconnect. WebSockets stay open for the server to close them. The drain
+        does not wait for a mesh that stays away, since no answer can come, nor for clients that do not read.
+        """
+        await self._drain.run()
+
+    def not_ready(self) -> list[str]:
+        """Return the reasons why new clients should go elsewhere; none when all is well."""
+        return self._health.not_ready()
 
     @property
     def policy(self) -> Policy:
-        """Who may call and subscribe to what."""
+        """The policy of calls and subscriptions."""
         return self._policy
 
     @property
     def tcp_port(self) -> int | None:
-        """The port of TCP, while the lifespan lasts; None without."""
+        """The TCP port while the lifespan lasts; None without TCP."""
         return None if self._tcp is None else self._tcp.port
 
     @property
     def key_set(self) -> KeySet | None:
-        """The keys of a provider that tokens are checked with, if they are fetched."""
+        """The fetched keys of a provider; None if the authenticator has none."""
         return getattr(self._authenticator, "key_set", None)
 
     @property
     def development_token(self) -> str | None:
-        """A token for a day, signed with the secret of this run; None unless the gateway made one for itself."""
+        """A token for a day, signed with the secret of this run; None unless the gateway made that secret itself."""
         if self._secret is None:
             return None
         return issue_token(self._secret, "dev", username="Developer", lifetime=DEVELOPMENT_TOKEN_LIFETIME)
 
-    # --- stopping ---------------------------------------------------------------------------------------------
-
-    async def drain(self) -> None:
-        """Let nobody in, say goodbye, and wait until nothing is in flight or DRAIN_TIMEOUT is over.
-
-        Clients are told when to come back, each another moment. WebSockets stay open: the server closes them. A mesh
-        that stays away is not waited for, as no answer can come, nor are clients that do not read.
-        """
-        self._draining = True
-        for channel in self.channels.values():
-            channel.say_goodbye()
-        clock = asyncio.get_running_loop().time
-        began = connected_at = clock()
-        while (waited := clock() - began) < self.settings.drain_timeout:
-            busy = self._busy()
-            more_may_come = waited < GOODBYE_GRACE and any(len(each.handler_manager) for each in self.channels.values())
-            if not (busy or more_may_come):
-                break
-            if not busy or any(manager.connected for manager in busy):
-                connected_at = clock()
-            elif clock() - connected_at > RECONNECT_TIMEOUT:
-                break
-            await asyncio.sleep(DRAIN_INTERVAL)
-        for channel in self.channels.values():
-            channel.hang_up()
-        await self._flush()
-
-    async def _flush(self) -> None:
-        """Wait until what was sent last is on its way: the server may hang up at once."""
-        await asyncio.sleep(DRAIN_INTERVAL)
-        waiting, looks, end = self._unsent(), 0, time.monotonic() + FLUSH_TIMEOUT
-        while waiting and looks < FLUSH_LOOKS and time.monotonic() < end:
-            await asyncio.sleep(DRAIN_INTERVAL)
-            left = self._unsent()
-            looks = 0 if left < waiting else looks + 1
-            waiting = left
-
-    def _unsent(self) -> int:
-        return sum(channel.outbox_size for channel in self.channels.values())
-
-    def _busy(self) -> list[ServiceMeshManager]:
-        """Those who still wait for answers."""
-        managers = (channel.service_mesh_manager for channel in self.channels.values())
-        return [manager for manager in managers if manager.in_flight]
-
-    @contextlib.contextmanager
-    def _drain_on_signals(self) -> Any:
-        """Drain before the server's own signal handlers act.
-
-        uvicorn closes every connection before it ends the lifespan, so a drain there would come too late; but it
-        installs its signal handlers before the lifespan begins, so they can be wrapped here. A second signal goes
-        straight to the server.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        saved: dict[int, Any] = {}
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            handler = saved[number]
-            if self._draining or self._tasks is None:
-                loop.call_soon_threadsafe(_bound_shutdown, handler)
-                handler(number, frame)
-            else:
-                self._draining = True
-                loop.call_soon_threadsafe(self._start_drain, number, handler)
-
-        for number in map(int, (signal.SIGTERM, signal.SIGINT)):
-            handler = signal.getsignal(number)
-            # Python's own handler raises KeyboardInterrupt wherever it is: that is a program, not a server.
-            if callable(handler) and handler is not signal.default_int_handler:
-                saved[number] = handler
-                signal.signal(number, on_signal)
-        try:
-            yield
-        finally:
-            for number, handler in saved.items():
-                if signal.getsignal(number) is on_signal:
-                    signal.signal(number, handler)
-
-    def _start_drain(self, number: int, handler: Callable[[int, FrameType | None], Any]) -> None:
-        async def drain() -> None:
-            logger.info("draining: %d requests in flight", sum(manager.in_flight for manager in self._busy()))
-            try:
-                await self.drain()
-            finally:
-                _bound_shutdown(handler)
-                handler(number, None)
-
-        if self._tasks is None:
-            handler(number, None)
-        else:
-            self._tasks.start_soon(drain, name="drain")
-
-    # --- endpoints --------------------------------------------------------------------------------------------
-
-    async def _livez(self, request: HTTPRequest) -> JSONResponse:
-        return JSONResponse({"alive": True})
-
-    async def _readyz(self, request: HTTPRequest) -> JSONResponse:
-        reasons = self.not_ready()
-        warning = getattr(self._authenticator, "warning", None)
-        body = {
-            "ready": not reasons,
-            "reasons": reasons,
-            "warnings": [] if warning is None else [warning],
-            "mesh": {"connected": all(channel.problem is None for channel in self.channels.values())},
-        }
-        if self._policy_file is not None:  # with a broken file the last good rules hold, so clients are welcome
-            body["policy"] = {"rules": len(self._policy_file.policy.rules), "problem": self._policy_file.problem}
-        return JSONResponse(body, status_code=503 if reasons else 200, headers={"Cache-Control": "no-store"})
-
-    async def _serve_metrics(self, request: HTTPRequest) -> Response:
-        metrics = self._metrics
-        assert metrics is not None  # noqa: S101 - else there would be no such route
-        metrics.collect()
-        body, content_type = metrics.render()
-        return Response(body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
-
-    def not_ready(self) -> list[str]:
-        """Why no new clients should be sent here; empty when all is well."""
-        if not self.service_mesh_manager.started:
-            return ["the gateway was not started"]
-        reasons = []
-        if self._draining:
-            reasons.append("draining")
-        reasons += [channel.problem for channel in self.channels.values() if channel.problem is not None]
-        if (problem := getattr(self._authenticator, "problem", None)) is not None:
-            reasons.append(problem)
-        return reasons
-
     def _reminding(self, application: ASGIApp) -> ASGIApp:
-        """``application``, for which somebody forgot to start the gateway if it is not started: the log says how."""
+        """Wrap ``application`` so that its first use without a started gateway logs how to start it."""
 
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:
             if not self.service_mesh_manager.started and not self._warned:
@@ -436,31 +307,14 @@ class Gateway:
 
 
 async def _serve_client(request: HTTPRequest) -> Response:
-    """The client for browsers, which ``clients/js`` is built into."""
-    # Pages of other origins may import it: there is nothing secret in it.
+    """Serve the client for browsers, built from ``clients/js``."""
+    # Pages of other origins may import the client: it holds no secret.
     headers = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
     return serve_asset(request, read_asset("static/client.js"), headers)
 
 
-def _bound_shutdown(signal_handler: object) -> None:
-    """Have uvicorn wait only so long for its connections.
-
-    By default it waits for ever, and a client that does not read never goes: its transport cannot be closed before
-    its buffer is empty. The signal handler that was found in place is a method of the server, if it is uvicorn's.
-    """
-    server = getattr(signal_handler, "__self__", None)
-    config = getattr(server, "config", None)
-    if getattr(config, "timeout_graceful_shutdown", 0) is None:
-        config.timeout_graceful_shutdown = SHUTDOWN_TIMEOUT  # type: ignore[union-attr]
-    # If such a client has said goodbye itself, the shutdown of uvicorn 0.54 fails with InvalidState, and the lifespan
-    # does not end at all.
-    for connection in tuple(getattr(getattr(server, "server_state", None), "connections", ())):
-        if connection.transport.is_closing():
-            connection.transport.abort()
-
-
 class _Application:
-    """Makes a function an ASGI application: Starlette takes functions for endpoints of its own kind."""
+    """An ASGI application made of a function, which Starlette would take for an endpoint of its own kind."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application
@@ -473,9 +327,9 @@ class _Application:
 
 
 def create_app(settings: Settings | None = None, *, announce: bool = True) -> Starlette:
-    """The application of ``uvicorn nuropb_gateway_asgi:app``: a gateway from the environment, with its logging.
+    """Make the application of ``uvicorn nuropb_gateway_asgi:app``: a gateway from the environment, with its logging.
 
-    Its gateway is ``app.state.gateway``. A token that the gateway made for this run is printed if ``announce``.
+    ``app.state.gateway`` is the gateway. With ``announce`` its token for development is printed, if it has one.
     """
     settings = Settings.from_env() if settings is None else settings
     configure_logging(settings)

@@ -1,7 +1,7 @@
-"""Who is connected: handlers and their manager.
+"""Who is connected? The HandlerManager and its handlers.
 
-The manager knows nothing of sockets (a handler is anything with four methods) and nothing of the mesh (what it has
-checked and cannot answer itself goes to whoever bound itself as the receiver).
+The manager knows neither sockets (a handler is any object with the methods of :class:`Handler`) nor the mesh: frames
+that it has checked and cannot answer itself go to its :class:`Receiver`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Iterable
-from typing import Any, Final, Protocol, TypeAlias
+from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 from .authentication import Authenticator, Identity
 from .authentication.revocation import RevocationCheck
-from .authorization import Policy
-from .authorization.rules import Delivery, is_private
+from .authorization import CallVerdict, Policy
+from .authorization.patterns import is_private
+from .authorization.rules import Delivery
 from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError
 from .limits.buckets import Excess
+from .limits.lifetimes import Lifetimes
 from .limits.shared import SharedLimits
 from .protocol import (
     Authorize,
@@ -44,17 +47,15 @@ from .protocol import (
 )
 from .settings import Settings
 
-__all__ = ["Handler", "HandlerManager", "MessageReceiver", "SendCount"]
+__all__ = ["Handler", "HandlerManager", "HandlerStatistics", "Receiver", "SendCount"]
 
 logger = logging.getLogger(__name__)
 
-#: So many malformed frames one after the other, and the connection ends with 4501.
+#: Malformed frames in a row after which a connection is closed with 4501.
 MAX_MALFORMED_FRAMES: Final = 10
-#: What ``retry_after_ms`` of a goodbye is spread over, in seconds: clients must not all come back in one moment.
+#: Seconds over which ``retry_after_ms`` of a goodbye is spread, so that clients do not all reconnect in one moment.
 GOODBYE_SPREAD: Final = 5.0
-#: Connections end up to this part before MAX_CONNECTION_LIFETIME.
-LIFETIME_JITTER: Final = 0.1
-#: How often a handler is looked at, in seconds: an expired token ends its connection within this.
+#: Seconds between two looks at every connection, at most: a connection with an expired token is closed within this.
 MAX_SWEEP_INTERVAL: Final = 0.5
 _EXCESSES: Final = {
     "connection": "Too many frames on this connection",
@@ -62,144 +63,166 @@ _EXCESSES: Final = {
     "rule": "Too many calls of this kind",
 }
 
-
-#: What clients are told while nobody can say whether their token is valid: that it may be, and to try again.
+#: Private methods are not for clients, whatever the policy says.
+_PRIVATE: Final = CallVerdict(allowed=False, rate=None)
+#: The answer while the authenticator cannot decide: the token may be valid, and the client may try again.
 CANNOT_AUTHENTICATE: Final = Failure(
     ErrorCode.MESH_UNAVAILABLE, "Tokens cannot be checked at the moment", retry_after_ms=5000
 )
 
 
 class Handler(Hashable, Protocol):
-    """One connection, of whatever kind. All of it is called on the event loop's thread."""
+    """One connection, of any transport. All methods are called on the event loop's thread."""
 
     #: Unique among all connections of all gateways.
     session_id: str
-    #: Who it is; None until the handler is registered.
+    #: The authenticated caller; None until the handler is registered.
     identity: Identity | None
-    #: When it was registered, in unix seconds; set by the manager.
+    #: Time of registration, in unix seconds; set by the manager.
     connected_at: float
 
     def on_registered(self, identity: Identity) -> None:
-        """The connection is authorised; what is sent from here on follows what this method sends."""
+        """Greet the client: the connection is authorised, and all other frames follow those sent here."""
 
     def send_frame(self, text: str) -> None:
-        """Take a frame for the client. Never waits and never raises: a client that is too slow is hung up on."""
+        """Queue a frame for the client. Never waits and never raises; the connection of a slow client is closed."""
 
     def send_event(self, text: str, topic: str, delivery: Delivery) -> None:
-        """Take an event, by the rule for what becomes of it if the client is too slow. Never waits and never raises."""
+        """Queue an event; ``delivery`` says what a slow client loses. Never waits and never raises."""
 
     def close(self, code: int, reason: str = "") -> None:
-        """Begin to hang up, with one of CloseCode or from 4000 to 4999; doing it again changes nothing.
+        """Begin to close the connection with a CloseCode or a code from 4000 to 4999; later calls change nothing.
 
-        What was sent before is still delivered.
+        Frames queued before are still delivered.
         """
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """Run ``function`` until it ends or the connection does."""
+        """Run ``function`` as a task that ends with the connection at the latest."""
 
     @property
     def outbox_size(self) -> int:
-        """Bytes that wait for the client."""
+        """Bytes queued for the client."""
 
     def check(self, now: float) -> None:
-        """Look after pings and deadlines; ``now`` is a time of the event loop's clock."""
+        """Check pings and deadlines; ``now`` is a time of :func:`time.monotonic`."""
 
 
-MessageReceiver: TypeAlias = Callable[[Handler, ClientFrame], None]
+class Receiver(Protocol):
+    """The owner of a HandlerManager's frames: the ServiceMeshManager, or a test in its place.
+
+    All methods are called on the event loop's thread, and must not raise for anything that a client sent.
+    """
+
+    def on_handler_message_received(self, handler: Handler, frame: ClientFrame) -> None:
+        """Take a checked frame, and answer it exactly once, now or later."""
+
+    async def on_handler_arriving(self) -> None:
+        """Prepare for one more handler. Awaited before its registration; may take a moment."""
+
+    def on_handler_registered(self, handler: Handler) -> None:
+        """Note that a handler was registered."""
+
+    def on_handler_unregistered(self, handler: Handler) -> None:
+        """Forget everything that belongs to a handler."""
+
+    def on_handler_refreshed(self, handler: Handler) -> None:
+        """Note that a handler has a newer token, and so maybe fewer rights."""
+
+    def calls_in_flight(self, handler: Handler) -> int:
+        """Count the calls of a handler that still have to be answered."""
+        ...
 
 
 class SendCount(int):
-    """To how many connections a message went. It may be awaited, as nuropb_gw's methods had to be."""
+    """The number of connections that a message went to. Awaitable, as nuropb_gw's methods were coroutines."""
 
     def __await__(self) -> Generator[None, None, int]:
         return int(self)
-        yield  # makes this a generator; nothing is ever waited for
+        yield  # makes this method a generator function, which __await__ has to be
+
+
+@dataclass(slots=True)
+class HandlerStatistics:
+    """Counters of one transport's connections since the start."""
+
+    #: Refused handshakes, by reason.
+    refused: Counter[str] = field(default_factory=Counter)
+    #: Connections closed by the gateway, by close code.
+    closed: Counter[int] = field(default_factory=Counter)
+    #: Frames over a rate limit, by the limit's scope.
+    limited: Counter[str] = field(default_factory=Counter)
+    #: Events dropped or replaced by later ones because a client was too slow.
+    lost_events: int = 0
 
 
 class HandlerManager:
-    """Authorises connections, keeps them, takes their messages, and sends to them.
+    """Authorises connections, keeps them, checks their messages, and sends to them.
 
-    Nothing here waits for a client: messages are put into the connections' outboxes. ``process`` is what this kind of
-    connection shares with the others of the same process, if there are others.
+    Sending never waits for a client: messages are queued in the connections' outboxes. ``shared_limits`` are the limits
+    that this transport shares with the others of the same process; ``clock`` is a monotonic clock, in seconds.
     """
 
     def __init__(
-        self, settings: Settings, authenticator: Authenticator, policy: Policy, process: SharedLimits | None = None
+        self,
+        settings: Settings,
+        authenticator: Authenticator,
+        policy: Policy,
+        shared_limits: SharedLimits | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self.process = process = SharedLimits.of(settings) if process is None else process
-        self.admission = process.admission
-        self.revocations = process.revocations
+        self.shared_limits = shared = SharedLimits.of(settings) if shared_limits is None else shared_limits
+        self.admission = shared.admission
+        self.revocations = shared.revocations
         self._authenticator = RevocationCheck(authenticator, self.revocations)
         self._policy = policy
         self._decoder = Decoder(max_size=settings.max_message_size, max_depth=settings.max_json_depth)
         self._handlers: dict[str, Handler] = {}
         self._user_sessions: dict[str, set[str]] = {}
-        #: Those that were registered not to listen.
+        #: Handlers registered for their own messages only, by session.
         self._callers: dict[str, Handler] = {}
+        #: Malformed frames in a row, by session.
         self._malformed: dict[str, int] = {}
+        #: Sessions whose newer token is being checked.
         self._refreshing: set[str] = set()
-        self._limits = process.rates
-        self._clock: Callable[[], float] = time.monotonic
-        #: Connections that were told that they are too old, and when they end, by the event loop's clock.
-        self._retiring: dict[str, float] = {}
-        #: Handshakes refused, by reason, connections that the gateway closed, by code, and frames over a rate limit, by
-        #: whose: for the metrics.
-        self.refused: Counter[str] = Counter()
-        self.closed: Counter[int] = Counter()
-        self.limited: Counter[str] = Counter()
-        #: Events that were lost, or replaced by later ones, because a client was too slow for them.
-        self.lost_events = 0
-        self._receive: MessageReceiver | None = None
-        self._on_unregistered: Callable[[Handler], None] | None = None
-        self._on_arriving: Callable[[], Awaitable[None]] | None = None
-        self._on_registered: Callable[[Handler], None] | None = None
-        self._on_refreshed: Callable[[Handler], None] | None = None
-        self._in_flight: Callable[[Handler], int] | None = None
-        #: While it is set (with seconds to wait before the next attempt), no connection is let in.
+        self._limits = shared.rates
+        self._lifetimes = Lifetimes(settings.max_connection_lifetime, settings.drain_timeout)
+        self._clock = clock
+        self.statistics = HandlerStatistics()
+        self._receiver: Receiver | None = None
+        #: Seconds until a refused client may try again, while no connection is admitted; None while they are.
         self.closed_for: float | None = None
 
-    # --- binding ----------------------------------------------------------------------------------------------
+    def bind_receiver(self, receiver: Receiver) -> None:
+        """Set the receiver of checked frames, once: one HandlerManager belongs to one ServiceMeshManager.
 
-    def bind_receiver(
-        self,
-        on_handler_message_received: MessageReceiver,
-        on_handler_unregistered: Callable[[Handler], None] | None = None,
-        *,
-        on_handler_arriving: Callable[[], Awaitable[None]] | None = None,
-        on_handler_registered: Callable[[Handler], None] | None = None,
-        on_handler_refreshed: Callable[[Handler], None] | None = None,
-        in_flight: Callable[[Handler], int] | None = None,
-    ) -> None:
-        """Say who gets the frames that this manager has checked, and who wants to know when handlers come and go, or
-        have a newer token; and who knows how many answers a handler still has to get.
-
-        ``on_handler_arriving`` is awaited before a handler is registered. It may take a moment and must not raise.
-        Once: one HandlerManager belongs to one ServiceMeshManager. Raises RuntimeError the second time.
+        Raises RuntimeError the second time.
         """
-        if self._receive is not None:
+        if self._receiver is not None:
             raise RuntimeError("another receiver is bound: a HandlerManager belongs to one ServiceMeshManager")
-        self._receive = on_handler_message_received
-        self._on_unregistered = on_handler_unregistered
-        self._on_arriving = on_handler_arriving
-        self._on_registered = on_handler_registered
-        self._on_refreshed = on_handler_refreshed
-        self._in_flight = in_flight
+        self._receiver = receiver
 
     # --- connections ------------------------------------------------------------------------------------------
 
     @property
     def authenticator(self) -> Authenticator:
-        """What turns a token into an identity."""
+        """The authenticator, which refuses revoked tokens."""
         return self._authenticator
 
     @property
     def decoder(self) -> Decoder:
-        """What turns a message into a frame."""
+        """The decoder of messages."""
         return self._decoder
 
     def __len__(self) -> int:
         return len(self._handlers)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is kept for any connection."""
+        tables = (self._handlers, self._callers, self._user_sessions, self._malformed, self._refreshing)
+        return not (any(tables) or len(self._lifetimes))
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -209,17 +232,17 @@ class HandlerManager:
     async def register(self, handler: Handler, token: str, *, listens: bool = True) -> Identity:
         """Authorise ``handler`` by ``token`` and register it.
 
-        One that does not listen is there for its own messages, and ends with their answers: it counts for every limit
-        and ends with its user's token or by :meth:`close`, but is none of the ``handlers`` that others send to and
-        look at.
+        A handler with ``listens=False`` exists for its own calls and ends with their answers. Every limit counts it,
+        and it ends with its user's token or by :meth:`close`; but it is not one of :attr:`handlers`, to which others
+        send.
 
-        Raises AuthenticationFailed, AuthenticationUnavailable or ConnectionLimitReached, and then nothing is
-        registered; nor is it when the call is cancelled. From the moment of registration to the return nothing else
-        runs. Raises RuntimeError when the session is registered already.
+        Raises AuthenticationFailed, AuthenticationUnavailable or ConnectionLimitReached; the handler is then not
+        registered, as when the call is cancelled. Nothing else runs between the registration and the return. Raises
+        RuntimeError when the session is registered already.
         """
         identity = await self.authenticate(token)
-        if listens and self._on_arriving is not None:
-            await self._on_arriving()
+        if listens and self._receiver is not None:
+            await self._receiver.on_handler_arriving()
         if self.revocations.refuses(identity):
             raise AuthenticationFailed("the token has been revoked")
         if self.get_session(handler.session_id) is not None:
@@ -233,13 +256,13 @@ class HandlerManager:
         else:
             self._callers[handler.session_id] = handler
         handler.on_registered(identity)
-        if listens and self._on_registered is not None:
-            self._on_registered(handler)
+        if listens and self._receiver is not None:
+            self._receiver.on_handler_registered(handler)
         logger.debug("session %s registered, %d connections", handler.session_id, len(self._handlers))
         return identity
 
     def unregister(self, handler: Handler) -> None:
-        """Forget ``handler``. Doing it again, or for one that never was registered, changes nothing."""
+        """Forget ``handler``. Does nothing for a handler that is not registered."""
         if self.get_session(handler.session_id) is not handler:
             return
         assert handler.identity is not None  # noqa: S101 - it was registered
@@ -252,42 +275,43 @@ class HandlerManager:
                 del self._user_sessions[handler.identity.user_id]
         self._malformed.pop(handler.session_id, None)
         self._refreshing.discard(handler.session_id)
-        self._retiring.pop(handler.session_id, None)
+        self._lifetimes.forget(handler.session_id)
         self._limits.forget(handler.session_id)
-        if self._on_unregistered is not None:
-            self._on_unregistered(handler)
+        if self._receiver is not None:
+            self._receiver.on_handler_unregistered(handler)
         logger.debug("session %s unregistered, %d connections", handler.session_id, len(self._handlers))
 
     def get_handler(self, session_id: str) -> Handler | None:
-        """The handler of a session, or None."""
+        """Return the handler of a session, or None."""
         return self._handlers.get(session_id)
 
     def get_session(self, session_id: str) -> Handler | None:
-        """The same, also of one that does not listen."""
+        """Return the handler of a session, also one registered with ``listens=False``, or None."""
         return self._handlers.get(session_id) or self._callers.get(session_id)
 
     def get_user_handlers(self, user_ids: Iterable[str]) -> list[Handler]:
-        """The handlers of some users, each once, as of now. Raises TypeError for a string, which is one user's id."""
+        """Return the handlers of some users, each once. Raises TypeError for a string, which is one user's id."""
         sessions = {session_id for user_id in _users(user_ids) for session_id in self._user_sessions.get(user_id, ())}
         return [self._handlers[session_id] for session_id in sessions]
 
     def in_flight(self, handler: Handler) -> int:
-        """How many calls of ``handler`` are still to be answered."""
-        return 0 if self._in_flight is None else self._in_flight(handler)
+        """Count the calls of ``handler`` that still have to be answered."""
+        return 0 if self._receiver is None else self._receiver.calls_in_flight(handler)
 
     async def authenticate(self, token: str) -> Identity:
-        """Who this token is of, whatever it is to be used for; nothing is registered.
+        """Return the identity that a token proves; nothing is registered.
 
-        Raises AuthenticationFailed, and AuthenticationUnavailable if it cannot be told within AUTH_TIMEOUT.
+        Raises AuthenticationFailed, and AuthenticationUnavailable if the authenticator cannot decide within
+        AUTH_TIMEOUT.
         """
         try:
             async with asyncio.timeout(self._settings.auth_timeout):
                 identity = await self._authenticator(token)
         except TimeoutError as error:
-            logger.warning("the authenticator took longer than %g s", self._settings.auth_timeout)
+            logger.warning("the authenticator took longer than AUTH_TIMEOUT (%g s)", self._settings.auth_timeout)
             raise AuthenticationUnavailable("the authenticator did not answer in time") from error
         if identity is None:
-            raise AuthenticationFailed("the token does not identify anybody")
+            raise AuthenticationFailed("the token does not identify a user")
         if identity.expires_at is not None and identity.expires_at <= time.time():
             raise AuthenticationFailed("the token has expired")
         return identity
@@ -295,9 +319,10 @@ class HandlerManager:
     # --- messages from clients --------------------------------------------------------------------------------
 
     def on_handler_message(self, handler: Handler, data: str | bytes) -> ClientFrame | None:
-        """Take a message of a registered handler: answer it, or pass its frame on.
+        """Check a message of a registered handler, and answer it or pass its frame on.
 
-        Never waits and never raises for what a client sent. Returns the frame, if it was one.
+        Never waits, and never raises for anything that a client sent. Returns the frame, or None for a message that
+        could not be decoded.
         """
         session_id = handler.session_id
         if self._handlers.get(session_id) is not handler and self._callers.get(session_id) is not handler:
@@ -319,25 +344,28 @@ class HandlerManager:
             return None
         self._malformed.pop(handler.session_id, None)
         try:
-            self._on_frame(handler, frame)
+            if self._admit(handler, frame):
+                if self._receiver is None:
+                    raise RuntimeError("no receiver is bound to this HandlerManager")
+                self._receiver.on_handler_message_received(handler, frame)
         except Exception:
-            logger.exception("session %s: a frame could not be handled", handler.session_id)
+            logger.exception("session %s: a frame could not be handled", session_id)
             failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
             handler.send_frame(encode_refusal(frame, failure))
         return frame
 
     def _refuse_at_a_glance(self, handler: Handler, data: str | bytes, excess: Excess) -> None:
-        """Refuse a frame over a rate limit, whatever it is, without decoding it."""
+        """Refuse a frame over a rate limit without decoding more than its type and ids."""
         kind, id_, trace_id = self._decoder.glance(data)
-        if kind == "cancel":  # its id is that of a request, which has an answer of its own
+        if kind == "cancel":  # the id is that of a request, which has an answer of its own
             id_ = None
         # A pong has no answer.
         answer = None if kind == "pong" else functools.partial(_encode_answer, id_, trace_id)
         self._on_excess(handler, excess, answer)
 
     def _on_excess(self, handler: Handler, excess: Excess, answer: Callable[[Failure], str] | None) -> None:
-        """Refuse a frame over a rate limit, and hang up on who goes on all the same."""
-        self.limited[excess.scope] += 1
+        """Refuse a frame over a rate limit; close the connection of a client that ignores the refusals."""
+        self.statistics.limited[excess.scope] += 1
         if answer is not None:
             retry_after = math.ceil(excess.wait * 1000)
             failure = Failure(ErrorCode.TOO_MANY_REQUESTS, _EXCESSES[excess.scope], retry_after_ms=retry_after)
@@ -352,58 +380,62 @@ class HandlerManager:
         if count >= MAX_MALFORMED_FRAMES:
             handler.close(CloseCode.BAD_REQUEST, "too many malformed frames")
 
-    def _on_frame(self, handler: Handler, frame: ClientFrame) -> None:
+    def _admit(self, handler: Handler, frame: ClientFrame) -> bool:
+        """Return whether a frame goes on to the receiver; answer it otherwise."""
+        identity = handler.identity
+        assert identity is not None  # noqa: S101 - it is registered
         if isinstance(frame, Request | Command):
-            assert handler.identity is not None  # noqa: S101 - it is registered
-            if is_private(frame.method) or not self._policy.may_call(handler.identity, frame.service, frame.method):
+            allowed, rate = _PRIVATE
+            if not is_private(frame.method):
+                allowed, rate = self._policy.judge_call(identity, frame.service, frame.method)
+            if not allowed:
                 description = f"Calling {frame.service}.{frame.method} is not allowed"
                 handler.send_frame(encode_refusal(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
-                return
-            rate = self._policy.rate(handler.identity, frame.service, frame.method)
-            excess = None if rate is None else self._limits.on_call(rate, handler.identity.user_id, self._clock())
+                return False
+            excess = None if rate is None else self._limits.on_call(rate, identity.user_id, self._clock())
             if excess is not None:
                 self._on_excess(handler, excess, functools.partial(encode_refusal, frame))
-                return
+                return False
         elif isinstance(frame, Ping):
             handler.send_frame(encode_pong(frame.payload))
-            return
+            return False
         elif isinstance(frame, Pong):
-            return
+            return False
         elif isinstance(frame, Authorize):
-            # One at a time, or a client could keep the authenticator busy, and an older token overtake a newer one.
-            if handler.session_id in self._refreshing:
-                failure = Failure(ErrorCode.TOO_MANY_REQUESTS, "Another token is being looked at", retry_after_ms=1000)
-                handler.send_frame(encode_refusal(frame, failure))
-                return
-            self._refreshing.add(handler.session_id)
-            handler.start_soon(self._refresh, handler, frame)
-            return
+            self._start_refresh(handler, frame)
+            return False
         elif isinstance(frame, Subscribe):
-            assert handler.identity is not None  # noqa: S101 - it is registered
             for topic in frame.topics:
-                if not self._policy.may_subscribe(handler.identity, topic):
+                if not self._policy.may_subscribe(identity, topic):
                     description = f"Subscribing to {topic} is not allowed"
                     handler.send_frame(encode_refusal(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
-                    return
-        if self._receive is None:
-            raise RuntimeError("no receiver is bound to this HandlerManager")
-        self._receive(handler, frame)
+                    return False
+        return True
+
+    def _start_refresh(self, handler: Handler, frame: Authorize) -> None:
+        # One check at a time: else a client could flood the authenticator, and an older token overtake a newer one.
+        if handler.session_id in self._refreshing:
+            failure = Failure(ErrorCode.TOO_MANY_REQUESTS, "Another token is being checked", retry_after_ms=1000)
+            handler.send_frame(encode_refusal(frame, failure))
+            return
+        self._refreshing.add(handler.session_id)
+        handler.start_soon(self._refresh, handler, frame)
 
     async def _refresh(self, handler: Handler, frame: Authorize) -> None:
-        """A newer token for a live connection. A token that is refused leaves the connection as it is."""
+        """Check a newer token for a live connection. A refused token leaves the connection as it is."""
         try:
             identity = await self.authenticate(frame.token)
         except AuthenticationFailed as error:
-            logger.info("session %s: refresh refused: %s", handler.session_id, error)
+            logger.info("session %s: token refresh refused: %s", handler.session_id, error)
             failure = Failure(ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
             return
         except AuthenticationUnavailable as error:
-            logger.info("session %s: refresh put off: %s", handler.session_id, error)
+            logger.info("session %s: token refresh postponed: %s", handler.session_id, error)
             handler.send_frame(encode_failure(frame.id, frame.trace_id, CANNOT_AUTHENTICATE))
             return
         except Exception as error:
-            # Without its message, which may quote the token.
+            # The message of the exception may quote the token.
             logger.error("session %s: the authenticator raised %s", handler.session_id, type(error).__name__)
             failure = Failure(ErrorCode.INTERNAL, "The gateway could not check the token")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
@@ -411,75 +443,58 @@ class HandlerManager:
         finally:
             self._refreshing.discard(handler.session_id)
         if handler.identity is None or identity.user_id != handler.identity.user_id:
-            failure = Failure(ErrorCode.PERMISSION_DENIED, "The token is another user's; connect anew with it")
+            failure = Failure(ErrorCode.PERMISSION_DENIED, "The token is another user's; open a new connection with it")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
             return
         handler.identity = identity
         handler.send_frame(encode_authorized(frame, identity))
-        if self._on_refreshed is not None:
-            self._on_refreshed(handler)
+        if self._receiver is not None:
+            self._receiver.on_handler_refreshed(handler)
 
     # --- messages to clients ----------------------------------------------------------------------------------
 
     def send_message(self, session_id: str, message: Any) -> SendCount:
-        """Send to one connection. ``message`` is a frame as text, or anything that JSON has."""
+        """Send to one connection. ``message`` is a frame as text, or any JSON value."""
         handler = self._handlers.get(session_id)
-        return self._send([] if handler is None else [handler], message)
+        return _send([] if handler is None else [handler], message)
 
     def send_message_to_user_ids(self, user_ids: Iterable[str], message: Any) -> SendCount:
         """Send to all connections that some users have to this process."""
-        return self._send(self.get_user_handlers(user_ids), message)
+        return _send(self.get_user_handlers(user_ids), message)
 
     def send_message_to_all(self, message: Any) -> SendCount:
         """Send to all connections of this process."""
-        return self._send(self.handlers, message)
-
-    @staticmethod
-    def _send(handlers: Iterable[Handler], message: Any) -> SendCount:
-        text = message if isinstance(message, str) else encode_json(message).decode()
-        count = 0
-        for handler in handlers:
-            handler.send_frame(text)
-            count += 1
-        return SendCount(count)
+        return _send(self.handlers, message)
 
     def close_revoked(self) -> SendCount:
-        """Hang up on all connections whose tokens have been revoked."""
+        """Close all connections whose tokens have been revoked."""
         revoked = [
             handler
             for handler in (*self.handlers, *self._callers.values())
             if handler.identity is not None and self.revocations.refuses(handler.identity)
         ]
-        return self._close(revoked, CloseCode.TOKEN_REVOKED, "token revoked")
+        return _close(revoked, CloseCode.TOKEN_REVOKED, "token revoked")
 
     def close(self, session_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected") -> SendCount:
-        """Hang up on one connection."""
+        """Close one connection."""
         handler = self.get_session(session_id)
-        return self._close([] if handler is None else [handler], code, reason)
+        return _close([] if handler is None else [handler], code, reason)
 
     def close_user_ids(
         self, user_ids: Iterable[str], code: int = CloseCode.DISCONNECTED, reason: str = "disconnected"
     ) -> SendCount:
-        """Hang up on all connections that some users have to this process."""
+        """Close all connections that some users have to this process."""
         users = _users(user_ids)
         callers = [each for each in self._callers.values() if each.identity and each.identity.user_id in users]
-        return self._close(self.get_user_handlers(users) + callers, code, reason)
+        return _close(self.get_user_handlers(users) + callers, code, reason)
 
     def close_all(self, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected") -> SendCount:
-        """Hang up on all connections of this process."""
-        return self._close((*self.handlers, *self._callers.values()), code, reason)
-
-    @staticmethod
-    def _close(handlers: Iterable[Handler], code: int, reason: str) -> SendCount:
-        count = 0
-        for handler in handlers:
-            handler.close(code, reason)
-            count += 1
-        return SendCount(count)
+        """Close all connections of this process."""
+        return _close((*self.handlers, *self._callers.values()), code, reason)
 
     @staticmethod
     def say_goodbye(handler: Handler, reason: str) -> None:
-        """Tell a client that its connection ends soon, and when to come back: each at another moment."""
+        """Tell a client that its connection ends soon, and when to reconnect: each client at another moment."""
         retry_after = random.randrange(int(GOODBYE_SPREAD * 1000))  # noqa: S311 - jitter
         goodbye = {"topic": "goodbye", "event": {"reason": reason, "retry_after_ms": retry_after}}
         handler.send_frame(encode_json({"type": "event", "payload": goodbye}).decode())
@@ -487,56 +502,61 @@ class HandlerManager:
     # --- time -------------------------------------------------------------------------------------------------
 
     async def sweep(self) -> None:
-        """Look after the time limits of all connections, until cancelled."""
+        """Enforce the time limits of all connections, until cancelled."""
         shortest = min(self._settings.ping_interval, self._settings.ping_timeout, self._settings.write_timeout)
         interval = min(MAX_SWEEP_INTERVAL, shortest / 4)
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(interval)
-            now, wall = loop.time(), time.time()
+            now, wall = self._clock(), time.time()
             for handler in self.handlers:
                 identity = handler.identity
                 if identity is not None and identity.expires_at is not None and identity.expires_at <= wall:
                     handler.close(CloseCode.TOKEN_EXPIRED, "token expired")
-                elif wall - handler.connected_at > self._lifetime(handler):
-                    self._retire(handler, now)
-                handler.check(now)  # closed or not: it may hang in a write
+                elif (
+                    step := self._lifetimes.check(handler.session_id, wall - handler.connected_at, now)
+                ) == "announce":
+                    self.say_goodbye(handler, "lifetime")
+                elif step == "close":
+                    handler.close(CloseCode.DRAINING, "maximum lifetime of a connection")
+                handler.check(now)  # also while it closes: it may hang in a write
 
-    def _retire(self, handler: Handler, now: float) -> None:
-        """Have a connection end that is too old, after what is in flight."""
-        ends = self._retiring.get(handler.session_id)
-        if ends is None:
-            self._retiring[handler.session_id] = now + self._settings.drain_timeout
-            self.say_goodbye(handler, "lifetime")
-        elif now >= ends:
-            handler.close(CloseCode.DRAINING, "maximum lifetime of a connection")
 
-    def _lifetime(self, handler: Handler) -> float:
-        # Connections that came together go at different times, each always at the same.
-        return self._settings.max_connection_lifetime * (
-            1.0 - LIFETIME_JITTER * (hash(handler.session_id) % 1000) / 1000
-        )
+def _send(handlers: Iterable[Handler], message: Any) -> SendCount:
+    text = message if isinstance(message, str) else encode_json(message).decode()
+    count = 0
+    for handler in handlers:
+        handler.send_frame(text)
+        count += 1
+    return SendCount(count)
+
+
+def _close(handlers: Iterable[Handler], code: int, reason: str) -> SendCount:
+    count = 0
+    for handler in handlers:
+        handler.close(code, reason)
+        count += 1
+    return SendCount(count)
 
 
 def _users(user_ids: Iterable[str]) -> set[str]:
     if isinstance(user_ids, str):
-        raise TypeError("user_ids: it has to be a list of user ids, not a string")
+        raise TypeError("user_ids: a string is not a list of user ids")
     return set(user_ids)
 
 
 def expiry(identity: Identity) -> int | None:
-    """When the identity's token ends, in whole seconds since 1970: what clients are told."""
+    """Return the expiry that clients are told, in whole unix seconds, or None for a token without one."""
     return None if identity.expires_at is None else int(identity.expires_at)
 
 
 def encode_authorized(frame: Authorize, identity: Identity) -> str:
-    """The answer to an ``authorize`` that succeeded."""
+    """Encode the answer to an ``authorize`` that succeeded."""
     return encode_response(frame.id, frame.trace_id, encode_json({"expires_at": expiry(identity)}))
 
 
 def encode_refusal(frame: ClientFrame, failure: Failure) -> str:
-    """The answer to a frame that is refused."""
-    # A cancel's id is that of a request, which has an answer of its own.
+    """Encode the answer to a refused frame."""
+    # The id of a cancel is that of a request, which has an answer of its own.
     id_ = None if isinstance(frame, Cancel) else getattr(frame, "id", None)
     return _encode_answer(id_, getattr(frame, "trace_id", None), failure)
 
@@ -548,7 +568,7 @@ def _encode_answer(id_: str | None, trace_id: str | None, failure: Failure) -> s
 
 
 def encode_malformed(error: ProtocolError) -> str:
-    """The answer to what is not a frame."""
-    # nuropb_gw answered undecodable frames with the exception's class, and its clients may look at that.
+    """Encode the answer to a message that is not a frame."""
+    # nuropb_gw answered undecodable frames with the class of its exception, and its clients may look at that.
     name = "JSONDecodeError" if error.description.startswith("Error decoding JSON") else ""
     return _encode_answer(error.id, error.trace_id, Failure(ErrorCode.BAD_REQUEST, error.description, error=name))

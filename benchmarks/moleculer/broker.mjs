@@ -1,4 +1,4 @@
-// What the gateway and the service have in common.
+// Code shared by the gateway and the service.
 
 import { ServiceBroker } from "moleculer";
 
@@ -8,13 +8,13 @@ export function createBroker(nodeID) {
         logger: false,
         transporter: {
             type: "AMQP",
-            // Moleculer's own defaults would be what is measured: one message at a time, and Nagle's algorithm.
+            // Moleculer's defaults would dominate the figures: one message at a time, and Nagle's algorithm.
             options: { url: process.env.NUROPB_GATEWAY_MESH_URL, prefetch: 1000, socketOptions: { noDelay: true } },
         },
     });
 }
 
-// The pipe is closed by the end of whoever started this process, however that comes about.
+// Standard input is a pipe from the parent process; it closes when the parent ends, for whatever reason.
 export function endWithParent() {
     process.stdin.resume();
     process.stdin.on("end", () => process.exit(0));

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from .authenticators import (
+from .credentials import Credentials, bearer_from_header, bearer_from_subprotocols, find_credentials
+from .jwt_authenticator import (
     Authenticator,
     FunctionAuthenticator,
     Identity,
@@ -15,7 +16,6 @@ from .authenticators import (
     TokenAuthenticationBackend,
     TokenUser,
 )
-from .credentials import Credentials, bearer_from_header, bearer_from_subprotocols, find_credentials
 from .key_sets import KeySet
 from .keys import issue_token, new_secret
 from .origins import OriginPolicy

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from .authenticators import Authenticator, Identity
+from .jwt_authenticator import Authenticator, Identity
 
 __all__ = ["MAX_KEPT", "Revocation", "RevocationCheck", "Revocations", "fingerprint"]
 

@@ -1,4 +1,4 @@
-"""The policy file on its disk: read at the start, and again when it changes or the operator says so."""
+"""The policy file on disk: loaded at the start, and again when it changes or on SIGHUP."""
 
 from __future__ import annotations
 
@@ -19,57 +19,65 @@ import anyio.to_thread
 
 from ..exceptions import SettingsError
 from ..settings import ENV_PREFIX
-from .policies import RulePolicy
+from .rule_policy import RulePolicy
 from .rules import Rule
 from .syntax import parse_policy
 
-__all__ = ["PolicyFile"]
+__all__ = ["MAX_SIZE", "PolicyFile", "Signature", "read_signature"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the file. A change is taken up by the second look that finds it the same.
+#: Seconds between two checks of the file. A change is loaded at the second check that finds the file the same.
 POLL_INTERVAL: Final = 0.5
-#: Bytes. A file of this size has some ten thousand rules, or is not the one that was meant.
+#: Bytes: some ten thousand rules. A larger file is most likely the wrong one.
 MAX_SIZE: Final = 1 << 20
 
-#: What tells one state of the file from another: device, inode, size and both times; None if there is no file. A file
-#: that was moved into the place of another has another inode, and so has one that a symbolic link now leads to.
-_Signature: TypeAlias = tuple[int, int, int, int, int] | None
+#: Device, inode, size and both times of a state of the file; None if there is no file. The inode changes when another
+#: file is moved into its place, or a symbolic link leads elsewhere.
+Signature: TypeAlias = tuple[int, int, int, int, int] | None
 
 
 class _Loaded(NamedTuple):
-    signature: _Signature
+    signature: Signature
     rules: tuple[Rule, ...] = ()
     error: SettingsError | None = None
 
 
-class PolicyFile:
-    """A policy file, and the policy that it holds.
+def read_signature(path: str) -> Signature:
+    """Return the signature of the file's present state."""
+    with contextlib.suppress(OSError, ValueError):
+        return _signature(os.stat(path))
+    return None
 
-    Raises PolicyError for a mistake in the file, and SettingsError if it cannot be read. Later on it raises neither:
-    the last rules that were good stay in force, and ``problem`` says why.
+
+class PolicyFile:
+    """A policy file, and the policy with its rules.
+
+    Raises PolicyError for a mistake in the file, and SettingsError if it cannot be read. After the start it raises
+    neither: the last valid rules stay in force, and ``problem`` has the reason. ``look`` reads the signature.
     """
 
-    def __init__(self, path: str, *, own_service: str = "") -> None:
+    def __init__(self, path: str, *, own_service: str = "", look: Callable[[str], Signature] = read_signature) -> None:
         self._path = path
+        self._look = look
         loaded = _load(path)
         if loaded.error is not None:
             raise loaded.error
         self._signature = loaded.signature
         self.policy: Final = RulePolicy(loaded.rules, own_service=own_service)
-        #: Why the file, as it is now, is not in force; one line, or None when it is.
+        #: The reason why the present content of the file is not in force, in one line; None if it is in force.
         self.problem: str | None = None
-        #: How often it was loaded since the start: ``ok`` and ``failed``.
+        #: The number of reloads since the start: ``ok`` and ``failed``.
         self.reloads: Counter[str] = Counter()
         self._asked = asyncio.Event()
 
     async def watch(self, on_change: Callable[[], Awaitable[None]]) -> None:
-        """Load the file again when it has changed, or on a hangup signal, until cancelled.
+        """Reload the file after each change, and on each SIGHUP, until cancelled.
 
-        ``on_change`` is awaited when new rules are in force. The disk is read in a thread, which nobody waits for when
-        this is cancelled: it may be a network's that is gone.
+        ``on_change`` is awaited once new rules are in force. The disk is read in a thread. Cancellation does not wait
+        for this thread, because the file may be on a network disk that has gone away.
         """
-        self._asked = asyncio.Event()  # it belongs to the event loop in which it is waited for
+        self._asked = asyncio.Event()  # it belongs to the event loop that first waits for it
         limiter = anyio.CapacityLimiter(1)
         before = self._signature
         with self._asking_on_hangup():
@@ -79,8 +87,10 @@ class PolicyFile:
                 asked = self._asked.is_set()
                 self._asked.clear()
                 try:
-                    now = await anyio.to_thread.run_sync(_look, self._path, limiter=limiter, abandon_on_cancel=True)
-                    # The same for two looks, or somebody may still be writing it.
+                    now = await anyio.to_thread.run_sync(
+                        self._look, self._path, limiter=limiter, abandon_on_cancel=True
+                    )
+                    # A file that differs between two checks may still be being written.
                     if asked or (now != self._signature and now == before):
                         loaded = await anyio.to_thread.run_sync(
                             _load, self._path, limiter=limiter, abandon_on_cancel=True
@@ -88,32 +98,32 @@ class PolicyFile:
                         if self._take(loaded):
                             await on_change()
                     before = now
-                except Exception:  # no more threads, or a mistake here: nothing that should end the gateway
-                    logger.exception("the policy stays as it was")
+                except Exception:  # no more threads, or a defect here: no reason to stop the gateway
+                    logger.exception("policy reload failed; keeping the previous policy")
 
     def _take(self, loaded: _Loaded) -> bool:
-        """Put new rules into force, or say why not; whether that has happened."""
+        """Put valid rules into force, or log why they are not valid. Return whether they are in force."""
         self._signature = loaded.signature
         if loaded.error is not None:
             self.reloads["failed"] += 1
             self.problem = str(loaded.error)
-            logger.error("the policy stays as it was: %s", loaded.error)
+            logger.error("policy reload failed; keeping the previous policy: %s", loaded.error)
             return False
         self.reloads["ok"] += 1
         self.problem = None
         self.policy.replace(loaded.rules)
-        logger.info("%s: %d rules are in force", self._path, len(loaded.rules))
+        logger.info("%s: policy reloaded, %d rules are in force", self._path, len(loaded.rules))
         return True
 
     @contextlib.contextmanager
     def _asking_on_hangup(self) -> Iterator[None]:
-        """Have SIGHUP load the file, and then do what it did before; what it does by default is to end the process."""
-        number = getattr(signal, "SIGHUP", None)  # Windows has none
+        """Make SIGHUP reload the file and then call the previous handler; its default action would end the process."""
+        number = getattr(signal, "SIGHUP", None)  # missing on Windows
         if number is None or threading.current_thread() is not threading.main_thread():
             yield
             return
         loop = asyncio.get_running_loop()
-        saved = signal.getsignal(number) or signal.SIG_DFL  # None: it was not set by Python
+        saved = signal.getsignal(number) or signal.SIG_DFL  # None: a handler that Python did not install
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             loop.call_soon_threadsafe(self._asked.set)
@@ -128,13 +138,7 @@ class PolicyFile:
                 signal.signal(number, saved)
 
 
-def _look(path: str) -> _Signature:
-    with contextlib.suppress(OSError, ValueError):
-        return _signature(os.stat(path))
-    return None
-
-
-def _signature(status: os.stat_result) -> _Signature:
+def _signature(status: os.stat_result) -> Signature:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -142,19 +146,19 @@ def _load(path: str) -> _Loaded:
     try:
         status = os.stat(path)
         signature = _signature(status)
-        if not stat.S_ISREG(status.st_mode):  # to open a pipe could take for ever
-            return _Loaded(signature, error=_unreadable("it is not a file"))
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe could block forever
+            return _Loaded(signature, error=_unreadable("not a regular file"))
         if status.st_size > MAX_SIZE:
-            return _Loaded(signature, error=_unreadable(f"it has more than {MAX_SIZE} bytes"))
+            return _Loaded(signature, error=_unreadable(f"the file is larger than {MAX_SIZE} bytes"))
         with open(path, "rb") as file:
             signature = _signature(os.fstat(file.fileno()))
             data = file.read(MAX_SIZE)
         return _Loaded(signature, parse_policy(data, path))
     except SettingsError as error:
         return _Loaded(signature, error=error)
-    except (OSError, ValueError) as error:  # the second: a name that no file can have
-        return _Loaded(_look(path), error=_unreadable(f"the file cannot be read ({type(error).__name__})"))
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        return _Loaded(read_signature(path), error=_unreadable(f"the file cannot be read ({type(error).__name__})"))
 
 
 def _unreadable(wrong: str) -> SettingsError:
-    return SettingsError(f"{ENV_PREFIX}POLICY: {wrong}; allowed is the name of a readable TOML file")
+    return SettingsError(f"{ENV_PREFIX}POLICY: {wrong}; expected the name of a readable TOML file")

@@ -1,4 +1,4 @@
-"""The policy file: TOML in, rules out, or one line that says what is wrong and where. Pure.
+"""The policy file's syntax: TOML in, rules out, or one line with the first mistake and its place. Pure.
 
 ``docs/policy.md`` describes the file to operators.
 """
@@ -14,7 +14,10 @@ from typing import Any, Final, Literal, Never, TypeVar
 
 from ..exceptions import PolicyError
 from ..rates import MAX_COUNT, RATE_SYNTAX, CallRate, Rate, parse_rate
-from .rules import Action, CallPattern, Condition, Delivery, Operator, Rule, Scalar, TopicPattern
+from .claims import Condition, Operator, Scalar
+from .patterns import CallPattern, TopicPattern
+from .rules import Action, Delivery, Rule
+from .toml_lines import Lines
 
 __all__ = ["parse_policy"]
 
@@ -24,7 +27,7 @@ _DELIVERIES: Final[tuple[Delivery, ...]] = typing.get_args(Delivery)
 _OPERATORS: Final[tuple[Operator, ...]] = typing.get_args(Operator)
 _PER: Final[tuple[Literal["user", "process"], ...]] = ("user", "process")
 
-#: What nuropb and the client protocol take for names, beside the wildcard.
+#: The characters of names in nuropb and in the client protocol, and the wildcard.
 _SERVICE_NAME = re.compile(r"[!-~]*")
 _METHOD_NAME = re.compile(r"[A-Za-z0-9_*]*")
 _METHODS_SYNTAX: Final = (
@@ -35,11 +38,11 @@ _TOPICS_SYNTAX: Final = (
     "words separated by dots, * for one word, # for any number of words, {user_id} or {claim:name} in a word, "
     "such as orders.# or users.{user_id}.*"
 )
-_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
-
 _CONDITION_SYNTAX: Final = (
     'a condition on a claim, with contains, in or equals, such as { role = { equals = "admin" } }'
 )
+#: The end of tomllib's messages.
+_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _KINDS: Final = ((str, "a long string"), (int | float, "a number"), (list, "a list"), (dict, "a table"))
 
 P = TypeVar("P", CallPattern, TopicPattern)
@@ -47,23 +50,28 @@ _Choice = TypeVar("_Choice", bound=str)
 
 
 def parse_policy(data: bytes, source: str) -> tuple[Rule, ...]:
-    """The rules in a policy file, in its order. ``source`` is its name, for rules and errors.
+    """Return the rules of a policy file, in its order. ``source`` is its name, for rules and errors.
 
     Raises PolicyError for the first mistake.
     """
     text = _decode(data, source)
     document = _parse_toml(text, source)
-    lines = _Lines(text, source)
+    lines = Lines(text)
     for key in document:
         if key != "rule":
-            lines.fail(lines.of_key(key), f"{key!r} is not known", "[[rule]]")
+            _fail(source, lines.of_key(key), f"unknown key {key!r}", "[[rule]]")
     rules = document.get("rule")
     if rules is not None and not lines.rules:
-        lines.fail(lines.of_key("rule"), "'rule' is not a list of tables", "[[rule]]")
+        _fail(source, lines.of_key("rule"), "'rule' is not a list of tables", "[[rule]]")
     if not rules:
-        # Most likely the file is being written, or was cut off: an operator who wants nothing denies it.
-        lines.fail(1, "there is no rule", "one [[rule]] at the least")
-    return tuple(_RuleReader(table, lines, number).read() for number, table in enumerate(rules))
+        # Most likely the file is being written, or was cut off: an operator who wants to allow nothing denies it.
+        _fail(source, 1, "the file has no rule", "at least one [[rule]]")
+    return tuple(_RuleReader(table, source, *place).read() for table, place in zip(rules, lines.rules, strict=True))
+
+
+def _fail(source: str, line: int, wrong: str, expected: str) -> Never:
+    """Raise the PolicyError for a mistake in this line."""
+    raise PolicyError(f"{source}:{line}: {wrong}; expected {expected}")
 
 
 def _decode(data: bytes, source: str) -> str:
@@ -72,7 +80,7 @@ def _decode(data: bytes, source: str) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise PolicyError(f"{source}:{line}: it is not UTF-8; allowed is a TOML file in UTF-8") from error
+        raise PolicyError(f"{source}:{line}: not UTF-8; expected a TOML file in UTF-8") from error
 
 
 def _parse_toml(text: str, source: str) -> dict[str, Any]:
@@ -85,96 +93,27 @@ def _parse_toml(text: str, source: str) -> dict[str, Any]:
         what = message if place is None else message[: place.start()]
         column = f" (column {place[2]})" if place is not None and line is not None else ""
         at = line or text.rstrip("\n").count("\n") + 1
-        raise PolicyError(f"{source}:{at}: {what[:1].lower()}{what[1:]}{column}; allowed is TOML") from error
-    except (RecursionError, ValueError) as error:  # the second: a number of thousands of digits
-        raise PolicyError(f"{source}:1: it cannot be read ({type(error).__name__}); allowed is TOML") from error
-
-
-class _Lines:
-    """Where things are in the file, which the TOML reader does not tell.
-
-    A statement of TOML ends with the first line at which what was read since the last one is a document by itself: as
-    long as a string or a list is open, it is none. So the statements of a valid file are found by asking the reader,
-    and ``[[rule]]`` within a string of many lines is not taken for a rule.
-    """
-
-    def __init__(self, text: str, source: str) -> None:
-        self._source = source
-        #: The line of each ``[[rule]]``, and those of its keys.
-        self.rules: list[tuple[int, dict[str, int]]] = []
-        self._keys: dict[str, int] = {}
-        for line, statement, table in _statements(text):
-            is_header = statement.startswith("[")
-            if statement.startswith("[[") and table == {"rule": [{}]}:
-                self.rules.append((line, {}))
-            elif is_header and self.rules and list(table) == ["rule"]:  # [rule.when] belongs to the last rule
-                self._note(self.rules[-1][1], _only_table(table["rule"]), line)
-                continue
-            elif is_header or not self.rules:
-                self._note(self._keys, table, line)
-            else:
-                self._note(self.rules[-1][1], table, line)
-
-    @staticmethod
-    def _note(keys: dict[str, int], table: Mapping[str, Any], line: int) -> None:
-        for key in table:
-            keys.setdefault(key, line)
-
-    def of_key(self, key: str) -> int:
-        """The line of a key outside of the rules."""
-        return self._keys.get(key, 1)
-
-    def fail(self, line: int, wrong: str, allowed: str) -> Never:
-        """Raise the PolicyError for a mistake in this line."""
-        raise PolicyError(f"{self._source}:{line}: {wrong}; allowed is {allowed}")
-
-    @property
-    def source(self) -> str:
-        """The name of the file."""
-        return self._source
-
-
-def _statements(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """The statements of a valid document: the line in which each begins, its text, and what it says by itself."""
-    begun: list[str] = []
-    first = 0
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not begun:
-            if not line.strip(" \t") or line.lstrip(" \t").startswith("#"):
-                continue
-            first = number
-        elif not any(end in line for end in ("]", "}", '"""', "'''")):
-            begun.append(line)
-            continue  # what was open before this line is open after it
-        begun.append(line)
-        statement = "\n".join(begun).lstrip(" \t")
-        try:
-            table = tomllib.loads(statement)
-        except ValueError:
-            continue
-        begun.clear()
-        yield first, statement, table
-
-
-def _only_table(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
+        raise PolicyError(f"{source}:{at}: {what[:1].lower()}{what[1:]}{column}; expected TOML") from error
+    except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise PolicyError(f"{source}:1: the file cannot be parsed ({type(error).__name__}); expected TOML") from error
 
 
 class _RuleReader:
-    """Makes one rule of one table."""
+    """Reader of one ``[[rule]]`` table, which begins in ``line`` and has its keys in the lines of ``keys``."""
 
-    def __init__(self, table: Mapping[str, Any], lines: _Lines, number: int) -> None:
+    def __init__(self, table: Mapping[str, Any], source: str, line: int, keys: Mapping[str, int]) -> None:
         self._table = table
-        self._lines = lines
-        self._line, self._keys = lines.rules[number]
+        self._source = source
+        self._line = line
+        self._keys = keys
 
     def read(self) -> Rule:
-        """The rule. Raises PolicyError."""
+        """Return the rule. Raises PolicyError."""
         for key in self._table:
             if key not in _KEYS:
-                self._fail(key, f"{key!r} is not known in a rule", ", ".join(_KEYS))
+                self._fail(key, f"unknown key {key!r} in a rule", ", ".join(_KEYS))
         allows, action = self._effect()
-        self._refuse_what_does_not_belong(allows, action)
+        self._refuse_misplaced_keys(allows, action)
         return Rule(
             allows,
             methods=self._patterns("methods", self._method, _METHODS_SYNTAX) if action == "call" else (),
@@ -182,33 +121,33 @@ class _RuleReader:
             conditions=tuple(self._conditions()),
             rate=self._rate(),
             delivery=self._choice("delivery", _DELIVERIES) or "close",
-            source=self._lines.source,
+            source=self._source,
             line=self._line,
         )
 
-    def _fail(self, key: str | None, wrong: str, allowed: str) -> Never:
-        self._lines.fail(self._keys.get(key or "", self._line), wrong, allowed)
+    def _fail(self, key: str | None, wrong: str, expected: str) -> Never:
+        _fail(self._source, self._keys.get(key or "", self._line), wrong, expected)
 
     def _effect(self) -> tuple[bool, Action]:
         effects = [key for key in ("allow", "deny") if key in self._table]
         if len(effects) != 1:
-            wrong = "a rule has both allow and deny" if effects else "a rule has neither allow nor deny"
+            wrong = "the rule has both allow and deny" if effects else "the rule has neither allow nor deny"
             self._fail(None, wrong, 'one of them, as in allow = "call" or deny = "subscribe"')
         (effect,) = effects
         action = self._choice(effect, _ACTIONS)
         assert action is not None  # noqa: S101 - the key is there
         return effect == "allow", action
 
-    def _refuse_what_does_not_belong(self, allows: bool, action: Action) -> None:
+    def _refuse_misplaced_keys(self, allows: bool, action: Action) -> None:
         about = {"call": "calls", "subscribe": "subscriptions"}[action]
         wanted, other = ("methods", "topics") if action == "call" else ("topics", "methods")
         if other in self._table:
-            self._fail(other, f"a rule about {about} has {other}", wanted)
+            self._fail(other, f"a rule about {about} has {other}", f"{wanted} in its place")
         if wanted not in self._table:
             self._fail(None, f"a rule about {about} has no {wanted}", f"a list of patterns in {wanted}")
         for key, where in (("rate", "call"), ("burst", "call"), ("per", "call"), ("delivery", "subscribe")):
             if key in self._table and not (allows and action == where):
-                self._fail(key, f"{key} has no meaning here", f'{key} in rules with allow = "{where}"')
+                self._fail(key, f"{key} has no effect in this rule", f'{key} only in rules with allow = "{where}"')
             if key in ("burst", "per") and key in self._table and "rate" not in self._table:
                 self._fail(key, f"{key} without a rate", f"{key} together with rate")
 
@@ -229,19 +168,19 @@ class _RuleReader:
 
     def _pattern(self, key: str, pattern: Any, parse: Callable[[str], P], syntax: str) -> P:
         if not isinstance(pattern, str):
-            self._fail(key, f"{key} has {_shown(pattern)} in it", f"a list of strings: {syntax}")
+            self._fail(key, f"{key} contains {_shown(pattern)}", f"a list of strings: {syntax}")
         try:
             return parse(pattern)
         except ValueError as error:
-            self._fail(key, f"{pattern!r} is no pattern for {key}: {error}", syntax)
+            self._fail(key, f"{pattern!r} is not a pattern for {key}: {error}", syntax)
 
     def _method(self, text: str) -> CallPattern:
         pattern = CallPattern.parse(text)
         for name, characters in ((pattern.service, _SERVICE_NAME), (pattern.method, _METHOD_NAME)):
             if not all(characters.fullmatch(part) for part in name.parts if isinstance(part, str)):
-                raise ValueError("characters that no name has")
+                raise ValueError("characters that names cannot contain")
         if pattern.is_private and "allow" in self._table:
-            raise ValueError("no client may ever call it")
+            raise ValueError("clients can never call it")
         return pattern
 
     def _rate(self) -> CallRate | None:
@@ -273,7 +212,7 @@ class _RuleReader:
             self._fail("when", f"when: {claim} is {_shown(value)}", _CONDITION_SYNTAX)
         operators = [key for key in value if key in _OPERATORS]
         for key, operand in value.items():
-            if not operators:  # a name with dots that is not in quotes
+            if not operators:  # a dotted claim name without quotes
                 yield from self._conditions_on(f"{claim}.{key}", operand)
             elif key not in _OPERATORS:
                 self._fail("when", f"when: {claim} has {key!r}", ", ".join(_OPERATORS))
@@ -285,8 +224,8 @@ class _RuleReader:
         values = operand if isinstance(operand, list) and takes_a_list else [operand] if takes_one else []
         if not values or not all(_is_scalar(value) for value in values):
             one, several = "a string, a number or a boolean", "a list of strings, numbers or booleans"
-            allowed = " or ".join([one] * takes_one + [several] * takes_a_list)
-            self._fail("when", f"when: {claim}.{operator} is {_shown(operand)}", allowed)
+            expected = " or ".join([one] * takes_one + [several] * takes_a_list)
+            self._fail("when", f"when: {claim}.{operator} is {_shown(operand)}", expected)
         return tuple(values)
 
 
@@ -295,7 +234,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value as it is called in an error: itself if that is short, else its kind."""
+    """Return a value as errors quote it: the value itself if it is short, else its kind."""
     if isinstance(value, str) and len(value) <= 60:
         return repr(value)
     if isinstance(value, bool):

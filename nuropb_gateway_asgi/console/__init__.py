@@ -1,13 +1,12 @@
-"""Which page does a person use? The console, a client like any other. ``docs/console.md`` describes it.
+"""How does a person use the gateway? The console: a web page that is a client like any other (``docs/console.md``).
 
-It is plain files, without a build step. The page needs nothing but the gateway that serves it, and what it may do is
-what its token may do.
+The console is plain files, without a build step. It loads files of its gateway only, and has the permissions of the
+token that is pasted into it.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import html
 import importlib.resources
 from collections.abc import Iterator
@@ -18,10 +17,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from ..static.assets import Asset, is_asset, read_asset, serve_asset
+from ..static.entity_tags import entity_tag
 
 __all__ = ["CONTENT_SECURITY_POLICY", "console_routes"]
 
-#: Scripts and styles are files of the gateway, requests go to the gateway, and the page is in nobody's frame.
+#: Scripts and styles are files of the gateway, requests go to the gateway, and no page may frame the console.
 CONTENT_SECURITY_POLICY: Final = "; ".join(
     (
         "default-src 'none'",
@@ -36,7 +36,7 @@ CONTENT_SECURITY_POLICY: Final = "; ".join(
         "trusted-types 'none'",
     )
 )
-_HEADERS: Final = {
+_PAGE_HEADERS: Final = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
@@ -46,15 +46,15 @@ _HEADERS: Final = {
 
 
 def console_routes(path: str, *, development: bool) -> list[BaseRoute]:
-    """The page at ``/``, and its files. ``path`` is that of the WebSocket.
+    """Return the routes of the page (``/``) and of its files. ``path`` is the path of the WebSocket.
 
-    With ``development`` the page takes a token out of its own address's fragment, where only a gateway that has made
-    the token for this run may put one.
+    With ``development`` the page reads a token from the fragment of its own address. That is for a gateway that made
+    the token itself, for this run: on any other gateway, a link could sign a person in as somebody else.
     """
     page = _page(path, development)
 
     async def serve_page(request: Request) -> Response:
-        return serve_asset(request, page, _HEADERS)
+        return serve_asset(request, page, _PAGE_HEADERS)
 
     return [
         Route("/", serve_page, methods=["GET"], name="console"),
@@ -66,7 +66,7 @@ async def _serve_file(request: Request) -> Response:
     file = request.path_params["file"]
     if file not in _files():
         return PlainTextResponse("Not Found", status_code=404)
-    return serve_asset(request, read_asset(f"console/{file}"), _HEADERS)
+    return serve_asset(request, read_asset(f"console/{file}"), _PAGE_HEADERS)
 
 
 def _page(path: str, development: bool) -> Asset:
@@ -77,12 +77,12 @@ def _page(path: str, development: bool) -> Asset:
     for name, value in values.items():
         body = body.replace(f"{{{{{name}}}}}", html.escape(value))
     encoded = body.encode()
-    return Asset(encoded, page.media_type, f'"{hashlib.sha256(encoded).hexdigest()[:32]}"')
+    return Asset(encoded, page.media_type, entity_tag(encoded))
 
 
 @functools.cache
 def _files() -> frozenset[str]:
-    """All that the page may load, by name: what is in a request never becomes a path."""
+    """List the files that the page may load. Requests are compared with these names and never become a path."""
     root = importlib.resources.files(__package__)
 
     def names() -> Iterator[str]:

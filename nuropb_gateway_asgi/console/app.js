@@ -1,4 +1,4 @@
-/** Signing in, the header, and what is where. */
+/** Sign-in, header, notices and layout. */
 import { CallPanel, Services } from "./call.js";
 import { onFragmentToken } from "./fragment.js";
 import { Session, messageOf } from "./session.js";
@@ -11,7 +11,7 @@ import { Json, html, useEffect, useId, useLayoutEffect, useReducer, useRef, useS
 const { socket = "ws", development } = document.documentElement.dataset;
 const KEY = "nuropb-gateway-console-token";
 
-/** A token that is to outlive a reload, but not the tab. */
+/** A token that outlives a reload, but not the tab. */
 const kept = {
   get: () => sessionStorage.getItem(KEY),
   /** @param {string} token */
@@ -19,7 +19,7 @@ const kept = {
   drop: () => sessionStorage.removeItem(KEY),
 };
 
-/** Render anew whenever the session has changed. @param {Session | null} session */
+/** Render again after every change of the session. @param {Session | null} session */
 function useChanges(session) {
   const [, again] = useReducer((/** @type {number} */ count) => count + 1, 0);
   useLayoutEffect(() => session?.listen(() => again(undefined)), [session]);
@@ -86,11 +86,11 @@ function SignIn({ problem, session, onSignIn, onCancel }) {
         <p class="hint">
           ${development === "yes"
             ? html`<code>make run</code> prints a token, and a link that signs you in.`
-            : html`The token is one of those that your applications use. It stays in this tab.`}
+            : html`Use a token as your applications use it. It stays in this tab.`}
         </p>
         ${problem && session !== null && session.state.name !== "closed" && html`
-          <p class="hint">If the gateway is up, the address of this page may be missing from its
-          <code> ALLOWED_ORIGINS</code>: <code>${location.origin}</code></p>`}
+          <p class="hint">If the gateway is running, its <code>ALLOWED_ORIGINS</code> may lack the origin of
+          this page: <code>${location.origin}</code></p>`}
       </div>
     </main>`;
 }
@@ -137,7 +137,7 @@ function Console({ session, onSignOut }) {
   const [view, setView] = useState("call");
   const [chosen, choose] = useState(/** @type {{ service: string, method: string } | null} */ (null));
   const services = session.description?.services ?? {};
-  // The first method, so that there is something to try.
+  // Choose the first method, so that a person can try something at once.
   useEffect(() => {
     const service = Object.keys(services).find((name) => Object.keys(services[name]?.methods ?? {}).length > 0);
     const method = service === undefined ? undefined : Object.keys(services[service]?.methods ?? {})[0];
@@ -167,7 +167,7 @@ function Console({ session, onSignOut }) {
     </main>`;
 }
 
-/** The fragment is for tokens, so the link moves the focus by itself. @param {Event} event */
+/** Move the focus without changing the fragment, which is for tokens. @param {Event} event */
 function skip(event) {
   event.preventDefault();
   document.getElementById("work")?.focus();
@@ -191,7 +191,7 @@ function Header({ session, onSignOut }) {
       <div class="who">
         <button type="button" class="identity" ref=${button} aria-expanded=${open} aria-controls="identity"
           onClick=${() => setOpen(!open)}>
-          <span class="unseen">Who you are: ${hello?.username}</span>
+          <span class="unseen">Signed in as ${hello?.username}</span>
           <span class="avatar" aria-hidden="true">${(hello?.username || "?").slice(0, 1).toUpperCase()}</span>
           <span class="name" aria-hidden="true">${hello?.username}</span>
           ${left !== null && html`<span class="expiry ${left < 60 ? "soon" : ""}" aria-hidden="true">token: ${remaining(left)}</span>`}
@@ -211,10 +211,10 @@ function Connection({ session }) {
   if (state.name === "open") text = "Connected";
   else if (state.name === "connecting") text = session.wanted ? "Waiting for a token" : "Connecting…";
   else if (state.name === "authorising") text = "Checking the token…";
-  else if (state.name === "reconnecting") text = `Trying again in ${Math.max(0, Math.ceil(state.delay / 1000 - seconds))} s`;
+  else if (state.name === "reconnecting") text = `Reconnecting in ${Math.max(0, Math.ceil(state.delay / 1000 - seconds))} s`;
   else text = "Disconnected";
-  // A countdown would be read out every second.
-  const said = state.name === "reconnecting" ? "Connection lost, trying again" : text;
+  // A screen reader would read a countdown every second.
+  const said = state.name === "reconnecting" ? "Connection lost, reconnecting" : text;
   return html`
     <p class="state" data-state=${state.name} title=${session.url}>
       <span class="dot" aria-hidden="true"></span><span aria-hidden="true">${text}</span>
@@ -249,9 +249,9 @@ function Identity({ session, onClose, onLeave, onSignOut }) {
     ["Timeout of a request", `${hello?.limits.request_timeout} s`],
   ];
   return html`
-    <section class="identity-panel card" id="identity" aria-label="Who you are" tabindex="-1" ref=${panel}
+    <section class="identity-panel card" id="identity" aria-label="Your identity" tabindex="-1" ref=${panel}
       onKeyDown=${(/** @type {KeyboardEvent} */ event) => event.key === "Escape" && onLeave()}>
-      <h2>Who you are</h2>
+      <h2>Your identity</h2>
       <dl>${rows.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
       ${claims && html`<h3>Claims of the token</h3><${Json} label="Claims" text=${pretty(claims)} />`}
       <div class="actions">
@@ -265,7 +265,7 @@ function Identity({ session, onClose, onLeave, onSignOut }) {
 const WANTED = {
   refresh: "The token expires soon",
   expired: "The token has expired",
-  refused: "The gateway does not accept the token any more",
+  refused: "The gateway no longer accepts the token",
 };
 
 /** @param {{ session: Session, onSignOut: () => void }} props */
@@ -276,20 +276,20 @@ function Notices({ session, onSignOut }) {
       <section class="notice ${wanted === "refresh" ? "" : "urgent"}" aria-label="A newer token">
         <div>
           <h2>${WANTED[wanted]}</h2>
-          <p class="muted">Paste a newer one of the same user to go on. Calls wait, and subscriptions come back.</p>
+          <p class="muted">Paste a newer token of the same user to continue. Calls wait, and subscriptions are restored.</p>
         </div>
-        <${TokenForm} label="Newer token" action="Go on" problem=${session.wantedProblem}
+        <${TokenForm} label="Newer token" action="Continue" problem=${session.wantedProblem}
           onToken=${(/** @type {string} */ token) => {
             if (kept.get() !== null) kept.set(token);
             session.provide(token);
           }} />
       </section>`}
     ${session.meshIsAway && html`
-      <p class="notice bar" role="status"><b>The gateway has no connection to the mesh.</b> Your connection stays;
+      <p class="notice bar" role="status"><b>The gateway has no connection to the mesh.</b> Your connection stays open;
       call again in a moment.</p>`}
     ${state.name === "reconnecting" && html`
-      <p class="notice bar"><b>The connection to the gateway is lost</b> (${messageOf(state.error)}). It is made
-      again by itself; calls wait for it, and subscriptions come back.</p>`}
+      <p class="notice bar"><b>The connection to the gateway is lost</b> (${messageOf(state.error)}). The page
+      reconnects by itself; calls wait, and subscriptions are restored.</p>`}
     ${state.name === "closed" && html`
       <div class="notice bar urgent" role="alert"><p><b>The gateway has closed the connection for good</b>
       (${messageOf(state.error)}).</p><button type="button" onClick=${onSignOut}>Sign in again</button></div>`}`;

@@ -1,4 +1,4 @@
-/** What may be called, a form for it, and its answers. */
+/** Services and their methods, the form of a call, and answers. */
 import { fieldsOf, isOpen, readFields, readObject, textsOf, understood } from "./form.js";
 import { bytes, clock, duration, plain, pretty, short } from "./text.js";
 import { Json, html, saveFile, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "./ui.js";
@@ -11,7 +11,7 @@ import { Json, html, saveFile, useEffect, useId, useLayoutEffect, useMemo, useRe
  * @typedef {{ description?: string | null, parameters: object, requires_encryption: boolean }} Method
  */
 
-/** So many methods are found without a filter. */
+/** Up to this number of methods there is no filter. */
 const FEW = 8;
 
 // --- services -------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ export function Services({ session, chosen, onChoose }) {
       <div class="head">
         <h2>Services</h2>
         <button type="button" class="small" onClick=${() => session.describe()} disabled=${session.describing}>
-          ${session.describing ? "Asking…" : "Refresh"}</button>
+          ${session.describing ? "Loading…" : "Refresh"}</button>
       </div>
       ${count > FEW && html`
         <label class="unseen" for=${id}>Filter the methods</label>
@@ -59,7 +59,7 @@ export function Services({ session, chosen, onChoose }) {
                 onClick=${() => onChoose({ service: name, method })}>${method}</button></li>`)}</ul>
           </section>`)}
         ${description !== null && services.length === 0 && html`<p class="muted">${
-          wanted ? "No method is called like that." : "There is nothing that you may call."}</p>`}
+          wanted ? "No method matches the filter." : "You have no permission to call any method."}</p>`}
         ${(description?.unavailable ?? []).map((name) => html`
           <section key=${name}><h3>${name} <span class="badge warn">does not answer</span></h3></section>`)}
       </div>
@@ -81,8 +81,8 @@ export function CallPanel({ session, chosen, onChoose }) {
   const method = chosen === null ? undefined : session.description?.services[chosen.service]?.methods[chosen.method];
   const title = useRef(/** @type {HTMLElement | null} */ (null));
   const isFirst = useRef(true);
-  // Whoever chose a method goes on with its form: the next Tab is its first field, and on a phone it is in view. Focus
-  // is moved before anything is to be seen, so that no key that follows goes astray.
+  // After choosing a method, a person continues in its form: the next Tab leads to the first field, and on a phone the
+  // form is in view. The focus moves before the form is painted, so that no key goes to the old element.
   useLayoutEffect(() => {
     if (chosen !== null && !isFirst.current) title.current?.focus();
     if (chosen !== null) isFirst.current = false;
@@ -102,7 +102,7 @@ export function CallPanel({ session, chosen, onChoose }) {
     <section class="call card" aria-labelledby="call-title" tabindex="-1" ref=${title}>
       ${chosen === null || method === undefined
         ? html`<h2 id="call-title">Call a method</h2><p class="muted">${
-            session.description === null ? "Asking what you may call…" : "Choose a method."}</p>`
+            session.description === null ? "Loading your methods…" : "Choose a method."}</p>`
         : html`<${Form} key="${chosen.service}.${chosen.method}#${draft?.number ?? ""}" chosen=${chosen} method=${method}
             draft=${draft?.params ?? {}} onCall=${make} />`}
       <${Answer} session=${session} call=${call} />
@@ -171,10 +171,10 @@ function Form({ chosen, method, draft, onCall }) {
         : fields.map((field) => html`<${Input} key=${field.name} id="${id}-${field.name}" field=${field}
             value=${texts[field.name] ?? ""} problem=${tried ? (reading.problems[field.name] ?? "") : ""}
             onValue=${(/** @type {string} */ text) => setTexts({ ...texts, [field.name]: text })} />`)}
-      ${!asJson && fields.length === 0 && html`<p class="muted">It takes no parameters.</p>`}
+      ${!asJson && fields.length === 0 && html`<p class="muted">This method takes no parameters.</p>`}
       <div class="actions">
         <button type="submit" class="primary">Call</button>
-        <button type="button" onClick=${() => send("command")} title="Send it without waiting for what it returns">Send as command</button>
+        <button type="button" onClick=${() => send("command")} title="Send the call without waiting for its result">Send as command</button>
         <label class="timeout">Timeout
           <input type="text" inputmode="decimal" value=${timeout} placeholder="default" size="6" autocomplete="off"
             aria-invalid=${tried && timeoutProblem !== ""} onInput=${(/** @type {any} */ event) => setTimeout_(event.target.value)} /> s</label>
@@ -255,16 +255,16 @@ function Answer({ session, call }) {
         </div>`}
       ${call?.problem && html`
         <p class="message">${session.redact(call.problem.message)}</p>
-        <p class="hint">${call.problem.retryable ? "It was not delivered, and may be called again." : ""}
+        <p class="hint">${call.problem.retryable ? "The call was not delivered; you may call again." : ""}
           ${call.problem.retryAfter !== null && ` Wait for ${duration(call.problem.retryAfter)} first.`}
           ${call.problem.traceId && html` Trace id <code>${call.problem.traceId}</code>`}</p>`}
       ${state === "ok" && call?.kind === "request" && html`<${Json} text=${text} label="Answer" copy />`}
-      ${state === "ok" && call?.kind === "command" && html`<p class="muted">The mesh has taken the command. Nothing is
-        known of its outcome.</p>`}
+      ${state === "ok" && call?.kind === "command" && html`<p class="muted">The mesh has taken the command. Its outcome
+        is unknown.</p>`}
     </div>`;
 }
 
-/** What is read out of an answer: all of it only if it is short. @param {Call} call @param {Session} session */
+/** The text that a screen reader reads for an answer. Long results are cut. @param {Call} call @param {Session} session */
 function said(call, session) {
   const name = `${call.service}.${call.method}`;
   if (call.problem !== null) return `${name} failed: ${call.problem.code}. ${session.redact(call.problem.message)}`;

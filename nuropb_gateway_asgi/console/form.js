@@ -1,4 +1,4 @@
-/** What a method takes, as fields of a form, and what was typed into them, as parameters. */
+/** Parameters of a method as fields of a form, and the text of these fields as parameters. */
 
 /**
  * @typedef {"text" | "integer" | "number" | "boolean" | "json" | "any"} Kind
@@ -6,7 +6,7 @@
  * @typedef {{ params: Record<string, unknown>, problems: Record<string, string> }} Reading
  */
 
-/** The types that services name, in the words of Python. @type {Record<string, Kind>} */
+/** Kinds of fields by the Python type that a service declares. @type {Record<string, Kind>} */
 const KINDS = {
   str: "text",
   int: "integer",
@@ -19,13 +19,13 @@ const KINDS = {
 };
 
 /**
- * The fields of a method's form, those that have to be filled in first.
+ * The fields of a method's form, required fields first.
  * @param {{ properties?: Record<string, { type?: string, default?: unknown }>, required?: string[] }} parameters
  * @returns {Field[]}
  */
 export function fieldsOf({ properties = {}, required = [] }) {
   const fields = Object.entries(properties)
-    // Of no type of their own, these are for whatever else there is.
+    // Without a type, these collect further arguments.
     .filter(([name, { type = "any" }]) => !((name === "args" || name === "kwargs") && /^any$/i.test(type)))
     .map(([name, spec]) => {
       const type = spec.type ?? "any";
@@ -35,19 +35,19 @@ export function fieldsOf({ properties = {}, required = [] }) {
         type,
         kind: KINDS[type] ?? "any",
         required: required.includes(name),
-        hint: fallback === "" ? "" : `${fallback} if left empty`,
+        hint: fallback === "" ? "" : `${fallback} if empty`,
       };
     });
   return [...fields.filter((each) => each.required), ...fields.filter((each) => !each.required)];
 }
 
-/** Whether some argument may be given that has no field. @param {{ properties?: Record<string, unknown> }} parameters */
+/** Whether the method accepts arguments that have no field. @param {{ properties?: Record<string, unknown> }} parameters */
 export function isOpen({ properties = {} }) {
   return "kwargs" in properties;
 }
 
 /**
- * What was typed, as parameters. A field that was left empty is left out.
+ * Read the fields as parameters. Empty fields are omitted.
  * @param {Field[]} fields
  * @param {Record<string, string>} texts
  * @returns {Reading}
@@ -78,13 +78,13 @@ export function readValue(kind, text) {
     case "number": {
       const trimmed = text.trim();
       const isInteger = /^-?\d+$/.test(trimmed);
-      if (kind === "integer" && !isInteger) throw new Error("A whole number is wanted, such as 42.");
+      if (kind === "integer" && !isInteger) throw new Error("Enter a whole number, such as 42.");
       if (!isInteger && !/^-?\d+(\.\d+)?([eE][+-]?\d+)?$/.test(trimmed)) {
-        throw new Error("A number is wanted, such as 1.5.");
+        throw new Error("Enter a number, such as 1.5.");
       }
       const number = Number(trimmed);
       if (!Number.isFinite(number) || (isInteger && !Number.isSafeInteger(number))) {
-        throw new Error("JavaScript cannot hold this number without changing it.");
+        throw new Error("JavaScript cannot represent this number exactly.");
       }
       return number;
     }
@@ -99,7 +99,7 @@ export function readValue(kind, text) {
   }
 }
 
-/** How a field that takes anything was understood, for people. @param {string} text */
+/** Tell a person how the text of an untyped field will be sent. @param {string} text */
 export function understood(text) {
   if (text === "") return "";
   const value = readValue("any", text);
@@ -109,7 +109,7 @@ export function understood(text) {
 }
 
 /**
- * Parameters as one text of JSON.
+ * Read the parameters from one JSON text.
  * @param {string} text
  * @returns {Reading}
  */
@@ -119,13 +119,13 @@ export function readObject(text) {
     if (typeof params === "object" && params !== null && !Array.isArray(params)) {
       return { params: /** @type {Record<string, unknown>} */ (params), problems: {} };
     }
-    return { params: {}, problems: { "": 'An object is wanted, such as {"a": 2}.' } };
+    return { params: {}, problems: { "": 'Enter a JSON object, such as {"a": 2}.' } };
   } catch (error) {
     return { params: {}, problems: { "": /** @type {Error} */ (error).message } };
   }
 }
 
-/** What goes into the fields for these parameters. @param {Field[]} fields @param {Record<string, unknown>} params */
+/** The text of each field for these parameters. @param {Field[]} fields @param {Record<string, unknown>} params */
 export function textsOf(fields, params) {
   /** @type {Record<string, string>} */
   const texts = {};

@@ -1,7 +1,7 @@
 /**
- * The token that `make run` prints as a part of the console's address, behind the #. It is taken out of the address bar
- * before anything else happens; a browser never sends that part to a server. Only a gateway that has made the token
- * itself, for this run, has the page take it: otherwise a link could sign somebody in as somebody else.
+ * The token in the fragment (behind the #) of the address that `make run` prints. Browsers never send the fragment to a
+ * server, and this module removes it from the address bar before anything else happens. The page uses the token only if
+ * the gateway made it itself, for this run: otherwise a link could sign a person in as somebody else.
  */
 const { development } = document.documentElement.dataset;
 
@@ -23,7 +23,7 @@ take();
 addEventListener("hashchange", take);
 
 /**
- * Call `then` with the token that is there, and with every one that comes.
+ * Call `then` with the token of the fragment, now and after every change.
  * @param {(token: string) => void} then
  */
 export function onFragmentToken(then) {

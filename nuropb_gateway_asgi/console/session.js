@@ -1,4 +1,4 @@
-/** One sign-in: the client, and all that is to be seen of it. Nothing here knows the page. */
+/** One sign-in: the client, and all state that the page shows. Independent of the page. */
 import { connect } from "../client.js";
 
 /**
@@ -28,7 +28,7 @@ const KEPT_CALLS = 30;
 const KEPT_SAMPLES = 120;
 /** Milliseconds. */
 const TICK = 1000;
-/** A token is in the first frame, which has room for every length; a subprotocol has not. */
+/** The token goes into the first frame: a subprotocol is too short for long tokens. */
 const TOKEN_IN = "frame";
 
 export class Session {
@@ -42,9 +42,9 @@ export class Session {
   describing = false;
   /** @type {string} */
   describeProblem = "";
-  /** Topic patterns that may be subscribed to, as the contract has them. @type {string[]} */
+  /** Topic patterns that the contract allows to subscribe to. @type {string[]} */
   topics = [];
-  /** The newest first. @type {Frame[]} */
+  /** Newest first. @type {Frame[]} */
   frames = [];
   /** @type {Entry[]} */
   events = [];
@@ -52,15 +52,15 @@ export class Session {
   calls = [];
   /** @type {Map<string, Wish>} */
   wishes = new Map();
-  /** The oldest first. @type {Sample[]} */
+  /** Oldest first. @type {Sample[]} */
   samples = [];
-  /** Why another token is wanted, or null. @type {Wanted | null} */
+  /** Why the page asks for another token, or null. @type {Wanted | null} */
   wanted = null;
-  /** What the gateway said of the last one. */
+  /** Why the gateway refused the last token. */
   wantedProblem = "";
-  /** The gateway said that it has no connection to the mesh, and nothing else since. */
+  /** Whether the latest answer said that the gateway has no connection to the mesh. */
   meshIsAway = false;
-  /** Why it could not begin, once it is clear that it could not. @type {string} */
+  /** Why the first connection failed. @type {string} */
   failure = "";
 
   #listeners = new Set();
@@ -75,7 +75,7 @@ export class Session {
   #number = 0;
   /** @type {WebSocket | null} */
   #socket = null;
-  /** Calls in flight, by their ids: when they were sent. @type {Map<string, number>} */
+  /** When each call in flight was sent, by id. @type {Map<string, number>} */
   #sent = new Map();
   /** @type {{ number: number, at: number } | null} */
   #probe = null;
@@ -121,7 +121,7 @@ export class Session {
     return this.#client.url;
   }
 
-  /** Call `listener` after every change, once for many of them; the result ends that. @param {() => void} listener */
+  /** Call `listener` after changes, at most once per frame. Returns a function that removes it. @param {() => void} listener */
   listen(listener) {
     this.#listeners.add(listener);
     return () => void this.#listeners.delete(listener);
@@ -134,7 +134,7 @@ export class Session {
     this.#client.close();
   }
 
-  /** Text without tokens: whoever looks over a shoulder, or at a picture, must not get one. @param {string} text */
+  /** Remove tokens from a text, so that nobody can read them from the screen or a screenshot. @param {string} text */
   redact(text) {
     for (const token of this.#tokens) if (text.includes(token)) text = text.replaceAll(token, "‹token›");
     return text;
@@ -187,7 +187,7 @@ export class Session {
       if (this.wanted !== null && this.wanted !== "refresh") this.wanted = null;
       void this.describe();
     } else if (state.name === "reconnecting" && !this.#opened) {
-      this.failure = `${sentence(messageOf(state.error.cause ?? state.error))} Trying again.`;
+      this.failure = `${sentence(messageOf(state.error.cause ?? state.error))} Reconnecting.`;
     } else if (state.name === "closed" && !this.#opened) {
       this.failure ||= sentence(messageOf(state.error?.cause ?? state.error));
     }
@@ -256,7 +256,7 @@ export class Session {
     this.changed();
   }
 
-  // --- what may be called -------------------------------------------------------------------------------------------
+  // --- methods ------------------------------------------------------------------------------------------------------
 
   async describe() {
     if (this.describing) return;
@@ -277,12 +277,12 @@ export class Session {
     this.changed();
   }
 
-  /** The contract as the gateway serves it. @param {"asyncapi" | "openapi"} kind */
+  /** Fetch the contract document. @param {"asyncapi" | "openapi"} kind */
   async contract(kind) {
     const url = new URL(`../${kind}.json`, import.meta.url);
     const response = await fetch(url, { headers: { Authorization: `Bearer ${this.#token}` }, cache: "no-cache" });
     if (response.status === 404) throw new Error(`This gateway does not serve ${kind}.json.`);
-    if (!response.ok) throw new Error(`The gateway answers ${response.status}.`);
+    if (!response.ok) throw new Error(`The gateway answered with status ${response.status}.`);
     return response.text();
   }
 
@@ -308,7 +308,7 @@ export class Session {
       result: undefined,
       size: 0,
       problem: null,
-      abort: () => controller.abort(new Error("Cancelled. The service may run the call all the same.")),
+      abort: () => controller.abort(new Error("Cancelled. The service may still run the call.")),
     };
     this.calls = [call, ...this.calls].slice(0, KEPT_CALLS);
     const options = { timeout, signal: controller.signal };
@@ -393,7 +393,7 @@ export class Session {
 
   // --- time ---------------------------------------------------------------------------------------------------------
 
-  /** Once a second: what was measured since becomes a sample, and the gateway is asked whether it is there. */
+  /** Once a second: turn the measurements into a sample, and ping the gateway. */
   #tick() {
     const call = this.#latencies.length === 0 ? null : Math.max(...this.#latencies);
     const sample = { at: Date.now() / 1000, roundTrip: this.#roundTrip, call, rate: this.#frameCount / (TICK / 1000) };
@@ -420,7 +420,7 @@ export class Session {
   }
 }
 
-/** A WebSocket that shows the session what goes through it. @param {Session} session */
+/** A WebSocket class that reports its frames to the session. @param {Session} session */
 function watched(session) {
   return class extends WebSocket {
     /** @param {string} url @param {string[]} protocols */
@@ -438,7 +438,7 @@ function watched(session) {
   };
 }
 
-/** What a frame is about, in a few words. @param {string} kind @param {Record<string, any>} payload @param {any} frame */
+/** Summarise a frame in a few words. @param {string} kind @param {Record<string, any>} payload @param {any} frame */
 function about(kind, payload, frame) {
   if (kind === "request" || kind === "command") return `${payload.service}.${payload.method}`;
   if (kind === "response") return isObject(payload.error) ? String(payload.error.code) : "ok";

@@ -1,4 +1,4 @@
-/** How things are written: times, sizes, JSON. */
+/** Formatting: times, sizes, JSON. */
 
 /** @param {number} ms */
 export function duration(ms) {
@@ -8,7 +8,7 @@ export function duration(ms) {
   return `${Math.floor(ms / 60_000)} min ${Math.round((ms % 60_000) / 1000)} s`;
 }
 
-/** How long until then, roughly. @param {number} seconds */
+/** Roughly the remaining time. @param {number} seconds */
 export function remaining(seconds) {
   if (seconds <= 0) return "expired";
   if (seconds < 60) return `${Math.ceil(seconds)} s`;
@@ -35,22 +35,22 @@ export function pretty(value) {
   return JSON.stringify(value, null, 2) ?? "null";
 }
 
-/** In one line. @param {unknown} value */
+/** A value on one line. @param {unknown} value */
 export function plain(value) {
   return typeof value === "string" ? value : (JSON.stringify(value) ?? "null");
 }
 
-/** The beginning of a text. What is to be taken out of it must be out before. @param {string} text @param {number} [length] */
+/** The beginning of a text. Redact the text before: a token that is cut would not be found. @param {string} text @param {number} [length] */
 export function short(text, length = 200) {
   return text.length > length ? `${text.slice(0, length)}…` : text;
 }
 
-/** More than this is shown without colours: every word would be an element of its own. */
+/** Longer texts are shown without colours, because every coloured word is an element. */
 const COLOURED = 30_000;
 const TOKEN = /("(?:[^"\\]|\\.)*")(\s*:)?|\b(?:true|false|null)\b|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
 
 /**
- * JSON in pieces, each with what it is: `key`, `string`, `number`, `word`, or nothing.
+ * Split JSON into pieces of one kind each: `key`, `string`, `number`, `word`, or "" for everything else.
  * @param {string} text
  * @returns {{ text: string, kind: string }[]}
  */
@@ -70,7 +70,7 @@ export function pieces(text) {
 }
 
 /**
- * The claims of a JSON web token, which anybody who has it can read; null if it is something else.
+ * The claims of a JSON web token, which are not encrypted, or null for any other token.
  * @param {string} token
  * @returns {Record<string, unknown> | null}
  */

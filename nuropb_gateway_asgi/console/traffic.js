@@ -1,4 +1,4 @@
-/** What comes and goes: events, frames, and how fast. */
+/** Events, frames, and the chart of latency and rate. */
 import { bytes, clock, duration, plain, pretty, short } from "./text.js";
 import { Json, html, useEffect, useId, useRef, useState } from "./ui.js";
 import uPlot from "./vendor/uplot.js";
@@ -29,7 +29,7 @@ export function Events({ session }) {
       <div class="head">
         <h2 id="events-title">Events</h2>
         <button type="button" class="small" aria-pressed=${paused !== null}
-          onClick=${() => setPaused(paused === null ? session.events : null)}>${paused === null ? "Pause" : "Go on"}</button>
+          onClick=${() => setPaused(paused === null ? session.events : null)}>${paused === null ? "Pause" : "Resume"}</button>
         <button type="button" class="small" onClick=${() => session.clearEvents()}>Clear</button>
       </div>
       <form class="row" onSubmit=${(/** @type {Event} */ event) => {
@@ -47,7 +47,7 @@ export function Events({ session }) {
           <li key=${wish.topic} class="chip" data-state=${wish.state}>
             <code>${wish.topic}</code>
             ${wish.state === "active" && wish.count > 0 && html`<span class="count">${wish.count}</span>`}
-            ${wish.state === "pending" && html`<span class="muted">asking…</span>`}
+            ${wish.state === "pending" && html`<span class="muted">subscribing…</span>`}
             ${wish.problem && html`<span class="problem" role="alert">${wish.problem}</span>`}
             <button type="button" aria-label="Unsubscribe from ${wish.topic}" onClick=${() => session.unsubscribe(wish.topic)}>×</button>
           </li>`)}
@@ -56,7 +56,7 @@ export function Events({ session }) {
             onClick=${() => session.subscribe(each)}>+ <code>${each}</code></button></li>`)}
       </ul>
       ${entries.length === 0
-        ? html`<p class="empty">Subscribe to a topic, and its events appear here as they come.</p>`
+        ? html`<p class="empty">Subscribe to a topic to see its events here.</p>`
         : html`<ol class="log" aria-label="Events, the newest first" tabindex="0">
             ${entries.map((entry) => html`
               <li key=${entry.number} class=${entry.notice ? "note" : ""}>
@@ -86,11 +86,11 @@ export function Frames({ session }) {
       <div class="head">
         <h2 id="frames-title">Frames</h2>
         <label class="check"><input type="checkbox" checked=${pings} onChange=${() => setPings(!pings)} />Pings</label>
-        <button type="button" class="small" aria-pressed=${paused !== null} aria-label=${paused === null ? "Pause the frames" : "Let the frames go on"}
-          onClick=${() => setPaused(paused === null ? session.frames : null)}>${paused === null ? "Pause" : "Go on"}</button>
+        <button type="button" class="small" aria-pressed=${paused !== null} aria-label=${paused === null ? "Pause the frames" : "Resume the frames"}
+          onClick=${() => setPaused(paused === null ? session.frames : null)}>${paused === null ? "Pause" : "Resume"}</button>
         <button type="button" class="small" aria-label="Clear the frames" onClick=${() => session.clearFrames()}>Clear</button>
       </div>
-      ${frames.length === 0 && html`<p class="empty">What goes over the WebSocket appears here, word by word.</p>`}
+      ${frames.length === 0 && html`<p class="empty">All frames of the WebSocket appear here.</p>`}
       <ol class="log" aria-label="Frames, the newest first" tabindex="0">
         ${frames.map((frame) => html`
           <li key=${frame.number} data-out=${frame.out}>
@@ -120,7 +120,7 @@ function formatted(text) {
 // --- the chart ------------------------------------------------------------------------------------------------------
 
 const HEIGHT = 132;
-/** Seconds: what the chart shows at the least and at the most. */
+/** The least and the most seconds that the chart shows. */
 const SPAN = /** @type {const} */ ({ least: 20, most: 120 });
 
 /** @param {{ session: Session }} props */
@@ -172,7 +172,7 @@ function median(values) {
   return sorted[Math.floor(sorted.length / 2)] ?? 0;
 }
 
-/** The samples as uPlot takes them. @param {Sample[]} samples @returns {uPlot.AlignedData} */
+/** The samples as columns, for uPlot. @param {Sample[]} samples @returns {uPlot.AlignedData} */
 function columns(samples) {
   return [
     samples.map(({ at }) => at),
@@ -211,7 +211,7 @@ function options(element) {
         size: 22,
         gap: 4,
         grid: { show: false },
-        // Without the first one, which would be in the way of the other axis.
+        // No label at the start, where it would cover the other axis.
         splits: (_, __, from, to) => [0.25, 0.5, 0.75].map((part) => from + (to - from) * part),
         values: ({ scales }, at) => at.map((each) => `${Math.round((scales.x?.max ?? 0) - each)} s ago`),
       },

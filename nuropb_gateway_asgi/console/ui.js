@@ -1,4 +1,4 @@
-/** Preact and htm, put together, and the pieces that are used everywhere. */
+/** Preact with htm, and components used by several modules. */
 import { pieces } from "./text.js";
 import htm from "./vendor/htm.js";
 import { useEffect, useRef, useState } from "./vendor/hooks.js";
@@ -8,10 +8,10 @@ export const html = htm.bind(h);
 export { render } from "./vendor/preact.js";
 export { useCallback, useEffect, useId, useLayoutEffect, useMemo, useReducer, useRef, useState } from "./vendor/hooks.js";
 
-/** More than this is cut: a page with a megabyte of text in it is no help. */
+/** Longer texts are cut: a browser is slow with a megabyte of text. */
 const SHOWN = 200_000;
 
-/** JSON to be read, with colours, and a button that copies all of it. @param {{ text: string, label: string, copy?: boolean }} props */
+/** JSON with colours, and a button that copies the whole text. @param {{ text: string, label: string, copy?: boolean }} props */
 export function Json({ text, label, copy = false }) {
   const shown = text.length > SHOWN ? text.slice(0, SHOWN) : text;
   return html`
@@ -33,7 +33,7 @@ export function Copy({ text, what }) {
       await navigator.clipboard.writeText(text);
       setDone("Copied");
     } catch {
-      setDone("Not allowed");
+      setDone("Copying not allowed");
     }
     timer.current = setTimeout(() => setDone(""), 1500);
   };
@@ -41,7 +41,7 @@ export function Copy({ text, what }) {
     ${done || "Copy"}<span class="unseen" role="status">${done}</span></button>`;
 }
 
-/** Have the browser keep a text as a file. @param {string} text @param {string} name */
+/** Offer a text as a download. @param {string} text @param {string} name */
 export function saveFile(text, name) {
   const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   const link = document.createElement("a");

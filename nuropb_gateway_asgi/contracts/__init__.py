@@ -1,7 +1,9 @@
-"""What may one caller do, as documents? AsyncAPI, OpenAPI and generated clients.
+"""How does a caller learn its permissions? By documents: AsyncAPI, OpenAPI and generated clients.
 
-``model`` is the contract of one caller; ``asyncapi`` and ``openapi`` write it down; ``endpoints`` serves these
-documents; ``clients`` generates typed clients from them.
+* ``model`` is the contract of one caller: services, methods and topics.
+* ``asyncapi`` (with ``frames``) and ``openapi`` write the contract as documents.
+* ``endpoints`` serves the documents.
+* ``clients`` generates typed clients from them.
 """
 
 from __future__ import annotations

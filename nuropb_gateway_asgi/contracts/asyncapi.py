@@ -1,7 +1,7 @@
-"""The contract of a caller as an AsyncAPI 3.1 document: the WebSocket, its frames, methods and topics. Pure.
+"""A caller's contract as an AsyncAPI 3.1 document: the WebSocket with its frames, methods and topics. Pure.
 
-``docs/contract.md`` says how to read it. What a program needs to make a client of it (:mod:`.generator`) is in members
-called ``x-nuropb``: the names of services and methods as they are, where the document's own keys had to be others.
+``docs/contract.md`` explains the document. Members called ``x-nuropb`` are for generators of clients (:mod:`.clients`):
+they hold the original names of services and methods, which the document's own keys may have to spell differently.
 """
 
 from __future__ import annotations
@@ -10,95 +10,29 @@ import re
 from typing import Any, Final
 
 from .._version import __version__
-from ..protocol import MAX_ID_LENGTH, MAX_TRACE_ID_LENGTH, SUBPROTOCOL, ErrorCode
+from ..protocol import SUBPROTOCOL, ErrorCode
+from .frames import ID, NOTICES, QUESTIONS, TRACE_ID
 from .model import Contract, Method, Place, Schema, Service, distinct_names, error_schema, sentence_of
 
 __all__ = ["asyncapi_document"]
 
 _CHANNEL: Final = "gateway"
-_ANYTHING: Final[Schema] = {}
-_TOPICS: Final[Schema] = {
-    "type": "array",
-    "items": {"type": "string"},
-    "description": "Patterns: words with dots in between; `*` is one word, `#` any number of them.",
-}
-_DESCRIPTION: Final = (
-    "What the bearer of the token may call and subscribe to. All of it goes over one WebSocket, in frames of JSON; "
-    "many requests may be in flight, and `id` tells whose answer a response is."
+_ANY_VALUE: Final[Schema] = {}
+_ID_REFERENCE: Final[Schema] = {"$ref": "#/components/schemas/id"}
+_IDS: Final[dict[str, Schema]] = {"id": _ID_REFERENCE, "trace_id": {"$ref": "#/components/schemas/traceId"}}
+_ABOUT: Final = (
+    "The calls and subscriptions that the bearer of the token is allowed. Everything uses one WebSocket, with JSON "
+    "frames; many requests may be in flight, and `id` connects each response with its request."
 )
-#: Frames that are the same whatever the caller may do: type, what it is, payload.
-_TO_GATEWAY: Final[dict[str, tuple[str, Schema]]] = {
-    "authorize": (
-        "A token: the first one, if there was none in the handshake, or a newer one.",
-        {"type": "object", "required": ["token"], "properties": {"token": {"type": "string"}}},
-    ),
-    "subscribe": (
-        "Send events of these topics from now on. All or nothing.",
-        {"type": "object", "required": ["topics"], "properties": {"topics": _TOPICS}},
-    ),
-    "unsubscribe": (
-        "Send events of these topics no longer.",
-        {"type": "object", "required": ["topics"], "properties": {"topics": _TOPICS}},
-    ),
-    "describe": (
-        "What may be called: of one service, or of all.",
-        {"type": "object", "properties": {"service": {"type": "string"}}},
-    ),
-}
-_NOTICES: Final[dict[str, tuple[str, Schema]]] = {
-    "hello": (
-        "The first frame on an authorised connection: who this is, and the limits.",
-        {
-            "type": "object",
-            "required": ["session_id", "user_id", "username", "protocol", "instance_id", "expires_at", "limits"],
-            "properties": {
-                "session_id": {"type": "string"},
-                "user_id": {"type": "string"},
-                "username": {"type": "string"},
-                "protocol": {"const": SUBPROTOCOL},
-                "instance_id": {"type": "string"},
-                "expires_at": {"type": ["integer", "null"], "description": "Seconds since 1970."},
-                "limits": {
-                    "type": "object",
-                    "properties": {
-                        "max_message_size": {"type": "integer"},
-                        "max_in_flight": {"type": "integer"},
-                        "request_timeout": {"type": "number"},
-                        "ping_interval": {"type": "number"},
-                    },
-                },
-            },
-        },
-    ),
-    "goodbye": (
-        "The gateway, or this connection, will end: finish what is under way, and come back later.",
-        {
-            "type": "object",
-            "properties": {"reason": {"type": "string"}, "retry_after_ms": {"type": "integer"}},
-        },
-    ),
-    "gap": (
-        "Events may have been missed: look again at what these topics are about.",
-        {"type": "object", "properties": {"reason": {"type": "string"}, "topics": _TOPICS}},
-    ),
-    "dropped": (
-        "So many events of a topic were dropped, because they were not read in time.",
-        {"type": "object", "properties": {"count": {"type": "integer"}, "topic": {"type": "string"}}},
-    ),
-    "unsubscribed": (
-        "These subscriptions have ended.",
-        {"type": "object", "properties": {"reason": {"type": "string"}, "topics": _TOPICS}},
-    ),
-}
 
 
 def asyncapi_document(contract: Contract, place: Place, path: str = "/ws") -> dict[str, Any]:
-    """The document, for a gateway at ``place`` whose WebSocket is at ``path``."""
+    """Return the document for a gateway at ``place`` whose WebSocket is at ``path``."""
     writer = _Writer()
-    for kind, (summary, payload) in _TO_GATEWAY.items():
+    for kind, (summary, payload) in QUESTIONS.items():
         writer.question(kind, summary, payload)
     writer.plain()
-    for topic, (summary, event) in _NOTICES.items():
+    for topic, (summary, event) in NOTICES.items():
         writer.event(topic, {"const": topic}, summary, event)
     services = distinct_names(service.name for service in contract.services)
     for service in contract.services:
@@ -106,7 +40,7 @@ def asyncapi_document(contract: Contract, place: Place, path: str = "/ws") -> di
             writer.method(f"{services[service.name]}.{method.name}", service, method)
     for topic, key in distinct_names(contract.topics, _topic_key).items():
         summary = f"Events of the topic {topic}."
-        writer.event(key, _topic_schema(topic), summary, _ANYTHING, {"topic": topic})
+        writer.event(key, _topic_schema(topic), summary, _ANY_VALUE, {"topic": topic})
     return {
         "asyncapi": "3.1.0",
         "info": {
@@ -128,7 +62,7 @@ def asyncapi_document(contract: Contract, place: Place, path: str = "/ws") -> di
             _CHANNEL: {
                 "address": path,
                 "title": "The WebSocket",
-                "description": f"Subprotocol `{SUBPROTOCOL}`. One JSON object in each text frame.",
+                "description": f"Subprotocol `{SUBPROTOCOL}`. Each text message is one JSON object.",
                 "servers": [{"$ref": f"#/servers/{_CHANNEL}"}],
                 "messages": {key: {"$ref": f"#/components/messages/{key}"} for key in writer.messages},
                 "bindings": {"ws": {"method": "GET", "bindingVersion": "0.1.0"}},
@@ -137,7 +71,7 @@ def asyncapi_document(contract: Contract, place: Place, path: str = "/ws") -> di
         "operations": writer.operations,
         "components": {
             "messages": writer.messages,
-            "schemas": {"error": error_schema(ErrorCode), "id": _ID, "traceId": _TRACE_ID} | writer.schemas,
+            "schemas": {"error": error_schema(ErrorCode), "id": ID, "traceId": TRACE_ID} | writer.schemas,
             "securitySchemes": {
                 "bearer": {
                     "type": "http",
@@ -157,20 +91,6 @@ def asyncapi_document(contract: Contract, place: Place, path: str = "/ws") -> di
     }
 
 
-_ID: Final[Schema] = {
-    "type": "string",
-    "minLength": 1,
-    "maxLength": MAX_ID_LENGTH,
-    "pattern": "^[ -~]+$",
-    "description": "Comes back in the answer; must not be in flight.",
-}
-_TRACE_ID: Final[Schema] = {
-    "type": "string",
-    "maxLength": MAX_TRACE_ID_LENGTH,
-    "description": "What to look for in the logs; the gateway makes one if it is missing.",
-}
-
-
 class _Writer:
     """Collects messages, schemas and operations."""
 
@@ -180,19 +100,19 @@ class _Writer:
         self.operations: dict[str, Any] = {}
 
     def question(self, kind: str, summary: str, payload: Schema) -> None:
-        """A frame to the gateway that is answered with a response."""
+        """Add a frame to the gateway that gets a response."""
         payload = payload | {"properties": _IDS | payload["properties"]}
         self._message(kind, summary, {"const": kind}, payload, answered=True)
         self.operations[kind] = {"action": "receive", "summary": summary, **_on(kind), "reply": _on("response")}
 
     def plain(self) -> None:
-        """What is neither a question nor an event."""
+        """Add response, error, cancel, ping and pong."""
         response = {
             "type": "object",
             "required": ["result", "error"],
             "properties": _IDS
             | {
-                "result": {"description": "What the method returned."},
+                "result": {"description": "The result of the method."},
                 "error": {"oneOf": [{"type": "null"}, {"$ref": "#/components/schemas/error"}]},
             },
         }
@@ -200,14 +120,14 @@ class _Writer:
         error = error_schema(ErrorCode)
         error["properties"] = {"type": {"const": "error"}} | error["properties"]
         error["required"] = ["type", *error["required"]]
-        summary = "Something is wrong that belongs to no frame that could be named."
+        summary = "An error that cannot be assigned to a frame."
         self.messages["error"] = {"name": "error", "summary": summary, "payload": error}
         self._send("error", summary)
-        cancel = {"type": "object", "required": ["id"], "properties": {"id": _REF_ID}}
-        self._message("cancel", "The answer to this request is not wanted any more.", {"const": "cancel"}, cancel)
+        cancel = {"type": "object", "required": ["id"], "properties": {"id": _ID_REFERENCE}}
+        self._message("cancel", "Cancel the request with this id.", {"const": "cancel"}, cancel)
         self.operations["cancel"] = {"action": "receive", **_on("cancel")}
-        for kind, summary in (("ping", "Is the other side there?"), ("pong", "It is: the answer to a ping.")):
-            self._message(kind, summary, {"const": kind}, _ANYTHING)
+        for kind, summary in (("ping", "Ask whether the other side is alive."), ("pong", "The answer to a ping.")):
+            self._message(kind, summary, {"const": kind}, _ANY_VALUE)
             self.messages[kind]["payload"]["required"] = ["type"]
         for side, action in (("Client", "receive"), ("Gateway", "send")):
             self.operations[f"ping{side}"] = {"action": action, **_on("ping"), "reply": _on("pong")}
@@ -215,7 +135,7 @@ class _Writer:
     def event(
         self, key: str, topic: Schema, summary: str, event: Schema, extension: dict[str, Any] | None = None
     ) -> None:
-        """A frame from the gateway that nobody asked for."""
+        """Add a frame that the gateway sends by itself."""
         payload = {
             "type": "object",
             "required": ["topic", "event"],
@@ -225,7 +145,7 @@ class _Writer:
         self._send(key, summary, extension)
 
     def method(self, key: str, service: Service, method: Method) -> None:
-        """A method of a service."""
+        """Add a method of a service."""
         summary = sentence_of(method.description) or f"Call {service.name}.{method.name}."
         self.schemas[f"{key}.params"] = method.parameters
         payload = {
@@ -239,7 +159,7 @@ class _Writer:
                 "timeout": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds; for a request only."},
             },
         }
-        # A request is answered with what the method returns, a command with null once the mesh has taken it.
+        # The response to a request has the method's result; to a command, null once the mesh has taken it.
         self._message(key, summary, {"enum": ["request", "command"]}, payload, answered=True)
         self.operations[key] = {
             "action": "receive",
@@ -268,20 +188,16 @@ class _Writer:
             self.operations[key]["x-nuropb"] = extension
 
 
-_REF_ID: Final[Schema] = {"$ref": "#/components/schemas/id"}
-_IDS: Final[dict[str, Schema]] = {"id": _REF_ID, "trace_id": {"$ref": "#/components/schemas/traceId"}}
-
-
 def _on(key: str) -> dict[str, Any]:
-    """Which channel and message an operation, or its reply, is about."""
+    """Refer to the channel and message of an operation, or of its reply."""
     message = {"$ref": f"#/channels/{_CHANNEL}/messages/{key}"}
     return {"channel": {"$ref": f"#/channels/{_CHANNEL}"}, "messages": [message]}
 
 
 def _describe(contract: Contract) -> str:
     if not contract.unavailable:
-        return _DESCRIPTION
-    return f"{_DESCRIPTION}\n\nServices that did not answer, and so are not in here: {', '.join(contract.unavailable)}."
+        return _ABOUT
+    return f"{_ABOUT}\n\nServices that did not answer, and are missing here: {', '.join(contract.unavailable)}."
 
 
 def _tag(service: Service) -> dict[str, str]:
@@ -291,7 +207,7 @@ def _tag(service: Service) -> dict[str, str]:
 
 
 def _topic_key(topic: str) -> str:
-    """A topic as a key, in which the wildcards are words. Without a dot, which every method's key has."""
+    """Spell a topic as a key: wildcards as words, and no dots, because the keys of methods contain a dot."""
     words = ({"*": "any", "#": "all"}.get(word, word) for word in topic.split("."))
     return "topic-" + "-".join(re.sub("[^A-Za-z0-9_]+", "_", word) for word in words)
 
@@ -299,4 +215,5 @@ def _topic_key(topic: str) -> str:
 def _topic_schema(topic: str) -> Schema:
     if "*" not in topic and "#" not in topic:
         return {"const": topic}
-    return {"type": "string", "description": f"Matches {topic}: `*` is one word, `#` any number of them."}
+    description = f"Matches {topic}: `*` matches one word, `#` any number of words."
+    return {"type": "string", "description": description}

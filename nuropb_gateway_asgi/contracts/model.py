@@ -1,7 +1,7 @@
-"""What one caller may do: the contract that is served as AsyncAPI and OpenAPI. Pure.
+"""The contract of one caller: services, methods and topics. Pure.
 
-What services say of themselves and what the policy says of the caller become a :class:`Contract`; ``asyncapi`` and
-``openapi`` make a document of it. Whoever may not call a method does not learn that there is one.
+A :class:`Contract` combines the descriptions of services with the policy's decisions for the caller; ``asyncapi`` and
+``openapi`` write it as documents. A method that the caller may not call is left out, so its existence stays hidden.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from ..authorization import Policy
-from ..authorization.rules import is_private
+from ..authorization.patterns import is_private
 from ..protocol import Failure, is_method, is_service
 from ..wire.description import Description, describe_for_clients
 
@@ -24,7 +24,7 @@ __all__ = ["Contract", "Method", "Place", "Schema", "Service", "contract_for", "
 
 Schema: TypeAlias = dict[str, Any]
 
-#: What the annotations of Python's types are in JSON. Any other annotation says nothing that could be relied on.
+#: JSON types of Python annotations. Any other annotation is not precise enough for a schema.
 _TYPES: Final[Mapping[str, str]] = {
     "int": "integer",
     "float": "number",
@@ -36,12 +36,12 @@ _TYPES: Final[Mapping[str, str]] = {
     "frozenset": "array",
     "dict": "object",
 }
-_ANYTHING: Final = frozenset({"", "any", "Any", "object"})
-#: Parameters of these names and without a type take whatever there is, and cannot be given by their names.
+_UNTYPED: Final = frozenset({"", "any", "Any", "object"})
+#: Untyped parameters with these names collect further arguments, and cannot be passed by name.
 _CATCH_ALL: Final = frozenset({"args", "kwargs"})
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-#: What keys of an AsyncAPI document's components may consist of.
-_NO_KEY = re.compile(r"[^A-Za-z0-9._-]+")
+#: Characters that keys of an AsyncAPI document's components may not have.
+_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class Method(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ class Method(msgspec.Struct, frozen=True):
 
 
 class Service(msgspec.Struct, frozen=True):
-    """A service on which there are such methods."""
+    """A service with the methods that the caller may call."""
 
     name: str
     description: str
@@ -63,17 +63,17 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class Contract(msgspec.Struct, frozen=True):
-    """All that a caller may do."""
+    """All permissions of a caller."""
 
     services: tuple[Service, ...] = ()
-    #: Topic patterns that the caller may subscribe to; whatever one of them covers is allowed as well.
+    #: Topic patterns that the caller may subscribe to, and with them every pattern that they cover.
     topics: tuple[str, ...] = ()
-    #: Services of which nothing is known now, as they did not answer.
+    #: Services that did not answer, so nothing is known about them now.
     unavailable: tuple[str, ...] = ()
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where the caller reaches the gateway: its host, and the path that it is mounted at (empty, or ``/gateway``)."""
+    """The gateway's address for the caller: host, and the path of the mount (empty, or ``/gateway``)."""
 
     host: str = "localhost"
     secure: bool = False
@@ -81,14 +81,14 @@ class Place(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, host: str, *, secure: bool, root: str, otherwise: str = "localhost") -> Place:
-        """A place by what a request says of it; a host that cannot be one is not repeated."""
+        """Return the place that a request names, with ``otherwise`` in place of an invalid host."""
         return cls(host if _HOST.fullmatch(host) else otherwise, secure, root.rstrip("/"))
 
 
 def contract_for(identity: Identity, policy: Policy, found: Mapping[str, Description | Failure]) -> Contract:
-    """The contract of ``identity``: of all services that were ``found``, what the policy lets it call and see.
+    """Return the contract of ``identity``: the methods of the ``found`` services that the policy allows it.
 
-    A service that could not be asked is named as unavailable, and harms nobody else.
+    A service that did not answer is listed as unavailable; the other services are not affected.
     """
     services, unavailable = [], []
     for name, description in sorted(found.items()):
@@ -128,16 +128,16 @@ def _text(value: object) -> str:
 
 
 def parameters_schema(parameters: Mapping[str, Any]) -> Schema:
-    """A JSON schema of what ``describe`` says of a method's parameters.
+    """Return a JSON schema of a method's parameters, as ``describe`` lists them.
 
-    Where there is a ``kwargs``, it says that other members are allowed as well. Where there is none, it says nothing of
-    them, as that name is only a habit.
+    With an untyped ``kwargs`` the schema allows additional members. Without one it neither allows nor forbids them,
+    because a service may call that parameter differently.
     """
     properties: dict[str, Schema] = {}
     schema: Schema = {"type": "object", "properties": properties}
     for name, spec in parameters["properties"].items():
         type_ = str(spec.get("type") or "")
-        if not (name in _CATCH_ALL and type_ in _ANYTHING):
+        if not (name in _CATCH_ALL and type_ in _UNTYPED):
             properties[name] = _property(type_, spec)
         elif name == "kwargs":
             schema["additionalProperties"] = True
@@ -150,18 +150,18 @@ def _property(type_: str, spec: Mapping[str, Any]) -> Schema:
     json_type = _TYPES.get(type_)
     if json_type is not None:
         schema["type"] = json_type
-    elif type_ not in _ANYTHING:
+    elif type_ not in _UNTYPED:
         schema["description"] = f"A Python {type_}, as JSON"
     if "default" in spec:
         default = schema["default"] = spec["default"]
-        # Whatever a service has as its default can be given as well: `count: int = None` takes null.
+        # A default may also be passed: `count: int = None` accepts null.
         if json_type is not None and json_type not in (types := _json_types(default)):
             schema["type"] = [json_type, types[-1]]
     return schema
 
 
 def _json_types(value: object) -> Sequence[str]:
-    """The JSON types that a value has, the most general one last."""
+    """Return the JSON types of a value, the most general one last."""
     if value is None:
         return ("null",)
     if isinstance(value, bool):
@@ -175,11 +175,11 @@ def _json_types(value: object) -> Sequence[str]:
     return ("array",) if isinstance(value, list) else ("object",)
 
 
-# --- for both documents -------------------------------------------------------------------------------------------
+# --- shared by both documents -------------------------------------------------------------------------------------
 
 
 def error_schema(codes: Iterable[str]) -> Schema:
-    """The protocol's error object."""
+    """Return the schema of the protocol's error object."""
     return {
         "type": "object",
         "required": ["code", "description", "retryable"],
@@ -189,19 +189,22 @@ def error_schema(codes: Iterable[str]) -> Schema:
                 "description": f"For programs: one of {', '.join(codes)}, or a newer one.",
             },
             "description": {"type": "string", "description": "For people."},
-            "error": {"type": "string", "description": "The class that NuroPb uses for it."},
-            "retryable": {"type": "boolean", "description": "It was not delivered, so it may be sent again."},
-            "retry_after_ms": {"type": ["integer", "null"], "description": "How long to wait before that."},
+            "error": {"type": "string", "description": "The NuroPb class of the error."},
+            "retryable": {
+                "type": "boolean",
+                "description": "Whether it may be sent again: it was not delivered.",
+            },
+            "retry_after_ms": {"type": ["integer", "null"], "description": "Milliseconds to wait before that."},
         },
     }
 
 
 def distinct_names(texts: Iterable[str], spelled: Callable[[str], str] | None = None) -> dict[str, str]:
-    """A name for each of ``texts``, no two the same: of letters, digits and ``._-``, unless it is ``spelled``."""
+    """Return a distinct name for each text: of letters, digits and ``._-``, or as ``spelled`` returns it."""
     names: dict[str, str] = {}
     taken: set[str] = set()
     for text in texts:
-        name = base = _NO_KEY.sub("_", text) if spelled is None else spelled(text)
+        name = base = _NOT_IN_KEYS.sub("_", text) if spelled is None else spelled(text)
         number = 1
         while name in taken:
             number += 1
@@ -212,5 +215,5 @@ def distinct_names(texts: Iterable[str], spelled: Callable[[str], str] | None = 
 
 
 def sentence_of(text: str) -> str:
-    """The first line of a text, for where there is room for one only."""
+    """Return the first line of a text, for a summary."""
     return text.partition("\n")[0].strip()

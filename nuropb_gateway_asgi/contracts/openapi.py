@@ -1,4 +1,4 @@
-"""The contract of a caller as an OpenAPI 3.1 document: its methods and topics over plain HTTP. Pure."""
+"""A caller's contract as an OpenAPI 3.1 document: its methods and topics over plain HTTP. Pure."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from .model import Contract, Method, Place, Service, distinct_names, error_schem
 
 __all__ = ["openapi_document"]
 
-_DESCRIPTION: Final = (
-    "What the bearer of the token may call and subscribe to, over plain HTTP. The same over a WebSocket is described "
-    "by asyncapi.json."
+_ABOUT: Final = (
+    "The calls and subscriptions that the bearer of the token is allowed, over plain HTTP. asyncapi.json describes the "
+    "same over a WebSocket."
 )
-_TRACE_ID: Final = {
+_TRACE_ID_HEADER: Final = {
     "name": "X-Trace-Id",
     "in": "header",
-    "description": "What to look for in the logs. The gateway makes one if it is missing; the answer has it as well.",
+    "description": "Identifies the call in logs. Comes back in the answer; if it is missing, the gateway makes one.",
     "schema": {"type": "string", "minLength": 1, "maxLength": MAX_TRACE_ID_LENGTH, "pattern": "^[ -~]+$"},
 }
-_PREFER: Final = {
+_PREFER_HEADER: Final = {
     "name": "Prefer",
     "in": "header",
-    "description": "`wait=N`: how many seconds the answer is waited for. `respond-async`: a command, which is answered "
-    "with 202 once the mesh has taken it.",
+    "description": "`wait=N`: wait at most N seconds for the answer. `respond-async`: send a command, which is "
+    "answered with 202 once the mesh has taken it.",
     "schema": {"type": "string"},
     "examples": {"wait": {"value": "wait=5"}, "command": {"value": "respond-async"}},
 }
 
 
 def openapi_document(contract: Contract, place: Place) -> dict[str, Any]:
-    """The document, for a gateway at ``place``."""
+    """Return the document for a gateway at ``place``."""
     paths: dict[str, Any] = {}
     keys = distinct_names(service.name for service in contract.services)
     for service in contract.services:
@@ -41,9 +41,9 @@ def openapi_document(contract: Contract, place: Place) -> dict[str, Any]:
             paths[path] = {"post": _call(service, method, f"{keys[service.name]}.{method.name}")}
     if contract.topics:
         paths["/events"] = {"get": _events(contract)}
-    description = _DESCRIPTION
+    description = _ABOUT
     if contract.unavailable:
-        description += f"\n\nServices that did not answer, and so are not in here: {', '.join(contract.unavailable)}."
+        description += f"\n\nServices that did not answer, and are missing here: {', '.join(contract.unavailable)}."
     tags = [
         {"name": service.name} | ({"description": service.description} if service.description else {})
         for service in contract.services
@@ -57,7 +57,7 @@ def openapi_document(contract: Contract, place: Place) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": {"Error": error_schema(ErrorCode)},
-            "parameters": {"prefer": _PREFER, "traceId": _TRACE_ID},
+            "parameters": {"prefer": _PREFER_HEADER, "traceId": _TRACE_ID_HEADER},
             "responses": _responses(),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
@@ -79,8 +79,8 @@ def _call(service: Service, method: Method, key: str) -> dict[str, Any]:
         "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in ("prefer", "traceId")],
         "requestBody": body,
         "responses": {
-            "200": {"description": "What the method returned.", "content": {"application/json": {"schema": {}}}},
-            "202": {"description": "The mesh has taken the command; nothing is known of its outcome."},
+            "200": {"description": "The result of the method.", "content": {"application/json": {"schema": {}}}},
+            "202": {"description": "The mesh has taken the command; its outcome is unknown."},
             **_errors(),
         },
         "x-nuropb": {"service": service.name, "method": method.name},
@@ -94,14 +94,14 @@ def _events(contract: Contract) -> dict[str, Any]:
     allowed = ", ".join(f"`{topic}`" for topic in contract.topics)
     return {
         "operationId": "events",
-        "summary": "Events as they come, as server-sent events.",
+        "summary": "Receive events as Server-Sent Events.",
         "parameters": [
             {"$ref": "#/components/parameters/traceId"},
             {
                 "name": "topic",
                 "in": "query",
                 "required": True,
-                "description": f"Topic patterns (`*` is one word, `#` any number of them), within {allowed}.",
+                "description": f"Topic patterns (`*` matches one word, `#` any number of words), within {allowed}.",
                 "schema": {"type": "array", "minItems": 1, "items": {"type": "string"}},
                 "examples": {key: {"value": [topic]} for topic, key in distinct_names(contract.topics).items()},
             },
@@ -117,12 +117,12 @@ def _events(contract: Contract) -> dict[str, Any]:
 
 
 def _errors() -> dict[str, Any]:
-    """The statuses of errors, each by reference."""
+    """Refer to the response of every error status."""
     return {status: {"$ref": f"#/components/responses/{status}"} for status in _codes()}
 
 
 def _responses() -> dict[str, Any]:
-    """What these statuses are about."""
+    """Return the responses of all error statuses, each with its error codes."""
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
         status: {"description": "The `code` is " + " or ".join(f"`{code}`" for code in codes) + ".", "content": content}

@@ -1,8 +1,8 @@
-"""The processes of one gateway, and what they ask each other.
+"""The peer processes of a gateway: their signs of life, and the questions and news between them.
 
-Every process serves its own connections. What is for a user, or about one, concerns all of them: it is done here and
-asked of the siblings, who answer with what they did. Who is there is known from what each says of itself, every few
-seconds and when it comes and goes.
+Every process serves its own connections. A message to a user concerns all processes: each does its part and answers
+with the number of connections. Processes know each other by signs of life, sent every few seconds and at their start
+and end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
@@ -20,19 +20,20 @@ from ..exceptions import MeshUnavailable
 from ..identifiers import new_id
 from ..wire.interface import Mesh
 
-__all__ = ["ANSWER_TIMEOUT", "Fleet", "Member", "Question"]
+__all__ = ["ANSWER_TIMEOUT", "Fleet", "FleetObserver", "Member"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two signs of life, and without one until a sibling is taken for gone.
+#: Seconds between two signs of life of a process.
 ALIVE_INTERVAL: Final = 3.0
+#: Seconds without a sign of life after which a peer process counts as gone.
 SILENCE: Final = 10.0
-#: Seconds for the siblings to answer; whoever does not is named.
+#: Seconds for the peer processes to answer; the others are named as missing.
 ANSWER_TIMEOUT: Final = 1.0
 
 
 class Alive(Struct, tag="alive", gc=False):
-    """A process is there. Whoever is new wants to hear of the others at once."""
+    """A sign of life. The peer processes answer a new process at once with theirs."""
 
     sender: str
     instance_id: str
@@ -40,13 +41,13 @@ class Alive(Struct, tag="alive", gc=False):
 
 
 class Leaving(Struct, tag="leaving", gc=False):
-    """A process goes."""
+    """The end of a process."""
 
     sender: str
 
 
 class Ask(Struct, tag="ask", gc=False):
-    """A question to all siblings. ``question`` is JSON."""
+    """A question to all peer processes. ``question`` is JSON."""
 
     sender: str
     id: str
@@ -54,7 +55,7 @@ class Ask(Struct, tag="ask", gc=False):
 
 
 class Answer(Struct, tag="answer", gc=False):
-    """What one of them says to it. ``answer`` is JSON."""
+    """The answer of one peer process. ``answer`` is JSON."""
 
     sender: str
     id: str
@@ -62,7 +63,7 @@ class Answer(Struct, tag="answer", gc=False):
 
 
 class News(Struct, tag="news", gc=False):
-    """Something that concerns another part of the siblings. ``news`` is JSON."""
+    """News for an observer in the peer processes. ``news`` is JSON."""
 
     sender: str
     topic: str
@@ -70,15 +71,15 @@ class News(Struct, tag="news", gc=False):
 
 
 Message: TypeAlias = Alive | Leaving | Ask | Answer | News
-#: Answers a question of a sibling: JSON in, JSON out.
-Question: TypeAlias = Callable[[Raw], bytes]
+#: Answers a question of a peer process: JSON in, JSON out.
+Answerer: TypeAlias = Callable[[Raw], bytes]
 
 _encode = msgspec.json.encode
 _decode: Final[Callable[[bytes], Message]] = msgspec.json.Decoder(Message).decode
 
 
 class Member(Struct):
-    """A sibling."""
+    """A peer process."""
 
     instance_id: str
     heard_at: float
@@ -91,70 +92,89 @@ class _Asked:
 
     def __init__(self, missing: set[str], *, others: bool) -> None:
         self.missing = missing
-        #: There may be more than those.
+        #: Whether unknown peer processes may answer, too.
         self.others = others
         self.answers: dict[str, Raw] = {}
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def settle(self, address: str) -> None:
-        """This one has answered, or will not."""
+        """Note that a peer process has answered, or is gone."""
         self.missing.discard(address)
         if not self.missing and not self.others and not self.done.done():
             self.done.set_result(None)
 
 
-class Fleet:
-    """The siblings of this process: who they are, and what is asked of them.
+class FleetObserver(Protocol):
+    """A part of the gateway that follows the peer processes. ``address`` is theirs on the mesh."""
 
-    ``answer`` answers their questions; ``on_news`` is told what they tell, ``on_member`` who comes, with whether that
-    sibling is new and did not know of this process before, and ``on_gone`` who goes.
+    def on_news(self, address: str, topic: str, news: Raw) -> None:
+        """Take news (JSON) of a peer process."""
+
+    def on_member(self, address: str, new: bool) -> None:
+        """Note a peer process; a ``new`` one did not know of this process before."""
+
+    def on_gone(self, address: str) -> None:
+        """Note the end of a peer process."""
+
+
+class Fleet:
+    """The peer processes of this process.
+
+    ``answer`` answers their questions. ``clock`` is a monotonic clock, in seconds.
     """
 
-    def __init__(self, mesh: Mesh, instance_id: str, clock: Callable[[], float], answer: Question) -> None:
+    def __init__(self, mesh: Mesh, instance_id: str, clock: Callable[[], float], answer: Answerer) -> None:
         self._mesh = mesh
         self._instance_id = instance_id
         self._clock = clock
         self._answer = answer
         self._members: dict[str, Member] = {}
         self._asked: dict[str, _Asked] = {}
-        #: Until then there may be siblings that have not been heard of yet.
+        #: The time until which there may be peer processes that this one does not know yet.
         self._settled_at = 0.0
-        self.on_news: Callable[[str, str, Raw], None] = _ignore
-        self.on_member: Callable[[str, bool], None] = _ignore
-        self.on_gone: Callable[[str], None] = _ignore
-        #: Messages of siblings that could not be read.
+        self._observer: FleetObserver | None = None
+        #: Messages of peer processes that could not be read.
         self.unreadable = 0
+
+    def bind_observer(self, observer: FleetObserver) -> None:
+        """Set the observer of the peer processes."""
+        self._observer = observer
 
     @property
     def members(self) -> Mapping[str, Member]:
-        """The siblings, by address."""
+        """The peer processes, by address."""
         return self._members
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The ids of the questions that wait for answers."""
+        return tuple(self._asked)
 
     # --- who is there -----------------------------------------------------------------------------------------
 
     def on_connection_change(self, *, connected: bool) -> None:
-        """The mesh came or went: tell the others, and hear who they are."""
+        """Announce this process when the mesh came back, and hear of the peer processes."""
         if connected:
             self._settled_at = self._clock() + ANSWER_TIMEOUT
             self._say(new=True)
 
     async def run(self) -> None:
-        """Give signs of life and notice whose have stopped, until cancelled."""
+        """Give signs of life, and forget peer processes without any, until cancelled."""
         while True:
             await asyncio.sleep(ALIVE_INTERVAL * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
             self._say(new=False)
             self.sweep()
 
     def sweep(self) -> None:
-        """Forget siblings that have not been heard of for long."""
+        """Forget the peer processes without a sign of life for SILENCE seconds."""
         now = self._clock()
         for address, member in tuple(self._members.items()):
             if now - member.heard_at > SILENCE:
-                logger.info("process %s has not been heard of for %g s", member.instance_id, SILENCE)
+                logger.info("process %s gave no sign of life for %g s", member.instance_id, SILENCE)
                 self._forget(address)
 
     def leave(self) -> None:
-        """Tell the others that this process goes."""
+        """Tell the peer processes that this process ends."""
         self._send(Leaving(self._mesh.address))
 
     def _say(self, *, new: bool) -> None:
@@ -164,20 +184,21 @@ class Fleet:
         try:
             self._mesh.broadcast(_encode(message))
         except MeshUnavailable:
-            logger.debug("the siblings cannot be told anything now")
+            logger.debug("no mesh: the peer processes were not told")
 
     def _forget(self, address: str) -> None:
         if self._members.pop(address, None) is not None:
-            self.on_gone(address)
+            if self._observer is not None:
+                self._observer.on_gone(address)
             for asked in self._asked.values():
                 asked.settle(address)
 
     # --- questions and news -----------------------------------------------------------------------------------
 
     async def ask(self, question: bytes) -> tuple[list[Raw], list[str]]:
-        """Ask all siblings; the answers, and the instance ids of those who did not answer in ANSWER_TIMEOUT.
+        """Ask all peer processes; return their answers, and the instance ids of those silent for ANSWER_TIMEOUT.
 
-        Raises nothing: without a mesh nobody answers. When it is cancelled nobody waits for the answers any more.
+        Raises nothing: without a mesh there are no answers. After a cancellation late answers are dropped.
         """
         id_ = new_id()
         asked = self._asked[id_] = _Asked(set(self._members), others=self._clock() < self._settled_at)
@@ -187,14 +208,14 @@ class Fleet:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     await asked.done
         except (TimeoutError, MeshUnavailable):
-            pass  # those who are missing are named
+            pass  # the silent processes are named
         finally:
             del self._asked[id_]
         missing = [self._members[address].instance_id for address in asked.missing if address in self._members]
         return list(asked.answers.values()), sorted(missing)
 
     def tell(self, topic: str, news: bytes, address: str | None = None) -> None:
-        """Tell one sibling, or all. Who cannot be reached misses it."""
+        """Tell news to one peer process, or to all. A process that cannot be reached misses them."""
         message = _encode(News(self._mesh.address, topic, Raw(news)))
         try:
             if address is None:
@@ -202,17 +223,17 @@ class Fleet:
             else:
                 self._mesh.tell(address, message)
         except MeshUnavailable:
-            logger.debug("the siblings cannot be told of %s now", topic)
+            logger.debug("no mesh: the peer processes were not told of %s", topic)
 
-    # --- from siblings ----------------------------------------------------------------------------------------
+    # --- from peer processes ----------------------------------------------------------------------------------------
 
     def on_message(self, data: bytes) -> None:
-        """A sibling says something."""
+        """Take a message of a peer process."""
         try:
             message = _decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.unreadable += 1
-            logger.debug("a message of a sibling could not be read")
+            logger.debug("a message of a peer process could not be read")
             return
         if message.sender == self._mesh.address:
             return
@@ -227,8 +248,8 @@ class Fleet:
             if asked is not None:
                 asked.answers.setdefault(message.sender, message.answer)
                 asked.settle(message.sender)
-        elif message.sender in self._members:
-            self.on_news(message.sender, message.topic, message.news)
+        elif message.sender in self._members and self._observer is not None:
+            self._observer.on_news(message.sender, message.topic, message.news)
 
     def _on_alive(self, message: Alive) -> None:
         known = self._members.get(message.sender)
@@ -237,22 +258,18 @@ class Fleet:
             try:
                 self._mesh.tell(message.sender, _encode(Alive(self._mesh.address, self._instance_id)))
             except MeshUnavailable:
-                logger.debug("process %s cannot be told that this one is there", message.instance_id)
-        if known is None or message.new:
-            self.on_member(message.sender, message.new)
+                logger.debug("no mesh: process %s was not greeted", message.instance_id)
+        if (known is None or message.new) and self._observer is not None:
+            self._observer.on_member(message.sender, message.new)
 
     def _on_ask(self, message: Ask) -> None:
         try:
             answer = self._answer(message.question)
         except (msgspec.MsgspecError, ValueError, TypeError) as error:
-            # It comes of another version; whoever asked names this process as one that did not answer.
+            # The question is one of another version. The process that asked names this one as missing.
             logger.warning("a question of another process cannot be answered: %s", type(error).__name__)
             return
         try:
             self._mesh.tell(message.sender, _encode(Answer(self._mesh.address, message.id, Raw(answer))))
         except MeshUnavailable:
-            logger.debug("an answer to another process is lost")
-
-
-def _ignore(*_: Any) -> None:
-    """Nobody wants to know."""
+            logger.debug("no mesh: an answer to another process is lost")

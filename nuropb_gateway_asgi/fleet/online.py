@@ -1,15 +1,20 @@
-"""Tells the mesh when users come online and go offline, in the whole fleet."""
+"""Presence events: tells the mesh when users come online and go offline, in all processes of the gateway."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Raw
 
+from ..exceptions import MeshUnavailable
 from ..handler_manager import HandlerManager
+from ..identifiers import new_id
+from ..wire.interface import Mesh
+from ..wire.services import to_json
 from .members import Fleet
 from .presence import Presence, Snapshot
 
@@ -17,7 +22,7 @@ __all__ = ["OFFLINE", "ONLINE", "OnlineWatch"]
 
 ONLINE: Final = "gateway.user.online"
 OFFLINE: Final = "gateway.user.offline"
-#: Seconds between two looks at who came and went.
+#: Seconds between two looks at the users who came and went.
 INTERVAL: Final = 0.25
 
 _encode = msgspec.json.encode
@@ -27,71 +32,66 @@ _ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError)
 
 
 class OnlineWatch:
-    """Keeps the presence of users in step with the siblings', and publishes what has changed for good.
+    """Keeps the presence of users in step with the peer processes, and publishes its lasting changes.
 
-    ``publish`` publishes an event; it is called while ``connected`` says that the mesh takes it.
+    It is the :class:`~.members.FleetObserver` of ``fleet``. ``clock`` is a monotonic clock, in seconds.
     """
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        handler_manager: HandlerManager,
-        address: str,
-        clock: Callable[[], float],
-        publish: Callable[[str, Any], None],
-        connected: Callable[[], bool],
-    ) -> None:
+    def __init__(self, fleet: Fleet, handler_manager: HandlerManager, mesh: Mesh, clock: Callable[[], float]) -> None:
         self._fleet = fleet
         self._handlers = handler_manager
-        self._address = address
+        self._mesh = mesh
+        self._address = mesh.address
         self._clock = clock
-        self._publish = publish
-        self._connected = connected
-        self._presence = Presence(address)
-        #: Users who came to this process (True) or left it since the siblings were told last.
+        self.presence = Presence(self._address)
+        #: Users who came to this process (True) or left it (False) since the peer processes were told last.
         self._changed: dict[str, bool] = {}
-        fleet.on_news = self._on_news
-        fleet.on_member = self._on_member
-        fleet.on_gone = self._on_gone
+        fleet.bind_observer(self)
 
     def look_at(self, user_id: str) -> None:
-        """See whether the user is connected to this process: a connection has come or gone."""
+        """Note whether the user is connected to this process, after a connection came or went."""
         is_here = bool(self._handlers.get_user_handlers([user_id]))
-        if is_here == self._presence.holds(self._address, user_id):
-            return  # another connection of the same user, or one that does not listen
-        (self._presence.came if is_here else self._presence.left)(self._address, user_id, self._clock())
+        if is_here == self.presence.holds(self._address, user_id):
+            return  # another connection of the user, or one that is registered for its own calls only
+        (self.presence.came if is_here else self.presence.left)(self._address, user_id, self._clock())
         self._changed[user_id] = is_here
 
     async def run(self) -> None:
-        """Tell what changes, until cancelled."""
+        """Tell changes to the peer processes and the mesh, until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL)
-            # Without a mesh nobody can be told; it waits until somebody can.
-            if self._connected():
+            if self._mesh.connected:  # changes wait for the mesh
                 self.look()
 
     def look(self) -> None:
-        """Tell the siblings who came and went, and the mesh who has come or gone for good."""
+        """Tell the peer processes of users who came and left, and the mesh of those who did so for good."""
         if self._changed:
             changed, self._changed = self._changed, {}
             self._fleet.tell("changed", _encode(changed))
-        for user_id, online in self._presence.settle(self._clock()):
-            self._publish(ONLINE if online else OFFLINE, {"user_id": user_id})
+        for user_id, online in self.presence.settle(self._clock()):
+            self._publish(ONLINE if online else OFFLINE, user_id)
 
-    def _on_member(self, address: str, new: bool) -> None:
-        self._presence.joined(address)
+    def _publish(self, topic: str, user_id: str) -> None:
+        with contextlib.suppress(MeshUnavailable):
+            self._mesh.publish(topic, to_json({"user_id": user_id}), context=b"{}", trace_id=new_id(), target=None)
+
+    def on_member(self, address: str, new: bool) -> None:
+        """Note a peer process; a new one is told of this process's users."""
+        self.presence.joined(address)
         if new:
-            self._fleet.tell("users", _encode(self._presence.snapshot()), address)
+            self._fleet.tell("users", _encode(self.presence.snapshot()), address)
 
-    def _on_gone(self, address: str) -> None:
-        self._presence.gone(address, self._clock())
+    def on_gone(self, address: str) -> None:
+        """Note the end of a peer process, and of its users' connections."""
+        self.presence.gone(address, self._clock())
 
-    def _on_news(self, address: str, topic: str, news: Raw) -> None:
+    def on_news(self, address: str, topic: str, news: Raw) -> None:
+        """Note the changes, or all users, of a peer process."""
         try:
             if topic == "changed":
                 for user_id, is_here in _decode_changes(news).items():
-                    (self._presence.came if is_here else self._presence.left)(address, user_id, self._clock())
+                    (self.presence.came if is_here else self.presence.left)(address, user_id, self._clock())
             elif topic == "users":
-                self._presence.learn(address, _decode_snapshot(news), self._clock())
+                self.presence.learn(address, _decode_snapshot(news), self._clock())
         except _ERRORS:
             self._fleet.unreadable += 1

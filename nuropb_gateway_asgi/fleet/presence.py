@@ -1,7 +1,7 @@
-"""Which users are connected to some process of the gateway, and when that has changed for good. Pure.
+"""Debounced online state of users across the processes of a gateway. Pure.
 
-Every process knows who is connected where, and comes to the same conclusions; of all of them one, chosen by the user's
-id, tells the mesh. Times are of one monotonic clock, in seconds, and given by the caller.
+Every process knows the users of all processes and comes to the same conclusions; one of them, chosen by the user's id,
+tells the mesh. Times are of one monotonic clock, in seconds, and given by the caller.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from msgspec import Struct
 
 __all__ = ["DEBOUNCE", "Presence", "Snapshot"]
 
-#: Seconds that a user has to have come or gone before that is news: a page that is loaded again is none.
+#: Seconds for which a change must last before it is told: reloading a page is no change.
 DEBOUNCE: Final = 5.0
 
 
 class Snapshot(Struct):
-    """What a process tells one that is new: its own users, and what everybody but the new one is waiting for."""
+    """The users that a process tells a new peer process, with the changes that are still to be told to the mesh."""
 
     users: list[str]
-    #: Of these, whose coming has not been told yet.
+    #: Those of ``users`` whose coming has not been told yet.
     fresh: list[str]
-    #: Users who are connected nowhere, and whose going has not been told yet.
+    #: Users without a connection whose leaving has not been told yet.
     lingering: list[str]
 
 
 class Presence:
-    """The users of all processes. ``own`` is the address of this one."""
+    """The online users of all processes. ``own`` is the address of this process."""
 
     __slots__ = ("_addresses", "_announced", "_due", "_holders", "_own")
 
@@ -36,28 +36,38 @@ class Presence:
         self._own = own
         self._addresses = {own}
         self._holders: dict[str, set[str]] = {}
-        #: Users of whom the mesh was told that they are online.
+        #: Users who are online as far as the mesh was told.
         self._announced: set[str] = set()
-        #: Users for whom that is not so any more, and when it is to be told.
+        #: Users whose state has changed since, with the time at which to tell the mesh.
         self._due: dict[str, float] = {}
 
+    @property
+    def online(self) -> frozenset[str]:
+        """The users who are connected to some process now, debounced or not."""
+        return frozenset(self._holders)
+
+    @property
+    def pending(self) -> frozenset[str]:
+        """The users whose change has not lasted long enough to be told."""
+        return frozenset(self._due)
+
     def joined(self, address: str) -> None:
-        """A process is there. Its users follow."""
+        """Add a process, which tells its users later."""
         self._addresses.add(address)
 
     def gone(self, address: str, now: float) -> None:
-        """A process is gone, and with it its users' connections."""
+        """Remove a process, and its users' connections."""
         self._addresses.discard(address)
         for user_id in [user_id for user_id, holders in self._holders.items() if address in holders]:
             self.left(address, user_id, now)
 
     def came(self, address: str, user_id: str, now: float) -> None:
-        """The user's first connection to a process."""
+        """Note a user's first connection to a process."""
         self._holders.setdefault(user_id, set()).add(address)
         self._look(user_id, now)
 
     def left(self, address: str, user_id: str, now: float) -> None:
-        """The user's last connection to a process has ended."""
+        """Note the end of a user's last connection to a process."""
         holders = self._holders.get(user_id, set())
         holders.discard(address)
         if not holders:
@@ -65,11 +75,11 @@ class Presence:
         self._look(user_id, now)
 
     def holds(self, address: str, user_id: str) -> bool:
-        """Whether the user has a connection to a process."""
+        """Return whether the user has a connection to a process."""
         return address in self._holders.get(user_id, ())
 
     def snapshot(self) -> Snapshot:
-        """What a process that is new has to know from this one."""
+        """Return the users of this process, for a new peer process."""
         users = [user_id for user_id, holders in self._holders.items() if self._own in holders]
         return Snapshot(
             users,
@@ -78,11 +88,11 @@ class Presence:
         )
 
     def learn(self, address: str, snapshot: Snapshot, now: float) -> None:
-        """All users of another process; what was known of it before is replaced."""
+        """Replace the users of a peer process by those of its snapshot."""
         fresh = set(snapshot.fresh)
         for user_id in snapshot.users:
             if user_id not in fresh and user_id not in self._holders and user_id not in self._due:
-                self._announced.add(user_id)  # by somebody, before this process was there
+                self._announced.add(user_id)  # by another process, before this one started
             self.came(address, user_id, now)
         users = set(snapshot.users)
         for user_id in [user_id for user_id, holders in self._holders.items() if address in holders]:
@@ -94,7 +104,7 @@ class Presence:
                 self._look(user_id, now)
 
     def settle(self, now: float) -> list[tuple[str, bool]]:
-        """Who has come (True) or gone (False) for good since the last time, as far as this process is to tell it."""
+        """Return the users who came (True) or left (False) for good and whose changes this process tells."""
         told = []
         for user_id in [user_id for user_id, due in self._due.items() if due <= now]:
             del self._due[user_id]
@@ -111,7 +121,7 @@ class Presence:
             self._due.setdefault(user_id, now + DEBOUNCE)
 
     def _owner(self, user_id: str) -> str:
-        """Who tells of this user, by the highest random weight: few change hands when a process comes or goes."""
+        """Return the process that tells of this user: by rendezvous hashing, so that few users move with a process."""
         return max(self._addresses, key=lambda address: _weight(address, user_id))
 
 

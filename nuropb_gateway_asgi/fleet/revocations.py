@@ -1,4 +1,4 @@
-"""Revokes tokens, in every process of the gateway and in those that start later."""
+"""Revocations of tokens, in every process of the gateway and in those that start later."""
 
 from __future__ import annotations
 
@@ -20,28 +20,35 @@ __all__ = ["Revoker"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at what is over.
+#: Seconds between two looks for revocations whose tokens have expired.
 FORGET_INTERVAL: Final = 60.0
-#: Seconds until what could not be written is tried again.
+#: Seconds until a record that could not be written is tried again.
 RETRY: Final = 1.0
 
 
 class Revoker:
-    """Applies revocations to this process, and writes them down for all.
+    """Applies revocations to this process, and records them for all processes.
 
-    ``record`` writes a record; it raises MeshUnavailable where that is not certain.
+    ``record`` writes a record; it raises MeshUnavailable when the record may not have been written. A record that
+    cannot be written is tried again after ``retry`` seconds.
     """
 
     def __init__(
-        self, handler_manager: HandlerManager, leeway: float, record: Callable[[bytes], Awaitable[None]]
+        self,
+        handler_manager: HandlerManager,
+        leeway: float,
+        record: Callable[[bytes], Awaitable[None]],
+        *,
+        retry: float = RETRY,
     ) -> None:
         self._handlers = handler_manager
+        self._retry = retry
         self._leeway = leeway
         self._record = record
         self._forget_at = 0.0
         #: Records that could not be read.
         self.unreadable = 0
-        #: The tokens of sessions that were revoked, still to be written down.
+        #: Revoked tokens of sessions, still to be recorded.
         self._to_write: deque[Revocation] = deque()
         self._wake = asyncio.Event()
 
@@ -54,10 +61,10 @@ class Revoker:
         issued_before: float | None,
         until: float | None,
     ) -> None:
-        """Revoke, here at once, and everywhere once the record is written."""
+        """Revoke in this process at once, and in all processes once the record is written."""
         now = time.time()
         if until is not None and not now < until <= now + MAX_KEPT:
-            raise ValueError(f"until: it has to be a time in the future, at most {MAX_KEPT / 86400:g} days from now")
+            raise ValueError(f"until: not a time in the future, at most {MAX_KEPT / 86400:g} days from now")
         if user_id is not None and issued_before is None:
             issued_before = now
         revocation = Revocation(
@@ -71,26 +78,26 @@ class Revoker:
         await self._record(msgspec.json.encode(revocation))
 
     async def run(self) -> None:
-        """Write down which tokens the sessions had that were revoked, until cancelled."""
-        self._wake = asyncio.Event()  # it belongs to the event loop in which it is first waited for
+        """Record the tokens of revoked sessions, until cancelled."""
+        self._wake = asyncio.Event()  # an event belongs to the event loop that first waits for it
         while True:
             while self._to_write:
                 try:
                     await self._record(msgspec.json.encode(self._to_write[0]))
                 except MeshUnavailable:
-                    await asyncio.sleep(RETRY)
+                    await asyncio.sleep(self._retry)
                 else:
                     self._to_write.popleft()
             self._wake.clear()
             await self._wake.wait()
 
     def on_record(self, record: bytes) -> None:
-        """A record that this or another process wrote, now or long ago."""
+        """Apply a record that this or another process wrote, now or earlier."""
         try:
             revocation = decode_revocation(record)
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
             self.unreadable += 1
-            logger.warning("a record of a revocation cannot be read and has no effect")
+            logger.warning("a record of a revocation cannot be read; it has no effect")
             return
         self._apply(revocation, time.time())
 
@@ -98,8 +105,8 @@ class Revoker:
         if revocation.session_id is not None:
             handler = self._handlers.get_session(revocation.session_id)
             if handler is None or handler.identity is None:
-                return  # it is another process's
-            # From now on it is the token that counts, wherever it comes to next.
+                return  # the session is another process's
+            # Revoke the token itself, in whatever process it is used next.
             ends = handler.identity.expires_at
             until = revocation.until if ends is None else ends + self._leeway
             revocation = Revocation(token=fingerprint(handler.identity.token), until=until)
@@ -111,7 +118,7 @@ class Revoker:
             self._handlers.close_revoked()
 
     def sweep(self, now: float) -> None:
-        """Forget what is over; ``now`` is a time of the event loop's clock."""
+        """Forget revocations whose tokens have expired; ``now`` is a time of a monotonic clock."""
         if now >= self._forget_at:
             self._forget_at = now + FORGET_INTERVAL
             self._handlers.revocations.forget(time.time())

@@ -1,14 +1,19 @@
-"""How does a client connect? One module for each transport, and their common parts.
+"""How does a client connect? One module for each transport, and the parts that they share.
 
-``websocket``, ``http`` (calls and event streams) and ``tcp`` are the transports. They share ``connection`` (reader,
-writer, pings, deadlines), ``handshake`` (authentication and refusals), ``outbox`` (frames waiting for a client),
-``exchange`` (a call as an HTTP request), ``cross_origin`` (CORS) and ``direct`` (the fast path of a WebSocket's text).
+* ``websocket``, ``http`` (with ``http_calls`` and ``event_streams``) and ``tcp`` are the transports.
+* ``connection`` has reader, writer, pings and deadlines of a connection.
+* ``handshake`` checks and registers new connections; ``refusals`` has the table of all refusals.
+* ``outbox`` is the bounded queue of frames for a slow client.
+* ``exchange`` is an HTTP request and its response.
+* ``cross_origin`` is CORS for HTTP answers.
+* ``direct`` is the fast path between a server's WebSocket and its handler.
 """
 
 from __future__ import annotations
 
 from .connection import Connection
-from .http import CallHandler, EventStreamHandler
+from .event_streams import EventStreamHandler
+from .http_calls import CallHandler
 from .tcp import TCPHandler
 from .websocket import WebSocketHandler
 

@@ -1,8 +1,8 @@
-"""What all kinds of connections have in common: everything but the bytes.
+"""The parts that all connections share: everything except the transport.
 
-A kind of connection says how a message is received and sent and how to hang up, and leaves the rest to
-:class:`Connection`: hello, the first frame's token, one task that reads and one that writes, the outbox, pings and
-deadlines.
+A transport implements :meth:`~Connection.receive_message`, :meth:`~Connection.send_text` and
+:meth:`~Connection.send_close`. :class:`Connection` adds hello, the token in the first frame, a reader task and a writer
+task, the outbox, pings and deadlines.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -26,38 +27,41 @@ from ..protocol import (
     PING,
     SUBPROTOCOL,
     Authorize,
-    ClientFrame,
     CloseCode,
     ErrorCode,
     Failure,
+    Request,
     encode_error,
     encode_event,
     encode_json,
 )
 from ..settings import Settings
-from .handshake import Refusal, register
+from .direct import FRAMES_PER_TURN
+from .handshake import register
 from .outbox import Outbox
+from .refusals import Reason, Refusal
 
 __all__ = ["ClientLeft", "Connection"]
 
 logger = logging.getLogger(__name__)
 
-#: Frames that a connection may send before it is authorised, each answered with an error.
+#: Frames that a client may send before it is authorised. Each is answered with an error.
 MAX_UNAUTHORISED_FRAMES: Final = 10
-#: Bytes of UTF-8: a close frame has room for so much of a reason, and servers fail over more (RFC 6455, 5.5).
+#: Bytes of UTF-8 in the reason of a close frame (RFC 6455, 5.5). Servers fail on longer reasons.
 MAX_CLOSE_REASON: Final = 123
-#: Frames that a connection may have handled in a row before others get their turn.
-FRAMES_PER_TURN: Final = 16
-#: These do not wait for what is in the outbox: the client cannot or may not have it any more.
-_AT_ONCE: Final = frozenset({CloseCode.SLOW_CONSUMER, CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REVOKED})
+#: Close codes that discard the outbox: the client cannot read it, or is no longer authorised to.
+_DISCARDING: Final = frozenset({CloseCode.SLOW_CONSUMER, CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REVOKED})
 
 
 class ClientLeft(Exception):
-    """The client is not there any more."""
+    """The client has disconnected."""
 
 
 class Connection(ABC):
-    """One connection of any kind, as a :class:`~nuropb_gateway_asgi.Handler`."""
+    """A connection of any kind, as a :class:`~nuropb_gateway_asgi.Handler`."""
+
+    #: Whether clients of nuropb_gw may use this kind of connection. They do not answer pings.
+    may_be_legacy: ClassVar[bool] = False
 
     def __init__(self, handler_manager: HandlerManager, settings: Settings, address: str = "") -> None:
         self.session_id = new_id()
@@ -65,39 +69,40 @@ class Connection(ABC):
         self.connected_at = 0.0
         self._manager = handler_manager
         self._settings = settings
-        #: Whom it counts for, see :func:`.._admission.address_of`.
+        #: The address whose limits the connection counts for, see :func:`~..limits.admission.address_of`.
         self._address = address
         self._outbox = Outbox(settings.outbox_size)
         self._tasks: TaskGroup | None = None
+        #: The code and reason to close with, once that is decided.
         self._close: tuple[int, str] | None = None
-        self._clock = asyncio.get_running_loop().time
+        self._clock = time.monotonic
         self._writing_since: float | None = None
         self._heard_at = self._pinged_at = self._clock()
         self._awaits_pong = False
-        #: Whether the client is pinged at all, and hung up on if it does not answer.
+        #: Whether to ping the client at all, and whether to close the connection if it does not answer.
         self._sends_pings = self._expects_pongs = True
         self._ping_interval = settings.ping_interval
 
-    # --- what a kind of connection is -------------------------------------------------------------------------
+    # --- the transport ----------------------------------------------------------------------------------------
 
     @abstractmethod
     async def receive_message(self) -> str | bytes | None:
-        """The next message, or None once the client has left. Raises Refusal for what cannot be one."""
+        """Return the next message, or None once the client has left. Raises Refusal for an unacceptable message."""
 
     @abstractmethod
     async def send_text(self, text: str) -> None:
-        """Send a frame. Raises ClientLeft. It may take as long as the client does, and may be cancelled."""
+        """Send a frame. Waits until the client reads; may be cancelled. Raises ClientLeft."""
 
     @abstractmethod
     async def send_close(self, code: int, reason: str) -> None:
-        """Tell the client that this is the end, and why. Raises ClientLeft."""
+        """Tell the client that the gateway closes the connection, and why. Raises ClientLeft."""
 
     # --- from the first to the last frame ---------------------------------------------------------------------
 
     async def authorise_by_frame(self) -> bool:
-        """Wait for the first frame to bring the token; whether the connection is registered now.
+        """Wait for the token in the first frame, and return whether the connection is registered.
 
-        If not, the client has been told why, and the connection is to end.
+        If it is not, the client has been told why, and the connection must end.
         """
         frame: Authorize | None = None
         try:
@@ -107,24 +112,23 @@ class Connection(ABC):
                 return False
             await register(self._manager, self, frame.token, self._address)
         except TimeoutError:
-            failure = Failure(ErrorCode.UNAUTHENTICATED, "Authorisation did not come in time")
-            await self.hang_up(CloseCode.AUTHORISATION_TIMEOUT, failure)
+            await self.send_refusal(Refusal(Reason.NO_TOKEN_IN_TIME))
             return False
         except Refusal as refusal:
-            await self.hang_up(refusal.close, refusal.failure, frame)
+            await self.send_refusal(refusal, frame)
             return False
         assert self.identity is not None  # noqa: S101 - it is registered
         self.send_frame(encode_authorized(frame, self.identity))
         return True
 
     async def _receive_authorize(self) -> Authorize | None:
-        """The client's authorize frame, or None when it left. Every other frame is refused."""
+        """Return the client's authorize frame, or None if it left. Every other frame is answered with an error."""
         for _ in range(MAX_UNAUTHORISED_FRAMES):
             message = await self.receive_message()
             if message is None:
                 return None
             if self._manager.decoder.is_too_big(message):
-                raise Refusal(413, CloseCode.MESSAGE_TOO_BIG, ErrorCode.PAYLOAD_TOO_LARGE, "Message too big")
+                raise Refusal(Reason.TOO_BIG)
             try:
                 frame = self._manager.decoder.decode(message)
             except ProtocolError as error:
@@ -132,19 +136,20 @@ class Connection(ABC):
             else:
                 if isinstance(frame, Authorize):
                     return frame
-                failure = Failure(ErrorCode.UNAUTHENTICATED, "The first frame has to be authorize")
+                failure = Failure(ErrorCode.UNAUTHENTICATED, "The first frame must be authorize")
                 answer = encode_refusal(frame, failure)
             await self.send_text(answer)
-        raise Refusal(400, CloseCode.BAD_REQUEST, ErrorCode.BAD_REQUEST, "Too many frames before authorize")
+        raise Refusal(Reason.TOO_MANY_FRAMES)
 
-    async def hang_up(self, code: CloseCode, failure: Failure, frame: Authorize | None = None) -> None:
-        """Tell a client that is not registered why it will not be, and hang up."""
+    async def send_refusal(self, refusal: Refusal, frame: Authorize | None = None) -> None:
+        """Tell a client that is not registered why it is refused (in answer to its ``frame``), and close."""
+        failure = refusal.failure
         with anyio.move_on_after(self._settings.write_timeout):
             await self.send_text(encode_error(failure) if frame is None else encode_refusal(frame, failure))
-            await self.send_close(code, failure.description)
+            await self.send_close(refusal.close, failure.description)
 
     async def run(self) -> None:
-        """Read and write until either side hangs up."""
+        """Read and write until the client or the gateway closes the connection."""
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
@@ -156,10 +161,10 @@ class Connection(ABC):
             self._manager.unregister(self)
 
     async def _read(self) -> None:
-        """Hand every message to the manager, which never waits: a connection that is not read loses its pongs."""
+        """Hand every message to the manager, which never waits: pongs are read even while the client is slow."""
         for count in itertools.count(1):
             if count % FRAMES_PER_TURN == 0:
-                await asyncio.sleep(0)  # receiving does not wait while there is more, and others want their turn
+                await asyncio.sleep(0)  # receive_message() does not suspend while messages are buffered
             try:
                 message = await self.receive_message()
             except Refusal as refusal:
@@ -171,17 +176,22 @@ class Connection(ABC):
             self.on_message(message)
 
     def on_left(self) -> None:
-        """The client has left."""
+        """End the connection, because the client has left."""
         self._outbox.close(discard=True)
-        self.stop()  # the writer may hang in a send, which is of no use any more
+        self.stop()  # the writer may wait in a send that can no longer succeed
 
-    def on_message(self, message: str | bytes) -> ClientFrame | None:
-        """Take a message of the client; its frame, if it is one."""
+    def on_message(self, message: str | bytes) -> None:
+        """Hand a message of the client to the manager."""
         self._heard_at = self._clock()
-        return None if self._close is not None else self._manager.on_handler_message(self, message)
+        if self._close is not None:
+            return
+        frame = self._manager.on_handler_message(self, message)
+        # nuropb_gw's clients send trace ids only. A client that did not learn to answer pings must not be closed.
+        if self.may_be_legacy and isinstance(frame, Request) and frame.id is None and frame.trace_id is not None:
+            self._sends_pings = False
 
     async def _write(self) -> None:
-        """Write what is in the outbox, then the reason to hang up if the gateway is the one who does."""
+        """Write the frames in the outbox, then the reason to close if the gateway closes the connection."""
         try:
             while (text := await self._outbox.get()) is not None:
                 self._writing_since = self._clock()
@@ -196,14 +206,14 @@ class Connection(ABC):
             self._writing_since = None
 
     def stop(self) -> None:
-        """End reading and writing now, whatever waits."""
+        """Stop reading and writing at once. Frames in the outbox are lost."""
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
 
     # --- Handler ----------------------------------------------------------------------------------------------
 
     def on_registered(self, identity: Identity) -> None:
-        """Say hello: the first frame on an authorised connection."""
+        """Send hello: the first frame on an authorised connection."""
         self.identity = identity
         settings = self._settings
         hello = {
@@ -223,46 +233,46 @@ class Connection(ABC):
         self.send_frame(encode_event("hello", encode_json(hello)))
 
     def send_frame(self, text: str) -> None:
-        """Put a frame into the outbox; if it does not fit, the client is too slow and is hung up on."""
+        """Put a frame into the outbox. If it does not fit, the client is too slow, and the connection is closed."""
         if not self._outbox.put(text):
             self.close(CloseCode.SLOW_CONSUMER, "slow consumer")
 
     def send_event(self, text: str, topic: str, delivery: Delivery) -> None:
-        """Put an event into the outbox, where it may be lost instead of the connection."""
+        """Put an event into the outbox. ``delivery`` decides what happens if the client is too slow for it."""
         if delivery == "close":
             self.send_frame(text)
         else:
-            self._manager.lost_events += self._outbox.put_event(text, topic, delivery)
+            self._manager.statistics.lost_events += self._outbox.put_event(text, topic, delivery)
 
     def close(self, code: int, reason: str = "") -> None:
-        """Begin to hang up. The first call decides on code and reason."""
+        """Begin to close the connection. The first call decides on code and reason."""
         if self._close is None:
             self._close = (code, reason.encode()[:MAX_CLOSE_REASON].decode(errors="ignore"))
-            self._manager.closed[int(code)] += 1
-            self._outbox.close(discard=code in _AT_ONCE)
+            self._manager.statistics.closed[int(code)] += 1
+            self._outbox.close(discard=code in _DISCARDING)
             logger.debug("session %s: closing with %d", self.session_id, code)
 
     @property
     def outbox_size(self) -> int:
-        """Bytes that wait for the client."""
+        """Bytes in the outbox."""
         return self._outbox.size
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """Run ``function`` until it ends or the connection does."""
+        """Run ``function`` until it returns or the connection ends."""
         if self._tasks is not None:
             self._tasks.start_soon(function, *args)
 
     def check(self, now: float) -> None:
-        """Look after the write deadline and the pings."""
+        """Enforce the write deadline, send the next ping, and close the connection if a pong is overdue."""
         if self._writing_since is not None:
             if now - self._writing_since > self._settings.write_timeout:
                 self.close(CloseCode.SLOW_CONSUMER, "slow consumer")
-                self.stop()  # the writer hangs in a send, and nothing can be said any more
+                self.stop()  # the writer waits in a send, so a close frame could not be sent
             return
         if self._close is not None or not self._sends_pings:
             return
         if self._awaits_pong:
-            # Whatever the client says shows that it is there.
+            # Any message of the client shows that it is alive.
             if self._heard_at >= self._pinged_at:
                 self._awaits_pong = False
             elif now - self._pinged_at > self._settings.ping_timeout:

@@ -1,4 +1,4 @@
-"""Answers over HTTP that pages of other origins may read: those that may connect, too."""
+"""CORS: pages of the origins that may connect may also read HTTP answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["CrossOrigin"]
 
 
 class CrossOrigin(CORSMiddleware):
-    """CORS for the origins of an `OriginPolicy`."""
+    """Starlette's CORS middleware, for the origins of an ``OriginPolicy``."""
 
     def __init__(
         self,
@@ -35,5 +35,5 @@ class CrossOrigin(CORSMiddleware):
         self._origins = origins
 
     def is_allowed_origin(self, origin: str) -> bool:
-        """Whether a page of this origin may read what comes back."""
+        """Whether a page of this origin may read the answer."""
         return self._origins.allows(origin)

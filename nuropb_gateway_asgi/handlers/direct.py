@@ -1,36 +1,38 @@
-"""The short way between a WebSocket and whoever serves it, where the server offers it."""
+"""The fast path of a WebSocket's text messages: server and handler call each other, without tasks and queues."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Final, Protocol
 
-__all__ = ["EXTENSION", "DirectWebSocket"]
+__all__ = ["EXTENSION", "FRAMES_PER_TURN", "DirectWebSocket"]
 
-#: In ``extensions`` of a WebSocket's ASGI scope: its DirectWebSocket.
+#: The key of a DirectWebSocket in the ``extensions`` of a WebSocket's ASGI scope.
 EXTENSION: Final = "nuropb.direct"
+#: Frames of one connection that are handled in a row before other connections get their turn.
+FRAMES_PER_TURN: Final = 16
 
 
 class DirectWebSocket(Protocol):
-    """A WebSocket without tasks and queues in between. All of it is called on the event loop's thread.
+    """A WebSocket whose server hands over and takes text messages by plain calls, on the event loop's thread.
 
-    ASGI stays in charge of the handshake, of messages that are not text, and of the end: ``websocket.disconnect`` comes
-    by ``receive()`` as ever. What is sent by ASGI after :meth:`attach` may overtake nothing, for both write at once.
+    ASGI still carries the handshake, binary messages, and the end: ``websocket.disconnect`` comes from ``receive()`` as
+    usual. Messages sent by ASGI after :meth:`attach` keep their order: both ways write to the transport at once.
     """
 
     def attach(self, on_text: Callable[[str], object], on_writable: Callable[[], None]) -> None:
-        """Have text messages given to ``on_text``, in order, those that wait for ``receive()`` first.
+        """Have text messages given to ``on_text``, in order. Messages that wait for ``receive()`` come first.
 
-        After the handshake, once. ``on_writable`` is called when :attr:`is_writable` is true again.
+        To be called once, after the handshake. The server calls ``on_writable`` when :attr:`is_writable` becomes true.
         """
 
     @property
     def is_writable(self) -> bool:
-        """Whether the client keeps up; what is written while it does not is kept in memory."""
+        """Whether the client keeps up. While it does not, written messages are kept in memory."""
         ...
 
     def write(self, text: str) -> None:
-        """Send a text message. Never waits and never raises; nothing is sent once the connection has ended."""
+        """Send a text message. Never waits and never raises. After the end of the connection, nothing is sent."""
 
     def close(self, code: int, reason: str) -> None:
-        """Send a close frame, and wait for the client's in the background. Doing it again changes nothing."""
+        """Send a close frame, and wait for the client's in the background. Repeated calls change nothing."""

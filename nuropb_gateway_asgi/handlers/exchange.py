@@ -1,4 +1,4 @@
-"""One request over HTTP and its response; and what the answer to a frame is as a response."""
+"""An HTTP request and its response, and the translation of answer frames into responses."""
 
 from __future__ import annotations
 
@@ -17,40 +17,28 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..identifiers import new_id
 from ..limits.admission import address_of
-from ..protocol import MAX_TRACE_ID_LENGTH, CloseCode, ErrorCode, Failure, encode_json, error_members
+from ..protocol import MAX_TRACE_ID_LENGTH, ErrorCode, Failure, encode_json, error_members
 from ..settings import Settings
 from .connection import ClientLeft
-from .handshake import DenialLogFilter, Refusal
+from .refusals import DenialLogFilter, Reason, Refusal
 
-__all__ = [
-    "FRAME_ID",
-    "UNREADABLE",
-    "Answer",
-    "Exchange",
-    "bad_request",
-    "failed",
-    "not_json",
-    "read_answer",
-    "refused",
-    "too_big",
-]
+__all__ = ["FRAME_ID", "UNREADABLE", "Answer", "Exchange", "failed", "read_answer", "refused", "too_big"]
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of a response that are given to the server at a time: it waits for a client that does not read, and not once
-#: it has all.
+#: Bytes of a response that the server gets at a time. It suspends only between pieces if the client does not read.
 CHUNK: Final = 65536
-#: The id of the only frame that is made of a request.
+#: The id of the one frame that a request becomes.
 FRAME_ID: Final = "1"
-#: What decoding raises for what is not as expected.
+#: The exceptions of msgspec for text that does not have the expected form.
 UNREADABLE: Final = (msgspec.MsgspecError, RecursionError)
-_TRACE_ID = re.compile(f"[ -~]{{1,{MAX_TRACE_ID_LENGTH}}}")
+_VALID_TRACE_ID = re.compile(f"[ -~]{{1,{MAX_TRACE_ID_LENGTH}}}")
 
 T = TypeVar("T")
 
 
 class Answer(NamedTuple):
-    """What came of a frame, as HTTP has it. ``body`` is JSON."""
+    """The answer to a frame, as an HTTP response. ``body`` is JSON."""
 
     status: int
     body: bytes
@@ -58,7 +46,7 @@ class Answer(NamedTuple):
 
 
 class Exchange:
-    """A request, and the way back to its client. Whatever sends or receives raises ClientLeft."""
+    """A request and its response. Every method that receives or sends raises ClientLeft."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
         self.scope = scope
@@ -71,20 +59,20 @@ class Exchange:
         self._settings = settings
 
     def take_trace_id(self) -> None:
-        """Take over the client's trace id, if it has one. Raises Refusal."""
+        """Use the client's trace id, if the request has one. Raises Refusal."""
         named = set(self.headers.getlist("x-trace-id")) - {""}
-        if len(named) > 1 or not all(map(_TRACE_ID.fullmatch, named)):
+        if len(named) > 1 or not all(map(_VALID_TRACE_ID.fullmatch, named)):
             description = f"X-Trace-Id: must be at most {MAX_TRACE_ID_LENGTH} printable ASCII characters"
-            raise bad_request(description)
+            raise Refusal(Reason.BAD_REQUEST, description)
         self.trace_id = named.pop() if named else self.trace_id
 
     @property
     def response_headers(self) -> dict[str, str]:
-        """What every response has."""
+        """The headers of every response."""
         return {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Trace-Id": self.trace_id}
 
     async def receive(self) -> Message:
-        """What comes next of the request."""
+        """Return the next part of the request."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self.left = True
@@ -92,7 +80,7 @@ class Exchange:
         return message
 
     async def body(self) -> bytes:
-        """The whole body. Raises Refusal where it is too big or too slow."""
+        """Return the whole body. Raises Refusal if it is too big or too slow."""
         limit, body = self._settings.max_message_size, bytearray()
         try:
             with anyio.fail_after(self._settings.auth_timeout):
@@ -104,12 +92,11 @@ class Exchange:
                     if len(body) > limit:
                         raise too_big(limit)
         except TimeoutError as error:
-            description = "The request's body did not come in time"
-            raise Refusal(408, CloseCode.BAD_REQUEST, ErrorCode.BAD_REQUEST, description) from error
+            raise Refusal(Reason.BODY_TIMEOUT) from error
         return bytes(body)
 
     async def wait_for(self, answer: asyncio.Future[T]) -> T:
-        """The result of ``answer``; nobody waits for it any more once the client has left."""
+        """Wait for the result of ``answer``, and stop waiting if the client leaves."""
         with anyio.CancelScope() as scope:
             answer.add_done_callback(lambda _: scope.cancel())
             while True:
@@ -117,7 +104,7 @@ class Exchange:
         return answer.result()
 
     async def send(self, message: Message) -> None:
-        """Send a part of the response. It may take as long as the client does."""
+        """Send a part of the response. Waits until the client reads."""
         self.started = True
         try:
             await self._send(message)
@@ -127,7 +114,7 @@ class Exchange:
         self.finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
     async def respond(self, answer: Answer) -> None:
-        """Send all of the response."""
+        """Send the whole response."""
         headers = {"Content-Type": "application/json", **self.response_headers, **answer.headers}
         raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
         raw.append((b"content-length", str(len(answer.body)).encode()))
@@ -144,9 +131,9 @@ class Exchange:
             self.break_off()
 
     def break_off(self) -> None:
-        """Leave the response as it is: nobody reads it."""
+        """Leave the response incomplete, because the client does not read it."""
         if not self.finished and not self.left:
-            logger.debug("trace %s: the response was broken off", self.trace_id)
+            logger.debug("trace %s: response broken off, the client does not read", self.trace_id)
             DenialLogFilter.expected += 1
 
 
@@ -154,7 +141,7 @@ class Exchange:
 
 
 class _Error(Struct):
-    """An error, as clients see it; the members of :func:`~nuropb_gateway_asgi.protocol.error_members`."""
+    """An error as clients get it: the members of :func:`~nuropb_gateway_asgi.protocol.error_members`."""
 
     error: str
     description: str
@@ -181,7 +168,7 @@ _decode_answer = msgspec.json.Decoder(_ResponseFrame | _ErrorFrame).decode
 
 
 def read_answer(text: str) -> Answer | None:
-    """The answer to the only frame of a request, or None for whatever else there is to send."""
+    """Translate the answer to the request's one frame. Returns None for every other frame."""
     try:
         frame = _decode_answer(text)
     except UNREADABLE:
@@ -204,26 +191,15 @@ def _error(error: _Error) -> Answer:
 
 
 def failed(failure: Failure) -> Answer:
-    """The answer for a failure of the gateway's own."""
+    """Translate a failure that the gateway itself reports."""
     return _error(msgspec.convert(error_members(failure), _Error))
 
 
 def refused(refusal: Refusal) -> Answer:
-    """The answer to a request that is not let in."""
+    """Translate a refusal."""
     return failed(refusal.failure)._replace(status=refusal.status, headers=refusal.headers)
 
 
-def bad_request(description: str) -> Refusal:
-    """The request makes no sense."""
-    return Refusal(400, CloseCode.BAD_REQUEST, ErrorCode.BAD_REQUEST, description)
-
-
-def not_json() -> Refusal:
-    """Its body is something else."""
-    description = "The Content-Type has to be application/json"
-    return Refusal(415, CloseCode.UNSUPPORTED_DATA, ErrorCode.BAD_REQUEST, description)
-
-
 def too_big(limit: int) -> Refusal:
-    """Its body is more than there may be."""
-    return Refusal(413, CloseCode.MESSAGE_TOO_BIG, ErrorCode.PAYLOAD_TOO_LARGE, f"More than {limit} bytes")
+    """Return the refusal of a body with more than ``limit`` bytes."""
+    return Refusal(Reason.TOO_BIG, f"The request body has more than {limit} bytes")

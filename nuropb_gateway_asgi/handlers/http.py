@@ -1,78 +1,46 @@
-"""HTTP: calls by ``POST /rpc/{service}/{method}``, and events by ``GET /events``, as Server-Sent Events.
+"""HTTP endpoints: calls by ``POST /rpc/{service}/{method}``, and events by ``GET /events`` as Server-Sent Events.
 
-A call is a connection with one frame and one answer; a stream of events is one whose client only listens. Either goes
-through the same manager as the frames of every other connection.
+A call is a handler with one frame and one answer; an event stream is a connection whose client only listens. Both use
+the same manager as every other connection.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Final, Literal
 from urllib.parse import parse_qsl
 
-import anyio
-import msgspec
-from msgspec import Raw, Struct
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..authentication import Identity
 from ..authentication.origins import OriginPolicy
-from ..authorization.rules import Delivery
 from ..exceptions import ProtocolError
 from ..handler_manager import HandlerManager
-from ..identifiers import new_id
-from ..protocol import (
-    PING,
-    CloseCode,
-    ErrorCode,
-    Failure,
-    encode_call,
-    encode_event,
-    encode_json,
-    encode_subscribe,
-    on_one_line,
-)
+from ..protocol import ErrorCode, Failure, encode_call
 from ..settings import Settings
-from .connection import ClientLeft, Connection
+from .connection import ClientLeft
 from .cross_origin import CrossOrigin
-from .exchange import (
-    FRAME_ID,
-    UNREADABLE,
-    Answer,
-    Exchange,
-    bad_request,
-    failed,
-    not_json,
-    read_answer,
-    refused,
-    too_big,
-)
-from .handshake import Refusal, admitted, check_credentials, check_origin, register, unauthenticated
+from .event_streams import EventStreamHandler
+from .exchange import FRAME_ID, Exchange, failed, refused, too_big
+from .handshake import admitted, check_credentials, check_origin, register
+from .http_calls import CallHandler
+from .refusals import Reason, Refusal
 
-__all__ = ["CallHandler", "EventStreamHandler", "make_endpoints"]
+__all__ = ["make_endpoints"]
 
-#: Milliseconds after which a browser asks for a stream again that has ended.
-RETRY: Final = 3000
-#: Events of the gateway's own, which are named for listeners; to those of the mesh a page listens as to messages.
-_OWN = re.compile(rb'\{"topic":"(hello|gap|dropped|unsubscribed|goodbye|closed)"')
 _JSON = re.compile(r'application/json[ \t]*(?:;[ \t]*charset="?utf-8"?[ \t]*)?', re.IGNORECASE)
 _WAIT = re.compile(r"wait[ \t]*=[ \t]*([1-9][0-9]{0,8})", re.IGNORECASE)
 _REQUEST_HEADERS: Final = ("Authorization", "Content-Type", "Last-Event-ID", "Prefer", "X-Trace-Id")
 _RESPONSE_HEADERS: Final = ("Preference-Applied", "Retry-After", "WWW-Authenticate", "X-Trace-Id")
 
 
-# --- who may ask ---------------------------------------------------------------------------------------------------
-
-
 class Endpoint(ABC):
-    """One of the gateway's URLs: who may ask there, and how a refusal looks."""
+    """A URL of the gateway: admits requests, and answers refused ones."""
 
     method: ClassVar[str]
-    #: Whether requests are calls, which are many, or connections.
+    #: Whether requests count as calls, which are many, or as connections.
     takes_calls: ClassVar[bool]
 
     def __init__(self, handler_manager: HandlerManager, settings: Settings, origins: OriginPolicy) -> None:
@@ -81,18 +49,19 @@ class Endpoint(ABC):
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request."""
+        """Answer a request."""
         exchange = Exchange(scope, receive, send, self._settings)
         with contextlib.suppress(ClientLeft):
             try:
                 await self._admit(exchange)
             except Refusal as refusal:
-                self._manager.refused[refusal.reason] += 1
+                self._manager.statistics.refused[refusal.label] += 1
                 await exchange.respond(refused(refusal))
             except Exception:
-                # The server logs it. The client is told at least that it is not its fault.
+                # The server logs the exception; the client learns that the gateway is at fault.
                 if not exchange.started:
-                    await exchange.respond(failed(Failure(ErrorCode.INTERNAL, "The gateway could not handle this")))
+                    failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this request")
+                    await exchange.respond(failed(failure))
                 raise
 
     async def _admit(self, exchange: Exchange) -> None:
@@ -100,89 +69,37 @@ class Endpoint(ABC):
         method = exchange.scope["method"]
         if method != self.method:
             allowed = {"Allow": f"{self.method}, OPTIONS"}
-            failure = Failure(ErrorCode.BAD_REQUEST, f"The method has to be {self.method}")
+            failure = Failure(ErrorCode.BAD_REQUEST, f"The method must be {self.method}")
             await exchange.respond(failed(failure)._replace(status=405, headers=allowed))
             return
         check_origin(exchange.headers, self._origins)
         with admitted(self._manager, exchange.address, is_call=self.takes_calls):
-            # Browsers name no Origin when a page gets something from where it came from itself. That it did is said by
-            # a header that no page can set.
+            # Browsers send no Origin with a page's GET requests to its own site, but they send this header, which no
+            # page can set.
             same_site = method == "GET" and exchange.headers.getlist("sec-fetch-site") == ["same-origin"]
             cookie = self._settings.auth_cookie
             credentials = check_credentials(exchange.headers, (), cookie, same_site=same_site)
             if credentials.token is None:
-                raise unauthenticated()
+                raise Refusal(Reason.INVALID_TOKEN)
             await self.serve(exchange, credentials.token)
 
     @abstractmethod
     async def serve(self, exchange: Exchange, token: str) -> None:
-        """Answer a request that may be one. Raises Refusal and ClientLeft."""
-
-
-# --- calls --------------------------------------------------------------------------------------------------------
-
-
-class CallHandler:
-    """A call by itself, as a :class:`~nuropb_gateway_asgi.Handler`: the first thing that it is told is its answer."""
-
-    def __init__(self) -> None:
-        self.session_id = new_id()
-        self.identity: Identity | None = None
-        self.connected_at = 0.0
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-    def on_registered(self, identity: Identity) -> None:
-        """It is authorised."""
-        self.identity = identity
-
-    def send_frame(self, text: str) -> None:
-        """Take the answer."""
-        if not self.answer.done() and (answer := read_answer(text)) is not None:
-            self.answer.set_result(answer)
-
-    def send_event(self, text: str, topic: str, delivery: Delivery) -> None:
-        """Events are not for calls."""
-
-    def close(self, code: int, reason: str = "") -> None:
-        """End it without an answer of the service."""
-        if not self.answer.done():
-            self.answer.set_result(failed(_ended(code)))
-
-    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """Nothing goes on beside a call."""
-
-    @property
-    def outbox_size(self) -> int:
-        """Nothing waits here: the answer is on its way at once."""
-        return 0
-
-    def check(self, now: float) -> None:
-        """Its deadline is the call's own."""
-
-
-def _ended(code: int) -> Failure:
-    """What a call comes to that was hung up on, by the close code."""
-    if code == CloseCode.TOKEN_REVOKED:
-        return Failure(ErrorCode.UNAUTHENTICATED, "The token has been revoked")
-    if code == CloseCode.TOO_MANY_ERRORS:
-        return Failure(ErrorCode.TOO_MANY_REQUESTS, "Too many calls failed")
-    if code == CloseCode.SERVICE_RESTART:
-        return Failure(ErrorCode.TIMEOUT, "The gateway is shutting down; whether it ran is unknown")
-    return Failure(ErrorCode.CANCELLED, "Ended by the operator or by a service")
+        """Answer an admitted request. Raises Refusal and ClientLeft."""
 
 
 class CallEndpoint(Endpoint):
-    """``POST /rpc/{service}/{method}``: the parameters in the body, the result in that of the response."""
+    """``POST /rpc/{service}/{method}``: parameters in the request's body, result in the response's."""
 
     method = "POST"
     takes_calls = True
 
     async def serve(self, exchange: Exchange, token: str) -> None:
-        """Make the call."""
+        """Make the call, and send its answer."""
         headers = exchange.headers
         kinds, sizes = headers.getlist("content-type"), headers.getlist("content-length")
         if len(kinds) > 1 or not all(map(_JSON.fullmatch, kinds)):
-            raise not_json()
+            raise Refusal(Reason.NOT_JSON)
         limit = self._settings.max_message_size
         if any(not size.isdecimal() or len(size) > 18 or int(size) > limit for size in sizes):
             raise too_big(limit)
@@ -191,7 +108,7 @@ class CallEndpoint(Endpoint):
         try:
             body = await exchange.body()
             if body and not kinds:
-                raise not_json()
+                raise Refusal(Reason.NOT_JSON)
             frame, applied = self._frame(exchange, body)
             self._manager.on_handler_message(call, frame)
             answer = await exchange.wait_for(call.answer)
@@ -203,7 +120,7 @@ class CallEndpoint(Endpoint):
             self._manager.unregister(call)
 
     def _frame(self, exchange: Exchange, body: bytes) -> tuple[bytes, Mapping[str, str]]:
-        """The frame of the call, and what tells the client which of its preferences (RFC 7240) were heeded."""
+        """Return the frame of the call, and a header with the client's preferences that were applied (RFC 7240)."""
         preferences = [each.strip() for value in exchange.headers.getlist("prefer") for each in value.split(",")]
         wait = next((int(match[1]) for match in map(_WAIT.fullmatch, preferences) if match), None)
         kind: Literal["request", "command"] = "request"
@@ -216,118 +133,24 @@ class CallEndpoint(Endpoint):
                 kind, names["service"], names["method"], body, id_=FRAME_ID, trace_id=exchange.trace_id, timeout=wait
             )
         except ProtocolError as error:
-            raise bad_request(error.description) from error
+            raise Refusal(Reason.BAD_REQUEST, error.description) from error
         return frame, applied
 
 
-# --- events -------------------------------------------------------------------------------------------------------
-
-
-class EventStreamHandler(Connection):
-    """A stream of events. Its client can say nothing but that it has left."""
-
-    def __init__(
-        self, exchange: Exchange, topics: Sequence[str], handler_manager: HandlerManager, settings: Settings
-    ) -> None:
-        super().__init__(handler_manager, settings, exchange.address)
-        self._expects_pongs = False
-        self._exchange = exchange
-        self._topics = topics
-        self._subscribed: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
-        self._count = 0
-
-    async def subscribe(self) -> Answer | None:
-        """Subscribe; what the answer to the request is if that is refused. Raises Refusal."""
-        if not self._topics:
-            self._subscribed.set_result(None)
-            return None
-        self._manager.on_handler_message(
-            self, encode_subscribe(self._topics, id_=FRAME_ID, trace_id=self._exchange.trace_id)
-        )
-        try:
-            with anyio.fail_after(self._settings.request_timeout):
-                answer = await self._exchange.wait_for(self._subscribed)
-        except TimeoutError as error:
-            description = "The subscription did not take effect in time"
-            raise Refusal(
-                503, CloseCode.TRY_AGAIN_LATER, ErrorCode.MESH_UNAVAILABLE, description, retry=True
-            ) from error
-        return None if answer is None or answer.status == 200 else answer
-
-    async def run(self) -> None:
-        """Send events until either side hangs up."""
-        await super().run()
-        self._exchange.break_off()
-
-    def on_registered(self, identity: Identity) -> None:
-        """Say hello, and tell who comes back that events are lost that nobody kept."""
-        super().on_registered(identity)
-        if "last-event-id" in self._exchange.headers:
-            gap = {"reason": "reconnected", "topics": self._topics}
-            self.send_frame(encode_event("gap", encode_json(gap)))
-
-    def send_frame(self, text: str) -> None:
-        """Take a frame; the answer to the subscription is none for the stream."""
-        if not self._subscribed.done() and (answer := read_answer(text)) is not None:
-            self._subscribed.set_result(answer)
-        else:
-            super().send_frame(text)
-
-    def close(self, code: int, reason: str = "") -> None:
-        """Begin to hang up."""
-        super().close(code, reason)
-        if not self._subscribed.done():
-            self._subscribed.set_result(None)
-
-    async def receive_message(self) -> None:
-        """Wait until the client has left."""
-        with contextlib.suppress(ClientLeft):
-            while True:
-                await self._exchange.receive()
-
-    async def send_text(self, text: str) -> None:
-        """Send a frame."""
-        if not self._exchange.started:
-            await self._start()
-        if text == PING:
-            await self._send(b": ping\n\n")
-            return
-        self._count += 1
-        await self._send(server_sent_event(text, self._count))
-
-    async def send_close(self, code: int, reason: str) -> None:
-        """Tell why the stream ends, in a last event."""
-        await self.send_text(encode_event("closed", encode_json({"code": code, "reason": reason})))
-        await self._exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _start(self) -> None:
-        headers = {
-            **self._exchange.response_headers,
-            "Content-Type": "text/event-stream",
-            "X-Accel-Buffering": "no",  # nginx would keep events until it has a buffer full of them
-        }
-        raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self._exchange.send({"type": "http.response.start", "status": 200, "headers": raw})
-        await self._send(b"retry: %d\n\n" % RETRY)
-
-    async def _send(self, data: bytes) -> None:
-        await self._exchange.send({"type": "http.response.body", "body": data, "more_body": True})
-
-
 class EventsEndpoint(Endpoint):
-    """``GET /events?topic=...``, as often as there are topics to subscribe to."""
+    """``GET /events?topic=...``, with one ``topic`` parameter for each topic to subscribe to."""
 
     method = "GET"
     takes_calls = False
 
     async def serve(self, exchange: Exchange, token: str) -> None:
-        """Send events until either side hangs up."""
+        """Send events until the client or the gateway closes the stream."""
         if exchange.headers.get("content-length", "0") != "0" or "transfer-encoding" in exchange.headers:
-            raise bad_request("This request has no body")
+            raise Refusal(Reason.BAD_REQUEST, "This request takes no body")
         try:
             query = parse_qsl(exchange.scope["query_string"].decode("latin-1"), True, errors="strict")
         except UnicodeDecodeError as error:
-            raise bad_request("The query is not valid UTF-8") from error
+            raise Refusal(Reason.BAD_REQUEST, "The query is not valid UTF-8") from error
         topics = list(dict.fromkeys(value for name, value in query if name == "topic"))
         stream = EventStreamHandler(exchange, topics, self._manager, self._settings)
         try:
@@ -341,43 +164,9 @@ class EventsEndpoint(Endpoint):
         await exchange.respond(refusal)
 
 
-class _EventFrame(Struct, tag_field="type", tag="event"):
-    payload: Raw
-
-
-class _Retry(Struct):
-    retry_after_ms: int
-
-
-class _Goodbye(Struct):
-    event: _Retry
-
-
-_decode_event_frame = msgspec.json.Decoder(_EventFrame).decode
-_decode_goodbye = msgspec.json.Decoder(_Goodbye).decode
-
-
-def server_sent_event(text: str, number: int) -> bytes:
-    """A frame as a Server-Sent Event: the payload of an event, or else the whole frame, as one named "frame"."""
-    text = on_one_line(text)
-    try:
-        payload = bytes(_decode_event_frame(text).payload)
-    except UNREADABLE:  # of the host application's own making
-        return b"event: frame\nid: %d\ndata: %b\n\n" % (number, text.encode())
-    own = _OWN.match(payload)
-    head = b"" if own is None else b"event: %b\n" % own[1]
-    if own is not None and own[1] == b"goodbye":
-        with contextlib.suppress(*UNREADABLE):
-            head += b"retry: %d\n" % max(_decode_goodbye(payload).event.retry_after_ms, 0)
-    return b"%bid: %d\ndata: %b\n\n" % (head, number, payload)
-
-
-# --- endpoints ----------------------------------------------------------------------------------------------------
-
-
 def make_endpoints(handler_manager: HandlerManager, settings: Settings, origins: OriginPolicy) -> Mapping[str, ASGIApp]:
-    """The applications for calls and events, by their paths, which are Starlette's."""
-    # The last slash is the one in front of the method: a service's name may have slashes in it.
+    """Return the applications for calls and events, by path. The paths are patterns of Starlette."""
+    # A service's name may contain slashes, a method's may not: the last slash is the one before the method.
     classes: Mapping[str, type[Endpoint]] = {"/rpc/{service:path}/{method}": CallEndpoint, "/events": EventsEndpoint}
     return {
         path: CrossOrigin(

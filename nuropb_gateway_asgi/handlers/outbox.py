@@ -1,4 +1,4 @@
-"""What one connection still has to be told: a queue bounded in bytes, with one reader."""
+"""A queue of frames for one client, bounded in bytes, with one reader."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..protocol import encode_dropped
 
 __all__ = ["Outbox"]
 
-#: So many events that were dropped stay in the queue, as empty places, before it is looked through for them.
+#: Dropped events that stay in the queue as empty places until the queue is compacted.
 MAX_EMPTY: Final = 64
-#: Topics for each of which the reader is told how many events were dropped; those of more are counted together.
+#: Topics whose dropped events are counted one by one. Events of all further topics are counted together.
 MAX_DROPPED_TOPICS: Final = 64
 
 
 class _Event:
-    """An event that may be lost; without a text it was."""
+    """An event that may be dropped. ``text`` is None once it was sent or dropped."""
 
     __slots__ = ("size", "text", "topic")
 
@@ -29,10 +29,11 @@ class _Event:
 
 
 class Outbox:
-    """Messages on their way to one client.
+    """Frames that wait for one client.
 
-    Putting never waits: a message that does not fit is not taken, and the caller hangs up. Events that may be lost make
-    room for others, and the reader is told how many did. Only one task may wait in :meth:`get`.
+    :meth:`put` never waits: it refuses a frame that does not fit, and the caller closes the connection. Events that may
+    be dropped make room for other frames, and the reader gets their number in a ``dropped`` event. Only one task may
+    wait in :meth:`get`.
     """
 
     __slots__ = ("_closed", "_dropped", "_empty", "_items", "_latest", "_limit", "_lossy", "_size", "_told", "_waiter")
@@ -40,27 +41,27 @@ class Outbox:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._size = 0
-        # Most have nothing in it most of the time, and an empty deque takes 0.7 KiB.
+        # Most outboxes are empty most of the time, and an empty deque takes 0.7 KiB.
         self._items: deque[tuple[str, int] | _Event] | tuple[()] = ()
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
-        # Made when they are needed, as most connections have no events that may be lost.
+        # Created when needed: most connections have no events that may be dropped.
         self._lossy: deque[_Event] | None = None
         self._latest: dict[str, _Event] | None = None
         self._dropped: Counter[str | None] | None = None
         self._empty = 0
-        #: What was handed out last is what was dropped.
+        #: Whether the frame handed out last was a ``dropped`` event.
         self._told = False
 
     @property
     def size(self) -> int:
-        """Bytes of UTF-8 that wait."""
+        """Bytes of UTF-8 in the outbox."""
         return self._size
 
     def put(self, text: str) -> bool:
-        """Take ``text``, or answer False if it does not fit. After :meth:`close` it is dropped, and that is True.
+        """Take ``text``, or return False if it does not fit. After :meth:`close`, drop it and return True.
 
-        An empty outbox takes a message of any size: what is sent is limited by whoever makes it.
+        An empty outbox takes a frame of any size: the sender of the frame limits its size.
         """
         if self._closed:
             return True
@@ -73,10 +74,10 @@ class Outbox:
         return True
 
     def put_event(self, text: str, topic: str, delivery: Delivery) -> int:
-        """Take an event that may be lost; return how many were, this one included.
+        """Take an event that may be dropped. Returns the number of events lost, which may include this one.
 
-        With ``drop_oldest`` the oldest ones that wait go first; with ``latest`` it takes the place of one of the same
-        topic that waits, of which the reader is not told.
+        ``drop_oldest`` drops the oldest waiting events first. With ``latest``, the event replaces a waiting event of
+        the same topic, and the reader is not told of that.
         """
         if self._closed:
             return 0
@@ -87,7 +88,7 @@ class Outbox:
         if self._size + size > self._limit:
             lost = self._drop(size)
             if not self._has_room(size):
-                self._count(topic)  # all that is left has to be kept
+                self._count(topic)  # the remaining frames may not be dropped
                 return lost + 1
         event = _Event(text, size, topic)
         if delivery == "latest":
@@ -103,10 +104,10 @@ class Outbox:
         return lost
 
     def get_nowait(self) -> str | None:
-        """The next message, or None if there is none.
+        """Return the next frame, or None if the outbox is empty.
 
-        Before what is left, the reader is told what was dropped; of several topics, between the messages. A client that
-        is so slow that each time something was dropped meanwhile would get nothing but that otherwise.
+        A ``dropped`` event comes before the remaining frames. If events of several topics were dropped, frames come in
+        between; otherwise a client that is always too slow would get nothing but ``dropped`` events.
         """
         if self._dropped and not self._closed and not (self._told and len(self._items) > self._empty):
             self._told = True
@@ -127,7 +128,7 @@ class Outbox:
         return None
 
     async def get(self) -> str | None:
-        """The next message, or None once the outbox was closed and is empty. Cancelling it loses nothing."""
+        """Wait for the next frame. Returns None once the outbox is closed and empty. Cancelling loses no frame."""
         while (text := self.get_nowait()) is None and not self._closed:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -137,7 +138,7 @@ class Outbox:
         return text
 
     def close(self, *, discard: bool = False) -> None:
-        """Take nothing more; what waits is still handed out, unless it is to be discarded."""
+        """Take no more frames. The waiting frames are still handed out, unless ``discard`` is set."""
         self._closed = True
         if discard:
             self._items = ()
@@ -154,16 +155,16 @@ class Outbox:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # --- events that may be lost ------------------------------------------------------------------------------
+    # --- events that may be dropped ---------------------------------------------------------------------------
 
     def _take(self, event: _Event) -> str:
-        """The text of an event that is the reader's now."""
+        """Take an event out of the books, and return its text."""
         text = event.text or ""
         event.text = None
         self._size -= event.size
         if self._latest is not None and self._latest.get(event.topic) is event:
             del self._latest[event.topic]
-        # Those in front of it have been taken or dropped before, for both queues have the same order.
+        # Both queues have the same order, so all events before this one are gone already.
         while self._lossy and self._lossy[0].text is None:
             self._lossy.popleft()
         return text
@@ -184,10 +185,10 @@ class Outbox:
         return self._has_room(size)
 
     def _drop(self, size: int) -> int:
-        """Drop the oldest events that may be lost, until there is room or none is left; how many."""
+        """Drop the oldest events until ``size`` bytes fit or none is left to drop. Returns their number."""
         count = 0
         while self._lossy and self._size + size > self._limit:
-            event = self._lossy.popleft()  # it still waits, as the first of them always does
+            event = self._lossy.popleft()  # still waiting: _take() removes events that are gone
             self._count(event.topic)
             self._take(event)
             self._empty += 1

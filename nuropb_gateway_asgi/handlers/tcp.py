@@ -1,4 +1,4 @@
-"""TCP, with or without TLS: the frames of the protocol, one on each line. The first one brings the token."""
+"""TCP connections, with or without TLS: one frame per line, and the token in the first frame."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from ..protocol import CloseCode, encode_event, encode_json, on_one_line
 from ..settings import ENV_PREFIX, Settings
 from ..sockets import set_user_timeout
 from .connection import ClientLeft, Connection
-from .handshake import Refusal, admitted
+from .handshake import admitted
+from .refusals import Refusal
 
 __all__ = ["TCPHandler", "TCPServer"]
 
@@ -31,36 +32,37 @@ logger = logging.getLogger(__name__)
 
 #: Seconds for a TLS handshake.
 HANDSHAKE_TIMEOUT: Final = 10.0
-#: Seconds for a client that was hung up on to close its side, and for all of them when the gateway stops.
-LINGER: Final = 1.0
+#: Seconds that a client has to close its side after the gateway has closed the connection.
+CLIENT_CLOSE_TIMEOUT: Final = 1.0
+#: Seconds for closing all connections when the gateway stops.
 STOP_TIMEOUT: Final = 2.0
-#: Seconds between two pings of a client that has finished sending and waits for answers.
+#: Seconds between pings of a client that has finished sending and waits for answers.
 PROBE_INTERVAL: Final = 1.0
-#: Seconds until connections are accepted again when there is no room for another one in this process.
-PAUSE: Final = 1.0
-_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-#: How a connection breaks. A client that ends it at an odd moment is no error.
+#: Seconds until the next attempt to accept a connection after the process ran out of file descriptors or memory.
+ACCEPT_RETRY_INTERVAL: Final = 1.0
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+#: The exceptions of a broken connection. A client may leave at any moment, so these are not errors.
 _BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.BusyResourceError, OSError)
 
 
 class TCPHandler(Connection):
-    """One TCP connection: one task that reads lines, one that writes them."""
+    """A TCP connection: a task reads lines, another writes them."""
 
     def __init__(self, stream: ByteStream, handler_manager: HandlerManager, settings: Settings, address: str) -> None:
         super().__init__(handler_manager, settings, address)
         self._stream = stream
         self._lines = BufferedByteReceiveStream(stream)
         self._is_too_long = self._has_finished = False
-        #: Whether the client was told that this is the end.
-        self.has_hung_up = False
+        #: Whether the client was told that the gateway closes the connection.
+        self.has_sent_close = False
 
     async def receive_message(self) -> bytes | None:
-        """The next line, or None once there is none any more; the last one may lack its end.
+        """Return the next line, or None at the end. The last line may lack a line break.
 
-        Of one that is too long, what is enough to see that.
+        Of a line that is too long, return the beginning, which already exceeds the limit.
         """
         try:
-            while self._is_too_long:  # where it ends is of no interest: the connection ends, too
+            while self._is_too_long:  # drop the rest of the line: the connection is about to be closed
                 await self._stream.receive()
             return await self._lines.receive_until(b"\n", self._settings.max_message_size + 1)
         except anyio.DelimiterNotFound:
@@ -75,9 +77,9 @@ class TCPHandler(Connection):
         return None
 
     def on_left(self) -> None:
-        """Nothing more comes. Who has only finished sending gets the answers that are still to come."""
+        """End the connection. A client that has only finished sending still gets its outstanding answers."""
         if self._has_finished:
-            # Who has gone altogether looks the same, until something is sent.
+            # A client that has gone looks the same until something is sent, so send pings.
             self._ping_interval = min(self._ping_interval, PROBE_INTERVAL)
             self._expects_pongs = self._awaits_pong = False
             self._end_if_answered()
@@ -87,7 +89,7 @@ class TCPHandler(Connection):
     def send_frame(self, text: str) -> None:
         """Put a frame into the outbox."""
         super().send_frame(text)
-        if self._has_finished and self._tasks is not None:  # before, it is not read yet
+        if self._has_finished and self._tasks is not None:  # without tasks, the reader has not started yet
             self._end_if_answered()
 
     def _end_if_answered(self) -> None:
@@ -102,13 +104,13 @@ class TCPHandler(Connection):
             raise ClientLeft from error
 
     async def send_close(self, code: int, reason: str) -> None:
-        """Tell the client why this is the end, in a last event. Raises ClientLeft."""
+        """Send code and reason in a last event. Raises ClientLeft."""
         await self.send_text(encode_event("closed", encode_json({"code": int(code), "reason": reason})))
-        self.has_hung_up = True
+        self.has_sent_close = True
 
 
 class TCPServer:
-    """Listens at the address of the settings, and serves who connects. ``tls`` is for all of them, or None."""
+    """A listener at the address of the settings. ``tls`` applies to all connections; None is plain TCP."""
 
     def __init__(self, handler_manager: HandlerManager, settings: Settings, tls: ssl.SSLContext | None) -> None:
         self._manager = handler_manager
@@ -116,46 +118,46 @@ class TCPServer:
         self._tls = tls
         self._listeners: list[SocketListener] = []
         self._open: set[SocketStream] = set()
-        #: Of connections that have not said yet who they are.
-        self._strangers: set[anyio.CancelScope] = set()
+        #: Scopes of connections that are not authorised yet.
+        self._unauthorised: set[anyio.CancelScope] = set()
         self._all_closed = anyio.Event()
 
     @property
     def port(self) -> int | None:
-        """The port that it listens at; None while it does not."""
+        """The port that the server listens on; None while it does not listen."""
         return self._listeners[0].extra(SocketAttribute.local_port) if self._listeners else None
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """Have the address, for as long as the context lasts; connections wait until :meth:`serving`.
+        """Bind the address for as long as the context lasts. Connections wait in the kernel until :meth:`serving`.
 
-        Raises SettingsError if it is not to be had.
+        Raises SettingsError if the address cannot be bound.
         """
-        assert self._settings.tcp_address is not None  # noqa: S101 - else there would be no server
+        assert self._settings.tcp_address is not None  # noqa: S101 - otherwise there is no server
         host, port = self._settings.tcp_address
         try:
-            # Workers share the port: the kernel gives each connection to one of them.
+            # Worker processes share the port: the kernel gives each connection to one of them.
             listener = await anyio.create_tcp_listener(
                 local_host=host, local_port=port, reuse_port=hasattr(socket, "SO_REUSEPORT")
             )
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise SettingsError(
-                f"{ENV_PREFIX}TCP: {self._settings.tcp} cannot be listened at ({reason}); allowed is an address of "
-                "this machine with a port that is free"
+                f"{ENV_PREFIX}TCP: cannot listen on {self._settings.tcp} ({reason}); expected an address of this "
+                "machine and a free port"
             ) from error
         self._listeners = [each for each in listener.listeners if isinstance(each, SocketListener)]
         try:
             for each in self._listeners:
                 set_user_timeout(each.extra(SocketAttribute.raw_socket))
-            logger.info("listening at %s://%s:%s", "tls" if self._tls else "tcp", host, self.port)
+            logger.info("listening on %s://%s:%s", "tls" if self._tls else "tcp", host, self.port)
             yield
         finally:
             await self._stop_listening()
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Serve who connects. At the end all connections are closed, each with the reason as its last line."""
+        """Serve connections. At the end close them all, each with the reason as its last line."""
         async with anyio.create_task_group() as tasks:
             for listener in self._listeners:
                 tasks.start_soon(self._accept, listener, tasks, name="TCP listener")
@@ -164,7 +166,7 @@ class TCPServer:
             finally:
                 with anyio.move_on_after(STOP_TIMEOUT, shield=True):
                     await self._stop_listening()
-                    for scope in self._strangers:
+                    for scope in self._unauthorised:
                         scope.cancel()
                     self._manager.close_all(CloseCode.SERVICE_RESTART, "service restart")
                     while self._open:
@@ -184,24 +186,24 @@ class TCPServer:
             except anyio.ClosedResourceError:
                 return
             except OSError as error:
-                if error.errno not in _NO_ROOM:
-                    logger.debug("TCP: a connection was gone before it was accepted")
+                if error.errno not in _EXHAUSTED:
+                    logger.debug("TCP: a client left before its connection was accepted")
                     continue
-                logger.error("TCP: no connection can be accepted: %s", error.strerror)
-                await anyio.sleep(PAUSE)
+                logger.error("TCP: cannot accept connections: %s; trying again", error.strerror)
+                await anyio.sleep(ACCEPT_RETRY_INTERVAL)
             else:
                 tasks.start_soon(self._serve, stream, name="TCP connection")
 
     async def _serve(self, stream: SocketStream) -> None:
-        """Serve one connection, until it ends. What goes wrong with it is no other's business."""
+        """Serve one connection until it ends. An exception ends this connection only."""
         self._open.add(stream)
         try:
             async with stream:
                 with contextlib.suppress(ClientLeft):
                     await self._admit(stream)
         except Exception as error:
-            # Without its message, which may quote the token.
-            logger.error("a TCP connection failed with %s", type(error).__name__)
+            # The exception's message is left out, because it may quote the token.
+            logger.error("TCP: a connection failed with %s", type(error).__name__)
             logger.debug("".join(traceback.format_tb(error.__traceback__)))
         finally:
             self._open.discard(stream)
@@ -209,13 +211,13 @@ class TCPServer:
                 self._all_closed.set()
 
     @contextlib.contextmanager
-    def _stranger(self) -> Iterator[None]:
+    def _authorising(self) -> Iterator[None]:
         with anyio.CancelScope() as scope:
-            self._strangers.add(scope)
+            self._unauthorised.add(scope)
             try:
                 yield
             finally:
-                self._strangers.discard(scope)
+                self._unauthorised.discard(scope)
         if scope.cancelled_caught:
             raise ClientLeft
 
@@ -225,14 +227,14 @@ class TCPServer:
             with admitted(self._manager, address):
                 await self._handle(stream, address)
         except Refusal as refusal:
-            self._manager.refused[refusal.reason] += 1
-            if self._tls is None:  # nobody spends a handshake on saying no
+            self._manager.statistics.refused[refusal.label] += 1
+            if self._tls is None:  # a TLS handshake would cost more than the refusal is worth
                 handler = TCPHandler(stream, self._manager, self._settings, address)
-                await handler.hang_up(refusal.close, refusal.failure)
+                await handler.send_refusal(refusal)
                 await _linger(stream, stream)
 
     async def _handle(self, raw: SocketStream, address: str) -> None:
-        with self._manager.admission.waiting(address), self._stranger():
+        with self._manager.admission.waiting(address), self._authorising():
             stream = raw if self._tls is None else await _shake_hands(raw, self._tls)
             handler = TCPHandler(stream, self._manager, self._settings, address)
             try:
@@ -246,26 +248,27 @@ class TCPServer:
                 await handler.run()
         finally:
             self._manager.unregister(handler)
-        if handler.has_hung_up:
+        if handler.has_sent_close:
             await _linger(stream, raw)
 
 
 async def _shake_hands(raw: SocketStream, tls: ssl.SSLContext) -> ByteStream:
     try:
         with anyio.fail_after(HANDSHAKE_TIMEOUT):
-            # Not "standard compatible", which takes an end without TLS's own goodbye for an attack: frames have ends.
+            # "Standard compatible" would raise an error if a client ends the connection without close_notify, to detect
+            # truncated data. Frames need no such protection: a truncated frame is not valid JSON.
             return await TLSStream.wrap(raw, server_side=True, ssl_context=tls, standard_compatible=False)
     except (anyio.EndOfStream, *_BROKEN) as error:  # garbage, another protocol, no common cipher, no answer
-        logger.debug("a TLS handshake failed: %s", type(error).__name__)
+        logger.debug("TCP: a TLS handshake failed: %s", type(error).__name__)
         raise ClientLeft from error
 
 
 async def _linger(stream: ByteStream, raw: SocketStream) -> None:
-    """Give the client time to read why, and to close its side.
+    """Give the client time to read the last line and to close its side. Drop all that it still sends.
 
-    What it still sends is dropped. To close before would be a reset, which may overtake the last line.
+    To close the socket earlier would reset the connection, and a reset may overtake the last line.
     """
-    with anyio.move_on_after(LINGER):
+    with anyio.move_on_after(CLIENT_CLOSE_TIMEOUT):
         if isinstance(stream, TLSStream):
             with contextlib.suppress(anyio.EndOfStream, *_BROKEN):
                 await stream.unwrap()

@@ -17,13 +17,14 @@ from ..authentication.origins import OriginPolicy
 from ..authorization.rules import Delivery
 from ..handler_manager import HandlerManager
 from ..limits.admission import address_of
-from ..protocol import SUBPROTOCOL, ClientFrame, CloseCode, ErrorCode, Request
+from ..protocol import SUBPROTOCOL, CloseCode
 from ..settings import Settings
 from .connection import ClientLeft, Connection
 from .direct import EXTENSION, DirectWebSocket
-from .handshake import DenialLogFilter, Refusal, admitted, check_credentials, check_origin, check_subprotocol, register
+from .handshake import admitted, check_credentials, check_origin, check_subprotocol, register
+from .refusals import DenialLogFilter, Reason, Refusal
 
-__all__ = ["DenialLogFilter", "WebSocketHandler"]
+__all__ = ["WebSocketHandler"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,12 @@ _TOKEN_WORDS = re.compile("bearer|token|auth|key|secret", re.IGNORECASE)
 
 
 class WebSocketHandler(Connection, WebSocketEndpoint):
-    """One WebSocket connection: handshake, one task that reads, one that writes.
+    """A WebSocket connection: handshake, frames and close.
 
-    To be subclassed for :meth:`on_connect` (called once the connection is registered) and :meth:`on_disconnect`.
+    Applications may subclass it and override :meth:`on_connect` and :meth:`on_disconnect`.
     """
+
+    may_be_legacy = True
 
     def __init__(
         self,
@@ -62,7 +65,8 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         try:
             await self.receive()  # websocket.connect
             try:
-                # Before everything else: whoever is refused by a close code has been accepted first.
+                # The origin comes first: a refusal by close code accepts the connection, and a page of a foreign
+                # origin must not get that far.
                 check_origin(websocket.headers, self._origins)
                 with admitted(self._manager, self._address):
                     await self._serve(websocket)
@@ -71,9 +75,9 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         except ClientLeft:
             logger.debug("session %s: the client left", self.session_id)
         except WebSocketException:
-            raise  # of a subclass: Starlette closes the connection with its code
+            raise  # by a subclass: Starlette closes the connection with its code
         except Exception:
-            # The server logs it. Without this the client would only see its connection break.
+            # The server logs the exception. Without a close frame the client would see a broken connection.
             if self._accepted:
                 with contextlib.suppress(ClientLeft), anyio.move_on_after(self._settings.write_timeout):
                     await self._send({"type": "websocket.close", "code": int(CloseCode.INTERNAL_ERROR)})
@@ -102,18 +106,19 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             self._manager.unregister(self)
 
     async def on_connect(self, websocket: WebSocket) -> None:
-        """Called when the connection is authorised and registered, with ``identity`` set."""
+        """Override to act when the connection is authorised and registered. ``identity`` is set."""
 
     async def on_disconnect(self, websocket: WebSocket, close_code: int) -> None:
-        """Called when the connection has ended; nothing can be sent any more.
+        """Override to act when the connection has ended. Nothing can be sent any more.
 
-        ``close_code`` is the code of who hung up, or what the server has for a connection that broke (1005 or 1006).
+        ``close_code`` is the code of the side that closed first, or the server's code for a broken connection (1005 or
+        1006).
         """
 
     # --- Connection -------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Read and write until either side hangs up."""
+        """Read and write until the client or the gateway closes the connection."""
         direct: DirectWebSocket | None = self.scope.get("extensions", {}).get(EXTENSION)
         if direct is None:
             await super().run()
@@ -124,15 +129,15 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
                 self._direct = direct
                 direct.attach(self.on_message, self._flush)
                 self._flush()
-                while await self._is_there():
+                while await self._is_connected():
                     pass
                 tasks.cancel_scope.cancel()
         finally:
             self._tasks = None
             self._manager.unregister(self)
 
-    async def _is_there(self) -> bool:
-        """Wait for what does not come directly: a message that is not text, or the end."""
+    async def _is_connected(self) -> bool:
+        """Wait for an ASGI message on the fast path. Returns False at the end, True after a binary message."""
         try:
             return await self.receive_message() is not None
         except Refusal as refusal:
@@ -140,9 +145,9 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             return True
 
     def _flush(self) -> None:
-        """Write what waits, as far as the client keeps up, and then the reason to hang up."""
+        """Write the frames in the outbox while the client keeps up, then the close frame if there is one to send."""
         direct = self._direct
-        assert direct is not None  # noqa: S101 - it calls this
+        assert direct is not None  # noqa: S101 - the direct WebSocket calls this
         while direct.is_writable:
             text = self._outbox.get_nowait()
             if text is None:
@@ -154,7 +159,7 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         self._writing_since = self._clock()
 
     def send_frame(self, text: str) -> None:
-        """Send a frame, or put it into the outbox of a client that does not keep up."""
+        """Write a frame, or put it into the outbox if the client does not keep up."""
         direct = self._direct
         if direct is None or self._writing_since is not None or self._close is not None:
             super().send_frame(text)
@@ -164,52 +169,44 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             self._writing_since = self._clock()
 
     def send_event(self, text: str, topic: str, delivery: Delivery) -> None:
-        """Send an event, or put it into the outbox of a client that does not keep up, where it may be lost."""
+        """Write an event, or put it into the outbox if the client does not keep up; there it may be dropped."""
         if self._direct is None or self._writing_since is not None:
             super().send_event(text, topic, delivery)
         else:
             self.send_frame(text)
 
     def close(self, code: int, reason: str = "") -> None:
-        """Begin to hang up. The first call decides on code and reason."""
+        """Begin to close the connection. The first call decides on code and reason."""
         super().close(code, reason)
         if self._direct is not None and self._writing_since is None:
             self._flush()
 
     async def receive_message(self) -> str | None:
-        """The next message, or None once the client has left. Raises Refusal for a binary one."""
+        """Return the next message, or None once the client has left. Raises Refusal for a binary message."""
         message = await self.receive()
         if message["type"] != "websocket.receive":
             self._left_with = message.get("code") or CloseCode.NORMAL
             return None
         text: str | None = message.get("text")
         if text is None:
-            raise Refusal(400, CloseCode.UNSUPPORTED_DATA, ErrorCode.BAD_REQUEST, "Text frames only")
+            raise Refusal(Reason.BINARY)
         return text
 
     async def send_text(self, text: str) -> None:
-        """Send a frame. Raises ClientLeft."""
+        """Send a frame by ASGI. Raises ClientLeft."""
         await self._send({"type": "websocket.send", "text": text})
 
     async def send_close(self, code: int, reason: str) -> None:
-        """Send a close frame. Raises ClientLeft."""
+        """Send a close frame by ASGI. Raises ClientLeft."""
         await self._send({"type": "websocket.close", "code": int(code), "reason": reason})
 
     async def _send(self, message: Message) -> None:
         try:
             await self.send(message)
         except (OSError, RuntimeError, WebSocketDisconnect) as error:
-            # uvicorn raises an OSError when the client has gone, and servers raise RuntimeErrors of their own when
-            # something is sent after the connection was closed.
+            # uvicorn raises OSError once the client has gone; other servers raise RuntimeError for a message after the
+            # end of a connection.
             raise ClientLeft from error
-
-    def on_message(self, message: str | bytes) -> ClientFrame | None:
-        """Take a message of the client; its frame, if it is one."""
-        frame = super().on_message(message)
-        if isinstance(frame, Request) and frame.id is None and frame.trace_id is not None:
-            # A client of nuropb_gw does not know the gateway's pings, and must not be hung up on for that.
-            self._sends_pings = False
-        return frame
 
     # --- handshake --------------------------------------------------------------------------------------------
 
@@ -218,23 +215,23 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         self._accepted = True
 
     async def _refuse(self, websocket: WebSocket, refusal: Refusal) -> None:
-        """Say no in the way that reaches the client: to a browser, a status before the accept is just 1006."""
-        self._manager.refused[refusal.reason] += 1
+        """Refuse a handshake: by an HTTP status, or by a close code for browsers, which report a status as 1006."""
+        self._manager.statistics.refused[refusal.label] += 1
         if "origin" in websocket.headers and refusal.close is not CloseCode.ORIGIN_NOT_ALLOWED:
             offered: Sequence[str] = self.scope["subprotocols"]
-            # A browser fails a connection whose server selects none of what it offered, and would see no close code.
+            # A browser drops a connection whose server selects none of the offered subprotocols, close code included.
             harmless = (name for name in offered if _is_harmless(name))
             await self._accept(SUBPROTOCOL if SUBPROTOCOL in offered else next(harmless, None))
-            await self.hang_up(refusal.close, refusal.failure)
+            await self.send_refusal(refusal)
             return
         if "websocket.http.response" not in self.scope.get("extensions", {}):
             await self._send({"type": "websocket.close"})  # HTTP 403
             return
         DenialLogFilter.expected += 1
-        # Starlette's responses speak the websocket.http.response extension when the scope is a WebSocket's.
+        # In a WebSocket's scope, Starlette's responses use the extension websocket.http.response.
         await refusal.response()(self.scope, self.receive, self._send)
 
 
 def _is_harmless(subprotocol: str) -> bool:
-    """Whether a name may be sent back: it is the name of a protocol, and neither a token nor what introduces one."""
+    """Whether a client's subprotocol may be sent back: the name of a protocol, and not a token or a token's prefix."""
     return _PROTOCOL_NAME.fullmatch(subprotocol) is not None and _TOKEN_WORDS.search(subprotocol) is None

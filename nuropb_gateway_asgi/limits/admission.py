@@ -67,6 +67,11 @@ class Admission:
     def __len__(self) -> int:
         return self._connections
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is counted for any connection, address or user."""
+        return not (self._connections or self._by_address or self._waiting or self._users)
+
     def on_handshake(self, address: str, now: float) -> None:
         """Somebody wants to connect. Raises ConnectionLimitReached when there are too many of them."""
         # First the narrower one, so that one address does not use up what is there for all.

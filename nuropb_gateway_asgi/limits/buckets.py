@@ -97,6 +97,10 @@ class RateLimits:
         self._calls: weakref.WeakKeyDictionary[CallRate, TokenBuckets] = weakref.WeakKeyDictionary()
         self._refusals: dict[str, tuple[float, int]] = {}
 
+    def __len__(self) -> int:
+        """The number of connections for which something is kept."""
+        return len(self._refusals) + (0 if self._connections is None else len(self._connections))
+
     def on_frame(self, session_id: str, user_id: str, now: float) -> Excess | None:
         """A frame came; whether it is one too many."""
         if self._connections is not None:

@@ -73,6 +73,9 @@ class Circuits:
     def __init__(self) -> None:
         self._circuits: dict[str, _Circuit] = {}
 
+    def __len__(self) -> int:
+        return len(self._circuits)
+
     def refuses(self, service: str, caller: Caller, correlation_id: str, now: float) -> float | None:
         """Seconds until a call may be tried again, or None if this one may be made.
 
@@ -146,6 +149,9 @@ class ErrorBudgets:
 
     def __init__(self) -> None:
         self._budgets: dict[str, _Budget] = {}
+
+    def __len__(self) -> int:
+        return len(self._budgets)
 
     def on_error(self, user_id: str, now: float) -> None:
         """A call of this user failed."""

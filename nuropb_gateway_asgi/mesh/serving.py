@@ -107,7 +107,7 @@ async def hosting(
     )
     policy = ExposePolicy((), ())
     manager = ServiceMeshManager(settings, HandlerManager(settings, _nobody, policy), mesh, policy)
-    mesh.bind(manager, service)
+    mesh.bind(manager.receiver, service)
     async with manager, anyio.create_task_group() as tasks:
         try:
             if isinstance(service, Runnable):

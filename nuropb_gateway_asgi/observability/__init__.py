@@ -1,4 +1,8 @@
-"""What is going on? Logs and metrics."""
+"""Which messages and figures does an operator get? Logs and metrics.
+
+* ``logs`` configures logging, and keeps content of clients out of the logs.
+* ``metrics`` has the metrics for Prometheus.
+"""
 
 from __future__ import annotations
 

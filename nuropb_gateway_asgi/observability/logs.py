@@ -1,8 +1,8 @@
-"""What gets into a log: no token, cookie, query string or body, and no line that a client made up.
+"""Log output without content of clients: no token, cookie, query string or body, and no forged lines.
 
-The gateway's own messages are written that way. This module sees to those of the server and of the libraries: uvicorn
-logs query strings at its info level, websockets the headers of handshakes and the beginning of every frame at debug
-level, and an exception may quote whatever it was raised for.
+The gateway's own messages are written that way. This module filters the messages of the server and of libraries:
+uvicorn logs query strings at level info, websockets logs the headers of handshakes and the beginning of every frame at
+level debug, and the message of an exception may quote its cause.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from ..settings import Settings
 __all__ = ["JSONFormatter", "LogFilter", "configure_logging", "filtered_server_logs"]
 
 _SERVER: Final = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
-#: C0, DEL, C1, and what else ends a line somewhere.
+#: Control characters (C0, DEL, C1), and the line separators of Unicode.
 _ESCAPED: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
     0x2028: "\\u2028",
     0x2029: "\\u2029",
 }
-#: What these say is about the process and its surroundings, and written to be read.
-_SPEAKING: Final = (GatewayError, OSError)
+#: Exceptions whose messages are about the process and its environment, and quote no client.
+_QUOTABLE: Final = (GatewayError, OSError)
 
 
 class LogFilter(logging.Filter):
-    """Takes what is a client's own out of log records.
+    """Removes content of clients from log records.
 
-    Of WebSocket connections only, unless the process is the gateway's as a ``whole``: then also of HTTP requests and of
-    exceptions, which are told by their type and place.
+    By default, only from records about WebSocket connections. With ``whole``, for a process that is the gateway's own,
+    also from records about HTTP requests and exceptions; an exception is logged with type and place only.
     """
 
     def __init__(self, *, whole: bool) -> None:
@@ -43,7 +43,7 @@ class LogFilter(logging.Filter):
         self._whole = whole
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is to be logged; it is changed in place."""
+        """Whether to log the record, which is changed in place."""
         if record.levelno < logging.INFO and "websockets" in PurePath(record.pathname).parts:
             return False  # headers and frames
         if isinstance(record.args, tuple):
@@ -55,13 +55,13 @@ class LogFilter(logging.Filter):
                 args = tuple(_escaped(arg, query=not of_server) for arg in args)
             record.args = args
         if record.exc_info and str(record.msg).startswith("Invalid UTF-8"):
-            record.exc_info = None  # the client's fault, and a traceback for each would fill a disk
+            record.exc_info = None  # caused by a client, which could fill a disk with tracebacks
         if record.exc_info and self._whole:
             record.exc_text = _traceback(record.exc_info[1])
         return True
 
     def _without_content(self, arg: Any) -> Any:
-        """An ASGI scope or message, which uvicorn logs at trace level, by its type."""
+        """Replace an ASGI scope or message, which uvicorn logs at level trace, by its type."""
         if isinstance(arg, dict) and (self._whole or str(arg.get("type")).startswith("websocket")):
             return arg.get("type")
         return arg
@@ -69,14 +69,14 @@ class LogFilter(logging.Filter):
 
 def _escaped(arg: Any, *, query: bool) -> Any:
     if isinstance(arg, BaseException):
-        return str(arg).translate(_ESCAPED)  # it may name an address, as a proxy gave it
+        return str(arg).translate(_ESCAPED)  # may contain a client's address as a proxy passed it on
     if not isinstance(arg, str):
         return arg
     return (arg if query else arg.partition("?")[0]).translate(_ESCAPED)
 
 
 def _traceback(error: BaseException | None) -> str:
-    """A traceback as Python prints it, but for the messages of exceptions that may quote what a client sent."""
+    """Format a traceback like Python, without the messages of exceptions that may quote a client."""
     parts: list[str] = []
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -86,12 +86,12 @@ def _traceback(error: BaseException | None) -> str:
         if isinstance(error, BaseExceptionGroup):
             parts[-1] += "".join(f"\n  of {_indented(_traceback(each))}" for each in error.exceptions)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "\n\nAnd then:\n\n".join(reversed(parts))
+    return "\n\nThen this exception was raised:\n\n".join(reversed(parts))
 
 
 def _name(error: BaseException) -> str:
     name = type(error).__qualname__
-    return f"{name}: {error}" if isinstance(error, _SPEAKING) and str(error) else name
+    return f"{name}: {error}" if isinstance(error, _QUOTABLE) and str(error) else name
 
 
 def _indented(text: str) -> str:
@@ -100,7 +100,7 @@ def _indented(text: str) -> str:
 
 @contextlib.contextmanager
 def filtered_server_logs() -> Iterator[None]:
-    """Keep the content of WebSocket connections out of the server's log, in a process that may be another's."""
+    """Keep content of WebSocket connections out of the server's log, also in a host application's process."""
     filter_ = LogFilter(whole=False)
     loggers = [logging.getLogger(name) for name in _SERVER]
     for logger in loggers:
@@ -113,14 +113,14 @@ def filtered_server_logs() -> Iterator[None]:
 
 
 class TextFormatter(logging.Formatter):
-    """One line for each message, as uvicorn's look."""
+    """Plain lines, in the style of uvicorn."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s:     %(name)s: %(message)s")
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object for each message."""
+    """Lines of JSON, an object per message."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
@@ -136,8 +136,9 @@ class JSONFormatter(logging.Formatter):
 
 
 def configure_logging(settings: Settings) -> None:
-    """Log the gateway's own messages to standard error, as LOG_LEVEL and LOG_FORMAT say, and filter what the server
-    logs. For processes that are the gateway's only: within a host application, logging is the host's.
+    """Log the gateway's messages to standard error by LOG_LEVEL and LOG_FORMAT, and filter the server's log.
+
+    For processes that are the gateway's own: a host application configures logging itself.
     """
     package = logging.getLogger("nuropb_gateway_asgi")
     handler = logging.StreamHandler(sys.stderr)

@@ -1,55 +1,64 @@
-"""What the application around the gateway may do: call services, publish events, and reach users wherever they are."""
+"""The host application's interface to the mesh: calls, events, users and revocations."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Raw
 
 from ..authentication import Identity
-from ..exceptions import CallError, MeshUnavailable, NotStartedError
-from ..fleet.revocations import Revoker
-from ..fleet.users import Connections, Online, Reached, Sessions, Switchboard
+from ..exceptions import MeshUnavailable, NotStartedError
+from ..fleet import FleetUsers, Revoker
 from ..identifiers import new_id
-from ..protocol import CloseCode, ErrorCode, Failure
+from ..protocol import ErrorCode, Failure
 from ..settings import Settings
 from ..topics import check_topic
 from ..wire.context import context_of
+from ..wire.description import Description
 from ..wire.interface import CallMessage, Mesh
 from ..wire.services import to_json
-from .calls import Call, HostCall
+from .calls import ApplicationCall
+from .catalogue import Catalogue
+from .failures import MESH_UNAVAILABLE, call_error
+from .in_flight import CallsInFlight
 
-__all__ = ["HostInterface", "call_error", "mesh_unavailable"]
+__all__ = ["Application"]
 
 
-class HostInterface:
-    """The part of the ServiceMeshManager that is for the application's own code; the policy for clients does not apply.
+class Application:
+    """Calls, events and users for the application's own code, to which the policy for clients does not apply.
 
-    Everything raises NotStartedError outside the gateway's lifespan.
+    Every method raises NotStartedError outside the gateway's lifespan. The ServiceMeshManager has the same methods, and
+    their documentation.
     """
 
-    _settings: Settings
-    _mesh: Mesh
-    _switchboard: Switchboard
-    _revoker: Revoker
+    def __init__(
+        self,
+        settings: Settings,
+        mesh: Mesh,
+        calls: CallsInFlight,
+        catalogue: Catalogue,
+        users: FleetUsers,
+        revoker: Revoker,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._mesh = mesh
+        self._calls = calls
+        self._catalogue = catalogue
+        self._users = users
+        self._revoker = revoker
+        self._clock = clock
 
-    @property
-    def started(self) -> bool:
-        """Whether the context is entered."""
-        raise NotImplementedError
-
-    def _now(self) -> float:
-        raise NotImplementedError
-
-    def _start(self, call: Call) -> None:
-        raise NotImplementedError
-
-    def _take(self, correlation_id: str) -> Call | None:
-        raise NotImplementedError
+    def _check_started(self) -> None:
+        if not self._calls.running:
+            raise NotStartedError(
+                "the gateway does not run: use gateway.mount(app, path), or FastAPI(lifespan=gateway.lifespan)"
+            )
 
     # --- services ---------------------------------------------------------------------------------------------
 
@@ -57,66 +66,32 @@ class HostInterface:
         self,
         service: str,
         method: str,
-        params: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None,
         *,
-        identity: Identity | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the message's expiration, too
-        trace_id: str | None = None,
+        identity: Identity | None,
+        timeout: float | None,  # noqa: ASYNC109 - it becomes the message's expiration, too
+        trace_id: str | None,
     ) -> Any:
-        """Call a method and return what it returned.
-
-        The policy for clients does not apply: this is the host application's own code. ``identity`` is whose call it
-        is (none: the service sees no user and no token). ``timeout`` is in seconds, REQUEST_TIMEOUT by default.
-        Raises CallError with the protocol's error code, NotStartedError outside the gateway's lifespan, and
-        ValueError or TypeError for a timeout without end and for params that are no JSON. When it is cancelled
-        nobody waits for the reply any more; the service may run the call all the same.
-        """
-        result = await self._host_call("request", service, method, params, identity, timeout, trace_id)
+        """Call a method and return its result."""
+        result = await self._call("request", service, method, params, identity, timeout, trace_id)
         try:
             return msgspec.json.decode(result)
         except (msgspec.MsgspecError, RecursionError) as error:
-            code = ErrorCode.SERVICE_ERROR
-            raise CallError(code.value, code.nuropb_class, "The result cannot be read", retryable=False) from error
+            raise call_error(Failure(ErrorCode.SERVICE_ERROR, "The result cannot be read")) from error
 
     async def command(
         self,
         service: str,
         method: str,
-        params: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None,
         *,
-        identity: Identity | None = None,
-        trace_id: str | None = None,
+        identity: Identity | None,
+        trace_id: str | None,
     ) -> None:
-        """Call a method for its effect; returns once the mesh has taken the command. Raises as :meth:`request`."""
-        await self._host_call("command", service, method, params, identity, None, trace_id)
+        """Call a method for its effect; returns once the mesh has taken the command."""
+        await self._call("command", service, method, params, identity, None, trace_id)
 
-    async def publish_event(
-        self,
-        topic: str,
-        event: Any,
-        *,
-        target: Sequence[str] | None = None,
-        identity: Identity | None = None,
-        trace_id: str | None = None,
-    ) -> None:
-        """Publish an event to the mesh: for everybody, or for the users in ``target``.
-
-        It is handed over without waiting and without a receipt. Raises CallError (``mesh_unavailable``), and
-        ValueError for a topic that is none.
-        """
-        reason = check_topic(topic)
-        if reason is not None:
-            raise ValueError(f"topic: {reason}")
-        self._check_started()
-        trace_id = trace_id or new_id()
-        users = None if target is None else list(target)
-        context = context_of(identity, trace_id, None)
-        try:
-            self._mesh.publish(topic, to_json(event), context=context, trace_id=trace_id, target=users)
-        except MeshUnavailable as error:
-            raise call_error(mesh_unavailable()) from error
-
-    async def _host_call(
+    async def _call(
         self,
         kind: Literal["request", "command"],
         service: str,
@@ -130,7 +105,7 @@ class HostInterface:
         trace_id = trace_id or new_id()
         timeout = self._settings.request_timeout if timeout is None else timeout
         if not math.isfinite(timeout):
-            raise ValueError("timeout: it has to be a number of seconds")
+            raise ValueError("timeout: not a finite number; give it in seconds")
         future: asyncio.Future[bytes | Raw] = asyncio.get_running_loop().create_future()
         message = CallMessage(
             kind,
@@ -140,111 +115,69 @@ class HostInterface:
             method,
             to_json(dict(params or {})),
             context_of(identity, trace_id, None),
-            self._now() + timeout,
+            self._clock() + timeout,
             timeout,
         )
-        self._start(HostCall(message, future))
+        self._calls.start(ApplicationCall(message, future))
         try:
             return await future
         finally:
-            if self._take(message.correlation_id) is not None:
-                self._mesh.forget(message.correlation_id)
+            self._calls.abandon(message.correlation_id)
+
+    def publish_event(
+        self,
+        topic: str,
+        event: Any,
+        *,
+        target: Sequence[str] | None,
+        identity: Identity | None,
+        trace_id: str | None,
+    ) -> None:
+        """Publish an event to the mesh: for all subscribers, or for the users in ``target``."""
+        reason = check_topic(topic)
+        if reason is not None:
+            raise ValueError(f"topic: {reason}")
+        self._check_started()
+        trace_id = trace_id or new_id()
+        users = None if target is None else list(target)
+        context = context_of(identity, trace_id, None)
+        try:
+            self._mesh.publish(topic, to_json(event), context=context, trace_id=trace_id, target=users)
+        except MeshUnavailable as error:
+            raise call_error(MESH_UNAVAILABLE) from error
+
+    async def describe(self, service: str) -> Description:
+        """Ask a service for its description."""
+        self._check_started()
+        return await self._catalogue.describe(service)
+
+    async def describe_for(self, identity: Identity, *, patience: float) -> Mapping[str, Description | Failure]:
+        """Return a description, or a failure, for each service on which this identity may call something."""
+        self._check_started()
+        return await self._catalogue.describe_for(identity, patience=patience)
 
     # --- users, wherever they are connected -------------------------------------------------------------------
-    #
-    # Each of these concerns all processes of the gateway (those with the same SERVICE_NAME on the same vhost), and
-    # answers with totals over them. ``missing`` names, by their instance ids, those that have not answered within a
-    # second; what is for them expires after two. Raises ValueError or TypeError for arguments that mean nothing. When
-    # one of them is cancelled, the others have been asked all the same.
 
-    async def send_to_users(self, user_ids: Iterable[str], topic: str, event: Any) -> Reached:
-        """Send an event to all connections of some users, whether they subscribed to its topic or not."""
+    @property
+    def users(self) -> FleetUsers:
+        """The users of all processes of the gateway. Raises NotStartedError outside the gateway's lifespan."""
         self._check_started()
-        return await self._switchboard.send_to_users(user_ids, topic, event)
-
-    async def send_to_all(self, topic: str, event: Any) -> Reached:
-        """Send an event to every connection."""
-        self._check_started()
-        return await self._switchboard.send_to_all(topic, event)
-
-    async def send_to_session(self, session_id: str, topic: str, event: Any) -> Reached:
-        """Send an event to one connection."""
-        self._check_started()
-        return await self._switchboard.send_to_session(session_id, topic, event)
-
-    async def disconnect_users(
-        self, user_ids: Iterable[str], code: int = CloseCode.DISCONNECTED, reason: str = "disconnected"
-    ) -> Reached:
-        """Hang up on all connections of some users. With a ``code`` from 4000 to 4499 clients connect again at once;
-        after any other nothing keeps them from it but their own manners, and :meth:`revoke`.
-        """
-        self._check_started()
-        return await self._switchboard.disconnect_users(user_ids, code, reason)
-
-    async def disconnect_session(
-        self, session_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected"
-    ) -> Reached:
-        """Hang up on one connection."""
-        self._check_started()
-        return await self._switchboard.disconnect_session(session_id, code, reason)
-
-    async def list_sessions(self, user_id: str) -> Sessions:
-        """The connections of a user, the oldest first."""
-        self._check_started()
-        return await self._switchboard.list_sessions(user_id)
-
-    async def count(self) -> Connections:
-        """How many connections there are."""
-        self._check_started()
-        return await self._switchboard.count()
-
-    async def is_online(self, user_ids: Iterable[str]) -> Online:
-        """Which of some users are connected."""
-        self._check_started()
-        return await self._switchboard.is_online(user_ids)
+        return self._users
 
     async def revoke(
         self,
         *,
-        user_id: str | None = None,
-        session_id: str | None = None,
-        token_id: str | None = None,
-        issued_before: float | None = None,
-        until: float | None = None,
+        user_id: str | None,
+        session_id: str | None,
+        token_id: str | None,
+        issued_before: float | None,
+        until: float | None,
     ) -> None:
-        """Accept some tokens no longer, in any process, and close the connections that they opened (4511).
-
-        Those of a user that were issued before ``issued_before`` (unix seconds; now, unless given); or the one that a
-        session was authorised with; or the one with a ``jti`` of ``token_id``; or all that were issued before
-        ``issued_before``. A token that does not say when it was issued (``iat``) was issued before any time. ``until``
-        (unix seconds, in 30 days at the most) is when these tokens have expired; in 7 days, unless given. A session's
-        own token says so itself.
-
-        Done in this process when it is called, in the others within moments, and in processes that start later, too.
-        Raises CallError (``mesh_unavailable``) when it is not certain that the others learn of it: then it holds here
-        alone, and has to be done again. ValueError for a combination that means nothing.
-        """
+        """Refuse some tokens from now on, in every process, and close the connections that they opened."""
         self._check_started()
         try:
             await self._revoker.revoke(
                 user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before, until=until
             )
         except MeshUnavailable as error:
-            raise call_error(mesh_unavailable()) from error
-
-    def _check_started(self) -> None:
-        if not self.started:
-            raise NotStartedError(
-                "the gateway does not run: use gateway.mount(app, path), or FastAPI(lifespan=gateway.lifespan)"
-            )
-
-
-def mesh_unavailable() -> Failure:
-    """What a call ends with that the mesh cannot take."""
-    return Failure(ErrorCode.MESH_UNAVAILABLE, "The service mesh is not reachable at the moment", retry_after_ms=1000)
-
-
-def call_error(failure: Failure) -> CallError:
-    """The exception for the host application."""
-    error = failure.error or failure.code.nuropb_class
-    return CallError(failure.code.value, error, failure.description, retryable=failure.code.retryable)
+            raise call_error(MESH_UNAVAILABLE) from error

@@ -1,4 +1,4 @@
-"""Calls in flight: a table in which each ends exactly once."""
+"""Calls in flight: the kinds of calls, and the table in which each ends exactly once."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Final
 
 from msgspec import Raw
 
-from ..exceptions import CallError
 from ..generation_cache import GenerationCache
 from ..handler_manager import Handler
 from ..protocol import Failure, encode_failure, encode_response
 from ..wire.interface import CallMessage
+from .failures import call_error
 
-__all__ = ["SLOT_SECONDS", "Call", "CallTable", "ClientCall", "HostCall", "LookUpCall"]
+__all__ = ["SLOT_SECONDS", "ApplicationCall", "Call", "CallTable", "ClientCall", "LookUpCall"]
 
-#: Deadlines are kept by slots of this length, in seconds, and looked at as often.
+#: Length of a slot of deadlines, in seconds, and the interval at which they are looked at.
 SLOT_SECONDS: Final = 0.05
-#: So many correlation ids of ended calls are remembered at least, to tell a late reply from one to nobody.
+#: Correlation ids of ended calls that are remembered at least, to tell a late reply from an unknown one.
 REMEMBERED: Final = 4096
 
 
@@ -32,8 +32,11 @@ class Call:
 
     @property
     def caller(self) -> str | None:
-        """The user whose call it is; None for this process itself."""
+        """The id of the calling user; None for calls of this process itself."""
         return None
+
+    def release(self) -> None:
+        """Give back the call's place among those of its connection, if it has one."""
 
     def succeed(self, result: bytes | Raw) -> None:
         """Answer with ``result`` (JSON)."""
@@ -45,20 +48,27 @@ class Call:
 
 
 class ClientCall(Call):
-    """A client's."""
+    """A call of a client. ``places`` are the correlation ids of its connection's calls, by the ids of the client."""
 
-    __slots__ = ("handler", "id", "trace_id")
+    __slots__ = ("handler", "id", "places", "trace_id")
 
-    def __init__(self, message: CallMessage, handler: Handler, id_: str | None, trace_id: str | None) -> None:
+    def __init__(
+        self, message: CallMessage, handler: Handler, id_: str | None, trace_id: str | None, places: dict[str, str]
+    ) -> None:
         super().__init__(message)
         self.handler = handler
         self.id = id_
         self.trace_id = trace_id
+        self.places = places
 
     @property
     def caller(self) -> str | None:
-        """The user of the connection."""
+        """The id of the connection's user."""
         return None if self.handler.identity is None else self.handler.identity.user_id
+
+    def release(self) -> None:
+        """Give back the place among the connection's calls."""
+        self.places.pop(self.message.correlation_id if self.id is None else self.id, None)
 
     def succeed(self, result: bytes | Raw) -> None:
         """Send the result to the client."""
@@ -69,8 +79,8 @@ class ClientCall(Call):
         self.handler.send_frame(encode_failure(self.id, self.trace_id, failure))
 
 
-class HostCall(Call):
-    """The host application's."""
+class ApplicationCall(Call):
+    """A call of the host application, which awaits ``future``."""
 
     __slots__ = ("future",)
 
@@ -86,14 +96,11 @@ class HostCall(Call):
     def fail(self, failure: Failure) -> None:
         """Set a CallError as the exception of the future."""
         if not self.future.done():
-            error = failure.error or failure.code.nuropb_class
-            self.future.set_exception(
-                CallError(failure.code.value, error, failure.description, retryable=failure.code.retryable)
-            )
+            self.future.set_exception(call_error(failure))
 
 
 class LookUpCall(Call):
-    """The gateway's own, for the directory."""
+    """A call of the gateway itself, for a service's description."""
 
     __slots__ = ("done",)
 
@@ -113,18 +120,18 @@ class LookUpCall(Call):
 class CallTable:
     """The calls in flight, by correlation id, and their deadlines.
 
-    Whoever takes a call out has to answer it, and nobody gets it twice. An entry costs a place in two dictionaries, no
-    timer and no task.
+    :meth:`take` removes a call; its caller must then answer it. A call is removed at most once. An entry costs a place
+    in two dictionaries, no timer and no task.
     """
 
     __slots__ = ("_calls", "_due", "_ended", "_slot")
 
-    def __init__(self) -> None:
+    def __init__(self, remembered: int = REMEMBERED) -> None:
         self._calls: dict[str, Call] = {}
         self._due: dict[int, list[str]] = {}
         self._slot = 0
-        #: Ended calls: the service whose reply would be late, or "" once the reply was there.
-        self._ended: GenerationCache[str, str] = GenerationCache(REMEMBERED)
+        #: Ended calls: the service whose reply would be late, or "" once its reply was there.
+        self._ended: GenerationCache[str, str] = GenerationCache(remembered)
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -135,34 +142,44 @@ class CallTable:
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(self._calls))
 
+    @property
+    def deadlines(self) -> int:
+        """The number of deadlines that are still to be looked at, those of ended calls included."""
+        return sum(map(len, self._due.values()))
+
+    @property
+    def looked_at(self) -> float:
+        """The time up to which :meth:`due` has looked at deadlines; 0 before the first time."""
+        return self._slot * SLOT_SECONDS
+
     def get(self, correlation_id: str) -> Call | None:
-        """The call, which stays in the table."""
+        """Return a call that stays in the table, or None."""
         return self._calls.get(correlation_id)
 
     def add(self, call: Call) -> None:
-        """Take a call in."""
+        """Add a call."""
         message = call.message
         self._calls[message.correlation_id] = call
         slot = max(int(message.deadline / SLOT_SECONDS) + 1, self._slot)  # a slot of the past is not looked at again
         self._due.setdefault(slot, []).append(message.correlation_id)
 
     def take(self, correlation_id: str) -> Call | None:
-        """Take a call out, if it is still there."""
+        """Remove a call and return it, or None if it is not in the table."""
         call = self._calls.pop(correlation_id, None)
         if call is not None:
             self._ended.add(correlation_id, call.message.service)
         return call
 
     def answered(self, correlation_id: str) -> None:
-        """A call that was taken out was answered by its service: another reply to it is a double."""
+        """Note that the service answered a removed call: another reply to it is a double."""
         self._ended.add(correlation_id, "")
 
     def waited_for(self, correlation_id: str) -> str | None:
-        """Who was to answer an ended call: a service, "" if it has, None if nothing is known of such a call."""
+        """Return the service that owes an ended call its answer, "" if it has answered, None for an unknown call."""
         return self._ended.get(correlation_id)
 
     def due(self, now: float) -> list[str]:
-        """The calls whose time is up since this was asked last; ``now`` is a time of the event loop's clock."""
+        """Return the calls whose deadline has passed since the last time; ``now`` is a time of their clock."""
         slot = int(now / SLOT_SECONDS)
         if self._slot == 0:
             self._slot = min(self._due, default=slot)

@@ -1,4 +1,4 @@
-"""What the services of the mesh are: their descriptions, asked for when they are needed."""
+"""Descriptions of the services of the mesh, fetched when they are first needed."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from msgspec import Raw
 from ..protocol import ErrorCode, Failure
 from ..wire.description import Description, parse_description
 
-__all__ = ["Directory", "Fetch"]
+__all__ = ["Descriptions", "Fetch"]
 
 logger = logging.getLogger(__name__)
 
 _UNREADABLE: Final = Failure(ErrorCode.SERVICE_ERROR, "The description cannot be read")
 
-#: Asks a service to describe itself, and calls back with the result (JSON) or with why there is none.
+#: Asks a service to describe itself, and calls back with the result (JSON) or a failure.
 Fetch: TypeAlias = Callable[[str, Callable[[bytes | Raw | Failure], None]], None]
 
 
-class Directory:
+class Descriptions:
     """Descriptions by service name.
 
-    Only services that answered are in it, so that clients cannot make it grow. However many callers wait for a
-    description, the service is asked once.
+    Only services that answered have an entry, so clients cannot make it grow. A service is asked once, however many
+    callers wait for its description. ``clock`` is a monotonic clock, in seconds.
     """
 
     __slots__ = ("_clock", "_descriptions", "_fetch", "_lookups")
@@ -41,11 +41,11 @@ class Directory:
         return iter(tuple(self._descriptions))
 
     def get(self, service: str) -> Description | None:
-        """What is known of ``service``, however old."""
+        """Return the last description of ``service``, however old, or None."""
         return self._descriptions.get(service)
 
     def look_up(self, service: str, max_age: float, then: Callable[[Description | Failure], None]) -> None:
-        """Call ``then`` with a description that is not older than ``max_age`` seconds: at once, or when it came."""
+        """Call ``then`` with a description not older than ``max_age`` seconds, at once or once it was fetched."""
         known = self.get(service)
         if known is not None and self._clock() - known.fetched_at <= max_age:
             then(known)
@@ -56,6 +56,17 @@ class Directory:
             return
         self._lookups[service] = [then]
         self._fetch(service, lambda result: self._on_described(service, result, first=None))
+
+    def renew(self, service: str) -> None:
+        """Fetch the description of ``service`` anew, unless that is under way."""
+        if service not in self._lookups:
+            self._lookups[service] = []
+            self._fetch(service, lambda result: self._on_described(service, result, first=None))
+
+    @property
+    def waiting(self) -> int:
+        """The number of services whose description is being fetched."""
+        return len(self._lookups)
 
     def _on_described(self, service: str, result: bytes | Raw | Failure, first: Description | None) -> None:
         outcome: Description | Failure
@@ -74,7 +85,7 @@ class Directory:
             elif description.encrypts and (
                 known is None or known.keys_differ or known.public_key != description.public_key
             ):
-                # Another instance may have another key: ask again before this one is trusted.
+                # Another instance of the service may have another key: ask again before trusting this one.
                 self._fetch(service, lambda again: self._on_described(service, again, first=description))
                 return
             self._descriptions[service] = description
@@ -86,18 +97,18 @@ class Directory:
         if failure.code is ErrorCode.SERVICE_UNAVAILABLE:
             self._descriptions.pop(service, None)
             return failure
-        # The second question is asked because the key is not the known one, so that holds no longer.
+        # A second question is asked where the key has changed, and then the old description does not hold any more.
         known = self.get(service) if first is None else None
         if known is not None and known.methods is not None:
-            return known  # it is slow or in trouble now, but what it said before still holds
+            return known  # the service is slow or in trouble, but its last description still holds
         if failure.code is ErrorCode.TIMEOUT:
             return Failure(ErrorCode.SERVICE_UNAVAILABLE, f"Service {service} did not describe itself in time")
         if failure.code in (ErrorCode.MESH_UNAVAILABLE, ErrorCode.INTERNAL):
             return failure
         if first is not None:
-            description = msgspec.structs.replace(first, keys_differ=True)  # nobody has confirmed its key
+            description = msgspec.structs.replace(first, keys_differ=True)  # its key is not confirmed
         else:
-            # It is there, and its describe fails, as nuropb's does for string annotations: nothing is known of it.
+            # The service runs, but its describe fails, as nuropb's does for string annotations.
             description = Description(service, self._clock())
             logger.warning(
                 "service %s cannot describe itself; only methods that the policy names in full can be called", service

@@ -1,4 +1,4 @@
-"""Events of the mesh, and whom they are for."""
+"""Events of the mesh: subscriptions, and fan-out to subscribers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -34,33 +34,24 @@ from ..topics import TopicTree, check_pattern
 from ..wire.interface import EventMessage, Mesh
 from ..wire.services import deliver_event
 from .interest import Interest
+from .statistics import MeshStatistics
 
-__all__ = ["EventRouter", "EventStatistics"]
+__all__ = ["EventRouter"]
 
 logger = logging.getLogger(__name__)
 
-#: Events that wait for the controller; more are dropped and counted.
+#: Events queued for the controller; more are dropped and counted.
 MAX_CONTROLLER_EVENTS: Final = 1000
-#: Seconds that the first connection of a process waits for the binding by which targeted events come.
+#: Seconds that the first connection of a process waits for the binding that brings events with a target.
 BINDING_TIMEOUT: Final = 1.0
 
 
-class EventStatistics(msgspec.Struct):
-    """Counters since the start."""
-
-    events: int = 0
-    oversized_events: int = 0
-    dropped_controller_events: int = 0
-    #: Ended because the policy, or a newer token, allows them no longer.
-    denied_subscriptions: int = 0
-
-
 class EventRouter:
-    """Brings each event to the connections that it is for, and has the mesh send no others than are wanted here.
+    """Brings each event to its subscribers, and has the mesh send only events with subscribers in this process.
 
-    An event with a target is for the connections of these users, whatever they subscribed to. The broker cannot tell
-    such events from others, so a process that has connections asks for all topics that they may have (the setting
-    ``TARGETED_TOPICS``), and one without connections for none.
+    An event with a target goes to the connections of its target's users, whatever they subscribed to. The broker routes
+    by topic alone, so a process with connections asks for all topics that such events may have (the setting
+    ``TARGETED_TOPICS``), and a process without connections asks for none.
     """
 
     def __init__(
@@ -70,14 +61,14 @@ class EventRouter:
         mesh: Mesh,
         policy: Policy,
         controller: ServiceMeshManagerController,
-        statistics: EventStatistics,
+        statistics: MeshStatistics,
         clock: Callable[[], float],
     ) -> None:
         for topic in settings.targeted_topics:
             reason = check_pattern(topic)
             if reason is not None:
                 raise SettingsError(
-                    f"{ENV_PREFIX}TARGETED_TOPICS: {topic!r} is not a topic pattern: {reason}; allowed are words "
+                    f"{ENV_PREFIX}TARGETED_TOPICS: {topic!r} is not a topic pattern: {reason}; expected words "
                     "separated by dots, * for one word, # for any number of words"
                 )
         self._settings = settings
@@ -86,37 +77,37 @@ class EventRouter:
         self._controller = controller
         self._interest = Interest(mesh, clock)
         self._subscriptions: TopicTree[Handler] = TopicTree()
-        #: The subscriptions whose events may be lost on the way to a slow client.
+        #: Subscriptions whose events a slow client may lose.
         self._lossy: TopicTree[tuple[Handler, Delivery]] = TopicTree()
-        #: The topic patterns of each session, in the order of subscription, and what becomes of their events.
+        #: Topic patterns of each session, in the order of subscription, with their delivery.
         self._topics: dict[str, dict[str, Delivery]] = {}
         self._controller_topics: TopicTree[None] = TopicTree()
         self._controller_events: asyncio.Queue[EventMessage] = asyncio.Queue(MAX_CONTROLLER_EVENTS)
-        #: Set once targeted events come; None while nobody asked for them.
+        #: Set once events with a target come; None before they are asked for.
         self._targeted: asyncio.Event | None = None
         self._statistics = statistics
 
     # --- life -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Ask for the controller's events, from now on."""
-        # The queue belongs to the event loop in which it is first waited for.
+        """Subscribe to the controller's events."""
+        # A queue belongs to the event loop that first waits for it.
         self._controller_events = asyncio.Queue(MAX_CONTROLLER_EVENTS)
         for topic in self._controller.event_topic_subscriptions:
             self._controller_topics.add(topic, None)
-            self._interest.add(topic, _nothing)
+            self._interest.add(topic)
 
     def stop(self) -> None:
-        """Ask for nothing any more. What connections are subscribed to is forgotten as they go."""
+        """Unsubscribe from everything. Subscriptions of connections are forgotten as the connections end."""
         self._targeted = None
         self._interest.clear()
 
     def sweep(self, now: float) -> None:
-        """Let go of what nobody wants any more; ``now`` is a time of the clock."""
+        """Unbind topics without subscribers; ``now`` is a time of the clock."""
         self._interest.sweep(now)
 
     async def feed_controller(self) -> None:
-        """Give the controller its events, one by one, until cancelled."""
+        """Deliver the controller's events one by one, until cancelled."""
         while True:
             event = await self._controller_events.get()
             try:
@@ -131,13 +122,13 @@ class EventRouter:
     # --- connections ------------------------------------------------------------------------------------------
 
     async def prepare(self) -> None:
-        """Have targeted events come, if they do not yet, before a connection is told that it is there.
+        """Wait until events with a target come to this process; called before a connection is greeted.
 
-        Takes BINDING_TIMEOUT seconds at the most, and only for the first connection any time at all.
+        Takes at most BINDING_TIMEOUT seconds, and time only for the first connection.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(BINDING_TIMEOUT):
-                # Again after a wait, in which the last connection may have gone.
+                # Check again after a wait, during which the last connection may have ended.
                 while not (bound := self._targeted or self._ask_for_targeted()).is_set():
                     await bound.wait()
 
@@ -157,7 +148,7 @@ class EventRouter:
         return bound
 
     def subscribe(self, handler: Handler, frame: Subscribe) -> None:
-        """Answer a ``subscribe``, once events of all its topics come."""
+        """Answer a ``subscribe`` once events of all its topics come."""
         subscribed = self._topics.setdefault(handler.session_id, {})
         topics = dict.fromkeys(frame.topics)
         new = [topic for topic in topics if topic not in subscribed]
@@ -165,8 +156,8 @@ class EventRouter:
             description = f"payload.topics: a connection may have {MAX_SUBSCRIPTIONS} subscriptions"
             handler.send_frame(encode_failure(frame.id, frame.trace_id, Failure(ErrorCode.BAD_REQUEST, description)))
             return
-        # Answered when events of every one of them arrive, so that nothing published after the answer is missed. That
-        # may be so of none yet, even where it was asked for before.
+        # The answer waits until every topic is bound, so that the client misses no event published after it. A topic
+        # that was asked for before may not be bound yet either.
         waiting = set(topics)
 
         def answer() -> None:
@@ -202,7 +193,7 @@ class EventRouter:
         handler.send_frame(encode_response(frame.id, frame.trace_id, encode_topics(list(subscribed))))
 
     def forget(self, handler: Handler) -> None:
-        """The connection has gone."""
+        """Forget the subscriptions of a connection that has ended."""
         for topic in tuple(self._topics.get(handler.session_id, ())):
             self._drop(handler, topic)
         self._topics.pop(handler.session_id, None)
@@ -212,7 +203,7 @@ class EventRouter:
                 self._interest.remove(topic)
 
     def end_denied(self, handler: Handler) -> None:
-        """End what the policy does not allow this connection any longer, and tell the client."""
+        """End the subscriptions that the policy does not allow any longer, and tell the client."""
         identity = handler.identity
         if identity is None:
             return
@@ -228,8 +219,8 @@ class EventRouter:
     def _still_allows(self, identity: Identity, topic: str) -> bool:
         try:
             return self._policy.may_subscribe(identity, topic)
-        except Exception:  # the host's; the subscriptions of others must not be kept by it
-            logger.exception("the policy failed for a subscription, which ends")
+        except Exception:  # the application's policy must not keep the subscriptions of other clients from ending
+            logger.exception("policy raised; subscription ended")
             return False
 
     def _drop(self, handler: Handler, topic: str) -> None:
@@ -242,18 +233,38 @@ class EventRouter:
             self._lossy.remove(topic, (handler, delivery))
         self._interest.remove(topic)
 
+    @property
+    def topics(self) -> frozenset[str]:
+        """The topic patterns with subscribers."""
+        return frozenset(topic for topics in self._topics.values() for topic in topics)
+
+    @property
+    def sessions(self) -> int:
+        """The number of sessions with subscriptions."""
+        return len(self._topics)
+
+    @property
+    def subscriptions(self) -> int:
+        """The number of subscriptions of all sessions, in the trees that events are matched by."""
+        return len(self._subscriptions) + len(self._lossy)
+
+    @property
+    def queued_for_controller(self) -> int:
+        """The number of events that wait for the controller."""
+        return self._controller_events.qsize()
+
     # --- from the mesh ----------------------------------------------------------------------------------------
 
     def on_event(self, event: EventMessage) -> None:
-        """Bring an event to whom it is for: the connections of its targets, or those that subscribed."""
+        """Send an event to the connections of its target's users, or to its subscribers."""
         self._statistics.events += 1
         if len(memoryview(event.event)) > self._settings.outbox_size:
-            # It would be copied for every subscriber, and a slow one be hung up on for it.
+            # Every subscriber would get a copy that does not fit the outbox, and lose the connection.
             self._statistics.oversized_events += 1
-            logger.debug("an event of more than OUTBOX_SIZE was dropped")
+            logger.debug("event dropped: larger than OUTBOX_SIZE")
             return
         if event.target is None:
-            self._hand_out(event)
+            self._fan_out(event)
         elif handlers := self._handler_manager.get_user_handlers(event.target):
             text = encode_event(event.topic, event.event, event.trace_id)
             for handler in handlers:
@@ -264,12 +275,12 @@ class EventRouter:
             except asyncio.QueueFull:
                 self._statistics.dropped_controller_events += 1
 
-    def _hand_out(self, event: EventMessage) -> None:
-        """Give an event to everybody who subscribed, once, however many patterns match."""
+    def _fan_out(self, event: EventMessage) -> None:
+        """Send an event to each subscriber once, however many of its patterns match."""
         handlers = self._subscriptions.match(event.topic)
         lossy: dict[Handler, Delivery] = {}
         for handler, delivery in self._lossy.match(event.topic) if len(self._lossy) else ():
-            # Who asked for it in several ways gets it in the one that loses least.
+            # A client that subscribed with several deliveries gets the one that loses least.
             if handler not in handlers and lossy.get(handler) != "drop_oldest":
                 lossy[handler] = delivery
         if not handlers and not lossy:
@@ -281,12 +292,8 @@ class EventRouter:
             handler.send_event(text, event.topic, delivery)
 
     def on_gap(self, reason: str) -> None:
-        """Events may have been missed: tell everybody who subscribed to some."""
+        """Tell all subscribers that events may have been missed."""
         for session_id, topics in tuple(self._topics.items()):
             handler = self._handler_manager.get_handler(session_id)
             if handler is not None and topics:
                 handler.send_frame(encode_event("gap", encode_json({"reason": reason, "topics": list(topics)})))
-
-
-def _nothing(*_: Any) -> None:
-    """What was asked for has its effect without anybody waiting for it."""

@@ -1,6 +1,6 @@
-"""Which topics of the mesh are wanted here, by how many, and for how long after. Pure but for the mesh that it asks.
+"""Bindings of topics: each is bound once for all its subscribers, and unbound some time after the last one.
 
-Times are of one monotonic clock, in seconds, and given by the caller.
+Pure but for the mesh that it asks. Times are of one monotonic clock, in seconds, and given by the caller.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Final, Protocol
 
 __all__ = ["LINGER", "Interest"]
 
-#: Seconds that a topic stays bound after the last who wanted it has gone: a page that is loaded again, or a client that
-#: lost its connection, wants the same a moment later, and a broker pays for every change of a binding.
+#: Seconds that a topic stays bound after its last subscriber left: a reloaded page or a reconnecting client subscribes
+#: again a moment later, and every change of a binding costs the broker.
 LINGER: Final = 5.0
 
 
 class Subscribes(Protocol):
-    """What a mesh does about topics."""
+    """The part of a mesh that binds topics."""
 
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
-        """Have events of ``topic`` come; ``done`` is called once they do, or have to wait for a connection."""
+        """Bind ``topic``; ``done`` is called once its events come, or have to wait for a connection."""
 
     def unsubscribe(self, topic: str) -> None:
-        """Have them come no longer."""
+        """Unbind ``topic``."""
 
 
 class Interest:
-    """Topic patterns, each bound once, however many want it."""
+    """Topic patterns, each bound once for all its subscribers."""
 
     __slots__ = ("_clock", "_idle", "_mesh", "_wanted")
 
@@ -35,31 +35,31 @@ class Interest:
         self._mesh = mesh
         self._clock = clock
         self._wanted: Counter[str] = Counter()
-        #: Topics that nobody wants any more, and since when.
+        #: Topics without subscribers, with the time when the last one left.
         self._idle: dict[str, float] = {}
 
     def __contains__(self, topic: str) -> bool:
         return topic in self._wanted or topic in self._idle
 
-    def add(self, topic: str, done: Callable[[], None]) -> None:
-        """One more wants ``topic``; ``done`` is called as by :meth:`~.mesh.base.Mesh.subscribe`."""
+    def add(self, topic: str, done: Callable[[], None] | None = None) -> None:
+        """Count one more subscriber of ``topic``; ``done`` is called as by :meth:`Subscribes.subscribe`."""
         self._wanted[topic] += 1
         self._idle.pop(topic, None)
-        self._mesh.subscribe(topic, done)
+        self._mesh.subscribe(topic, done or _unobserved)
 
     def when_bound(self, topic: str, done: Callable[[], None]) -> None:
-        """Call ``done`` as :meth:`add` does, for a topic that is wanted already."""
+        """Call ``done`` as :meth:`add` does, for a topic that has subscribers already."""
         self._mesh.subscribe(topic, done)
 
     def remove(self, topic: str) -> None:
-        """One less wants it."""
+        """Count one subscriber less."""
         self._wanted[topic] -= 1
         if self._wanted[topic] <= 0:
             del self._wanted[topic]
             self._idle[topic] = self._clock()
 
     def sweep(self, now: float) -> None:
-        """Let go of the topics that nobody has wanted for a while."""
+        """Unbind the topics that have had no subscribers for LINGER seconds."""
         while self._idle:
             topic, since = next(iter(self._idle.items()))
             if now - since < LINGER:
@@ -68,8 +68,12 @@ class Interest:
             self._mesh.unsubscribe(topic)
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Unbind everything."""
         for topic in (*self._wanted, *self._idle):
             self._mesh.unsubscribe(topic)
         self._wanted.clear()
         self._idle.clear()
+
+
+def _unobserved() -> None:
+    """Take the news of a binding that no caller waits for."""

@@ -1,6 +1,6 @@
-"""The WebSocket frames that there are thousands of: a text message in one frame (RFC 6455, 5.2). Pure.
+"""Fast path for unfragmented WebSocket text frames (RFC 6455, 5.2). Pure.
 
-Everything else is the library's, which checks it all: frames of control, fragments, other kinds, and what is wrong.
+The websockets library parses and checks all other frames: control frames, fragments, binary frames, invalid frames.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from typing import Final
 
 try:
     from websockets.speedups import apply_mask
-except ImportError:  # pragma: no cover - where it could not be compiled
+except ImportError:  # pragma: no cover - websockets without its C extension
     from websockets.utils import apply_mask
 
-__all__ = ["encode_text", "frame_size", "is_fragment", "is_hopeless", "text_of"]
+__all__ = ["decode_text", "encode_text", "frame_size", "has_invalid_head", "is_fragment"]
 
-_TEXT: Final = 0x81  # FIN, and no extension in use
+_TEXT: Final = 0x81  # FIN, without the bits of extensions
 _MASKED: Final = 0x80
 _OPCODES: Final = frozenset({0x0, 0x1, 0x2, 0x8, 0x9, 0xA})
 
 
-def is_hopeless(buffer: bytes | bytearray, start: int) -> bool:
-    """Whether its first two bytes already make a frame of a client invalid."""
+def has_invalid_head(buffer: bytes | bytearray, start: int) -> bool:
+    """Return whether the first two bytes alone make a client's frame invalid."""
     return buffer[start] & 0x0F not in _OPCODES or not buffer[start + 1] & _MASKED
 
 
 def frame_size(buffer: bytes | bytearray, start: int) -> int:
-    """How many bytes the frame has that begins at ``start``, or 0 while its head has not come."""
+    """Return the bytes of the frame that begins at ``start``, or 0 while its head is incomplete."""
     room = len(buffer) - start
     if room < 2:
         return 0
@@ -40,16 +40,16 @@ def frame_size(buffer: bytes | bytearray, start: int) -> int:
     return size + extended + int.from_bytes(buffer[start + 2 : start + 2 + extended])
 
 
-def text_of(buffer: bytes | bytearray, start: int, end: int) -> str | None:
-    """The text of the frame between ``start`` and ``end``; None for what the library has to look at.
+def decode_text(buffer: bytes | bytearray, start: int, end: int) -> str | None:
+    """Return the text of the frame between ``start`` and ``end``, or None if the library has to take the frame.
 
-    It is given whole, and it is the first frame of a message.
+    The frame must be complete, and the first of its message.
     """
     second = buffer[start + 1]
     if buffer[start] != _TEXT or not second & _MASKED:
         return None
     length = second & 0x7F
-    # Anything longer is none of the thousands, and has more that can be wrong with its length.
+    # Frames of 64 KiB and more are rare, and their 8 bytes of length need more checks.
     if length == 127:
         return None
     mask = start + (2 if length < 126 else 4)
@@ -60,12 +60,12 @@ def text_of(buffer: bytes | bytearray, start: int, end: int) -> str | None:
 
 
 def is_fragment(first: int) -> bool | None:
-    """Whether a frame with this ``first`` byte leaves a message unfinished; None if it has nothing to do with that."""
+    """Return whether a frame with this ``first`` byte leaves its message unfinished, or None for a control frame."""
     return None if first & 0x08 else not first & 0x80
 
 
 def encode_text(text: str) -> bytes:
-    """A text message of a server."""
+    """Write a server's text message as one frame."""
     data = text.encode()
     length = len(data)
     if length < 126:

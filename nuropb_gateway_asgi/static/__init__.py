@@ -1,7 +1,8 @@
-"""Which files do pages load? ``client.js``, and how the package's files are served."""
+"""Which files do pages load, and how do browsers keep them? Files of the package, and answers with entity tags."""
 
 from __future__ import annotations
 
-from .assets import Asset, is_asset, is_known, read_asset, serve_asset
+from .assets import Asset, is_asset, read_asset, serve_asset
+from .entity_tags import entity_tag, tagged_response
 
-__all__ = ["Asset", "is_asset", "is_known", "read_asset", "serve_asset"]
+__all__ = ["Asset", "entity_tag", "is_asset", "read_asset", "serve_asset", "tagged_response"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.resources
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -12,7 +11,9 @@ from typing import Final, NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-__all__ = ["Asset", "is_asset", "is_known", "read_asset", "serve_asset"]
+from .entity_tags import entity_tag, tagged_response
+
+__all__ = ["Asset", "is_asset", "read_asset", "serve_asset"]
 
 _MEDIA_TYPES: Final = {
     ".js": "text/javascript",
@@ -23,7 +24,7 @@ _MEDIA_TYPES: Final = {
 
 
 class Asset(NamedTuple):
-    """A file as it is served."""
+    """The content of a file, its media type and its entity tag."""
 
     body: bytes
     media_type: str
@@ -31,29 +32,21 @@ class Asset(NamedTuple):
 
 
 def is_asset(name: str) -> bool:
-    """Whether a file of this name is something that pages load."""
+    """Whether pages load files with this name's suffix."""
     return PurePosixPath(name).suffix in _MEDIA_TYPES
 
 
 @functools.cache
 def read_asset(path: str) -> Asset:
-    """A file by its path within the package; read once."""
+    """Read a file, given its path within the package. Each file is read once."""
     body = importlib.resources.files(__package__.partition(".")[0]).joinpath(*PurePosixPath(path).parts).read_bytes()
-    return Asset(body, _MEDIA_TYPES[PurePosixPath(path).suffix], f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+    return Asset(body, _MEDIA_TYPES[PurePosixPath(path).suffix], entity_tag(body))
 
 
 def serve_asset(request: Request, asset: Asset, headers: Mapping[str, str]) -> Response:
-    """The file, or 304 if the browser has it.
+    """Answer with the file, or with 304 if the browser has this version.
 
-    It is asked for by every page that needs it, so that what a page loads is never older than the gateway.
+    Browsers ask on every page load, so a page never runs files that are older than the gateway.
     """
-    all_headers = {"ETag": asset.etag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", **headers}
-    if is_known(request, asset.etag):
-        return Response(status_code=304, headers=all_headers)
-    return Response(asset.body, media_type=asset.media_type, headers=all_headers)
-
-
-def is_known(request: Request, etag: str) -> bool:
-    """Whether who asks says that this is what they have (RFC 9110, 13.1.2)."""
-    known = request.headers.get("If-None-Match", "").split(",")
-    return etag in (each.strip().removeprefix("W/") for each in known)
+    fixed = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+    return tagged_response(request, asset.body, asset.etag, media_type=asset.media_type, headers=fixed | dict(headers))

@@ -1,4 +1,4 @@
-"""A gateway with a network that can fail, a service that survives it, and clients that write everything down."""
+"""The scene of the fault tests: a gateway behind a faulty network, a service that survives, and recording clients."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ __all__ = ["Caller", "Record", "Scene", "delete_queues", "delete_shared", "event
 
 Record = Callable[[str, object], None]
 
-#: Who speaks of the connection to the broker.
+#: Loggers that report on the connection to the broker.
 LOGGERS: Final = ("nuropb_gateway_asgi", "aiormq", "aio_pika", "asyncio")
 
 
 class Caller:
-    """A client that keeps every answer, with the moment at which it came."""
+    """A client that keeps every answer, with the time of its arrival."""
 
     def __init__(self, client: Client, service: str) -> None:
         self.client = client
         self.service = service
         self.answers: dict[str, list[tuple[float, Frame]]] = {}
         self.sent: dict[str, float] = {}
-        #: How the connection ended, if it did.
+        #: The end of the connection; None while it is open.
         self.closed: ConnectionClosed | None = None
         self._prefix = secrets.token_hex(4)
 
     async def read(self) -> None:
-        """Take what comes, until the connection ends."""
+        """Read frames until the connection ends."""
         try:
             while True:
                 frame = json.loads(await self.client.connection.recv())
@@ -61,7 +61,7 @@ class Caller:
     async def start(
         self, method: str = "echo", count: int = 1, *, service: str = "", params: Any = None, **more: Any
     ) -> list[str]:
-        """Send requests and do not wait. The service gets each request's id as a parameter, unless ``params`` say."""
+        """Send requests without waiting for answers. Each has its id as a parameter, unless ``params`` are given."""
         ids = [f"{self._prefix}-{len(self.sent) + number}" for number in range(count)]
         for id_ in ids:
             self.sent[id_] = time.monotonic()
@@ -77,38 +77,38 @@ class Caller:
         assert await self.ended([id_]) == {"ok": 1}
 
     async def ended(self, ids: list[str], within: float = DEADLINE) -> Counter[str]:
-        """Wait until every one has an answer; the answers' error codes, "ok" for those without."""
+        """Wait until all these requests have an answer; count the error codes, "ok" for a result."""
         await eventually_within(within, lambda: all(id_ in self.answers for id_ in ids))
         return Counter(self.code(id_) for id_ in ids)
 
     async def call(self, method: str = "echo", **more: Any) -> str:
-        """Call, and wait for the code of the answer."""
+        """Call, and return the error code of the answer, "ok" for a result."""
         (id_,) = ids = await self.start(method, **more)
         await self.ended(ids)
         return self.code(id_)
 
     def code(self, id_: str) -> str:
-        """The code of the first answer."""
+        """Return the error code of the first answer, "ok" for a result."""
         error = self.answers[id_][0][1]["error"]
         return "ok" if error is None else str(error["code"])
 
     def error(self, id_: str) -> Frame:
-        """The error of the first answer."""
+        """Return the error of the first answer."""
         error: Frame = self.answers[id_][0][1]["error"]
         return error
 
     def seconds(self, id_: str) -> float:
-        """From the request to the answer."""
+        """Return the seconds from the request to its first answer."""
         return self.answers[id_][0][0] - self.sent[id_]
 
     @property
     def doubled(self) -> int:
-        """Requests with more than one answer, and answers to nobody."""
+        """The number of requests with several answers, and of answers without a request."""
         return sum(len(frames) > 1 or id_ not in self.sent for id_, frames in self.answers.items())
 
     @property
     def mixed_up(self) -> int:
-        """Results that belong to another request: the service answers with the id that it was given."""
+        """The number of results that belong to another request: the service answers with the id that it got."""
         answers = [(id_, frame) for id_, frames in self.answers.items() for _, frame in frames]
         return sum(isinstance(frame["result"], str) and frame["result"] != id_ for id_, frame in answers)
 
@@ -119,7 +119,7 @@ class Caller:
 
 @dataclass
 class Scene:
-    """Everything of one test."""
+    """All actors of one test, and the times of its fault."""
 
     proxy: FaultProxy
     running: RunningGateway
@@ -139,38 +139,38 @@ class Scene:
 
     @property
     def not_ready(self) -> str:
-        """Why, as ``/readyz`` says it; empty when it is ready."""
+        """The reasons that ``/readyz`` gives; empty when the gateway is ready."""
         return "; ".join(self.running.gateway.not_ready())
 
     async def hold(self, count: int, **more: Any) -> list[tuple[Caller, list[str]]]:
-        """Have so many calls of every client in flight, and wait until all are with the service."""
+        """Start ``count`` calls of every client that the service holds, and wait until it holds them all."""
         held = self.service.holding
         in_flight = [(caller, await caller.start("hold", count, **more)) for caller in self.callers]
         await eventually(lambda: self.service.holding == held + count * len(in_flight))
         return in_flight
 
     async def readyz(self) -> tuple[int, str]:
-        """Status and reasons of ``/readyz``; ``/livez`` is asked, too, and is always well."""
+        """Return status and reasons of ``/readyz``, and check that ``/livez`` answers 200."""
         assert (await self.http.get("/livez")).status_code == 200
         response = await self.http.get("/readyz")
         return response.status_code, "; ".join(response.json()["reasons"])
 
     def reconnected(self) -> Callable[[], bool]:
-        """Whether a connection to the broker has been made anew since now."""
+        """Return a function that tells whether the gateway has reconnected to the broker since this call."""
         before = self.mesh.statistics.reconnects
         return lambda: self.mesh.statistics.reconnects > before
 
     def begin(self) -> None:
-        """The fault begins now."""
+        """Note the time at which the fault begins."""
         self.began = time.monotonic()
 
     async def notices(self, within: float, sign: Callable[[], object] | None = None) -> None:
-        """Wait until the gateway has noticed: it says that it is not ready, unless there is another sign."""
+        """Wait until the gateway notices the fault: until ``sign`` holds, by default until it is not ready."""
         await eventually_within(within, sign or (lambda: self.not_ready))
         self.noticed = time.monotonic() - self.began
 
     async def recovers(self, within: float, since: float | None = None) -> None:
-        """Wait until the gateway is ready and a call of every client succeeds; ``since``: when that became possible."""
+        """Wait until the gateway is ready and a call of every client succeeds; ``since`` is the end of the fault."""
         since = time.monotonic() if since is None else since
         with anyio.fail_after(within + since - time.monotonic()):
             while True:
@@ -181,7 +181,7 @@ class Scene:
         self.recovered = time.monotonic() - since
 
     def check(self, record: Record, name: str, in_flight: list[tuple[Caller, list[str]]] | None = None) -> None:
-        """Nobody was disconnected, nothing was answered twice or to somebody else, and nothing ran twice."""
+        """Check that no client was disconnected, no call ran twice, and each got exactly one answer, its own."""
         in_flight = in_flight or []
         facts = {
             "fault": name,
@@ -200,7 +200,7 @@ class Scene:
 
 
 async def eventually_within(seconds: float, condition: Callable[[], object]) -> None:
-    """Wait until ``condition`` holds; not longer than that."""
+    """Wait until ``condition`` holds; fail after ``seconds``."""
     with anyio.fail_after(seconds):
         while not condition():
             await asyncio.sleep(0.005)
@@ -217,10 +217,10 @@ async def scene(
     before: Callable[[FaultProxy], object] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Scene]:
-    """A gateway that reaches the broker by way of a proxy, a service that does not, and clients.
+    """Run a gateway that reaches the broker through a proxy, a service that reaches it directly, and clients.
 
-    ``before`` is done to the proxy before the gateway starts. The clients are of as many ``users`` (one each, unless
-    given).
+    ``before`` is called with the proxy before the gateway starts. The clients belong to ``users`` users, by default one
+    each.
     """
     unique = secrets.token_hex(4)
     gateway_name, service_name = f"gateway-{unique}", f"echo-{unique}"
@@ -246,7 +246,7 @@ async def scene(
         set_ = Scene(proxy, running, service, service_mesh, callers, http)
         if ready:
             await eventually(lambda: service_mesh.connected and not set_.not_ready)
-            # The services' descriptions are asked for once, and that is no part of any test.
+            # The first call fetches the service's description, which no test is about.
             assert [await caller.call() for caller in callers] == ["ok"] * clients
         yield set_
         proxy.resume()
@@ -255,7 +255,7 @@ async def scene(
 
 
 async def delete_queues(url: str, *meshes: RabbitMQMesh) -> None:
-    """Remove what ``meshes`` have declared, which would outlive them; what processes share stays while it is used."""
+    """Delete the queues and exchanges of ``meshes``, which outlive them; shared ones stay while they are used."""
     async with await aio_pika.connect(url) as connection:
         for mesh in meshes:
             siblings = mesh._siblings
@@ -265,13 +265,13 @@ async def delete_queues(url: str, *meshes: RabbitMQMesh) -> None:
             with contextlib.suppress(ChannelPreconditionFailed):
                 async with connection.channel() as channel:
                     await channel.queue_delete(mesh.service_queue, if_unused=True)
-                    # Of a stream the broker does not know whether it is used.
+                    # A stream has no if_unused; the service queue, deleted before, shows whether processes are left.
                     await channel.queue_delete(siblings.stream)
                     await channel.exchange_delete(siblings.exchange)
 
 
 async def delete_shared(url: str, service_name: str) -> None:
-    """Remove what the processes of a gateway have in common; their own queues expire."""
+    """Delete the queues and exchanges that the processes of a gateway share; their own queues expire."""
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:
         await channel.queue_delete(f"nuropb-{service_name}-sq")
         await channel.queue_delete(f"nuropb-{service_name}-records")
@@ -280,7 +280,7 @@ async def delete_shared(url: str, service_name: str) -> None:
 
 @contextlib.contextmanager
 def log_lines(caplog: Any) -> Any:
-    """The lines that an operator sees, with their moments."""
+    """Capture the log records about the connection to the broker; yields a function that returns them."""
     with caplog.at_level(logging.INFO):
         caplog.clear()
         yield lambda: [record for record in caplog.records if record.name.startswith(LOGGERS)]

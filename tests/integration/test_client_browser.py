@@ -84,7 +84,7 @@ class Stage:
     @property
     def topics(self) -> set[str]:
         """What connections are subscribed to."""
-        return {topic for topics in self.gateway.service_mesh_manager._events._topics.values() for topic in topics}
+        return set(self.gateway.service_mesh_manager.events.topics)
 
 
 @pytest.fixture(scope="module")

@@ -180,14 +180,14 @@ async def test_a_token_signs_in_and_shows_who_one_is_and_what_one_may_call(pages
         services = await page.text(".services")
         assert "slow" in services
         assert "whoami" not in services
-        await page.click("Who you are: Alice")
+        await page.click("Signed in as Alice")
         identity = await page.text("#identity")
         assert "alice" in identity
         assert "Token expires" in identity
         assert gateway.gateway.settings.instance_id in identity
         await page.press("Escape")
         await page.misses("Token expires")
-        assert await page.focus() == "button: Who you are: Alice"
+        assert await page.focus() == "button: Signed in as Alice"
         await page.click("Sign out", within="header")
         await page.sees("Sign in")
         await gateway.is_empty()
@@ -233,12 +233,12 @@ async def test_the_link_of_make_run_signs_in_and_the_token_is_nowhere_to_be_seen
                 assert token not in url, method
                 assert [name for name, value in headers.items() if token in value] in ([], ["authorization"])
             await choose(page, "whoami")
-            await page.sees("It takes no parameters.")
+            await page.sees("This method takes no parameters.")
             await call(page)
             await page.sees(f"Bearer {HIDDEN}", within=".answer")
             await page.click("Pause the frames")
             await page.run("for (const each of await page.locator('.frames .log button').all()) await each.click()")
-            await page.click("Who you are: Developer")
+            await page.click("Signed in as Developer")
             await page.sees("preferred_username", within="#identity")
             for part in token.split("."):
                 assert part not in await page.run("return page.content()")
@@ -322,10 +322,10 @@ async def test_what_cannot_be_meant_is_not_sent(pages: Pages, gateway: RunningGa
     before = gateway.gateway.service_mesh_manager.statistics.requests
     async with console(pages, gateway) as page:
         await call(page, a="two", b="3")
-        await page.sees("A number is wanted, such as 1.5.")
+        await page.sees("Enter a number, such as 1.5.")
         assert await page.focus() == "input: a float required"
         await call(page, a="9007199254740993")
-        await page.sees("JavaScript cannot hold this number without changing it.")
+        await page.sees("JavaScript cannot represent this number exactly.")
         await call(page, a="2", Timeout="soon")
         await page.sees("Seconds, such as 5.")
         assert gateway.gateway.service_mesh_manager.statistics.requests == before
@@ -446,10 +446,10 @@ async def test_when_the_token_ends_a_newer_one_goes_on_where_the_old_one_stopped
         await page.click("Call", within=".call")
         await page.sees("waiting", within=".verdict")
         await page.fill("Newer token", "bad")
-        await page.click("Go on")
-        await page.sees("The gateway does not accept the token any more")
+        await page.click("Continue")
+        await page.sees("The gateway no longer accepts the token")
         await page.fill("Newer token", "alice")
-        await page.click("Go on")
+        await page.click("Continue")
         await page.misses("Newer token")
         await page.sees("42", within=".answer pre")
         await page.click("Clear", within=".events")
@@ -462,7 +462,7 @@ async def test_a_token_that_expires_soon_can_be_replaced_before(pages: Pages, ga
         await page.sees("The token expires soon")
         assert await page.accessibility_problems() == []
         await page.fill("Newer token", "alice:for:3000")
-        await page.click("Go on")
+        await page.click("Continue")
         await page.misses("The token expires soon")
         await eventually(lambda: handler.identity is not None and handler.identity.token == "alice:for:3000")
         assert len(await page.seen("sockets")) == 1
@@ -507,7 +507,7 @@ async def test_an_outage_of_the_broker_is_told_and_outlived(own_node: RabbitMQNo
                 await page.click("Call", within=".call")
                 await page.sees("mesh_unavailable", within=".verdict")
                 await page.sees("The gateway has no connection to the mesh.")
-                await page.sees("It was not delivered, and may be called again.")
+                await page.sees("The call was not delivered; you may call again.")
                 await page.sees("Connected", within="header")
                 await anyio.to_thread.run_sync(own_node.start_app)
                 service.stop()
@@ -528,12 +528,12 @@ async def test_nothing_is_in_the_way_of_assistive_technology(pages: Pages, gatew
         await sign_in(page, "alice")
         await page.click("Subscribe to demo.#")
         await call(page, a="2", b="x")
-        await page.sees("A number is wanted")
+        await page.sees("Enter a number")
         await page.sees("demo.tick", within=".events .log")
         assert await page.accessibility_problems() == []
         await call(page, b="3")
         await page.sees("5", within=".answer pre")
-        await page.click("Who you are: Alice")
+        await page.click("Signed in as Alice")
         await page.sees("Token expires")
         assert await page.accessibility_problems() == []
 
@@ -586,7 +586,7 @@ async def test_everything_can_be_done_by_keyboard(pages: Pages) -> None:
             await page.press("Tab")
             order.append(await page.focus())
         assert order == [
-            "button: Who you are: Alice",
+            "button: Signed in as Alice",
             "button: Sign out",
             "button: Refresh",
             "button: add",
@@ -640,7 +640,7 @@ async def test_pings_are_shown_only_if_they_are_wanted_and_all_frames_can_be_rea
         await call(page, a="2", b="3")
         await page.sees("5", within=".answer pre")
         assert "demo.add" not in await page.text(".frames")
-        await page.click("Let the frames go on")
+        await page.click("Resume the frames")
         await page.sees("demo.add", within=".frames")
         await page.click("Pause the frames")
         await page.run("await page.locator('.frames li').filter({ hasText: 'demo.add' }).getByRole('button').click()")

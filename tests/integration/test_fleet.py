@@ -1,10 +1,11 @@
-"""Several processes of one gateway on a real broker: users are reached wherever they are, tokens revoked for all."""
+"""Several processes of one gateway on a real broker: messages to users, presence, and revocations in all of them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import secrets
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
@@ -15,6 +16,8 @@ import pytest
 
 from nuropb_gateway_asgi import JWTAuthenticator
 from nuropb_gateway_asgi.authentication import issue_token
+from nuropb_gateway_asgi.fleet import members as fleet_members
+from nuropb_gateway_asgi.fleet import presence as fleet_presence
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _mesh
 from tests.integration.conftest import Broker
 from tests.integration.scene import delete_queues
@@ -26,7 +29,7 @@ from tests.servers.processes import ServiceProcess, call_with_nuropb
 from tests.servers.rabbitmq import RabbitMQNode
 
 SECRET: Final = secrets.token_urlsafe(48)
-#: Seconds within which every process has to have been reached.
+#: Seconds within which a message or a revocation has to reach every process.
 REACH: Final = 2.0
 
 
@@ -37,12 +40,12 @@ def mesh_of(running: RunningGateway) -> RabbitMQMesh:
 
 
 def members(running: RunningGateway) -> int:
-    return len(running.gateway.service_mesh_manager._fleet.members)
+    return len(running.gateway.service_mesh_manager.fleet.members)
 
 
 @contextlib.asynccontextmanager
 async def process(url: str, name: str, **settings: Any) -> AsyncIterator[RunningGateway]:
-    """One process of the gateway ``name``; tokens are JSON web tokens."""
+    """Run one process of the gateway ``name``, with JSON web tokens."""
     options: dict[str, Any] = {"expose": ["*.*"], "jwt_key": SECRET, "mesh_url": url, "service_name": name} | settings
     gateway = make_gateway(authenticator=JWTAuthenticator(SECRET), **options)
     async with run_gateway(gateway) as running:
@@ -55,7 +58,7 @@ async def process(url: str, name: str, **settings: Any) -> AsyncIterator[Running
 
 @contextlib.asynccontextmanager
 async def fleet(url: str, count: int, **settings: Any) -> AsyncIterator[list[RunningGateway]]:
-    """So many processes that know of each other."""
+    """Run ``count`` processes that know each other."""
     name = f"gateway-{secrets.token_hex(4)}"
     try:
         async with contextlib.AsyncExitStack() as stack:
@@ -136,7 +139,7 @@ async def test_a_nuropb_service_reaches_users_by_the_controller(amqp_url: str, e
 async def test_a_process_that_hangs_or_dies_is_named_and_then_forgotten(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nuropb_gateway_asgi.fleet.members.SILENCE", 3.5)
+    monkeypatch.setattr(fleet_members, "SILENCE", 3.5)
     name = f"gateway-{secrets.token_hex(4)}"
     settings = {"MESH_URL": amqp_url, "JWT_KEY": SECRET, "SERVICE_NAME": name, "INSTANCE_ID": "mortal"}
     async with process(amqp_url, name, instance_id="witness") as witness:
@@ -147,7 +150,7 @@ async def test_a_process_that_hangs_or_dies_is_named_and_then_forgotten(
             async with connect(f"ws://{site}/ws", token_of("alice")):
                 manager = witness.gateway.service_mesh_manager
                 assert (await manager.count()).by_process == {"witness": 0, "mortal": 1}
-                mortal._process.kill()
+                mortal.signal(signal.SIGKILL)
                 began = time.monotonic()
                 counted = await manager.count()
                 assert (counted.count, counted.missing) == (0, ["mortal"])
@@ -183,7 +186,7 @@ async def test_a_process_that_is_gone_leaves_no_queue(
 
 
 async def test_the_mesh_is_told_once_when_users_come_and_go(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nuropb_gateway_asgi.fleet.presence.DEBOUNCE", 0.5)
+    monkeypatch.setattr(fleet_presence, "DEBOUNCE", 0.5)
     news: list[tuple[str, Any]] = []
     async with (
         fleet(amqp_url, 3, presence_events="on") as (one, two, three),
@@ -272,14 +275,14 @@ async def test_a_stream_that_was_deleted_is_made_again(amqp_url: str) -> None:
 async def test_a_user_who_may_declare_neither_serves_its_own_connections(
     own_node: RabbitMQNode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Permissions as they were before there was a fleet: the queues by their names, and nothing else."""
+    """The broker's user has the permissions from before fleets existed: for the queues by name, and nothing else."""
     name, user = f"gateway-{secrets.token_hex(4)}", secrets.token_hex(4)
     await anyio.to_thread.run_sync(own_node.ctl, "add_user", user, "pw")
     queues, exchanges = rf"nuropb-{name}-.*(rq|eq|sq)", r"nuropb-(rpc|events|dl)-exchange"
     await anyio.to_thread.run_sync(
         own_node.ctl, "set_permissions", user, f"^{queues}$", f"^(amq.default|{queues}|{exchanges})$", ".*"
     )
-    # The exchanges are there already.
+    # Declare the exchanges as a user with all permissions.
     async with process(own_node.url(), f"{name}-first"):
         pass
     url = own_node.url().replace("guest:guest", f"{user}:pw")
@@ -301,7 +304,7 @@ async def test_a_user_who_may_declare_neither_serves_its_own_connections(
 
 async def test_the_exchange_is_made_again(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_mesh, "REASSERT_INTERVAL", 0.2)
-    async with fleet(amqp_url, 2) as (two, one):  # the last one is left first, with the connection that it makes anew
+    async with fleet(amqp_url, 2) as (two, one):  # the process that reconnects has to end first
         async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
             await channel.exchange_delete(mesh_of(one)._siblings.exchange)
         with anyio.fail_after(DEADLINE):

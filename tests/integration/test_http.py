@@ -369,12 +369,12 @@ async def test_a_revoked_token_ends_streams_and_calls(running: RunningGateway, c
 
 async def test_a_reader_that_does_not_keep_up_is_hung_up_on(running: RunningGateway, client: HTTPClient) -> None:
     manager = running.gateway.channels["http"].handler_manager
-    before = manager.closed[CloseCode.SLOW_CONSUMER]
+    before = manager.statistics.closed[CloseCode.SLOW_CONSUMER]
     async with RawClient.open(running.url, receive_buffer=4096) as raw:
         await raw.send(_head("GET", "/events?topic=demo.x"))
         await raw.read_until(b"hello")
         async with asyncio.timeout(DEADLINE):
-            while manager.closed[CloseCode.SLOW_CONSUMER] == before:
+            while manager.statistics.closed[CloseCode.SLOW_CONSUMER] == before:
                 event = {"topic": "demo.x", "event": "x" * 3000}
                 assert (await client.call("demo.publish", event)).status_code == 200
         await eventually(lambda: len(manager) == 0)

@@ -1,4 +1,4 @@
-"""Many clients with many calls at a time, through a real server, a real broker and real services."""
+"""Load: many clients with many calls at a time, through a real server, a real broker and real services."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.servers.processes import ServiceProcess
 
 CLIENTS: Final = 50
 CALLS: Final = 200
-#: Seconds for ten thousand calls. It takes about ten, and is no measurement.
+#: Seconds after which the test fails. Ten thousand calls take about ten seconds; the test measures nothing.
 PATIENCE: Final = 120.0
 
 
 @pytest.fixture(scope="module")
 def services(amqp_url: str) -> Iterator[list[str]]:
-    """Two services; each takes many calls at a time."""
+    """Two services, each with a prefetch of 200 calls."""
     names = [f"load-{secrets.token_hex(4)}" for _ in range(2)]
     with (
         ServiceProcess(amqp_url, names[0], prefetch=200, events=()),
@@ -44,14 +44,14 @@ async def running(amqp_url: str) -> AsyncIterator[RunningGateway]:
         "max_in_flight": CALLS,
         "request_timeout": PATIENCE,
         "request_timeout_max": PATIENCE,
-        # No pings: on a slow machine this takes longer than the gateway waits before the first one.
+        # No pings: on a slow machine the test lasts longer than the interval before the first ping.
         "ping_interval": 3600.0,
     }
     async with run_gateway(**settings) as running:
         await eventually(lambda: running.gateway.service_mesh_manager.connected)
         yield running
         await running.is_empty()
-    mesh = running.gateway.service_mesh_manager._mesh
+    mesh = running.gateway.service_mesh_manager.mesh
     assert isinstance(mesh, RabbitMQMesh)
     await delete_queues(amqp_url, mesh.reply_queue, mesh.event_queue, mesh.service_queue)
 
@@ -78,7 +78,7 @@ async def test_ten_thousand_calls_of_fifty_clients_are_each_answered_once_to_the
             sender = asyncio.create_task(send(client, number))
             answers = [await client.connection.recv() for _ in range(CALLS)]
             await sender
-            # Every client uses the same ids, and nobody but the asker knows the numbers.
+            # All clients use the same ids; the numbers in the result prove that it belongs to this client's call.
             results: dict[str, Any] = {}
             for payload in (json.loads(answer)["payload"] for answer in answers):
                 assert payload["error"] is None

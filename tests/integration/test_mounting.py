@@ -328,7 +328,7 @@ async def test_an_authenticator_with_a_lifetime_has_the_gateways_and_may_say_tha
         ready = await client.get("/gw/readyz")
         assert (ready.status_code, ready.json()["reasons"]) == (503, ["database: not connected"])
         assert (await refusal(site.ws("/gw/ws"), "alice")).status == 503
-        assert gateway.handler_manager.refused == {"try_again_later": 1}
+        assert gateway.handler_manager.statistics.refused == {"try_again_later": 1}
         database.problem, database.warning = None, "database: slow"
         ready = await client.get("/gw/readyz")
         assert (ready.status_code, ready.json()["warnings"]) == (200, ["database: slow"])

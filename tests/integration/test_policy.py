@@ -180,8 +180,8 @@ async def test_a_broken_policy_changes_nothing_and_is_told_to_operators(
         ready = await browser.get(gateway.site.http("/readyz"))
         assert ready.json()["policy"] == {"rules": 2, "problem": None}
         replace(path, BROKEN)
-        problem = f"{path}:6: 'denies' is not known in a rule; allowed is allow, deny, methods, topics, "
-        await eventually(lambda: f"the policy stays as it was: {problem}" in caplog.text)
+        problem = f"{path}:6: unknown key 'denies' in a rule; expected allow, deny, methods, topics, "
+        await eventually(lambda: f"policy reload failed; keeping the previous policy: {problem}" in caplog.text)
         assert await alice.result("demo.add", {"a": 1, "b": 2}) == 3
         assert (await alice.ask("subscribe", topics=["demo.more"]))["error"] is None
         ready = await browser.get(gateway.site.http("/readyz"))
@@ -249,13 +249,16 @@ async def test_a_served_gateway_takes_the_policy_up_again_on_a_hangup(path: Path
         assert (await client.ask("subscribe", topics=["demo.news"]))["error"] is None
         path.write_text(BROKEN)
         process.signal(signal.SIGHUP)
-        await process.line(rf"the policy stays as it was: {re.escape(str(path))}:6: 'denies' is not known in a rule")
+        await process.line(
+            "policy reload failed; keeping the previous policy: "
+            rf"{re.escape(str(path))}:6: unknown key 'denies' in a rule"
+        )
         assert await client.result("demo.add", {"a": 1, "b": 2}) == 3
         path.write_text(STRICT)
         process.signal(signal.SIGHUP)
         assert (await client.event("unsubscribed"))["event"]["topics"] == ["demo.news"]
         assert await client.error_code("demo.add", {"a": 1, "b": 2}) == "permission_denied"
-        await process.line(rf"{re.escape(str(path))}: 3 rules are in force")
+        await process.line(rf"{re.escape(str(path))}: policy reloaded, 3 rules are in force")
         process.signal(signal.SIGTERM)
         assert await process.wait() in (0, -signal.SIGTERM)
         assert "Traceback" not in process.output
@@ -299,9 +302,9 @@ async def test_every_worker_takes_the_policy_up_again(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (BROKEN, r":6: 'denies' is not known in a rule; allowed is allow, deny, methods, .*"),
-        ("", ":1: there is no rule; allowed is one \\[\\[rule\\]\\] at the least"),
-        ("[[rule]]\nallow = call\n", ":2: .*; allowed is TOML"),
+        (BROKEN, r":6: unknown key 'denies' in a rule; expected allow, deny, methods, .*"),
+        ("", ":1: the file has no rule; expected at least one \\[\\[rule\\]\\]"),
+        ("[[rule]]\nallow = call\n", ":2: .*; expected TOML"),
     ],
 )
 async def test_a_mistake_in_the_file_stops_the_start_with_one_line(path: Path, text: str, said: str) -> None:
@@ -384,7 +387,7 @@ async def test_a_client_over_its_rate_is_told_to_wait_and_then_hung_up_on() -> N
         # Every frame that was looked at has one answer: 101 refusals, of which one was awaited above.
         ids = [frame["payload"]["id"] for frame in closed.frames]
         assert ids == [str(number) for number in range(6, 106)]
-        assert gateway.gateway.handler_manager.limited == {"connection": 101}
+        assert gateway.gateway.handler_manager.statistics.limited == {"connection": 101}
         async with httpx.AsyncClient(trust_env=False) as browser:
             metrics = (await browser.get(gateway.site.http("/metrics"))).text
         assert 'nuropb_gateway_rate_limited_total{scope="connection",transport="websocket"} 101.0' in metrics
@@ -469,7 +472,7 @@ async def test_a_decision_is_explained_from_the_token_to_the_context(path: Path)
             'scope = "a b"',
             f"> {path}:5: deny call demo.add: decides",
             f"{path}:1: allow call demo.*: is weaker than {path}:5, which names the method without *",
-            "it has the method, which is called in clear",
+            "it has the method; calls are not encrypted",
             "Authorization = Bearer ***",
         ):
             assert line in process.output
@@ -504,8 +507,8 @@ async def test_what_cannot_be_explained_says_what_is_missing(path: Path) -> None
 
 EXPLAINED = [
     # method, outcome, what is said of the mesh
-    ("echo", "yes, the call would be sent", "it has the method, which is called in clear"),
-    ("secret", "yes, the call would be sent", "it has the method, which is called encrypted"),
+    ("echo", "yes, the call would be sent", "it has the method; calls are not encrypted"),
+    ("secret", "yes, the call would be sent", "it has the method; calls are encrypted"),
     ("hidden", "no, the service has no such method, or hides it (method_not_found)", "it has no such method, or hides"),
 ]
 

@@ -1,4 +1,4 @@
-"""Several processes of one gateway behind a balancer, with clients that call and listen all the time; processes go."""
+"""Restarts and crashes of processes behind a load balancer, under clients that call and listen all the time."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from tests.servers.surviving_service import SurvivingService, host
 #: Seconds between two calls of a client, and between two events.
 CALL_INTERVAL: Final = 5.0
 EVENT_INTERVAL: Final = 1.0
-#: Seconds over which clients are told to come back.
+#: Seconds over which the reconnections of the clients are spread.
 SPREAD: Final = 2.0
-#: Seconds until all clients are back.
+#: Seconds within which all clients have to be connected again.
 PATIENCE: Final = 60.0
 
 
@@ -40,27 +40,27 @@ PATIENCE: Final = 60.0
 class Stay:
     """One connection of a client, from its beginning to its end."""
 
-    #: Of the process.
+    #: The process of the connection.
     instance_id: str
-    #: How many events had been published when the subscription was in force; None until it is.
+    #: Number of events published before the subscription took effect; None until it does.
     published: int | None = None
     serials: list[int] = field(default_factory=list)
     goodbye: Goodbye | None = None
-    #: How it ended, and when, and when the client came again.
+    #: The close code, the time of the close, and the time of the next attempt to connect.
     close_code: int | None = None
     lost_at: float = 0.0
     back_at: float = 0.0
 
 
 class Caller:
-    """A client that calls all the time, and writes down what becomes of it."""
+    """A client that calls and listens all the time, and keeps all outcomes."""
 
     def __init__(self, number: int, crowd: Crowd) -> None:
         self.name = f"user-{number}"
         self.idempotent = number % 2 == 0
-        #: The ends of its calls, by the beginning of the id that each of them had.
+        #: Outcomes of calls: "ok", "mixed up" (another call's answer), "lost" with the close code, or a class of error.
         self.outcomes: Counter[str] = Counter()
-        #: What should not happen. The client warns of answers to nothing that it has asked, and of second answers.
+        #: Events that must not happen: gaps, and warnings of the client, which warns of unknown and of second answers.
         self.complaints: list[GatewayError | Gap] = []
         self.stays: list[Stay] = []
         self._crowd = crowd
@@ -68,7 +68,7 @@ class Caller:
 
     @property
     def listens(self) -> bool:
-        """Whether it has a connection on which events come."""
+        """Whether it has an open connection with a subscription in force."""
         return bool(self.stays) and self.stays[-1].published is not None and self.stays[-1].close_code is None
 
     async def run(self) -> None:
@@ -131,7 +131,7 @@ class Caller:
 
 
 class Crowd:
-    """All clients, and what is published for them."""
+    """All clients, and the publisher of their events."""
 
     def __init__(self, url: str, service: str, mesh: RabbitMQMesh, count: int) -> None:
         self.url = url
@@ -141,7 +141,7 @@ class Crowd:
         self.callers = [Caller(number, self) for number in range(count)]
 
     def publish(self) -> bool:
-        """Publish another event, unless whoever publishes is too busy to have a connection."""
+        """Publish one more event; return False if the publisher has no connection at the moment."""
         try:
             self._mesh.publish("news.today", b"%d" % self.published, context=b"{}", trace_id="t", target=None)
         except MeshUnavailable:
@@ -155,7 +155,7 @@ class Crowd:
             await asyncio.sleep(EVENT_INTERVAL)
 
     async def all_listen(self) -> None:
-        """Wait until everybody is connected and subscribed, and gets events."""
+        """Wait until all clients are connected and subscribed, and get new events."""
         await eventually_within(PATIENCE, lambda: all(each.listens for each in self.callers))
         latest = self.published
         await eventually_within(PATIENCE, self.publish)
@@ -170,20 +170,20 @@ class Crowd:
         return [stay for each in self.callers for stay in each.stays]
 
     def check(self, service: SurvivingService) -> None:
-        """No call was answered twice, or by another's answer; no event was missed, or came twice."""
+        """Check that no call got a second answer or that of another call, and no event was missed or came twice."""
         for caller in self.callers:
             assert caller.complaints == [], caller.name
         for stay in self.stays:
             assert all(two == one + 1 for one, two in pairwise(stay.serials)), stay
             if stay.serials and stay.published is not None:
                 assert stay.serials[0] <= stay.published, stay
-        # What ran twice was said to do no harm by that.
+        # Only calls that the client marked as idempotent may have run twice.
         by_name = {caller.name: caller for caller in self.callers}
         again = [id_ for id_, count in service.calls.items() if count > 1]
         assert all(by_name[id_.partition(".")[0]].idempotent for id_ in again)
 
     def record(self, record: Record, service: SurvivingService) -> None:
-        """The figures of this run."""
+        """Record the figures of this run."""
         for name, value in {
             **self.outcomes,
             "ran twice": service.repeated,
@@ -196,7 +196,7 @@ class Crowd:
 
 @dataclass
 class Stage:
-    """Processes behind a balancer, and the crowd."""
+    """Processes of one gateway behind a load balancer, and their clients."""
 
     settings: dict[str, str]
     url: str
@@ -212,7 +212,7 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage(url: str, *options: str, processes: int, clients: int) -> AsyncIterator[Stage]:
-    """Everybody is there and busy while the context lasts."""
+    """Run processes and clients; all clients are connected, and call and listen for as long as the context lasts."""
     service, unique = SurvivingService(), secrets.token_hex(4)
     settings = {"service_name": f"gateway-{unique}", "expose": "*.*", "expose_topics": "news.#"}
     ports = [free_port() for _ in range(processes)]
@@ -243,7 +243,7 @@ async def test_four_processes_are_restarted_one_by_one_under_four_hundred_client
     ):
         crowd = set_.crowd
         for port, process in tuple(set_.processes.items()):
-            # As by an orchestrator: out of the balancer, stopped, started, and back in when it is ready.
+            # As an orchestrator does: out of the balancer, stopped, started, and back in when it is ready.
             set_.balancer.backends.remove(port)
             await process.stop()
             assert "Traceback" not in process.process.output
@@ -252,14 +252,14 @@ async def test_four_processes_are_restarted_one_by_one_under_four_hundred_client
             await crowd.all_listen()
         crowd.record(record_property, set_.service)
         crowd.check(set_.service)
-        # Calls that were in flight were answered first; a client that is slow to hear of it may lose one all the same.
+        # Calls in flight are answered before the close; a client that reads the goodbye late may still lose a call.
         outcomes = crowd.outcomes
         assert set(outcomes) <= {"ok", "lost 1012"}, outcomes
         assert outcomes["lost 1012"] <= 0.05 * outcomes["ok"], outcomes
         assert all(len(caller.stays) > 1 for caller in crowd.callers)
         ended = [stay for stay in crowd.stays if stay.close_code is not None]
         assert {stay.close_code for stay in ended} == {1012}
-        # They came back when they were told to, and were told to come back at different times.
+        # Clients reconnected no earlier than they were told to, and were told different times.
         told: dict[str, Counter[int]] = {}
         for stay in ended:
             assert stay.goodbye is not None
@@ -271,7 +271,7 @@ async def test_four_processes_are_restarted_one_by_one_under_four_hundred_client
 
 @pytest.fixture
 def listed(rabbitmq: Broker, request: pytest.FixtureRequest) -> tuple[RabbitMQNode, str]:
-    """A node that can be asked for its queues, and one of its vhosts."""
+    """A node whose queues can be listed, and one of its vhosts."""
     if rabbitmq.node is not None:
         return rabbitmq.node, "nuropb"
     return request.getfixturevalue("own_node"), "/"
@@ -303,7 +303,7 @@ async def test_a_process_that_is_killed_leaves_no_queue_and_nobody_else_notices(
         await crowd.all_listen()
         crowd.record(record_property, set_.service)
         crowd.check(set_.service)
-        # Its own clients come to the others.
+        # The clients of the killed process connect to the other processes.
         killed = [stay for stay in crowd.stays if stay.instance_id == instance_id]
         assert [stay.close_code for stay in killed] == [1006] * 30
         assert set_.balancer.taken.count(port) == 30

@@ -1,4 +1,4 @@
-"""What the gateway's own protocols for uvicorn do that uvicorn's do not. Attacks are in test_attacks.py."""
+"""Differences of the gateway's protocols for uvicorn from uvicorn's own. Attacks are in test_attacks.py."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from websockets.frames import Frame
 
+from nuropb_gateway_asgi import server
 from nuropb_gateway_asgi.handlers.direct import EXTENSION
-from nuropb_gateway_asgi.server import websocket as server
+from nuropb_gateway_asgi.server import frame_limits, http
 from tests.kit.clients import CLOSE, PING, PONG, TEXT, RawClient, connect, refusal
 from tests.kit.gateways import RunningGateway, Site, eventually, make_gateway, run_gateway, serve
 
@@ -33,16 +33,16 @@ async def shared() -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture
 async def running(shared: RunningGateway) -> AsyncIterator[RunningGateway]:
-    """A gateway of which nothing may be left in use by any test."""
+    """The shared gateway, which each test must leave without connections."""
     yield shared
     await shared.is_empty()
 
 
-def test_this_uvicorn_is_known() -> None:
+def test_the_installed_libraries_have_all_names() -> None:
     assert server.unprotected() is None
 
 
-def test_a_uvicorn_that_is_not_known_is_told_and_used_as_it_is() -> None:
+def test_a_uvicorn_without_some_names_is_reported_and_uses_its_own_protocols() -> None:
     program = (
         "import uvicorn.protocols.http.h11_impl as http, uvicorn.protocols.websockets.websockets_sansio_impl as ws\n"
         "del http.H11Protocol.send_400_response, ws.WebSocketsSansIOProtocol.keepalive_timeout\n"
@@ -56,7 +56,7 @@ def test_a_uvicorn_that_is_not_known_is_told_and_used_as_it_is() -> None:
     assert run.stdout.endswith(f" has no {missing}\n")
 
 
-def test_what_cannot_be_accepted_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+def test_connections_that_cannot_be_accepted_are_logged_rarely(caplog: pytest.LogCaptureFixture) -> None:
     loop = server.new_event_loop()
     try:
         for _ in range(3):
@@ -108,10 +108,10 @@ async def test_a_hundred_header_lines(running: RunningGateway, count: int, statu
         assert (await raw.handshake("/ws", BEARER, *lines)).startswith(f"HTTP/1.1 {status} ")
 
 
-async def test_who_says_nothing_for_longest_makes_room_when_files_run_out(
+async def test_the_longest_idle_connection_makes_room_when_files_run_out(
     running: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_most_connections", lambda: 3)
+    monkeypatch.setattr(http, "most_connections", lambda: 3)
     async with connect(running.url, "alice") as client, contextlib.AsyncExitStack() as stack:
         silent = [await stack.enter_async_context(RawClient.open(running.url)) for _ in range(6)]
         for raw in silent[:4]:
@@ -143,7 +143,7 @@ async def test_requests_on_one_connection_and_then_a_handshake(running: RunningG
         assert b"hello" in (await raw.read_frame())[1]
 
 
-async def test_a_request_that_turns_out_to_be_none_behind_its_head(
+async def test_a_request_with_an_invalid_body_is_refused(
     running: RunningGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     head = b"POST /livez HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -165,35 +165,35 @@ async def test_an_answer_arrives_before_the_connection_ends_however_much_was_sen
 # --- deadlines --------------------------------------------------------------------------------------------------
 
 
-async def test_a_head_that_does_not_end_is_answered_in_the_end(
+async def test_an_unfinished_head_is_refused_after_the_deadline(
     running: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.2)
     for start, answer in ((b"", b""), (b"GET /livez HTTP/1.1\r\n", b"HTTP/1.1 408 ")):
         async with RawClient.open(running.url) as raw:
             await raw.send(start)
             assert (await raw.ended())[:13] == answer
 
 
-async def test_a_body_that_does_not_end_is_not_waited_for(
+async def test_an_unfinished_body_does_not_delay_the_answer(
     running: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.2)
     async with RawClient.open(running.url) as raw:
         await raw.send(b"POST /livez HTTP/1.1\r\nHost: gateway\r\nContent-Length: 1000\r\n\r\n{")
         assert (await raw.ended()).startswith(b"HTTP/1.1 405 ")
 
 
-async def test_the_deadline_is_not_for_connections_that_are_served(
+async def test_the_deadline_spares_connections_that_are_served(
     running: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.2)
     async with connect(running.url, "alice") as client:
         assert (await client.call("demo.slow", {"seconds": 0.6}))["error"] is None
 
 
-async def test_a_client_that_does_not_read_its_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.5)
+async def test_a_client_that_does_not_read_its_answer_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.5)
     lost = asyncio.Event()
 
     async def big(scope: Any, receive: Any, send: Any) -> None:
@@ -203,13 +203,13 @@ async def test_a_client_that_does_not_read_its_answer_is_given_up(monkeypatch: p
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"10000000")]})
         await send({"type": "http.response.body", "body": b"x" * 10_000_000})
 
-    connection_lost = server.HTTPProtocol.connection_lost
+    connection_lost = http.HTTPProtocol.connection_lost
 
-    def on_lost(self: H11Protocol, exc: Exception | None) -> None:
+    def on_lost(self: http.HTTPProtocol, exc: Exception | None) -> None:
         connection_lost(self, exc)
         lost.set()
 
-    monkeypatch.setattr(server.HTTPProtocol, "connection_lost", on_lost)
+    monkeypatch.setattr(http.HTTPProtocol, "connection_lost", on_lost)
     async with serve(big, send_buffer=4096) as site, open_socket(site) as raw:
         await raw.send(b"GET / HTTP/1.1\r\nHost: gateway\r\n\r\n")
         async with asyncio.timeout(20):
@@ -226,7 +226,7 @@ def open_socket(site: Site) -> Any:
     return RawClient.open(site.http(), receive_buffer=4096)
 
 
-async def test_a_client_that_neither_reads_nor_answers_pings_is_given_up() -> None:
+async def test_a_client_that_neither_reads_nor_answers_pings_is_dropped() -> None:
     gateway = make_gateway(outbox_size=2**26, write_timeout=600.0, max_in_flight=1000)
     async with (
         serve(gateway.app, send_buffer=4096, ws_ping_interval=0.3, ws_ping_timeout=0.3) as site,
@@ -239,16 +239,16 @@ async def test_a_client_that_neither_reads_nor_answers_pings_is_given_up() -> No
         await eventually(lambda: len(gateway.handler_manager) == 0)
 
 
-async def test_the_kernel_gives_up_on_a_client_that_acknowledges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_kernel_drops_a_client_that_acknowledges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    set_user_timeout = server._set_user_timeout
+    connection_made = http.HTTPProtocol.connection_made
 
-    def watched(transport: asyncio.Transport) -> None:
-        set_user_timeout(transport)
+    def watched(self: http.HTTPProtocol, transport: asyncio.Transport) -> None:
+        connection_made(self, transport)
         option = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         seen.append(option)
 
-    monkeypatch.setattr(server, "_set_user_timeout", watched)
+    monkeypatch.setattr(http.HTTPProtocol, "connection_made", watched)
     async with run_gateway() as running, connect(running.url, "alice"):
         assert seen == [30_000]
 
@@ -291,7 +291,7 @@ async def test_many_messages_in_one_piece_keep_their_order(running: RunningGatew
         assert await raw.close_code() == 1000
 
 
-async def test_what_comes_behind_bad_utf8_changes_nothing(
+async def test_frames_after_invalid_utf8_change_nothing(
     running: RunningGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with RawClient.open(running.url) as raw:
@@ -301,17 +301,15 @@ async def test_what_comes_behind_bad_utf8_changes_nothing(
     assert "Traceback" not in caplog.text
 
 
-async def test_who_goes_on_sending_after_the_end_is_not_listened_to(
-    running: RunningGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_frames_after_the_end_are_not_parsed(running: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = []
-    recv_frame = server._Frames.recv_frame
+    recv_frame = frame_limits.LimitedServerProtocol.recv_frame
 
-    def watched(self: server._Frames, frame: Frame) -> None:
+    def watched(self: frame_limits.LimitedServerProtocol, frame: Frame) -> None:
         heard.append(frame.opcode)
         recv_frame(self, frame)
 
-    monkeypatch.setattr(server._Frames, "recv_frame", watched)
+    monkeypatch.setattr(frame_limits.LimitedServerProtocol, "recv_frame", watched)
     async with RawClient.open(running.url) as raw:
         await raw.handshake("/ws", BEARER)
         await raw.send(RawClient.frame(b"binary", 2))
@@ -322,8 +320,8 @@ async def test_who_goes_on_sending_after_the_end_is_not_listened_to(
     assert len(heard) < 20_000
 
 
-async def hang_up_on_the_first_text(heard: list[str], scope: Any, receive: Any, send: Any) -> None:
-    """An application that has its messages directly."""
+async def close_on_the_first_text(heard: list[str], scope: Any, receive: Any, send: Any) -> None:
+    """An application that takes its messages by the direct way."""
     if scope["type"] == "lifespan":
         for phase in ("startup", "shutdown"):
             await receive()
@@ -342,9 +340,9 @@ async def hang_up_on_the_first_text(heard: list[str], scope: Any, receive: Any, 
         pass
 
 
-async def test_text_that_comes_after_the_close_frame_is_not_given_to_the_application() -> None:
+async def test_text_after_the_close_frame_does_not_reach_the_application() -> None:
     heard: list[str] = []
-    app = functools.partial(hang_up_on_the_first_text, heard)
+    app = functools.partial(close_on_the_first_text, heard)
     async with serve(app, interface="asgi3") as site, RawClient.open(site.ws()) as raw:
         await raw.handshake("/ws")
         await raw.send(RawClient.frame(b"first") + RawClient.frame(b"second") + RawClient.frame(b"third"))

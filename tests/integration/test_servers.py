@@ -1,4 +1,4 @@
-"""The brokers, services and clients of the other tests, by themselves: nothing of the gateway is in here."""
+"""The brokers, services and clients that the other tests use, without the gateway."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Call = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def call(amqp_url: str, echo_service: ServiceProcess) -> Call:
-    """Calls a method of the session's echo service with nuropb's own client."""
+    """Return a function that calls the session's echo service with nuropb's own client."""
 
     def call_echo(method: str, params: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
         return call_with_nuropb(amqp_url, echo_service.service, method, params, **options)
@@ -34,12 +34,12 @@ def call(amqp_url: str, echo_service: ServiceProcess) -> Call:
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
-    """Whether a process that is not our child exists and is more than an entry that nobody has read yet."""
+    """Return whether a process that is no child of this one exists, zombies excepted."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):  # gone before the file was opened, or before it was read
@@ -69,11 +69,11 @@ def test_an_exception_of_a_method_is_an_error(call: Call) -> None:
     assert "hunter2" in error["description"]
 
 
-def test_a_service_that_is_not_there_is_an_error(amqp_url: str) -> None:
+def test_a_missing_service_is_an_error(amqp_url: str) -> None:
     assert call_with_nuropb(amqp_url, "nobody", "echo")["error"]["error"] == "NuropbNotDeliveredError"
 
 
-def test_a_method_that_asks_to_be_called_again_is(call: Call) -> None:
+def test_a_method_that_asks_to_be_called_again_is_called_again(call: Call) -> None:
     assert call("call_again", {"key": "test_servers"})["result"] == "at last"
 
 
@@ -121,7 +121,7 @@ def test_a_service_ends_on_sigterm(amqp_url: str) -> None:
         assert service.wait() == 0
 
 
-def test_a_service_that_cannot_connect_says_why() -> None:
+def test_a_service_that_cannot_connect_reports_the_reason() -> None:
     service = ServiceProcess("amqp://guest:guest@127.0.0.1:1/mesh", "nobody")
     with pytest.raises(PeerError, match=r"(?s)service nobody ended.*AMQPConnection"):
         service.__enter__()
@@ -130,7 +130,7 @@ def test_a_service_that_cannot_connect_says_why() -> None:
 
 @pytest.fixture
 def mesh_url(own_node: RabbitMQNode) -> Iterator[str]:
-    """A mesh that is empty, on the node that may be killed."""
+    """An empty mesh on the node that tests may kill."""
     yield own_node.add_vhost("test/servers")
     own_node.delete_vhost("test/servers")
 
@@ -157,7 +157,7 @@ def test_a_queue_outlives_its_service_and_a_kill_of_the_broker(own_node: RabbitM
         assert call_with_nuropb(mesh_url, "orders", "add", {"a": 1, "b": 2})["result"] == 3
 
 
-def test_a_node_can_be_frozen_and_closed_in_good_order(own_node: RabbitMQNode) -> None:
+def test_a_node_can_be_frozen_and_closed_cleanly(own_node: RabbitMQNode) -> None:
     own_node.freeze()
     try:
         assert not answers_amqp(own_node.url(), timeout=0.2)
@@ -171,7 +171,7 @@ def test_a_node_can_be_frozen_and_closed_in_good_order(own_node: RabbitMQNode) -
     assert answers_amqp(own_node.url())
 
 
-def test_a_control_command_that_fails_says_why(own_node: RabbitMQNode) -> None:
+def test_a_failed_control_command_reports_the_reason(own_node: RabbitMQNode) -> None:
     with pytest.raises(RabbitMQError, match="no_such_vhost"):
         own_node.delete_vhost("no_such_vhost")
 
@@ -188,7 +188,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None])
-def test_nothing_of_a_node_outlives_its_owner(own_node: RabbitMQNode, how: signal.Signals | None) -> None:
+def test_a_node_ends_with_its_owner(own_node: RabbitMQNode, how: signal.Signals | None) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""The same short conversation on every server that the gateway is meant for."""
+"""One short conversation on each supported server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_a_refusal_by_close_code(running: RunningGateway) -> None:
     await running.is_empty()
 
 
-async def test_the_gateway_hangs_up(running: RunningGateway) -> None:
+async def test_the_gateway_closes_connections(running: RunningGateway) -> None:
     async with connect(running.url, "alice") as client:
         await client.send_text(b"binary")
         assert (await client.closed()).code == 1003
@@ -62,7 +62,7 @@ async def test_the_gateway_hangs_up(running: RunningGateway) -> None:
     await running.is_empty()
 
 
-async def test_the_client_is_gone_with_a_call_in_flight(running: RunningGateway) -> None:
+async def test_a_client_leaves_with_a_call_in_flight(running: RunningGateway) -> None:
     async with connect(running.url, "alice") as client:
         await client.request("demo.slow", {"seconds": 3600})
         await client.settled()
@@ -72,7 +72,7 @@ async def test_the_client_is_gone_with_a_call_in_flight(running: RunningGateway)
 
 
 @pytest.mark.parametrize("server", ["websockets-sansio", "wsproto"])
-async def test_the_server_ends_with_a_client_connected(server: Server) -> None:
+async def test_the_server_stops_with_a_client_connected(server: Server) -> None:
     async with contextlib.AsyncExitStack() as until_the_end:
         running = await until_the_end.enter_async_context(run_gateway(server=server))
         async with connect(running.url, "alice") as client:

@@ -195,13 +195,13 @@ async def test_a_silent_client_is_pinged_and_then_hung_up_on(impatient: RunningG
 
 async def test_a_reader_that_does_not_keep_up_is_hung_up_on(running: RunningGateway, client: LineClient) -> None:
     handlers = manager(running)
-    before = handlers.closed[CloseCode.SLOW_CONSUMER]
+    before = handlers.statistics.closed[CloseCode.SLOW_CONSUMER]
     async with RawClient.open(f"tcp://127.0.0.1:{running.gateway.tcp_port}", receive_buffer=4096) as raw:
         await raw.send(b'{"type":"authorize","payload":{"token":"bob"}}\n')
         await raw.read_until(b"expires_at")
         await eventually(lambda: len(handlers) == 2)
         for _ in range(20_000):
-            if handlers.closed[CloseCode.SLOW_CONSUMER] > before:
+            if handlers.statistics.closed[CloseCode.SLOW_CONSUMER] > before:
                 break
             handlers.send_message_to_user_ids(["bob"], {"type": "event", "payload": "x" * 8192})
             await asyncio.sleep(0)
@@ -256,7 +256,7 @@ async def test_at_the_end_everybody_is_told() -> None:
 async def test_a_port_that_is_taken_stops_the_start() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         gateway = make_gateway(tcp=f"127.0.0.1:{other.getsockname()[1]}")
-        with pytest.raises(SettingsError, match=r"NUROPB_GATEWAY_TCP: .* cannot be listened at"):
+        with pytest.raises(SettingsError, match=r"NUROPB_GATEWAY_TCP: cannot listen on"):
             async with gateway.lifespan():
                 pass
     assert not gateway.service_mesh_manager.started

@@ -61,7 +61,7 @@ def knowing_each_other(*gateways: RunningGateway) -> Callable[[], bool]:
     """Whether all kinds of connections of all of them are ready, and know of each other."""
     channels = [channel for running in gateways for channel in running.gateway.channels.values()]
     managers = [channel.service_mesh_manager for channel in channels]
-    return lambda: all(manager.connected and len(manager._fleet.members) == len(managers) - 1 for manager in managers)
+    return lambda: all(manager.connected and len(manager.fleet.members) == len(managers) - 1 for manager in managers)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocket
 
 from nuropb_gateway_asgi import CloseCode, Identity, WebSocketHandler
-from nuropb_gateway_asgi.handlers.connection import FRAMES_PER_TURN
+from nuropb_gateway_asgi.handlers.direct import FRAMES_PER_TURN
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.clients import CLOSE, CONTINUATION, PING, PONG, TEXT, Client, Frame, RawClient, connect
 from tests.kit.gateways import DEADLINE, RunningGateway, authorise_from_token, eventually, make_gateway, run_gateway
@@ -791,7 +791,7 @@ async def flood(raw: RawClient, frames: int = 400) -> None:
 async def test_a_client_that_does_not_read_its_answers() -> None:
     async with run_gateway(**SMALL) as running, connect(running.url, "alice") as other, reluctant(running) as raw:
         await flood(raw)
-        await eventually(lambda: running.gateway.handler_manager.closed[CloseCode.SLOW_CONSUMER] == 1)
+        await eventually(lambda: running.gateway.handler_manager.statistics.closed[CloseCode.SLOW_CONSUMER] == 1)
         assert await other.result("demo.echo") == {}
         assert await raw.close_code() == 4008  # once it reads again
         await eventually(lambda: running.occupancy == (1, 1, 0))
@@ -811,7 +811,7 @@ async def test_a_client_that_does_not_read_its_events() -> None:
         for number in range(count):
             await publish(publisher, "demo.news", f"{number:01000}")
             assert int((await reader.event("demo.news"))["event"]) == number
-        await eventually(lambda: running.gateway.handler_manager.closed[CloseCode.SLOW_CONSUMER] == 1)
+        await eventually(lambda: running.gateway.handler_manager.statistics.closed[CloseCode.SLOW_CONSUMER] == 1)
         assert await raw.close_code() == 4008
 
 
@@ -825,7 +825,7 @@ async def test_a_write_that_does_not_end(server: Any) -> None:
         await raw.send_json({"type": "request", "payload": {"service": "demo", "method": "slow", "params": LONG}})
         await flood(raw)  # which fits into the outbox
         await eventually(lambda: running.occupancy == (1, 1, 0))
-        assert running.gateway.handler_manager.closed == {CloseCode.SLOW_CONSUMER: 1}
+        assert running.gateway.handler_manager.statistics.closed == {CloseCode.SLOW_CONSUMER: 1}
         assert await other.result("demo.echo") == {}
 
 
@@ -873,7 +873,7 @@ async def test_nothing_stays_of_who_leaves(running: RunningGateway, abort: bool)
             await running.is_empty()
     await running.is_empty()
     assert running.gateway.service_mesh_manager.statistics.abandoned == before + 40
-    assert not running.gateway.service_mesh_manager._sessions
+    assert not running.gateway.service_mesh_manager.client_calls
     assert not running.gateway.handler_manager._user_sessions
 
 
@@ -893,7 +893,7 @@ async def test_a_crowd_that_comes_and_goes() -> None:
 
         await asyncio.gather(*(visit(number) for number in range(60)))
         await running.is_empty()
-        assert not running.gateway.service_mesh_manager._sessions
+        assert not running.gateway.service_mesh_manager.client_calls
         async with connect(running.url, "alice") as client:
             assert await client.result("demo.echo") == {}
 
@@ -954,7 +954,7 @@ async def test_draining_says_goodbye_and_waits_for_answers() -> None:
 
 
 async def test_calls_that_were_on_their_way_when_draining_began_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nuropb_gateway_asgi.gateway.GOODBYE_GRACE", 3600.0)
+    monkeypatch.setattr("nuropb_gateway_asgi.drain.GOODBYE_GRACE", 3600.0)
     async with run_gateway(drain_timeout=3600.0) as running:
         async with connect(running.url, "alice") as client:
             draining = asyncio.create_task(running.gateway.drain())

@@ -17,9 +17,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from nuropb_gateway_asgi import JWTAuthenticator, KeySet
-from nuropb_gateway_asgi.authentication import authenticators as authentication
-from nuropb_gateway_asgi.authentication import keys
+from nuropb_gateway_asgi.authentication import jwt_authenticator as authentication
 from nuropb_gateway_asgi.authentication.fetching import Document
+from nuropb_gateway_asgi.authentication.keys import configured as keys
 from tests.kit.tokens import (
     AUDIENCE,
     CLAIMS,

@@ -1,6 +1,6 @@
-"""What stands on either side of the managers in their tests: a connection without a socket, a mesh without a broker.
+"""Fakes for the tests of the managers: a connection without a socket, a mesh without a broker, and both put together.
 
-Neither answers by itself. A test plays what comes back, and reads what was sent.
+The fakes answer nothing by themselves. A test plays the replies, and reads the messages that were sent.
 """
 
 from __future__ import annotations
@@ -20,18 +20,25 @@ from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy, Policy
 from nuropb_gateway_asgi.authorization.rules import Delivery
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
-from nuropb_gateway_asgi.handler_manager import HandlerManager
-from nuropb_gateway_asgi.routing.calls import SLOT_SECONDS
+from nuropb_gateway_asgi.handler_manager import Handler, HandlerManager
+from nuropb_gateway_asgi.protocol import ClientFrame
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
 from nuropb_gateway_asgi.settings import Settings
 from nuropb_gateway_asgi.wire.interface import CallMessage, EventMessage, MeshReceiver, Reply
 
-#: What could hang is given up after so many seconds; nothing that works comes near.
+#: Seconds after which a wait fails; code that works needs far less.
 PATIENCE = 10.0
+
+KEY = "-----BEGIN PUBLIC KEY-----\none\n-----END PUBLIC KEY-----\n"
+OTHER_KEY = KEY.replace("one", "two")
+#: The described methods of a service: one that needs no encryption, and one that does.
+SECRET = {"get": {}, "secret": {"requires_encryption": True}}
+#: A correlation id that belongs to no call.
+UNKNOWN_ID = "f" * 32
 
 
 def strict_json(text: str | bytes) -> Any:
-    """As a browser reads it: without NaN and Infinity."""
+    """Decode JSON as a browser does: NaN and Infinity are errors."""
     return json.loads(text, parse_constant=_no_json)
 
 
@@ -40,7 +47,7 @@ def _no_json(constant: str) -> Any:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let everything else go on until ``condition`` holds."""
+    """Let other tasks run until ``condition`` holds."""
     with anyio.fail_after(PATIENCE):
         while not condition():
             await asyncio.sleep(0.001)
@@ -57,12 +64,12 @@ class Clock:
 
 
 class FakeAuthenticator:
-    """A token is a user's name, followed by ``/`` and anything that makes it another token. ``bad`` is nobody's."""
+    """An authenticator of readable tokens: ``alice`` and ``alice/2`` are tokens of one user; ``bad`` is invalid."""
 
     def __init__(self) -> None:
         self.tokens: list[str] = []
         self.expires_at: dict[str, float] = {}
-        #: While it is set, tokens wait for it.
+        #: Awaited by every check of a token, once it is set.
         self.gate: asyncio.Event | None = None
         self.error: Exception | None = None
 
@@ -85,7 +92,7 @@ class FakeAuthenticator:
 
 
 class FakeHandler:
-    """A connection that writes down what it is told."""
+    """A connection that keeps all frames and closes."""
 
     def __init__(self, session_id: str | None = None) -> None:
         self.session_id = session_id or uuid4().hex
@@ -95,11 +102,11 @@ class FakeHandler:
         self.texts: list[str] = []
         self.frames: list[dict[str, Any]] = []
         self.closes: list[tuple[int, str]] = []
-        #: Topic and delivery of events that may be lost.
+        #: Topic and delivery of the events that a slow client may lose.
         self.lossy: list[tuple[str, Delivery]] = []
         self.checks: list[float] = []
         self.tasks: list[asyncio.Task[None]] = []
-        #: Called with every frame, and with every close.
+        #: Called at every frame and every close.
         self.on_send: Callable[[], object] | None = None
 
     def on_registered(self, identity: Identity) -> None:
@@ -131,24 +138,24 @@ class FakeHandler:
         self.checks.append(now)
 
     async def finish(self) -> None:
-        """Wait for what was started on this connection."""
+        """Wait for the tasks started on this connection."""
         with anyio.fail_after(PATIENCE):
             await asyncio.gather(*self.tasks)
         self.tasks.clear()
 
     @property
     def codes(self) -> list[str | None]:
-        """The error code of every answer, None for a result."""
+        """The error code of every answer; None for a result."""
         return [_code(frame) for frame in self.frames]
 
     def take(self) -> list[dict[str, Any]]:
-        """The frames since the last time."""
+        """Return the frames since the last call, and forget them."""
         frames, self.frames, self.texts = self.frames, [], []
         return frames
 
 
 def answers(handler: FakeHandler) -> list[tuple[Any, Any, str | None]]:
-    """Id, result and error code of every answer."""
+    """Return the id, result and error code of every answer."""
     return [
         (frame["payload"].get("id"), frame["payload"]["result"], code)
         for frame, code in zip(handler.frames, handler.codes, strict=True)
@@ -163,7 +170,7 @@ def _code(frame: Mapping[str, Any]) -> str | None:
 
 @dataclass
 class Published:
-    """An event on its way to the mesh."""
+    """An event published to the mesh."""
 
     topic: str
     event: Any
@@ -174,31 +181,31 @@ class Published:
 
 @dataclass
 class FakeMesh:
-    """A mesh whose other end is the test."""
+    """A mesh whose broker and services are played by the test."""
 
     connected: bool = True
     problem: str | None = None
     sent: list[CallMessage] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
-    #: What became of subscriptions, in order: ``("+", topic)`` and ``("-", topic)``.
+    #: Bindings made and removed, in order: ``("+", topic)`` and ``("-", topic)``.
     bindings: list[tuple[str, str]] = field(default_factory=list)
-    #: Who waits for a binding, by topic; empty as long as bindings are made at once.
+    #: Callbacks of bindings that are not made yet, by topic; empty while ``binds_at_once``.
     waiting: dict[str, list[Callable[[], None]]] = field(default_factory=dict)
     binds_at_once: bool = True
-    #: What sending, entering and publishing raise.
+    #: Raised by sending, entering, publishing and recording.
     error: Exception | None = None
     runs: bool = False
     receiver: MeshReceiver | None = None
     controller: object = None
     address: str = "here"
-    #: What siblings were told: the address ("" for all of them), and the message.
-    told_siblings: list[tuple[str, Any]] = field(default_factory=list)
+    #: Messages to peer processes, with the address ("" for all processes).
+    told_peers: list[tuple[str, Any]] = field(default_factory=list)
     records: list[Any] = field(default_factory=list)
-    #: What brings siblings together, if there are any.
+    #: The broker between the processes of one gateway; None for a single process.
     network: Network | None = None
 
-    # The interface
+    # The methods of a mesh
 
     async def __aenter__(self) -> FakeMesh:
         if self.error is not None:
@@ -234,7 +241,7 @@ class FakeMesh:
     def tell(self, address: str, message: bytes) -> None:
         if not self.connected:
             raise MeshUnavailable("not connected")
-        self.told_siblings.append((address, strict_json(message)))
+        self.told_peers.append((address, strict_json(message)))
         if self.network is not None:
             self.network.bring(address, message)
 
@@ -265,81 +272,81 @@ class FakeMesh:
         if not self.connected:
             raise MeshUnavailable("not connected")
 
-    # The other end
+    # The broker and the services, played by the test
 
     @property
     def told(self) -> MeshReceiver:
-        """Who is told what happens here."""
+        """The receiver that the gateway has bound."""
         assert self.receiver is not None
         return self.receiver
 
     @property
     def calls(self) -> list[CallMessage]:
-        """What was sent, without the questions for descriptions."""
+        """The messages sent, without the requests for descriptions."""
         return [message for message in self.sent if message.method != "nuropb_describe"]
 
     @property
     def describes(self) -> list[CallMessage]:
-        """The questions for descriptions."""
+        """The requests for descriptions."""
         return [message for message in self.sent if message.method == "nuropb_describe"]
 
     def reply(self, message: CallMessage, result: Any = None, error: dict[str, Any] | None = None) -> bool:
-        """A service answers; whether anybody wanted to know."""
+        """Have a service answer; return whether the gateway expected the reply."""
         expected = self.told.expects(message.correlation_id)
         if expected:
             self.told.on_reply(Reply(message.correlation_id, json.dumps(result).encode(), error))
         return expected
 
     def unreadable(self, message: CallMessage) -> None:
-        """A service answers what only Python can read."""
+        """Have a service answer with text that is not valid JSON."""
         if self.told.expects(message.correlation_id):
             self.told.on_unreadable(message.correlation_id)
 
     def describe(
         self, service: str, methods: Mapping[str, Any] | Sequence[str], *, public_key: str | None = None, **more: Any
     ) -> None:
-        """The service answers the last question for its description. ``methods`` may be names alone."""
+        """Answer the last request for the service's description. ``methods`` may be names alone."""
         question = next(message for message in reversed(self.describes) if message.service == service)
         described = methods if isinstance(methods, Mapping) else {name: {} for name in methods}
         assert self.reply(question, {"methods": described, "public_key": public_key, **more})
 
     def bound(self, topic: str) -> None:
-        """The subscription to ``topic`` has taken effect."""
+        """Confirm the binding of ``topic``."""
         for done in self.waiting.pop(topic):
             done()
 
     def event(self, topic: str, event: Any = None, *, target: list[str] | None = None, **more: Any) -> None:
-        """An event comes."""
+        """Deliver an event."""
         self.told.on_event(EventMessage(topic, json.dumps(event).encode(), target=target, **more))
 
     def lose(self) -> None:
-        """The connection is gone. What was under way may still be answered, or not."""
+        """Lose the connection. Messages sent before may still be answered."""
         self.connected = False
         self.told.on_connection_change(connected=False)
 
     def find(self) -> None:
-        """The connection is back."""
+        """Restore the connection."""
         self.connected = True
         self.told.on_connection_change(connected=True)
 
 
 @dataclass
 class Network:
-    """What a broker does for the processes of one gateway: messages to all or one, and records for those to come."""
+    """A fake broker between the processes of one gateway: messages to one or all of them, and the stream of records."""
 
     meshes: dict[str, FakeMesh] = field(default_factory=dict)
     records: list[bytes] = field(default_factory=list)
-    #: Addresses that nothing reaches any more.
+    #: Addresses of processes to which messages are lost.
     cut_off: set[str] = field(default_factory=set)
 
     def mesh(self) -> FakeMesh:
-        """The mesh of one process more; it is connected by :meth:`connect`."""
+        """Make the mesh of one more process; :meth:`connect` connects it."""
         address = f"address-{len(self.meshes)}"
         mesh = self.meshes[address] = FakeMesh(connected=False, address=address, network=self)
         return mesh
 
     def connect(self, mesh: FakeMesh) -> None:
-        """The process gets what there is, and is told that it is connected."""
+        """Connect a process, and deliver all records to it."""
         mesh.find()
         for record in self.records:
             mesh.told.on_record(record)
@@ -359,7 +366,7 @@ class Network:
 
 @dataclass
 class FakeGateway:
-    """Both managers, with fakes on either side."""
+    """Both managers of a gateway, between a fake authenticator and a fake mesh."""
 
     settings: Settings
     authenticator: FakeAuthenticator
@@ -369,13 +376,13 @@ class FakeGateway:
     clock: Clock
 
     async def connect(self, token: str = "alice") -> FakeHandler:
-        """A registered connection."""
+        """Register a new connection."""
         handler = FakeHandler()
         await self.handlers.register(handler, token)
         return handler
 
     def receive(self, handler: FakeHandler, kind: str, **payload: Any) -> list[dict[str, Any]]:
-        """The client sends a frame; what it got at once."""
+        """Pass on a frame of the client; return the frames that it got at once."""
         before = len(handler.frames)
         self.handlers.on_handler_message(handler, json.dumps({"type": kind, "payload": payload}))
         return handler.frames[before:]
@@ -383,37 +390,35 @@ class FakeGateway:
     def request(
         self, handler: FakeHandler, method: str = "get", *, service: str = "orders", **payload: Any
     ) -> list[dict[str, Any]]:
-        """The client calls a method; what it got at once."""
+        """Have the client call a method; return the frames that it got at once."""
         return self.receive(handler, "request", service=service, method=method, **payload)
 
     def know(self, service: str = "orders", methods: Sequence[str] = ("get", "put")) -> None:
-        """Have the service described, by a call of nobody's."""
-        self.manager._directory.look_up(service, 60.0, lambda found: None)
+        """Fetch the description of a service, without a call."""
+        self.manager.calls.descriptions.look_up(service, 60.0, lambda found: None)
         self.mesh.describe(service, methods)
 
     async def pass_time(self, seconds: float, condition: Callable[[], object]) -> None:
-        """Move the clock, and wait until what is due then has happened."""
+        """Move the clock, and wait until ``condition`` holds."""
         self.clock.now += seconds
         await until(condition)
 
     async def sweep(self, seconds: float) -> None:
-        """Move the clock, and wait until deadlines were looked at."""
+        """Move the clock, and wait until all deadlines up to then were checked."""
         self.clock.now += seconds
-        await until(lambda: self.manager._calls._slot > self.clock.now / SLOT_SECONDS)
+        await until(lambda: self.manager.calls.table.looked_at > self.clock.now)
 
     def assert_idle(self) -> None:
-        """Nothing is in flight, and nothing is kept for anybody."""
+        """Check that no call is in flight, and that nothing is kept for connections that ended."""
         manager = self.manager
         assert manager.in_flight == 0
-        assert not manager._directory._lookups
-        assert not any(manager._sessions.values())
+        assert not manager.calls.descriptions.waiting
+        assert not any(map(manager.client_calls.in_flight, self.handlers.handlers))
         if not len(self.handlers):
-            assert not manager._sessions
-            assert not manager._events._topics
-            assert not manager._events._subscriptions._items
-            assert not manager._events._lossy._items
-            assert not self.handlers._user_sessions
-            assert not self.handlers._malformed
+            assert not len(manager.client_calls)
+            assert not manager.events.sessions
+            assert not manager.events.subscriptions
+            assert self.handlers.is_idle
 
 
 def make_gateway(
@@ -423,21 +428,143 @@ def make_gateway(
     mesh: FakeMesh | None = None,
     **settings: Any,
 ) -> FakeGateway:
-    """A gateway that was not started. Clients may do everything unless ``policy`` says otherwise."""
+    """Make a gateway that is not started. Clients may do everything, unless ``policy`` says otherwise."""
     made = Settings(**({"targeted_topics": ()} | settings))
     authenticator = FakeAuthenticator()
     policy = policy or ExposePolicy(["*.*"], ["#"])
     mesh = mesh or FakeMesh()
-    handlers = HandlerManager(made, authenticator, policy)
-    manager = ServiceMeshManager(made, handlers, mesh, policy, controller)
-    return FakeGateway(made, authenticator, handlers, mesh, manager, Clock(0.0))
+    clock = Clock(1000.0)  # whole seconds can be added and compared exactly
+    handlers = HandlerManager(made, authenticator, policy, clock=clock)
+    manager = ServiceMeshManager(made, handlers, mesh, policy, controller, clock=clock)
+    return FakeGateway(made, authenticator, handlers, mesh, manager, clock)
 
 
 @contextlib.asynccontextmanager
 async def running(controller: ServiceMeshManagerController | None = None, **options: Any) -> AsyncIterator[FakeGateway]:
-    """A gateway that runs, by a clock of its own."""
+    """Run a gateway with a clock that only the test moves."""
     gateway = make_gateway(controller, **options)
-    async with gateway.manager as manager:
-        gateway.clock.now = float(int(manager._clock()))  # whole seconds can be added and compared exactly
-        manager._clock = gateway.clock
+    async with gateway.manager:
         yield gateway
+
+
+async def end_call(gateway: FakeGateway, handler: FakeHandler, message: CallMessage, how: str) -> None:
+    """End a call in one of the ways a call can end; ``handler`` is its client."""
+    mesh, correlation_id = gateway.mesh, message.correlation_id
+    if how == "reply":
+        mesh.reply(message, "done")
+    elif how == "error":
+        mesh.reply(message, error={"error": "NuropbValidationError", "description": "no"})
+    elif how == "bug":
+        mesh.reply(message, error={"error": "NuropbException", "description": "Runtime exception"})
+    elif how == "too large":
+        mesh.reply(message, "x" * gateway.settings.outbox_size)
+    elif how == "unreadable":
+        mesh.unreadable(message)
+    elif how == "returned":
+        mesh.told.on_returned(correlation_id)
+    elif how == "failed":
+        mesh.told.on_rejected(correlation_id)
+    elif how == "lost":
+        mesh.told.on_unconfirmed(correlation_id)
+    elif how == "cancel":
+        gateway.receive(handler, "cancel", id="1")
+    elif how == "timeout":
+        waited = gateway.manager.statistics.timeouts
+        in_flight = gateway.manager.in_flight
+        await gateway.pass_time(61.0, lambda: gateway.manager.statistics.timeouts == waited + in_flight)
+    else:
+        gateway.handlers.unregister(handler)
+
+
+async def application_call(gateway: FakeGateway, **options: Any) -> tuple[asyncio.Task[Any], CallMessage]:
+    """Start a request of the host application, and wait until it is sent."""
+    task = asyncio.create_task(gateway.manager.request("orders", "get", **options))
+    sent = len(gateway.mesh.calls)
+    await until(lambda: len(gateway.mesh.calls) > sent)
+    return task, gateway.mesh.calls[-1]
+
+
+class FakeReceiver:
+    """A receiver of checked frames that keeps them, and keeps the handlers that left."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[Handler, ClientFrame]] = []
+        self.gone: list[Handler] = []
+        #: Raised for every frame, once it is set.
+        self.error: Exception | None = None
+        #: Awaited by handlers that arrive, once it is set.
+        self.gate: asyncio.Event | None = None
+        self.arrived = 0
+        self.on_refreshed: Callable[[Handler], None] | None = None
+
+    def on_handler_message_received(self, handler: Handler, frame: ClientFrame) -> None:
+        self.frames.append((handler, frame))
+        if self.error is not None:
+            raise self.error
+
+    async def on_handler_arriving(self) -> None:
+        self.arrived += 1
+        if self.gate is not None:
+            await self.gate.wait()
+
+    def on_handler_registered(self, handler: Handler) -> None:
+        """Do nothing."""
+
+    def on_handler_unregistered(self, handler: Handler) -> None:
+        self.gone.append(handler)
+
+    def on_handler_refreshed(self, handler: Handler) -> None:
+        if self.on_refreshed is not None:
+            self.on_refreshed(handler)
+
+    def calls_in_flight(self, handler: Handler) -> int:
+        return 0
+
+
+class HandlerHarness:
+    """A HandlerManager between fakes: an authenticator, a receiver, and a clock that only the test moves.
+
+    Clients may do everything, unless ``expose``, ``topics`` or ``policy`` say otherwise.
+    """
+
+    def __init__(
+        self,
+        *,
+        expose: list[str] | None = None,
+        topics: list[str] | None = None,
+        policy: ExposePolicy | None = None,
+        **settings: Any,
+    ) -> None:
+        self.authenticator = FakeAuthenticator()
+        self.receiver = FakeReceiver()
+        self.clock = Clock(1000.0)
+        policy = policy or ExposePolicy(["*.*"] if expose is None else expose, ["#"] if topics is None else topics)
+        self.manager = HandlerManager(Settings(**settings), self.authenticator, policy, clock=self.clock)
+        self.manager.bind_receiver(self.receiver)
+
+    async def connect(self, token: str = "alice") -> FakeHandler:
+        """Register a new connection."""
+        handler = FakeHandler()
+        await self.manager.register(handler, token)
+        return handler
+
+    def receive(self, handler: FakeHandler, frame: Any) -> ClientFrame | None:
+        """Pass on a frame of the client: a text, or anything else as JSON."""
+        return self.manager.on_handler_message(handler, frame if isinstance(frame, str) else json.dumps(frame))
+
+    def assert_empty(self) -> None:
+        """Check that nothing is kept for any connection."""
+        assert len(self.manager) == 0
+        assert self.manager.handlers == ()
+        assert self.manager.is_idle
+        assert self.manager.admission.is_idle
+
+
+def request_frame(**payload: Any) -> dict[str, Any]:
+    """Make a request for ``orders.get``, unless ``payload`` names another method."""
+    return {"type": "request", "payload": {"service": "orders", "method": "get", **payload}}
+
+
+def authorize_frame(token: str, **payload: Any) -> dict[str, Any]:
+    """Make an ``authorize`` frame."""
+    return {"type": "authorize", "payload": {"token": token, **payload}}

@@ -47,7 +47,7 @@ def test_one_address_takes_not_all_places_of_those_without_a_token(monkeypatch: 
             pass
     with admission.waiting("a"):
         pass
-    assert not admission._waiting
+    assert admission.is_idle
 
 
 def rate(text: str) -> Rate | None:
@@ -123,7 +123,7 @@ def test_a_user_has_only_so_many_connections() -> None:
     admission.enter("alice")
     for user in ("alice", "alice", "bob"):
         admission.leave(user)
-    assert not admission._users
+    assert admission.is_idle
 
 
 def test_all_together_may_not_connect_faster_than_their_rate() -> None:
@@ -145,7 +145,7 @@ def test_one_address_has_only_so_many_connections() -> None:
             pass
         with admission.connection("b"):
             pass
-    assert not admission._by_address
+    assert admission.is_idle
     assert len(admission) == 0
 
 

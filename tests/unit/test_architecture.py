@@ -153,7 +153,10 @@ def test_a_private_module_is_only_imported_within_its_room() -> None:
 KNOWN_TO = [
     ("nuropb", set()),
     # The package itself: for the type of its app.
-    ("starlette", {"", "authentication", "cli", "console", "contracts", "gateway", "handlers", "static"}),
+    (
+        "starlette",
+        {"", "authentication", "cli", "console", "contracts", "gateway", "handlers", "observability", "static"},
+    ),
     ("jose", {"authentication.keys"}),
     ("httpx", {"authentication.fetching"}),
     ("aio_pika", {"mesh.rabbitmq"}),

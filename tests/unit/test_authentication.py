@@ -35,9 +35,9 @@ from nuropb_gateway_asgi.authentication import (
     KeySet,
     TokenAuthenticationBackend,
 )
-from nuropb_gateway_asgi.authentication import authenticators as authentication
-from nuropb_gateway_asgi.authentication.authenticators import _VerifiedTokens
+from nuropb_gateway_asgi.authentication import jwt_authenticator as authentication
 from nuropb_gateway_asgi.authentication.fetching import Document
+from nuropb_gateway_asgi.authentication.jwt_authenticator import _VerifiedTokens
 from nuropb_gateway_asgi.authentication.keys import KeyRing
 from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
 from nuropb_gateway_asgi.authentication.tokens import Compact

@@ -293,7 +293,7 @@ def test_what_is_no_topic_pattern_stops_the_start(pattern: str, reason: str) -> 
     with pytest.raises(SettingsError) as caught:
         ExposePolicy([], ["orders.#", pattern])
     message = str(caught.value)
-    assert message.startswith(f"EXPOSE_TOPICS: {pattern!r} is not a topic pattern: {reason}; allowed are ")
+    assert message.startswith(f"EXPOSE_TOPICS: {pattern!r} is not a topic pattern: {reason}; expected ")
     assert "\n" not in message
 
 

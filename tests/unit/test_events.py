@@ -1,7 +1,8 @@
+"""Events of the mesh: subscriptions, fan-out, and the events of the controller."""
+
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,18 +13,12 @@ from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.authorization.rules import Delivery
 from nuropb_gateway_asgi.exceptions import SettingsError
 from nuropb_gateway_asgi.protocol import MAX_SUBSCRIPTIONS
-from nuropb_gateway_asgi.routing import events as _events
+from nuropb_gateway_asgi.routing import events as events_module
 from nuropb_gateway_asgi.routing.events import MAX_CONTROLLER_EVENTS
 from nuropb_gateway_asgi.routing.interest import LINGER
+from nuropb_gateway_asgi.wire.interface import EventMessage
 
 from .fakes import FakeGateway, FakeHandler, answers, make_gateway, running, until
-
-
-@pytest.fixture
-async def gateway() -> AsyncIterator[FakeGateway]:
-    async with running() as gateway:
-        yield gateway
-
 
 # --- subscriptions --------------------------------------------------------------------------------------
 
@@ -37,7 +32,7 @@ def unsubscribe(gateway: FakeGateway, handler: FakeHandler, *topics: str, **payl
 
 
 async def let_go(gateway: FakeGateway) -> None:
-    """Wait until the mesh is asked no longer for what nobody wants."""
+    """Wait until topics without subscribers are unbound."""
     await gateway.sweep(LINGER)
 
 
@@ -164,7 +159,7 @@ async def test_a_subscription_that_is_refused_in_part_is_refused() -> None:
         assert len(handler.frames) == 1
 
 
-# --- subscriptions that the policy ends -----------------------------------------------------------------
+# --- subscriptions ended by the policy ------------------------------------------------------------------
 
 
 def unsubscribed(*topics: str) -> dict[str, Any]:
@@ -246,7 +241,7 @@ async def test_a_topic_that_waits_for_its_binding_is_not_in_the_answer_once_it_i
         gateway.mesh.binds_at_once = False
         subscribe(gateway, handler, "orders.new", "users.new", id="1")
         policy.replace(ExposePolicy([], ["users.#"]).rules)
-        gateway.manager.end_denied_subscriptions(handler)
+        gateway.manager.on_handler_refreshed(handler)
         assert handler.take() == [unsubscribed("orders.new")]
         for topic in ("users.new", "orders.new"):
             gateway.mesh.bound(topic)
@@ -275,8 +270,8 @@ async def test_a_newer_token_that_allows_less_ends_subscriptions_after_its_answe
 
 async def test_a_connection_without_subscriptions_is_not_told_anything(gateway: FakeGateway) -> None:
     handler = await gateway.connect()
-    gateway.manager.end_denied_subscriptions(handler)
-    gateway.manager.end_denied_subscriptions(FakeHandler())
+    gateway.manager.on_handler_refreshed(handler)
+    gateway.manager.on_handler_refreshed(FakeHandler())
     assert handler.frames == []
 
 
@@ -335,7 +330,7 @@ async def test_an_event_for_nobody_here_is_not_encoded(gateway: FakeGateway, mon
         encoded.append(topic)
         return original(topic, *rest)
 
-    monkeypatch.setattr(_events, "encode_event", encode_event)
+    monkeypatch.setattr(events_module, "encode_event", encode_event)
     subscribe(gateway, await gateway.connect("alice"), "orders.*")
     for topic, target in (("orders.new", ["bob", "carol"]), ("users.new", None), ("orders.old", [])):
         gateway.mesh.event(topic, {}, target=target)
@@ -362,7 +357,7 @@ async def test_subscribers_may_leave_while_an_event_is_handed_out(gateway: FakeG
 
 
 class Deliveries(ExposePolicy):
-    """What becomes of events is in the first word of the subscription."""
+    """A policy whose delivery is the first word of the subscription, ``close`` for any other word."""
 
     def delivery(self, identity: Identity, pattern: str) -> Delivery:
         first = pattern.partition(".")[0]
@@ -408,7 +403,7 @@ async def test_an_event_comes_once_and_in_the_way_that_loses_least(topics: list[
         assert [delivery for _, delivery in handler.lossy] == lossy
 
 
-# --- targeted events are wanted while there is a connection ------------------------------------------------
+# --- topics of targeted events --------------------------------------------------------------------------
 
 
 async def test_a_process_asks_for_targeted_events_as_long_as_it_has_connections() -> None:
@@ -441,7 +436,7 @@ async def test_connections_wait_until_targeted_events_come() -> None:
 
 
 async def test_a_broker_that_binds_slowly_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_events, "BINDING_TIMEOUT", 0.01)
+    monkeypatch.setattr(events_module, "BINDING_TIMEOUT", 0.01)
     async with running(targeted_topics=["#"]) as gateway:
         gateway.mesh.binds_at_once = False
         await gateway.connect()
@@ -466,7 +461,7 @@ def test_targeted_topics_have_to_be_patterns() -> None:
         make_gateway(targeted_topics=["users.#", "a*"])
 
 
-# --- gaps ---------------------------------------------------------------------------------------------------
+# --- gaps -----------------------------------------------------------------------------------------------
 
 
 async def test_who_subscribed_is_told_that_events_may_have_been_missed(gateway: FakeGateway) -> None:
@@ -485,18 +480,23 @@ async def test_who_subscribed_is_told_that_events_may_have_been_missed(gateway: 
 
 
 class Controller(ServiceMeshManagerController):
-    """Writes down its events."""
+    """A controller that keeps its events."""
 
     def __init__(self, *topics: str, service_name: str | None = None, instance_id: str | None = None) -> None:
         super().__init__(service_name, instance_id, topics)
-        self._events: list[tuple[str, Any, Any, Any]] = []
+        self.heard: list[tuple[str, Any, Any, Any]] = []
+
+    @property
+    def managers(self) -> tuple[object, object]:
+        """The managers that a subclass can use."""
+        return self._service_mesh_manager, self._handler_manager
 
     def _handle_event_(self, topic: str, event: Any, target: list[str] | None, context: dict[str, Any]) -> None:
-        self._events.append((topic, event, target, context))
+        self.heard.append((topic, event, target, context))
 
 
 class AsyncController(Controller):
-    """The same, and takes its time."""
+    """A controller whose handler of events is a coroutine."""
 
     async def _handle_event_(  # type: ignore[override]
         self, topic: str, event: Any, target: list[str] | None, context: dict[str, Any]
@@ -506,7 +506,7 @@ class AsyncController(Controller):
 
 
 class RaisingController(Controller):
-    """The same, and fails."""
+    """A controller that keeps its events and then raises."""
 
     def _handle_event_(self, topic: str, event: Any, target: list[str] | None, context: dict[str, Any]) -> None:
         super()._handle_event_(topic, event, target, context)
@@ -514,7 +514,7 @@ class RaisingController(Controller):
 
 
 class CancellingController(Controller):
-    """The same, and waits for what was cancelled."""
+    """A controller that keeps its events and then waits for a cancelled future."""
 
     async def _handle_event_(  # type: ignore[override]
         self, topic: str, event: Any, target: list[str] | None, context: dict[str, Any]
@@ -529,8 +529,7 @@ def test_a_controller_has_the_name_of_the_gateway_unless_it_has_its_own() -> Non
     gateway = make_gateway(controller := Controller(), service_name="gw", instance_id="i1")
     assert (controller.service_name, controller.instance_id) == ("gw", "i1")
     assert gateway.mesh.controller is controller
-    assert controller._service_mesh_manager is gateway.manager
-    assert controller._handler_manager is gateway.handlers
+    assert controller.managers == (gateway.manager, gateway.handlers)
     make_gateway(controller := Controller("a.#", service_name="mine", instance_id="i2"), service_name="gw")
     assert (controller.service_name, controller.instance_id) == ("mine", "i2")
     assert controller.event_topic_subscriptions == ("a.#",)
@@ -544,10 +543,10 @@ async def test_events_of_its_topics_come_to_the_controller_in_order(kind: type[C
         gateway.mesh.event("users.new", 0)
         gateway.mesh.event("orders.new", {"id": 1}, context=b'{"user_id":"alice"}')
         gateway.mesh.event("orders.old", [2], target=["bob"], context=b"null")
-        await until(lambda: len(controller._events) == 2)
+        await until(lambda: len(controller.heard) == 2)
         gateway.mesh.event("orders.last", 3)
-        await until(lambda: len(controller._events) == 3)
-    assert controller._events == [
+        await until(lambda: len(controller.heard) == 3)
+    assert controller.heard == [
         ("orders.new", {"id": 1}, None, {"user_id": "alice"}),
         ("orders.old", [2], ["bob"], {}),
         ("orders.last", 3, None, {}),
@@ -555,23 +554,25 @@ async def test_events_of_its_topics_come_to_the_controller_in_order(kind: type[C
 
 
 async def test_the_controllers_default_is_to_do_nothing() -> None:
-    controller = ServiceMeshManagerController(event_topic_subscriptions=["a"])
-    async with running(controller) as gateway:
+    results: list[object] = []
+
+    class Default(ServiceMeshManagerController):
+        def _handle_event_(self, *event: Any) -> None:
+            results.append(super()._handle_event_(*event))
+
+    async with running(Default(event_topic_subscriptions=["a"])) as gateway:
         gateway.mesh.event("a")
-        await until(lambda: gateway.manager._events._controller_events.empty())
-        assert controller._handle_event_("a", None, None, {}) is None
+        await until(lambda: results)
+    assert results == [None]
 
 
 @pytest.mark.parametrize("event", [b"1e999", b"NaN", b"{", b"[" * 100_000, b'"\\ud800"', b'"\xff"'])
 async def test_an_event_that_cannot_be_read_ends_nothing(event: bytes) -> None:
     controller = Controller("a")
     async with running(controller) as gateway:
-        gateway.mesh.event("a", 1)
-        message = gateway.manager._events._controller_events.get_nowait()
-        message.event = event
-        gateway.manager._events._controller_events.put_nowait(message)
+        gateway.mesh.told.on_event(EventMessage("a", event))
         gateway.mesh.event("a", 2)
-        await until(lambda: any(event[1] == 2 for event in controller._events))
+        await until(lambda: any(event[1] == 2 for event in controller.heard))
 
 
 async def test_events_that_the_controller_cannot_keep_up_with_are_dropped_and_counted() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from nuropb_gateway_asgi.authentication import Authenticator, Identity, JWTAuthenticator, issue_token
 from nuropb_gateway_asgi.authentication.revocation import Revocation
-from nuropb_gateway_asgi.authorization import AuthorizedPolicy, ExposePolicy, Policy, RulePolicy
+from nuropb_gateway_asgi.authorization import AuthorizedPolicy, ExposePolicy, Policy, RulePolicy, completed
 from nuropb_gateway_asgi.authorization.explain import explain, render
 from nuropb_gateway_asgi.authorization.syntax import parse_policy
 from nuropb_gateway_asgi.cli.explain import print_explanation, read_token
@@ -116,7 +116,10 @@ async def test_who_is_not_let_in_gets_no_further() -> None:
 
 async def test_a_token_that_is_good_only_by_the_leeway_is_not() -> None:
     found = await explained(token=issue_token(SECRET, "alice", lifetime=-5))
-    assert found["token"] == {"valid": False, "why": ["it has expired, and is good only within the leeway for clocks"]}
+    assert found["token"] == {
+        "valid": False,
+        "why": ["the token has expired, and is within the leeway for clocks only"],
+    }
     assert outcome(found) == (False, "unauthenticated")
 
 
@@ -125,7 +128,7 @@ async def test_an_authenticator_may_keep_its_reasons_to_itself() -> None:
         return None
 
     found = await explained(token="t", authenticator=silent)
-    assert found["token"]["why"] == ["the authenticator does not say"]
+    assert found["token"]["why"] == ["the authenticator gives no reason"]
 
 
 async def test_a_token_that_cannot_be_checked_now_is_not_called_bad() -> None:
@@ -133,7 +136,7 @@ async def test_a_token_that_cannot_be_checked_now_is_not_called_bad() -> None:
         raise AuthenticationUnavailable("there are no keys yet")
 
     found = await explained(token="t", authenticator=without_keys)
-    assert found["token"]["why"] == ["it cannot be checked now: there are no keys yet"]
+    assert found["token"]["why"] == ["the token cannot be checked now: there are no keys yet"]
 
 
 async def test_a_token_that_was_revoked_is_no_good() -> None:
@@ -144,7 +147,7 @@ async def test_a_token_that_was_revoked_is_no_good() -> None:
             super().send(message)
 
     found = await explained(mesh=Records({"get": {}}))
-    assert found["token"] == {"valid": False, "why": ["it has been revoked"]}
+    assert found["token"] == {"valid": False, "why": ["the token has been revoked"]}
     assert outcome(found) == (False, "unauthenticated")
 
 
@@ -252,6 +255,17 @@ async def test_a_policy_in_python_decides_by_what_it_may() -> None:
         assert found["policy"]["reason"] == "NoRefunds decides so"
 
 
+async def test_a_completed_policy_is_explained_by_the_name_of_its_own_class() -> None:
+    class OnlyGet:
+        exposes_anything = True
+
+        def may_call(self, identity: Identity, service: str, method: str) -> bool:
+            return method == "get"
+
+    found = await explained("orders.get", policy=completed(OnlyGet()))
+    assert found["policy"]["reason"] == "OnlyGet decides so"
+
+
 async def test_no_policy_can_allow_what_no_client_may_call() -> None:
     class Everything(ExposePolicy):
         def may_call(self, identity: Identity, service: str, method: str) -> bool:
@@ -259,7 +273,7 @@ async def test_no_policy_can_allow_what_no_client_may_call() -> None:
 
     found = await explained("orders.nuropb_describe", policy=Everything([], []))
     assert outcome(found) == (False, "permission_denied")
-    assert found["policy"]["reason"] == "no client may ever call it"
+    assert found["policy"]["reason"] == "clients can never call it"
 
 
 async def test_the_limits_are_those_of_the_settings() -> None:
@@ -279,19 +293,19 @@ async def test_the_limits_are_those_of_the_settings() -> None:
 # --- the mesh -------------------------------------------------------------------------------------------
 
 MESHES: list[tuple[Callable[[], FakeMesh], tuple[bool, str], str]] = [
-    (lambda: AnsweringMesh({"get": {}}), (True, "ok"), "it has the method, which is called in clear"),
+    (lambda: AnsweringMesh({"get": {}}), (True, "ok"), "it has the method; calls are not encrypted"),
     (lambda: AnsweringMesh({"put": {}}), (False, "method_not_found"), "it has no such method, or hides it"),
     (lambda: AnsweringMesh(there=False), (False, "service_unavailable"), "the service does not answer"),
     (lambda: AnsweringMesh(None), (False, "permission_denied"), "it cannot describe itself"),
     (
         lambda: AnsweringMesh({"get": {"requires_encryption": True}}),
         (False, "service_error"),
-        "it has the method, which is called encrypted, without a key",
+        "it has the method; calls must be encrypted, but the service has no usable key",
     ),
     (
         lambda: AnsweringMesh({"get": {"requires_encryption": True}}, public_key="PEM"),
         (True, "ok"),
-        "it has the method, which is called encrypted",
+        "it has the method; calls are encrypted",
     ),
     (
         lambda: FakeMesh(connected=False, problem="the broker sleeps"),
@@ -314,7 +328,7 @@ async def test_whether_the_mesh_has_it(mesh: Callable[[], FakeMesh], expected: t
 async def test_a_service_that_cannot_describe_itself_may_be_called_by_name() -> None:
     found = await explained(mesh=AnsweringMesh(None), policy=ExposePolicy(["orders.get"], []))
     assert outcome(found) == (True, "ok")
-    assert "whether there is such a method is unknown" in render(found)
+    assert "the gateway cannot know whether the method exists" in render(found)
 
 
 async def test_a_subscription_is_made_while_the_mesh_is_away() -> None:
@@ -332,7 +346,7 @@ async def test_an_explanation_as_text() -> None:
     assert render(found, now=found["identity"]["expires_at"] - 3 * 3600).splitlines() == [
         "call orders.create: yes, the call would be sent",
         "Token     valid",
-        "Identity  alice (Alice), for another 3 hours",
+        "Identity  alice (Alice), expires in 3 hours",
         '          scope = "write"',
         "Policy    allowed: policy.toml:5 allows orders.create",
         "          > policy.toml:5: allow call orders.create when scope contains 'write': decides",
@@ -349,7 +363,7 @@ async def test_an_explanation_as_text() -> None:
         "          request_timeout_max: 60.0",
         "Mesh      reachable",
         "          the service answers, version 1.2",
-        "          it has the method, which is called in clear",
+        "          it has the method; calls are not encrypted",
         "Context   user_id = alice",
         "          Authorization = Bearer ***",
         "          trace_id = <of the call>",
@@ -359,7 +373,7 @@ async def test_an_explanation_as_text() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "without an end"), (5, "5 seconds"), (119, "119 seconds"), (120, "2 minutes"), (86400 * 3, "3 days")],
+    [(None, "does not expire"), (5, "5 seconds"), (119, "119 seconds"), (120, "2 minutes"), (86400 * 3, "3 days")],
 )
 async def test_how_long_a_token_lasts(seconds: float | None, text: str) -> None:
     found = await explained()

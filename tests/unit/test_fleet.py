@@ -1,4 +1,4 @@
-"""Several processes of one gateway, with a broker between them that is a few lines long."""
+"""Several processes of one gateway in one event loop, with a fake broker between them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 
 from nuropb_gateway_asgi import CallError, ServiceMeshManagerController
 from nuropb_gateway_asgi.exceptions import AuthenticationFailed, NotStartedError
-from nuropb_gateway_asgi.fleet import members as _fleet
+from nuropb_gateway_asgi.fleet import Connections, Online, Reached, Sessions, members
 from nuropb_gateway_asgi.fleet.members import ANSWER_TIMEOUT, SILENCE
 from nuropb_gateway_asgi.fleet.online import OFFLINE, ONLINE
 from nuropb_gateway_asgi.fleet.presence import DEBOUNCE
-from nuropb_gateway_asgi.fleet.users import MAX_USERS, Connections, Online, Reached, Sessions
+from nuropb_gateway_asgi.fleet.users import MAX_USERS
 from nuropb_gateway_asgi.wire.errors import NuropbTransportError, NuropbValidationError
 from nuropb_gateway_asgi.wire.services import call_service, describe_service
 
@@ -28,7 +28,7 @@ from .fakes import FakeGateway, FakeHandler, Network, make_gateway, running, unt
 
 @contextlib.asynccontextmanager
 async def processes(count: int, network: Network | None = None, **settings: Any) -> AsyncIterator[list[FakeGateway]]:
-    """So many processes that know of each other."""
+    """Run ``count`` processes that know each other."""
     network = network or Network()
     async with contextlib.AsyncExitStack() as stack:
         gateways = []
@@ -39,19 +39,19 @@ async def processes(count: int, network: Network | None = None, **settings: Any)
             gateways.append(gateway)
         await know_each_other(gateways)
         for gateway in gateways:
-            gateway.clock.now += ANSWER_TIMEOUT  # whoever there is has been heard of
+            gateway.clock.now += ANSWER_TIMEOUT  # no process is new any more, and questions wait for known ones only
         yield gateways
 
 
 async def know_each_other(gateways: list[FakeGateway]) -> None:
-    await until(lambda: all(len(gateway.manager._fleet.members) == len(gateways) - 1 for gateway in gateways))
+    await until(lambda: all(len(gateway.manager.fleet.members) == len(gateways) - 1 for gateway in gateways))
 
 
 def events(handler: FakeHandler) -> list[tuple[str, Any]]:
     return [(frame["payload"]["topic"], frame["payload"]["event"]) for frame in handler.frames]
 
 
-# --- reaching users -----------------------------------------------------------------------------------------
+# --- reaching users -------------------------------------------------------------------------------------
 
 
 async def test_an_event_reaches_all_connections_of_its_users_in_all_processes() -> None:
@@ -121,8 +121,8 @@ async def test_a_process_that_goes_while_it_is_asked_is_not_waited_for() -> None
     async with processes(2, network) as (one, two):
         network.cut_off.add(two.mesh.address)
         asking = asyncio.create_task(one.manager.count())
-        await until(lambda: one.manager._fleet._asked)
-        two.manager._fleet.leave()
+        await until(lambda: one.manager.fleet.questions)
+        two.manager.fleet.leave()
         assert await asking == Connections(count=0, by_process={"process-0": 0}, processes=1)
 
 
@@ -141,7 +141,7 @@ async def test_soon_after_the_start_those_who_are_not_known_yet_are_waited_for()
     async with processes(1, network) as (old,), running(mesh=(mesh := network.mesh()), instance_id="new") as new:
         await old.connect("alice")
         mesh.find()
-        assert not new.manager._fleet.members
+        assert not new.manager.fleet.members
         assert await new.manager.count() == Connections(count=1, by_process={"new": 0, "process-0": 1}, processes=2)
 
 
@@ -211,19 +211,19 @@ async def test_what_means_nothing_is_refused(method: str, arguments: dict[str, A
 @pytest.mark.parametrize("message", [b"", b"{}", b"[]", b"\xff", b'{"type":"ask"}', b'{"type":"guess","sender":"x"}'])
 async def test_what_no_sibling_would_say_changes_nothing(message: bytes) -> None:
     async with processes(1) as (one,):
-        one.manager.on_peer_message(message)
-        assert one.manager._fleet.unreadable == 1
-        assert not one.manager._fleet.members
+        one.manager.receiver.on_peer_message(message)
+        assert one.manager.fleet.unreadable == 1
+        assert not one.manager.fleet.members
 
 
 @pytest.mark.parametrize("question", ["null", '{"type":"guess"}', '{"type":"send","topic":1,"event":1}'])
 async def test_a_question_of_another_version_is_not_answered(question: str) -> None:
     network = Network()
     async with processes(2, network) as (one, two):
-        before = len(network.meshes[one.mesh.address].told_siblings)
+        before = len(network.meshes[one.mesh.address].told_peers)
         ask = {"type": "ask", "sender": two.mesh.address, "id": "1", "question": json.loads(question)}
-        one.manager.on_peer_message(json.dumps(ask).encode())
-        assert len(one.mesh.told_siblings) == before
+        one.manager.receiver.on_peer_message(json.dumps(ask).encode())
+        assert len(one.mesh.told_peers) == before
 
 
 async def test_an_answer_that_comes_twice_or_late_counts_once() -> None:
@@ -231,14 +231,14 @@ async def test_an_answer_that_comes_twice_or_late_counts_once() -> None:
     async with processes(2, network) as (one, two):
         network.cut_off.add(two.mesh.address)
         asking = asyncio.create_task(one.manager.count())
-        await until(lambda: one.manager._fleet._asked)
-        (id_,) = one.manager._fleet._asked
+        await until(lambda: one.manager.fleet.questions)
+        (id_,) = one.manager.fleet.questions
         answer = {"type": "answer", "sender": two.mesh.address, "id": id_, "answer": {"process-1": 5}}
         for _ in range(2):
-            one.manager.on_peer_message(json.dumps(answer).encode())
+            one.manager.receiver.on_peer_message(json.dumps(answer).encode())
         assert (await asking).count == 5
-        one.manager.on_peer_message(json.dumps(answer).encode())
-        assert not one.manager._fleet._asked
+        one.manager.receiver.on_peer_message(json.dumps(answer).encode())
+        assert not one.manager.fleet.questions
 
 
 async def test_who_gives_up_asking_leaves_nothing() -> None:
@@ -246,14 +246,14 @@ async def test_who_gives_up_asking_leaves_nothing() -> None:
     async with processes(2, network) as (one, two):
         network.cut_off.add(two.mesh.address)
         asking = asyncio.create_task(one.manager.count())
-        await until(lambda: one.manager._fleet._asked)
+        await until(lambda: one.manager.fleet.questions)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        assert not one.manager._fleet._asked
+        assert not one.manager.fleet.questions
 
 
-# --- who is there -------------------------------------------------------------------------------------------
+# --- peer processes -------------------------------------------------------------------------------------
 
 
 async def test_a_process_that_leaves_is_known_to_have_left() -> None:
@@ -261,17 +261,17 @@ async def test_a_process_that_leaves_is_known_to_have_left() -> None:
     async with processes(1, network) as (one,):
         async with running(mesh=(mesh := network.mesh()), instance_id="other"):
             network.connect(mesh)
-            await until(lambda: [each.instance_id for each in one.manager._fleet.members.values()] == ["other"])
-        await until(lambda: not one.manager._fleet.members)
+            await until(lambda: [each.instance_id for each in one.manager.fleet.members.values()] == ["other"])
+        await until(lambda: not one.manager.fleet.members)
 
 
 async def test_a_process_that_falls_silent_is_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fleet, "ALIVE_INTERVAL", 0.01)
+    monkeypatch.setattr(members, "ALIVE_INTERVAL", 0.01)
     network = Network()
     async with processes(3, network) as (one, two, three):
         network.cut_off.add(one.mesh.address)
         one.clock.now += SILENCE + 0.1
-        await until(lambda: not one.manager._fleet.members)
+        await until(lambda: not one.manager.fleet.members)
         network.cut_off.clear()
         await know_each_other([one, two, three])
 
@@ -280,12 +280,14 @@ async def test_whoever_was_cut_off_hears_of_the_others_again() -> None:
     network = Network()
     async with processes(2, network) as (one, two):
         one.mesh.lose()
-        one.manager._fleet._members.clear()
+        one.clock.now += SILENCE + 0.1
+        one.manager.fleet.sweep()
+        assert not one.manager.fleet.members
         network.connect(one.mesh)
         await know_each_other([one, two])
 
 
-# --- presence -----------------------------------------------------------------------------------------------
+# --- presence -------------------------------------------------------------------------------------------
 
 
 def published(gateways: list[FakeGateway]) -> list[tuple[str, Any]]:
@@ -296,13 +298,13 @@ async def test_the_mesh_is_told_when_a_user_comes_and_goes_in_the_whole_fleet() 
     async with processes(3, presence_events="on") as gateways:
         one, two, _ = gateways
         here, there = await one.connect("alice/1"), await two.connect("alice/2")
-        await until(lambda: all(len(each.manager._online._presence._holders) for each in gateways))  # type: ignore[union-attr]
+        await until(lambda: all(len(each.manager.online.presence.online) for each in gateways))  # type: ignore[union-attr]
         for gateway in gateways:
             gateway.clock.now += DEBOUNCE + 1
         await until(lambda: published(gateways) == [(ONLINE, "alice")])
         one.handlers.unregister(here)
         two.handlers.unregister(there)
-        await until(lambda: not any(each.manager._online._presence._holders for each in gateways))  # type: ignore[union-attr]
+        await until(lambda: not any(each.manager.online.presence.online for each in gateways))  # type: ignore[union-attr]
         for gateway in gateways:
             gateway.clock.now += DEBOUNCE + 1
         await until(lambda: sorted(published(gateways)) == [(OFFLINE, "alice"), (ONLINE, "alice")])
@@ -327,11 +329,11 @@ async def test_a_process_that_comes_later_knows_who_is_online() -> None:
         await until(lambda: published([one]) == [(ONLINE, "alice")])
         async with running(mesh=(mesh := network.mesh()), instance_id="new", presence_events="on") as new:
             network.connect(mesh)
-            watch = new.manager._online
+            watch = new.manager.online
             assert watch is not None
-            await until(lambda: watch._presence._holders)
+            await until(lambda: watch.presence.online)
             one.handlers.unregister(handler)
-            await until(lambda: not watch._presence._holders)
+            await until(lambda: not watch.presence.online)
             for gateway in (one, new):
                 gateway.clock.now += DEBOUNCE + 1
             await until(lambda: sorted(published([one, new])) == [(OFFLINE, "alice"), (ONLINE, "alice")])
@@ -340,18 +342,19 @@ async def test_a_process_that_comes_later_knows_who_is_online() -> None:
 async def test_presence_is_nobodys_business_unless_it_is_asked_for() -> None:
     async with processes(2) as (one, two):
         await one.connect("alice")
-        assert one.manager._online is None
-        assert {each["type"] for _, each in one.mesh.told_siblings + two.mesh.told_siblings} == {"alive"}
+        assert one.manager.online is None
+        assert {each["type"] for _, each in one.mesh.told_peers + two.mesh.told_peers} == {"alive"}
 
 
 async def test_news_that_cannot_be_read_change_nothing() -> None:
     async with processes(2, presence_events="on") as (one, two):
         for topic, news in (("changed", [1]), ("users", {"users": 1}), ("weather", "fine")):
-            one.manager._fleet.on_news(two.mesh.address, topic, msgspec.Raw(json.dumps(news).encode()))
-        assert one.manager._fleet.unreadable == 2
+            assert one.manager.online is not None
+            one.manager.online.on_news(two.mesh.address, topic, msgspec.Raw(json.dumps(news).encode()))
+        assert one.manager.fleet.unreadable == 2
 
 
-# --- revocation ---------------------------------------------------------------------------------------------
+# --- revocation -----------------------------------------------------------------------------------------
 
 
 async def test_a_revoked_users_connections_end_and_the_tokens_are_refused_everywhere() -> None:
@@ -362,8 +365,8 @@ async def test_a_revoked_users_connections_end_and_the_tokens_are_refused_everyw
         assert here.closes[0] == there.closes[0] == (4511, "token revoked")
         assert not other.closes
         for gateway in (one, two):
-            for token in ("alice/1", "alice/2", "alice/3"):  # they do not say when they were issued
-                with pytest.raises(AuthenticationFailed, match="does not identify anybody"):
+            for token in ("alice/1", "alice/2", "alice/3"):  # without a time of issue, all of them count as older
+                with pytest.raises(AuthenticationFailed, match="does not identify a user"):
                     await gateway.connect(token)
             assert await gateway.handlers.authenticator("alice/1") is None
         async with running(mesh=(mesh := network.mesh())) as late:
@@ -433,8 +436,7 @@ async def test_a_revocation_that_cannot_be_written_holds_here_and_is_an_error() 
             await one.connect("alice")
 
 
-async def test_the_token_of_a_revoked_session_is_written_once_that_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nuropb_gateway_asgi.fleet.revocations.RETRY", 0.01)
+async def test_the_token_of_a_revoked_session_is_written_once_that_is_possible() -> None:
     async with processes(1) as (one,):
         handler = await one.connect("alice")
         one.mesh.lose()
@@ -451,13 +453,13 @@ async def test_the_token_of_a_revoked_session_is_written_once_that_is_possible(m
 async def test_a_record_that_cannot_be_read_has_no_effect(record: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with processes(1) as (one,):
         handler = await one.connect("alice")
-        one.manager.on_record(record)
-        assert one.manager._revoker.unreadable == 1
+        one.manager.receiver.on_record(record)
+        assert one.manager.revoker.unreadable == 1
         assert not handler.closes
     assert "cannot be read" in caplog.text
 
 
-async def test_what_is_over_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_over_is_forgotten() -> None:
     async with processes(1) as (one,):
         await one.manager.revoke(token_id="j", until=time.time() + 0.05)
         assert len(one.handlers.revocations) == 1
@@ -466,11 +468,11 @@ async def test_what_is_over_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(one.handlers.revocations) == 0
 
 
-# --- by other services --------------------------------------------------------------------------------------
+# --- calls of other services ----------------------------------------------------------------------------
 
 
 async def called(controller: ServiceMeshManagerController, method: str, **params: Any) -> Any:
-    """As a service of the mesh calls it."""
+    """Call a method of the controller, as a service of the mesh does."""
     outcome = await call_service(controller, service="gw", method=method, params=params, context={})
     return json.loads(outcome.result) if outcome.error is None else outcome.error
 
@@ -478,7 +480,7 @@ async def called(controller: ServiceMeshManagerController, method: str, **params
 async def test_other_services_reach_users_by_the_controller() -> None:
     async with processes(2) as (one, two):
         here, there = await one.connect("alice/1"), await two.connect("alice/2")
-        controller = one.manager._controller
+        controller = one.manager.controller
         answer = {"processes": 2, "missing": []}
         assert await called(controller, "send_to_users", user_ids=["alice"], topic="t", event=1) == answer | {
             "count": 2
@@ -499,7 +501,7 @@ async def test_other_services_reach_users_by_the_controller() -> None:
 
 async def test_what_other_services_do_wrong_is_told_by_nuropbs_names() -> None:
     async with processes(1) as (one,):
-        controller = one.manager._controller
+        controller = one.manager.controller
         assert (await called(controller, "is_online", user_ids="alice"))["error"] == "NuropbValidationError"
         assert (await called(controller, "revoke"))["error"] == "NuropbValidationError"
         one.mesh.lose()
@@ -527,5 +529,5 @@ def test_what_the_controller_can_do_is_described() -> None:
 
 async def test_a_controller_without_a_gateway_can_do_nothing() -> None:
     doing: Callable[[], Awaitable[Any]] = ServiceMeshManagerController().count
-    with pytest.raises(RuntimeError, match="no gateway"):
+    with pytest.raises(RuntimeError, match="not belong to a gateway"):
         await doing()

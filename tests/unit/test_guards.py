@@ -143,7 +143,7 @@ def test_circuits_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> No
     circuits = opened("oldest")
     for number in range(3):
         circuits.on_timeout(f"guess{number}", "alice", "x", 1.0, 0.0)
-    assert len(circuits._circuits) == 3
+    assert len(circuits) == 3
     assert circuits.open() == []
 
 
@@ -198,5 +198,5 @@ def test_budgets_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> Non
     budgets = spent("oldest")
     for number in range(3):
         budgets.on_error(f"user{number}", 1000.0)
-    assert len(budgets._budgets) == 3
+    assert len(budgets) == 3
     assert budgets.refuses("oldest", 1000.0) is None

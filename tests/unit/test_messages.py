@@ -1,4 +1,4 @@
-"""What waits for a WebSocket's receive(): the queue of server.py."""
+"""The receive queue of a WebSocket."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import asyncio
 import anyio
 import pytest
 
-from nuropb_gateway_asgi.server.websocket import _Messages
+from nuropb_gateway_asgi.server.message_queue import MessageQueue
 
 
-async def test_messages_come_in_their_order() -> None:
-    messages = _Messages()
+async def test_messages_keep_their_order() -> None:
+    messages = MessageQueue()
     for number in range(3):
         messages.put_nowait(number)
     assert not messages.empty()
@@ -20,8 +20,8 @@ async def test_messages_come_in_their_order() -> None:
     assert messages.qsize() == 0
 
 
-async def test_whoever_waits_is_woken_and_all_of_them_get_one() -> None:
-    messages, got = _Messages(), []
+async def test_each_waiting_reader_gets_one_message() -> None:
+    messages, got = MessageQueue(), []
 
     async def read() -> None:
         got.append(await messages.get())
@@ -39,8 +39,8 @@ async def test_whoever_waits_is_woken_and_all_of_them_get_one() -> None:
     assert sorted(got) == ["a", "b", "c"]
 
 
-async def test_a_reader_that_is_cancelled_loses_no_message() -> None:
-    messages = _Messages()
+async def test_a_cancelled_reader_loses_no_message() -> None:
+    messages = MessageQueue()
     reader = asyncio.create_task(messages.get())
     await anyio.wait_all_tasks_blocked()
     messages.put_nowait("kept")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi.authorization.rules import Condition, Rule
+from nuropb_gateway_asgi.authorization.claims import Condition
+from nuropb_gateway_asgi.authorization.rules import Rule
 from nuropb_gateway_asgi.authorization.syntax import parse_policy
 from nuropb_gateway_asgi.exceptions import GatewayError, PolicyError, SettingsError
 from nuropb_gateway_asgi.rates import Rate
@@ -27,7 +28,7 @@ def mistake(text: str | bytes) -> str:
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("policy.toml:")
-    assert "; allowed is " in message
+    assert "; expected " in message
     return message
 
 
@@ -206,30 +207,30 @@ RATE = "a whole number up to 1000000 and a unit, as in 20/s, 100/min or 1000/h"
 ACTIONS = '"call" or "subscribe"'
 
 MISTAKES = [
-    # text, line, what is wrong, what is allowed
-    ("", 1, "there is no rule", "one [[rule]] at the least"),
-    ("# nothing\n\n", 1, "there is no rule", "one [[rule]] at the least"),
+    # text, line, mistake, remedy
+    ("", 1, "the file has no rule", "at least one [[rule]]"),
+    ("# nothing\n\n", 1, "the file has no rule", "at least one [[rule]]"),
     ("rule = [{}]\n", 1, "'rule' is not a list of tables", "[[rule]]"),
     ("rule = []\n", 1, "'rule' is not a list of tables", "[[rule]]"),
     ('\nrule = [{ allow = "call", methods = ["a.b"] }]\n', 2, "'rule' is not a list of tables", "[[rule]]"),
     ('# x\n[rule]\nallow = "call"\n', 2, "'rule' is not a list of tables", "[[rule]]"),
     ("rule = 5", 1, "'rule' is not a list of tables", "[[rule]]"),
-    (RULE + '\n[[rules]]\nallow = "call"\n', 5, "'rules' is not known", "[[rule]]"),
-    ("version = 1\n" + RULE, 1, "'version' is not known", "[[rule]]"),
-    (RULE + "[other]\nallow = 1\n", 4, "'other' is not known", "[[rule]]"),
-    (RULE + RULE + 'method = ["a.b"]\n', 7, "'method' is not known in a rule", RULE_KEYS),
-    (RULE + "Rate = 5\n", 4, "'Rate' is not known in a rule", RULE_KEYS),
-    (RULE + "[rule.where]\nx = 1\n", 4, "'where' is not known in a rule", RULE_KEYS),
+    (RULE + '\n[[rules]]\nallow = "call"\n', 5, "unknown key 'rules'", "[[rule]]"),
+    ("version = 1\n" + RULE, 1, "unknown key 'version'", "[[rule]]"),
+    (RULE + "[other]\nallow = 1\n", 4, "unknown key 'other'", "[[rule]]"),
+    (RULE + RULE + 'method = ["a.b"]\n', 7, "unknown key 'method' in a rule", RULE_KEYS),
+    (RULE + "Rate = 5\n", 4, "unknown key 'Rate' in a rule", RULE_KEYS),
+    (RULE + "[rule.where]\nx = 1\n", 4, "unknown key 'where' in a rule", RULE_KEYS),
     (
         RULE + "\n[[rule]]\n",
         5,
-        "a rule has neither allow nor deny",
+        "the rule has neither allow nor deny",
         'one of them, as in allow = "call" or deny = "subscribe"',
     ),
     (
         RULE + 'deny = "call"\n',
         1,
-        "a rule has both allow and deny",
+        "the rule has both allow and deny",
         'one of them, as in allow = "call" or deny = "subscribe"',
     ),
     ('[[rule]]\nallow = "read"\nmethods = ["a.b"]\n', 2, "allow is 'read'", ACTIONS),
@@ -241,68 +242,83 @@ MISTAKES = [
     # methods and topics
     (CALL, 1, "a rule about calls has no methods", "a list of patterns in methods"),
     (SUBSCRIBE, 1, "a rule about subscriptions has no topics", "a list of patterns in topics"),
-    (CALL + 'topics = ["a"]\n', 3, "a rule about calls has topics", "methods"),
-    (RULE + 'topics = ["a"]\n', 4, "a rule about calls has topics", "methods"),
-    (SUBSCRIBE + 'methods = ["a.b"]\n', 3, "a rule about subscriptions has methods", "topics"),
+    (CALL + 'topics = ["a"]\n', 3, "a rule about calls has topics", "methods in its place"),
+    (RULE + 'topics = ["a"]\n', 4, "a rule about calls has topics", "methods in its place"),
+    (SUBSCRIBE + 'methods = ["a.b"]\n', 3, "a rule about subscriptions has methods", "topics in its place"),
     (CALL + 'methods = "orders.*"\n', 3, "methods is 'orders.*'", f"a list of {METHODS}"),
     (CALL + "methods = []\n", 3, "methods is empty", f"a list of {METHODS}"),
     (CALL + "methods = { a = 1 }\n", 3, "methods is a table", f"a list of {METHODS}"),
-    (CALL + 'methods = ["a.b", 5]\n', 3, "methods has 5 in it", f"a list of strings: {METHODS}"),
-    (CALL + 'methods = ["a.b", ["c.d"]]\n', 3, "methods has a list in it", f"a list of strings: {METHODS}"),
+    (CALL + 'methods = ["a.b", 5]\n', 3, "methods contains 5", f"a list of strings: {METHODS}"),
+    (CALL + 'methods = ["a.b", ["c.d"]]\n', 3, "methods contains a list", f"a list of strings: {METHODS}"),
     (
         CALL + 'methods = ["orders"]\n',
         3,
-        "'orders' is no pattern for methods: no service and method with a dot in between",
+        "'orders' is not a pattern for methods: no service and method with a dot between them",
         METHODS,
     ),
     (
         CALL + 'methods = ["", "a.b"]\n',
         3,
-        "'' is no pattern for methods: no service and method with a dot in between",
+        "'' is not a pattern for methods: no service and method with a dot between them",
         METHODS,
     ),
     (
         CALL + 'methods = ["a.{x}"]\n',
         3,
-        "'a.{x}' is no pattern for methods: braces that are not {user_id} or {claim:name}",
+        "'a.{x}' is not a pattern for methods: braces that are not {user_id} or {claim:name}",
         METHODS,
     ),
     (
         CALL + 'methods = ["a.é"]\n',
         3,
-        "'a.é' is no pattern for methods: characters that are not printable ASCII",
+        "'a.é' is not a pattern for methods: characters that are not printable ASCII",
         METHODS,
     ),
     (
         CALL + 'methods = ["a.b\\n"]\n',
         3,
-        "'a.b\\n' is no pattern for methods: characters that are not printable ASCII",
+        "'a.b\\n' is not a pattern for methods: characters that are not printable ASCII",
         METHODS,
     ),
-    (CALL + 'methods = ["a b.c"]\n', 3, "'a b.c' is no pattern for methods: characters that no name has", METHODS),
-    (CALL + 'methods = ["a.b c"]\n', 3, "'a.b c' is no pattern for methods: characters that no name has", METHODS),
+    (
+        CALL + 'methods = ["a b.c"]\n',
+        3,
+        "'a b.c' is not a pattern for methods: characters that names cannot contain",
+        METHODS,
+    ),
+    (
+        CALL + 'methods = ["a.b c"]\n',
+        3,
+        "'a.b c' is not a pattern for methods: characters that names cannot contain",
+        METHODS,
+    ),
     (
         CALL + 'methods = ["a.get-all"]\n',
         3,
-        "'a.get-all' is no pattern for methods: characters that no name has",
+        "'a.get-all' is not a pattern for methods: characters that names cannot contain",
         METHODS,
     ),
-    (CALL + 'methods = ["a.b#"]\n', 3, "'a.b#' is no pattern for methods: characters that no name has", METHODS),
-    (CALL + 'methods = ["a._x"]\n', 3, "'a._x' is no pattern for methods: no client may ever call it", METHODS),
+    (
+        CALL + 'methods = ["a.b#"]\n',
+        3,
+        "'a.b#' is not a pattern for methods: characters that names cannot contain",
+        METHODS,
+    ),
+    (CALL + 'methods = ["a._x"]\n', 3, "'a._x' is not a pattern for methods: clients can never call it", METHODS),
     (
         CALL + 'methods = ["*.nuropb_describe"]\n',
         3,
-        "'*.nuropb_describe' is no pattern for methods: no client may ever call it",
+        "'*.nuropb_describe' is not a pattern for methods: clients can never call it",
         METHODS,
     ),
     (
         SUBSCRIBE + 'topics = ["a*"]\n',
         3,
-        "'a*' is no pattern for topics: a word that mixes * or # with other characters",
+        "'a*' is not a pattern for topics: a word that mixes * or # with other characters",
         TOPICS,
     ),
-    (SUBSCRIBE + 'topics = [""]\n', 3, "'' is no pattern for topics: empty", TOPICS),
-    (SUBSCRIBE + 'topics = [\n"a",\n"#.#.#"]\n', 3, "'#.#.#' is no pattern for topics: more than 2 # words", TOPICS),
+    (SUBSCRIBE + 'topics = [""]\n', 3, "'' is not a pattern for topics: empty", TOPICS),
+    (SUBSCRIBE + 'topics = [\n"a",\n"#.#.#"]\n', 3, "'#.#.#' is not a pattern for topics: more than 2 # words", TOPICS),
     # conditions
     (RULE + "when = {}\n", 4, "when is empty", CONDITION),
     (RULE + 'when = "admin"\n', 4, "when is 'admin'", CONDITION),
@@ -354,16 +370,26 @@ MISTAKES = [
     (
         '[[rule]]\ndeny = "call"\nmethods = ["a.b"]\nrate = "5/s"\n',
         4,
-        "rate has no meaning here",
-        'rate in rules with allow = "call"',
+        "rate has no effect in this rule",
+        'rate only in rules with allow = "call"',
     ),
-    (SUBSCRIBE + 'topics = ["a"]\nrate = "5/s"\n', 4, "rate has no meaning here", 'rate in rules with allow = "call"'),
-    (RULE + 'delivery = "latest"\n', 4, "delivery has no meaning here", 'delivery in rules with allow = "subscribe"'),
+    (
+        SUBSCRIBE + 'topics = ["a"]\nrate = "5/s"\n',
+        4,
+        "rate has no effect in this rule",
+        'rate only in rules with allow = "call"',
+    ),
+    (
+        RULE + 'delivery = "latest"\n',
+        4,
+        "delivery has no effect in this rule",
+        'delivery only in rules with allow = "subscribe"',
+    ),
     (
         '[[rule]]\ndeny = "subscribe"\ntopics = ["a"]\ndelivery = "close"\n',
         4,
-        "delivery has no meaning here",
-        'delivery in rules with allow = "subscribe"',
+        "delivery has no effect in this rule",
+        'delivery only in rules with allow = "subscribe"',
     ),
     (
         SUBSCRIBE + 'topics = ["a"]\ndelivery = "newest"\n',
@@ -384,20 +410,20 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "line", "wrong", "allowed"), MISTAKES, ids=range(len(MISTAKES)))
+@pytest.mark.parametrize(("text", "line", "wrong", "expected"), MISTAKES, ids=range(len(MISTAKES)))
 def test_a_mistake_is_one_line_with_its_place_and_what_is_allowed(
-    text: str, line: int, wrong: str, allowed: str
+    text: str, line: int, wrong: str, expected: str
 ) -> None:
     message = mistake(text)
-    if allowed == "TOML":  # what is wrong is said in the words of Python's reader, which may change
+    if expected == "TOML":  # the mistake is in the words of Python's TOML reader, which may change
         assert message.startswith(f"policy.toml:{line}: ")
-        assert message.endswith("; allowed is TOML")
+        assert message.endswith("; expected TOML")
     else:
-        assert message == f"policy.toml:{line}: {wrong}; allowed is {allowed}"
+        assert message == f"policy.toml:{line}: {wrong}; expected {expected}"
 
 
 def test_what_is_not_utf_8_is_a_mistake_in_its_line() -> None:
-    assert mistake(b"# a\n# \xff\n") == "policy.toml:2: it is not UTF-8; allowed is a TOML file in UTF-8"
+    assert mistake(b"# a\n# \xff\n") == "policy.toml:2: not UTF-8; expected a TOML file in UTF-8"
 
 
 def test_the_first_mistake_is_told() -> None:
@@ -418,7 +444,7 @@ def outcome(text: str | bytes) -> tuple[Rule, ...] | str:
 
 
 def is_a_line(message: str) -> bool:
-    return re.fullmatch(r"policy\.toml:[0-9]+: .+; allowed is .+", message) is not None
+    return re.fullmatch(r"policy\.toml:[0-9]+: .+; expected .+", message) is not None
 
 
 @given(st.text(st.sampled_from("[]{}=\"'#.,\n rule*allowcmethdsx5/"), max_size=60))

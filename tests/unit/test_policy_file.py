@@ -2,19 +2,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nuropb_gateway_asgi.authentication import Identity
-from nuropb_gateway_asgi.authorization import policy_file as _policy_file
-from nuropb_gateway_asgi.authorization.policy_file import MAX_SIZE, PolicyFile
+from nuropb_gateway_asgi.authorization import policy_file
+from nuropb_gateway_asgi.authorization.policy_file import MAX_SIZE, PolicyFile, Signature, read_signature
 from nuropb_gateway_asgi.exceptions import PolicyError, SettingsError
 
 from .fakes import until
@@ -39,7 +40,7 @@ def write(path: Path, text: str) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_policy_file, "POLL_INTERVAL", 0.005)
+    monkeypatch.setattr(policy_file, "POLL_INTERVAL", 0.005)
 
 
 @pytest.fixture
@@ -49,11 +50,24 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-class Watched:
-    """A file that is watched, and how often new rules came into force."""
+class Looks:
+    """A reader of signatures that counts its calls. Its answer is that of ``answer``, the real signature by default."""
 
-    def __init__(self, file: PolicyFile) -> None:
-        self.file = file
+    def __init__(self, answer: Callable[[str], Signature] = read_signature) -> None:
+        self.answer = answer
+        self.count = 0
+
+    def __call__(self, path: str) -> Signature:
+        self.count += 1
+        return self.answer(path)
+
+
+class Watched:
+    """A watched file, and the number of times that new rules came into force."""
+
+    def __init__(self, path: Path | str, answer: Callable[[str], Signature] = read_signature) -> None:
+        self.look = Looks(answer)
+        self.file = PolicyFile(str(path), look=self.look)
         self.changes = 0
 
     async def on_change(self) -> None:
@@ -62,25 +76,15 @@ class Watched:
     async def reloads(self, **counts: int) -> None:
         await until(lambda: dict(self.file.reloads) == counts)
 
-    async def looks(self) -> None:
-        """Let the file be looked at a few times."""
-        looks: list[str] = []
-        real = _policy_file._look
-
-        def look(path: str) -> Any:
-            looks.append(path)
-            return real(path)
-
-        _policy_file._look = look
-        try:
-            await until(lambda: len(looks) >= 4)
-        finally:
-            _policy_file._look = real
+    async def looks(self, count: int = 4) -> None:
+        """Wait until the file has been checked ``count`` more times."""
+        enough = self.look.count + count
+        await until(lambda: self.look.count >= enough)
 
 
 @contextlib.asynccontextmanager
-async def watching(path: Path | str) -> AsyncIterator[Watched]:
-    watched = Watched(PolicyFile(str(path)))
+async def watching(path: Path | str, answer: Callable[[str], Signature] = read_signature) -> AsyncIterator[Watched]:
+    watched = Watched(path, answer)
     task = asyncio.create_task(watched.file.watch(watched.on_change))
     try:
         await asyncio.sleep(0)
@@ -107,7 +111,7 @@ def test_a_file_is_a_policy(path: Path) -> None:
 
 def test_a_mistake_in_the_file_stops_the_start(path: Path) -> None:
     path.write_text(rules("orders.a") + "allow\n")
-    with pytest.raises(PolicyError, match=rf"^{re.escape(str(path))}:4: .*; allowed is TOML$"):
+    with pytest.raises(PolicyError, match=rf"^{re.escape(str(path))}:4: .*; expected TOML$"):
         PolicyFile(str(path))
 
 
@@ -121,14 +125,14 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
         (tmp_path / "missing" / "policy.toml", "the file cannot be read (FileNotFoundError)"),
         (big / "policy.toml", "the file cannot be read (NotADirectoryError)"),
         ("a\0b", "the file cannot be read (ValueError)"),
-        (tmp_path, "it is not a file"),
-        (pipe, "it is not a file"),
-        (big, f"it has more than {MAX_SIZE} bytes"),
+        (tmp_path, "not a regular file"),
+        (pipe, "not a regular file"),
+        (big, f"the file is larger than {MAX_SIZE} bytes"),
     ):
         with pytest.raises(SettingsError) as caught:
             PolicyFile(str(name))
-        allowed_is = "allowed is the name of a readable TOML file"
-        assert str(caught.value) == f"NUROPB_GATEWAY_POLICY: {wrong}; {allowed_is}"
+        expected = "expected the name of a readable TOML file"
+        assert str(caught.value) == f"NUROPB_GATEWAY_POLICY: {wrong}; {expected}"
 
 
 # --- when it changes ------------------------------------------------------------------------------------
@@ -141,7 +145,7 @@ async def test_a_file_that_was_replaced_is_read_again(path: Path, caplog: pytest
         await watched.reloads(ok=1)
         await until(lambda: watched.changes == 1)
         assert allowed(watched.file) == ["b", "c"]
-        assert f"{path}: 2 rules are in force" in caplog.text
+        assert f"{path}: policy reloaded, 2 rules are in force" in caplog.text
         await watched.looks()
         assert (dict(watched.file.reloads), watched.changes) == ({"ok": 1}, 1)
 
@@ -177,28 +181,24 @@ async def test_a_link_that_leads_elsewhere_is_followed_as_kubernetes_changes_it(
 
 
 async def test_a_change_between_the_start_and_the_first_look_is_seen(path: Path) -> None:
-    file = PolicyFile(str(path))
+    watched = Watched(path)
     write(path, rules("orders.b"))
-    watched = Watched(file)
-    task = asyncio.create_task(file.watch(watched.on_change))
+    task = asyncio.create_task(watched.file.watch(watched.on_change))
     await watched.reloads(ok=1)
-    assert allowed(file) == ["b"]
+    assert allowed(watched.file) == ["b"]
     task.cancel()
 
 
-async def test_a_file_is_not_read_while_it_is_being_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, looks, writing = _policy_file._look, [], True
+async def test_a_file_is_not_read_while_it_is_being_written(path: Path) -> None:
+    times, writing = itertools.count(), True
 
-    def look(path: str) -> Any:
-        found = real(path)
-        looks.append(found)
-        return (*found[:4], len(looks)) if writing and found is not None else found
+    def answer(path: str) -> Signature:
+        found = read_signature(path)
+        return (*found[:4], next(times)) if writing and found is not None else found
 
-    monkeypatch.setattr(_policy_file, "_look", look)
-    async with watching(path) as watched:
+    async with watching(path, answer) as watched:
         write(path, rules("orders.b"))
-        before = len(looks)
-        await until(lambda: len(looks) >= before + 10)  # each finds another state
+        await watched.looks(10)  # each finds another state
         assert allowed(watched.file) == ["a"]
         writing = False
         await watched.reloads(ok=1)
@@ -223,10 +223,10 @@ async def test_a_broken_file_leaves_the_old_rules_and_says_so_once(
         await watched.reloads(failed=1)
         assert allowed(watched.file) == ["a"]
         assert watched.file.problem is not None
-        assert re.fullmatch(rf"{re.escape(str(path))}:\d+: .+; allowed is .+", watched.file.problem)
+        assert re.fullmatch(rf"{re.escape(str(path))}:\d+: .+; expected .+", watched.file.problem)
         await watched.looks()
         errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-        assert errors == [f"the policy stays as it was: {watched.file.problem}"]
+        assert errors == [f"policy reload failed; keeping the previous policy: {watched.file.problem}"]
         assert watched.changes == 0
         write(path, rules("orders.b"))
         await watched.reloads(failed=1, ok=1)
@@ -245,40 +245,37 @@ async def test_a_file_that_is_gone_leaves_the_old_rules_until_it_is_back(
         assert watched.file.problem is not None
         assert "cannot be read (FileNotFoundError)" in watched.file.problem
         await watched.looks()
-        assert caplog.text.count("stays as it was") == 1
+        assert caplog.text.count("keeping the previous policy") == 1
         beside.rename(path)
         await watched.reloads(failed=1, ok=1)
         assert watched.file.problem is None
         assert allowed(watched.file) == ["a"]
 
 
-async def test_whatever_fails_the_file_is_looked_at_again(
-    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    real, failures = _policy_file._look, iter([RuntimeError("can't start new thread"), KeyError()])
+async def test_whatever_fails_the_file_is_looked_at_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failures = iter([RuntimeError("can't start new thread"), KeyError()])
 
-    def look(path: str) -> Any:
+    def answer(path: str) -> Signature:
         for error in failures:
             raise error
-        return real(path)
+        return read_signature(path)
 
-    monkeypatch.setattr(_policy_file, "_look", look)
-    async with watching(path) as watched:
+    async with watching(path, answer) as watched:
         write(path, rules("orders.b"))
         await watched.reloads(ok=1)
     assert "can't start new thread" in caplog.text
 
 
-async def test_the_disk_is_not_waited_for_at_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_disk_is_not_waited_for_at_the_end(path: Path) -> None:
     hangs, gone = threading.Event(), threading.Event()
 
-    def look(path: str) -> None:
+    def hang(path: str) -> Signature:
         hangs.set()
         gone.wait(10)
+        return None
 
-    monkeypatch.setattr(_policy_file, "_look", look)
     try:
-        async with watching(path):
+        async with watching(path, hang):
             await until(hangs.is_set)
     finally:
         gone.set()
@@ -288,7 +285,7 @@ async def test_the_disk_is_not_waited_for_at_the_end(path: Path, monkeypatch: py
 
 
 async def test_a_hangup_signal_reads_the_file_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_policy_file, "POLL_INTERVAL", 60.0)
+    monkeypatch.setattr(policy_file, "POLL_INTERVAL", 60.0)
     async with watching(path) as watched:
         path.write_text(rules("orders.b"))
         os.kill(os.getpid(), signal.SIGHUP)
@@ -357,13 +354,12 @@ def test_outside_of_the_main_thread_there_are_no_signals_and_the_file_is_looked_
 
 
 def test_a_file_may_be_watched_again_in_another_event_loop(path: Path) -> None:
-    file = PolicyFile(str(path))
+    watched = Watched(path)
 
     async def watch(method: str) -> None:
-        watched = Watched(file)
-        task = asyncio.create_task(file.watch(watched.on_change))
+        task = asyncio.create_task(watched.file.watch(watched.on_change))
         write(path, rules(f"orders.{method}"))
-        await until(lambda: allowed(file) == [method])
+        await until(lambda: allowed(watched.file) == [method])
         task.cancel()
 
     for method in "bc":

@@ -119,8 +119,8 @@ def test_what_is_learnt_again_replaces_what_was_known() -> None:
     presence.learn("there", Snapshot(["alice", "bob"], [], []), 0.0)
     presence.learn("there", Snapshot(["bob", "carol"], ["carol"], []), 1.0)
     presence.gone("there", 2.0)
-    assert presence._holders == {}
-    assert set(presence._due) == {"alice", "bob"}
+    assert presence.online == frozenset()
+    assert presence.pending == {"alice", "bob"}
 
 
 def test_who_has_gone_there_and_is_here_is_still_there_for_the_others() -> None:
@@ -146,5 +146,5 @@ def test_the_news_of_all_processes_together_are_true_and_take_turns(seed: int) -
             state[user_id] = online
     told_last = told(presences, now + DEBOUNCE)
     state.update(told_last)
-    assert state == {user_id: user_id in presences[0]._holders for user_id in users}
-    assert not presences[0]._due
+    assert state == {user_id: user_id in presences[0].online for user_id in users}
+    assert not presences[0].pending

@@ -13,16 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.authentication import Identity
-from nuropb_gateway_asgi.authorization.policies import (
-    MAX_REMEMBERED,
+from nuropb_gateway_asgi.authorization import (
     AuthorizedPolicy,
+    CallVerdict,
     Decision,
     ExposePolicy,
     Policy,
     RulePolicy,
     completed,
 )
-from nuropb_gateway_asgi.authorization.rules import CallPattern, Condition, Rule, TopicPattern
+from nuropb_gateway_asgi.authorization.claims import Condition
+from nuropb_gateway_asgi.authorization.patterns import CallPattern, TopicPattern
+from nuropb_gateway_asgi.authorization.rule_policy import MAX_REMEMBERED
+from nuropb_gateway_asgi.authorization.rules import Rule
 from nuropb_gateway_asgi.authorization.syntax import parse_policy
 from nuropb_gateway_asgi.rates import CallRate, Rate
 from nuropb_gateway_asgi.topics import covers, matches
@@ -509,7 +512,7 @@ def test_what_became_of_each_rule_is_said_strongest_first() -> None:
         (2, False, "does not apply: role equals 'admin' does not hold"),
         (3, True, "decides"),
         (1, False, "is weaker than policy.toml:3, which names the method without *"),
-        (4, False, "does not apply: a placeholder stands for something else, or for nothing"),
+        (4, False, "does not apply: a placeholder has another value, or none"),
         (5, False, "is weaker than policy.toml:3, which names the service without *"),
     ]
 
@@ -528,19 +531,19 @@ def test_what_became_of_each_rule_about_topics_is_said_strongest_first() -> None
     assert found == [
         (3, False, "does not apply: role equals 'admin' does not hold"),
         (2, True, "decides"),
-        (4, False, "does not apply: a placeholder stands for nothing"),
-        (6, False, "allows only a part of it"),
+        (4, False, "does not apply: a placeholder has no value"),
+        (6, False, "allows only a part of the pattern"),
         (1, False, "is weaker than policy.toml:2, which has no #"),
         (5, False, "is weaker than policy.toml:2, which has no #"),
     ]
     admin = identity(role="admin")
     found = [(each.rule.line, each.decides, each.why) for each in mine.consider_subscribe(admin, "orders.#")]
     assert found[:2] == [
-        (3, False, "allows only a part of it"),
-        (2, False, "denies a part of it, of which a stronger one allows all"),
+        (3, False, "allows only a part of the pattern"),
+        (2, False, "denies a part of the pattern, but a stronger rule allows this part"),
     ]
     assert (1, True, "decides") in found
-    assert [each.why for each in mine.consider_subscribe(identity(), "#")][-1] == "denies a part of it"
+    assert [each.why for each in mine.consider_subscribe(identity(), "#")][-1] == "denies a part of the pattern"
 
 
 REASONS = [
@@ -598,7 +601,7 @@ def test_what_is_remembered_of_names_that_clients_make_up_has_an_end() -> None:
     for number in range(3 * MAX_REMEMBERED):
         assert mine.may_call(identity(), "orders", f"m{number}")
         assert not mine.may_call(identity(), "orders", f"_{number}")
-        assert len(mine._remembered) <= MAX_REMEMBERED
+        assert mine.remembered <= MAX_REMEMBERED
 
 
 def test_a_file_decides_as_its_rules_do() -> None:
@@ -703,8 +706,8 @@ def test_the_exception_of_an_authorizer_is_a_no_and_its_text_is_not_logged(caplo
     with caplog.at_level(logging.DEBUG):
         assert not mine.may_call(identity(), "orders", "get")
         assert not mine.may_subscribe(identity(), "a.b")
-    assert "the authorizer raised RuntimeError for a call, which is a no" in caplog.text
-    assert "the authorizer raised RuntimeError for a subscribe, which is a no" in caplog.text
+    assert "the authorizer raised RuntimeError for a call; denied" in caplog.text
+    assert "the authorizer raised RuntimeError for a subscribe; denied" in caplog.text
     assert "It was raised here" in caplog.text
     assert "the secret" not in caplog.text
 
@@ -713,7 +716,7 @@ def test_the_exception_of_an_authorizer_is_a_no_and_its_text_is_not_logged(caplo
 def test_an_answer_that_is_none_is_a_no(answer: object, caplog: pytest.LogCaptureFixture) -> None:
     mine = AuthorizedPolicy(BASE, Authorizer(answer))
     assert not mine.may_call(identity(), "orders", "get")
-    assert f"the authorizer answered with a {type(answer).__name__} for a call, which is a no" in caplog.text
+    assert f"the authorizer returned an unusable {type(answer).__name__} for a call; denied" in caplog.text
 
 
 def test_an_authorizer_that_forgets_to_answer_allows_nothing() -> None:
@@ -822,3 +825,229 @@ def test_what_a_policy_says_itself_is_kept_when_it_is_completed() -> None:
 def test_a_policy_that_says_everything_stays_itself() -> None:
     for complete in (BASE, ExposePolicy([], []), AuthorizedPolicy(BASE, Authorizer())):
         assert completed(complete) is complete
+
+
+# --- one decision for each call -------------------------------------------------------------------------
+
+RATE = CallRate(Rate(1, "s", 1))
+OTHER_RATE = CallRate(Rate(2, "s", 2))
+LIMITED = [
+    Rule(True, methods=(CallPattern.parse("orders.create"),), rate=RATE),
+    Rule(True, methods=(CallPattern.parse("orders.*"),)),
+    Rule(False, methods=(CallPattern.parse("orders.drop"),)),
+]
+DENIED = CallVerdict(False, None)
+
+
+class Counting(RulePolicy):
+    """Counts its decisions."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        super().__init__(rules)
+        self.decisions = 0
+
+    def decide_call(self, identity: Identity, service: str, method: str) -> Decision:
+        self.decisions += 1
+        return super().decide_call(identity, service, method)
+
+
+@pytest.mark.parametrize(
+    ("method", "verdict"),
+    [("create", CallVerdict(True, RATE)), ("list", CallVerdict(True, None)), ("drop", DENIED), ("_x", DENIED)],
+)
+@pytest.mark.parametrize("authorized", [False, True])
+def test_one_decision_judges_a_call(method: str, verdict: CallVerdict, authorized: bool) -> None:
+    rules, authorizer = Counting(LIMITED), Authorizer()
+    mine: Policy = AuthorizedPolicy(rules, authorizer) if authorized else rules
+    assert mine.judge_call(identity(), "orders", method) == verdict
+    assert rules.decisions == (0 if authorized and method == "_x" else 1)
+    assert len(authorizer.asked) == (authorized and method != "_x")
+
+
+@given(st.sampled_from(["create", "list", "drop", "_x", "nuropb_describe", "", "a.b"]), st.sampled_from("ab"))
+def test_a_verdict_is_what_may_call_and_rate_answer(method: str, service: str) -> None:
+    rules = [*LIMITED, Rule(True, methods=(CallPattern.parse("a.{user_id}"), CallPattern.parse("a.*st")), rate=RATE)]
+    policies: list[Policy] = [RulePolicy(rules), ExposePolicy(["a.*", "orders.list"], [])]
+    policies += [AuthorizedPolicy(each, Authorizer(answer)) for each in policies for answer in (None, True, False)]
+    policies.append(completed(Plain()))
+    for mine in policies:
+        for caller in (identity("create"), identity("u1")):
+            allowed = mine.may_call(caller, service, method)
+            rate = mine.rate(caller, service, method) if allowed else None
+            assert mine.judge_call(caller, service, method) == (allowed, rate)
+
+
+def test_an_authorizer_that_allows_against_the_rules_leaves_no_rate_and_one_that_denies_asks_for_none() -> None:
+    rules = RulePolicy(LIMITED)
+    assert AuthorizedPolicy(rules, Authorizer(True)).judge_call(identity(), "orders", "drop") == (True, None)
+    assert AuthorizedPolicy(rules, Authorizer(True)).judge_call(identity(), "orders", "create") == (True, RATE)
+    assert AuthorizedPolicy(rules, Authorizer(False)).judge_call(identity(), "orders", "create") == DENIED
+
+
+class NoCreate(RulePolicy):
+    """A subclass with its own ``may_call``."""
+
+    def may_call(self, identity: Identity, service: str, method: str) -> bool:
+        return method != "create" and super().may_call(identity, service, method)
+
+
+class OtherRate(RulePolicy):
+    """A subclass with its own ``rate``."""
+
+    def rate(self, identity: Identity, service: str, method: str) -> CallRate | None:
+        return OTHER_RATE
+
+
+class CreateOnly:
+    """A mixin with its own ``may_call``."""
+
+    def may_call(self, identity: Identity, service: str, method: str) -> bool:
+        return method == "create"
+
+
+class Mixed(CreateOnly, RulePolicy):
+    """A subclass that inherits its ``may_call`` from elsewhere."""
+
+
+class Inherited(NoCreate):
+    """A subclass of a subclass."""
+
+
+@pytest.mark.parametrize(
+    ("policy_class", "create", "list_"),
+    [
+        (RulePolicy, (True, RATE), (True, None)),
+        (NoCreate, DENIED, (True, None)),
+        (Inherited, DENIED, (True, None)),
+        (OtherRate, (True, OTHER_RATE), (True, OTHER_RATE)),
+        (Mixed, (True, RATE), DENIED),
+    ],
+)
+@pytest.mark.parametrize("authorized", [False, True])
+def test_what_a_subclass_of_the_rules_answers_counts_for_a_verdict(
+    policy_class: type[RulePolicy], create: object, list_: object, authorized: bool
+) -> None:
+    mine: Policy = policy_class(LIMITED)
+    if authorized:
+        mine = AuthorizedPolicy(mine, Authorizer())
+    assert [mine.judge_call(identity(), "orders", method) for method in ("create", "list")] == [create, list_]
+
+
+def test_a_subclass_that_decides_otherwise_counts_for_a_verdict() -> None:
+    class Never(RulePolicy):
+        def decide_call(self, identity: Identity, service: str, method: str) -> Decision:
+            return Decision(False, "never")
+
+    for mine in (Never(LIMITED), AuthorizedPolicy(Never(LIMITED), Authorizer())):
+        assert mine.judge_call(identity(), "orders", "list") == DENIED
+
+
+def test_what_a_subclass_of_the_authorized_policy_answers_counts_for_a_verdict() -> None:
+    class MayNot(AuthorizedPolicy):
+        def may_call(self, identity: Identity, service: str, method: str) -> bool:
+            return False
+
+    class DecidesNo(AuthorizedPolicy):
+        def decide_call(self, identity: Identity, service: str, method: str) -> Decision:
+            return Decision(False, "no")
+
+    class Rated(AuthorizedPolicy):
+        def rate(self, identity: Identity, service: str, method: str) -> CallRate | None:
+            return OTHER_RATE
+
+    rules = RulePolicy(LIMITED)
+    verdicts = [
+        each(rules, Authorizer()).judge_call(identity(), "orders", "list") for each in (MayNot, DecidesNo, Rated)
+    ]
+    assert verdicts == [DENIED, DENIED, (True, OTHER_RATE)]
+
+
+class Rated(Plain):
+    """A policy with a rate, which writes down the calls whose rate it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def rate(self, identity: Identity, service: str, method: str) -> CallRate:
+        self.asked.append(method)
+        return RATE
+
+
+def test_a_completed_policy_is_asked_for_the_rate_of_allowed_calls_alone() -> None:
+    own = Rated()
+    mine = completed(own)
+    assert mine.judge_call(identity(), "orders", "get") == (True, RATE)
+    assert mine.judge_call(identity(), "orders", "put") == DENIED
+    assert own.asked == ["get"]
+    assert completed(Plain()).judge_call(identity(), "orders", "get") == (True, None)
+
+
+class Judging(Plain):
+    """A policy with a verdict of its own."""
+
+    def judge_call(self, identity: Identity, service: str, method: str) -> CallVerdict:
+        return CallVerdict(method == "put", OTHER_RATE)
+
+
+def test_a_policy_may_judge_calls_itself() -> None:
+    assert completed(Judging()).judge_call(identity(), "orders", "put") == (True, OTHER_RATE)
+
+
+class Wrapper:
+    """A policy that passes on to another what it does not say itself."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def may_call(self, identity: Identity, service: str, method: str) -> bool:
+        return method != "create" and self.policy.may_call(identity, service, method)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
+
+
+def test_a_policy_that_passes_on_to_another_is_not_bypassed() -> None:
+    mine = completed(Wrapper(RulePolicy(LIMITED)))
+    assert mine.judge_call(identity(), "orders", "create") == DENIED
+    assert mine.judge_call(identity(), "orders", "list") == (True, None)
+    assert mine.topics(identity()) == ()
+
+
+class Explicit(Policy):
+    """A policy that names the protocol as its base."""
+
+    exposes_anything = True
+
+    def may_call(self, identity: Identity, service: str, method: str) -> bool:
+        return method == "get"
+
+    def rate(self, identity: Identity, service: str, method: str) -> CallRate | None:
+        return RATE
+
+    def may_subscribe(self, identity: Identity, pattern: str) -> bool:
+        return False
+
+    def may_describe(self, identity: Identity, service: str) -> bool:
+        return False
+
+    def services(self, identity: Identity) -> list[str]:
+        return []
+
+
+def test_a_policy_with_the_protocol_as_its_base_judges_by_its_own_answers() -> None:
+    mine = Explicit()
+    assert completed(mine) is mine
+    assert mine.judge_call(identity(), "orders", "get") == (True, RATE)
+    assert mine.judge_call(identity(), "orders", "put") == DENIED
+
+
+class Reasoned(Plain):
+    """A policy that gives reasons."""
+
+    def decide_call(self, identity: Identity, service: str, method: str) -> Decision:
+        return Decision(self.may_call(identity, service, method), "it is Tuesday")
+
+
+def test_a_completed_policy_keeps_its_reasons() -> None:
+    mine = AuthorizedPolicy(completed(Reasoned()), Authorizer())
+    assert mine.decide_call(identity(), "orders", "get") == Decision(True, "it is Tuesday")

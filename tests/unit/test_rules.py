@@ -9,16 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.authentication import Identity
-from nuropb_gateway_asgi.authorization.rules import (
+from nuropb_gateway_asgi.authorization.claims import Condition, Operator
+from nuropb_gateway_asgi.authorization.patterns import (
     CallPattern,
-    Condition,
-    Operator,
+    NamePattern,
     Placeholder,
-    Rule,
     TopicPattern,
-    _glob,
-    _Name,
+    matches_glob,
 )
+from nuropb_gateway_asgi.authorization.rules import Rule
 from nuropb_gateway_asgi.topics import matches
 
 
@@ -223,12 +222,12 @@ def test_braces_that_are_no_placeholder_are_refused(text: str) -> None:
 def test_the_last_dot_outside_of_braces_separates_service_and_method(
     text: str, service: tuple[Any, ...], method: tuple[Any, ...]
 ) -> None:
-    assert CallPattern.parse(text) == CallPattern(text, _Name(service), _Name(method))
+    assert CallPattern.parse(text) == CallPattern(text, NamePattern(service), NamePattern(method))
 
 
 @pytest.mark.parametrize("text", ["", ".", "a", "a.", ".a", "{claim:a.b}", "{user_id}", "a.{user_id}."])
 def test_a_pattern_without_service_or_method_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no service and method with a dot in between"):
+    with pytest.raises(ValueError, match="no service and method with a dot between them"):
         CallPattern.parse(text)
 
 
@@ -240,13 +239,13 @@ def test_globbing_agrees_with_a_regular_expression() -> None:
     for pattern in ["", *names("ab*", 5)]:
         expression = re.compile(".*".join(map(re.escape, pattern.split("*"))))
         for text in ["", *names("ab", 5)]:
-            assert _glob(pattern, text) == (expression.fullmatch(text) is not None), (pattern, text)
+            assert matches_glob(pattern, text) == (expression.fullmatch(text) is not None), (pattern, text)
 
 
 def test_a_name_that_matches_less_ranks_higher_and_is_covered() -> None:
     # "z" is in no pattern: it stands for all the characters that nobody thought of.
     universe = names("az", 5)
-    patterns = [_Name((text,)) for text in names("a*", 4)]
+    patterns = [NamePattern((text,)) for text in names("a*", 4)]
     matched = {pattern: {name for name in universe if pattern.may_match(name)} for pattern in patterns}
     for one, other in itertools.product(patterns, repeat=2):
         if matched[one] < matched[other]:

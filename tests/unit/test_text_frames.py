@@ -1,3 +1,5 @@
+"""The fast path for text frames, compared with the websockets library."""
+
 from __future__ import annotations
 
 import os
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
-from nuropb_gateway_asgi.server.text_frames import encode_text, frame_size, is_fragment, is_hopeless, text_of
+from nuropb_gateway_asgi.server.text_frames import decode_text, encode_text, frame_size, has_invalid_head, is_fragment
 
 LENGTHS = [0, 1, 125, 126, 127, 65535, 65536]
 frames = st.one_of(
@@ -26,14 +28,14 @@ def written(frame: Frame, *, mask: bool = True) -> bytes:
 
 
 @given(frames, st.booleans(), st.binary(max_size=20))
-def test_the_size_of_a_frame_is_known_from_its_head(frame: Frame, mask: bool, more: bytes) -> None:
+def test_the_head_gives_the_size_of_a_frame(frame: Frame, mask: bool, more: bytes) -> None:
     data = written(frame, mask=mask)
     assert frame_size(b"..." + data + more, 3) == len(data)
     assert frame_size(bytearray(data), 0) == len(data)
 
 
 @given(frames)
-def test_of_a_head_that_has_not_come_nothing_is_said(frame: Frame) -> None:
+def test_an_incomplete_head_gives_no_size(frame: Frame) -> None:
     data = written(frame)
     known = [frame_size(data[:room], 0) for room in range(min(len(data), 14))]
     assert set(known) <= {0, len(data)}
@@ -42,15 +44,15 @@ def test_of_a_head_that_has_not_come_nothing_is_said(frame: Frame) -> None:
 
 
 @given(st.text(max_size=200), st.binary(max_size=10), st.binary(max_size=10))
-def test_a_text_is_what_was_sent(text: str, before: bytes, after: bytes) -> None:
+def test_a_text_arrives_unchanged(text: str, before: bytes, after: bytes) -> None:
     data = written(Frame(Opcode.TEXT, text.encode()))
-    assert text_of(before + data + after, len(before), len(before) + len(data)) == text
+    assert decode_text(before + data + after, len(before), len(before) + len(data)) == text
 
 
 @pytest.mark.parametrize("length", [125, 126, 65535])
-def test_a_long_text_is_what_was_sent(length: int) -> None:
+def test_a_long_text_arrives_unchanged(length: int) -> None:
     data = written(Frame(Opcode.TEXT, b"x" * length))
-    assert text_of(bytearray(data), 0, len(data)) == "x" * length
+    assert decode_text(bytearray(data), 0, len(data)) == "x" * length
 
 
 @pytest.mark.parametrize(
@@ -63,29 +65,29 @@ def test_a_long_text_is_what_was_sent(length: int) -> None:
         *(pytest.param(Frame(code, b"\x03\xe8"), True, id=code.name) for code in Opcode if code is not Opcode.TEXT),
     ],
 )
-def test_everything_else_is_left_to_the_library(frame: Frame, mask: bool) -> None:
+def test_all_other_frames_are_left_to_the_library(frame: Frame, mask: bool) -> None:
     data = written(frame, mask=mask)
-    assert text_of(data, 0, len(data)) is None
+    assert decode_text(data, 0, len(data)) is None
 
 
-def test_what_an_extension_has_changed_is_left_to_the_library() -> None:
+def test_compressed_frames_are_left_to_the_library() -> None:
     compressed = b"\xc1" + written(Frame(Opcode.TEXT, b"a"))[1:]
-    assert text_of(compressed, 0, len(compressed)) is None
+    assert decode_text(compressed, 0, len(compressed)) is None
 
 
 @given(st.one_of(st.text(max_size=200), st.sampled_from(["x" * length for length in LENGTHS])))
-def test_what_is_sent_is_what_the_library_would_send(text: str) -> None:
+def test_a_text_is_encoded_as_by_the_library(text: str) -> None:
     assert encode_text(text) == written(Frame(Opcode.TEXT, text.encode()), mask=False)
 
 
 @given(st.binary(min_size=2, max_size=2))
-def test_what_is_hopeless_is_what_the_library_refuses_at_the_head(head: bytes) -> None:
+def test_an_invalid_head_is_one_that_the_library_refuses(head: bytes) -> None:
     valid = head[0] & 0x0F in set(Opcode)
-    assert is_hopeless(b"." + head, 1) == (not valid or head[1] < 128)
+    assert has_invalid_head(b"." + head, 1) == (not valid or head[1] < 128)
 
 
 @pytest.mark.parametrize(
     ("first", "unfinished"), [(0x01, True), (0x00, True), (0x81, False), (0x80, False), (0x82, False), (0x89, None)]
 )
-def test_whether_a_message_goes_on(first: int, unfinished: bool | None) -> None:
+def test_fragments_are_recognised(first: int, unfinished: bool | None) -> None:
     assert is_fragment(first) is unfinished

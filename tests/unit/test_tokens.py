@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.authentication import JWTAuthenticator
-from nuropb_gateway_asgi.authentication import authenticators as authentication
+from nuropb_gateway_asgi.authentication import jwt_authenticator as authentication
 from tests.kit.token_table import HONEST, HOSTILE, Row, clock_of_the_table, verifiers
 from tests.kit.tokens import AUDIENCE, CLAIMS, ISSUER, SECRET, make
 

@@ -1,6 +1,6 @@
-"""A typed client of a caller's contract, as source text: an AsyncAPI document in, a module out. Pure.
+"""A generator of typed clients: reads a gateway's AsyncAPI document, and returns the source text of a module. Pure.
 
-One module for each language; :mod:`.model` is what they have in common.
+``python`` and ``typescript`` write the module; ``model`` reads the document.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Language: TypeAlias = Literal["ts", "py"]
 
 
 def generate_client(document: Mapping[str, Any], lang: Language) -> str:
-    """The source text of a module for ``lang``, made of the gateway's AsyncAPI document.
+    """Return the source text of a client module in ``lang``, for the gateway's AsyncAPI document.
 
-    The same document gives the same text. Raises DocumentError for what is no such document, and ValueError for
+    The same document gives the same text. Raises DocumentError if the document is not a gateway's, and ValueError for
     another language.
     """
     model = read_document(document)
@@ -28,4 +28,4 @@ def generate_client(document: Mapping[str, Any], lang: Language) -> str:
         return write_typescript(model)
     if lang == "py":
         return write_python(model)
-    raise ValueError(f"lang: there is no {lang!r}; allowed is ts or py")
+    raise ValueError(f"lang: unknown language {lang!r}; expected ts or py")

@@ -1,7 +1,7 @@
-"""What a client is made of, read from an AsyncAPI document of the gateway.
+"""The model of a client: services, methods and topics, read from an AsyncAPI document of the gateway.
 
-Nothing in it is believed: a document may have been edited, and what services say of themselves is text of others. So
-names are names here, whatever they look like, and the languages see to it that nothing of them becomes code.
+The document is untrusted: a person may have edited it, and its names and descriptions come from services. This module
+keeps names as they are; the modules of the languages make sure that no name or description becomes code.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = [
     "words_of",
 ]
 
-#: JSON types, as a schema names them; none at all if it may be anything.
+#: JSON types, as a schema names them. Empty if the value may have any type.
 Types: TypeAlias = tuple[str, ...]
 
 _JSON_TYPES: Final = ("integer", "number", "string", "boolean", "array", "object", "null")
-#: References to references; a document of the gateway has two levels.
+#: The longest chain of references that is followed. The gateway's documents have chains of two.
 _MAX_REFERENCES: Final = 8
 _WORDS = re.compile(r"[A-Za-z0-9]+")
 
 
 class DocumentError(ValueError):
-    """It is not an AsyncAPI document of this gateway; the message says what is missing."""
+    """The document is not an AsyncAPI document of a gateway. The message names the missing part."""
 
 
 class Parameter(NamedTuple):
@@ -46,7 +46,7 @@ class Parameter(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A method; ``is_open`` if it takes arguments beside its parameters."""
+    """A method. ``is_open`` means that it takes further arguments beside its parameters."""
 
     name: str
     description: str
@@ -64,7 +64,7 @@ class Service(NamedTuple):
 
 
 class Model(NamedTuple):
-    """All that the caller may do."""
+    """All permissions of the caller."""
 
     version: str
     services: tuple[Service, ...]
@@ -73,10 +73,10 @@ class Model(NamedTuple):
 
 
 def read_document(document: object) -> Model:
-    """The model of a document. Raises DocumentError."""
+    """Return the model of a document. Raises DocumentError."""
     root = _object(document, "the document")
     if not str(root.get("asyncapi", "")).startswith("3."):
-        raise DocumentError("it is not an AsyncAPI 3 document")
+        raise DocumentError("this is not an AsyncAPI 3 document")
     about = _object(root.get("x-nuropb"), "x-nuropb")
     described = _object(about.get("services"), "x-nuropb.services")
     methods: dict[str, list[Method]] = {}
@@ -108,7 +108,7 @@ def _method(root: Mapping[str, Any], key: str, operation: Mapping[str, Any], ext
     name = _text(extension.get("method"), f"{key}: the method")
     messages = operation.get("messages")
     if not isinstance(messages, list) or len(messages) != 1:
-        raise DocumentError(f"{key}: it has no message")
+        raise DocumentError(f"{key}: the message is missing")
     schema: object = messages[0]
     for step in ("payload", "properties", "payload", "properties", "params"):
         schema = _resolve(root, schema, key).get(step)
@@ -119,7 +119,7 @@ def _method(root: Mapping[str, Any], key: str, operation: Mapping[str, Any], ext
         Parameter(each, _types(spec), each in wanted)
         for each, spec in _object(schema.get("properties", {}), f"{key}: the parameters").items()
     )
-    # Those that have to be given come first.
+    # Required parameters come first.
     ordered = tuple(sorted(parameters, key=lambda each: not each.required))
     description = operation.get("description") or operation.get("summary") or ""
     return Method(name, str(description), ordered, schema.get("additionalProperties") is True)
@@ -132,7 +132,7 @@ def _types(spec: object) -> Types:
 
 
 def _resolve(root: Mapping[str, Any], value: object, where: str) -> Mapping[str, Any]:
-    """An object of the document, or what it refers to."""
+    """Return an object of the document, following references."""
     for _ in range(_MAX_REFERENCES):
         found = _object(value, where)
         reference = found.get("$ref")
@@ -142,26 +142,26 @@ def _resolve(root: Mapping[str, Any], value: object, where: str) -> Mapping[str,
         for part in str(reference).removeprefix("#/").split("/"):
             step = part.replace("~1", "/").replace("~0", "~")
             value = _object(value, where).get(step)
-    raise DocumentError(f"{where}: it refers to itself")
+    raise DocumentError(f"{where}: the reference refers to itself")
 
 
 def _object(value: object, what: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise DocumentError(f"{what}: it is missing, or no object")
+        raise DocumentError(f"{what}: missing, or not an object")
     return value
 
 
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str) or not value:
-        raise DocumentError(f"{what} is missing, or no text")
+        raise DocumentError(f"{what} is missing, or not a string")
     return value
 
 
-# --- for the languages --------------------------------------------------------------------------------------------
+# --- shared by the languages --------------------------------------------------------------------------------------
 
 
 def comment_lines(text: str) -> list[str]:
-    """The lines of a text, without what could not be seen in a source file, and without empty ones at either end."""
+    """Return the lines of a text, without invisible characters, and without empty lines at the start and end."""
     lines = []
     for line in text.splitlines():
         visible = "".join(c if c == " " or not unicodedata.category(c).startswith(("C", "Z")) else " " for c in line)
@@ -174,18 +174,18 @@ def comment_lines(text: str) -> list[str]:
 
 
 def service_text(service: Service) -> str:
-    """What is to be said of a service."""
+    """Return the comment for a service: description and version."""
     version = f"Version {service.version} of {service.name}." if service.version else f"The service {service.name}."
     return f"{service.description}\n\n{version}"
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a service's name, of which the languages make theirs."""
+    """Return the words of a service's name, from which each language builds an identifier."""
     return _WORDS.findall(name)
 
 
 def distinct(names: Iterable[str], spell: Callable[[str], str], taken: Collection[str] = ()) -> dict[str, str]:
-    """Each name as ``spell`` writes it, with underscores behind it until it is none of those before it."""
+    """Spell each name by ``spell``, with underscores appended until it differs from all names before it."""
     spelled: dict[str, str] = {}
     used = set(taken)
     for name in names:

@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jose import jwk, jws
 from jose.utils import is_ssh_key
 
-from ..exceptions import SettingsError
-from .strict_json import Unacceptable, base64url_decode, parse_object
-from .tokens import Compact
+from ...exceptions import SettingsError
+from ..strict_json import Unacceptable, base64url_decode, parse_object
+from ..tokens import Compact
 
 __all__ = [
     "IgnoredKey",

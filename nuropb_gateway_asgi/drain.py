@@ -1,0 +1,166 @@
+"""What happens between SIGTERM and the end? The drain of a gateway.
+
+No client is admitted any more; the clients are told when to reconnect; their calls in flight are answered; then the
+server gets its signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from types import FrameType
+from typing import Any, Final, TypeAlias
+
+from anyio.abc import TaskGroup
+
+from .connection_kind import ConnectionKind
+from .service_mesh_manager import ServiceMeshManager
+
+__all__ = ["Drain"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds without a mesh after which a drain waits for no more answers.
+RECONNECT_TIMEOUT: Final = 2.0
+#: Seconds that a drain takes at least while there are connections, so that calls sent before the client read its
+#: goodbye are still answered.
+GOODBYE_GRACE: Final = 0.5
+#: Seconds between two looks at the calls in flight, or at the outboxes.
+DRAIN_INTERVAL: Final = 0.02
+#: Seconds for clients to read their last frames.
+FLUSH_TIMEOUT: Final = 1.0
+#: Looks in a row at outboxes that do not shrink, after which a drain waits for them no more.
+FLUSH_LOOKS: Final = 5
+#: Seconds for uvicorn to close its connections after the drain.
+CLOSE_TIMEOUT: Final = 1
+
+#: A signal handler that is a function.
+SignalHandler: TypeAlias = Callable[[int, FrameType | None], Any]
+
+
+class Drain:
+    """Drains the connections of a gateway, on a signal or when asked to. ``timeout`` is in seconds."""
+
+    def __init__(self, kinds: Collection[ConnectionKind], timeout: float) -> None:
+        self._kinds = kinds
+        self._timeout = timeout
+        #: Whether a drain has begun.
+        self.draining = False
+
+    async def run(self) -> None:
+        """Admit no clients, say goodbye, and wait until no calls are in flight or the timeout is over.
+
+        Each client is told another moment to reconnect. WebSockets stay open for the server to close them. The drain
+        does not wait for a mesh that stays away, since no answer can come, nor for clients that do not read.
+        """
+        self.draining = True
+        for kind in self._kinds:
+            kind.say_goodbye()
+        began = connected_at = time.monotonic()
+        while (waited := time.monotonic() - began) < self._timeout:
+            busy = self._busy()
+            more_may_come = waited < GOODBYE_GRACE and any(len(kind.handler_manager) for kind in self._kinds)
+            if not (busy or more_may_come):
+                break
+            if not busy or any(manager.connected for manager in busy):
+                connected_at = time.monotonic()
+            elif time.monotonic() - connected_at > RECONNECT_TIMEOUT:
+                break
+            await asyncio.sleep(DRAIN_INTERVAL)
+        for kind in self._kinds:
+            kind.close_connections()
+        await self._flush()
+
+    async def _flush(self) -> None:
+        """Wait until the last frames are sent, for the server may close the connections at once."""
+        await asyncio.sleep(DRAIN_INTERVAL)
+        waiting, looks, end = self._unsent(), 0, time.monotonic() + FLUSH_TIMEOUT
+        while waiting and looks < FLUSH_LOOKS and time.monotonic() < end:
+            await asyncio.sleep(DRAIN_INTERVAL)
+            left = self._unsent()
+            looks = 0 if left < waiting else looks + 1
+            waiting = left
+
+    def _unsent(self) -> int:
+        return sum(kind.outbox_size for kind in self._kinds)
+
+    def _busy(self) -> list[ServiceMeshManager]:
+        managers = (kind.service_mesh_manager for kind in self._kinds)
+        return [manager for manager in managers if manager.in_flight]
+
+    @contextlib.contextmanager
+    def on_signals(self, tasks: TaskGroup) -> Iterator[None]:
+        """Drain on SIGTERM or SIGINT, before the server's own signal handlers act; for as long as the context lasts.
+
+        uvicorn closes every connection before it ends the lifespan, so a drain in the lifespan would come too late. But
+        uvicorn installs its signal handlers before the lifespan begins, so that they can be wrapped here. A second
+        signal goes straight to the server. ``tasks`` owns the drain.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        saved: dict[int, SignalHandler] = {}
+        first: list[int] = []
+        signalled = asyncio.Event()
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if self.draining:
+                loop.call_soon_threadsafe(_bound_shutdown, saved[number])
+                saved[number](number, frame)
+            else:
+                self.draining = True
+                first.append(number)
+                loop.call_soon_threadsafe(signalled.set)
+
+        def pass_on() -> None:
+            if first:
+                number = first.pop()
+                _bound_shutdown(saved[number])
+                saved[number](number, None)
+
+        async def drain_when_signalled() -> None:
+            await signalled.wait()
+            logger.info("draining: %d requests in flight", sum(manager.in_flight for manager in self._busy()))
+            try:
+                await self.run()
+            finally:
+                pass_on()
+
+        for number in map(int, (signal.SIGTERM, signal.SIGINT)):
+            handler = signal.getsignal(number)
+            # Python's own handler raises KeyboardInterrupt at any place: then a program runs, and not a server.
+            if callable(handler) and handler is not signal.default_int_handler:
+                saved[number] = handler
+                signal.signal(number, on_signal)
+        # The task waits from here on: a signal arrives in a bare callback of the event loop, where anyio starts none.
+        tasks.start_soon(drain_when_signalled, name="drain")
+        try:
+            yield
+        finally:
+            for number, handler in saved.items():
+                if signal.getsignal(number) is on_signal:
+                    signal.signal(number, handler)
+            pass_on()  # if the lifespan ends before the drain does
+
+
+def _bound_shutdown(signal_handler: object) -> None:
+    """Bound the time that uvicorn waits for its connections at a shutdown, which is infinite by default.
+
+    A client that does not read never leaves: its transport cannot be closed before its buffer is empty. The signal
+    handler found in place is a method of the server, if it is uvicorn's.
+    """
+    server = getattr(signal_handler, "__self__", None)
+    config = getattr(server, "config", None)
+    if getattr(config, "timeout_graceful_shutdown", 0) is None:
+        config.timeout_graceful_shutdown = CLOSE_TIMEOUT  # type: ignore[union-attr]
+    # Where such a client has sent a close frame itself, the shutdown of uvicorn 0.54 fails with InvalidState, and the
+    # lifespan never ends.
+    for connection in tuple(getattr(getattr(server, "server_state", None), "connections", ())):
+        if connection.transport.is_closing():
+            connection.transport.abort()

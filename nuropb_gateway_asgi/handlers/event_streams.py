@@ -1,0 +1,149 @@
+"""Streams of Server-Sent Events: connections whose clients only listen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import anyio
+import msgspec
+from msgspec import Raw, Struct
+
+from ..authentication import Identity
+from ..handler_manager import HandlerManager
+from ..protocol import PING, encode_event, encode_json, encode_subscribe, on_one_line
+from ..settings import Settings
+from .connection import ClientLeft, Connection
+from .exchange import FRAME_ID, UNREADABLE, Answer, Exchange, read_answer
+from .refusals import Reason, Refusal
+
+__all__ = ["EventStreamHandler", "server_sent_event"]
+
+#: Milliseconds after which a browser reconnects to a stream that has ended.
+RECONNECT_DELAY: Final = 3000
+#: Topics of the gateway's own events. These become named events; mesh events reach a page's ``message`` listener.
+_OWN_TOPIC = re.compile(rb'\{"topic":"(hello|gap|dropped|unsubscribed|goodbye|closed)"')
+
+
+class EventStreamHandler(Connection):
+    """A stream of events. Its client cannot send anything; it can only leave."""
+
+    def __init__(
+        self, exchange: Exchange, topics: Sequence[str], handler_manager: HandlerManager, settings: Settings
+    ) -> None:
+        super().__init__(handler_manager, settings, exchange.address)
+        self._expects_pongs = False
+        self._exchange = exchange
+        self._topics = topics
+        self._subscribed: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        self._count = 0
+
+    async def subscribe(self) -> Answer | None:
+        """Subscribe to the topics. Returns the response if the subscription is refused, else None. Raises Refusal."""
+        if not self._topics:
+            self._subscribed.set_result(None)
+            return None
+        frame = encode_subscribe(self._topics, id_=FRAME_ID, trace_id=self._exchange.trace_id)
+        self._manager.on_handler_message(self, frame)
+        try:
+            with anyio.fail_after(self._settings.request_timeout):
+                answer = await self._exchange.wait_for(self._subscribed)
+        except TimeoutError as error:
+            raise Refusal(Reason.SUBSCRIBE_TIMEOUT) from error
+        return None if answer is None or answer.status == 200 else answer
+
+    async def run(self) -> None:
+        """Send events until the client or the gateway closes the connection."""
+        await super().run()
+        self._exchange.break_off()
+
+    def on_registered(self, identity: Identity) -> None:
+        """Send hello. A client that reconnects also gets a ``gap``, because events in between were not kept."""
+        super().on_registered(identity)
+        if "last-event-id" in self._exchange.headers:
+            gap = {"reason": "reconnected", "topics": self._topics}
+            self.send_frame(encode_event("gap", encode_json(gap)))
+
+    def send_frame(self, text: str) -> None:
+        """Put a frame into the outbox, except the answer to the subscription."""
+        if not self._subscribed.done() and (answer := read_answer(text)) is not None:
+            self._subscribed.set_result(answer)
+        else:
+            super().send_frame(text)
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Begin to close the stream."""
+        super().close(code, reason)
+        if not self._subscribed.done():
+            self._subscribed.set_result(None)
+
+    async def receive_message(self) -> None:
+        """Wait until the client has left."""
+        with contextlib.suppress(ClientLeft):
+            while True:
+                await self._exchange.receive()
+
+    async def send_text(self, text: str) -> None:
+        """Send a frame as an event, or a ping as a comment."""
+        if not self._exchange.started:
+            await self._start()
+        if text == PING:
+            await self._send(b": ping\n\n")
+            return
+        self._count += 1
+        await self._send(server_sent_event(text, self._count))
+
+    async def send_close(self, code: int, reason: str) -> None:
+        """Send code and reason in a last event, and end the response."""
+        await self.send_text(encode_event("closed", encode_json({"code": code, "reason": reason})))
+        await self._exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _start(self) -> None:
+        headers = {
+            **self._exchange.response_headers,
+            "Content-Type": "text/event-stream",
+            "X-Accel-Buffering": "no",  # otherwise nginx keeps events until its buffer is full
+        }
+        raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self._exchange.send({"type": "http.response.start", "status": 200, "headers": raw})
+        await self._send(b"retry: %d\n\n" % RECONNECT_DELAY)
+
+    async def _send(self, data: bytes) -> None:
+        await self._exchange.send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+# --- the format ---------------------------------------------------------------------------------------------------
+
+
+class _EventFrame(Struct, tag_field="type", tag="event"):
+    payload: Raw
+
+
+class _Retry(Struct):
+    retry_after_ms: int
+
+
+class _Goodbye(Struct):
+    event: _Retry
+
+
+_decode_event_frame = msgspec.json.Decoder(_EventFrame).decode
+_decode_goodbye = msgspec.json.Decoder(_Goodbye).decode
+
+
+def server_sent_event(text: str, number: int) -> bytes:
+    """Format a frame: of an event, the payload; of any other frame, the whole frame, as an event named "frame"."""
+    text = on_one_line(text)
+    try:
+        payload = bytes(_decode_event_frame(text).payload)
+    except UNREADABLE:  # sent by the host application
+        return b"event: frame\nid: %d\ndata: %b\n\n" % (number, text.encode())
+    own = _OWN_TOPIC.match(payload)
+    head = b"" if own is None else b"event: %b\n" % own[1]
+    if own is not None and own[1] == b"goodbye":
+        with contextlib.suppress(*UNREADABLE):
+            head += b"retry: %d\n" % max(_decode_goodbye(payload).event.retry_after_ms, 0)
+    return b"%bid: %d\ndata: %b\n\n" % (head, number, payload)

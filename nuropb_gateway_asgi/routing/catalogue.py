@@ -1,0 +1,81 @@
+"""The services and methods that one caller may use, with their descriptions."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Mapping
+from typing import Any, Final
+
+import anyio
+
+from ..authentication import Identity
+from ..authorization import Policy
+from ..protocol import ErrorCode, Failure
+from ..wire.description import MAX_AGE_SECONDS, Description, describe_for_clients
+from .descriptions import Descriptions
+from .failures import call_error
+
+__all__ = ["Catalogue"]
+
+_DID_NOT_SAY: Final = Failure(ErrorCode.SERVICE_UNAVAILABLE, "It did not describe itself in time")
+
+
+class Catalogue:
+    """Descriptions of services, cut down to what the policy allows an identity."""
+
+    def __init__(self, policy: Policy, descriptions: Descriptions) -> None:
+        self._policy = policy
+        self._descriptions = descriptions
+
+    def services_for(self, identity: Identity) -> set[str]:
+        """Return the known services on which this identity may call something."""
+        known = {name for name in self._descriptions if self._callable(identity, name)}
+        return known.union(self._policy.services(identity))
+
+    def entry(self, identity: Identity, service: str, description: Description) -> dict[str, Any]:
+        """Return a service's description for a client, with the methods that this identity may call."""
+        methods = [each for each in description.methods or () if self._policy.may_call(identity, service, each)]
+        return describe_for_clients(description, methods)
+
+    async def describe_for(self, identity: Identity, *, patience: float) -> Mapping[str, Description | Failure]:
+        """Return a description, or a failure, for each service on which this identity may call something.
+
+        All services are asked at the same time, unless their descriptions are fresh. A service that does not answer
+        within ``patience`` seconds keeps its last description, if it has one; its answer is remembered when it comes.
+        """
+        services = self.services_for(identity)
+        found: dict[str, Description | Failure] = {}
+        complete = asyncio.Event()
+
+        def on_description(service: str, description: Description | Failure) -> None:
+            found[service] = description
+            if len(found) == len(services):
+                complete.set()
+
+        for service in sorted(services):
+            self._descriptions.look_up(service, MAX_AGE_SECONDS, functools.partial(on_description, service))
+        if services:
+            with anyio.move_on_after(patience):
+                await complete.wait()
+        late = {service: self._descriptions.get(service) or _DID_NOT_SAY for service in services - found.keys()}
+        return found | late
+
+    async def describe(self, service: str) -> Description:
+        """Ask a service for its description; raises CallError. Cancelling it stops nothing but the wait."""
+        future: asyncio.Future[Description | Failure] = asyncio.get_running_loop().create_future()
+
+        def on_description(found: Description | Failure) -> None:
+            if not future.done():
+                future.set_result(found)
+
+        self._descriptions.look_up(service, -1.0, on_description)
+        found = await future
+        if isinstance(found, Failure):
+            raise call_error(found)
+        return found
+
+    def _callable(self, identity: Identity, service: str) -> bool:
+        description = self._descriptions.get(service)
+        methods = () if description is None or description.methods is None else description.methods
+        return any(self._policy.may_call(identity, service, method) for method in methods)

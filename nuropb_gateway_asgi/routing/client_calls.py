@@ -1,0 +1,188 @@
+"""Calls of clients: their frames, their places among the calls of a connection, and their error budgets."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from ..authentication import Identity
+from ..authorization import Policy
+from ..handler_manager import Handler
+from ..identifiers import new_id
+from ..limits.circuits import ErrorBudgets
+from ..protocol import Cancel, CloseCode, Command, Describe, ErrorCode, Failure, Request, encode_failure, encode_json
+from ..settings import Settings
+from ..wire.context import context_of
+from ..wire.description import MAX_AGE_SECONDS, Description
+from ..wire.interface import CallMessage
+from .calls import SLOT_SECONDS, ClientCall
+from .catalogue import Catalogue
+from .failures import INTERNAL
+from .in_flight import CallsInFlight
+from .statistics import MeshStatistics
+
+__all__ = ["ClientCalls"]
+
+logger = logging.getLogger(__name__)
+
+
+class ClientCalls:
+    """Makes calls of clients' frames. Each frame is answered exactly once, now or later."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        policy: Policy,
+        budgets: ErrorBudgets,
+        calls: CallsInFlight,
+        catalogue: Catalogue,
+        statistics: MeshStatistics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._budgets = budgets
+        self._calls = calls
+        self._catalogue = catalogue
+        self._statistics = statistics
+        self._clock = clock
+        #: Calls in flight of each session: correlation ids by the ids that the client chose.
+        self._sessions: dict[str, dict[str, str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def in_flight(self, handler: Handler) -> int:
+        """Count the calls of a connection that still have to be answered."""
+        return len(self._sessions.get(handler.session_id, ()))
+
+    def on_call(self, handler: Handler, frame: Request | Command) -> None:
+        """Start a request or command."""
+        identity = handler.identity
+        assert identity is not None  # noqa: S101 - it is registered
+        correlation_id = new_id()
+        trace_id = frame.trace_id if frame.trace_id is not None else new_id()
+        places = self._sessions.setdefault(handler.session_id, {})
+        failure = self._check_budget(handler, identity) or self._reserve(places, frame.id, correlation_id)
+        if failure is not None:
+            handler.send_frame(encode_failure(frame.id, trace_id, failure))
+            return
+        timeout = self._settings.request_timeout
+        kind: Literal["request", "command"] = "command"
+        if isinstance(frame, Request):
+            kind = "request"
+            self._statistics.requests += 1
+            if frame.timeout is not None:
+                timeout = min(frame.timeout, self._settings.request_timeout_max)
+        else:
+            self._statistics.commands += 1
+        message = CallMessage(
+            kind,
+            correlation_id,
+            trace_id,
+            frame.service,
+            frame.method,
+            frame.params,
+            context_of(identity, trace_id, handler.session_id),
+            self._clock() + timeout,
+            timeout,
+        )
+        self._calls.start(ClientCall(message, handler, frame.id, trace_id, places))
+
+    def _check_budget(self, handler: Handler, identity: Identity) -> Failure | None:
+        """Refuse a user whose calls failed too often; close the connection of one who ignores the refusals."""
+        wait = self._budgets.refuses(identity.user_id, self._clock()) if self._calls.running else None
+        if wait is None:
+            return None
+        if self._budgets.exhausted(identity.user_id):
+            handler.close(CloseCode.TOO_MANY_ERRORS, "too many failed calls")
+        return Failure(ErrorCode.TOO_MANY_REQUESTS, "Too many calls failed", retry_after_ms=int(wait * 1000) + 1)
+
+    def _reserve(self, places: dict[str, str], id_: str | None, correlation_id: str) -> Failure | None:
+        """Reserve a place among the connection's calls, or return the reason why there is none."""
+        if not self._calls.running:
+            return Failure(ErrorCode.MESH_UNAVAILABLE, "The gateway is not running")
+        if id_ is not None and id_ in places:
+            return Failure(ErrorCode.DUPLICATE_ID, "A request with this id is in flight")
+        if len(places) >= self._settings.max_in_flight:
+            description = f"{self._settings.max_in_flight} requests are in flight; wait for an answer first"
+            return Failure(ErrorCode.TOO_MANY_REQUESTS, description, retry_after_ms=1000)
+        places[correlation_id if id_ is None else id_] = correlation_id
+        return None
+
+    def on_cancel(self, handler: Handler, frame: Cancel) -> None:
+        """End a call early."""
+        correlation_id = self._sessions.get(handler.session_id, {}).get(frame.id)
+        if correlation_id is not None:
+            self._calls.cancel(correlation_id)
+
+    def forget(self, handler: Handler) -> None:
+        """Abandon the calls of a connection that has ended."""
+        for correlation_id in tuple(self._sessions.pop(handler.session_id, {}).values()):
+            if self._calls.abandon(correlation_id):
+                self._statistics.abandoned += 1
+
+    # --- describe ---------------------------------------------------------------------------------------------
+
+    def on_describe(self, handler: Handler, frame: Describe) -> None:
+        """Answer with the descriptions of one service, or of all on which the client may call something."""
+        identity = handler.identity
+        assert identity is not None  # noqa: S101 - it is registered
+        correlation_id, trace_id = new_id(), frame.trace_id if frame.trace_id is not None else new_id()
+        places = self._sessions.setdefault(handler.session_id, {})
+        failure: Failure | None = None
+        if frame.service is None:
+            services = self._catalogue.services_for(identity)
+        else:
+            services = {frame.service}
+            if not self._policy.may_describe(identity, frame.service):
+                failure = Failure(ErrorCode.PERMISSION_DENIED, f"Describing {frame.service} is not allowed")
+        failure = failure or self._reserve(places, frame.id, correlation_id)
+        if failure is not None:
+            handler.send_frame(encode_failure(frame.id, trace_id, failure))
+            return
+        # A look-up asks a service twice at most, so all look-ups end before this deadline.
+        timeout = 2 * (self._settings.request_timeout + SLOT_SECONDS)
+        deadline = self._clock() + timeout
+        message = CallMessage("request", correlation_id, trace_id, "", "", b"{}", b"{}", deadline, timeout)
+        self._calls.table.add(ClientCall(message, handler, frame.id, trace_id, places))
+        found: dict[str, Description | Failure] = {}
+
+        def on_description(service: str, description: Description | Failure) -> None:
+            found[service] = description
+            if len(found) == len(services):
+                self._answer_describe(correlation_id, identity, found, only=frame.service)
+
+        for service in sorted(services):
+            self._calls.descriptions.look_up(service, MAX_AGE_SECONDS, functools.partial(on_description, service))
+        if not services:
+            self._answer_describe(correlation_id, identity, found, only=None)
+
+    def _answer_describe(
+        self,
+        correlation_id: str,
+        identity: Identity,
+        found: Mapping[str, Description | Failure],
+        *,
+        only: str | None,
+    ) -> None:
+        services: dict[str, Any] = {}
+        unavailable = []
+        for name, description in sorted(found.items()):
+            if isinstance(description, Failure):
+                if only is not None:
+                    self._calls.fail(correlation_id, description)
+                    return
+                unavailable.append(name)
+                continue
+            try:
+                services[name] = self._catalogue.entry(identity, name, description)
+            except Exception:  # no caller above knows which client to answer
+                logger.exception("the policy failed for service %s", name)
+                self._calls.fail(correlation_id, INTERNAL)
+                return
+        call = self._calls.take(correlation_id)
+        if call is not None:
+            call.succeed(encode_json({"services": services, "unavailable": unavailable}))

@@ -1,0 +1,66 @@
+"""The failures of calls: what a service's error becomes for a client, and for the host application."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..exceptions import CallError, MeshUnavailable
+from ..protocol import ErrorCode, Failure
+from ..settings import Settings
+from ..wire.interface import CallMessage
+
+__all__ = ["INTERNAL", "MESH_UNAVAILABLE", "call_error", "send_failure", "service_failure"]
+
+logger = logging.getLogger(__name__)
+
+#: The gateway failed, not the client.
+INTERNAL: Final = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
+#: The mesh takes no messages now.
+MESH_UNAVAILABLE: Final = Failure(
+    ErrorCode.MESH_UNAVAILABLE, "The service mesh is not reachable at the moment", retry_after_ms=1000
+)
+#: The error code of each NuroPb exception. A service raises them on purpose, so their text is meant for the caller.
+_CODES: Final[Mapping[str, ErrorCode]] = {
+    "NuropbMessageError": ErrorCode.BAD_REQUEST,
+    "NuropbValidationError": ErrorCode.INVALID_PARAMS,
+    "NuropbAuthenticationError": ErrorCode.UNAUTHENTICATED,
+    "NuropbAuthorizationError": ErrorCode.PERMISSION_DENIED,
+    "NuropbNotDeliveredError": ErrorCode.SERVICE_UNAVAILABLE,
+    "NuropbTransportError": ErrorCode.MESH_UNAVAILABLE,
+    "NuropbTimeoutError": ErrorCode.TIMEOUT,
+    "NuropbDeprecatedError": ErrorCode.DEPRECATED,
+    "NuropbHandlingError": ErrorCode.SERVICE_ERROR,
+}
+
+
+def service_failure(error: Mapping[str, Any], message: CallMessage, settings: Settings) -> Failure:
+    """Translate a service's error for a client; ERROR_DETAILS decides whether the service's text is passed on."""
+    name, text = str(error.get("error", "")), str(error.get("description", ""))
+    details = settings.error_details
+    code = _CODES.get(name, ErrorCode.SERVICE_ERROR)
+    if name == "NuropbHandlingError" and text.startswith("Unknown method"):
+        code = ErrorCode.METHOD_NOT_FOUND
+    shown = details == "all" or (details == "nuropb" and name in _CODES)
+    if shown and len(text) <= settings.outbox_size:
+        return Failure(code, text, error=name)
+    logger.info("trace %s: %s.%s failed with %s", message.trace_id, message.service, message.method, name or "no name")
+    neutral = f"{message.service}.{message.method} failed; look for trace_id {message.trace_id}"
+    return Failure(code, neutral, error=name if name.startswith("Nuropb") else "")
+
+
+def send_failure(error: Exception, message: CallMessage) -> Failure:
+    """Translate an error of a mesh that was to send a call."""
+    if isinstance(error, MeshUnavailable):
+        return MESH_UNAVAILABLE
+    if isinstance(error, ValueError):  # a name that does not fit AMQP's limits
+        return Failure(ErrorCode.BAD_REQUEST, str(error))
+    logger.error("trace %s: the mesh failed to send", message.trace_id, exc_info=error)
+    return INTERNAL
+
+
+def call_error(failure: Failure) -> CallError:
+    """Return the exception that the host application gets for a failed call."""
+    error = failure.error or failure.code.nuropb_class
+    return CallError(failure.code.value, error, failure.description, retryable=failure.code.retryable)

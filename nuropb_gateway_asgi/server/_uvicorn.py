@@ -1,0 +1,144 @@
+"""Names of uvicorn, websockets and h11 on which this room relies. No other module of the gateway names their insides.
+
+A test derives the same names from the source of the package. Names of asyncio's contract are left out: the callbacks
+of its protocols (``connection_made``, ``data_received``, ``pause_writing``, ...), its transports, event loops, queues.
+uvicorn could rename none of them.
+
+A release without one of the names, or which no longer calls or reads it, gets uvicorn's own protocols: see
+:func:`unprotected`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Final, NamedTuple
+
+from ._names import Reliance, describe, faults
+
+__all__ = [
+    "ACCEPT_FAILED",
+    "LOG_TEXTS",
+    "OWN_WAY",
+    "RELIED_ON",
+    "SUPERVISION",
+    "LogText",
+    "unprotected",
+    "unsupervised",
+]
+
+_H11: Final = "uvicorn.protocols.http.h11_impl"
+_SANSIO: Final = "uvicorn.protocols.websockets.websockets_sansio_impl"
+
+#: For the protocols, the event loop and the configuration. Tested with uvicorn 0.52 to 0.54, websockets 15 to 17 and
+#: h11 0.16.
+RELIED_ON: Final = (
+    Reliance(
+        owner=f"{_H11}:H11Protocol",
+        overrides="handle_websocket_upgrade(event) on_response_complete() send_400_response(msg)",
+        replaces="send_400_response",
+        uses="connections cycle loop transport",
+        sets="conn",
+    ),
+    Reliance(
+        owner=f"{_H11}:RequestResponseCycle",
+        uses="message_event response_complete",
+        sets="disconnected",
+    ),
+    Reliance(
+        owner=f"{_SANSIO}:WebSocketsSansIOProtocol",
+        overrides="handle_connect(event) handle_parser_exception() handle_ping() keepalive_timeout() receive() "
+        "send(message) send_receive_event_to_app()",
+        replaces="handle_parser_exception pause_writing",
+        uses="close_timeout config curr_msg_data_type disconnected handshake_initiated loop scope transport",
+        sets="close_sent close_timer conn frames handshake_complete queue read_paused writable",
+        # The event is shared by all connections: a call of clear() would stop them all.
+        lends={"queue": "empty get put_nowait", "writable": "is_set set wait"},
+    ),
+    Reliance(owner="uvicorn", documented="Config"),
+    Reliance(owner="uvicorn.config", uses="LOGGING_CONFIG"),
+    Reliance(owner="uvicorn.config:Config", documented="ws_max_size"),
+    Reliance(owner="uvicorn.loops.auto", uses="auto_loop_factory"),
+    Reliance(
+        owner="websockets.server:ServerProtocol",
+        overrides="fail(code, reason) recv_frame(frame) reject(status, text)",
+        uses="available_extensions close_sent data_to_send extensions handshake_exc logger parser send_close",
+    ),
+    Reliance(
+        owner="websockets.server:ServerProtocol",
+        overrides="send_response(response)",
+        called_through=f"{_SANSIO}:WebSocketsSansIOProtocol.conn",
+    ),
+    Reliance(owner="websockets.http11", sets="MAX_LINE_LENGTH"),
+    Reliance(owner="websockets.utils", uses="apply_mask"),  # and websockets.speedups, where it could be compiled
+    Reliance(owner="websockets.exceptions", documented="ProtocolError"),
+    Reliance(owner="websockets.frames:Close", documented="code reason"),
+    Reliance(owner="websockets.frames:Frame", documented="opcode"),
+    Reliance(owner="websockets.frames:Opcode", documented="CLOSE CONT PING PONG"),
+    Reliance(owner="websockets.http11:Request", documented="headers"),
+    Reliance(owner="websockets.http11:Response", documented="headers"),
+    Reliance(owner="h11", documented="Connection IDLE RemoteProtocolError Request SEND_RESPONSE SERVER"),
+    Reliance(
+        owner="h11:Connection",
+        overrides="next_event()",
+        called_through=f"{_H11}:H11Protocol.conn",
+        documented="our_state trailing_data",
+    ),
+    Reliance(owner="h11:RemoteProtocolError", documented="error_status_hint"),
+    Reliance(owner="h11:Request", documented="headers http_version method target"),
+)
+
+#: For ``nuropb-gateway serve --workers``.
+SUPERVISION: Final = (
+    Reliance(
+        owner="uvicorn.supervisors.multiprocess:Multiprocess",
+        overrides="join_all() keep_subprocess_alive()",
+        # It is called by a name that the supervisor puts together.
+        documented="handle_hup",
+        replaces="join_all handle_hup",
+        uses="processes signal_queue",
+    ),
+    Reliance(owner="uvicorn.supervisors.multiprocess:Process", uses="exitcode is_ready pid process"),
+)
+
+#: uvicorn's own protocols, for a release that lacks one of the names above.
+OWN_WAY: Final = (
+    "uvicorn.protocols.http.auto:AutoHTTPProtocol",
+    "uvicorn.protocols.websockets.auto:AutoWebSocketsProtocol",
+)
+
+
+class LogText(NamedTuple):
+    """A text by which the gateway recognises a log record of a library."""
+
+    text: str
+    #: The module that logs it.
+    source: str
+    #: The room of the gateway that looks for it.
+    room: str
+
+
+#: The message of asyncio's context when a process has no files left for new connections.
+ACCEPT_FAILED: Final = "socket.accept() out of system resource"
+
+#: All log texts on which the gateway relies, the names of loggers included.
+LOG_TEXTS: Final = (
+    LogText(ACCEPT_FAILED, "asyncio.selector_events", "server"),
+    LogText('"WebSocket ', _SANSIO, "observability"),
+    LogText("Invalid UTF-8", _SANSIO, "observability"),
+    LogText("ASGI callable returned without completing", _SANSIO, "handlers"),
+)
+
+
+@functools.cache
+def unprotected() -> str | None:
+    """Return why uvicorn's own protocols are used instead of the gateway's, or None if the gateway's are used.
+
+    The reason is a difference between :data:`RELIED_ON` and the installed libraries.
+    """
+    return describe(fault for reliance in RELIED_ON for fault in faults(reliance)) or None
+
+
+@functools.cache
+def unsupervised() -> str | None:
+    """Return why uvicorn's own supervisor has to be used for workers, or None."""
+    return describe(fault for reliance in SUPERVISION for fault in faults(reliance)) or None

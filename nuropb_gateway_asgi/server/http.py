@@ -1,0 +1,158 @@
+"""HTTP/1.1 protocol for uvicorn, with limits on request heads and on idle connections."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any, Final
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..sockets import set_user_timeout
+from .closing import close_after_reading, refusal
+from .process import most_connections
+
+__all__ = ["HEAD_TIMEOUT", "MAX_HEAD", "MAX_HEADERS", "MAX_HEADER_LINE", "HTTPProtocol"]
+
+#: Bytes of one line of a request's head: a token may have 8 KiB.
+MAX_HEADER_LINE: Final = 16384
+#: Header lines of a request; websockets alone would take 128.
+MAX_HEADERS: Final = 100
+#: Bytes of a request's head.
+MAX_HEAD: Final = 65536
+#: Seconds from the accept, or from the last response, to the end of a request's head.
+HEAD_TIMEOUT: Final = 10.0
+
+
+class _Requests(h11.Connection):
+    """h11's parser with limits on heads; ``refusal`` is the HTTP status for the request that it refused."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEAD)
+        self.refusal = HTTPStatus.BAD_REQUEST
+
+    def next_event(self) -> Any:
+        try:
+            event = super().next_event()
+            if isinstance(event, h11.Request):
+                self._check(event)
+        except h11.RemoteProtocolError as error:
+            self.refusal = HTTPStatus(error.error_status_hint)
+            raise
+        return event
+
+    @staticmethod
+    def _check(request: h11.Request) -> None:
+        longest = max((len(name) + len(value) for name, value in request.headers), default=0)
+        if len(request.headers) > MAX_HEADERS or longest + len(": \r\n") > MAX_HEADER_LINE:
+            raise h11.RemoteProtocolError("header fields too large", error_status_hint=431)
+        if request.http_version not in (b"1.0", b"1.1"):
+            raise h11.RemoteProtocolError("unknown version", error_status_hint=505)
+        if len(request.target) > MAX_HEADER_LINE:
+            raise h11.RemoteProtocolError("target too long", error_status_hint=414)
+
+
+class HTTPProtocol(H11Protocol):
+    """HTTP/1.1. A connection without a request being served has ``HEAD_TIMEOUT`` seconds for the head of the next."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = self._requests = _Requests()
+        self._deadline: asyncio.TimerHandle | None = None
+        self._upgraded = self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the deadline. If files run out, abort the connection that has been idle for longest."""
+        super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            set_user_timeout(connection)
+        if len(self.connections) > most_connections():
+            # A process without free files cannot accept any connection.
+            next(iter(_idle), self).abort()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the deadline."""
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse data, or drop it after a refusal."""
+        if not self._refused:
+            super().data_received(data)
+            self._watch()
+
+    def on_response_complete(self) -> None:
+        """Start the deadline of the next request."""
+        super().on_response_complete()
+        self._watch()
+
+    def abort(self) -> None:
+        """Abort the connection."""
+        self._stop_watching()
+        self.transport.abort()
+
+    @property
+    def _serving(self) -> bool:
+        """Whether a request is being served."""
+        return not getattr(self.cycle, "response_complete", True)  # the cycle is None before the first request
+
+    def _watch(self) -> None:
+        """Let the deadline run while no request is served."""
+        if self._refused:
+            return
+        if self._upgraded or self._serving:
+            self._stop_watching()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_TIMEOUT, self._on_deadline)
+            _idle[self] = None
+
+    def _stop_watching(self) -> None:
+        _idle.pop(self, None)
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _on_deadline(self) -> None:
+        self._stop_watching()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # close() would wait for a client that does not read
+        elif self._requests.trailing_data[0]:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+        else:
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse an invalid request with the status that h11 suggests."""
+        self._refuse(self._requests.refusal)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hand a handshake over to the WebSocket protocol, or refuse it."""
+        headers = dict(event.headers)
+        has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        if event.http_version != b"1.1":
+            self._refuse(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+        elif event.method != b"GET" or has_body or self._requests.trailing_data[0]:
+            # Data between a handshake and its response could smuggle a request past a proxy.
+            self._refuse(HTTPStatus.BAD_REQUEST)
+        else:
+            self._upgraded = True
+            super().handle_websocket_upgrade(event)
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        if self._serving:
+            # The error is in the body of the request being served. The application's response has nowhere to go.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self._requests.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.write(refusal(status))
+        self.connections.discard(self)  # uvicorn's shutdown would close it again, and h11 would raise
+        self._stop_watching()
+        self._refused = True
+        self._deadline = close_after_reading(self.transport, self.loop)
+
+
+#: Connections with a running deadline, the longest idle first.
+_idle: Final[dict[HTTPProtocol, None]] = {}
