@@ -1,20 +1,30 @@
-"""How does a program in Python use a gateway? Calls, events, and a connection that heals. ``docs/clients.md`` has more.
+"""The Python client of a gateway: how does a program make calls and receive events?
 
 ::
 
     async with connect("wss://gateway.example.com/ws", token=token) as gateway:
         order = await gateway.request("orders", "get", {"number": 42})
 
-It needs nothing of the gateway itself, and importing it imports no web framework and no broker's library.
+Importing it imports no web framework and no library of a broker. ``docs/clients.md`` is its manual.
+
+* ``_client``: :func:`connect` and :class:`Client`; ``_sync``: both without asyncio;
+* ``_connection``: reconnecting, and the frames that come from the gateway;
+* ``_link``: one WebSocket connection from handshake to end; ``_frames``: frames as text;
+* ``_token``: fetching tokens, and replacing them before they expire;
+* ``_calls``: calls that wait and calls in flight; ``_backoff``: waits between attempts;
+* ``_subscriptions``: all subscriptions of a client; ``_subscription``: one; ``_events``: events and notices;
+* ``_state``: states of a connection, and the gateway's hello; ``_options``: settings; ``_emitter``: listeners;
+* ``errors``: the exceptions.
 """
 
 from __future__ import annotations
 
 from ._backoff import Backoff
 from ._client import Client, connect
+from ._events import Dropped, Gap, GatewayEvent, UnsubscribedNotice
 from ._options import ClientOptions, Options, Token
 from ._state import Goodbye, Hello, Limits, State
-from ._subscriptions import Dropped, Gap, GatewayEvent, Subscription, UnsubscribedNotice
+from ._subscription import Subscription
 from ._sync import SyncClient, SyncSubscription, connect_sync
 from .errors import (
     BadRequest,

@@ -1,4 +1,4 @@
-"""How long to wait between attempts."""
+"""The waits between attempts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Backoff"]
 
 @dataclass(frozen=True)
 class Backoff:
-    """Full jitter: anything up to a limit, so that clients that were lost together do not come back together.
+    """Exponential backoff with full jitter, so that clients that were disconnected together do not return together.
 
-    ``base`` is the limit before the first further attempt, in seconds; it doubles with each, up to ``cap``. ``random``
-    makes numbers from 0 to 1, and is for tests.
+    A wait is random, up to a limit: ``base`` seconds before the first repetition, doubled for each further one, and
+    ``cap`` at most. ``random`` returns numbers from 0 to 1; tests replace it.
     """
 
     base: float = 0.5
@@ -22,6 +22,6 @@ class Backoff:
     random: Callable[[], float] = random.random
 
     def delay(self, attempt: int) -> float:
-        """Seconds to wait after so many attempts that failed."""
-        # Beyond this many doublings any cap is reached, and a float would overflow.
+        """Return the seconds to wait after ``attempt`` failed repetitions."""
+        # After 64 doublings every cap is reached. More would overflow a float.
         return self.random() * min(self.cap, self.base * 2.0 ** min(attempt, 64))

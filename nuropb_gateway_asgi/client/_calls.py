@@ -1,6 +1,6 @@
-"""What a client has asked for: calls that wait to be sent, calls in flight, and questions to the gateway itself.
+"""Calls that wait to be sent, calls in flight, and requests to the gateway itself.
 
-Nothing here waits: an answer ends a future. All of it happens on one event loop.
+Nothing here awaits: an answer completes a future. Everything runs on one event loop.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ __all__ = ["Call", "Calls", "Kind"]
 
 Kind: TypeAlias = Literal["request", "command", "describe", "subscribe", "unsubscribe", "authorize"]
 
-#: What the gateway counts against ``max_in_flight``.
-_WEIGHS: Final = frozenset({"request", "command"})
-#: Seconds; far beyond what any gateway grants, and still a number of few digits.
+#: The kinds that the gateway counts against ``max_in_flight``.
+_COUNTED: Final = frozenset({"request", "command"})
+#: Seconds: far more than any gateway grants, in few digits.
 _MAX_TIMEOUT: Final = 1e6
 
 
 @dataclass(eq=False)
 class Call:
-    """One of them."""
+    """One call, or one request to the gateway itself."""
 
     kind: Kind
-    #: The payload's members as JSON, each with a comma in front, without ``id`` and ``timeout``.
+    #: The members of the payload as JSON, each after a comma, without ``id`` and ``timeout``.
     members: bytes
     future: asyncio.Future[Any]
-    #: A time of the loop's clock.
+    #: By the clock of the event loop.
     deadline: float = math.inf
     idempotent: bool = False
     retries: int = 0
     attempt: int = 0
-    #: What its answer will name; empty as long as it was not sent.
+    #: The id in its answer; empty before it is sent.
     id: str = ""
-    #: Nobody waits for the answer any more, but the gateway may still be busy with it.
+    #: Whether the caller stopped waiting. The gateway may still be working on the call.
     abandoned: bool = False
     timer: asyncio.TimerHandle | None = None
     pause: asyncio.TimerHandle | None = None
 
     def stop_timers(self) -> None:
-        """Nothing will happen by itself any more."""
+        """Cancel its timers."""
         for timer in (self.timer, self.pause):
             if timer is not None:
                 timer.cancel()
 
     def fail(self, error: BaseException) -> None:
-        """End it with ``error``."""
+        """End the call with ``error``."""
         self.stop_timers()
         if not self.future.done():
             self.future.set_exception(error)
@@ -71,7 +71,7 @@ class Call:
 
 @dataclass(eq=False)
 class Calls:
-    """All calls of a client. ``grace`` is how long the gateway's own timeout may take to arrive, in seconds."""
+    """All calls of a client. ``grace`` is how many seconds after a deadline to expect the gateway's own timeout."""
 
     backoff: Backoff
     grace: float
@@ -80,19 +80,21 @@ class Calls:
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        #: In the order in which they will be sent.
+        #: In the order of sending.
         self._waiting: dict[Call, None] = {}
         self._in_flight: dict[str, Call] = {}
-        #: Those that wait before they are made again.
+        #: Calls that failed, and pause before they are repeated.
         self._pausing: set[Call] = set()
         self._ids = itertools.count(1)
-        self._weight = 0
+        #: Number of counted calls in flight.
+        self._counted = 0
         self._send: Callable[[str], None] | None = None
+        #: Whether calls have to wait, because the gateway has not said hello, or has said goodbye.
         self._held = True
 
     @property
     def in_flight(self) -> int:
-        """How many frames have no answer yet."""
+        """The number of frames without an answer yet."""
         return len(self._in_flight)
 
     def start(
@@ -105,14 +107,14 @@ class Calls:
         retries: int = 0,
         trace_id: str | None = None,
     ) -> Call:
-        """Make a call, now or as soon as there is room. ``timeout`` is in seconds, waiting included.
+        """Make a call, now or as soon as the gateway accepts one more. ``timeout`` in seconds includes the waiting.
 
-        Raises ValueError or TypeError for what can never be sent, and TooManyRequests when too many wait.
+        Raises ValueError or TypeError for a call that can never be sent, and TooManyRequests if the queue is full.
         """
         if timeout is not None and not 0 < timeout < math.inf:
             raise ValueError("timeout must be a number of seconds greater than 0")
         if len(self._waiting) >= self.max_queue:
-            description = f"{self.max_queue} calls wait to be sent; wait for an answer first"
+            description = f"{self.max_queue} calls are already waiting to be sent; wait for an answer first"
             raise TooManyRequests("too_many_requests", description, retryable=True)
         members = _members(payload if trace_id is None else {**payload, "trace_id": trace_id})
         patience = self.limits.request_timeout if timeout is None else timeout
@@ -130,18 +132,18 @@ class Calls:
         return call
 
     def ask(self, kind: Kind, payload: Mapping[str, object]) -> Call:
-        """Ask something of the gateway itself, on this connection and at once; it is no call, and has no deadline."""
+        """Send a request to the gateway itself, at once and on this connection. It has no deadline."""
         call = Call(kind, _members(payload), self._loop.create_future())
         self._transmit(call)
         return call
 
     def abandon(self, call: Call, reason: BaseException | None = None) -> None:
-        """Nobody waits for the answer any more; ``reason`` is for who still does."""
+        """Stop waiting for ``call``, and cancel it at the gateway; with a ``reason``, its future fails with that."""
         if self._forget_unsent(call):
             call.stop_timers()
         elif not call.abandoned and self._in_flight.get(call.id) is call:
             call.abandoned = True
-            # The gateway counts it until it has answered, and so does the client; but not for ever.
+            # The gateway counts the call until it has answered. So does the client, but not for ever.
             self._arm(call, self._loop.time() + self.grace, self._give_up)
             if call.kind == "request" and self._send is not None:
                 self._send(f'{{"type":"cancel","payload":{{"id":"{call.id}"}}}}')
@@ -151,26 +153,26 @@ class Calls:
     # --- the connection ---------------------------------------------------------------------------------------
 
     def connected(self, send: Callable[[str], None]) -> None:
-        """There is a connection: what :meth:`ask` says may be sent."""
+        """Use a new connection: :meth:`ask` may send, calls wait for :meth:`release`."""
         self._send = send
         self._held = True
 
     def release(self) -> None:
-        """Calls may be sent."""
+        """Send calls from now on."""
         self._held = False
         self._flush()
 
     def hold(self) -> None:
-        """Calls may be sent no longer, but those in flight will be answered."""
+        """Send no more calls. Calls in flight are still answered."""
         self._held = True
 
     def answer(self, payload: Mapping[str, Any]) -> UnexpectedFrame | None:
-        """Take the payload of a response; why it is of no use, if it is of none."""
+        """Complete a call with the payload of a response. Returns a warning if the payload fits no call."""
         id_ = payload.get("id")
         call = self._in_flight.get(id_) if isinstance(id_, str) else None
         if call is None:
-            return UnexpectedFrame("a response to nothing that is in flight")
-        self._land(call)
+            return UnexpectedFrame("the gateway sent a response to no call in flight")
+        self._remove(call)
         call.stop_timers()
         unexpected: UnexpectedFrame | None = None
         error = payload.get("error")
@@ -182,19 +184,19 @@ class Calls:
         elif error is None and "result" in payload:
             call.future.set_result(payload["result"])
         else:
-            unexpected = UnexpectedFrame("a response with neither result nor error")
+            unexpected = UnexpectedFrame("the gateway sent a response with neither result nor error")
             call.fail(unexpected)
         self._flush()
         return unexpected
 
     def lost(self, error: ConnectionLost | ConnectionClosed) -> None:
-        """The connection has gone, and with it the answers. What may run twice is made again on the next one."""
+        """Note the end of the connection: idempotent calls wait for the next, others in flight fail with ``error``."""
         self._send = None
         self._held = True
         calls = tuple(self._in_flight.values())
         again: dict[Call, None] = {}
         for call in calls:
-            self._land(call)
+            self._remove(call)
             call.stop_timers()
             if call.abandoned or call.future.done():
                 continue
@@ -206,7 +208,7 @@ class Calls:
         self._waiting = again | self._waiting
 
     def close(self, error: ConnectionClosed) -> None:
-        """There will be no connection any more."""
+        """End all calls with ``error``."""
         self.lost(error)
         for call in (*self._waiting, *self._pausing):
             call.fail(error.anew())
@@ -216,7 +218,7 @@ class Calls:
     # --- one call ---------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        while self._waiting and not self._held and self._weight < self.limits.max_in_flight:
+        while self._waiting and not self._held and self._counted < self.limits.max_in_flight:
             call = next(iter(self._waiting))
             del self._waiting[call]
             self._transmit(call)
@@ -230,20 +232,20 @@ class Calls:
         kind, id_ = call.kind.encode(), call.id.encode()
         text = b'{"type":"%b","payload":{"id":"%b"%b%b}}' % (kind, id_, call.members, timeout)
         if len(text) > self.limits.max_message_size:
-            # The gateway would hang up for good.
-            description = f"the frame has more than the {self.limits.max_message_size} bytes that the gateway takes"
+            # The gateway would close the connection for good.
+            description = f"the frame exceeds the gateway's limit of {self.limits.max_message_size} bytes"
             call.fail(PayloadTooLarge("payload_too_large", description))
             return
         self._in_flight[call.id] = call
-        self._weight += call.kind in _WEIGHS
+        self._counted += call.kind in _COUNTED
         if call.deadline < math.inf:
             self._arm(call, call.deadline + self.grace)
         if self._send is not None:
             self._send(text.decode())
 
-    def _land(self, call: Call) -> None:
+    def _remove(self, call: Call) -> None:
         del self._in_flight[call.id]
-        self._weight -= call.kind in _WEIGHS
+        self._counted -= call.kind in _COUNTED
 
     def _arm(self, call: Call, moment: float, do: Callable[[Call], None] | None = None) -> None:
         if call.timer is not None:
@@ -260,21 +262,21 @@ class Calls:
         call.attempt += 1
         self._arm(call, call.deadline)
         self._pausing.add(call)
-        call.pause = self._loop.call_at(now + wait, self._again, call)
+        call.pause = self._loop.call_at(now + wait, self._repeat, call)
 
-    def _again(self, call: Call) -> None:
+    def _repeat(self, call: Call) -> None:
         self._pausing.discard(call)
         self._waiting[call] = None
         self._flush()
 
     def _expire(self, call: Call) -> None:
         sent = call not in self._waiting and call not in self._pausing
-        description = "No answer in time; whether it ran is unknown" if sent else "It could not be sent in time"
+        description = "No answer in time; whether it ran is unknown" if sent else "The call could not be sent in time"
         self.abandon(call, CallTimeout("timeout", description, retryable=not sent))
 
     def _give_up(self, call: Call) -> None:
         if self._in_flight.get(call.id) is call:
-            self._land(call)
+            self._remove(call)
             self._flush()
 
     def _forget_unsent(self, call: Call) -> bool:
@@ -288,6 +290,6 @@ class Calls:
 
 
 def _members(payload: Mapping[str, object]) -> bytes:
-    """The members of an object as JSON, each with a comma in front. Raises TypeError for what is no JSON."""
+    """Encode the members of an object as JSON, each after a comma. Raises TypeError for values that JSON lacks."""
     text = encode_json({name: value for name, value in payload.items() if value is not None})[1:-1]
     return b"," + text if text else b""

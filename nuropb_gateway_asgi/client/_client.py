@@ -1,4 +1,4 @@
-"""What an application does with a gateway: calls, events, and a look at the connection."""
+"""The client for asyncio: calls, subscriptions, and the state of the connection."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Literal, Unpack, overload
 from ..exceptions import GatewayError
 from ._calls import Kind
 from ._connection import Connection
+from ._events import Dropped, Gap, GatewayEvent, UnsubscribedNotice
 from ._options import ClientOptions, Options, Token
 from ._state import Goodbye, Hello, State
-from ._subscriptions import Dropped, Gap, GatewayEvent, Subscription, UnsubscribedNotice
+from ._subscription import Subscription
 
 __all__ = ["Client", "connect"]
 
@@ -21,11 +22,11 @@ __all__ = ["Client", "connect"]
 async def connect(
     url: str, *, token: Token | None = None, open_timeout: float | None = 30.0, **options: Unpack[Options]
 ) -> AsyncIterator[Client]:
-    """A client of the gateway at ``url`` (``wss://...``), connected for as long as the context lasts.
+    """Connect to the gateway at ``url`` (``wss://...``) for the duration of the context.
 
-    Entering waits until the connection is open, for ``open_timeout`` seconds at the most (None: as long as it takes;
-    0: not at all, and calls wait instead). Raises ConnectionClosed when it does not come about, and ValueError or
-    TypeError for arguments that can never work. ``options`` are the fields of :class:`ClientOptions`.
+    Entering waits until the connection is open, for ``open_timeout`` seconds at most (None: without limit; 0: not at
+    all, calls wait instead). Raises ConnectionClosed if the connection fails, and ValueError or TypeError for invalid
+    arguments. ``options`` are the fields of :class:`ClientOptions`.
     """
     client = Client(url, token, ClientOptions(**options))
     try:
@@ -36,7 +37,7 @@ async def connect(
 
 
 class Client:
-    """What :func:`connect` gives. All of it is for the event loop in which it was made."""
+    """A client of a gateway, made by :func:`connect`. It may only be used on the event loop that made it."""
 
     def __init__(self, url: str, token: Token | None, options: ClientOptions) -> None:
         self.url = url
@@ -44,12 +45,12 @@ class Client:
 
     @property
     def state(self) -> State:
-        """Where the client is on its way to the gateway."""
+        """The state of the connection."""
         return self._connection.state
 
     @property
     def hello(self) -> Hello | None:
-        """What the gateway said first on the connection that is open, or was open last."""
+        """The gateway's hello on the current connection, or on the last one."""
         return self._connection.hello
 
     async def request(
@@ -58,17 +59,17 @@ class Client:
         method: str,
         params: Mapping[str, Any] | None = None,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - the gateway is told of it, too
+        timeout: float | None = None,  # noqa: ASYNC109 - it is sent to the gateway
         idempotent: bool = False,
         retries: int = 0,
         trace_id: str | None = None,
     ) -> Any:
-        """Call a method and return what it returns. Waits for a connection if there is none.
+        """Call a method and return its result. Waits for a connection if there is none.
 
-        ``timeout`` is in seconds from now, waiting included; without it the gateway's own holds (mostly 30). An
-        ``idempotent`` call may run twice without harm, so it is made again when the connection is lost; ``retries``
-        says how often one that failed as ``retryable`` is made again. Raises CallFailed, ConnectionLost or
-        ConnectionClosed. When it is cancelled, so is the call.
+        ``timeout`` is in seconds from now, including the waiting; the default is the gateway's (mostly 30). An
+        ``idempotent`` call may run twice without harm, so it is repeated when the connection is lost; ``retries`` is
+        how often a ``retryable`` failure is repeated. Raises CallFailed, ConnectionLost or ConnectionClosed.
+        Cancelling the task cancels the call.
         """
         payload = {"service": service, "method": method, "params": _checked(params)}
         more = {"timeout": timeout, "idempotent": idempotent, "retries": retries, "trace_id": trace_id}
@@ -80,14 +81,14 @@ class Client:
         method: str,
         params: Mapping[str, Any] | None = None,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - the gateway is told of it, too
+        timeout: float | None = None,  # noqa: ASYNC109 - it is sent to the gateway
         idempotent: bool = False,
         retries: int = 0,
         trace_id: str | None = None,
     ) -> None:
-        """Call a method for its effect: returns once the mesh has taken the command, not when it has run.
+        """Send a command: returns once the mesh has accepted it, before it has run.
 
-        Arguments and exceptions are those of :meth:`request`. When it is cancelled, the command may run all the same.
+        Arguments and exceptions are those of :meth:`request`. Cancelling the task does not stop a command.
         """
         payload = {"service": service, "method": method, "params": _checked(params)}
         more = {"timeout": timeout, "idempotent": idempotent, "retries": retries, "trace_id": trace_id}
@@ -99,7 +100,7 @@ class Client:
         *,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> dict[str, Any]:
-        """What may be called: of one service, or of all that the gateway knows of."""
+        """Return the methods that the client may call, of one service or of all that the gateway knows."""
         description: dict[str, Any] = await self._call("describe", {"service": service}, {"timeout": timeout})
         return description
 
@@ -110,15 +111,15 @@ class Client:
         *,
         buffer: int = 1000,
     ) -> Subscription:
-        """Receive events of some topics (``*`` stands for one word, ``#`` for any number of them).
+        """Subscribe to topics (``*`` matches one word, ``#`` any number of words).
 
-        By a ``callback``, which is called on the event loop and must not block; or by iterating over the result, for
-        which ``buffer`` events may wait. Of more the oldest are dropped, and ``dropped`` says so. A subscription lasts
-        over reconnections.
+        Events go to ``callback``, which runs on the event loop and must not block. Without one, iterate over the
+        result: ``buffer`` events may wait, then the oldest are dropped and ``dropped`` reports it. Reconnections do
+        not end a subscription.
         """
         wanted = [topics] if isinstance(topics, str) else list(topics)
         if not wanted:
-            raise ValueError("there must be a topic to subscribe to")
+            raise ValueError("topics is empty: name at least one topic")
         subscription = Subscription(wanted, callback, buffer, self._connection.subscriptions.end)
         if self._connection.state.name == "closed":
             subscription.end(self._connection.closed_error())
@@ -143,27 +144,27 @@ class Client:
     @overload
     def on(self, name: Literal["warning"], listener: Callable[[GatewayError], object]) -> Callable[[], None]: ...
     def on(self, name: str, listener: Callable[[Any], object]) -> Callable[[], None]:
-        """Call ``listener`` from now on; the result ends that.
+        """Call ``listener`` for every ``name`` from now on. Returns a function that removes it.
 
-        ``event`` tells of every event of the mesh, also of those with a target, which come without a subscription;
-        ``warning`` of what is wrong and belongs to no call. Warnings that nobody listens to are logged.
+        ``event`` is every event of the mesh, including events with a target, which need no subscription. ``warning`` is
+        an error that belongs to no call; without a listener it is logged.
         """
         return self._connection.on(name, listener)
 
     async def authorize(self, token: str) -> float | None:
-        """Send another token on the open connection, of the same user; when it expires, in seconds since 1970.
+        """Send another token of the same user on the open connection.
 
-        Raises CallFailed when it is refused, which leaves the connection as it was, and ConnectionLost when there is
-        none.
+        Returns when it expires, in seconds since 1970. Raises CallFailed if it is refused, which leaves the connection
+        unchanged, and ConnectionLost without an open connection.
         """
         return await self._connection.authorize(token)
 
-    async def opened(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - what it raises is not a TimeoutError
-        """Wait until the connection is open. Raises ConnectionClosed when that will never be, or not in time."""
+    async def opened(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - it raises another error
+        """Wait until the connection is open. Raises ConnectionClosed if the client is closed, and after ``timeout``."""
         await self._connection.opened(timeout)
 
     async def close(self) -> None:
-        """Hang up and do not come back. Calls fail with ConnectionClosed, subscriptions end."""
+        """Close the connection for good. Calls fail with ConnectionClosed, subscriptions end."""
         await self._connection.close()
 
     async def _call(self, kind: Kind, payload: Mapping[str, object], options: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Listeners by name."""
+"""Listeners, by the names of the events that they hear."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ __all__ = ["Emitter", "guarded"]
 
 
 class Emitter:
-    """Whom to tell of what."""
+    """The listeners of an object. ``names`` are the names under which it emits values."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self._listeners: dict[str, list[Callable[[Any], object]]] = {name: [] for name in names}
 
     def on(self, name: str, listener: Callable[[Any], object]) -> Callable[[], None]:
-        """Call ``listener`` from now on; the result ends that. Raises ValueError for a name that is never told of."""
+        """Call ``listener`` for every ``name`` from now on. Returns a function that removes it.
+
+        Raises ValueError for an unknown name.
+        """
         if name not in self._listeners:
-            raise ValueError(f"there is no {name!r}; there are {', '.join(sorted(self._listeners))}")
+            raise ValueError(f"unknown name {name!r}; expected one of {', '.join(sorted(self._listeners))}")
         listeners = self._listeners[name]
 
-        # A function of its own for every call, so that a listener can be added twice and removed once.
+        # A function for each call of on(), so that a listener added twice can be removed once.
         def entry(value: Any) -> object:
             return listener(value)
 
@@ -33,7 +36,7 @@ class Emitter:
         return remove
 
     def emit(self, name: str, value: object) -> bool:
-        """Tell everybody; whether there was anybody."""
+        """Call the listeners of ``name``. Returns whether there were any."""
         listeners = tuple(self._listeners[name])
         for listener in listeners:
             guarded(listener, value)
@@ -41,7 +44,7 @@ class Emitter:
 
 
 def guarded(function: Callable[[Any], object], value: object) -> None:
-    """Call an application's function; what it raises is reported to the event loop, and nothing fails over it."""
+    """Call an application's function. Its exceptions go to the event loop's exception handler, and no further."""
     try:
         function(value)
     except Exception as error:

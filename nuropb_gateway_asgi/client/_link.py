@@ -1,4 +1,4 @@
-"""One connection, from its handshake to its end, on the websockets library."""
+"""A WebSocket connection from its handshake to its end, on the websockets library."""
 
 from __future__ import annotations
 
@@ -19,40 +19,41 @@ from websockets.typing import Subprotocol
 
 from .._version import __version__
 from ..protocol import SUBPROTOCOL
+from ._frames import PING
 
 __all__ = ["BROKEN", "Ending", "Link", "LinkOptions"]
 
-#: The close code of a connection that just went, or that the client gave up.
+#: The close code of a connection that broke, or that the client aborted.
 BROKEN: Final = 1006
-#: Seconds for the two ends to agree that it is over.
-CLOSE_TIMEOUT: Final = 2.0
-#: What a gateway means by a status, in close codes; all others below 500 are final, too, but say nothing more.
-_CODES: Final = {401: 4510, 403: 4513, 400: 4505}
-#: These are below 500 and may heal.
+#: Seconds for the closing handshake.
+CLOSING_TIMEOUT: Final = 2.0
+#: Close codes for the HTTP statuses of a gateway. Other statuses below 500 are final, too, without a code of their own.
+_CLOSE_CODES: Final = {401: 4510, 403: 4513, 400: 4505}
+#: Statuses below 500 after which another attempt may succeed.
 _TRANSIENT: Final = frozenset({408, 421, 425, 429})
 
-# At its debug level websockets logs the headers of handshakes, and the token in them.
+# On level DEBUG websockets logs the headers of handshakes, which contain the token.
 _wire_logger = logging.getLogger("nuropb_gateway_asgi.client.websockets")
 _wire_logger.setLevel(logging.INFO)
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a connection ended, or why it never came about."""
+    """The end of a connection, or the reason why it was never established."""
 
     code: int
     reason: str
     status: int | None = None
     cause: BaseException | None = None
-    #: Trying again would not help.
+    #: Whether another attempt would fail in the same way.
     final: bool = False
-    #: Seconds that the gateway asked to wait.
+    #: Seconds that the gateway asked the client to wait.
     retry_after: float = 0.0
 
 
 @dataclass(frozen=True)
 class LinkOptions:
-    """Times are in seconds, ``max_size`` in bytes."""
+    """Options of a link. Times are in seconds, ``max_size`` in bytes."""
 
     connect_timeout: float
     ping_timeout: float
@@ -62,20 +63,20 @@ class LinkOptions:
 
 
 class Receiver(Protocol):
-    """Who gets what comes in."""
+    """The owner of a link, which handles its messages."""
 
     def on_connected(self, link: Link) -> None:
-        """There is a connection; the gateway has not said hello yet."""
+        """Use ``link``: its handshake has succeeded. The gateway has not said hello yet."""
 
     def on_message(self, link: Link, data: str | bytes) -> None:
-        """A message. Must not raise."""
+        """Handle a message. Must not raise."""
 
     async def accompany(self, link: Link) -> None:
-        """Run as long as the connection lasts; it may end before."""
+        """Run while the connection lasts. It is cancelled at the end, and may return before."""
 
 
 class Link:
-    """A connection. :meth:`send` and :meth:`drop` never wait."""
+    """One WebSocket connection. :meth:`send` and :meth:`drop` never wait."""
 
     def __init__(self, receiver: Receiver, options: LinkOptions) -> None:
         self._receiver = receiver
@@ -83,23 +84,24 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._connection: ClientConnection | None = None
         self._outgoing: deque[str] = deque()
-        self._news = asyncio.Event()
+        #: Set when there are frames to send.
+        self._queued = asyncio.Event()
         self._ending: Ending | None = None
         self._greeted = asyncio.Event()
         self._ping_interval = 0.0
         self._heard_at = 0.0
-        #: Set by whatever comes in.
+        #: Set by every message from the gateway.
         self._answered = asyncio.Event()
-        #: When the gateway said hello, by the loop's clock.
+        #: When the gateway said hello, by the clock of the event loop.
         self.opened_at: float | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether it was given up, or has ended."""
+        """Whether the connection has ended, or was dropped."""
         return self._ending is not None
 
     async def run(self, url: str, token: str | None) -> Ending:
-        """Connect, and stay connected until the end. When it is cancelled, the connection is closed in good order."""
+        """Connect, and serve the connection until it ends. Cancelling closes it gracefully."""
         deadline = self._loop.time() + self._options.connect_timeout
         try:
             async with asyncio.timeout_at(deadline):
@@ -107,9 +109,9 @@ class Link:
         except InvalidStatus as error:
             return _refused(error)
         except TimeoutError as error:
-            return Ending(BROKEN, "no connection in time", cause=error)
+            return Ending(BROKEN, "connecting timed out", cause=error)
         except (OSError, WebSocketException) as error:
-            return Ending(BROKEN, "no connection", cause=error)
+            return Ending(BROKEN, "connecting failed", cause=error)
         self._connection = connection
         self._heard_at = self._loop.time()
         try:
@@ -126,19 +128,19 @@ class Link:
             await _close(connection)
 
     def send(self, text: str) -> None:
-        """Send a frame, as soon as the connection takes it."""
+        """Queue a frame for sending."""
         self._outgoing.append(text)
-        self._news.set()
+        self._queued.set()
 
     def greet(self, ping_interval: float) -> None:
-        """The gateway has said hello; after so much silence (in seconds) it is asked whether it is still there."""
+        """Note the gateway's hello. From now on, ``ping_interval`` seconds of silence cause a ping."""
         self._ping_interval = ping_interval
         if self.opened_at is None:
             self.opened_at = self._loop.time()
         self._greeted.set()
 
     def drop(self, reason: str) -> None:
-        """Give the connection up: to close it in good order would take long if the network is gone."""
+        """Abort the connection. A graceful close would take long if the network is down."""
         if self._ending is None:
             self._ending = Ending(BROKEN, reason)
             if self._connection is not None:
@@ -151,11 +153,11 @@ class Link:
             additional_headers={} if token is None else {"Authorization": f"Bearer {token}"},
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             compression=None,
-            # The protocol has pings of its own, which the gateway answers with what it is asked for.
+            # The client pings with frames of the gateway's protocol instead.
             ping_interval=None,
             user_agent_header=f"nuropb-gateway-asgi/{__version__}",
             open_timeout=None,
-            close_timeout=CLOSE_TIMEOUT,
+            close_timeout=CLOSING_TIMEOUT,
             max_size=self._options.max_size,
             proxy=self._options.proxy,
             logger=_wire_logger,
@@ -175,15 +177,15 @@ class Link:
             return self._ending
 
     async def _write(self, connection: ClientConnection) -> None:
-        with contextlib.suppress(WebSocketClosed):  # the reader learns of it, too
+        with contextlib.suppress(WebSocketClosed):  # _read() handles it
             while True:
                 while self._outgoing:
                     await connection.send(self._outgoing.popleft())
-                self._news.clear()
-                await self._news.wait()
+                self._queued.clear()
+                await self._queued.wait()
 
     async def _watch(self, deadline: float) -> None:
-        """Is the gateway still there?"""
+        """Drop the connection if there is no hello in time, or later no answer to a ping."""
         try:
             async with asyncio.timeout_at(deadline):
                 await self._greeted.wait()
@@ -196,7 +198,7 @@ class Link:
                 await asyncio.sleep(self._ping_interval - silence)
                 continue
             self._answered.clear()
-            self.send('{"type":"ping"}')
+            self.send(PING)
             try:
                 async with asyncio.timeout(self._options.ping_timeout):
                     await self._answered.wait()
@@ -205,15 +207,15 @@ class Link:
 
 
 async def _close(connection: ClientConnection) -> None:
-    """Close it in good order. What still comes is passed over: unread, it would hide that the other end agrees."""
+    """Close the connection gracefully. Messages are discarded: unread, they would hide the gateway's close frame."""
 
-    async def pass_over() -> None:
+    async def discard() -> None:
         with contextlib.suppress(WebSocketClosed):
             while True:
                 await connection.recv()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(pass_over)
+        tasks.start_soon(discard)
         await connection.close()
         tasks.cancel_scope.cancel()
 
@@ -221,7 +223,7 @@ async def _close(connection: ClientConnection) -> None:
 def _closed(error: WebSocketClosed) -> Ending:
     if error.rcvd is not None and error.rcvd_then_sent:
         return Ending(error.rcvd.code, error.rcvd.reason, cause=error)
-    # This end hung up, for example over a message that is too big. If the gateway says the same code, it is an echo.
+    # This end closed, for example because of a message that is too big. The gateway only echoed the code.
     reason = error.sent.reason if error.sent is not None else ""
     return Ending(BROKEN, reason or "the connection broke", cause=error)
 
@@ -229,7 +231,7 @@ def _closed(error: WebSocketClosed) -> Ending:
 def _refused(error: InvalidStatus) -> Ending:
     status = error.response.status_code
     return Ending(
-        _CODES.get(status, BROKEN),
+        _CLOSE_CODES.get(status, BROKEN),
         f"the handshake was refused with HTTP status {status}",
         status=status,
         cause=error,
@@ -239,5 +241,5 @@ def _refused(error: InvalidStatus) -> Ending:
 
 
 def _seconds(text: str) -> float:
-    """A Retry-After; a date is of no use without the server's clock."""
+    """Parse a Retry-After in seconds. A date gives 0, as it depends on the server's clock."""
     return float(text) if text.isascii() and text.isdigit() else 0.0

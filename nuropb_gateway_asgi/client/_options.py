@@ -1,4 +1,4 @@
-"""How a client is to behave."""
+"""The settings of a client."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from ._backoff import Backoff
 
 __all__ = ["ClientOptions", "Options", "Token"]
 
-#: A token, or what makes one: a function (called in a thread) or a coroutine function. None says that there is none any
-#: more, and closes the client; an exception, that there is none now.
+#: A token, or a function that returns tokens: a plain function (called in a thread) or a coroutine function. None means
+#: that there are no more tokens, and closes the client. After an exception the client tries again.
 Token: TypeAlias = str | Callable[[], str | Awaitable[str | None] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientOptions:
-    """How a client behaves. All times are in seconds."""
+    """The settings of a client. All times are in seconds."""
 
-    #: Whether to come back after a loss.
+    #: Whether to reconnect after a lost connection.
     reconnect: bool = True
     backoff: Backoff = field(default_factory=Backoff)
-    #: A connection that lasted so long was a good one: the waiting begins anew.
+    #: A connection that lasted at least this long resets the backoff.
     stable_after: float = 10.0
-    #: From the beginning of a connection to the gateway's hello.
+    #: From the start of an attempt to the gateway's hello.
     connect_timeout: float = 15.0
-    #: After so much silence the gateway is asked whether it is there. None: as the gateway does, at most 30.
+    #: Silence after which the client pings the gateway. None: the gateway's own interval, at most 30.
     ping_interval: float | None = None
-    #: How long the answer may take.
+    #: Timeout of the answer to a ping.
     ping_timeout: float = 10.0
-    #: How long before its end a token is replaced: at most this, at most a quarter of what is left.
+    #: How long before its expiry a token is replaced: at most this, and at most a quarter of its remaining time.
     refresh_margin: float = 60.0
-    #: How much longer than its timeout a call waits for the gateway to say so itself.
+    #: How long after its timeout a call still waits for the gateway's own timeout error.
     grace: float = 2.0
-    #: How many calls may wait to be sent.
+    #: Maximum number of calls that wait to be sent.
     max_queue: int = 10_000
-    #: Of a message from the gateway, in bytes; None for no limit.
+    #: Maximum size of a message from the gateway, in bytes; None for no limit.
     max_size: int | None = 16 * 1024 * 1024
-    #: For wss:// with a certificate that needs more than the usual.
+    #: For wss:// with certificates of your own; None for the system's.
     ssl: ssl_module.SSLContext | None = None
-    #: The URL of a proxy, True for the one that the environment names, None for none.
+    #: The URL of a proxy; True for the proxy that the environment names, None for no proxy.
     proxy: str | Literal[True] | None = True
 
 

@@ -1,4 +1,4 @@
-"""Where a client is on its way to the gateway, and what the gateway said of itself."""
+"""The state of a connection, and the gateway's greeting and farewell on it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final, Literal
 
 from .errors import ConnectionClosed, ConnectionLost
 
-__all__ = ["Goodbye", "Hello", "Limits", "State", "number", "read_hello"]
+__all__ = ["Farewell", "Goodbye", "Hello", "Limits", "State", "number", "read_hello"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the gateway allows: from its hello. Times are in seconds."""
+    """The limits of a gateway, from its hello. Times are in seconds."""
 
     max_message_size: int = 65536
     max_in_flight: int = 64
@@ -21,16 +21,17 @@ class Limits:
     ping_interval: float = 30.0
 
 
+#: The defaults of a gateway.
 _USUAL: Final = Limits()
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a client is on its way to the gateway.
+    """The state of a client's connection.
 
-    ``connecting`` (a token is fetched, a connection made), ``authorising`` (the gateway has not said hello yet),
-    ``open``, ``reconnecting`` (waiting for ``delay`` seconds because of ``error``), and ``closed``, for good: by the
-    gateway, which ``error`` tells of, or without an error by the application.
+    ``connecting`` (fetching a token, then connecting), ``authorising`` (connected, before the gateway's hello),
+    ``open``, ``reconnecting`` (waiting for ``delay`` seconds because of ``error``), or ``closed``, for good: by the
+    gateway with an ``error``, by the application without.
     """
 
     name: Literal["connecting", "authorising", "open", "reconnecting", "closed"]
@@ -40,7 +41,7 @@ class State:
 
 @dataclass(frozen=True)
 class Hello:
-    """What the gateway says first on every connection. ``expires_at`` is in seconds since 1970."""
+    """The gateway's first frame on every connection. ``expires_at`` is in seconds since 1970."""
 
     session_id: str = ""
     user_id: str = ""
@@ -53,14 +54,29 @@ class Hello:
 
 @dataclass(frozen=True)
 class Goodbye:
-    """The gateway will stop; the client comes back by itself, not before ``retry_after`` seconds."""
+    """The announcement that the gateway will stop. The client reconnects by itself, after ``retry_after`` seconds."""
 
     reason: str
     retry_after: float
 
 
+@dataclass
+class Farewell:
+    """The gateway's last words on a connection: its last error, and how long the client has to stay away."""
+
+    error: Exception | None = None
+    #: Seconds to stay away after the end of the connection, from a goodbye.
+    stay_away: float = 0.0
+    #: Time of the event loop before which not to reconnect, from an error.
+    not_before: float = 0.0
+
+    def wait(self, now: float) -> float:
+        """Return the seconds that the gateway asked the client to wait, at the time ``now`` of the event loop."""
+        return max(self.stay_away, self.not_before - now, 0.0)
+
+
 def read_hello(event: object) -> Hello:
-    """The hello of a gateway, with the usual in the place of what is missing or wrong."""
+    """Read a hello. Missing and invalid members get their defaults."""
     given = event if isinstance(event, dict) else {}
     texts = ("session_id", "user_id", "username", "protocol", "instance_id")
     return Hello(
@@ -80,7 +96,7 @@ def _read_limits(limits: object) -> Limits:
 
     return Limits(
         max_message_size=int(positive("max_message_size")),
-        # A fraction of a call is no room for one, but a gateway that lets nobody call means something else.
+        # Less than one call would mean no calls at all, and no gateway means that.
         max_in_flight=max(1, int(positive("max_in_flight"))),
         request_timeout=positive("request_timeout"),
         ping_interval=positive("ping_interval"),
@@ -88,7 +104,7 @@ def _read_limits(limits: object) -> Limits:
 
 
 def number(value: object) -> float | None:
-    """A finite number as a float, or None for what is none."""
+    """Return a finite number as a float, and None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

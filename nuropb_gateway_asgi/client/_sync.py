@@ -1,7 +1,7 @@
-"""The client for code that is not asynchronous: scripts, notebooks, a REPL.
+"""The client without asyncio, for scripts, notebooks and a REPL.
 
-The client itself runs on an event loop in a thread of its own; every method hands its work to that and waits. A wait is
-ended by Ctrl-C, and what was waited for is cancelled then.
+The client runs on an event loop in a background thread; every method passes its work there and waits. Ctrl-C ends the
+wait and cancels the work.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from ._client import Client
+from ._events import GatewayEvent
 from ._options import ClientOptions, Options, Token
 from ._state import Hello, State
-from ._subscriptions import GatewayEvent, Subscription
+from ._subscription import Subscription
 
 __all__ = ["SyncClient", "SyncSubscription", "connect_sync"]
 
@@ -25,9 +26,9 @@ T = TypeVar("T")
 def connect_sync(
     url: str, *, token: Token | None = None, open_timeout: float | None = 30.0, **options: Unpack[Options]
 ) -> SyncClient:
-    """:func:`connect` for code that is not asynchronous: connects, and returns the client.
+    """Connect like :func:`connect`, without asyncio, and return the client.
 
-    Close it, or use it as a context manager. Arguments and exceptions are those of :func:`connect`.
+    Close the client, or use it as a context manager. Arguments and exceptions are those of :func:`connect`.
     """
     background = _Background()
 
@@ -48,7 +49,7 @@ def connect_sync(
 
 
 class SyncClient:
-    """What :func:`connect_sync` gives: the methods of :class:`Client`, which wait here. Any thread may call them."""
+    """A client of a gateway, made by :func:`connect_sync`. Its methods block, and any thread may call them."""
 
     def __init__(self, client: Client, background: _Background) -> None:
         self._client = client
@@ -64,12 +65,12 @@ class SyncClient:
 
     @property
     def state(self) -> State:
-        """Where the client is on its way to the gateway."""
+        """The state of the connection."""
         return self._client.state
 
     @property
     def hello(self) -> Hello | None:
-        """What the gateway said first on the connection that is open, or was open last."""
+        """The gateway's hello on the current connection, or on the last one."""
         return self._client.hello
 
     def request(
@@ -83,7 +84,7 @@ class SyncClient:
         retries: int = 0,
         trace_id: str | None = None,
     ) -> Any:
-        """Call a method and return what it returns; see :meth:`Client.request`."""
+        """Call a method and return its result; see :meth:`Client.request`."""
         return self._background.run(
             self._client.request(
                 service,
@@ -107,7 +108,7 @@ class SyncClient:
         retries: int = 0,
         trace_id: str | None = None,
     ) -> None:
-        """Call a method for its effect; see :meth:`Client.command`."""
+        """Send a command; see :meth:`Client.command`."""
         self._background.run(
             self._client.command(
                 service,
@@ -121,7 +122,7 @@ class SyncClient:
         )
 
     def describe(self, service: str | None = None, *, timeout: float | None = None) -> dict[str, Any]:
-        """What may be called; see :meth:`Client.describe`."""
+        """Return the methods that the client may call; see :meth:`Client.describe`."""
         return self._background.run(self._client.describe(service, timeout=timeout))
 
     def subscribe(
@@ -131,9 +132,9 @@ class SyncClient:
         *,
         buffer: int = 1000,
     ) -> SyncSubscription:
-        """Receive events; returns when the subscription is in force, and raises the typed error if it is refused.
+        """Subscribe to topics. Returns when the subscription is in force; raises the typed error if it is refused.
 
-        A ``callback`` is called in the thread of the client, and must not wait for the client.
+        ``callback`` runs in the client's thread, and must not call methods of the client.
         """
 
         async def subscribe() -> Subscription:
@@ -142,14 +143,14 @@ class SyncClient:
         return SyncSubscription(self._background.run(subscribe()), self._background)
 
     def close(self) -> None:
-        """Hang up. Doing it again changes nothing."""
+        """Close the connection for good. Repeated calls have no effect."""
         if self._background.is_running:
             self._background.run(self._client.close())
             self._background.stop()
 
 
 class SyncSubscription:
-    """Events of some topics, to be iterated over. As a context manager it ends with the block."""
+    """A subscription to topics, to iterate over. As a context manager it ends with the block."""
 
     def __init__(self, subscription: Subscription, background: _Background) -> None:
         self._subscription = subscription
@@ -173,7 +174,7 @@ class SyncSubscription:
             raise StopIteration from None
 
     def receive(self, timeout: float | None = None) -> GatewayEvent:
-        """The next event. Raises TimeoutError if there is none within so many seconds."""
+        """Return the next event. Raises TimeoutError if none arrives within ``timeout`` seconds."""
 
         async def receive() -> GatewayEvent:
             async with asyncio.timeout(timeout):
@@ -182,7 +183,7 @@ class SyncSubscription:
         return self._background.run(receive())
 
     def unsubscribe(self) -> None:
-        """End it."""
+        """End the subscription."""
 
         async def unsubscribe() -> None:
             self._subscription.unsubscribe()
@@ -192,7 +193,7 @@ class SyncSubscription:
 
 
 class _Background:
-    """An event loop in a thread of its own, which does not keep the process from ending."""
+    """An event loop in a daemon thread, which does not keep the process alive."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -201,11 +202,11 @@ class _Background:
 
     @property
     def is_running(self) -> bool:
-        """Whether :meth:`stop` was not called yet."""
+        """Whether the loop still runs: :meth:`stop` was not called."""
         return not self._loop.is_closed()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run ``coroutine`` there and wait for it. If the wait is interrupted, it is cancelled."""
+        """Run ``coroutine`` on the loop and wait for its result. An interrupted wait cancels it."""
         if threading.current_thread() is self._thread or not self.is_running:
             coroutine.close()
             raise RuntimeError(
@@ -219,7 +220,7 @@ class _Background:
             raise
 
     def stop(self) -> None:
-        """End the loop and its thread."""
+        """Stop the loop and its thread."""
         self.run(_close_generators())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -229,4 +230,4 @@ class _Background:
 async def _close_generators() -> None:
     loop = asyncio.get_running_loop()
     await loop.shutdown_asyncgens()
-    await loop.shutdown_default_executor()  # in which a token may have been fetched
+    await loop.shutdown_default_executor()  # a token may have been fetched in it

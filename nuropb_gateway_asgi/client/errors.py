@@ -1,24 +1,24 @@
-"""What can go wrong for a client, as types.
+"""The errors of a client, one class for each kind.
 
 ::
 
     GatewayError
     ├── CallError
-    │   └── CallFailed         a call has an answer, and it is an error: one class for each code
+    │   └── CallFailed         a call was answered by an error: one class for each code
     ├── ConnectionLost         the connection broke during a call; whether it ran is unknown
-    ├── ConnectionClosed       the client is closed, by its owner or for good by the gateway
+    ├── ConnectionClosed       the client is closed, by the application or for good by the gateway
     ├── Unsubscribed           the gateway has ended a subscription
-    ├── TokenRefreshFailed     there is no newer token, or it is refused (a warning, never raised)
-    └── UnexpectedFrame        the gateway sent what the protocol does not know
+    ├── TokenRefreshFailed     no newer token, or it was refused (a warning, never raised)
+    └── UnexpectedFrame        the gateway sent a frame that the protocol does not define
 
-The exceptions of websockets are translated in ``_link`` and kept as the cause.
+``_link`` translates the exceptions of websockets, and keeps them as the cause.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from ..exceptions import CallError, GatewayError
 from ..protocol import ErrorCode
@@ -47,16 +47,20 @@ __all__ = [
     "UnexpectedFrame",
     "Unsubscribed",
     "call_failed",
+    "caused_by",
     "is_final",
+    "seconds",
 ]
+
+E = TypeVar("E", bound=BaseException)
 
 
 class CallFailed(CallError):
-    """A call ended with an error. Codes that have no class of their own come as this one.
+    """A call that ended with an error. Codes without a class of their own are raised as this class.
 
-    ``code`` is for programs, ``description`` for people, ``error`` is the class that NuroPb uses for it.
-    ``retryable`` says that the call was not delivered, so that it may be made again without harm; ``retry_after`` how
-    long to wait before that, in seconds, if the gateway names a time. ``trace_id`` is what to look for in the logs.
+    ``code`` is for programs, ``description`` for people, and ``error`` is the name of NuroPb's class. ``retryable``
+    means that the call was not delivered and may be repeated without harm; ``retry_after`` is how long to wait before,
+    in seconds, if the gateway names a time. Search the logs of gateway and service for ``trace_id``.
     """
 
     def __init__(
@@ -75,63 +79,63 @@ class CallFailed(CallError):
 
 
 class BadRequest(CallFailed):
-    """Not a valid frame: a service, method or topic with a name that cannot be, for example."""
+    """An invalid frame, for example with an invalid name of a service, method or topic."""
 
 
 class InvalidParams(CallFailed):
-    """The service does not accept the parameters."""
+    """Parameters that the service does not accept."""
 
 
 class Unauthenticated(CallFailed):
-    """The token is not valid, or the service does not accept it."""
+    """An invalid token, or one that the service does not accept."""
 
 
 class PermissionDenied(CallFailed):
-    """The gateway's policy or the service does not allow it."""
+    """A call that the gateway's policy or the service does not allow."""
 
 
 class MethodNotFound(CallFailed):
-    """The service has no such method."""
+    """A method that the service does not have."""
 
 
 class DuplicateId(CallFailed):
-    """The id is in flight."""
+    """An id that is already in flight."""
 
 
 class ServiceUnavailable(CallFailed):
-    """There is no such service, or it answers nobody at the moment."""
+    """A service that does not exist, or does not answer at the moment."""
 
 
 class MeshUnavailable(CallFailed):
-    """The gateway has no connection to the mesh."""
+    """A gateway without a connection to the mesh."""
 
 
 class CallTimeout(CallFailed, TimeoutError):
-    """No answer in time. Unless it is retryable, whether the call ran is unknown."""
+    """A call without an answer in time. Unless it is retryable, whether the call ran is unknown."""
 
 
 class Cancelled(CallFailed):
-    """Cancelled, and not by this client."""
+    """A call that was cancelled, but not by this client."""
 
 
 class TooManyRequests(CallFailed):
-    """Too many calls, in flight, waiting, or failing."""
+    """Too many calls in flight, waiting, or failing."""
 
 
 class PayloadTooLarge(CallFailed):
-    """The parameters or the result are over a limit."""
+    """Parameters or a result larger than a limit."""
 
 
 class Deprecated(CallFailed):
-    """The service wants another method to be called."""
+    """A deprecated method: the service names another one to call."""
 
 
 class ServiceError(CallFailed):
-    """The service failed."""
+    """An error in the service."""
 
 
 class InternalError(CallFailed):
-    """The gateway failed."""
+    """An error in the gateway."""
 
 
 _CLASSES: Final[Mapping[str, type[CallFailed]]] = {
@@ -154,39 +158,39 @@ _CLASSES: Final[Mapping[str, type[CallFailed]]] = {
 
 
 class _ConnectionEnded(GatewayError, ConnectionError):
-    """``close_code`` is 1006 if there was none; ``status`` the HTTP status if the handshake was refused."""
+    """The end of a connection. ``close_code`` is 1006 without a close frame, ``status`` that of a refused handshake."""
 
-    _says = ""
+    _fact = ""
 
     def __init__(self, close_code: int, reason: str, *, status: int | None = None) -> None:
-        super().__init__(f"{self._says} ({close_code}: {reason})" if reason else f"{self._says} ({close_code})")
+        super().__init__(f"{self._fact} ({close_code}: {reason})" if reason else f"{self._fact} ({close_code})")
         self.close_code = close_code
         self.reason = reason
         self.status = status
 
     def anew(self) -> Self:
-        """Another one that says the same: each that is raised gets a traceback of its own."""
+        """Return a copy: each raised exception needs a traceback of its own."""
         other = type(self)(self.close_code, self.reason, status=self.status)
         other.__cause__ = self.__cause__
         return other
 
 
 class ConnectionLost(_ConnectionEnded):
-    """The connection broke while the call was in flight: it has no answer any more, and whether it ran is unknown."""
+    """A connection that broke with the call in flight: no answer will come, and whether the call ran is unknown."""
 
     code: Final = "connection_lost"
-    _says = "the connection was lost"
+    _fact = "the connection was lost"
 
 
 class ConnectionClosed(_ConnectionEnded):
-    """The client is closed: by its owner (close code 1000), or by a gateway that does not want it back."""
+    """A closed client: by the application (close code 1000), or by a gateway that will not accept it again."""
 
     code: Final = "connection_closed"
-    _says = "the client is closed"
+    _fact = "the client is closed"
 
 
 class Unsubscribed(GatewayError):
-    """A subscription has ended that was in force, for example because the user may not see it any more."""
+    """A subscription that ended while it was in force, for example because the policy no longer allows it."""
 
     code: Final = "unsubscribed"
 
@@ -197,19 +201,19 @@ class Unsubscribed(GatewayError):
 
 
 class TokenRefreshFailed(GatewayError):
-    """The token of the connection could not be replaced; the cause says why."""
+    """A token that could not be replaced before it expires; the cause is the reason."""
 
     code: Final = "token_refresh"
 
 
 class UnexpectedFrame(GatewayError):
-    """The gateway sent what the protocol does not know, or an answer to a question that is not open."""
+    """A frame that the protocol does not define, or a response to no call in flight."""
 
     code: Final = "unexpected_frame"
 
 
 def call_failed(error: Mapping[str, Any], trace_id: str | None = None) -> CallFailed:
-    """The exception of its class for the error of a response, or for an error frame."""
+    """Make the exception for the error of a response, or for an error frame."""
     code = error.get("code")
     code = code if isinstance(code, str) else "internal"
     description, name = error.get("description"), error.get("error")
@@ -225,15 +229,22 @@ def call_failed(error: Mapping[str, Any], trace_id: str | None = None) -> CallFa
 
 
 def seconds(milliseconds: object) -> float | None:
-    """A ``retry_after_ms`` in seconds, or None for what is none."""
+    """Convert a ``retry_after_ms`` to seconds; None unless it is a number."""
     if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
         return None
     return milliseconds / 1000 if math.isfinite(milliseconds) and milliseconds >= 0 else None
 
 
 def is_final(close_code: int) -> bool:
-    """Whether a connection that was closed with this code must not be made again.
+    """Return whether the client must not reconnect after this close code.
 
-    4500-4999 are final, and so are the three that say: do not send that again. All else may heal.
+    4500-4999 are final, and so are the three for a message that must not be sent again. After all other codes, another
+    connection may work.
     """
     return 4500 <= close_code < 5000 or close_code in (1003, 1007, 1009)
+
+
+def caused_by(error: E, cause: BaseException | None) -> E:
+    """Return ``error`` with ``cause`` as its cause, for an error that is not raised here."""
+    error.__cause__ = cause
+    return error

@@ -1,4 +1,4 @@
-"""The parts of the Python client that need no connection."""
+"""Parts of the Python client, without a connection."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ JSON = st.recursive(
 
 
 class Wire:
-    """A connection that keeps what is sent."""
+    """A connection that records the frames that are sent."""
 
     def __init__(self, **options: Any) -> None:
         self.calls = Calls(Backoff(0.0, 0.0), options.pop("grace", 60.0), options.pop("max_queue", 100))
@@ -52,7 +52,7 @@ class Wire:
         return self.calls.start("request", payload, **options).future
 
     def answer(self, number: int, **outcome: Any) -> None:
-        """Answer the frame that was sent as that one, counted from 0."""
+        """Answer the frame that was sent at position ``number``, counted from 0."""
         self.calls.answer({"id": self.sent[number]["payload"]["id"], "result": None, "error": None, **outcome})
 
 
@@ -75,11 +75,11 @@ def test_parameters_arrive_as_they_were(params: dict[str, Any]) -> None:
         wire = Wire(max_message_size=10**9)
         try:
             wire.start(params=params)
-        except (UnicodeEncodeError, OverflowError, TypeError):  # no JSON: a lone surrogate, a huge number
+        except (UnicodeEncodeError, OverflowError, TypeError):  # not in JSON: a lone surrogate, a huge number
             return params
         return wire.sent[0]["payload"]["params"]
 
-    # What is no number in JSON becomes null.
+    # NaN and infinity become null.
     expected = json.loads(json.dumps(params), parse_constant=lambda _: None)
     given_back = asyncio.run(send())
     assert given_back in (expected, params)
@@ -109,7 +109,7 @@ async def test_what_may_run_twice_is_sent_again_first_and_the_rest_is_lost() -> 
     wire.calls.close(ConnectionClosed(4503, "kicked", status=None))
     errors = [future.exception() for future in (twice, waits)]
     assert all(isinstance(error, ConnectionClosed) for error in errors)
-    # Each is raised somewhere else, with a traceback of its own.
+    # Each call raises an exception of its own, with its own traceback.
     assert errors[0] is not errors[1]
 
 

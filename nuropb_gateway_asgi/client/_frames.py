@@ -1,0 +1,29 @@
+"""Frames as text: decoding of received ones, and the frames that keep a connection alive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+__all__ = ["PING", "decode_frame", "encode_pong"]
+
+PING: Final = '{"type":"ping"}'
+
+
+def decode_frame(data: str | bytes) -> dict[str, Any] | None:
+    """Decode a message; return None unless it is a JSON object in a text message."""
+    if isinstance(data, bytes):
+        return None
+    try:
+        frame = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    return frame if isinstance(frame, dict) else None
+
+
+def encode_pong(ping: Mapping[str, Any]) -> str:
+    """Encode the answer to ``ping``, with the same payload."""
+    payload = {"payload": ping["payload"]} if "payload" in ping else {}
+    return msgspec.json.encode({"type": "pong", **payload}).decode()

@@ -1,0 +1,148 @@
+"""A subscription: its events go to a callback, or wait until the application iterates over them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Literal, Self, overload
+
+from ..topics import matches
+from ._emitter import Emitter, guarded
+from ._events import Dropped, Gap, GatewayEvent
+from .errors import GatewayError, Unsubscribed
+
+__all__ = ["Subscription"]
+
+#: The names that :meth:`Subscription.on` takes.
+SUBSCRIPTION_EVENTS: Final = frozenset({"gap", "dropped", "ended"})
+
+
+class Subscription:
+    """A subscription to topics. Its events go to a callback, or are iterated over.
+
+    As an async context manager it waits until it is in force, and ends with the block. Otherwise it lasts until
+    :meth:`unsubscribe`, or as long as the client. Reconnections do not end it.
+    """
+
+    def __init__(
+        self,
+        topics: Sequence[str],
+        callback: Callable[[GatewayEvent], object] | None,
+        size: int,
+        leave: Callable[[Subscription], None],
+    ) -> None:
+        self.topics = topics
+        self._callback = callback
+        self._leave = leave
+        self._emitter = Emitter(SUBSCRIPTION_EVENTS)
+        self._events: deque[GatewayEvent] = deque()
+        self._size = size
+        self._dropped = 0
+        #: Set by an event, and by the end.
+        self._news = asyncio.Event()
+        #: Set when the subscription is in force, or refused.
+        self._settled = asyncio.Event()
+        self._in_force = False
+        #: Whether the application waits or iterates, and so learns of an error.
+        self._watched = False
+        self._ended = False
+        self._error: GatewayError | None = None
+
+    async def ready(self) -> None:
+        """Wait until the subscription is in force. Raises the typed error if it is refused.
+
+        Cancelling the wait does not cancel the subscription.
+        """
+        self._watched = True
+        await self._settled.wait()
+        if not self._in_force:
+            raise self._error or Unsubscribed(self.topics, "by the application")
+
+    @overload
+    def on(self, name: Literal["gap"], listener: Callable[[Gap], object]) -> Callable[[], None]: ...
+    @overload
+    def on(self, name: Literal["dropped"], listener: Callable[[Dropped], object]) -> Callable[[], None]: ...
+    @overload
+    def on(self, name: Literal["ended"], listener: Callable[[GatewayError | None], object]) -> Callable[[], None]: ...
+    def on(self, name: str, listener: Callable[[Any], object]) -> Callable[[], None]:
+        """Call ``listener`` for every ``name`` from now on. Returns a function that removes it."""
+        return self._emitter.on(name, listener)
+
+    def unsubscribe(self) -> None:
+        """End the subscription. Events that have arrived can still be iterated over."""
+        self._leave(self)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.ready()
+        except BaseException:
+            self.unsubscribe()
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.unsubscribe()
+
+    def __aiter__(self) -> Self:
+        self._watched = True
+        return self
+
+    async def __anext__(self) -> GatewayEvent:
+        """Return the next event. Stops if the application ended the subscription; raises the error of any other end."""
+        self._watched = True
+        if self._dropped:
+            count, self._dropped = self._dropped, 0
+            self.tell("dropped", Dropped(count))
+        while not self._events:
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        return self._events.popleft()
+
+    # --- called by Subscriptions ------------------------------------------------------------------------------
+
+    def wants(self, topic: str) -> bool:
+        """Return whether ``topic`` matches one of its patterns."""
+        return any(matches(pattern, topic) for pattern in self.topics)
+
+    def deliver(self, event: GatewayEvent) -> None:
+        """Pass an event to the callback, or keep it for the iteration."""
+        if self._callback is not None:
+            guarded(self._callback, event)
+            return
+        if len(self._events) >= self._size:
+            self._events.popleft()
+            self._dropped += 1
+        self._events.append(event)
+        self._news.set()
+
+    def tell(self, name: str, value: object) -> None:
+        """Call the listeners of ``name``."""
+        self._emitter.emit(name, value)
+
+    def enter_force(self) -> bool:
+        """Mark it as in force. Returns whether it was before: then events may have been missed since."""
+        before, self._in_force = self._in_force, True
+        self._settled.set()
+        return before
+
+    def end(self, error: GatewayError | None) -> bool:
+        """End it; ``error`` is None if the application asked for that.
+
+        Returns whether the application learns of the end: by a listener, an iteration or a wait.
+        """
+        if self._ended:
+            return True
+        self._ended = True
+        self._error = error
+        self._settled.set()
+        self._news.set()
+        told = error is None or (self._callback is None if self._in_force else self._watched)
+        return self._emitter.emit("ended", error) or told
