@@ -565,7 +565,7 @@ def test_the_library_that_fetches_goes_where_the_check_has_looked(url: str) -> N
     match = _URL.fullmatch(url)
     assert match is not None
     assert read.scheme == match[1].lower()
-    assert read.raw_host.decode() == match[2].lower().strip("[]")
+    assert read.raw_host.decode().lower() == match[2].lower().strip("[]")  # httpx keeps the case of IPv6 addresses
     assert read.port in (None, int(match[3] or 0))
     assert (read.userinfo, read.fragment) == (b"", "")
     assert read.scheme == "https" or read.host == "localhost" or ipaddress.ip_address(read.host).is_loopback
