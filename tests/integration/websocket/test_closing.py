@@ -14,7 +14,7 @@ import pytest
 from starlette.exceptions import WebSocketException
 from starlette.websockets import WebSocket
 
-from nuropb_gateway_asgi import WebSocketHandler
+from nuropb_gateway_asgi import WebSocketHandler, drain
 from tests.integration.websocket.conftest import LONG
 from tests.kit.clients import connect
 from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway
@@ -136,7 +136,7 @@ async def test_draining_says_goodbye_and_waits_for_answers() -> None:
 
 
 async def test_calls_that_were_on_their_way_when_draining_began_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nuropb_gateway_asgi.gateway.GOODBYE_GRACE", 3600.0)
+    monkeypatch.setattr(drain, "GOODBYE_GRACE", 3600.0)
     async with run_gateway(drain_timeout=3600.0) as running:
         async with connect(running.url, "alice") as client:
             draining = asyncio.create_task(running.gateway.drain())
