@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -56,7 +55,7 @@ class CallsInFlight:
         #: Whether calls are taken: from the start of the gateway's lifespan to its end.
         self.running = False
         #: Called at the end of every call but the gateway's own: service, "ok" or an error code, seconds.
-        self.on_call_ended: Callable[[str, str, float], None] = _no_observer
+        self.on_call_ended: Callable[[str, str, float], None] = lambda service, code, seconds: None
 
     def close(self) -> None:
         """Take no more calls, and answer those in flight with ``mesh_unavailable``."""
@@ -155,9 +154,8 @@ class CallsInFlight:
     def _fetch_description(self, service: str, done: Callable[[bytes | Raw | Failure], None]) -> None:
         timeout = self._settings.request_timeout
         deadline = self._clock() + timeout
-        message = CallMessage(
-            "request", new_id(), new_id(), service, "nuropb_describe", b"{}", b"{}", deadline, timeout
-        )
+        ids = new_id(), new_id()
+        message = CallMessage("request", *ids, service, "nuropb_describe", b"{}", b"{}", deadline, timeout)
         self.table.add(LookUpCall(message, done))
         try:
             self._mesh.send(message)
@@ -296,7 +294,3 @@ class CallsInFlight:
         self._budgets.reset()
         if self.running:
             self._connection_changed_at = self._clock()
-
-
-def _no_observer(*_: Any) -> None:
-    """Observe nothing."""
