@@ -1,1 +1,1 @@
-"""Examples: what is in a directory of its own is started by one line of ``README.md``."""
+"""Examples, each in a directory of its own and started by one line of ``README.md``."""

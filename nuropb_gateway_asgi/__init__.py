@@ -1,7 +1,7 @@
-"""An ASGI gateway that puts the services of a NuroPb mesh on the web. ``gateway.py`` has the map.
+"""An ASGI gateway that serves the services of a NuroPb mesh to web clients. ``gateway.py`` has the map of the package.
 
-The public names are imported when they are first asked for: ``nuropb_gateway_asgi.client`` lies within this package,
-and a program that only calls services has no use for a web framework and a broker's library.
+Public names are imported on first access. A program that only uses ``nuropb_gateway_asgi.client`` then imports no web
+framework and no library of a broker.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 
-#: Where the public names are.
+#: The modules of the public names.
 _MODULES: Final = {
     "AuthenticationUnavailable": ".exceptions",
     "Authenticator": ".authentication",
@@ -95,8 +95,8 @@ _MODULES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    # ``uvicorn nuropb_gateway_asgi:app``: made from the environment when it is first asked for, so that importing the
-    # package needs no settings.
+    # For ``uvicorn nuropb_gateway_asgi:app``. Made from the environment on first access, so that importing the package
+    # needs no settings.
     if name == "app":
         make = globals().get("create_app") or __getattr__("create_app")
         app = globals()["app"] = make()

@@ -1,4 +1,4 @@
-"""``python -m nuropb_gateway_asgi``: the command line."""
+"""The command line, started by ``python -m nuropb_gateway_asgi``."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A service, an application with the gateway in it, and a script that uses both."""
+"""A service, an application that contains the gateway, and a script that uses both."""

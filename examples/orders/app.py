@@ -1,7 +1,7 @@
-"""A FastAPI application with the gateway in it, and a page that uses both.
+"""A FastAPI application that contains the gateway, and a page that uses both.
 
-Without settings the service is in this process. With ``NUROPB_GATEWAY_MESH_URL`` it is on RabbitMQ, where
-``service.py`` puts it. Every other setting can be given in the environment, too.
+By default the service runs in this process. With ``NUROPB_GATEWAY_MESH_URL`` the application calls the service that
+``service.py`` hosts on RabbitMQ. All other settings may also come from the environment.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from nuropb_gateway_asgi import CallError, Gateway, Settings
 from nuropb_gateway_asgi.authentication import issue_token, new_secret
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 
-#: What the environment may say otherwise.
+#: Defaults, which the environment overrides.
 DEFAULTS = {
     "NUROPB_GATEWAY_JWT_KEY": new_secret(),
     "NUROPB_GATEWAY_EXPOSE": "orders.create,orders.mine,orders.ship",
     "NUROPB_GATEWAY_EXPOSE_TOPICS": "orders.created",
-    # Of the page, and of the React example while it is developed.
+    # The origins of the page, and of the development server of the React example.
     "NUROPB_GATEWAY_ALLOWED_ORIGINS": "http://127.0.0.1:8000,http://localhost:8000,http://localhost:5173",
 }
 
@@ -36,20 +36,20 @@ app.mount("/gateway", gateway.app)
 
 
 class SignIn(BaseModel):
-    """Who wants to sign in."""
+    """The body of a request to sign in."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,40}$")]
 
 
 @app.post("/sign-in")
 async def sign_in(who: SignIn) -> dict[str, str]:
-    """A token for whoever says a name. An application that is none of an example asks for a password as well."""
+    """Issue a token for any name. A real application would also ask for a password."""
     return {"token": issue_token(settings.jwt_key, who.name, username=who.name, lifetime=900)}
 
 
 @app.get("/statistics")
 async def statistics() -> dict[str, int]:
-    """What the application's own code asks the service for, and the gateway."""
+    """Count orders and connections: the application's own code calls the service, too."""
     try:
         orders = await gateway.service_mesh_manager.request("orders", "count", timeout=5)
     except CallError as error:

@@ -1,4 +1,4 @@
-"""A script that orders something and waits until it is shipped: ``python -m examples.orders.client alice tea``."""
+"""A script that places an order and waits until it is shipped: ``python -m examples.orders.client alice tea``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nuropb_gateway_asgi.client import GatewayEvent, InvalidParams, connect
 
 
 def sign_in(url: str, name: str) -> str:
-    """A token of the application."""
+    """Request a token from the application."""
     body = json.dumps({"name": name}).encode()
     request = urllib.request.Request(f"{url}/sign-in", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=10) as response:
@@ -20,7 +20,7 @@ def sign_in(url: str, name: str) -> str:
 
 
 async def main(url: str, name: str, item: str) -> None:
-    """Order ``item`` for ``name`` at the application."""
+    """Order ``item`` as user ``name``."""
     shipped: set[int] = set()
     news = asyncio.Event()
 
@@ -29,12 +29,12 @@ async def main(url: str, name: str, item: str) -> None:
             shipped.add(event.event["number"])
             news.set()
 
-    # The client asks for a token whenever it needs one, in a thread: an hour from now, too, or after an outage.
+    # The client calls this function, in a thread, for every connection and before a token expires.
     async with connect(f"ws{url.removeprefix('http')}/gateway/ws", token=lambda: sign_in(url, name)) as gateway:
         try:
             await gateway.request("orders", "create", {"item": item, "quantity": 1000})
         except InvalidParams as error:
-            print(f"Not so many: {error}")
+            print(f"Rejected: {error}")
         async with gateway.subscribe("orders.created") as created:
             order = await gateway.request("orders", "create", {"item": item})
             print(f"Ordered {order['item']} as number {order['number']}")
@@ -42,7 +42,7 @@ async def main(url: str, name: str, item: str) -> None:
                 print(f"Everybody hears of number {event.event['number']}")
                 if event.event["number"] == order["number"]:
                     break
-        gateway.on("event", on_event)  # one that is for a user comes without a subscription
+        gateway.on("event", on_event)  # events for one user need no subscription
         await gateway.command("orders", "ship", {"number": order["number"]})
         while order["number"] not in shipped:
             news.clear()
@@ -51,9 +51,9 @@ async def main(url: str, name: str, item: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Orders something and waits until it is shipped.")
-    parser.add_argument("name", nargs="?", default="alice", help="who orders")
-    parser.add_argument("item", nargs="?", default="tea", help="what is ordered")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the application")
+    parser = argparse.ArgumentParser(description="Places an order and waits until it is shipped.")
+    parser.add_argument("name", nargs="?", default="alice", help="the user who orders")
+    parser.add_argument("item", nargs="?", default="tea", help="the item to order")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the application")
     options = parser.parse_args()
     asyncio.run(main(options.url, options.name, options.item))

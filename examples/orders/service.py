@@ -1,6 +1,6 @@
-"""A service: orders, for as long as the process lives.
+"""A service that keeps orders in memory.
 
-By itself it is hosted on RabbitMQ; without RabbitMQ, ``app.py`` runs it in its own process::
+This module hosts it on RabbitMQ. Without RabbitMQ, ``app.py`` runs it in the process of the application::
 
     python -m examples.orders.service amqp://guest:guest@127.0.0.1:5672/
 """
@@ -19,7 +19,7 @@ from nuropb_gateway_asgi.mesh.errors import NuropbAuthorizationError, NuropbVali
 
 @dataclass
 class Order:
-    """One order, and whose it is."""
+    """An order of a user."""
 
     number: int
     user_id: str
@@ -29,7 +29,7 @@ class Order:
 
 
 class Orders:
-    """Order things, and have them shipped."""
+    """The service ``orders``: create, list and ship orders."""
 
     _service_name = "orders"
     _version = "1.0.0"
@@ -40,15 +40,15 @@ class Orders:
         self._numbers = itertools.count(1)
 
     async def _run_(self, publish: PublishEvent) -> None:
-        # Called once, before anything else. A service that did something by itself would do it here.
+        # Called once, before any method. Background work of a service would go here.
         self._publish = publish
 
     @with_context
     def create(self, context: dict[str, Any], item: str, quantity: int = 1) -> Order:
-        """Order something. Everybody who subscribed to ``orders.created`` hears of it, but not of whose it is."""
-        # Annotations are for those who read them: clients send what they like.
+        """Create an order. Subscribers of ``orders.created`` get an event, which does not name the user."""
+        # Annotations are not enforced: clients may send any type.
         if type(item) is not str or not item.strip():
-            raise NuropbValidationError("item must say what is ordered")
+            raise NuropbValidationError("item must not be empty")
         if type(quantity) is not int or not 1 <= quantity <= 100:
             raise NuropbValidationError("quantity must be a number from 1 to 100")
         order = Order(next(self._numbers), context["user_id"], item.strip(), quantity)
@@ -58,22 +58,22 @@ class Orders:
 
     @with_context
     def mine(self, context: dict[str, Any]) -> list[Order]:
-        """The caller's orders."""
+        """Return the caller's orders."""
         return [order for order in self._orders.values() if order.user_id == context["user_id"]]
 
     @with_context
     async def ship(self, context: dict[str, Any], number: int) -> Order:
-        """Ship an order of the caller's. The event goes to its owner alone, wherever they are connected."""
+        """Ship one of the caller's orders. The event goes to all connections of that user, and to no other user."""
         order = self._orders.get(number)
         if order is None or order.user_id != context["user_id"]:
-            raise NuropbAuthorizationError("there is no such order of yours")
-        await asyncio.sleep(0.1)  # a courier takes his time, and others are served meanwhile
+            raise NuropbAuthorizationError("you have no order with this number")
+        await asyncio.sleep(0.1)  # delivery takes time; other calls are served meanwhile
         order.shipped = True
         self._publish("orders.shipped", {"number": order.number, "item": order.item}, target=[order.user_id])
         return order
 
     def count(self) -> int:
-        """How many orders there are."""
+        """Return the number of orders."""
         return len(self._orders)
 
 

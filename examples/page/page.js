@@ -1,4 +1,4 @@
-// A page without a build step: the gateway serves the client.
+// A page without a build step. The gateway serves the client.
 
 import { connect } from "/gateway/client.js";
 
@@ -21,7 +21,7 @@ function line(text, ...more) {
   return item;
 }
 
-/** Show how it ends, if it does not end well. */
+/** Run an action, and show its error. */
 async function attempt(action) {
   $("#error").textContent = "";
   try {
@@ -53,12 +53,12 @@ $("#sign-in").onsubmit = (event) => {
     $("#state").textContent = state.name;
     if (state.name === "open") $("#who").textContent = state.hello.username;
   });
-  // Events that are for this user alone come without a subscription, whichever of their tabs and devices shipped it.
+  // Events for this user need no subscription. They reach all tabs and devices of the user.
   gateway.on("event", ({ topic }) => topic === "orders.shipped" && attempt(showMine));
   const created = gateway.subscribe("orders.created", ({ event: { item, quantity } }) =>
     $("#created").prepend(line(`${quantity} × ${item}`)),
   );
-  // Whatever was missed: look again.
+  // Events may have been missed: fetch the orders again.
   created.on("gap", () => attempt(showMine));
   $("#sign-in").hidden = true;
   $("main").hidden = false;

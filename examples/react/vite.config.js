@@ -4,14 +4,14 @@ const gateway = process.env.ORDERS_URL ?? "http://127.0.0.1:8000";
 
 export default defineConfig({
   server: {
-    // What the page asks for is the application's, so that both have the same origin, as in production.
+    // Requests of the page are forwarded to the application, so that both have the same origin, as in production.
     proxy: {
       "/gateway": { target: gateway, ws: true },
       "/sign-in": gateway,
     },
-    // The client lies beside this example, not in node_modules.
+    // The client is in another directory of the repository, not in node_modules.
     fs: { allow: [".", "../../clients/js"] },
   },
-  // Whatever is not found at the start would reload the page later.
+  // Dependencies that are found later would reload the page.
   optimizeDeps: { include: ["react", "react-dom/client", "react/jsx-runtime", "react/jsx-dev-runtime"] },
 });

@@ -28,7 +28,7 @@ BROKEN: Final = 1006
 #: Seconds for the closing handshake.
 CLOSING_TIMEOUT: Final = 2.0
 #: Close codes for the HTTP statuses of a gateway. Other statuses below 500 are final, too, without a code of their own.
-_CLOSE_CODES: Final = {401: 4510, 403: 4513, 400: 4505}
+_CODES_BY_STATUS: Final = {401: 4510, 403: 4513, 400: 4505}
 #: Statuses below 500 after which another attempt may succeed.
 _TRANSIENT: Final = frozenset({408, 421, 425, 429})
 
@@ -231,7 +231,7 @@ def _closed(error: WebSocketClosed) -> Ending:
 def _refused(error: InvalidStatus) -> Ending:
     status = error.response.status_code
     return Ending(
-        _CLOSE_CODES.get(status, BROKEN),
+        _CODES_BY_STATUS.get(status, BROKEN),
         f"the handshake was refused with HTTP status {status}",
         status=status,
         cause=error,

@@ -143,7 +143,7 @@ var Calls = class {
 		if (timeout !== void 0 && !(timeout > 0 && Number.isFinite(timeout))) throw new RangeError("timeout must be a number of milliseconds greater than 0");
 		if (signal?.aborted) return Promise.reject(signal.reason);
 		if (this.#waiting.size >= this.#settings.maxQueue) {
-			const description = `${this.#settings.maxQueue} calls wait to be sent; wait for an answer first`;
+			const description = `${this.#settings.maxQueue} calls are already waiting to be sent; wait for an answer first`;
 			return Promise.reject(new TooManyRequests({
 				code: "too_many_requests",
 				description,
@@ -190,7 +190,7 @@ var Calls = class {
 	}
 	answer(payload) {
 		const call = typeof payload.id === "string" ? this.#inFlight.get(payload.id) : void 0;
-		if (call === void 0) return new UnexpectedFrame("a response to nothing that is in flight");
+		if (call === void 0) return new UnexpectedFrame("the gateway sent a response to no call in flight");
 		this.#land(payload.id, call);
 		let unexpected = null;
 		if (call.abandoned) clearTimeout(call.timer);
@@ -200,7 +200,7 @@ var Calls = class {
 			call.resolve(payload.result);
 		} else {
 			this.#settle(call);
-			call.reject(unexpected = new UnexpectedFrame("a response with neither result nor error"));
+			call.reject(unexpected = new UnexpectedFrame("the gateway sent a response with neither result nor error"));
 		}
 		this.#flush();
 		return unexpected;
@@ -237,7 +237,7 @@ var Calls = class {
 		if (call.kind === "request") text += `,"timeout":${Math.max(1, Math.round(call.deadline - performance.now())) / 1e3}`;
 		text += "}}";
 		if (this.#isTooBig(text)) {
-			const description = `the frame has more than the ${this.limits.maxMessageSize} bytes that the gateway takes`;
+			const description = `the frame exceeds the gateway's limit of ${this.limits.maxMessageSize} bytes`;
 			this.#reject(call, new PayloadTooLarge({
 				code: "payload_too_large",
 				description
@@ -287,7 +287,7 @@ var Calls = class {
 	}
 	#expire(call) {
 		const sent = !this.#waiting.has(call) && !this.#pausing.has(call);
-		const description = sent ? "No answer in time; whether it ran is unknown" : "It could not be sent in time";
+		const description = sent ? "No answer in time; whether it ran is unknown" : "The call could not be sent in time";
 		this.#abandon(call, new CallTimeout({
 			code: "timeout",
 			description,
@@ -598,8 +598,8 @@ var Subscriptions = class {
 	}
 };
 // src/client.ts
-var PING_INTERVAL$1 = 3e4;
-var GOODBYE_PATIENCE = 3e4;
+var MAX_PING_INTERVAL = 3e4;
+var GOODBYE_TIMEOUT = 3e4;
 var BROKEN = 1006;
 var INVALID_TOKEN = 4510;
 var Client = class {
@@ -669,7 +669,7 @@ var Client = class {
 	}
 	subscribe(topics, callback, options = {}) {
 		const wanted = typeof topics === "string" ? [topics] : [...topics];
-		if (wanted.length === 0) throw new TypeError("there must be a topic to subscribe to");
+		if (wanted.length === 0) throw new TypeError("topics is empty: name at least one topic");
 		const subscription = new Subscription(wanted, callback ?? null, options.buffer ?? 1e3, (each) => this.#subscriptions.end(each, null));
 		if (this.#state.name === "closed") {
 			const error = this.#state.error ?? closedByApplication();
@@ -682,7 +682,7 @@ var Client = class {
 		return subscription;
 	}
 	async authorize(token) {
-		if (this.#state.name !== "open") throw new ConnectionLost(BROKEN, "there is no connection");
+		if (this.#state.name !== "open") throw new ConnectionLost(BROKEN, "not connected");
 		const link = this.#link;
 		const result = await this.#calls.ask("authorize", { token });
 		const expiresAt = isObject(result) && typeof result.expires_at === "number" ? result.expires_at : null;
@@ -720,7 +720,7 @@ var Client = class {
 		try {
 			socket = new (this.#options.WebSocket ?? WebSocket)(this.url, protocols);
 		} catch (error) {
-			this.#finish(new ConnectionClosed(BROKEN, "the connection is not allowed", { cause: error }));
+			this.#finish(new ConnectionClosed(BROKEN, "the page's policy forbids the connection", { cause: error }));
 			return;
 		}
 		const link = {
@@ -823,7 +823,7 @@ var Client = class {
 		}
 		const frame = parse(data);
 		if (frame === null) {
-			this.#tell("warning", new UnexpectedFrame("a message that is not a JSON object"));
+			this.#tell("warning", new UnexpectedFrame("the gateway sent a message that is not a JSON object"));
 			return;
 		}
 		const payload = isObject(frame.payload) ? frame.payload : {};
@@ -835,7 +835,7 @@ var Client = class {
 			}
 			case "event":
 				if (typeof payload.topic === "string") this.#onEvent(link, payload.topic, payload);
-				else this.#tell("warning", new UnexpectedFrame("an event without a topic"));
+				else this.#tell("warning", new UnexpectedFrame("the gateway sent an event without a topic"));
 				return;
 			case "ping":
 				link.socket.send(JSON.stringify({
@@ -847,7 +847,7 @@ var Client = class {
 			case "error":
 				this.#onError(link, callFailed(frame));
 				return;
-			default: this.#tell("warning", new UnexpectedFrame("a frame of an unknown type"));
+			default: this.#tell("warning", new UnexpectedFrame("the gateway sent a frame of unknown type"));
 		}
 	}
 	#onEvent(link, topic, { event, trace_id }) {
@@ -857,7 +857,7 @@ var Client = class {
 			const retryAfter = link.stayAway = milliseconds(payload.retry_after_ms) ?? 0;
 			this.#calls.hold();
 			clearTimeout(link.timers.goodbye);
-			link.timers.goodbye = after(GOODBYE_PATIENCE, () => this.#drop(link, "the gateway is stopping"));
+			link.timers.goodbye = after(GOODBYE_TIMEOUT, () => this.#drop(link, "the gateway is stopping"));
 			this.#tell("goodbye", {
 				reason: String(payload.reason ?? ""),
 				retryAfter
@@ -934,7 +934,7 @@ var Client = class {
 		link.timers.refresh = after(wait, () => void this.#refresh(link, expiresAt, attempt + 1));
 	}
 	#watch(link) {
-		const interval = this.#options.pingInterval ?? Math.min(this.#hello.limits.ping_interval * 1e3, PING_INTERVAL$1);
+		const interval = this.#options.pingInterval ?? Math.min(this.#hello.limits.ping_interval * 1e3, MAX_PING_INTERVAL);
 		const timeout = this.#options.pingTimeout ?? 1e4;
 		clearTimeout(link.timers.silence);
 		const look = () => {
@@ -1004,7 +1004,7 @@ function sound(event) {
 			max_message_size: positive(limits.max_message_size, LIMITS.maxMessageSize),
 			max_in_flight: positive(limits.max_in_flight, LIMITS.maxInFlight),
 			request_timeout: positive(limits.request_timeout, LIMITS.requestTimeout / 1e3),
-			ping_interval: positive(limits.ping_interval, PING_INTERVAL$1 / 1e3)
+			ping_interval: positive(limits.ping_interval, MAX_PING_INTERVAL / 1e3)
 		}
 	};
 }
@@ -1017,7 +1017,7 @@ function sharedSockets(workerUrl, opening) {
 	let usable = typeof SharedWorker === "function";
 	const giveUp = (problem) => {
 		usable = false;
-		console.warn("nuropb-gateway-client: no SharedWorker, so this tab has a connection of its own:", problem);
+		console.warn("nuropb-gateway-client: no SharedWorker; this tab uses a connection of its own:", problem);
 	};
 	const open = function(url, protocols) {
 		if (usable) try {
@@ -1059,7 +1059,7 @@ var PortSocket = class {
 			giveUp(problem);
 			this.#end(1006, "no SharedWorker");
 		};
-		this.#started = setTimeout(() => fail("it did not start"), START_TIMEOUT);
+		this.#started = setTimeout(() => fail("the worker did not start"), START_TIMEOUT);
 		worker.onerror = (event) => fail(event);
 		this.#port.onmessage = ({ data }) => this.#receive(data);
 		this.#hold((lock) => this.#post({ open: {
@@ -1110,8 +1110,8 @@ var PortSocket = class {
 	}
 };
 // src/worker.ts
-var PING_INTERVAL = 25e3;
-var PING_TIMEOUT = 1e4;
+var TAB_PING_INTERVAL = 25e3;
+var TAB_PING_TIMEOUT = 1e4;
 var hubs = new Set();
 function serve(scope) {
 	scope.onconnect = ({ ports }) => new Tab(ports[0]);
@@ -1235,8 +1235,8 @@ var Tab = class {
 	#open(opening) {
 		this.#opening = opening;
 		if (opening.lock !== null) navigator.locks.request(opening.lock, () => this.#leave());
-		const interval = opening.pingInterval ?? PING_INTERVAL;
-		const patience = interval + (opening.pingTimeout ?? PING_TIMEOUT);
+		const interval = opening.pingInterval ?? TAB_PING_INTERVAL;
+		const patience = interval + (opening.pingTimeout ?? TAB_PING_TIMEOUT);
 		this.#heartbeat = setInterval(() => {
 			if (performance.now() - this.#heardAt > patience) this.#end(4012, "no pong");
 			else this.send({ type: "ping" });
@@ -1387,9 +1387,9 @@ function encoded(error) {
 function connect(url, options = {}) {
 	const { shared, workerUrl, ...rest } = options;
 	const address = absolute(url);
-	if (options.getToken !== void 0 && options.token !== void 0) throw new TypeError("getToken and token exclude each other");
+	if (options.getToken !== void 0 && options.token !== void 0) throw new TypeError("getToken and token cannot be combined");
 	if (shared) {
-		if (options.getToken === void 0) throw new TypeError("shared needs getToken, which tells whose tab this is");
+		if (options.getToken === void 0) throw new TypeError("shared needs getToken: the token identifies the user of this tab");
 		const { tokenIn, pingInterval, pingTimeout } = options;
 		const sockets = sharedSockets(worker(workerUrl), {
 			tokenIn,
@@ -1402,7 +1402,7 @@ function connect(url, options = {}) {
 			WebSocket: sockets
 		});
 	}
-	if (options.WebSocket === void 0 && typeof WebSocket === "undefined") throw new TypeError("there is no WebSocket here: use Node 22, start Node 20 with --experimental-websocket, or pass the WebSocket of a package such as ws");
+	if (options.WebSocket === void 0 && typeof WebSocket === "undefined") throw new TypeError("there is no global WebSocket: use Node 22, start Node 20 with --experimental-websocket, or pass the WebSocket of a package such as ws");
 	return new Client(address, rest);
 }
 function absolute(url) {
@@ -1416,7 +1416,7 @@ function worker(url) {
 	if (url !== void 0) return new URL(url, location.href);
 	const own = new URL(import.meta.url);
 	if (own.pathname.endsWith("/client.js")) return own;
-	throw new TypeError("shared needs workerUrl: this module is part of a bundle, so say where client.js is served");
+	throw new TypeError("shared needs workerUrl: this module is part of a bundle, so pass the URL of client.js");
 }
 var scope = globalThis;
 if (scope.SharedWorkerGlobalScope !== void 0 && globalThis instanceof scope.SharedWorkerGlobalScope && scope.name?.startsWith(WORKER_NAME)) serve(scope);

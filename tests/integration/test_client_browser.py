@@ -18,15 +18,15 @@ from nuropb_gateway_asgi.static.assets import read_asset
 from tests.kit.browser import Browser, PageError, Profile, Tab, run_browser
 from tests.kit.gateways import Site, eventually, make_gateway, serve
 
-#: As strict as a page can be that talks to a gateway.
+#: The strictest policy under which a page can use a gateway.
 POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; worker-src 'self'; require-trusted-types-for 'script'"
 )
 PAGE = (
     '<!doctype html><title>A page</title><link rel="icon" href="data:,"><script type="module" src="/page.js"></script>'
 )
-#: What a developer writes.
-SCRIPT = """
+#: A page as a developer writes it.
+PAGE_SCRIPT = """
 import { connect } from "/client.js";
 
 const gateway = connect("/ws", { getToken: () => "alice" });
@@ -36,8 +36,8 @@ for await (const { topic, event } of gateway.subscribe("demo.tick")) {
   break;
 }
 """
-#: For tests, which ask for what they need.
-EMPTY = """
+#: A page that only loads the client; the tests run their own code in it.
+EMPTY_SCRIPT = """
 import * as client from "/client.js";
 
 globalThis.client = client;
@@ -45,7 +45,7 @@ globalThis.client = client;
 
 
 class Stage:
-    """A gateway, and pages that use it."""
+    """A gateway, and browser pages that use it."""
 
     def __init__(self, gateway: Gateway, site: Site, profile: Profile) -> None:
         self.gateway = gateway
@@ -56,7 +56,7 @@ class Stage:
         return await self._profile.open(self.site.http(path))
 
     async def client(self, user: str = "alice", tab: Tab | None = None, **options: Any) -> Tab:
-        """A tab with a client of that user, which is open. Its states' names are in ``states``."""
+        """Open a client of ``user`` in a tab. The names of its states are collected in ``states``."""
         tab = tab or await self.tab()
         await tab.evaluate(
             f"""new Promise((resolve, reject) => {{
@@ -83,7 +83,7 @@ class Stage:
 
     @property
     def topics(self) -> set[str]:
-        """What connections are subscribed to."""
+        """The topic patterns that connections have subscribed to."""
         return set(self.gateway.service_mesh_manager.events.topics)
 
 
@@ -106,9 +106,9 @@ async def stage(browser: Browser, **settings: Any) -> AsyncIterator[Stage]:
     app = Starlette(
         routes=[
             Route("/page", page(PAGE, "text/html")),
-            Route("/page.js", page(SCRIPT, "text/javascript")),
+            Route("/page.js", page(PAGE_SCRIPT, "text/javascript")),
             Route("/empty", page(PAGE.replace("page.js", "empty.js"), "text/html")),
-            Route("/empty.js", page(EMPTY, "text/javascript")),
+            Route("/empty.js", page(EMPTY_SCRIPT, "text/javascript")),
             Route("/open", page("<!doctype html>", "text/html", policy="")),
             Route("/bundle.js", page(read_asset("static/client.js").body.decode(), "text/javascript")),
         ],
@@ -119,7 +119,7 @@ async def stage(browser: Browser, **settings: Any) -> AsyncIterator[Stage]:
 
 
 async def thrown(tab: Tab, expression: str) -> Any:
-    """The code (or name), message and close code of what the expression throws."""
+    """Return code (or name), message, close code and code of the cause of the error that ``expression`` throws."""
     return await tab.evaluate(
         f"""(async () => {{
           try {{ await ({expression}); }} catch (error) {{
@@ -209,7 +209,7 @@ async def test_an_aborted_call_is_cancelled(browser: Browser) -> None:
 
 async def test_when_the_network_is_back_nobody_waits(browser: Browser) -> None:
     async with stage(browser) as set_:
-        # So long that it would be noticed, however the jitter falls.
+        # So long that the test would time out, whatever the jitter.
         tab = await set_.client(backoff={"base": 1e9, "cap": 1e9})
         set_.gateway.handler_manager.close_all(CloseCode.SLOW_CONSUMER)
         await tab.until("states.at(-1) === 'reconnecting'")
@@ -266,7 +266,7 @@ async def test_every_tab_has_its_own_subscriptions(browser: Browser) -> None:
         await publish("demo.both.x", 2)
         assert await got(first, 2) == [["demo.first", 1], ["demo.both.x", 2]]
         assert await got(second, 1) == [["demo.both.x", 2]]
-        # The connection is shared, and so is whatever comes by it.
+        # The connection is shared, and so are its events.
         assert await second.evaluate("any") == ["demo.first", "demo.both.x"]
 
         await first.evaluate("subscription.unsubscribe()")

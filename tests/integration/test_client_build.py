@@ -1,4 +1,4 @@
-"""What is shipped of the JavaScript client: that it is what its sources make, and how the gateway serves it."""
+"""The shipped file of the JavaScript client: equal to a build of its sources, and served by the gateway."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def run(*command: str) -> str:
 async def test_what_is_shipped_is_what_the_sources_make(tmp_path: Path) -> None:
     vite = str(CLIENT / "node_modules" / "vite" / "bin" / "vite.js")
     await run(*node(), vite, "build", "--outDir", str(tmp_path), "--emptyOutDir", "--logLevel", "error")
-    assert (tmp_path / "client.js").read_bytes() == SHIPPED.read_bytes(), "make client puts the new one in its place"
+    assert (tmp_path / "client.js").read_bytes() == SHIPPED.read_bytes(), "run make client to ship a new build"
     assert (CLIENT / "dist" / "client.js").read_bytes() == SHIPPED.read_bytes()
 
 
@@ -109,7 +109,7 @@ async def test_without_a_websocket_the_client_says_what_to_do() -> None:
     program = 'delete globalThis.WebSocket; (await import("nuropb-gateway-client")).connect("ws://127.0.0.1:1/ws")'
     explained = f"try {{ {program} }} catch (error) {{ console.log(error.name, error.message) }}"
     said = await run(*node(), "--input-type=module", "--eval", explained)
-    assert said.startswith("TypeError there is no WebSocket here: use Node 22")
+    assert said.startswith("TypeError there is no global WebSocket: use Node 22")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ async def test_without_a_websocket_the_client_says_what_to_do() -> None:
     [
         ('"ftp://example.com/ws"', "TypeError the URL must begin with ws://"),
         ('"/ws"', "TypeError Invalid URL"),
-        ('"ws://x/ws", { token: "a", getToken: () => "b" }', "TypeError getToken and token exclude each other"),
+        ('"ws://x/ws", { token: "a", getToken: () => "b" }', "TypeError getToken and token cannot be combined"),
         ('"ws://x/ws", { shared: true }', "TypeError shared needs getToken"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The scripts of ``tests/conformance``, with both clients."""
+"""Both clients, tested by the scripts of ``tests/conformance``."""
 
 from __future__ import annotations
 

@@ -492,7 +492,7 @@ async def test_a_callback_that_waits_for_its_own_client_is_told_so(gateway: Runn
     await in_thread(script)
 
 
-SCRIPT = """
+WAITING_SCRIPT = """
 import signal
 import sys
 from nuropb_gateway_asgi.client import connect_sync
@@ -509,7 +509,7 @@ with connect_sync(sys.argv[1], token="alice") as gateway:
 )
 async def test_a_script_that_waits_is_ended_by_ctrl_c(gateway: RunningGateway, waiting: str) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SCRIPT.replace("{waiting}", waiting), gateway.url,
+        sys.executable, "-c", WAITING_SCRIPT.replace("{waiting}", waiting), gateway.url,
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Both clients, at the same time, with the real gateway and RabbitMQ, when something goes away and comes back."""
+"""Both clients with the real gateway and RabbitMQ through outages, restarts and expiring tokens."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.servers.javascript import CLIENT
 from tests.servers.rabbitmq import RabbitMQNode, free_port
 from tests.servers.surviving_service import SurvivingService, host
 
-SECRET: Final = secrets.token_urlsafe(48)
-#: Seconds for what waits for a broker or a process to come back.
+SECRET: Final = "a secret that is long enough to sign with, and no longer"
+#: Seconds for steps that wait until a broker or a process has restarted.
 STEP_TIMEOUT: Final = 60.0
 
 
@@ -37,25 +37,25 @@ async def drivers() -> AsyncIterator[list[Driver]]:
 
 
 class Players:
-    """What the clients and the test wait for."""
+    """Markers by which the clients and the test wait for each other."""
 
     def __init__(self, count: int) -> None:
         self.markers = [Markers() for _ in range(count)]
 
     def tell(self, name: str) -> None:
-        """Let all clients go on that wait for this."""
+        """Set a marker for all clients."""
         for each in self.markers:
             each.set(name)
 
     async def reach(self, name: str) -> None:
-        """Wait until all clients have come so far."""
+        """Wait until all clients have set a marker."""
         for each in self.markers:
             await each.wait(name)
 
 
 @contextlib.asynccontextmanager
 async def playing(drivers: list[Driver], url: str, script: Mapping[str, Any]) -> AsyncIterator[Players]:
-    """Have all clients take the steps of ``script`` while the context lasts, and to their end."""
+    """Run the steps of ``script`` in all clients during the context, and wait for their end."""
     script = {"step_timeout": STEP_TIMEOUT, **script}
     players = Players(len(drivers))
     async with asyncio.TaskGroup() as tasks:
@@ -66,7 +66,7 @@ async def playing(drivers: list[Driver], url: str, script: Mapping[str, Any]) ->
 
 
 def name(set_: Scene) -> str:
-    """Of the service."""
+    """Return the name of the service."""
     return set_.service_mesh.service_queue.removeprefix("nuropb-").removesuffix("-sq")
 
 
@@ -106,7 +106,7 @@ async def test_an_outage_of_the_broker(own_node: RabbitMQNode, drivers: list[Dri
             await eventually(lambda: set_.not_ready)
             players.tell("away")
             await players.reach("waits")
-            # The gateway comes back last: a service that is not all back yet would take a call and lose its reply.
+            # The gateway reconnects last: a service that is partly reconnected would accept a call and lose its reply.
             set_.proxy.refuse()
             await anyio.to_thread.run_sync(own_node.start_app)
             await eventually_within(STEP_TIMEOUT, lambda: set_.service_mesh.connected)
@@ -131,7 +131,7 @@ async def ready(process: Process) -> None:
 
 
 async def restart(stack: contextlib.AsyncExitStack, process: Process, balancer: Balancer, port: int, url: str) -> None:
-    """Restart one gateway, as an operator does, and wait for a client that was there to find one again."""
+    """Restart one gateway, as an operator does, and wait until one of its clients has reconnected."""
     connections = len(balancer.taken)
     process.signal(signal.SIGTERM)
     assert await process.wait() == 0
@@ -182,7 +182,7 @@ async def test_the_end_of_a_token(amqp_url: str, drivers: list[Driver]) -> None:
     async with scene(amqp_url, clients=0) as set_:
         manager = set_.running.gateway.handler_manager
         script = {
-            # Replaced in time, at the second attempt. Then there is no other, and the connection ends with it.
+            # The second attempt replaces the token in time. The next replacement fails, so the connection ends, too.
             "token": ["alice:for:5", "bad", "alice:for:2", {"raise": "no network"}],
             "options": {"refresh_margin": 1.5, "backoff_base": 0.2, "backoff_cap": 0.4},
             "client": [
@@ -209,7 +209,7 @@ async def test_after_a_token_has_expired_there_is_a_new_connection_with_another(
     async with scene(amqp_url, clients=0) as set_:
         script = {
             "token": ["alice:for:2", {"raise": "no network"}, "alice"],
-            # So late that there is no time for a second attempt.
+            # So late that a second attempt would come after the expiry.
             "options": {"refresh_margin": 0.2, "backoff_base": 20.0, "backoff_cap": 20.0, "random": 0.02},
             "client": [
                 {"heard": "state", "is": {"name": "open"}},

@@ -258,13 +258,13 @@ def test_a_claim_has_a_name_and_a_value(monkeypatch: pytest.MonkeyPatch, capsys:
 
 # --- check ------------------------------------------------------------------------------------------------------
 
-NAMES = ["settings", "policy", "keys", "provider", "broker"]
+CHECKS = ["settings", "policy", "keys", "provider", "broker"]
 
 
 def examined(output: str) -> dict[str, str]:
     """Return the printed results by the names of the checks."""
     lines = dict(line.split(maxsplit=1) for line in output.splitlines())
-    assert list(lines) == NAMES
+    assert list(lines) == CHECKS
     return lines
 
 

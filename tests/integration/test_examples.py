@@ -1,4 +1,4 @@
-"""The examples, each started by the line that their README has for it."""
+"""The examples, each started by its line in their README."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.servers.rabbitmq import free_port
 
 EXAMPLES: Final = ROOT / "examples"
 REACT: Final = EXAMPLES / "react"
-TIMES: Final = "\N{MULTIPLICATION SIGN}"
+MULTIPLICATION_SIGN: Final = "\N{MULTIPLICATION SIGN}"
 
 
 def documented(part: str) -> list[str]:
-    """The one command in which ``part`` is, without what it sets in the environment; with the Python of the tests."""
+    """Return the one command that contains ``part``, without its environment, run by the Python of the tests."""
     lines = re.findall(r"^\$ (?:[A-Z_]+=\S+ )*(.*)$", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
     (line,) = {line for line in lines if part in line}
     command = shlex.split(line)
@@ -40,7 +40,7 @@ def documented(part: str) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def application(*origins: str, **settings: str) -> AsyncIterator[str]:
-    """The application, on a free port: its URL."""
+    """Run the application on a free port, and yield its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     settings = {"ALLOWED_ORIGINS": ",".join((url, *origins)), **settings}
@@ -52,14 +52,14 @@ async def application(*origins: str, **settings: str) -> AsyncIterator[str]:
 
 async def ends_well(process: Process) -> None:
     process.signal(signal.SIGTERM)
-    # uvicorn by itself raises the signal again once it has ended.
+    # Plain uvicorn raises the signal again after its shutdown.
     assert await process.wait() in (0, -signal.SIGTERM), process.output
     assert "Traceback" not in process.output
 
 
 @contextlib.asynccontextmanager
 async def development_server(port: int, url: str) -> AsyncIterator[str]:
-    """What ``npm run dev`` starts, for the application at ``url``."""
+    """Run the server of ``npm run dev`` for the application at ``url``, and yield its URL."""
     if not (REACT / ".built").exists():
         unavailable("the React example is not there: make examples/react/.built")
     assert json.loads((REACT / "package.json").read_text())["scripts"]["dev"] == "vite"
@@ -77,7 +77,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 async def submit(tab: Tab, form: str, **values: str) -> None:
-    """Fill in a form and send it, as a person does."""
+    """Fill in a form and submit it."""
     await tab.evaluate(
         f"""(() => {{
           const form = document.querySelector("#{form}");
@@ -94,7 +94,7 @@ def shows(selector: str, text: str) -> str:
 
 
 async def order(tab: Tab, url: str, name: str) -> None:
-    """Order something on a page, and have it shipped."""
+    """Order on a page, and have the order shipped."""
     await tab.until("document.querySelector('#sign-in')")
     await submit(tab, "sign-in", name=name)
     await tab.until(shows("[role=status]", "open"))
@@ -102,17 +102,17 @@ async def order(tab: Tab, url: str, name: str) -> None:
     await submit(tab, "create", item="tea", quantity="1000")
     await tab.until(shows("[role=alert]", "quantity must be a number from 1 to 100"))
     await submit(tab, "create", item="tea", quantity="2")
-    await tab.until(shows("#mine li", f"2 {TIMES} tea"))
-    await tab.until(shows("#created li", f"2 {TIMES} tea"))
+    await tab.until(shows("#mine li", f"2 {MULTIPLICATION_SIGN} tea"))
+    await tab.until(shows("#created li", f"2 {MULTIPLICATION_SIGN} tea"))
     await run_script(url, "bob", "milk")
-    await tab.until(shows("#created li", f"1 {TIMES} milk"))
+    await tab.until(shows("#created li", f"1 {MULTIPLICATION_SIGN} milk"))
     await tab.evaluate("document.querySelector('#mine button').click()")
-    await tab.until(shows("#mine li", f"2 {TIMES} tea (shipped)"))
+    await tab.until(shows("#mine li", f"2 {MULTIPLICATION_SIGN} tea (shipped)"))
     assert not await tab.evaluate(shows("#mine li", "milk"))
 
 
 async def run_script(url: str, name: str, item: str) -> str:
-    """Run the script to its end; what it says."""
+    """Run the script to its end, and return its output."""
     *command, _, _ = documented("orders.client")
     async with run_process(*command, name, item, "--url", url) as process:
         assert await process.wait() == 0, process.output
@@ -157,7 +157,9 @@ async def test_the_service_on_rabbitmq_is_called_from_the_application_and_by_the
         httpx.AsyncClient(trust_env=False, timeout=DEADLINE) as http,
     ):
         async with asyncio.timeout(DEADLINE):
-            while (await http.get(f"{url}/statistics")).status_code != 200:  # both are on their way to the broker
+            while (
+                await http.get(f"{url}/statistics")
+            ).status_code != 200:  # service and application are still connecting to the broker
                 await asyncio.sleep(0.05)
         said = await run_script(url, "alice", "tea")
         assert "Ordered tea as number 1" in said

@@ -1,6 +1,7 @@
-"""The client's side of the scripts in ``tests/conformance``: what both drivers do, for the Python client here.
+"""Drivers that run the client's steps of the scripts in ``tests/conformance``.
 
-``clients/js/tests/driver.js`` is the other one; it does the same, step by step, in the same words.
+The driver of the JavaScript client is ``clients/js/tests/driver.js``. Both take the same steps and report in the same
+words.
 """
 
 from __future__ import annotations
@@ -21,27 +22,27 @@ from .scripted import Markers, ScriptedGateway, ScriptError, Step, difference
 
 __all__ = ["Driver", "JavaScriptDriver", "PythonDriver", "Script", "play", "scripts"]
 
-SCRIPTS: Final = Path(__file__).resolve().parents[1] / "conformance"
-NAMES: Final = ("state", "event", "gap", "dropped", "unsubscribed", "goodbye", "warning")
-#: Quick, and without chance.
+DIRECTORY: Final = Path(__file__).resolve().parents[1] / "conformance"
+CLIENT_EVENTS: Final = ("state", "event", "gap", "dropped", "unsubscribed", "goodbye", "warning")
+#: Options of the clients: short waits, without randomness.
 OPTIONS: Final[Mapping[str, Any]] = {"backoff_base": 0.002, "backoff_cap": 0.02, "random": 0.5}
 
-#: Set when the gateway has done all that the script says, or has failed to: then the client may close.
+#: Set when the gateway has taken all its steps, or has failed. Then the client may close.
 THE_END: Final = "the end"
 
 Script = Mapping[str, Any]
 
 
 class Driver(Protocol):
-    """What takes the client's steps of a script."""
+    """Runs the client's steps of a script."""
 
     async def run(self, url: str, script: Script, markers: Markers) -> None:
-        """Take them all. Raises ScriptError when the client does not do what it should."""
+        """Run all steps. Raises ScriptError if the client behaves differently."""
 
 
 def scripts() -> Iterator[tuple[str, Script]]:
-    """Every script with its name. One with ``cases`` is a script for each of them."""
-    for path in sorted(SCRIPTS.glob("*.json")):
+    """Yield all scripts with their names. A script with ``cases`` is yielded once for each case."""
+    for path in sorted(DIRECTORY.glob("*.json")):
         for script in json.loads(path.read_text(encoding="utf-8")):
             for case in script.get("cases", [{}]):
                 name = script["name"].format(**case)
@@ -49,7 +50,7 @@ def scripts() -> Iterator[tuple[str, Script]]:
 
 
 def _filled(value: Any, case: Mapping[str, Any]) -> Any:
-    """``%name`` stands for a member of the case."""
+    """Replace each ``%name`` in ``value`` by that member of the case."""
     if isinstance(value, dict):
         return {key: _filled(each, case) for key, each in value.items() if key != "cases"}
     if isinstance(value, list):
@@ -60,13 +61,13 @@ def _filled(value: Any, case: Mapping[str, Any]) -> Any:
 
 
 async def play(script: Script, driver: Driver) -> None:
-    """Let a client and a gateway follow a script."""
+    """Run a script with a client and a scripted gateway. Fails with all their problems."""
     markers = Markers()
     gateway = ScriptedGateway(script["gateway"], markers)
     async with gateway.serve() as url:
         playing = asyncio.create_task(driver.run(url, script, markers))
         ending = asyncio.create_task(_end(gateway, markers))
-        # The client's side ends last, unless something goes wrong.
+        # The client's side ends last, unless it fails.
         await asyncio.wait((playing,), timeout=DEADLINE)
         late = not playing.done()
         for task in (playing, ending):
@@ -86,10 +87,10 @@ async def _end(gateway: ScriptedGateway, markers: Markers) -> None:
 
 
 class PythonDriver:
-    """Takes the steps with the Python client."""
+    """Runs the steps with the Python client."""
 
     async def run(self, url: str, script: Script, markers: Markers) -> None:
-        """Take them all."""
+        """Run all steps of ``script``."""
         given = {**OPTIONS, **script.get("options", {})}
         random = given.pop("random")
         backoff = Backoff(given.pop("backoff_base"), given.pop("backoff_cap"), random=lambda: random)
@@ -112,7 +113,7 @@ class PythonDriver:
 
 
 def _token(given: Any) -> Any:
-    """A token that never changes, or a function that gives one after the other; the last again and again."""
+    """Return a token, or for a list a function that returns its items in turn, and the last one for ever."""
     if not isinstance(given, list):
         return given
     tokens = list(given)
@@ -127,7 +128,7 @@ def _token(given: Any) -> Any:
 
 
 class _Heard:
-    """What was told under one name, in order."""
+    """The values that a listener of one name has received, in order."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -151,7 +152,7 @@ class _Actor:
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._subscriptions: dict[str, Subscription] = {}
         self._heard: dict[str, _Heard] = {}
-        for name in NAMES:
+        for name in CLIENT_EVENTS:
             self._listen(name, client.on)
 
     def __str__(self) -> str:
@@ -174,7 +175,7 @@ class _Actor:
         match step:
             case {"request": call, "as": name, **options}:
                 self._tasks[name] = asyncio.create_task(self._client.request(*call, **options))
-                await asyncio.sleep(0)  # it begins
+                await asyncio.sleep(0)  # let the task start
             case {"command": call, "as": name, **options}:
                 self._tasks[name] = asyncio.create_task(self._client.command(*call, **options))
                 await asyncio.sleep(0)
@@ -221,7 +222,7 @@ class _Actor:
                 raise ScriptError("there is no such step")
 
     async def _keep_calling(self, service: str, method: str, marker: str, options: Mapping[str, Any]) -> None:
-        """One call after the other, each with an id of its own, which has to be the answer."""
+        """Make one call after the other. Each has an id of its own, which the answer must repeat."""
         number = 0
         while not self._markers.is_set(marker):
             number += 1
@@ -240,7 +241,7 @@ class _Actor:
             self._listen(each, subscription.on, f"{name}.")
 
     async def _hear(self, name: str, wanted: Any) -> None:
-        """Wait for the client to tell that; what it told before and is not that is passed over."""
+        """Wait for the client to emit ``wanted`` under ``name``, and skip other values before it."""
         passed = []
         try:
             while difference(wanted, given := await self._heard[name].next()) is not None:
@@ -279,7 +280,7 @@ def _compare(wanted: Any, given: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What the client gives in words that both clients have."""
+    """Convert a value of the client to the form that both drivers share."""
     if isinstance(value, BaseException):
         plain: dict[str, Any] = {"class": type(value).__name__, "description": str(value)}
         for name in ("code", "description", "retryable", "retry_after", "trace_id", "close_code", "reason", "topics"):
@@ -296,7 +297,7 @@ def _plain(value: Any) -> Any:
 
 
 class JavaScriptDriver:
-    """Has the steps taken by a program in Node: a line of JSON for each message, in both directions."""
+    """Runs the steps in a program for Node. Each message in either direction is a line of JSON."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -304,7 +305,7 @@ class JavaScriptDriver:
     @classmethod
     @contextlib.asynccontextmanager
     async def start(cls, *command: str) -> AsyncIterator[JavaScriptDriver]:
-        """Start the program; it ends with its input."""
+        """Start the program. It exits when its standard input is closed."""
         process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=2**24)
         try:
             yield cls(process)
@@ -314,7 +315,7 @@ class JavaScriptDriver:
             await process.wait()
 
     async def run(self, url: str, script: Script, markers: Markers) -> None:
-        """Take them all."""
+        """Run all steps of ``script``."""
         given = {**OPTIONS, **script.get("options", {})}
         await self._tell({"run": {"url": url, "token": "t1", **script, "options": given, "gateway": None}})
         waits: set[asyncio.Task[None]] = set()

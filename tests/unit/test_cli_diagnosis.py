@@ -12,7 +12,7 @@ import pytest
 from nuropb_gateway_asgi.cli._target import parse_url
 from nuropb_gateway_asgi.cli.doctor.findings import Finding, span
 from nuropb_gateway_asgi.cli.doctor.gateway_findings import (
-    CLOSE_CODES,
+    CLOSE_REMEDIES,
     about_call,
     about_close,
     about_description,
@@ -217,4 +217,4 @@ def test_how_long_it_is(seconds: float, said: str) -> None:
 
 
 def test_close_codes_that_are_told_about_are_real() -> None:
-    assert set(CLOSE_CODES) <= set(CloseCode)
+    assert set(CLOSE_REMEDIES) <= set(CloseCode)

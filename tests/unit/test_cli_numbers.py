@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.cli._numbers import Bucket, bar, histogram, percentile
 
-TIMES = st.lists(st.floats(min_value=1e-6, max_value=1e3), min_size=1, max_size=200).map(sorted)
+DURATIONS = st.lists(st.floats(min_value=1e-6, max_value=1e3), min_size=1, max_size=200).map(sorted)
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,13 @@ def test_a_percentile_is_one_of_the_values(count: int, percent: float, rank: int
     assert percentile([float(each) for each in range(1, count + 1)], percent) == rank
 
 
-@given(TIMES, st.sampled_from([50.0, 90.0, 99.0, 99.9]))
+@given(DURATIONS, st.sampled_from([50.0, 90.0, 99.0, 99.9]))
 def test_so_many_values_are_not_above_a_percentile(ordered: list[float], percent: float) -> None:
     found = percentile(ordered, percent)
     assert sum(value <= found for value in ordered) >= percent * len(ordered) / 100 - 1e-6
 
 
-@given(TIMES, st.integers(1, 20))
+@given(DURATIONS, st.integers(1, 20))
 def test_a_histogram_has_every_value_once_from_the_first_to_the_last(ordered: list[float], buckets: int) -> None:
     found = histogram(ordered, buckets)
     assert sum(each.count for each in found) == len(ordered)

@@ -9,32 +9,32 @@ import {
   callFailed,
 } from "./errors.js";
 
-/** How a call is to be made. */
+/** Options of a call. */
 export interface CallOptions {
   /**
-   * Milliseconds until the call fails with `CallTimeout`, counted from now, waiting for a connection included. The
-   * gateway's own default (mostly 30 s) if it is missing; more than the gateway's maximum is cut down to that.
+   * Milliseconds from now until the call fails with `CallTimeout`, including the wait for a connection. The default is
+   * the gateway's (mostly 30 s). The gateway reduces it to its maximum.
    */
   timeout?: number | undefined;
-  /** When it is aborted, the call is cancelled and fails with the signal's reason. */
+  /** Aborting it cancels the call, which fails with the signal's reason. */
   signal?: AbortSignal | undefined;
-  /** The call may run twice without harm, so it is made again when the connection is lost. */
+  /** The call may run twice without harm, so it is repeated when the connection is lost. */
   idempotent?: boolean | undefined;
-  /** How often a call that failed as `retryable` is made again. */
+  /** How often a `retryable` failure is repeated. */
   retries?: number | undefined;
-  /** What to look for in the logs of gateway and services; the gateway makes one if it is missing. */
+  /** Trace id for the logs of gateway and service; by default the gateway generates one. */
   traceId?: string | undefined;
 }
 
 export interface CallSettings {
   backoff: Backoff;
-  /** Milliseconds for the gateway's own timeout to arrive, before the client gives up by itself. */
+  /** Milliseconds after a deadline in which the gateway's own timeout error is expected. */
   grace: number;
-  /** How many calls may wait to be sent. */
+  /** Maximum number of calls that wait to be sent. */
   maxQueue: number;
 }
 
-/** What the gateway allows: from its hello. */
+/** The limits of a gateway, from its hello. */
 export interface CallLimits {
   maxMessageSize: number;
   maxInFlight: number;
@@ -49,16 +49,16 @@ type ControlKind = "subscribe" | "unsubscribe" | "authorize";
 
 interface Call {
   kind: Kind | ControlKind;
-  /** What its answer will name; empty as long as it was not sent. */
+  /** The id in its answer; empty before it is sent. */
   id: string;
-  /** The payload's members as JSON, without `id` and `timeout`. */
+  /** The members of the payload as JSON, each after a comma, without `id` and `timeout`. */
   members: string;
   idempotent: boolean;
-  /** On the clock of performance.now(), in milliseconds. */
+  /** By the clock of performance.now(), in milliseconds. */
   deadline: number;
   retries: number;
   attempt: number;
-  /** Nobody waits for the answer any more, but the gateway may still be busy with it. */
+  /** Whether the caller stopped waiting. The gateway may still be working on the call. */
   abandoned: boolean;
   timer: ReturnType<typeof setTimeout> | undefined;
   pause: ReturnType<typeof setTimeout> | undefined;
@@ -68,17 +68,17 @@ interface Call {
 
 const encoder = new TextEncoder();
 
-/** The calls that wait to be sent, the calls in flight, and the frames that ask something of the gateway itself. */
+/** Calls that wait to be sent, calls in flight, and requests to the gateway itself. */
 export class Calls {
   limits: CallLimits = LIMITS;
   readonly #settings: CallSettings;
-  /** In the order in which they will be sent. */
+  /** In the order of sending. */
   #waiting = new Set<Call>();
   readonly #inFlight = new Map<string, Call>();
-  /** Those that wait before they are made again. */
+  /** Calls that failed, and pause before they are repeated. */
   readonly #pausing = new Set<Call>();
   #lastId = 0;
-  /** Calls in flight that the gateway counts. */
+  /** Number of calls in flight that the gateway counts. */
   #weight = 0;
   #send: ((text: string) => void) | null = null;
   #held = true;
@@ -87,7 +87,7 @@ export class Calls {
     this.#settings = settings;
   }
 
-  /** Make a call, now or as soon as there is room. `payload` has what belongs to its kind. */
+  /** Make a call, now or as soon as the gateway accepts one more. `payload` has the members of its kind. */
   call(kind: Kind, payload: Record<string, unknown>, options: CallOptions = {}): Promise<unknown> {
     const { timeout, signal, idempotent, retries, traceId } = options;
     if (timeout !== undefined && !(timeout > 0 && Number.isFinite(timeout))) {
@@ -95,7 +95,7 @@ export class Calls {
     }
     if (signal?.aborted) return Promise.reject(signal.reason as unknown);
     if (this.#waiting.size >= this.#settings.maxQueue) {
-      const description = `${this.#settings.maxQueue} calls wait to be sent; wait for an answer first`;
+      const description = `${this.#settings.maxQueue} calls are already waiting to be sent; wait for an answer first`;
       return Promise.reject(new TooManyRequests({ code: "too_many_requests", description, retryable: true }));
     }
     const members = membersOf({ ...payload, trace_id: traceId });
@@ -115,26 +115,26 @@ export class Calls {
     return promise;
   }
 
-  /** Ask something of the gateway itself, on this connection and at once; it is not a call, and has no deadline. */
+  /** Send a request to the gateway itself, at once and on this connection. It has no deadline. */
   ask(kind: ControlKind, payload: Record<string, unknown>): Promise<unknown> {
     const { promise, call } = makeCall(kind, membersOf(payload), Infinity);
     this.#transmit(call);
     return promise;
   }
 
-  /** There is a connection: what `ask` says may be sent. */
+  /** Use a new connection: `ask` may send, calls wait for `release`. */
   connected(send: (text: string) => void): void {
     this.#send = send;
     this.#held = true;
   }
 
-  /** Calls may be sent. */
+  /** Send calls from now on. */
   release(): void {
     this.#held = false;
     this.#flush();
   }
 
-  /** Calls may be sent no longer, but those in flight will be answered. */
+  /** Send no more calls. Calls in flight are still answered. */
   hold(): void {
     this.#held = true;
   }
@@ -143,10 +143,10 @@ export class Calls {
     return this.#inFlight.size;
   }
 
-  /** Take the payload of a response; why it is of no use, if it is of none. */
+  /** Complete a call with the payload of a response. Returns a warning if the payload fits no call. */
   answer(payload: Record<string, unknown>): UnexpectedFrame | null {
     const call = typeof payload.id === "string" ? this.#inFlight.get(payload.id) : undefined;
-    if (call === undefined) return new UnexpectedFrame("a response to nothing that is in flight");
+    if (call === undefined) return new UnexpectedFrame("the gateway sent a response to no call in flight");
     this.#land(payload.id as string, call);
     let unexpected: UnexpectedFrame | null = null;
     if (call.abandoned) {
@@ -158,13 +158,13 @@ export class Calls {
       call.resolve(payload.result);
     } else {
       this.#settle(call);
-      call.reject((unexpected = new UnexpectedFrame("a response with neither result nor error")));
+      call.reject((unexpected = new UnexpectedFrame("the gateway sent a response with neither result nor error")));
     }
     this.#flush();
     return unexpected;
   }
 
-  /** The connection has gone, and with it the answers. What may run twice is made again on the next one. */
+  /** Note the end of the connection: idempotent calls wait for the next, others in flight fail with `error`. */
   lost(error: GatewayError): void {
     this.#send = null;
     this.#held = true;
@@ -179,7 +179,7 @@ export class Calls {
     for (const call of again) this.#arm(call, call.deadline);
   }
 
-  /** There will be no connection any more. */
+  /** End all calls with `error`. */
   close(error: GatewayError): void {
     this.lost(error);
     for (const call of [...this.#waiting, ...this.#pausing]) this.#reject(call, error);
@@ -204,8 +204,8 @@ export class Calls {
     }
     text += "}}";
     if (this.#isTooBig(text)) {
-      // The gateway would hang up for good.
-      const description = `the frame has more than the ${this.limits.maxMessageSize} bytes that the gateway takes`;
+      // The gateway would close the connection for good.
+      const description = `the frame exceeds the gateway's limit of ${this.limits.maxMessageSize} bytes`;
       this.#reject(call, new PayloadTooLarge({ code: "payload_too_large", description }));
       return;
     }
@@ -217,7 +217,7 @@ export class Calls {
 
   #isTooBig(text: string): boolean {
     const size = this.limits.maxMessageSize;
-    // Three bytes of UTF-8 to a UTF-16 unit at the most, so short texts need not be encoded to be measured.
+    // A UTF-16 unit has at most three bytes in UTF-8, so short texts need not be encoded to be measured.
     return text.length > size || (text.length * 3 > size && encoder.encode(text).length > size);
   }
 
@@ -260,11 +260,11 @@ export class Calls {
 
   #expire(call: Call): void {
     const sent = !this.#waiting.has(call) && !this.#pausing.has(call);
-    const description = sent ? "No answer in time; whether it ran is unknown" : "It could not be sent in time";
+    const description = sent ? "No answer in time; whether it ran is unknown" : "The call could not be sent in time";
     this.#abandon(call, new CallTimeout({ code: "timeout", description, retryable: !sent }));
   }
 
-  /** Nobody waits for it any more. */
+  /** Stop waiting for a call, and cancel it at the gateway. */
   #abandon(call: Call, reason: unknown): void {
     if (this.#waiting.delete(call) || this.#pausing.delete(call)) {
       this.#reject(call, reason);
@@ -273,7 +273,7 @@ export class Calls {
     const { id } = call;
     call.abandoned = true;
     call.reject(reason);
-    // The gateway counts it until it has answered, and so does the client; but not for ever.
+    // The gateway counts the call until it has answered. So does the client, but not for ever.
     clearTimeout(call.timer);
     call.timer = after(this.#settings.grace, () => {
       if (this.#inFlight.get(id) === call) {
@@ -285,7 +285,7 @@ export class Calls {
   }
 }
 
-/** The gateway's limit is for calls of services. */
+/** The number that a call counts against the gateway's limit, which is for calls of services. */
 function weight(call: Call): number {
   return call.kind === "request" || call.kind === "command" ? 1 : 0;
 }
@@ -314,7 +314,7 @@ function makeCall(kind: Kind | ControlKind, members: string, deadline: number): 
   return { promise, call };
 }
 
-/** The members of an object as JSON, each with a comma in front. Throws TypeError for what is no JSON. */
+/** Encode the members of an object as JSON, each after a comma. Throws TypeError for values that JSON lacks. */
 function membersOf(payload: Record<string, unknown>): string {
   const text = JSON.stringify(payload).slice(1, -1);
   return text && `,${text}`;

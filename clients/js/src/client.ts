@@ -24,7 +24,7 @@ import {
   type UnsubscribedNotice,
 } from "./subscriptions.js";
 
-/** What the gateway says first on every connection. */
+/** The first frame of the gateway on every connection. */
 export interface Hello {
   session_id: string;
   user_id: string;
@@ -37,42 +37,42 @@ export interface Hello {
   limits: { max_message_size: number; max_in_flight: number; request_timeout: number; ping_interval: number };
 }
 
-/** Where the client is on its way to the gateway. */
+/** The state of the connection. */
 export type State =
-  /** A token is fetched, a connection is made. */
+  /** Fetching a token, then connecting. */
   | { name: "connecting" }
-  /** There is a connection, and the gateway looks at the token. */
+  /** Connected, before the hello: the gateway checks the token. */
   | { name: "authorising" }
   | { name: "open"; hello: Hello }
-  /** Waiting for `delay` milliseconds, because of `error`. */
+  /** Waiting for `delay` milliseconds because of `error`. */
   | { name: "reconnecting"; delay: number; error: GatewayError }
-  /** For good; `error` is null if the application closed it. */
+  /** Closed for good; `error` is null if the application did that. */
   | { name: "closed"; error: ConnectionClosed | null };
 
-/** What a client tells of, by `on`. */
+/** The values that listeners of a client receive, by the names that `on` takes. */
 export interface ClientEvents {
   state: State;
-  /** Every event of the mesh, also those with a target, which come without a subscription. */
+  /** Every event of the mesh, including events with a target, which need no subscription. */
   event: GatewayEvent;
   gap: Gap;
   dropped: Dropped;
   unsubscribed: UnsubscribedNotice;
-  /** The gateway will stop; the client comes back by itself. */
+  /** The gateway will stop; the client reconnects by itself. */
   goodbye: { reason: string; retryAfter: number };
-  /** Something is wrong that belongs to no call. Without a listener it is written to the console. */
+  /** An error that belongs to no call. Without a listener it is written to the console. */
   warning: GatewayError;
 }
 
-/** Why a token is wanted. */
+/** The reason for which a token is requested. */
 export type TokenReason = "connect" | "refresh" | "rejected";
 
 /**
- * A token, from wherever they come from. Null says that there is none any more: the client closes. An error says that
- * there is none now: it tries again.
+ * Returns a token. Null means that there are no more tokens, and closes the client. After an error the client tries
+ * again.
  */
 export type GetToken = (reason: TokenReason) => string | null | Promise<string | null>;
 
-/** As much of a WebSocket as is needed. */
+/** The part of the interface of a WebSocket that the client uses. */
 export interface SocketLike {
   onopen: ((event: never) => void) | null;
   onmessage: ((event: never) => void) | null;
@@ -84,62 +84,63 @@ export interface SocketLike {
 
 export type SocketConstructor = new (url: string, protocols: string[]) => SocketLike;
 
-/** All times are in milliseconds. */
+/** Options of a client. All times are in milliseconds. */
 export interface ClientOptions {
-  /** Asked for every connection, and before a token expires. Not needed where a cookie has the token. */
+  /** Called for every connection, and before a token expires. Leave it out if a cookie contains the token. */
   getToken?: GetToken | undefined;
-  /** A token that never changes, in the place of `getToken`. */
+  /** A token that never changes, instead of `getToken`. */
   token?: string | undefined;
   /**
-   * How the token travels: as a subprotocol (browsers), or in the first frame (elsewhere, where a refusal would only
-   * look like a broken connection). A token of more than some 6 kB has to use the frame.
+   * Where to send the token: as a subprotocol (the default in browsers), or in the first frame (the default elsewhere,
+   * where a refused handshake would look like a broken connection). A token above about 6 kB needs the frame.
    */
   tokenIn?: "subprotocol" | "frame" | undefined;
-  /** In the place of the global WebSocket. */
+  /** A class to use instead of the global WebSocket. */
   WebSocket?: SocketConstructor | undefined;
-  /** Whether to come back after a loss. True. */
+  /** Whether to reconnect after a lost connection. Default: true. */
   reconnect?: boolean | undefined;
   backoff?: Partial<Backoff> | undefined;
-  /** A connection that lasted so long was a good one: the waiting begins anew. 10 s. */
+  /** A connection that lasted at least this long resets the backoff. Default: 10 s. */
   stableAfter?: number | undefined;
-  /** From the beginning of a connection to the gateway's hello. 15 s. */
+  /** Time from the start of an attempt to the gateway's hello. Default: 15 s. */
   connectTimeout?: number | undefined;
-  /** After so much silence the gateway is asked whether it is there. As the gateway's own interval, at most 30 s. */
+  /** Silence after which the client pings the gateway. Default: the gateway's own interval, at most 30 s. */
   pingInterval?: number | undefined;
-  /** How long the answer may take. 10 s. */
+  /** Timeout of the answer to a ping. Default: 10 s. */
   pingTimeout?: number | undefined;
-  /** How long before its end a token is replaced: at most this, at most a quarter of what is left. 60 s. */
+  /** Time before its expiry at which a token is replaced; at most a quarter of its remaining time. Default: 60 s. */
   refreshMargin?: number | undefined;
-  /** How much longer than its timeout a call waits for the gateway to say so itself. 2 s. */
+  /** Time after its timeout that a call still waits for the gateway's own timeout error. Default: 2 s. */
   grace?: number | undefined;
-  /** How many calls may wait to be sent. 10 000. */
+  /** Maximum number of calls that wait to be sent. Default: 10 000. */
   maxQueue?: number | undefined;
 }
 
-const PING_INTERVAL = 30_000;
-/** Milliseconds for a gateway that said goodbye to hang up. */
-const GOODBYE_PATIENCE = 30_000;
-/** Code for a connection that the client gives up: it looks like one that broke. */
+/** Milliseconds of silence after which the gateway is pinged, unless options or gateway name a shorter time. */
+const MAX_PING_INTERVAL = 30_000;
+/** Milliseconds for a gateway that said goodbye to close the connection. */
+const GOODBYE_TIMEOUT = 30_000;
+/** The close code of a connection that broke, or that the client aborted. */
 const BROKEN = 1006;
-/** The close codes that say something of the token: it is not valid, or it was valid for too long. */
+/** The close code for an invalid token. */
 const INVALID_TOKEN = 4510;
 
-/** One connection: from the socket to its end. */
+/** One WebSocket connection, from its start to its end. */
 interface Link {
   socket: SocketLike;
   openedAt: number | null;
   heardAt: number;
   pingedAt: number | null;
   timers: { [name in "connect" | "silence" | "refresh" | "goodbye"]?: ReturnType<typeof setTimeout> };
-  /** What the gateway said before it hung up. */
+  /** The last error that the gateway sent. */
   lastError: CallFailed | null;
-  /** How long the gateway asked to stay away once this connection has ended, in milliseconds. */
+  /** Milliseconds to stay away after the end of the connection, from a goodbye. */
   stayAway: number;
-  /** And not to come back before this moment. */
+  /** Time by performance.now() before which not to reconnect, from an error. */
   notBefore: number;
 }
 
-/** A connection to a gateway that makes itself anew, with all that belongs to it. */
+/** A client of a gateway: a connection that is restored after a loss, with its calls and subscriptions. */
 export class Client {
   readonly url: string;
   readonly #options: ClientOptions;
@@ -152,9 +153,9 @@ export class Client {
   #link: Link | null = null;
   #attempt = 0;
   #reconnection: ReturnType<typeof setTimeout> | undefined;
-  /** The gateway itself asked to wait. */
+  /** Whether the gateway asked for the current wait. */
   #isAsked = false;
-  /** A token was refused and another one fetched: that is done once. */
+  /** Whether another token was fetched after a refusal. That is done once. */
   #renewed = false;
   #stopListening = () => {};
 
@@ -170,7 +171,7 @@ export class Client {
     });
     this.#subscriptions = new Subscriptions({
       ask: (kind, payload) => this.#calls.ask(kind, payload),
-      // What subscriptions have to tell is a part of what the client tells.
+      // The names that subscriptions use are among those of the client.
       tell: (name, value) => this.#tell(name, value as never),
       backoff: this.#backoff,
     });
@@ -186,17 +187,17 @@ export class Client {
     return this.#state;
   }
 
-  /** What the gateway said first on the connection that is open, or was open last. */
+  /** The gateway's hello on the current connection, or on the last one. */
   get hello(): Hello | null {
     return this.#hello;
   }
 
-  /** Call `listener` from now on; the result ends that. */
+  /** Call `listener` for every `name` from now on. Returns a function that removes it. */
   on<Name extends keyof ClientEvents>(name: Name, listener: (value: ClientEvents[Name]) => void): () => void {
     return this.#emitter.on(name, listener);
   }
 
-  /** Call a method; what it returns, or a typed error. Waits for a connection if there is none. */
+  /** Call a method and return its result; fails with a typed error. Waits for a connection if there is none. */
   async request<Result = unknown>(
     service: string,
     method: string,
@@ -206,19 +207,19 @@ export class Client {
     return (await this.#call("request", { service, method, params: checked(params) }, options)) as Result;
   }
 
-  /** Call a method for its effect. Returns once the mesh has taken the command, not when it has run. */
+  /** Send a command. Returns once the mesh has accepted it, before it has run. */
   async command(service: string, method: string, params: object = {}, options: CallOptions = {}): Promise<void> {
     await this.#call("command", { service, method, params: checked(params) }, options);
   }
 
-  /** What may be called: of one service, or of all that the gateway knows of. */
+  /** Return the methods that the client may call, of one service or of all that the gateway knows. */
   async describe(service?: string, options: CallOptions = {}): Promise<Description> {
     return (await this.#call("describe", { service }, options)) as Description;
   }
 
   /**
-   * Receive events of some topics (`*` stands for one word, `#` for any number of them): by a callback, or by
-   * iterating over the result. Lasts over reconnections, until it is ended.
+   * Subscribe to topics (`*` matches one word, `#` any number of words). Events go to the callback; without one, iterate over
+   * the result. Reconnections do not end a subscription.
    */
   subscribe<Event = unknown>(
     topics: string | readonly string[],
@@ -226,7 +227,7 @@ export class Client {
     options: SubscribeOptions = {},
   ): Subscription<Event> {
     const wanted = typeof topics === "string" ? [topics] : [...topics];
-    if (wanted.length === 0) throw new TypeError("there must be a topic to subscribe to");
+    if (wanted.length === 0) throw new TypeError("topics is empty: name at least one topic");
     const subscription = new Subscription<Event>(wanted, callback ?? null, options.buffer ?? 1000, (each) =>
       this.#subscriptions.end(each, null),
     );
@@ -241,9 +242,9 @@ export class Client {
     return subscription;
   }
 
-  /** Send another token on the open connection, of the same user; when it expires, in seconds since 1970. */
+  /** Send another token of the same user on the open connection. Returns its expiry in seconds since 1970. */
   async authorize(token: string): Promise<number | null> {
-    if (this.#state.name !== "open") throw new ConnectionLost(BROKEN, "there is no connection");
+    if (this.#state.name !== "open") throw new ConnectionLost(BROKEN, "not connected");
     const link = this.#link;
     const result = await this.#calls.ask("authorize", { token });
     const expiresAt = isObject(result) && typeof result.expires_at === "number" ? result.expires_at : null;
@@ -254,7 +255,7 @@ export class Client {
     return expiresAt;
   }
 
-  /** Hang up and do not come back. Calls fail with `ConnectionClosed`, subscriptions end. */
+  /** Close the connection for good. Calls fail with `ConnectionClosed`, subscriptions end. */
   close(): void {
     if (this.#state.name !== "closed") this.#finish(null);
   }
@@ -283,8 +284,8 @@ export class Client {
     try {
       socket = new (this.#options.WebSocket ?? (WebSocket as unknown as SocketConstructor))(this.url, protocols);
     } catch (error) {
-      // The page's own policy forbids it; that does not change.
-      this.#finish(new ConnectionClosed(BROKEN, "the connection is not allowed", { cause: error }));
+      // The page's Content-Security-Policy forbids the connection, and that does not change.
+      this.#finish(new ConnectionClosed(BROKEN, "the page's policy forbids the connection", { cause: error }));
       return;
     }
     const link: Link = {
@@ -303,24 +304,24 @@ export class Client {
       if (this.#link !== link) return;
       this.#calls.connected((text) => socket.send(text));
       this.#setState({ name: "authorising" });
-      // Whatever comes of it: a refusal is followed by the end of the connection, which tells.
+      // A refusal is followed by the close of the connection, which reports it.
       if (token !== undefined && inFrame) this.#calls.ask("authorize", { token }).catch(() => {});
     };
     socket.onmessage = ({ data }: { data: unknown }) => this.#link === link && this.#receive(link, data);
-    socket.onerror = () => {}; // the close event that follows says it all
+    socket.onerror = () => {}; // the close event that follows has all information
     socket.onclose = ({ code, reason }: { code: number; reason: string }) => {
       if (this.#link === link) this.#closed(link, code, reason);
     };
   }
 
-  /** Give a connection up: to close it in good order could take minutes if the network is gone. */
+  /** Abort a connection. Waiting for a graceful close could take minutes if the network is down. */
   #drop(link: Link, reason: string): void {
     if (this.#link !== link) return;
     this.#closed(link, BROKEN, reason);
     link.socket.close(1000);
   }
 
-  /** The connection has ended. */
+  /** Handle the end of a connection: reconnect, or close for good. */
   #closed(link: Link, code: number, reason: string): void {
     this.#leave(link);
     const options = link.lastError === null ? undefined : { cause: link.lastError };
@@ -352,7 +353,7 @@ export class Client {
     this.#setState({ name: "reconnecting", delay, error });
   }
 
-  /** The network is back, says the browser: no need to wait, unless the gateway asked for it. */
+  /** Reconnect at once when the browser is online again, unless the gateway asked for the wait. */
   #online(): void {
     const link = this.#link;
     if (this.#state.name === "reconnecting" && !this.#isAsked) {
@@ -400,7 +401,7 @@ export class Client {
     }
     const frame = parse(data);
     if (frame === null) {
-      this.#tell("warning", new UnexpectedFrame("a message that is not a JSON object"));
+      this.#tell("warning", new UnexpectedFrame("the gateway sent a message that is not a JSON object"));
       return;
     }
     const payload = isObject(frame.payload) ? frame.payload : {};
@@ -412,7 +413,7 @@ export class Client {
       }
       case "event":
         if (typeof payload.topic === "string") this.#onEvent(link, payload.topic, payload);
-        else this.#tell("warning", new UnexpectedFrame("an event without a topic"));
+        else this.#tell("warning", new UnexpectedFrame("the gateway sent an event without a topic"));
         return;
       case "ping":
         link.socket.send(JSON.stringify({ type: "pong", payload: frame.payload }));
@@ -423,7 +424,7 @@ export class Client {
         this.#onError(link, callFailed(frame));
         return;
       default:
-        this.#tell("warning", new UnexpectedFrame("a frame of an unknown type"));
+        this.#tell("warning", new UnexpectedFrame("the gateway sent a frame of unknown type"));
     }
   }
 
@@ -433,10 +434,10 @@ export class Client {
     } else if (topic === "goodbye") {
       const payload = isObject(event) ? event : {};
       const retryAfter = (link.stayAway = milliseconds(payload.retry_after_ms) ?? 0);
-      // What is sent now could be lost when the gateway hangs up, which it does once nothing is in flight.
+      // The gateway closes the connection once no call is in flight, and a call that is sent now could be lost.
       this.#calls.hold();
       clearTimeout(link.timers.goodbye);
-      link.timers.goodbye = after(GOODBYE_PATIENCE, () => this.#drop(link, "the gateway is stopping"));
+      link.timers.goodbye = after(GOODBYE_TIMEOUT, () => this.#drop(link, "the gateway is stopping"));
       this.#tell("goodbye", { reason: String(payload.reason ?? ""), retryAfter });
     } else if (!this.#subscriptions.notice(topic, event)) {
       const traceId = typeof trace_id === "string" ? trace_id : null;
@@ -460,7 +461,7 @@ export class Client {
     this.#planRefresh(link);
     this.#watch(link);
     if (!isFirst) {
-      this.#calls.release(); // there may be room for more now
+      this.#calls.release(); // the limits may allow more calls now
       return;
     }
     this.#setState({ name: "open", hello });
@@ -472,18 +473,18 @@ export class Client {
   #onError(link: Link, error: CallFailed): void {
     link.lastError = error;
     link.notBefore = performance.now() + (error.retryAfter ?? 0);
-    // Before hello it is the reason for the close that follows.
+    // Before hello it is the reason why the gateway then closes the connection.
     if (link.openedAt !== null) this.#tell("warning", error);
   }
 
-  // --- the token's end ----------------------------------------------------------------------------------------
+  // --- replacing the token ------------------------------------------------------------------------------------
 
   #planRefresh(link: Link): void {
     clearTimeout(link.timers.refresh);
     const { expires_at: expiresAt } = this.#hello!;
     if (expiresAt === null || this.#options.getToken === undefined) return;
     const left = expiresAt * 1000 - Date.now();
-    // If the clocks disagree as much as that, only the gateway knows when the token ends: it hangs up then (4005).
+    // The clocks disagree by more than the token's lifetime. Only the gateway knows the end, and closes then (4005).
     if (left <= 0) return;
     const margin = Math.min(this.#options.refreshMargin ?? 60_000, left / 4) * (0.5 + this.#backoff.random() / 2);
     link.timers.refresh = after(left - margin, () => void this.#refresh(link, expiresAt, 0));
@@ -504,17 +505,17 @@ export class Client {
     }
     if (this.#link !== link) return;
     this.#tell("warning", new TokenRefreshFailed(problem));
-    // Another user's token is for another connection, which there is when this one has ended.
+    // A token of another user is refused here. It is used for the next connection, after this one ends.
     const wait = jittered(this.#backoff, attempt);
     if (problem instanceof PermissionDenied || Date.now() + wait >= expiresAt * 1000) return;
     link.timers.refresh = after(wait, () => void this.#refresh(link, expiresAt, attempt + 1));
   }
 
-  // --- is the gateway still there? ----------------------------------------------------------------------------
+  // --- pings --------------------------------------------------------------------------------------------------
 
   #watch(link: Link): void {
     const interval =
-      this.#options.pingInterval ?? Math.min(this.#hello!.limits.ping_interval * 1000, PING_INTERVAL);
+      this.#options.pingInterval ?? Math.min(this.#hello!.limits.ping_interval * 1000, MAX_PING_INTERVAL);
     const timeout = this.#options.pingTimeout ?? 10_000;
     clearTimeout(link.timers.silence);
     const look = () => {
@@ -553,7 +554,7 @@ export class Client {
   }
 }
 
-/** The services that may be called. */
+/** The services that the client may call. */
 export interface Description {
   services: Record<
     string,
@@ -576,7 +577,7 @@ function checked(params: object): object {
   return params;
 }
 
-/** Elsewhere than in a browser a refused handshake has no code; the first frame is answered with one. */
+/** Outside of browsers a refused handshake has no close code; a refused first frame has one. */
 function defaultTokenIn(): "subprotocol" | "frame" {
   return typeof location === "undefined" ? "frame" : "subprotocol";
 }
@@ -596,7 +597,7 @@ function parse(data: unknown): Record<string, unknown> | null {
   }
 }
 
-/** The hello, with the usual in the place of what is missing or wrong. */
+/** Read a hello. Missing and invalid members get their defaults. */
 function sound(event: unknown): Hello {
   const given = isObject(event) ? event : {};
   const limits = isObject(given.limits) ? given.limits : {};
@@ -613,7 +614,7 @@ function sound(event: unknown): Hello {
       max_message_size: positive(limits.max_message_size, LIMITS.maxMessageSize),
       max_in_flight: positive(limits.max_in_flight, LIMITS.maxInFlight),
       request_timeout: positive(limits.request_timeout, LIMITS.requestTimeout / 1000),
-      ping_interval: positive(limits.ping_interval, PING_INTERVAL / 1000),
+      ping_interval: positive(limits.ping_interval, MAX_PING_INTERVAL / 1000),
     },
   };
 }

@@ -4,35 +4,35 @@ import { type WorkerScope, serve } from "./worker.js";
 
 export interface ConnectOptions extends ClientOptions {
   /**
-   * One connection for all tabs of this origin that have the same user, by a SharedWorker; where there are none, a
-   * connection of its own. Needs `getToken`, which tells whose tab it is.
+   * Share one connection among all tabs of this origin that have the same user, by a SharedWorker; in a browser without
+   * SharedWorkers the tab has a connection of its own. Needs `getToken`, as the token identifies the user.
    */
   shared?: boolean | undefined;
-  /** Where `client.js` is served, on the page's origin. Needed with `shared` if this module is part of a bundle. */
+  /** URL of `client.js` on the page's origin. Needed with `shared` if this module is part of a bundle. */
   workerUrl?: string | URL | undefined;
 }
 
 /**
- * A client of the gateway at `url` (`wss://...`, or a path on the page's host). It begins to connect at once, and
- * everything may be called before it has.
+ * Make a client of the gateway at `url` (`wss://...`, or a path on the page's host). It starts to connect at once, and
+ * its methods may be called before it is connected.
  *
- * Throws TypeError for arguments that can never work.
+ * Throws TypeError for invalid arguments.
  */
 export function connect(url: string | URL, options: ConnectOptions = {}): Client {
   const { shared, workerUrl, ...rest } = options;
   const address = absolute(url);
   if (options.getToken !== undefined && options.token !== undefined) {
-    throw new TypeError("getToken and token exclude each other");
+    throw new TypeError("getToken and token cannot be combined");
   }
   if (shared) {
-    if (options.getToken === undefined) throw new TypeError("shared needs getToken, which tells whose tab this is");
+    if (options.getToken === undefined) throw new TypeError("shared needs getToken: the token identifies the user of this tab");
     const { tokenIn, pingInterval, pingTimeout } = options;
     const sockets = sharedSockets(worker(workerUrl), { tokenIn, pingInterval, pingTimeout });
     return new Client(address, { ...rest, tokenIn: "frame", WebSocket: sockets });
   }
   if (options.WebSocket === undefined && typeof WebSocket === "undefined") {
     throw new TypeError(
-      "there is no WebSocket here: use Node 22, start Node 20 with --experimental-websocket, or pass the WebSocket " +
+      "there is no global WebSocket: use Node 22, start Node 20 with --experimental-websocket, or pass the WebSocket " +
         "of a package such as ws",
     );
   }
@@ -47,15 +47,15 @@ function absolute(url: string | URL): string {
   return address.href;
 }
 
-/** Where the worker's script is: this module, unless it has become a part of something else. */
+/** The URL of the worker's script: this module, unless it is part of a bundle. */
 function worker(url: string | URL | undefined): URL {
   if (url !== undefined) return new URL(url, location.href);
   const own = new URL(import.meta.url);
   if (own.pathname.endsWith("/client.js")) return own;
-  throw new TypeError("shared needs workerUrl: this module is part of a bundle, so say where client.js is served");
+  throw new TypeError("shared needs workerUrl: this module is part of a bundle, so pass the URL of client.js");
 }
 
-// The worker's script is this module, too.
+// This module is also the script of the worker.
 const scope = globalThis as unknown as WorkerScope & { SharedWorkerGlobalScope?: new () => object; name?: string };
 if (
   scope.SharedWorkerGlobalScope !== undefined &&

@@ -1,18 +1,18 @@
-/** Listeners by name. One that throws is reported as an uncaught error, and keeps nobody else from being told. */
+/** Listeners by name. An exception in one is reported as an uncaught error; the others are still called. */
 export class Emitter<Events extends object> {
   readonly #listeners = new Map<keyof Events, Set<(value: never) => void>>();
 
-  /** Call `listener` from now on; the result ends that. */
+  /** Call `listener` for every `name` from now on. Returns a function that removes it. */
   on<Name extends keyof Events>(name: Name, listener: (value: Events[Name]) => void): () => void {
     const listeners = this.#listeners.get(name) ?? new Set();
     this.#listeners.set(name, listeners);
-    // A function of its own for every call, so that a listener can be added twice and removed once.
+    // A function for each call of on(), so that a listener added twice can be removed once.
     const entry = (value: Events[Name]) => listener(value);
     listeners.add(entry);
     return () => void listeners.delete(entry);
   }
 
-  /** Tell everybody; whether there was anybody. */
+  /** Call the listeners of `name`. Returns whether there were any. */
   emit<Name extends keyof Events>(name: Name, value: Events[Name]): boolean {
     const listeners = [...(this.#listeners.get(name) ?? [])] as ((value: Events[Name]) => void)[];
     for (const listener of listeners) guarded(() => listener(value));
@@ -20,7 +20,7 @@ export class Emitter<Events extends object> {
   }
 }
 
-/** Run an application's function; what it throws is the application's to see, not the client's to fail over. */
+/** Run an application's function. Its exceptions are reported as uncaught errors, and do not reach the client. */
 export function guarded(run: () => void): void {
   try {
     run();

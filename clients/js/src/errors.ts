@@ -1,16 +1,16 @@
 /**
- * What can go wrong, as classes and as codes.
+ * The errors of a client, one class and code for each kind.
  *
  *     GatewayError
- *     ├── CallFailed            a call has an answer, and it is an error: one class for each code
+ *     ├── CallFailed            a call was answered by an error: one class for each code
  *     ├── ConnectionLost        the connection broke during a call; whether it ran is unknown
- *     ├── ConnectionClosed      the client is closed, by its owner or for good by the gateway
+ *     ├── ConnectionClosed      the client is closed, by the application or for good by the gateway
  *     ├── Unsubscribed          the gateway has ended a subscription
- *     ├── TokenRefreshFailed    there is no newer token, or it is refused (a warning, never thrown)
- *     └── UnexpectedFrame       the gateway sent what the protocol does not know
+ *     ├── TokenRefreshFailed    no newer token, or it was refused (a warning, never thrown)
+ *     └── UnexpectedFrame       the gateway sent a frame that the protocol does not define
  */
 
-/** The error of a response, or an error frame, as the gateway sends it. */
+/** The error of a response, or an error frame, from the gateway. */
 export interface ErrorPayload {
   code?: unknown;
   description?: unknown;
@@ -19,7 +19,7 @@ export interface ErrorPayload {
   retry_after_ms?: unknown;
 }
 
-/** The base of everything that this client throws, except for wrong arguments (TypeError, RangeError). */
+/** The base class of all errors of this client, except for invalid arguments (TypeError, RangeError). */
 export class GatewayError extends Error {
   /** For programs: a code of the protocol, or one of this client. */
   readonly code: string;
@@ -31,15 +31,15 @@ export class GatewayError extends Error {
   }
 }
 
-/** A call ended with an error. Codes that have no class of their own come as this one. */
+/** A call that ended with an error. Codes without a class of their own are thrown as this class. */
 export class CallFailed extends GatewayError {
-  /** Whether the call was not delivered, so that it may be made again without harm. */
+  /** Whether the call was not delivered, so that it may be repeated without harm. */
   readonly retryable: boolean;
-  /** How long to wait before that, in milliseconds; null if the gateway names no time. */
+  /** Milliseconds to wait before repeating the call; null if the gateway names no time. */
   readonly retryAfter: number | null;
-  /** What to look for in the logs of gateway and services. */
+  /** The trace id of the call in the logs of gateway and service. */
   readonly traceId: string | null;
-  /** The class that NuroPb uses for it. */
+  /** The name of NuroPb's class for this error. */
   readonly error: string;
 
   constructor(error: ErrorPayload, traceId: string | null = null) {
@@ -52,35 +52,35 @@ export class CallFailed extends GatewayError {
   }
 }
 
-/** Not a valid frame: a service, method or topic with a name that cannot be, for example. */
+/** An invalid frame, for example with an invalid name of a service, method or topic. */
 export class BadRequest extends CallFailed {}
-/** The service does not accept the parameters. */
+/** Parameters that the service does not accept. */
 export class InvalidParams extends CallFailed {}
-/** The token is not valid, or the service does not accept it. */
+/** An invalid token, or one that the service does not accept. */
 export class Unauthenticated extends CallFailed {}
-/** The gateway's policy or the service does not allow it. */
+/** A call that the gateway's policy or the service does not allow. */
 export class PermissionDenied extends CallFailed {}
-/** The service has no such method. */
+/** A method that the service does not have. */
 export class MethodNotFound extends CallFailed {}
-/** The id is in flight. */
+/** An id that is already in flight. */
 export class DuplicateId extends CallFailed {}
-/** There is no such service, or it answers nobody at the moment. */
+/** A service that does not exist, or does not answer at the moment. */
 export class ServiceUnavailable extends CallFailed {}
-/** The gateway has no connection to the mesh. */
+/** A gateway without a connection to the mesh. */
 export class MeshUnavailable extends CallFailed {}
-/** No answer in time. Unless it is retryable, whether the call ran is unknown. */
+/** A call without an answer in time. Unless it is retryable, whether the call ran is unknown. */
 export class CallTimeout extends CallFailed {}
-/** Cancelled, and not by this client. */
+/** A call that was cancelled, but not by this client. */
 export class Cancelled extends CallFailed {}
-/** Too many calls, in flight, waiting, or failing. */
+/** Too many calls in flight, waiting, or failing. */
 export class TooManyRequests extends CallFailed {}
-/** The parameters or the result are over a limit. */
+/** Parameters or a result larger than a limit. */
 export class PayloadTooLarge extends CallFailed {}
-/** The service wants another method to be called. */
+/** A deprecated method: the service names another one to call. */
 export class Deprecated extends CallFailed {}
-/** The service failed. */
+/** An error in the service. */
 export class ServiceError extends CallFailed {}
-/** The gateway failed. */
+/** An error in the gateway. */
 export class InternalError extends CallFailed {}
 
 const CLASSES: Readonly<Record<string, typeof CallFailed>> = {
@@ -101,9 +101,9 @@ const CLASSES: Readonly<Record<string, typeof CallFailed>> = {
   internal: InternalError,
 };
 
-/** The connection broke while the call was in flight. It has no answer any more, and whether it ran is unknown. */
+/** A connection that broke with the call in flight: no answer will come, and whether the call ran is unknown. */
 export class ConnectionLost extends GatewayError {
-  /** The close code: 1006 if there was none, because the network or the gateway just went. */
+  /** The close code; 1006 without a close frame, because the network or the gateway failed. */
   readonly closeCode: number;
   readonly reason: string;
 
@@ -114,7 +114,7 @@ export class ConnectionLost extends GatewayError {
   }
 }
 
-/** The client is closed: by its owner (close code 1000), or by a gateway that does not want it back. */
+/** A closed client: by the application (close code 1000), or by a gateway that will not accept it again. */
 export class ConnectionClosed extends GatewayError {
   readonly closeCode: number;
   readonly reason: string;
@@ -126,7 +126,7 @@ export class ConnectionClosed extends GatewayError {
   }
 }
 
-/** A subscription has ended that was in force, for example because the user may not see it any more. */
+/** A subscription that ended while it was in force, for example because the policy no longer allows it. */
 export class Unsubscribed extends GatewayError {
   readonly topics: readonly string[];
   readonly reason: string;
@@ -138,35 +138,36 @@ export class Unsubscribed extends GatewayError {
   }
 }
 
-/** The token of the connection could not be replaced; the cause says why. */
+/** A token that could not be replaced before it expires; the cause is the reason. */
 export class TokenRefreshFailed extends GatewayError {
   constructor(cause: unknown) {
     super("token_refresh", "the token could not be replaced", { cause });
   }
 }
 
-/** The gateway sent what the protocol does not know, or an answer to a question that is not open. */
+/** A frame that the protocol does not define, or a response to no call in flight. */
 export class UnexpectedFrame extends GatewayError {
   constructor(message: string) {
     super("unexpected_frame", message);
   }
 }
 
-/** The error of its class for what the gateway sent. */
+/** Make the error for the error of a response, or for an error frame. */
 export function callFailed(error: ErrorPayload, traceId: string | null = null): CallFailed {
   const code = codeOf(error);
   return new (Object.hasOwn(CLASSES, code) ? CLASSES[code]! : CallFailed)(error, traceId);
 }
 
-/** A `retry_after_ms` as a number of milliseconds, or null for what is none. */
+/** Return a `retry_after_ms` as a number of milliseconds; null unless it is a valid number. */
 export function milliseconds(value: unknown): number | null {
   return typeof value === "number" && Number.isFinite(value) && value >= 0 ? value : null;
 }
 
 /**
- * Whether a connection that was closed with this code must not be made again.
+ * Return whether the client must not reconnect after this close code.
  *
- * 4500-4999 are final, and so are the three that say: do not send that again. All else may heal.
+ * 4500-4999 are final, and so are the three for a message that must not be sent again. After all other codes, another
+ * connection may work.
  */
 export function isFinal(closeCode: number): boolean {
   return (closeCode >= 4500 && closeCode < 5000) || closeCode === 1003 || closeCode === 1007 || closeCode === 1009;

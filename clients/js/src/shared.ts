@@ -1,35 +1,35 @@
 import type { SocketConstructor, SocketLike } from "./client.js";
 import { VERSION } from "./version.js";
 
-// One socket for all tabs of an origin: each tab has a client of its own, with its calls and subscriptions, and what it
-// takes for a WebSocket is a port to a SharedWorker. The worker (worker.ts) speaks the gateway's protocol to the tabs.
+// The tab's end of a shared connection. Each tab has a client of its own, with its calls and subscriptions. Instead of
+// a WebSocket the client uses a port to a SharedWorker, which speaks the gateway's protocol to the tabs (worker.ts).
 
-/** What a worker is called. Another version is another worker: two versions may not speak to each other. */
+/** The name of a worker. Each version has its own: different versions may not understand each other. */
 export const WORKER_NAME = `nuropb-gateway-client ${VERSION}`;
 
-/** What a tab tells the worker, besides frames, which are strings. */
+/** Messages from a tab to the worker, besides frames, which are strings. */
 export type ToWorker = { open: Opening } | { close: true };
-/** What the worker tells a tab, besides frames. */
+/** Messages from the worker to a tab, besides frames. */
 export type ToTab = { opened: true } | { closed: { code: number; reason: string } };
 
 export interface Opening {
   url: string;
   tokenIn: "subprotocol" | "frame" | undefined;
-  /** A Web Lock that the tab holds as long as it lives, where there are any. */
+  /** A Web Lock that the tab holds as long as it lives; null where the browser has none. */
   lock: string | null;
   pingInterval: number | undefined;
   pingTimeout: number | undefined;
 }
 
-/** Milliseconds in which a worker has to be there. */
+/** Milliseconds for a worker to start. */
 const START_TIMEOUT = 5000;
 
-/** What to use in the place of a WebSocket. Where there are no SharedWorkers, it makes ordinary WebSockets. */
+/** Return a constructor to use instead of WebSocket. Without SharedWorkers it makes ordinary WebSockets. */
 export function sharedSockets(workerUrl: URL, opening: Omit<Opening, "url" | "lock">): SocketConstructor {
   let usable = typeof SharedWorker === "function";
   const giveUp = (problem: unknown) => {
     usable = false;
-    console.warn("nuropb-gateway-client: no SharedWorker, so this tab has a connection of its own:", problem);
+    console.warn("nuropb-gateway-client: no SharedWorker; this tab uses a connection of its own:", problem);
   };
   const open = function (url: string, protocols: string[]): SocketLike {
     if (usable) {
@@ -49,7 +49,7 @@ interface TrustedTypes {
   createPolicy(name: string, rules: { createScriptURL: (url: string) => string }): { createScriptURL(url: string): URL };
 }
 
-/** Where a page's policy asks for trusted types, the URL has to be one. The policy is called nuropb-gateway-client. */
+/** Make the URL a trusted type, for pages whose policy requires that. The policy's name is nuropb-gateway-client. */
 const trusted = (() => {
   let policy: ReturnType<TrustedTypes["createPolicy"]> | undefined;
   return (url: URL): URL => {
@@ -60,7 +60,7 @@ const trusted = (() => {
   };
 })();
 
-/** The tab's end of a connection to the worker. */
+/** The tab's end of a port to the worker, with the interface of a WebSocket. */
 class PortSocket implements SocketLike {
   onopen: ((event: never) => void) | null = null;
   onmessage: ((event: never) => void) | null = null;
@@ -77,7 +77,7 @@ class PortSocket implements SocketLike {
       giveUp(problem);
       this.#end(1006, "no SharedWorker");
     };
-    this.#started = setTimeout(() => fail("it did not start"), START_TIMEOUT);
+    this.#started = setTimeout(() => fail("the worker did not start"), START_TIMEOUT);
     worker.onerror = (event) => fail(event);
     this.#port.onmessage = ({ data }: MessageEvent<string | ToTab>) => this.#receive(data);
     this.#hold((lock) => this.#post({ open: { ...opening, lock } }));
@@ -108,10 +108,10 @@ class PortSocket implements SocketLike {
     this.#port.postMessage(message);
   }
 
-  /** Hold a lock for as long as this end lives: the worker gets it when the tab has gone, however it went. */
+  /** Hold a lock as long as the tab lives. The worker gets the lock when the tab ends, even if it crashes. */
   #hold(then: (lock: string | null) => void): void {
     if (typeof navigator.locks === "undefined") {
-      then(null); // without HTTPS; the worker asks now and then
+      then(null); // without HTTPS there are no locks, and the worker sends pings
       return;
     }
     const name = `${WORKER_NAME} ${crypto.randomUUID()}`;
@@ -121,7 +121,7 @@ class PortSocket implements SocketLike {
         if (!this.#isClosed) then(name);
         return held;
       })
-      .catch(() => then(null)); // the document may not use them
+      .catch(() => then(null)); // the document may not use locks
   }
 
   #end(code: number, reason: string): void {

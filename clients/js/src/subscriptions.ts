@@ -11,22 +11,22 @@ export interface GatewayEvent<Event = unknown> {
   traceId: string | null;
 }
 
-/** Events may have been missed: look again at what they are about. */
+/** A notice that events may have been missed: fetch the current state again. */
 export interface Gap {
-  /** `reconnected` if the connection was lost in between; the gateway has reasons of its own. */
+  /** `reconnected` after a lost connection, or one of the gateway's own reasons. */
   reason: string;
   /** The topic patterns concerned. */
   topics: string[];
 }
 
-/** So many events were dropped, because they were not taken in time. */
+/** A notice that `count` events were dropped because they were read too slowly. */
 export interface Dropped {
   count: number;
-  /** The topic concerned, if it is only one. */
+  /** Their topic, if they had only one. */
   topic: string | null;
 }
 
-/** The gateway has ended subscriptions. */
+/** A notice that the gateway has ended subscriptions. */
 export interface UnsubscribedNotice {
   topics: string[];
   reason: string;
@@ -35,18 +35,18 @@ export interface UnsubscribedNotice {
 export interface SubscriptionEvents {
   gap: Gap;
   dropped: Dropped;
-  /** Nothing will come any more: why, or null if that was the application's wish. */
+  /** The subscription has ended: its error, or null if the application ended it. */
   ended: GatewayError | null;
 }
 
 export interface SubscribeOptions {
-  /** How many events may wait to be iterated over. Of more the oldest are dropped, and `dropped` says so. 1000. */
+  /** Events that may wait for the iteration; then the oldest are dropped and `dropped` reports it. Default: 1000. */
   buffer?: number;
-  /** When it is aborted, the subscription ends. */
+  /** Aborting it ends the subscription. */
   signal?: AbortSignal;
 }
 
-/** Events of some topics: for a callback, or to be iterated over once. It outlives the connection. */
+/** A subscription to topics. Its events go to a callback, or are iterated over once. Reconnections do not end it. */
 export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent<Event>> {
   readonly topics: readonly string[];
   readonly #emitter = new Emitter<SubscriptionEvents>();
@@ -78,17 +78,17 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
       this.#resolve = resolve;
       this.#reject = reject;
     });
-    // Whoever asks for it gets a failure; of one that nobody asks for, the client warns.
+    // Readers of `ready` see a failure. Without readers, the client emits a warning instead.
     this.#ready.catch(() => {});
   }
 
-  /** Fulfilled when the subscription is in force; rejected with a typed error when it is refused. */
+  /** Resolves when the subscription is in force; rejects with a typed error when it is refused. */
   get ready(): Promise<this> {
     this.#isWatched = true;
     return this.#ready;
   }
 
-  /** Call `listener` from now on; the result ends that. */
+  /** Call `listener` for every `name` from now on. Returns a function that removes it. */
   on<Name extends keyof SubscriptionEvents>(
     name: Name,
     listener: (value: SubscriptionEvents[Name]) => void,
@@ -96,12 +96,12 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
     return this.#emitter.on(name, listener);
   }
 
-  /** End it. What has come and was not iterated over yet is still there. */
+  /** End the subscription. Events that have arrived can still be iterated over. */
   unsubscribe(): void {
     this.#leave();
   }
 
-  /** The events as they come. Ends with the subscription, and throws if it was not the application that ended it. */
+  /** Iterate over the events. Stops if the application ended the subscription; throws the error of any other end. */
   async *[Symbol.asyncIterator](): AsyncGenerator<GatewayEvent<Event>, void, undefined> {
     this.#isWatched = true;
     try {
@@ -152,7 +152,7 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
     this.#emitter.emit(name, value);
   }
 
-  /** Whether it was in force before, so that events may have been missed since. @internal */
+  /** Mark it as in force. Returns whether it was before: then events may have been missed since. @internal */
   inForce(): boolean {
     const before = this.#isReady;
     this.#isReady = true;
@@ -160,7 +160,7 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
     return before;
   }
 
-  /** Whether somebody will learn of the error. @internal */
+  /** End it. Returns whether the application learns of the error. @internal */
   end(error: GatewayError | null, reason: GatewayError): boolean {
     if (this.#ended !== null) return true;
     this.#ended = { error };
@@ -171,7 +171,7 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
   }
 }
 
-/** What subscriptions have to tell a client's listeners. */
+/** The values that subscriptions emit to a client's listeners. */
 export interface SubscriptionNews {
   gap: Gap;
   dropped: Dropped;
@@ -179,22 +179,22 @@ export interface SubscriptionNews {
   warning: GatewayError;
 }
 
-/** What the subscriptions of a client need of it. */
+/** The parts of a client that its subscriptions use. */
 export interface SubscriptionHost {
   ask: (kind: "subscribe" | "unsubscribe", payload: { topics: string[] }) => Promise<unknown>;
   tell: <Name extends keyof SubscriptionNews>(name: Name, value: SubscriptionNews[Name]) => void;
   backoff: Backoff;
 }
 
-// Whatever its events are: they come as JSON.
+// A subscription with events of any type: they are parsed from JSON.
 type AnySubscription = Subscription<any>;
 
-/** All subscriptions of a client. The gateway sends an event once, however many of them want it. */
+/** All subscriptions of a client. The gateway sends an event once, and each matching subscription gets it. */
 export class Subscriptions {
   readonly #host: SubscriptionHost;
   readonly #all = new Set<AnySubscription>();
   readonly #timers = new Set<ReturnType<typeof setTimeout>>();
-  /** Another one for each connection; null while there is none. */
+  /** A new object for each connection, so that late answers are recognised; null while disconnected. */
   #link: object | null = null;
 
   constructor(host: SubscriptionHost) {
@@ -206,7 +206,7 @@ export class Subscriptions {
     if (this.#link !== null) void this.#enforce([subscription]);
   }
 
-  /** End a subscription, and have the gateway send no more of it; `error` if that was not the application's wish. */
+  /** End a subscription and unsubscribe its topics; `error` is null if the application asked for that. */
   end(subscription: AnySubscription, error: GatewayError | null): void {
     if (!this.#remove(subscription, error)) return;
     const others = this.#patterns(this.#all);
@@ -226,7 +226,7 @@ export class Subscriptions {
     return true;
   }
 
-  /** There is a connection: have all subscriptions on it. */
+  /** Subscribe all topics on a new connection. */
   connected(): void {
     this.#link = {};
     if (this.#all.size > 0) void this.#enforce([...this.#all]);
@@ -238,7 +238,7 @@ export class Subscriptions {
     this.#timers.clear();
   }
 
-  /** There will be no connection any more; `error` is null if that was the application's wish. */
+  /** End all subscriptions; `error` is null if the application closed the client. */
   close(error: GatewayError | null): void {
     this.disconnected();
     const all = [...this.#all];
@@ -252,7 +252,7 @@ export class Subscriptions {
     }
   }
 
-  /** Take an event that the gateway sends about subscriptions; false if it is none. */
+  /** Handle the gateway's notices about subscriptions. Returns false for all other topics. */
   notice(topic: string, event: unknown): boolean {
     if (topic !== "gap" && topic !== "dropped" && topic !== "unsubscribed") return false;
     const payload = isObject(event) ? event : {};
@@ -284,7 +284,7 @@ export class Subscriptions {
     try {
       await this.#host.ask("subscribe", { topics: this.#patterns(wanted) });
     } catch (error) {
-      if (this.#link !== link || error instanceof ConnectionLost) return; // the next connection asks for it again
+      if (this.#link !== link || error instanceof ConnectionLost) return; // the next connection subscribes again
       if (error instanceof CallFailed && error.retryable) {
         const wait = Math.max(error.retryAfter ?? 0, jittered(this.#host.backoff, attempt));
         const timer = after(wait, () => {
@@ -293,7 +293,7 @@ export class Subscriptions {
         });
         this.#timers.add(timer);
       } else if (wanted.length > 1) {
-        // All or nothing, and one of them is refused: the others must not suffer for it.
+        // The gateway refuses a frame as a whole, for one topic. The other subscriptions must not suffer for it.
         for (const each of wanted) void this.#enforce([each]);
       } else {
         this.#remove(wanted[0]!, error as GatewayError);

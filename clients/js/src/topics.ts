@@ -1,13 +1,13 @@
 /**
- * Whether a topic exchange would route `topic` to a queue that is bound with `pattern`: `*` stands for one word, `#`
- * for any number of them, also none.
+ * Return whether a topic exchange would route `topic` to a queue that is bound with `pattern`. In a pattern `*` matches
+ * one word, and `#` any number of words, including none.
  */
 export function matches(pattern: string, topic: string): boolean {
   const expected = words(pattern);
   const given = words(topic);
   let at = 0;
   let position = 0;
-  // After a mismatch the last # takes one word more; the earlier ones need not, so the cost stays a product.
+  // After a mismatch only the last # takes one more word, so the cost is at most the product of both lengths.
   let afterHash = -1;
   let resume = 0;
   while (position < given.length) {
@@ -28,7 +28,7 @@ export function matches(pattern: string, topic: string): boolean {
   return expected.slice(at).every((word) => word === "#");
 }
 
-/** The empty topic has no word at all. */
+/** Split into words; the empty topic has none. */
 function words(text: string): string[] {
   return text === "" ? [] : text.split(".");
 }

@@ -4,31 +4,33 @@ import { CallFailed, ConnectionClosed, ConnectionLost } from "./errors.js";
 import type { Opening, ToTab, ToWorker } from "./shared.js";
 import type { Subscription } from "./subscriptions.js";
 
-// The worker's side of shared.ts. To tabs it is a gateway: it gets their frames, and makes calls of them on the one
-// connection that all tabs of a user have. When that connection ends, so do theirs, in the same way; then they come
-// back by themselves, with tokens of their own.
+// The worker's side of shared.ts. To tabs it acts as a gateway: it turns their frames into calls on the one connection
+// that all tabs of a user share. When that connection ends, the worker ends those of the tabs in the same way. The tabs
+// then reconnect by themselves, with tokens of their own.
 
-/** As much of the global scope of a SharedWorker as is needed. */
+/** The part of the global scope of a SharedWorker that is used here. */
 export interface WorkerScope {
   onconnect: ((event: MessageEvent) => void) | null;
 }
 
-const PING_INTERVAL = 25_000;
-const PING_TIMEOUT = 10_000;
+/** Milliseconds between pings to a tab. */
+const TAB_PING_INTERVAL = 25_000;
+/** Milliseconds for a tab's answer. */
+const TAB_PING_TIMEOUT = 10_000;
 
 const hubs = new Set<Hub>();
 
-/** Be the worker. */
+/** Run as the worker. */
 export function serve(scope: WorkerScope): void {
   scope.onconnect = ({ ports }) => new Tab(ports[0]!);
 }
 
-/** A connection to the gateway, and the tabs that share it: those of one user. */
+/** A connection to the gateway, and the tabs of one user that share it. */
 class Hub {
   readonly client: Client;
   readonly tabs = new Set<Tab>();
   readonly url: string;
-  /** Whether it came to be open: settled when that is known. */
+  /** Resolves to whether the connection was established. */
   readonly opened: Promise<boolean>;
   #authorizing: Promise<unknown> = Promise.resolve();
 
@@ -58,14 +60,14 @@ class Hub {
     hubs.add(this);
   }
 
-  /** Show the gateway another token: refused with PermissionDenied if it is another user's. One at a time. */
+  /** Send the gateway another token, one at a time. Fails with PermissionDenied for a token of another user. */
   authorize(token: string): Promise<number | null> {
     const answer = this.#authorizing.then(() => this.client.authorize(token));
     this.#authorizing = answer.catch(() => {});
     return answer;
   }
 
-  /** A tab has gone. */
+  /** Remove a tab. The last one closes the connection. */
   leave(tab: Tab): void {
     this.tabs.delete(tab);
     if (this.tabs.size === 0) this.client.close();
@@ -77,7 +79,7 @@ class Hub {
   }
 }
 
-/** One tab: what it has asked for, and what came of it. */
+/** One tab, with its calls and subscriptions. */
 class Tab {
   readonly #port: MessagePort;
   #opening: Opening | null = null;
@@ -97,7 +99,7 @@ class Tab {
     if (!this.#isGone) this.#port.postMessage(JSON.stringify(frame));
   }
 
-  /** The connection has ended: tell the tab in the gateway's words. */
+  /** Report the end of the connection to the tab, with the gateway's error and close code. */
   hangUp(error: ConnectionClosed): void {
     if (error.cause instanceof CallFailed) this.send({ type: "error", ...encoded(error.cause) });
     this.#end(error.closeCode, error.reason);
@@ -134,10 +136,10 @@ class Tab {
 
   #open(opening: Opening): void {
     this.#opening = opening;
-    // The lock is granted when the tab has gone. Without locks, and for tabs that are frozen, there are pings.
+    // The lock is granted when the tab has ended. Pings cover tabs without locks, and frozen tabs.
     if (opening.lock !== null) void navigator.locks.request(opening.lock, () => this.#leave());
-    const interval = opening.pingInterval ?? PING_INTERVAL;
-    const patience = interval + (opening.pingTimeout ?? PING_TIMEOUT);
+    const interval = opening.pingInterval ?? TAB_PING_INTERVAL;
+    const patience = interval + (opening.pingTimeout ?? TAB_PING_TIMEOUT);
     this.#heartbeat = setInterval(() => {
       if (performance.now() - this.#heardAt > patience) this.#end(4012, "no pong");
       else this.send({ type: "ping" });
@@ -159,7 +161,7 @@ class Tab {
     }
   }
 
-  /** Find the connection of the token's user, or make one. */
+  /** Join the connection of the token's user, or make one. */
   async #join(payload: Record<string, unknown>): Promise<void> {
     const opening = this.#opening!;
     const token = String(payload.token);
@@ -170,8 +172,8 @@ class Tab {
         this.#enter(hub, payload.id, expiresAt);
         return;
       } catch {
-        // Another user's connection, or one that has just ended, or a token that is not valid: then a connection of
-        // its own tells.
+        // The connection is another user's or has just ended, or the token is invalid. A connection of its own will
+        // show which.
       }
     }
     if (this.#isGone) return;
@@ -201,7 +203,7 @@ class Tab {
       const result = (await run()) ?? null;
       this.send({ type: "response", payload: { id, trace_id, result, error: null } });
     } catch (error) {
-      if (error instanceof ConnectionLost || error instanceof ConnectionClosed) return; // the tab is told of that
+      if (error instanceof ConnectionLost || error instanceof ConnectionClosed) return; // hangUp() reports that
       const failure = error instanceof CallFailed ? encoded(error) : { code: "cancelled", description: String(error) };
       const trace = error instanceof CallFailed ? (error.traceId ?? trace_id) : trace_id;
       this.send({ type: "response", payload: { id, trace_id: trace, result: null, error: failure } });

@@ -1,5 +1,5 @@
-// Takes the client's steps of the scripts in tests/conformance, as tests/kit/conformance.py does with the Python client.
-// A line of JSON for each message: {"run": script} comes in, {"done": what went wrong or null} goes out.
+// Runs the client's steps of the scripts in tests/conformance. tests/kit/conformance.py does the same with the Python
+// client. Each message is a line of JSON: {"run": script} comes in, {"done": problem or null} goes out.
 
 import { createInterface } from "node:readline";
 
@@ -10,7 +10,7 @@ import * as library from "nuropb-gateway-client";
  * @typedef {{ url: string, token: any, options: Record<string, any>, client: Step[], step_timeout?: number }} Script
  */
 
-/** Seconds. */
+/** In seconds; a script may set its own. */
 const STEP_TIMEOUT = 10;
 const THE_END = "the end";
 const NAMES = /** @type {const} */ (["state", "event", "gap", "dropped", "unsubscribed", "goodbye", "warning"]);
@@ -35,7 +35,7 @@ function marker(name) {
 }
 
 /**
- * Why `given` is not what is `wanted`, or null. Objects may have more members.
+ * Return a difference between `wanted` and `given`, or null. Objects may have more members than wanted.
  * @param {any} wanted
  * @param {any} given
  * @returns {string | null}
@@ -70,7 +70,7 @@ function compare(wanted, given) {
 }
 
 /**
- * What the client gives in words that both clients have: names with underscores, times in seconds.
+ * Convert a value of the client to the form that both drivers share: names with underscores, times in seconds.
  * @param {any} value
  * @returns {any}
  */
@@ -101,7 +101,7 @@ function plain(value) {
   );
 }
 
-/** What was told under one name, in order. */
+/** The values that a listener of one name has received, in order. */
 class Heard {
   /** @type {any[]} */
   values = [];
@@ -120,7 +120,7 @@ class Heard {
 }
 
 /**
- * A token that never changes, or a function that gives one after the other; the last again and again.
+ * Return a token, or for a list a function that returns its items in turn, and the last one for ever.
  * @param {any} given
  */
 function tokenOptions(given) {
@@ -184,7 +184,7 @@ class Actor {
   start(name, begin) {
     const controller = new AbortController();
     const promise = begin(controller.signal);
-    promise.catch(() => {}); // a later step asks for it
+    promise.catch(() => {}); // a later step awaits it
     this.calls.set(name, { promise, controller });
   }
 
@@ -250,7 +250,7 @@ class Actor {
   }
 
   /**
-   * One call after the other, each with an id of its own, which has to be the answer.
+   * Make one call after the other. Each has an id of its own, which the answer must repeat.
    * @param {string[]} call
    * @param {string} until
    * @param {Record<string, any>} options
@@ -300,7 +300,7 @@ class Actor {
   }
 
   /**
-   * Wait for the client to tell that; what it told before and is not that is passed over.
+   * Wait for the client to emit `wanted` under `name`, and skip other values before it.
    * @param {string} name
    * @param {any} wanted
    */
@@ -369,4 +369,4 @@ for await (const line of createInterface({ input: process.stdin })) {
   if (message.run) void run(message.run).then((done) => tell({ done }));
   else marker(message.reached).resolve();
 }
-process.exit(); // whatever a script that was broken off has left open
+process.exit(); // an aborted script may have left timers and connections open

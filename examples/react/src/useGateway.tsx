@@ -10,8 +10,8 @@ import { useCallback, useEffect, useEffectEvent, useState } from "react";
 import { type Client, type ConnectOptions, type Gap, type GatewayEvent, type State, connect } from "nuropb-gateway-client";
 
 /**
- * A connection for as long as the component is there: have one in the application, and hand `gateway` down. It is null
- * until there is a client, which the other hooks wait for. Other options than `getToken` hold as they were at first.
+ * Connects while the component is mounted. Use it once in an application, and pass `gateway` down. `gateway` is null
+ * before the first client, and the other hooks wait for it. Later changes of `options` have no effect on a client.
  */
 export function useGateway(url: string, options: ConnectOptions): { gateway: Client | null; state: State | null } {
   const [gateway, setGateway] = useState<Client | null>(null);
@@ -33,8 +33,8 @@ export function useGateway(url: string, options: ConnectOptions): { gateway: Cli
 }
 
 /**
- * Receive events for as long as the component is there; `*` stands for one word of a topic, `#` for any number. The
- * result is why the subscription has ended, if it has: it was refused, for example.
+ * Receives events while the component is mounted; `*` matches one word of a topic, `#` any number of words. Returns the
+ * error that ended the subscription, for example a refusal, or null.
  */
 export function useEvents<Event = unknown>(
   gateway: Client | null,
@@ -43,7 +43,7 @@ export function useEvents<Event = unknown>(
   options: { onGap?: (gap: Gap) => void } = {},
 ): Error | null {
   const [error, setError] = useState<Error | null>(null);
-  // The latest of these is called, without subscribing again for every one that a component makes.
+  // The latest callback is called, without a new subscription for every render.
   const event = useEffectEvent(onEvent);
   const gap = useEffectEvent((value: Gap) => options.onGap?.(value));
   const wanted = JSON.stringify(topics);
@@ -54,21 +54,21 @@ export function useEvents<Event = unknown>(
     const subscription = gateway.subscribe<Event>(JSON.parse(wanted), (value) => event(value));
     subscription.on("gap", (value) => gap(value));
     subscription.on("ended", setError);
-    subscription.ready.catch(() => {}); // it is what "ended" tells, too
+    subscription.ready.catch(() => {}); // "ended" reports it, too
     return () => subscription.unsubscribe();
   }, [gateway, wanted]);
   return error;
 }
 
-/** Receive the events that are for this user, which come without a subscription. */
+/** Receives the events of `topic` that are for this user. They need no subscription. */
 export function useOwnEvents(gateway: Client | null, topic: string, onEvent: (event: GatewayEvent) => void): void {
   const event = useEffectEvent(onEvent);
   useEffect(() => gateway?.on("event", (value) => value.topic === topic && event(value)), [gateway, topic]);
 }
 
 /**
- * Call a method that changes nothing, and again whenever its parameters change or `reload` is called. What is out of
- * date is cancelled; `result` stays what it was until there is a newer one.
+ * Calls a method without side effects, and again when its parameters change or `reload` is called. An outdated call is
+ * cancelled; `result` keeps its value until the next one.
  */
 export function useRequest<Result = unknown>(
   gateway: Client | null,

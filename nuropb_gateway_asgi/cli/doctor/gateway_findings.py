@@ -10,7 +10,7 @@ from .findings import Finding, ok, wrong
 from .network_findings import PROXY_STATUSES
 from .token_findings import after_refusal
 
-__all__ = ["CLOSE_CODES", "about_call", "about_close", "about_description", "about_hello", "about_refusal"]
+__all__ = ["CLOSE_REMEDIES", "about_call", "about_close", "about_description", "about_hello", "about_refusal"]
 
 
 def about_refusal(status: int, said: str, claims: Mapping[str, Any] | None, now: float) -> Finding:
@@ -45,7 +45,7 @@ def about_refusal(status: int, said: str, claims: Mapping[str, Any] | None, now:
 
 
 #: How to fix what made the gateway close a connection, by close code.
-CLOSE_CODES: Final[Mapping[int, str]] = {
+CLOSE_REMEDIES: Final[Mapping[int, str]] = {
     1012: "the gateway is stopping: try again",
     1013: "the gateway is full: try again later, and look at MAX_CONNECTIONS",
     4001: "the gateway is stopping: try again",
@@ -68,7 +68,7 @@ def about_close(code: int, reason: str, claims: Mapping[str, Any] | None, now: f
         return wrong(printable(reason) or "the connection broke", mend)
     if code == 4510:
         return wrong(found, after_refusal(claims, now))
-    return wrong(found, CLOSE_CODES.get(code, "see the close codes in docs/protocol.md"))
+    return wrong(found, CLOSE_REMEDIES.get(code, "see the close codes in docs/protocol.md"))
 
 
 def about_hello(protocol: str, user: str, limits: Any, *, expected: str) -> Finding:
@@ -104,7 +104,7 @@ def _count(number: int, noun: str) -> str:
 
 
 #: How to fix a failed call or subscription, by error code.
-_ERROR_CODES: Final[Mapping[str, str]] = {
+_ERROR_REMEDIES: Final[Mapping[str, str]] = {
     "bad_request": "a service, method or topic cannot have this name: check its spelling",
     "invalid_params": "'nuropb-gateway describe' shows the parameters of the method",
     "unauthenticated": "the service rejects the token: check that it is meant for the service, too",
@@ -123,4 +123,4 @@ _ERROR_CODES: Final[Mapping[str, str]] = {
 
 def about_call(code: str, described: str) -> Finding:
     """Explain a failed call or subscription. ``described`` is the error in words."""
-    return wrong(printable(described), _ERROR_CODES.get(code, "look at the gateway's log"))
+    return wrong(printable(described), _ERROR_REMEDIES.get(code, "look at the gateway's log"))
