@@ -105,7 +105,7 @@ async def test_as_much_as_is_allowed_is_taken() -> None:
 REFUSED: dict[str, tuple[Answer, str]] = {
     "a byte too much": (page(b" " * (MAX_SIZE + 1)), f"longer than {MAX_SIZE} bytes"),
     "without an end": (endless, f"longer than {MAX_SIZE} bytes"),
-    "packed": (page(b"\x1f\x8b", "Content-Encoding: gzip"), "it is packed"),
+    "packed": (page(b"\x1f\x8b", "Content-Encoding: gzip"), "the answer is compressed"),
     "not found": (page(b"{}", status="404 Not Found"), "the status is 404"),
     "nothing to show": (page(b"", status="204 No Content"), "the status is 204"),
     "a part": (page(b"{}", status="206 Partial Content"), "the status is 206"),
@@ -153,7 +153,7 @@ async def test_a_server_that_takes_its_time_is_given_up(name: str, monkeypatch: 
     async with asyncio.timeout(DEADLINE), WebServer.run(answer) as server:
         keys = KeySet(issuer=server.url()) if name == "second" else KeySet(server.url())
         async with keys:
-            with pytest.raises(AuthenticationUnavailable, match=r"keys: they did not come within 0\.3 s"):
+            with pytest.raises(AuthenticationUnavailable, match=r"keys: no complete answer within 0\.3 s"):
                 await keys.ring()
         await eventually(lambda: server.closed == len(server.requests))
 
@@ -227,7 +227,7 @@ async def test_a_gateway_starts_and_stops_while_its_provider_is_silent() -> None
         gateway = Gateway(Settings(jwt_jwks_url=server.url("/keys"), jwt_audience="gateway"))
         async with run_gateway(gateway) as running:
             await eventually(lambda: server.requests)
-            assert gateway.not_ready() == ["keys: they have not been fetched yet"]
+            assert gateway.not_ready() == ["keys: not fetched yet"]
             waiting = asyncio.create_task(refusal(running.url, "a.b.c"))
             assert (await waiting).status == 401  # nonsense needs no keys
         await eventually(lambda: server.closed == 1)

@@ -17,9 +17,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from nuropb_gateway_asgi import JWTAuthenticator, KeySet
-from nuropb_gateway_asgi.authentication import jwt_authenticator as authentication
+from nuropb_gateway_asgi.authentication import function_authenticator, jwt_authenticator
 from nuropb_gateway_asgi.authentication.fetching import Document
-from nuropb_gateway_asgi.authentication.keys import configured as keys
+from nuropb_gateway_asgi.authentication.keys import development
 from tests.kit.tokens import (
     AUDIENCE,
     CLAIMS,
@@ -102,8 +102,7 @@ async def verifiers() -> AsyncIterator[Mapping[str, JWTAuthenticator]]:
     async def fetch(url: str) -> Document:
         return Document(KEY_SET, None)
 
-    keys_of_provider = KeySet("https://issuer.example/keys")
-    keys_of_provider._fetch = fetch
+    keys_of_provider = KeySet("https://issuer.example/keys", fetch=fetch)
     async with JWTAuthenticator(keys_of_provider, None, ISSUER, AUDIENCE) as authenticator:
         yield {**_fixed(), "SET": authenticator}
 
@@ -112,7 +111,7 @@ async def verifiers() -> AsyncIterator[Mapping[str, JWTAuthenticator]]:
 def clock_of_the_table() -> Iterator[None]:
     """Stop the clock of whoever judges and issues tokens."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (authentication, keys):
+        for module in (jwt_authenticator, function_authenticator, development):
             patch.setattr(module, "time", SimpleNamespace(time=lambda: NOW))
         yield
 

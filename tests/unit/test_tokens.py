@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi.authentication import JWTAuthenticator
-from nuropb_gateway_asgi.authentication import jwt_authenticator as authentication
+from nuropb_gateway_asgi.authentication import JWTAuthenticator, jwt_authenticator
 from tests.kit.token_table import HONEST, HOSTILE, Row, clock_of_the_table, verifiers
 from tests.kit.tokens import AUDIENCE, CLAIMS, ISSUER, SECRET, make
 
@@ -91,7 +90,7 @@ async def test_token_with_one_character_changed_identifies_nobody(index: int, ch
 @settings(database=None, deadline=None)
 async def test_any_signed_json_is_judged_without_an_exception(value: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(authentication.logger, "error", lambda *args: pytest.fail(str(args)))
+        patch.setattr(jwt_authenticator.logger, "error", lambda *args: pytest.fail(str(args)))
         await HS(make(json.dumps(value).encode("utf-8", "surrogatepass")))
         if isinstance(value, dict):
             await HS(make(CLAIMS | value))
