@@ -1,4 +1,4 @@
-"""Tokens of a real OpenID provider, from its keys to the services; and what happens while it is away."""
+"""Tokens of a real OpenID provider, from its keys to the services, also while the provider is down."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def shared() -> Iterator[OpenIDProvider]:
 
 @pytest.fixture
 def provider(shared: OpenIDProvider) -> OpenIDProvider:
-    """One that runs, and signs with OLD."""
+    """A running provider that signs with OLD."""
     if not shared.is_running:
         shared.start()
     shared.publish([OLD])
@@ -51,13 +51,13 @@ def provider(shared: OpenIDProvider) -> OpenIDProvider:
 
 
 class Site:
-    """A gateway that has its keys from a provider. Only the test moves the clock by which keys grow old."""
+    """A gateway with the keys of a provider. Only the test moves the clock for the age of keys."""
 
     def __init__(self, running: RunningGateway, clock: Clock, fetched: list[str]) -> None:
         self.gateway = running.gateway
         self.url = running.url
         self.clock = clock
-        #: The URLs of all documents that were asked for.
+        #: The URLs of all fetched documents.
         self.fetched = fetched
         self._http = running.site.http()
 
@@ -102,7 +102,7 @@ async def client_credentials(provider: OpenIDProvider, audience: str = AUDIENCE)
 
 
 async def sign_in(provider: OpenIDProvider, user: str) -> dict[str, Any]:
-    """What a browser does, from the button on a page to its tokens: code and PKCE (RFC 7636)."""
+    """Sign in as a browser does, from the button on a page to the tokens: code and PKCE (RFC 7636)."""
     verifier = secrets.token_urlsafe(32)
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
     query = {
@@ -160,7 +160,7 @@ async def test_a_user_of_a_browser_calls_a_service(provider: OpenIDProvider) -> 
         async with connect(site.url, subprotocols=offered, origin=ORIGIN) as client:
             assert client.hello["user_id"] == "alice"
             assert await client.result("demo.add", {"a": 1, "b": 2}) == 3
-        # It says who signed in, to the page. It is no key to anything.
+        # The ID token tells the page who signed in; it gives no access.
         code, frame = await turned_away(site.url, tokens["id_token"], origin=ORIGIN)
         assert (code, frame["code"]) == (4510, "unauthenticated")
 
@@ -231,7 +231,7 @@ async def test_a_new_key_is_good_at_once_and_the_old_one_as_long_as_it_is_publis
         provider.publish([NEW])
         site.clock.now += 30
         provider.publish([CURVE, NEW])
-        assert await whoami(site, await client_credentials(provider)) == "script"  # which has the keys fetched
+        assert await whoami(site, await client_credentials(provider)) == "script"  # which causes a fetch of the keys
         assert (await refusal(site.url, old)).status == 401
         assert await whoami(site, new) == "script"
 
@@ -297,7 +297,7 @@ async def test_keys_at_hand_serve_while_the_provider_is_away(provider: OpenIDPro
         new = await client_credentials(provider)
         provider.stop()
         site.clock.now += 3600
-        assert (await refusal(site.url, new)).status == 503  # its key may be there, or not
+        assert (await refusal(site.url, new)).status == 503  # the provider may have its key
         async with connect(site.url, old) as client:
             answer = await client.ask("authorize", token=new)
             assert (answer["error"]["code"], answer["error"]["retry_after_ms"]) == ("mesh_unavailable", 5000)
@@ -335,7 +335,7 @@ async def test_after_a_day_nobody_is_let_in_any_more(provider: OpenIDProvider) -
 
 
 async def test_a_provider_under_another_name_is_not_the_provider(provider: OpenIDProvider) -> None:
-    # The same server, but not the issuer that it says it is.
+    # The same server, but the discovery document names another issuer.
     issuer = provider.issuer.replace("127.0.0.1", "localhost")
     async with gateway_of(provider, ready=False, jwt_oidc_issuer=issuer) as site:
         await eventually(lambda: "names another issuer" in "".join(site.gateway.not_ready()))

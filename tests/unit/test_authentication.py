@@ -1,4 +1,4 @@
-"""Who is let in, by a token or by a function of the host application, and what is known of them."""
+"""Authenticators: by JSON web tokens, by a function of the host application, and for its HTTP routes."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_setting_that_would_switch_a_check_off_is_refused(arguments: dict[str, A
 
 
 class Provider:
-    """Publishes keys. Without any it is away."""
+    """A provider of keys; without any it does not answer."""
 
     def __init__(self, *keys: object) -> None:
         self.keys = keys
@@ -169,7 +169,7 @@ async def test_a_new_key_is_fetched_when_a_token_names_it_and_a_dropped_one_is_w
         provider.keys = (jwk(RSA_OTHER, "new"),)
         clock.now += 30
         assert await authenticator(make(alg="RS256", key=RSA_KEY, kid="unknown")) is None
-        assert await authenticator(old) is None  # remembered or not
+        assert await authenticator(old) is None  # although its signature was verified before
         assert await authenticator(new) is not None
         assert provider.asked == 3
 
@@ -347,7 +347,7 @@ async def test_only_so_many_tokens_are_remembered_and_none_as_it_was(monkeypatch
     monkeypatch.setattr(jwt_authenticator, "VerifiedTokens", Recording)
     authenticator, key = counted()
     tokens = [make(claims(n=n)) for n in range(5)]
-    for token in (*tokens[:3], tokens[0], tokens[3]):  # the second one is the longest unused
+    for token in (*tokens[:3], tokens[0], tokens[3]):  # the second token is the least recently used one
         assert await authenticator(token) is not None
     assert len(key.threads) == 4
     assert authenticator.remembered == 3
@@ -397,7 +397,7 @@ async def test_a_token_whose_key_goes_while_it_is_verified_is_not_remembered() -
     ring, other = KeyRing([]), KeyRing([])
     remembered = VerifiedTokens(2)
     assert not remembered.has(b"a", ring, 0.0)
-    assert not remembered.has(b"b", other, 0.0)  # the keys are others now
+    assert not remembered.has(b"b", other, 0.0)  # the keys have changed
     remembered.add(b"a", ring, 10.0)
     assert len(remembered) == 0
     remembered.add(b"b", other, 10.0)
@@ -433,7 +433,7 @@ def test_identity_cannot_be_changed() -> None:
 
 
 def legacy_authorise(token: str) -> dict[str, Any] | None:
-    """As nuropb_gw's own stub."""
+    """Answer as nuropb_gw's own stub."""
     if token != "accesstokentest1":
         return None
     return {"session_id": "s", "bearer_token": token, "user_id": "al@example.com", "username": "al"}

@@ -1,4 +1,4 @@
-"""Key sets: when they are fetched, how long they serve, and what they take for a provider's word."""
+"""Key sets: the times of fetches, the lifetime of keys, and the checks of a provider's documents."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ DAY = 86400.0
 
 
 class Provider:
-    """What is at which URL. An exception is raised, and what is not there is Unacceptable."""
+    """A web server: documents or exceptions by URL; every other URL is Unacceptable."""
 
     def __init__(self) -> None:
         self.pages: dict[str, Any] = {}
         self.asked: list[str] = []
-        #: While it is set, everybody waits for it.
+        #: If given, all fetches wait for it.
         self.gate: asyncio.Event | None = None
 
     def publish(self, body: bytes | Exception, *, max_age: float | None = None, url: str = URL) -> None:
@@ -69,7 +69,7 @@ class Scene:
         self.keys = KeySet(url, fetch=self.provider, clock=self.clock, chance=lambda: 1.0, **options)
 
     async def fetches(self, count: int) -> None:
-        """Wait until there were so many attempts, and the last one has ended."""
+        """Wait for the end of the attempt with this number."""
         await until(lambda: len(self.provider.asked) == count and not self.keys.is_fetching)
 
     async def kids(self) -> list[str | None]:
@@ -78,7 +78,7 @@ class Scene:
 
 @pytest.fixture
 async def scene() -> AsyncIterator[Scene]:
-    """One that runs, with keys."""
+    """Run a key set that has fetched its keys."""
     set_ = Scene(URL)
     set_.provider.publish(ONE)
     async with set_.keys:
@@ -88,7 +88,7 @@ async def scene() -> AsyncIterator[Scene]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is looked at every other millisecond whether it is time to fetch; the clock of the test says whether it is."""
+    """Make the key set compare its timetable with the test's clock every other millisecond."""
     for name in ("FIRST_RETRY", "LAST_RETRY", "SHORTEST_LIFETIME", "DEFAULT_LIFETIME", "LONGEST_LIFETIME"):
         monkeypatch.setattr(freshness, name, 0.002)
 
@@ -190,7 +190,7 @@ async def test_whoever_comes_during_the_first_fetch_waits_for_it() -> None:
         for _ in range(20):
             tasks.start_soon(scene.kids)
         await anyio.wait_all_tasks_blocked()
-        impatient.cancel()  # which is nobody else's business
+        impatient.cancel()  # the other callers are not affected
         await anyio.wait_all_tasks_blocked()
         assert impatient.cancelled()
         assert scene.keys.problem == "not fetched yet"
@@ -248,7 +248,7 @@ async def test_a_provider_may_come_after_the_gateway(caplog: pytest.LogCaptureFi
         scene.provider.gate = asyncio.Event()
         scene.clock.now += 1
         await until(lambda: scene.keys.is_fetching)
-        with pytest.raises(AuthenticationUnavailable):  # at once: it was down the last time, too
+        with pytest.raises(AuthenticationUnavailable):  # at once, because the last attempt failed, too
             await scene.keys.ring()
         scene.provider.publish(ONE)
         scene.provider.gate.set()
@@ -277,7 +277,7 @@ async def test_keys_serve_for_a_day_while_the_provider_is_away(scene: Scene, cap
     assert await scene.kids() == ["one"]
     scene.clock.now += 0.2
     with pytest.raises(AuthenticationUnavailable, match="keys: older than a day: the key set: nobody"):
-        await scene.keys.ring()  # whether it was tried again since or not
+        await scene.keys.ring()  # before and after the next attempt
     await scene.fetches(4)
     with pytest.raises(AuthenticationUnavailable, match="keys: the key set: nobody answers"):
         await scene.keys.ring()
@@ -303,7 +303,7 @@ async def test_nobody_knows_of_an_unknown_key_while_the_provider_is_away(scene: 
     with pytest.raises(AuthenticationUnavailable):
         await scene.keys.newer_ring()
     assert len(scene.provider.asked) == 2
-    assert await scene.kids() == ["one"]  # the known ones go on serving
+    assert await scene.kids() == ["one"]  # the known keys stay in use
 
 
 async def test_an_error_of_the_gateway_itself_is_like_a_provider_that_is_away(
@@ -332,11 +332,11 @@ async def test_keys_that_are_not_published_any_more_are_gone_even_if_that_is_all
         await scene.keys.newer_ring()
     assert scene.keys.problem == "the provider has no key that can be used"
     assert scene.keys.size == 0
-    # Soon, whatever the provider says: it is in trouble.
+    # Soon, whatever lifetime the provider states.
     assert scene.keys.due_in == pytest.approx(57)
 
 
-# --- what is logged ---------------------------------------------------------------------------------------------
+# --- log lines ---------------------------------------------------------------------------------------------
 
 
 async def test_keys_that_are_not_used_are_told_with_the_reason_and_private_ones_loudly(
@@ -357,7 +357,7 @@ async def test_keys_that_are_not_used_are_told_with_the_reason_and_private_ones_
     assert secret["d"] not in caplog.text
 
 
-# --- how long it runs -------------------------------------------------------------------------------------------
+# --- running -------------------------------------------------------------------------------------------
 
 
 async def test_outside_of_its_context_it_says_what_to_do() -> None:
@@ -372,7 +372,7 @@ async def test_it_may_be_entered_by_several_in_any_order() -> None:
     await scene.keys.__aenter__()
     async with scene.keys:
         assert await scene.kids() == ["one"]
-        await scene.keys.__aexit__(None, None, None)  # by the first, while the second is still there
+        await scene.keys.__aexit__(None, None, None)  # by the first user, while the second still runs it
         assert await scene.kids() == ["one"]
     assert scene.provider.asked == [URL]
     with pytest.raises(NotStartedError):
@@ -562,7 +562,7 @@ def test_the_library_that_fetches_goes_where_the_check_has_looked(url: str) -> N
     try:
         read = httpx.URL(url)
     except httpx.InvalidURL:
-        return  # then it goes nowhere
+        return  # httpx refuses the URL
     match = URL_PATTERN.fullmatch(url)
     assert match is not None
     assert read.scheme == match[1].lower()

@@ -1,4 +1,4 @@
-"""Keys: what is taken for one, what it is used for, and that none is ever printed."""
+"""Keys: accepted and refused ones, their algorithms; no error text contains a key."""
 
 from __future__ import annotations
 

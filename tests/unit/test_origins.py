@@ -1,4 +1,4 @@
-"""Which pages may connect."""
+"""Origins of pages that may connect."""
 
 from __future__ import annotations
 

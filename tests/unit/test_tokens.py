@@ -1,4 +1,4 @@
-"""Tokens: honest ones pass, hostile ones do not, and none is ever printed. The table is in tests/kit/token_table.py."""
+"""Tokens: valid ones are accepted, hostile ones refused, none is logged. The table is in tests/kit/token_table.py."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_a_hostile_token_identifies_nobody_and_is_not_logged(
     caplog.set_level(logging.DEBUG, logger="nuropb_gateway_asgi")
     assert await judges[row.verifier](row.token) is None
     (record,) = caplog.records
-    assert record.levelno == logging.DEBUG  # a refusal with a reason, not an exception that fell through
+    assert record.levelno == logging.DEBUG  # a refusal with a reason, not an unexpected exception
     assert not any(part in caplog.text for part in row.token.split(".") if len(part) > 6)
 
 
