@@ -1,24 +1,25 @@
-"""Who is this? Tokens, keys, credentials, origins and revocations.
+"""Who is this? Authenticators turn the token of a client into its identity.
 
-``authenticators`` turns a token into an :class:`Identity`; ``credentials`` finds the token in a handshake; ``tokens``,
-``keys`` and ``key_sets`` verify it; ``fetching`` gets keys from a provider; ``strict_json`` reads untrusted JSON;
-``origins`` decides which pages may connect; ``revocation`` refuses tokens before they expire.
+* ``identity``: identities, and the interface of authenticators
+* ``jwt_authenticator``: JSON web tokens; ``function_authenticator``: a function of the host application
+* ``starlette_backend``: the same tokens for the host application's own HTTP routes
+* ``credentials``: the token of a handshake, in a header, a subprotocol or a cookie; ``tokens``: its parts, not verified
+* ``keys``: the keys that verify it; ``verified_tokens``: a cache of verified signatures
+* ``key_sets``, ``freshness``, ``fetching``: keys of a provider, when they are fetched, and how
+* ``revocation``: tokens that are refused before they expire; ``origins``: pages that may connect
+* ``strict_json``: readers for untrusted JSON and base64url
 """
 
 from __future__ import annotations
 
 from .credentials import Credentials, bearer_from_header, bearer_from_subprotocols, find_credentials
-from .jwt_authenticator import (
-    Authenticator,
-    FunctionAuthenticator,
-    Identity,
-    JWTAuthenticator,
-    TokenAuthenticationBackend,
-    TokenUser,
-)
+from .function_authenticator import FunctionAuthenticator
+from .identity import Authenticator, Identity
+from .jwt_authenticator import JWTAuthenticator
 from .key_sets import KeySet
 from .keys import issue_token, new_secret
 from .origins import OriginPolicy
+from .starlette_backend import TokenAuthenticationBackend, TokenUser
 
 __all__ = [
     "Authenticator",

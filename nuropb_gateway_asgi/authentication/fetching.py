@@ -1,4 +1,4 @@
-"""A small document from the web, fetched with suspicion. httpx (the extra ``oidc``) is known here alone."""
+"""Small documents from an untrusted web server. httpx (the extra ``oidc``) is imported in this module alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..exceptions import SettingsError
 from ..loopback import is_loopback_host
 from .strict_json import Unacceptable
 
-__all__ = ["Document", "Fetcher", "check_url", "is_secure"]
+__all__ = ["MAX_SIZE", "URL_PATTERN", "Document", "Fetcher", "check_url", "is_secure", "max_age_of"]
 
 #: Bytes.
 MAX_SIZE: Final = 64 * 1024
 
-# Written strictly, so that no other reader can take it for another URL: no user before an "@", no "#", no "\".
-_URL: Final = re.compile(
+# Strict, so that every other parser reads the same URL: no user before an "@", no "#", no "\".
+URL_PATTERN: Final = re.compile(
     r"(https?)://([a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?"
     r"(?:/[a-z0-9._~!$&'()*+,;=:@%/?-]*)?",
     re.ASCII | re.IGNORECASE,
@@ -29,23 +29,26 @@ _MAX_AGE: Final = re.compile(r"max-age=\"?([0-9]{1,10})\"?", re.IGNORECASE)
 
 
 class Document(msgspec.Struct, frozen=True):
-    """What a server sent. ``max_age`` is in seconds: how long it may be kept, None if that was not said."""
+    """The body of an answer. ``max_age``: for how many seconds it may be kept, or None if the server does not say."""
 
     body: bytes
     max_age: float | None
 
 
 def check_url(url: str) -> None:
-    """Raise Unacceptable for a URL that keys may not come from: whoever can change the answer can let anybody in."""
-    match = _URL.fullmatch(url) if len(url) <= 2000 else None
+    """Raise Unacceptable for a URL that keys must not come from.
+
+    Changed keys would let an attacker sign in as any user, so plain http is for this machine only.
+    """
+    match = URL_PATTERN.fullmatch(url) if len(url) <= 2000 else None
     if match is None or not _is_host(match[2]) or int(match[3] or 0) > 65535:
-        raise Unacceptable("it is not a URL of the form https://host[:port]/path, without user and fragment")
+        raise Unacceptable("not an accepted URL; expected https://host[:port]/path, without user and fragment")
     if match[1].lower() == "http" and not is_loopback_host(match[2]):
-        raise Unacceptable("http is for this machine only; use https")
+        raise Unacceptable("http is accepted only for this machine; use https")
 
 
 def is_secure(url: str) -> bool:
-    """Whether it is an https URL."""
+    """Return whether this is an https URL."""
     return url[:6].lower() == "https:"
 
 
@@ -60,27 +63,25 @@ def _is_host(host: str) -> bool:
 
 
 class Fetcher:
-    """Fetches documents by GET. Raises SettingsError when httpx is not installed."""
+    """A reader of documents by GET. Raises SettingsError if httpx is not installed."""
 
     def __init__(self) -> None:
         try:
             import httpx
         except ModuleNotFoundError as error:
-            raise SettingsError(
-                "it needs httpx, which is not installed; allowed is to install nuropb-gateway-asgi[oidc]"
-            ) from error
+            raise SettingsError("httpx is not installed; install nuropb-gateway-asgi[oidc]") from error
         self._httpx = httpx
-        # The authorities of the system, as for the broker; SSL_CERT_FILE names others.
+        # The certificate authorities of the system, as for the broker; SSL_CERT_FILE names others.
         self._tls = ssl.create_default_context()
 
     async def __call__(self, url: str) -> Document:
-        """Return what is at ``url``, or raise Unacceptable with a reason that may be logged.
+        """Return the document at ``url``, or raise Unacceptable with a reason that may be logged.
 
-        Redirects are not followed, and nothing is unpacked. How long it may take is up to the caller. Cancellation
-        closes the connection.
+        Redirects are not followed, and compressed answers are refused. The caller limits the time. Cancellation closes
+        the connection.
         """
         httpx = self._httpx
-        # A proxy of the environment sees no more of https than where it goes; the way to this machine needs none.
+        # Of https, a proxy of the environment sees only the destination; a connection to this machine needs no proxy.
         client = httpx.AsyncClient(verify=self._tls, trust_env=is_secure(url), follow_redirects=False, timeout=None)
         headers = {
             "Accept": "application/json",
@@ -93,19 +94,19 @@ class Fetcher:
                     redirects = " and redirects are not followed" if response.is_redirect else ""
                     raise Unacceptable(f"the status is {response.status_code}{redirects}")
                 if response.headers.get("content-encoding", "identity") != "identity":
-                    raise Unacceptable("it is packed, which was not asked for")
+                    raise Unacceptable("the answer is compressed, against the request")
                 body = b""
                 async for chunk in response.aiter_raw():
                     body += chunk
                     if len(body) > MAX_SIZE:
-                        raise Unacceptable(f"it is longer than {MAX_SIZE} bytes")
-                return Document(body, _max_age(response.headers.get("cache-control", "")))
+                        raise Unacceptable(f"the document is longer than {MAX_SIZE} bytes")
+                return Document(body, max_age_of(response.headers.get("cache-control", "")))
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise Unacceptable(f"{type(error).__name__}: {error}") from error
 
 
-def _max_age(cache_control: str) -> float | None:
-    """RFC 9111, 5.2.2.1. What must not be kept at all has an age of 0."""
+def max_age_of(cache_control: str) -> float | None:
+    """Return the max-age in seconds (RFC 9111, 5.2.2.1), 0 for an answer that must not be kept, or None."""
     ages: list[float] = []
     for directive in cache_control.split(","):
         name = directive.strip()

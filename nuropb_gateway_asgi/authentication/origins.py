@@ -1,4 +1,4 @@
-"""Where a browser may come from: the ``Origin`` of a handshake. Pure."""
+"""Origins of pages that may connect: the ``Origin`` header of a handshake. Pure."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ _DEVELOPMENT_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class OriginPolicy:
-    """Which origins (RFC 6454) may connect: ``scheme://host[:port]``, compared exactly after normalisation.
+    """A list of allowed origins (RFC 6454): ``scheme://host[:port]``, compared exactly after normalisation.
 
-    The case of scheme and host and the default port do not matter. ``https://.example.com`` allows the
-    subdomains of example.com, not itself. ``*`` allows everything; nothing else allows ``null``, which
-    sandboxed frames and local files send. ``loopback`` adds http and https on this machine, at any port.
+    The case of scheme and host does not matter, and the default port may be left out. ``https://.example.com`` allows
+    the subdomains of example.com, but not example.com itself. ``*`` allows every origin, and is the only entry that
+    allows ``null``, the origin of sandboxed frames and local files. ``loopback`` adds http and https on this machine,
+    at any port.
 
-    Raises SettingsError for an entry that is not one of these.
+    Raises SettingsError for any other entry.
     """
 
     def __init__(self, allowed: Sequence[str], *, loopback: bool = False) -> None:
         if isinstance(allowed, str):
-            raise SettingsError("ALLOWED_ORIGINS: it must be a list")
+            raise SettingsError("ALLOWED_ORIGINS: a string; expected a list")
         self._allows_any = "*" in allowed
         self._allows_loopback = loopback
         self._exact: set[_Origin] = set()
@@ -72,14 +73,14 @@ class OriginPolicy:
         origin = _parse_origin(entry.replace("://.", "://", 1))
         if origin is None or (is_domain and _is_address(origin[1])):
             raise SettingsError(
-                f"ALLOWED_ORIGINS: {entry!r} is not an origin; allowed: *, scheme://host, scheme://host:port "
-                "and scheme://.domain for its subdomains; no path, and international names in the xn-- form"
+                f"ALLOWED_ORIGINS: {entry!r} is not an origin; expected *, scheme://host, scheme://host:port "
+                "or scheme://.domain for its subdomains, without a path, international names in the xn-- form"
             )
         (self._subdomains if is_domain else self._exact).add(origin)
 
 
 def _is_address(host: str) -> bool:
-    # Addresses have no subdomains: those of 0.0.1 would be 10.0.0.1 and all that end like it.
+    # Addresses have no subdomains: 10.0.0.1 and all other addresses with this end would be those of 0.0.1.
     return host.endswith("]") or host.rpartition(".")[2].isdecimal()
 
 

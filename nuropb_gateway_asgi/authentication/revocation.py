@@ -1,7 +1,4 @@
-"""Tokens that are good by themselves and yet not to be accepted any more.
-
-Pure: times are unix seconds, and given by the caller.
-"""
+"""Revocations: tokens that are refused before they expire. Pure; the caller gives the time, in unix seconds."""
 
 from __future__ import annotations
 
@@ -12,35 +9,36 @@ from typing import Any, Final
 
 import msgspec
 
-from .jwt_authenticator import Authenticator, Identity
+from .identity import Authenticator, Identity
 
 __all__ = ["MAX_KEPT", "Revocation", "RevocationCheck", "Revocations", "fingerprint"]
 
-#: Seconds that a revocation is kept at the most. The broker keeps the records for as long.
+#: The longest time that a revocation is kept, in seconds. The broker keeps its records for the same time.
 MAX_KEPT: Final = 30 * 86400.0
-#: Seconds that one is kept where nobody says how long its tokens live.
+#: The time that a revocation is kept if the lifetime of its tokens is unknown, in seconds.
 DEFAULT_KEPT: Final = 7 * 86400.0
-#: Characters of a name in a revocation; longer ones are in no token that is accepted.
+#: Characters of a name in a revocation. No accepted token contains a longer name.
 MAX_NAME_LENGTH: Final = 1024
 
 
-#: Issued before, kept until.
+#: Tokens issued before the first time are refused until the second time.
 _NEVER: Final = (-math.inf, -math.inf)
 
 
 class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which tokens are meant: those of a user that were issued before a time, all that were, or a single one.
+    """A record of revoked tokens: those of a user, or of all users, issued before a time, or a single token.
 
-    ``until``: when it may be forgotten, as all these tokens have expired then. Raises ValueError for anything else.
+    At ``until`` all of these tokens have expired, and the revocation may be forgotten. Raises ValueError for any other
+    combination.
     """
 
-    #: Goes with ``issued_before``.
+    #: The user of the tokens; requires ``issued_before``.
     user_id: str | None = None
     #: The token with this ``jti`` (RFC 7519, 4.1.7).
     token_id: str | None = None
     #: The token with this :func:`fingerprint`.
     token: str | None = None
-    #: The token that this session was authorised with. Only the process that has the session knows which that is.
+    #: The token of this session. Only the process that holds the session knows the token.
     session_id: str | None = None
     issued_before: float | None = None
     until: float
@@ -48,27 +46,27 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         names = [name for name in (self.user_id, self.token_id, self.token, self.session_id) if name is not None]
         if len(names) > 1 or (not names and self.issued_before is None):
-            raise ValueError("it has to be one of a user, a session, a token id, a token, and a time of issue")
+            raise ValueError("expected exactly one of user_id, session_id, token_id, token, or issued_before alone")
         if names and (self.issued_before is None) != (self.user_id is None):
-            raise ValueError("a time of issue goes with a user or stands alone")
+            raise ValueError("issued_before is required with user_id, and not accepted with a session or a token")
         if not all(0 < len(name) <= MAX_NAME_LENGTH for name in names):
-            raise ValueError(f"a name has to have 1 to {MAX_NAME_LENGTH} characters")
+            raise ValueError(f"a name has a wrong length; expected 1 to {MAX_NAME_LENGTH} characters")
         if not all(map(math.isfinite, (self.until, self.issued_before or 0.0))):
-            raise ValueError("a time has to be in seconds since 1970")
+            raise ValueError("a time is not finite; expected seconds since 1970")
 
 
 def fingerprint(token: str) -> str:
-    """What is remembered of a token: a SHA-256, in hexadecimal, from which nobody gets to the token.
+    """Return the SHA-256 of a token in hexadecimal, from which the token cannot be recovered.
 
-    Of a JSON web token it is that of the signed part. To an ECDSA signature there is always a second one, which anybody
-    can work out, so that the same token can be written in two ways.
+    For a JSON web token it is the SHA-256 of the signed part: from an ECDSA signature everybody can compute a second
+    valid one, so the same token can be written in two ways.
     """
     signed = token.rpartition(".")[0] if token.count(".") == 2 else token
     return hashlib.sha256(signed.encode()).hexdigest()
 
 
 def issued_at(identity: Identity) -> float:
-    """When the token was issued, as its ``iat`` has it; before everything else if it does not say."""
+    """Return the token's time of issue (``iat``), or minus infinity if it has none."""
     value: Any = identity.claims.get("iat")
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
@@ -76,14 +74,14 @@ def issued_at(identity: Identity) -> float:
 
 
 class Revocations:
-    """What has been revoked and not been forgotten yet."""
+    """The revocations that have not expired."""
 
     __slots__ = ("_everybody", "_token_ids", "_tokens", "_users")
 
     def __init__(self) -> None:
         self._tokens: dict[str, float] = {}
         self._token_ids: dict[str, float] = {}
-        #: Issued before, kept until.
+        #: By user: tokens issued before the first time are refused until the second time.
         self._users: dict[str, tuple[float, float]] = {}
         self._everybody = _NEVER
 
@@ -92,7 +90,7 @@ class Revocations:
         return len(self._tokens) + len(self._token_ids) + len(self._users) + everybody
 
     def add(self, revocation: Revocation, now: float) -> None:
-        """Take one in, unless it is over. That of a session means nothing here: its token is what has to be added."""
+        """Add a revocation, unless it has expired. That of a session has no effect: add its token instead."""
         until = min(revocation.until, now + MAX_KEPT)
         if until <= now:
             return
@@ -107,7 +105,7 @@ class Revocations:
             self._users[revocation.user_id] = _latest(known, (before, until))
 
     def refuses(self, identity: Identity) -> bool:
-        """Whether this identity's token has been revoked."""
+        """Return whether this identity's token has been revoked."""
         if not self:
             return False
         before = max(self._everybody[0], self._users.get(identity.user_id, self._everybody)[0])
@@ -119,7 +117,7 @@ class Revocations:
         return bool(self._tokens) and fingerprint(identity.token) in self._tokens
 
     def forget(self, now: float) -> None:
-        """Drop what is over."""
+        """Drop expired revocations."""
         for kept in (self._tokens, self._token_ids):
             for name in [name for name, until in kept.items() if until <= now]:
                 del kept[name]
@@ -134,17 +132,17 @@ def _latest(one: tuple[float, float], other: tuple[float, float]) -> tuple[float
 
 
 class RevocationCheck:
-    """An authenticator that does not accept what was revoked, whatever ``authenticator`` says."""
+    """An authenticator that refuses revoked tokens which ``authenticator`` would accept."""
 
     def __init__(self, authenticator: Authenticator, revocations: Revocations) -> None:
         self._authenticator = authenticator
         self._revocations = revocations
 
     async def __call__(self, token: str) -> Identity | None:
-        """Return the identity, or None for any token that is not valid, or no longer. Raises as the other one."""
+        """Return the identity, or None for an invalid or revoked token. Raises what ``authenticator`` raises."""
         identity = await self._authenticator(token)
         return None if identity is None or self._revocations.refuses(identity) else identity
 
 
-#: Decodes a record of a revocation; raises msgspec.MsgspecError for anything else.
+#: Decodes the record of a revocation; raises msgspec.MsgspecError for an invalid one.
 decode_revocation: Final[Callable[[bytes], Revocation]] = msgspec.json.Decoder(Revocation).decode

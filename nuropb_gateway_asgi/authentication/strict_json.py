@@ -1,4 +1,4 @@
-"""Text from outside that has to mean the same to everybody who reads it: JSON objects and base64url. Pure."""
+"""Strict readers for untrusted JSON and base64url: text that another reader could read differently is refused. Pure."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ __all__ = ["Unacceptable", "base64url_decode", "parse_object"]
 
 
 class Unacceptable(ValueError):
-    """Why something from outside (a token, a key, a document) is not accepted. The message never quotes it."""
+    """Untrusted input (a token, a key, a document) is refused. The message has the reason, and never the input."""
 
 
 def base64url_decode(part: str) -> bytes:
     """Read base64url without padding (RFC 7515, 2), or raise Unacceptable."""
-    # RFC 4648, 3.5. Python's decoder, which python-jose 3.5.0 uses, skips foreign characters, takes padding and
-    # ignores unused trailing bits. Only the one text that an encoder writes is accepted.
+    # RFC 4648, 3.5. Python's decoder, which python-jose 3.5.0 uses, skips foreign characters, accepts padding and
+    # ignores unused trailing bits. Here only the text that an encoder writes is accepted.
     try:
         data = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
     except ValueError:
-        raise Unacceptable("it is not base64url") from None
+        raise Unacceptable("not base64url") from None
     if base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii") != part:
-        raise Unacceptable("it is not canonical base64url")
+        raise Unacceptable("not canonical base64url")
     return data
 
 
 def parse_object(data: bytes, what: str, max_depth: int) -> dict[str, Any]:
-    """Read RFC 8259 without duplicate names and lone surrogates, or raise Unacceptable. ``what`` is for its message."""
+    """Read JSON (RFC 8259) without duplicate names and lone surrogates, or raise Unacceptable, which names ``what``."""
     try:
         text = data.decode("utf-8")
         value = _json_decoder.decode(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # raises for a lone surrogate
-    except (ValueError, RecursionError):  # python-jose 3.5.0 lets the latter out, before any signature check
+    except (ValueError, RecursionError):  # python-jose 3.5.0 lets RecursionError out, before any signature check
         raise Unacceptable(f"the {what} is not strict JSON") from None
     if not isinstance(value, dict):
         raise Unacceptable(f"the {what} is not an object")
@@ -52,7 +52,7 @@ def _is_within(value: object, max_depth: int) -> bool:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # RFC 7519, 4 allows the last duplicate to win; then two readers can see two different users.
+    # RFC 7519, 4 allows the last duplicate to win; two readers could then see two different users.
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError

@@ -60,7 +60,7 @@ class AuthorizedPolicy:
 
     @property
     def exposes_anything(self) -> bool:
-        """Always True: only a call of the authorizer shows what it allows."""
+        """Always True: only a call of the authorizer shows its permissions."""
         return True
 
     def may_call(self, identity: Identity, service: str, method: str) -> bool:

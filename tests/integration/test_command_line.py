@@ -145,7 +145,7 @@ async def test_neither_calls_that_do_not_end_nor_clients_that_do_not_read_hold_i
     [
         ({"MESH_URL": "amqp://guest:hunter2@127.0.0.1:5672/"}, "NUROPB_GATEWAY_JWT_KEY: it is not set"),
         ({"MAX_IN_FLIGHT": "many"}, "NUROPB_GATEWAY_MAX_IN_FLIGHT: it is not a number; allowed is a whole number"),
-        ({"JWT_KEY": "hunter2"}, "JWT_KEY: a secret needs 32 bytes or more"),
+        ({"JWT_KEY": "hunter2"}, "JWT_KEY: the secret has 7 bytes; expected 32 bytes or more"),
     ],
 )
 async def test_a_setting_that_does_not_do(settings: dict[str, str], said: str) -> None:
@@ -230,7 +230,7 @@ async def test_a_token_for_development(monkeypatch: pytest.MonkeyPatch, capsys: 
     ("settings", "said"),
     [
         ({}, "NUROPB_GATEWAY_JWT_KEY: not set"),
-        ({"JWT_KEY": "hunter2"}, "a secret needs 32 bytes or more"),
+        ({"JWT_KEY": "hunter2"}, "the secret has 7 bytes; expected 32 bytes or more"),
         ({"JWT_KEY": "-----BEGIN PUBLIC KEY-----\nhunter2"}, "public key"),
         ({"JWT_KEY": SECRET, "JWT_ALGORITHMS": "HS512"}, "HS256 only"),
         ({"JWT_KEY_FILE": "/nowhere/hunter2.pem"}, "cannot be read"),

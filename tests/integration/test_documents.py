@@ -26,12 +26,12 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
 
 
 async def hold(writer: asyncio.StreamWriter) -> None:
-    """Say nothing."""
+    """Send nothing."""
     await asyncio.Event().wait()
 
 
 def drip(text: bytes) -> Answer:
-    """A byte now and then: every wait for the next one is short."""
+    """Send a byte now and then, each after a short wait."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         for byte in text * 1000:
@@ -56,7 +56,7 @@ async def endless(writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
-# --- what is taken ----------------------------------------------------------------------------------------------
+# --- accepted ----------------------------------------------------------------------------------------------
 
 
 async def test_a_document_comes_as_it_is_with_the_time_that_it_may_be_kept() -> None:
@@ -92,7 +92,7 @@ async def test_the_way_to_others_goes_by_the_proxy_of_the_environment(monkeypatc
         with pytest.raises(Unacceptable, match="ProxyError: 502"):
             await Fetcher()("https://issuer.example/keys")
         (request,) = proxy.requests
-        assert request.startswith("CONNECT issuer.example:443 ")  # and nothing of what is asked for there
+        assert request.startswith("CONNECT issuer.example:443 ")  # and nothing of the request to the server
 
 
 async def test_as_much_as_is_allowed_is_taken() -> None:
@@ -100,12 +100,12 @@ async def test_as_much_as_is_allowed_is_taken() -> None:
         assert len((await Fetcher()(server.url())).body) == MAX_SIZE
 
 
-# --- what is not ------------------------------------------------------------------------------------------------
+# --- refused ------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[Answer, str]] = {
     "a byte too much": (page(b" " * (MAX_SIZE + 1)), f"longer than {MAX_SIZE} bytes"),
     "without an end": (endless, f"longer than {MAX_SIZE} bytes"),
-    "packed": (page(b"\x1f\x8b", "Content-Encoding: gzip"), "it is packed"),
+    "packed": (page(b"\x1f\x8b", "Content-Encoding: gzip"), "the answer is compressed"),
     "not found": (page(b"{}", status="404 Not Found"), "the status is 404"),
     "nothing to show": (page(b"", status="204 No Content"), "the status is 204"),
     "a part": (page(b"{}", status="206 Partial Content"), "the status is 206"),
@@ -143,7 +143,7 @@ async def test_a_server_that_takes_its_time_is_given_up(name: str, monkeypatch: 
         await drip(b" ")(writer)
 
     async def discover(writer: asyncio.StreamWriter) -> None:
-        """Be quick with the first document, and silent for the second."""
+        """Send the first document at once, and the second never."""
         if len(server.requests) > 1:
             await hold(writer)
         await page(as_json({"issuer": server.url(), "jwks_uri": server.url("/keys")}))(writer)
@@ -153,7 +153,7 @@ async def test_a_server_that_takes_its_time_is_given_up(name: str, monkeypatch: 
     async with asyncio.timeout(DEADLINE), WebServer.run(answer) as server:
         keys = KeySet(issuer=server.url()) if name == "second" else KeySet(server.url())
         async with keys:
-            with pytest.raises(AuthenticationUnavailable, match=r"keys: they did not come within 0\.3 s"):
+            with pytest.raises(AuthenticationUnavailable, match=r"keys: no complete answer within 0\.3 s"):
                 await keys.ring()
         await eventually(lambda: server.closed == len(server.requests))
 
@@ -178,7 +178,7 @@ async def test_cancelling_closes_the_connection() -> None:
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certificate and key of a server called localhost, which is its own authority."""
+    """Certificate and key of a server named localhost, signed by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime.now(dt.UTC)
@@ -210,7 +210,7 @@ async def test_https_with_an_authority_that_is_trusted(
         fetch = Fetcher()
         assert (await fetch(server.url(host="localhost"))).body == b"{}"
         with pytest.raises(Unacceptable, match="CERTIFICATE_VERIFY_FAILED"):
-            await fetch(server.url(host="127.0.0.1"))  # of another name
+            await fetch(server.url(host="127.0.0.1"))  # the certificate is for another name
 
 
 async def test_https_with_an_authority_that_nobody_knows(tls: ssl.SSLContext) -> None:
@@ -227,7 +227,7 @@ async def test_a_gateway_starts_and_stops_while_its_provider_is_silent() -> None
         gateway = Gateway(Settings(jwt_jwks_url=server.url("/keys"), jwt_audience="gateway"))
         async with run_gateway(gateway) as running:
             await eventually(lambda: server.requests)
-            assert gateway.not_ready() == ["keys: they have not been fetched yet"]
+            assert gateway.not_ready() == ["keys: not fetched yet"]
             waiting = asyncio.create_task(refusal(running.url, "a.b.c"))
             assert (await waiting).status == 401  # nonsense needs no keys
         await eventually(lambda: server.closed == 1)

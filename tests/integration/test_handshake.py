@@ -1,4 +1,4 @@
-"""Who is let in, how the others are told, and that nothing is left of them."""
+"""Handshakes: accepted and refused ones, the form of refusals, and that refused clients leave nothing behind."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ async def shared() -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture
 async def running(shared: RunningGateway) -> AsyncIterator[RunningGateway]:
-    """A gateway of which nothing may be left in use by any test."""
+    """A gateway; no test may leave anything of it in use."""
     yield shared
     await shared.is_empty()
 
 
 class Gate:
-    """An authenticator that lets everybody wait until it is opened."""
+    """An authenticator that makes all clients wait until it is opened."""
 
     def __init__(self) -> None:
         self.opened = asyncio.Event()
@@ -52,7 +52,7 @@ class Gate:
 
 
 async def whoami(url: str, *headers: tuple[str, str], **options: Any) -> str:
-    """Whose token the services see."""
+    """Return the user whose token the services see."""
     async with connect(url, headers=headers, **options) as client:
         context = await client.result("demo.whoami")
         token: str = context["Authorization"].removeprefix("Bearer ")
@@ -154,7 +154,7 @@ async def test_different_tokens_in_subprotocols(running: RunningGateway) -> None
 async def test_a_token_that_cannot_be_read(running: RunningGateway, headers: list[tuple[str, str]]) -> None:
     async with RawClient.open(running.url) as raw:
         response = await raw.handshake("/ws", *headers)
-        # What a server refuses by itself, because it is no HTTP, never gets to the gateway.
+        # The server itself refuses invalid HTTP; the gateway never sees it.
         assert response.startswith(("HTTP/1.1 401 ", "HTTP/1.1 400 "))
 
 
@@ -237,7 +237,7 @@ async def test_an_origin_that_is_not_allowed(running: RunningGateway, origin: st
 async def test_two_origins_are_not_allowed(running: RunningGateway) -> None:
     async with RawClient.open(running.url) as raw:
         response = await raw.handshake("/ws", ("Origin", ORIGIN), ("Origin", ORIGIN), ("Authorization", "Bearer alice"))
-        assert response.startswith(("HTTP/1.1 403 ", "HTTP/1.1 400 "))  # by the gateway, or by the server before
+        assert response.startswith(("HTTP/1.1 403 ", "HTTP/1.1 400 "))  # from the gateway, or from the server before it
 
 
 async def test_every_origin_may_be_allowed() -> None:
@@ -327,7 +327,7 @@ async def test_what_may_be_a_token_is_not_selected_as_a_subprotocol(running: Run
 
 
 async def test_only_the_subprotocol_of_the_token_is_offered(running: RunningGateway) -> None:
-    """It names no protocol that could be spoken, and is not to be answered with either."""
+    """The subprotocol that carries a token is not a protocol, so the gateway must not choose it."""
     async with RawClient.open(running.url) as raw:
         response = await raw.handshake(
             "/ws", ("Origin", ORIGIN), ("Sec-WebSocket-Protocol", bearer_subprotocol("alice"))
@@ -398,7 +398,7 @@ async def test_more_connections_than_a_user_may_have() -> None:
 
 
 def forwarded_for(address: str) -> list[tuple[str, str]]:
-    """What a proxy adds, which uvicorn believes when it comes from this machine."""
+    """Return the header that a proxy adds; uvicorn trusts it from this machine."""
     return [("X-Forwarded-For", address)]
 
 
@@ -419,7 +419,7 @@ async def test_a_flood_of_handshakes_is_for_its_address_alone_to_feel() -> None:
         for address in ("192.0.2.2", "192.0.2.3"):
             async with connect(running.url, "bob", headers=forwarded_for(address)):
                 pass
-        assert (await refusal(running.url, "bob", headers=forwarded_for("192.0.2.4"))).status == 503  # all together
+        assert (await refusal(running.url, "bob", headers=forwarded_for("192.0.2.4"))).status == 503  # a limit for all
 
 
 async def test_who_guesses_tokens_comes_to_the_limit_ten_times_as_fast() -> None:
@@ -440,7 +440,7 @@ async def test_more_connections_than_an_address_may_have() -> None:
 
 
 async def test_connections_at_once_are_counted_too() -> None:
-    """All of them are past the first check when the first one is registered."""
+    """All connections have passed the first check when the first one is registered."""
     gate = Gate()
     async with run_gateway(make_gateway(authenticator=gate, max_connections_per_user=3)) as running:
         async with contextlib.AsyncExitStack() as stack:
@@ -721,7 +721,7 @@ async def test_a_token_that_an_rsa_key_signed() -> None:
         async with connect(running.url, jws.sign(claims, private, algorithm="RS256")) as client:
             assert client.hello["user_id"] == "u-1"
             assert client.hello["username"] == "u-1"
-        # The public key is no secret: whoever knows it must not be able to sign with it.
+        # The public key is not secret, so nobody may be able to sign with it.
         forged = issue_token(public.replace("PUBLIC", "SECRET"), "u-1")
         assert (await refusal(running.url, forged)).status == 401
 

@@ -1,4 +1,4 @@
-"""Tokens of a real OpenID provider, from its keys to the services; and what happens while it is away."""
+"""Tokens of a real OpenID provider, from its keys to the services, also while the provider is down."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 import httpx
 import pytest
 
-from nuropb_gateway_asgi import Gateway, KeySet, Settings, SettingsError
+from nuropb_gateway_asgi import Gateway, KeySet, Settings, SettingsError, assembly
 from nuropb_gateway_asgi.__main__ import main
+from nuropb_gateway_asgi.authentication.fetching import Document, Fetcher
 from tests.kit.clients import bearer_subprotocol, connect, refusal, turned_away
 from tests.kit.gateways import RunningGateway, eventually, run_gateway
 from tests.kit.processes import run_module
@@ -42,7 +43,7 @@ def shared() -> Iterator[OpenIDProvider]:
 
 @pytest.fixture
 def provider(shared: OpenIDProvider) -> OpenIDProvider:
-    """One that runs, and signs with OLD."""
+    """A running provider that signs with OLD."""
     if not shared.is_running:
         shared.start()
     shared.publish([OLD])
@@ -50,12 +51,14 @@ def provider(shared: OpenIDProvider) -> OpenIDProvider:
 
 
 class Site:
-    """A gateway that has its keys from a provider. Only the test moves the clock by which keys grow old."""
+    """A gateway with the keys of a provider. Only the test moves the clock for the age of keys."""
 
-    def __init__(self, running: RunningGateway, clock: Clock) -> None:
+    def __init__(self, running: RunningGateway, clock: Clock, fetched: list[str]) -> None:
         self.gateway = running.gateway
         self.url = running.url
         self.clock = clock
+        #: The URLs of all fetched documents.
+        self.fetched = fetched
         self._http = running.site.http()
 
     async def get(self, path: str) -> httpx.Response:
@@ -70,12 +73,21 @@ class Site:
 @contextlib.asynccontextmanager
 async def gateway_of(provider: OpenIDProvider, *, ready: bool = True, **settings: Any) -> AsyncIterator[Site]:
     settings = {"jwt_oidc_issuer": provider.issuer, "jwt_audience": AUDIENCE, "allowed_origins": [ORIGIN]} | settings
-    gateway = Gateway(Settings(**settings))
-    clock = Clock(0.0)
-    key_set: KeySet = gateway._authenticator.key_set  # type: ignore[attr-defined]
-    key_set._clock = clock
+    clock, fetched, fetcher = Clock(0.0), list[str](), Fetcher()
+
+    async def fetch(url: str) -> Document:
+        fetched.append(url)
+        return await fetcher(url)
+
+    class ObservedKeySet(KeySet):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options, clock=clock, fetch=fetch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "KeySet", ObservedKeySet)
+        gateway = Gateway(Settings(**settings))
     async with run_gateway(gateway) as running:
-        site = Site(running, clock)
+        site = Site(running, clock, fetched)
         if ready:
             await eventually(lambda: site.is_ready)
         yield site
@@ -90,7 +102,7 @@ async def client_credentials(provider: OpenIDProvider, audience: str = AUDIENCE)
 
 
 async def sign_in(provider: OpenIDProvider, user: str) -> dict[str, Any]:
-    """What a browser does, from the button on a page to its tokens: code and PKCE (RFC 7636)."""
+    """Sign in as a browser does, from the button on a page to the tokens: code and PKCE (RFC 7636)."""
     verifier = secrets.token_urlsafe(32)
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
     query = {
@@ -148,7 +160,7 @@ async def test_a_user_of_a_browser_calls_a_service(provider: OpenIDProvider) -> 
         async with connect(site.url, subprotocols=offered, origin=ORIGIN) as client:
             assert client.hello["user_id"] == "alice"
             assert await client.result("demo.add", {"a": 1, "b": 2}) == 3
-        # It says who signed in, to the page. It is no key to anything.
+        # The ID token tells the page who signed in; it gives no access.
         code, frame = await turned_away(site.url, tokens["id_token"], origin=ORIGIN)
         assert (code, frame["code"]) == (4510, "unauthenticated")
 
@@ -219,26 +231,19 @@ async def test_a_new_key_is_good_at_once_and_the_old_one_as_long_as_it_is_publis
         provider.publish([NEW])
         site.clock.now += 30
         provider.publish([CURVE, NEW])
-        assert await whoami(site, await client_credentials(provider)) == "script"  # which has the keys fetched
+        assert await whoami(site, await client_credentials(provider)) == "script"  # which causes a fetch of the keys
         assert (await refusal(site.url, old)).status == 401
         assert await whoami(site, new) == "script"
 
 
 async def test_many_clients_with_a_new_key_cause_one_fetch(provider: OpenIDProvider) -> None:
     async with gateway_of(provider) as site:
-        key_set = site.gateway._authenticator.key_set  # type: ignore[attr-defined]
-        fetch, urls = key_set._fetch, []
-
-        async def counted(url: str) -> Any:
-            urls.append(url)
-            return await fetch(url)
-
-        key_set._fetch = counted
+        site.fetched.clear()
         provider.publish([NEW])
         token = await client_credentials(provider)
         site.clock.now += 30
         assert await asyncio.gather(*(whoami(site, token) for _ in range(20))) == ["script"] * 20
-        assert urls == [f"{provider.issuer}/.well-known/openid-configuration", f"{provider.issuer}/jwks"]
+        assert site.fetched == [f"{provider.issuer}/.well-known/openid-configuration", f"{provider.issuer}/jwks"]
 
 
 async def test_odd_keys_among_the_good_ones_harm_nobody(provider: OpenIDProvider) -> None:
@@ -292,7 +297,7 @@ async def test_keys_at_hand_serve_while_the_provider_is_away(provider: OpenIDPro
         new = await client_credentials(provider)
         provider.stop()
         site.clock.now += 3600
-        assert (await refusal(site.url, new)).status == 503  # its key may be there, or not
+        assert (await refusal(site.url, new)).status == 503  # the provider may have its key
         async with connect(site.url, old) as client:
             answer = await client.ask("authorize", token=new)
             assert (answer["error"]["code"], answer["error"]["retry_after_ms"]) == ("mesh_unavailable", 5000)
@@ -301,7 +306,7 @@ async def test_keys_at_hand_serve_while_the_provider_is_away(provider: OpenIDPro
             ready = await site.get("/readyz")
             assert ready.status_code == 200
             (warning,) = ready.json()["warnings"]
-            assert warning.startswith("keys: those of 3600 s ago serve: the discovery document: ConnectError")
+            assert warning.startswith("keys: using those of 3600 s ago: the discovery document: ConnectError")
             metrics = (await site.get("/metrics")).text
             assert "nuropb_gateway_keys 1.0" in metrics
             assert "nuropb_gateway_keys_age_seconds 3600.0" in metrics
@@ -309,7 +314,9 @@ async def test_keys_at_hand_serve_while_the_provider_is_away(provider: OpenIDPro
 
             provider.start()
             site.clock.now += 60
-            await eventually(lambda: site.gateway._authenticator.warning is None)  # type: ignore[attr-defined]
+            keys = site.gateway.key_set
+            assert keys is not None
+            await eventually(lambda: keys.warning is None)
             assert (await client.ask("authorize", token=new))["error"] is None
         assert (await site.get("/readyz")).json()["warnings"] == []
         assert (await refusal(site.url, old)).status == 401
@@ -328,10 +335,10 @@ async def test_after_a_day_nobody_is_let_in_any_more(provider: OpenIDProvider) -
 
 
 async def test_a_provider_under_another_name_is_not_the_provider(provider: OpenIDProvider) -> None:
-    # The same server, but not the issuer that it says it is.
+    # The same server, but the discovery document names another issuer.
     issuer = provider.issuer.replace("127.0.0.1", "localhost")
     async with gateway_of(provider, ready=False, jwt_oidc_issuer=issuer) as site:
-        await eventually(lambda: "another issuer's" in "".join(site.gateway.not_ready()))
+        await eventually(lambda: "names another issuer" in "".join(site.gateway.not_ready()))
         assert (await refusal(site.url, await client_credentials(provider))).status == 503
 
 
@@ -353,15 +360,15 @@ async def test_a_provider_under_another_name_is_not_the_provider(provider: OpenI
             {"jwt_jwks_url": "https://a.example/", "jwt_oidc_issuer": "https://a.example"},
             "JWT_OIDC_ISSUER: NUROPB_GATEWAY_JWT_JWKS_URL is set, too",
         ),
-        ({"jwt_oidc_issuer": "http://a.example"}, "JWT_OIDC_ISSUER: http is for this machine only; use https"),
-        ({"jwt_jwks_url": "https://me:hunter2@a.example"}, "JWT_JWKS_URL: it is not a URL of the form"),
+        ({"jwt_oidc_issuer": "http://a.example"}, "JWT_OIDC_ISSUER: http is accepted only for this machine; use https"),
+        ({"jwt_jwks_url": "https://me:hunter2@a.example"}, "JWT_JWKS_URL: not an accepted URL; expected https"),
         (
             {"jwt_oidc_issuer": "https://a.example", "jwt_issuer": "https://a.example/"},
-            "JWT_ISSUER: it is not JWT_OIDC",
+            "JWT_ISSUER: different from JWT_OIDC",
         ),
         (
             {"jwt_oidc_issuer": "https://a.example", "jwt_algorithms": ["HS256"]},
-            "JWT_ALGORITHMS: it must be a list with",
+            "JWT_ALGORITHMS: not a list of known algorithms",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Rules in a file, rates, and subscriptions that end, on real servers."""
+"""Policy files, rates, ended subscriptions and explanations, on real servers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def replace(path: Path, text: str) -> None:
 
 
 async def claims_in_the_token(token: str) -> dict[str, Any]:
-    """A token that is its own claims: ``alice;scope=all;team=red``."""
+    """Read the claims from a token such as ``alice;scope=all;team=red``."""
     user_id, *claims = token.split(";")
     return {"user_id": user_id} | {name: value for name, _, value in (claim.partition("=") for claim in claims)}
 
@@ -80,7 +80,7 @@ async def claims_in_the_token(token: str) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def watched(path: Path) -> AsyncIterator[tuple[RunningGateway, Client, Client]]:
-    """A gateway with this policy, and connections of alice and bob with subscriptions."""
+    """Run a gateway with this policy, and connections of alice and bob with subscriptions."""
     async with (
         run_gateway(gateway_with(path)) as gateway,
         connect(gateway.url, "alice") as alice,
@@ -99,7 +99,7 @@ def gateway_with(path: Path) -> Gateway:
 
 
 async def felt(client: Client) -> None:
-    """What the strict rules change is felt."""
+    """Check that the strict rules are in force for this client."""
     event = (await client.event("unsubscribed"))["event"]
     assert event == {"topics": ["demo.news"], "reason": "policy"}
     assert await client.error_code("demo.add", {"a": 1, "b": 2}) == "permission_denied"
@@ -274,7 +274,7 @@ async def test_every_worker_takes_the_policy_up_again(path: Path) -> None:
         async with contextlib.AsyncExitStack() as stack:
             clients = []
             instances: set[str] = set()
-            while len(instances) < 2:  # until both have a connection
+            while len(instances) < 2:  # until both workers have a connection
                 clients.append(await stack.enter_async_context(connect(url, token)))
                 instances.add(clients[-1].hello["instance_id"])
             for client in clients:
@@ -283,7 +283,7 @@ async def test_every_worker_takes_the_policy_up_again(path: Path) -> None:
             for client in clients:
                 assert (await client.event("unsubscribed"))["event"]["topics"] == ["demo.news"]
                 assert await client.error_code("demo.add", {"a": 1, "b": 2}) == "permission_denied"
-            # Each worker by itself, at once.
+            # Each worker on its own, at the same time.
             pids = {int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", process.output)}
             assert len(pids) == 2
             replace(path, GENEROUS)
@@ -384,7 +384,7 @@ async def test_a_client_over_its_rate_is_told_to_wait_and_then_hung_up_on() -> N
                 await client.request("demo.echo", id=str(number))
         closed = await client.closed()
         assert (closed.code, closed.reason) == (4029, "too many requests")
-        # Every frame that was looked at has one answer: 101 refusals, of which one was awaited above.
+        # Every processed frame has one answer: 101 refusals, one of them awaited above.
         ids = [frame["payload"]["id"] for frame in closed.frames]
         assert ids == [str(number) for number in range(6, 106)]
         assert gateway.gateway.handler_manager.statistics.limited == {"connection": 101}
@@ -506,7 +506,7 @@ async def test_what_cannot_be_explained_says_what_is_missing(path: Path) -> None
 
 
 EXPLAINED = [
-    # method, outcome, what is said of the mesh
+    # method, outcome, line about the mesh
     ("echo", "yes, the call would be sent", "it has the method; calls are not encrypted"),
     ("secret", "yes, the call would be sent", "it has the method; calls are encrypted"),
     ("hidden", "no, the service has no such method, or hides it (method_not_found)", "it has no such method, or hides"),

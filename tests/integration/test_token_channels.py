@@ -1,4 +1,4 @@
-"""Tokens of the table of all tokens, by every way that a token may come, at a real server."""
+"""The tokens of tests/kit/token_table.py at a real server, through every channel of a token."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.kit.token_table import HONEST, HOSTILE, Row, clock_of_the_table, veri
 ORIGIN: Final = "https://app.example.com"
 COOKIE: Final = "Authorization"
 
-#: What each way of a handshake makes of a token.
+#: The arguments of a handshake that carries a token through one channel.
 Way = Callable[[str], dict[str, Any]]
 IN_HANDSHAKES: Final[dict[str, Way]] = {
     "header": lambda token: {"headers": [("Authorization", f"Bearer {token}")]},
     "subprotocol": lambda token: {"subprotocols": ["nuropb.v1", bearer_subprotocol(token)]},
     "cookie": lambda token: {"headers": [("Cookie", f"{COOKIE}={quote(token, safe='')}")], "origin": ORIGIN},
 }
-#: Of each verifier that the gateways here have, every seventh hostile token and every other honest one. Too long for a
-#: header is nothing that a server takes (what becomes of those is in test_handshake.py).
+#: For each verifier of the gateways in this file, every seventh hostile token and every other honest one, except tokens
+#: that are too long for a header (see test_handshake.py).
 ROWS: Final = [
     row
     for verifier in ("HS", "ES", "SET")
@@ -53,7 +53,7 @@ def _name(row: Row) -> str:
 
 
 async def _outcome(url: str, **options: Any) -> Any:
-    """The user of a connection, or how it was refused."""
+    """Return the user of a connection, or its refusal."""
     async with connect(url, hello=False, **({"origin": ORIGIN} | options)) as client:
         frame = await client.next()
         if frame["type"] == "error":
@@ -67,7 +67,7 @@ async def test_a_token_is_judged_the_same_by_whatever_way_it_comes(
 ) -> None:
     running = gateways[row.verifier]
     expected = "alice" if row in HONEST else ("unauthenticated", 4510)
-    if is_token(row.token):  # else no client can make a header of it
+    if is_token(row.token):  # other texts are not valid in a header
         for name, way in IN_HANDSHAKES.items():
             assert await _outcome(running.url, **way(row.token)) == expected, name
     async with connect(running.url, hello=False) as client:

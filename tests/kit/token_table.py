@@ -1,4 +1,4 @@
-"""All tokens that a verifier has to judge, in one table: who judges, what is odd about it, the token.
+"""A table of honest and hostile tokens: the verifier, the peculiarity of the token, the token.
 
 The verifiers: ``HS`` has a secret, ``RS`` and ``ES`` a public key, ``SET`` the keys of a provider. All of them want the
 same issuer and audience. The others are for one row each.
@@ -17,9 +17,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from nuropb_gateway_asgi import JWTAuthenticator, KeySet
-from nuropb_gateway_asgi.authentication import jwt_authenticator as authentication
+from nuropb_gateway_asgi.authentication import function_authenticator, jwt_authenticator
 from nuropb_gateway_asgi.authentication.fetching import Document
-from nuropb_gateway_asgi.authentication.keys import configured as keys
+from nuropb_gateway_asgi.authentication.keys import development
 from tests.kit.tokens import (
     AUDIENCE,
     CLAIMS,
@@ -55,7 +55,7 @@ TOKEN: Final = make()
 HEAD, BODY, SIGNATURE = TOKEN.split(".")
 RS_TOKEN: Final = make(alg="RS256", key=RSA_KEY)
 ES_TOKEN: Final = make(alg="ES256", key=P256_KEY)
-#: The order of P-256, which neither number of a signature may reach.
+#: The order of P-256. Both numbers of a signature have to be smaller.
 ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 RSA_LINE: Final = "".join(public(RSA_KEY).decode().splitlines()[1:-1])
 
@@ -70,7 +70,7 @@ KEY_SET: Final = key_set(
 def provided(
     claims: object = CLAIMS, *, kid: object = "rsa", key: object = RSA_KEY, alg: str = "RS256", **more: object
 ) -> str:
-    """A token of the provider's, as it is or with something odd about it."""
+    """Return a token of the provider, unchanged or with a peculiarity."""
     return make(claims, alg=alg, key=key, kid=kid, **more)
 
 
@@ -97,22 +97,21 @@ def _fixed() -> dict[str, JWTAuthenticator]:
 
 @contextlib.asynccontextmanager
 async def verifiers() -> AsyncIterator[Mapping[str, JWTAuthenticator]]:
-    """All of them, by name."""
+    """Run all verifiers, by name."""
 
     async def fetch(url: str) -> Document:
         return Document(KEY_SET, None)
 
-    keys_of_provider = KeySet("https://issuer.example/keys")
-    keys_of_provider._fetch = fetch
+    keys_of_provider = KeySet("https://issuer.example/keys", fetch=fetch)
     async with JWTAuthenticator(keys_of_provider, None, ISSUER, AUDIENCE) as authenticator:
         yield {**_fixed(), "SET": authenticator}
 
 
 @contextlib.contextmanager
 def clock_of_the_table() -> Iterator[None]:
-    """Stop the clock of whoever judges and issues tokens."""
+    """Stop the clock of the modules that check and issue tokens."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (authentication, keys):
+        for module in (jwt_authenticator, function_authenticator, development):
             patch.setattr(module, "time", SimpleNamespace(time=lambda: NOW))
         yield
 
@@ -376,7 +375,7 @@ HOSTILE: Final = [
     Row("ES", "another curve under the right name", make(header={"alg": "ES256"}, alg="ES384", key=P384_KEY)),
     Row("ES", "alg none", make(header={"alg": "none"}, alg="ES256", key=P256_KEY)),
     Row("ES", "alg none without a signature", f"{b64(as_json({'alg': 'none'}))}.{BODY}."),
-    # Java let all of these zeros in for a while (CVE-2022-21449)
+    # Java accepted all of these zeros for a while (CVE-2022-21449)
     Row("ES", "r and s zero", signed_with(P256_KEY, 0, 0)),
     Row("ES", "r zero", signed_with(P256_KEY, 0, 1)),
     Row("ES", "s zero", signed_with(P256_KEY, 1, 0)),

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-#: What the time is while a test uses these tokens. Late enough for no real clock to take them for expired.
+#: The time in tests that use these tokens, so late that no real clock takes them for expired.
 NOW: Final = 4_000_000_000
 SECRET = "a-secret-for-tests-of-at-least-32-bytes"
 ISSUER = "https://issuer.example"
@@ -88,7 +88,7 @@ def signature(algorithm: str, key: object, message: bytes) -> bytes:
 def make(
     claims: object = CLAIMS, header: object = None, *, alg: str = "HS256", key: object = SECRET, **more: Any
 ) -> str:
-    """Sign whatever is given, valid or not; ``more`` goes into the header."""
+    """Sign these claims, valid or not; ``more`` is added to the header."""
     head = {"alg": alg, "typ": "JWT", **more} if header is None else header
     message = f"{b64(as_json(head))}.{b64(as_json(claims))}"
     return f"{message}.{b64(signature(alg, key, message.encode()))}"
@@ -107,7 +107,7 @@ def nested(depth: int) -> Any:
 
 
 def sign(message: str) -> str:
-    """Sign a header and claims that are not spelled as they should be."""
+    """Sign an encoded header and claims, which may be misspelled."""
     return f"{message}.{b64(signature('HS256', SECRET, message.encode()))}"
 
 
@@ -128,14 +128,14 @@ def der_signed() -> str:
 
 
 def signed_with(key: ec.EllipticCurvePrivateKey, r: int, s: int, size: int | None = None) -> str:
-    """A token for P-256 whose signature is these two numbers."""
+    """Return a token for P-256 with these two numbers as its signature."""
     size = (key.key_size + 7) // 8 if size is None else size
     message = make(alg="ES256", key=key).rpartition(".")[0]
     return f"{message}.{b64(r.to_bytes(size, 'big') + s.to_bytes(size, 'big'))}"
 
 
 def cut(token: str, size: int) -> str:
-    """The token with only so many bytes of its signature; a negative size cuts so many off."""
+    """Return the token with the first ``size`` bytes of its signature; a negative size cuts bytes off."""
     message, _, signed = token.rpartition(".")
     return f"{message}.{b64(base64.urlsafe_b64decode(signed + '=' * (-len(signed) % 4))[:size])}"
 
@@ -144,12 +144,12 @@ def cut(token: str, size: int) -> str:
 
 
 def number(value: int, size: int | None = None) -> str:
-    """As a JSON web key has it, without leading zeros unless it has to be of some size in bytes."""
+    """Encode a number as in a JSON web key, without leading zeros or with ``size`` bytes."""
     return b64(value.to_bytes((value.bit_length() + 7) // 8 if size is None else size, "big"))
 
 
 def jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, kid: str | None = None, **more: Any) -> dict[str, Any]:
-    """The public key as a JSON web key; ``more`` is added, and takes the place of what is there."""
+    """Return the public key as a JSON web key; ``more`` adds or replaces members."""
     named = {} if kid is None else {"kid": kid}
     if isinstance(key, rsa.RSAPrivateKey):
         numbers = key.public_key().public_numbers()
@@ -161,7 +161,7 @@ def jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, kid: str | None = N
 
 
 def private_jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, kid: str, **more: Any) -> dict[str, Any]:
-    """The whole key as a JSON web key, for who signs."""
+    """Return the private key as a JSON web key, for the signer."""
     if isinstance(key, ec.EllipticCurvePrivateKey):
         size = (key.key_size + 7) // 8
         return jwk(key, kid, d=number(key.private_numbers().private_value, size), **more)
@@ -171,5 +171,5 @@ def private_jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, kid: str, *
 
 
 def key_set(*keys: object) -> bytes:
-    """The document that a provider publishes."""
+    """Return the document with these keys that a provider publishes."""
     return as_json({"keys": list(keys)})

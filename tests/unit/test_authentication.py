@@ -1,4 +1,4 @@
-"""Who is let in, by a token or by a function of the host application, and what is known of them."""
+"""Authenticators: by JSON web tokens, by a function of the host application, and for its HTTP routes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ from nuropb_gateway_asgi.authentication import (
     JWTAuthenticator,
     KeySet,
     TokenAuthenticationBackend,
+    function_authenticator,
+    jwt_authenticator,
 )
-from nuropb_gateway_asgi.authentication import jwt_authenticator as authentication
 from nuropb_gateway_asgi.authentication.fetching import Document
-from nuropb_gateway_asgi.authentication.jwt_authenticator import _VerifiedTokens
-from nuropb_gateway_asgi.authentication.keys import KeyRing
+from nuropb_gateway_asgi.authentication.keys import Key, KeyRing, read_key
 from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
 from nuropb_gateway_asgi.authentication.tokens import Compact
+from nuropb_gateway_asgi.authentication.verified_tokens import VerifiedTokens
 from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, NotStartedError, SettingsError
 from tests.kit.token_table import clock_of_the_table
 from tests.kit.tokens import (
@@ -108,12 +109,11 @@ async def test_malformed_audience_is_refused_even_when_none_is_configured(aud: o
 async def test_unexpected_exception_refuses_the_token_and_is_logged_by_its_type(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def verify(compact: object) -> None:
+    def verify(key: Key, compact: Compact) -> None:
         raise MemoryError(TOKEN)
 
-    authenticator = JWTAuthenticator(SECRET)
-    monkeypatch.setattr(authenticator._fixed.keys[0], "verify", verify)
-    assert await authenticator(TOKEN) is None
+    monkeypatch.setattr(Key, "verify", verify)
+    assert await JWTAuthenticator(SECRET)(TOKEN) is None
     assert caplog.messages == ["Token refused after an unexpected MemoryError"]
     assert TOKEN not in caplog.text
 
@@ -139,7 +139,7 @@ def test_setting_that_would_switch_a_check_off_is_refused(arguments: dict[str, A
 
 
 class Provider:
-    """Publishes keys. Without any it is away."""
+    """A provider of keys; without any it does not answer."""
 
     def __init__(self, *keys: object) -> None:
         self.keys = keys
@@ -153,9 +153,7 @@ class Provider:
 
 
 def provided(provider: Provider, clock: Clock, **arguments: Any) -> JWTAuthenticator:
-    keys = KeySet("https://issuer.example/keys")
-    keys._fetch, keys._clock = provider, clock
-    return JWTAuthenticator(keys, **arguments)
+    return JWTAuthenticator(KeySet("https://issuer.example/keys", fetch=provider, clock=clock), **arguments)
 
 
 async def test_a_new_key_is_fetched_when_a_token_names_it_and_a_dropped_one_is_worth_nothing() -> None:
@@ -171,7 +169,7 @@ async def test_a_new_key_is_fetched_when_a_token_names_it_and_a_dropped_one_is_w
         provider.keys = (jwk(RSA_OTHER, "new"),)
         clock.now += 30
         assert await authenticator(make(alg="RS256", key=RSA_KEY, kid="unknown")) is None
-        assert await authenticator(old) is None  # remembered or not
+        assert await authenticator(old) is None  # although its signature was verified before
         assert await authenticator(new) is not None
         assert provider.asked == 3
 
@@ -218,7 +216,7 @@ async def test_what_a_key_set_lacks_is_told_by_its_authenticator() -> None:
         with pytest.raises(AuthenticationUnavailable):
             await authenticator(make(alg="RS256", key=RSA_KEY, kid="unknown"))
         told = (authenticator.warning, authenticator.problem)
-        assert told == ("keys: those of 30 s ago serve: the key set: nobody answers", None)
+        assert told == ("keys: using those of 30 s ago: the key set: nobody answers", None)
 
 
 async def test_a_given_key_has_no_lifetime_and_no_problem() -> None:
@@ -241,8 +239,7 @@ async def test_the_issuer_of_the_keys_is_that_of_the_tokens() -> None:
                 return Document(as_json({"issuer": ISSUER, "jwks_uri": "https://issuer.example/keys"}), None)
             return await super().__call__(url)
 
-    keys = KeySet(issuer=ISSUER)
-    keys._fetch = Discovery(jwk(RSA_KEY, "a"))
+    keys = KeySet(issuer=ISSUER, fetch=Discovery(jwk(RSA_KEY, "a")))
     for given in (None, ISSUER):
         async with JWTAuthenticator(keys, issuer=given) as authenticator:
             assert await authenticator(make(alg="RS256", key=RSA_KEY)) is not None
@@ -253,8 +250,8 @@ async def test_the_issuer_of_the_keys_is_that_of_the_tokens() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"issuer": f"{ISSUER}/"}, "JWT_ISSUER: it is not JWT_OIDC_ISSUER"),
-        ({"issuer": ""}, "JWT_ISSUER: it is empty"),
+        ({"issuer": f"{ISSUER}/"}, "JWT_ISSUER: different from JWT_OIDC_ISSUER"),
+        ({"issuer": ""}, "JWT_ISSUER: empty"),
         ({"algorithms": ["RS256"]}, "JWT_ALGORITHMS: a key set has its own"),
     ],
 )
@@ -266,28 +263,28 @@ def test_what_contradicts_the_key_set_is_refused(arguments: dict[str, Any], mess
 # --- how long it takes
 
 
-class CountingKey:
-    """In the place of a key: counts, and tells on which thread it was asked. ``release`` is waited for."""
+class CountingKey(Key):
+    """A key that records the thread of each verification, and waits for ``release`` there."""
 
-    def __init__(self, authenticator: JWTAuthenticator, *, is_slow: bool = False) -> None:
-        (self._key,) = authenticator._fixed.keys
-        self._verify = self._key.verify
-        self._key.is_slow = is_slow
+    def __init__(self, *, is_slow: bool = False) -> None:
+        key = read_key(SECRET)
+        super().__init__(key.material, key.algorithms, is_slow=is_slow)
         self.threads: list[threading.Thread] = []
         self.release = threading.Event()
         self.release.set()
 
-    def __call__(self, compact: Compact) -> None:
+    def verify(self, compact: Compact) -> None:
         self.threads.append(threading.current_thread())
         assert self.release.wait(10)
-        self._verify(compact)
+        super().verify(compact)
 
 
-def counted(*, is_slow: bool = False, **arguments: Any) -> tuple[JWTAuthenticator, CountingKey]:
-    authenticator = JWTAuthenticator(SECRET, **arguments)
-    key = CountingKey(authenticator, is_slow=is_slow)
-    authenticator._fixed.keys[0].verify = key  # type: ignore[method-assign]
-    return authenticator, key
+def counted(*, is_slow: bool = False) -> tuple[JWTAuthenticator, CountingKey]:
+    """Return an authenticator with a key that counts."""
+    key = CountingKey(is_slow=is_slow)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jwt_authenticator, "read_key", lambda *_: key)
+        return JWTAuthenticator(SECRET), key
 
 
 async def test_the_signature_of_a_token_is_verified_once_and_its_claims_each_time(
@@ -299,12 +296,12 @@ async def test_the_signature_of_a_token_is_verified_once_and_its_claims_each_tim
         assert identity is not None
         assert identity.claims == CLAIMS
     assert len(key.threads) == 1
-    monkeypatch.setattr(authentication, "time", SimpleNamespace(time=lambda: NOW + 70 - 0.1))
+    monkeypatch.setattr(jwt_authenticator, "time", SimpleNamespace(time=lambda: NOW + 70 - 0.1))
     assert await authenticator(TOKEN) is not None  # within the leeway
     assert len(key.threads) == 1
-    monkeypatch.setattr(authentication, "time", SimpleNamespace(time=lambda: NOW + 70))
+    monkeypatch.setattr(jwt_authenticator, "time", SimpleNamespace(time=lambda: NOW + 70))
     assert await authenticator(TOKEN) is None
-    assert len(authenticator._verified) == 0
+    assert authenticator.remembered == 0
 
 
 async def test_what_a_token_says_cannot_be_changed_for_the_next_one_who_brings_it() -> None:
@@ -325,7 +322,7 @@ async def test_a_token_that_is_refused_is_not_remembered(token: str) -> None:
     for _ in range(2):
         assert await authenticator(token) is None
     assert len(key.threads) == 2
-    assert len(authenticator._verified) == 0
+    assert authenticator.remembered == 0
 
 
 async def test_a_token_that_differs_in_anything_is_another_one() -> None:
@@ -339,19 +336,27 @@ async def test_a_token_that_differs_in_anything_is_another_one() -> None:
 
 
 async def test_only_so_many_tokens_are_remembered_and_none_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authentication, "_REMEMBERED_TOKENS", 3)
+    digests: list[bytes] = []
+
+    class Recording(VerifiedTokens):
+        def add(self, digest: bytes, ring: KeyRing, until: float) -> None:
+            digests.append(digest)
+            super().add(digest, ring, until)
+
+    monkeypatch.setattr(jwt_authenticator, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(jwt_authenticator, "VerifiedTokens", Recording)
     authenticator, key = counted()
     tokens = [make(claims(n=n)) for n in range(5)]
-    for token in (*tokens[:3], tokens[0], tokens[3]):  # the second one is the longest unused
+    for token in (*tokens[:3], tokens[0], tokens[3]):  # the second token is the least recently used one
         assert await authenticator(token) is not None
     assert len(key.threads) == 4
-    assert len(authenticator._verified) == 3
+    assert authenticator.remembered == 3
     for token in (tokens[0], tokens[2], tokens[3]):
         assert await authenticator(token) is not None
     assert len(key.threads) == 4
     assert await authenticator(tokens[1]) is not None
     assert len(key.threads) == 5
-    assert all(len(digest) == 32 for digest in authenticator._verified._until)
+    assert [len(digest) for digest in digests] == [32] * 5
 
 
 async def test_a_fast_key_is_used_in_the_event_loop_and_a_slow_one_is_not() -> None:
@@ -377,22 +382,22 @@ async def test_the_event_loop_goes_on_while_a_slow_key_is_used_and_few_threads_a
 async def test_a_verification_that_takes_too_long_is_given_up_and_says_nothing_of_the_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(authentication, "VERIFY_TIMEOUT", 0.01)
+    monkeypatch.setattr(jwt_authenticator, "VERIFY_TIMEOUT", 0.01)
     authenticator, key = counted(is_slow=True)
     key.release.clear()
     with pytest.raises(AuthenticationUnavailable, match=r"verifying a token took longer than 0.01 s"):
         await authenticator(TOKEN)
     key.release.set()
     monkeypatch.undo()
-    assert len(authenticator._verified) == 0
+    assert authenticator.remembered == 0
     assert await authenticator(TOKEN) is not None
 
 
 async def test_a_token_whose_key_goes_while_it_is_verified_is_not_remembered() -> None:
     ring, other = KeyRing([]), KeyRing([])
-    remembered = _VerifiedTokens(2)
+    remembered = VerifiedTokens(2)
     assert not remembered.has(b"a", ring, 0.0)
-    assert not remembered.has(b"b", other, 0.0)  # the keys are others now
+    assert not remembered.has(b"b", other, 0.0)  # the keys have changed
     remembered.add(b"a", ring, 10.0)
     assert len(remembered) == 0
     remembered.add(b"b", other, 10.0)
@@ -428,7 +433,7 @@ def test_identity_cannot_be_changed() -> None:
 
 
 def legacy_authorise(token: str) -> dict[str, Any] | None:
-    """As nuropb_gw's own stub."""
+    """Answer as nuropb_gw's own stub."""
     if token != "accesstokentest1":
         return None
     return {"session_id": "s", "bearer_token": token, "user_id": "al@example.com", "username": "al"}
@@ -527,7 +532,7 @@ async def test_answer_that_names_nobody_or_is_not_usable_gives_none(
     if reason is None:
         assert not caplog.records
     else:
-        assert f"no usable answer: {reason}" in caplog.text
+        assert f"returned an unusable answer: {reason}" in caplog.text
 
 
 @pytest.mark.parametrize("token", ["", " ", "a b", "a\n", "\0", "é", "\ud800", "x" * 8193])
@@ -617,7 +622,7 @@ async def test_cancelling_does_not_wait_for_a_synchronous_function() -> None:
 async def test_function_that_hangs_does_not_get_more_threads_by_cancelling(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(authentication, "_MAX_THREADS", 1)
+    monkeypatch.setattr(function_authenticator, "MAX_THREADS", 1)
     entered, release = threading.Event(), threading.Event()
 
     def function(token: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a handshake has its token, and where it has none."""
+"""Tokens in the headers, subprotocols and cookies of a handshake."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ delivery = "latest"
 
 
 class AnsweringMesh(FakeMesh):
-    """A mesh with one service, that says of itself what it was told to, or with none."""
+    """A mesh with one service and its description, or without any service."""
 
     def __init__(self, methods: Mapping[str, Any] | None = None, *, there: bool = True, **more: Any) -> None:
         super().__init__()

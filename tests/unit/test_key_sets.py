@@ -1,13 +1,13 @@
-"""Key sets: when they are fetched, how long they serve, and what they take for a provider's word."""
+"""Key sets: the times of fetches, the lifetime of keys, and the checks of a provider's documents."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import math
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi import KeySet, SettingsError
-from nuropb_gateway_asgi.authentication import key_sets
-from nuropb_gateway_asgi.authentication.fetching import _URL, Document, _max_age, check_url
-from nuropb_gateway_asgi.authentication.key_sets import Freshness
+from nuropb_gateway_asgi.authentication import freshness
+from nuropb_gateway_asgi.authentication.fetching import URL_PATTERN, Document, check_url, max_age_of
+from nuropb_gateway_asgi.authentication.freshness import Freshness
 from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
 from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, NotStartedError
+from nuropb_gateway_asgi.loopback import is_loopback_host
 from tests.kit.tokens import ISSUER, P256_KEY, RSA_KEY, RSA_OTHER, as_json, jwk, key_set, private_jwk
 
 from .fakes import PATIENCE, Clock, until
@@ -34,12 +35,12 @@ DAY = 86400.0
 
 
 class Provider:
-    """What is at which URL. An exception is raised, and what is not there is Unacceptable."""
+    """A web server: documents or exceptions by URL; every other URL is Unacceptable."""
 
     def __init__(self) -> None:
         self.pages: dict[str, Any] = {}
         self.asked: list[str] = []
-        #: While it is set, everybody waits for it.
+        #: If given, all fetches wait for it.
         self.gate: asyncio.Event | None = None
 
     def publish(self, body: bytes | Exception, *, max_age: float | None = None, url: str = URL) -> None:
@@ -62,17 +63,14 @@ class Provider:
 class Scene:
     """A key set, its provider, and a clock that only the test moves."""
 
-    def __init__(self, keys: KeySet) -> None:
-        self.keys = keys
+    def __init__(self, url: str | None = None, **options: Any) -> None:
         self.provider = Provider()
         self.clock = Clock(1000.0)
-        keys._fetch = self.provider
-        keys._clock = self.clock
-        keys._chance = lambda: 1.0
+        self.keys = KeySet(url, fetch=self.provider, clock=self.clock, chance=lambda: 1.0, **options)
 
     async def fetches(self, count: int) -> None:
-        """Wait until there were so many attempts, and the last one has ended."""
-        await until(lambda: len(self.provider.asked) == count and not self.keys._is_fetching)
+        """Wait for the end of the attempt with this number."""
+        await until(lambda: len(self.provider.asked) == count and not self.keys.is_fetching)
 
     async def kids(self) -> list[str | None]:
         return [key.kid for key in (await self.keys.ring()).keys]
@@ -80,8 +78,8 @@ class Scene:
 
 @pytest.fixture
 async def scene() -> AsyncIterator[Scene]:
-    """One that runs, with keys."""
-    set_ = Scene(KeySet(URL))
+    """Run a key set that has fetched its keys."""
+    set_ = Scene(URL)
     set_.provider.publish(ONE)
     async with set_.keys:
         await set_.fetches(1)
@@ -90,9 +88,9 @@ async def scene() -> AsyncIterator[Scene]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is looked at every other millisecond whether it is time to fetch; the clock of the test says whether it is."""
+    """Make the key set compare its timetable with the test's clock every other millisecond."""
     for name in ("FIRST_RETRY", "LAST_RETRY", "SHORTEST_LIFETIME", "DEFAULT_LIFETIME", "LONGEST_LIFETIME"):
-        monkeypatch.setattr(key_sets, name, 0.002)
+        monkeypatch.setattr(freshness, name, 0.002)
 
 
 # --- when to fetch ----------------------------------------------------------------------------------------------
@@ -113,43 +111,43 @@ def test_keys_are_fetched_again_before_their_time_is_over(
     max_age: float | None, earliest: float, latest: float
 ) -> None:
     for chance, due in ((0.0, earliest), (1.0, latest)):
-        freshness = Freshness()
-        freshness.tried_at = 1000.0
-        freshness.on_fetched(max_age, chance)
-        assert freshness.due_at - 1000.0 == pytest.approx(due)
+        mine = Freshness()
+        mine.tried_at = 1000.0
+        mine.on_fetched(max_age, chance)
+        assert mine.due_at - 1000.0 == pytest.approx(due)
 
 
 def test_attempts_that_fail_are_made_less_and_less_often_and_never_all_at_once() -> None:
-    freshness = Freshness()
+    mine = Freshness()
     delays = []
     for _ in range(9):
-        freshness.on_failed(0.0, 1.0)
-        delays.append(freshness.due_at)
+        mine.on_failed(0.0, 1.0)
+        delays.append(mine.due_at)
     assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    freshness.on_failed(0.0, 0.0)
-    assert freshness.due_at == 30
-    freshness.on_fetched(None, 1.0)
-    freshness.on_failed(0.0, 1.0)
-    assert freshness.due_at == 1
+    mine.on_failed(0.0, 0.0)
+    assert mine.due_at == 30
+    mine.on_fetched(None, 1.0)
+    mine.on_failed(0.0, 1.0)
+    assert mine.due_at == 1
 
 
 def test_unknown_keys_are_looked_for_once_in_30_seconds() -> None:
-    freshness = Freshness()
-    assert freshness.may_ask(0.0)
-    freshness.tried_at = 100.0
-    assert not freshness.may_ask(129.9)
-    assert freshness.may_ask(130.0)
+    mine = Freshness()
+    assert mine.may_ask(0.0)
+    mine.tried_at = 100.0
+    assert not mine.may_ask(129.9)
+    assert mine.may_ask(130.0)
 
 
 def test_keys_serve_for_a_day_after_they_were_fetched() -> None:
-    freshness = Freshness()
-    assert not freshness.serves(0.0)
-    freshness.tried_at = 100.0
-    freshness.on_fetched(None, 1.0)
-    freshness.tried_at = 200.0
-    freshness.on_failed(200.0, 1.0)
-    assert freshness.serves(100.0 + DAY)
-    assert not freshness.serves(100.1 + DAY)
+    mine = Freshness()
+    assert not mine.serves(0.0)
+    mine.tried_at = 100.0
+    mine.on_fetched(None, 1.0)
+    mine.tried_at = 200.0
+    mine.on_failed(200.0, 1.0)
+    assert mine.serves(100.0 + DAY)
+    assert not mine.serves(100.1 + DAY)
 
 
 # --- fetching ---------------------------------------------------------------------------------------------------
@@ -184,7 +182,7 @@ async def test_the_same_document_is_the_same_ring(scene: Scene) -> None:
 
 
 async def test_whoever_comes_during_the_first_fetch_waits_for_it() -> None:
-    scene = Scene(KeySet(URL))
+    scene = Scene(URL)
     scene.provider.publish(ONE)
     scene.provider.gate = asyncio.Event()
     async with scene.keys, anyio.create_task_group() as tasks:
@@ -192,10 +190,10 @@ async def test_whoever_comes_during_the_first_fetch_waits_for_it() -> None:
         for _ in range(20):
             tasks.start_soon(scene.kids)
         await anyio.wait_all_tasks_blocked()
-        impatient.cancel()  # which is nobody else's business
+        impatient.cancel()  # the other callers are not affected
         await anyio.wait_all_tasks_blocked()
         assert impatient.cancelled()
-        assert scene.keys.problem == "they have not been fetched yet"
+        assert scene.keys.problem == "not fetched yet"
         scene.provider.gate.set()
         assert await scene.kids() == ["one"]
     assert scene.provider.asked == [URL]
@@ -237,7 +235,7 @@ async def test_a_key_that_is_not_there_is_not_looked_for_again_within_30_seconds
 @pytest.mark.usefixtures("impatient")
 async def test_a_provider_may_come_after_the_gateway(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="nuropb_gateway_asgi")
-    scene = Scene(KeySet(URL))
+    scene = Scene(URL)
     async with scene.keys:
         with pytest.raises(AuthenticationUnavailable, match="keys: the key set: nobody answers"):
             await scene.keys.ring()
@@ -249,8 +247,8 @@ async def test_a_provider_may_come_after_the_gateway(caplog: pytest.LogCaptureFi
         assert scene.keys.age == math.inf
         scene.provider.gate = asyncio.Event()
         scene.clock.now += 1
-        await until(lambda: scene.keys._is_fetching)
-        with pytest.raises(AuthenticationUnavailable):  # at once: it was down the last time, too
+        await until(lambda: scene.keys.is_fetching)
+        with pytest.raises(AuthenticationUnavailable):  # at once, because the last attempt failed, too
             await scene.keys.ring()
         scene.provider.publish(ONE)
         scene.provider.gate.set()
@@ -259,9 +257,9 @@ async def test_a_provider_may_come_after_the_gateway(caplog: pytest.LogCaptureFi
         assert scene.keys.size == 1
         assert not scene.keys.problem
     assert caplog.messages == [
-        f"keys: they cannot be fetched from {URL}: the key set: nobody answers",
+        f"keys: fetching from {URL} failed: the key set: nobody answers",
         f"keys: 1 of {URL}",
-        f"keys: they can be fetched again from {URL}",
+        f"keys: fetching from {URL} works again",
     ]
 
 
@@ -273,13 +271,13 @@ async def test_keys_serve_for_a_day_while_the_provider_is_away(scene: Scene, cap
     await scene.fetches(2)
     assert await scene.kids() == ["one"]
     assert (scene.keys.problem, scene.keys.size, scene.keys.failures) == (None, 1, 1)
-    assert scene.keys.warning == "those of 86399 s ago serve: the key set: nobody answers"
+    assert scene.keys.warning == "using those of 86399 s ago: the key set: nobody answers"
     scene.clock.now += 0.9
     await scene.fetches(3)
     assert await scene.kids() == ["one"]
     scene.clock.now += 0.2
-    with pytest.raises(AuthenticationUnavailable, match="keys: they are older than a day: the key set: nobody"):
-        await scene.keys.ring()  # whether it was tried again since or not
+    with pytest.raises(AuthenticationUnavailable, match="keys: older than a day: the key set: nobody"):
+        await scene.keys.ring()  # before and after the next attempt
     await scene.fetches(4)
     with pytest.raises(AuthenticationUnavailable, match="keys: the key set: nobody answers"):
         await scene.keys.ring()
@@ -290,10 +288,10 @@ async def test_keys_serve_for_a_day_while_the_provider_is_away(scene: Scene, cap
     await scene.fetches(5)
     assert await scene.kids() == ["one"]
     assert caplog.messages == [
-        f"keys: they cannot be fetched from {URL}: the key set: nobody answers",
-        "keys: they are older than a day, and no token can be checked any more: the key set: nobody answers",
+        f"keys: fetching from {URL} failed: the key set: nobody answers",
+        "keys: older than a day, so no token can be checked any more: the key set: nobody answers",
         f"keys: 1 of {URL}",
-        f"keys: they can be fetched again from {URL}",
+        f"keys: fetching from {URL} works again",
     ]
 
 
@@ -305,7 +303,7 @@ async def test_nobody_knows_of_an_unknown_key_while_the_provider_is_away(scene: 
     with pytest.raises(AuthenticationUnavailable):
         await scene.keys.newer_ring()
     assert len(scene.provider.asked) == 2
-    assert await scene.kids() == ["one"]  # the known ones go on serving
+    assert await scene.kids() == ["one"]  # the known keys stay in use
 
 
 async def test_an_error_of_the_gateway_itself_is_like_a_provider_that_is_away(
@@ -315,7 +313,7 @@ async def test_an_error_of_the_gateway_itself_is_like_a_provider_that_is_away(
     scene.clock.now += 30
     with pytest.raises(AuthenticationUnavailable, match="keys: RuntimeError"):
         await scene.keys.newer_ring()
-    assert "keys: an error of the gateway itself" in caplog.text
+    assert "keys: unexpected error while fetching" in caplog.text
     assert await scene.kids() == ["one"]
 
 
@@ -330,22 +328,22 @@ async def test_what_is_no_key_set_leaves_the_keys_as_they_were(scene: Scene) -> 
 async def test_keys_that_are_not_published_any_more_are_gone_even_if_that_is_all_of_them(scene: Scene) -> None:
     scene.provider.publish(key_set(), max_age=3600)
     scene.clock.now += 30
-    with pytest.raises(AuthenticationUnavailable, match="keys: the provider has none that can be used"):
+    with pytest.raises(AuthenticationUnavailable, match="keys: the provider has no key that can be used"):
         await scene.keys.newer_ring()
-    assert scene.keys.problem == "the provider has none that can be used"
+    assert scene.keys.problem == "the provider has no key that can be used"
     assert scene.keys.size == 0
-    # Soon, whatever the provider says: it is in trouble.
-    assert scene.keys._freshness.due_at - scene.clock.now == pytest.approx(57)
+    # Soon, whatever lifetime the provider states.
+    assert scene.keys.due_in == pytest.approx(57)
 
 
-# --- what is logged ---------------------------------------------------------------------------------------------
+# --- log lines ---------------------------------------------------------------------------------------------
 
 
 async def test_keys_that_are_not_used_are_told_with_the_reason_and_private_ones_loudly(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, logger="nuropb_gateway_asgi")
-    scene = Scene(KeySet(URL))
+    scene = Scene(URL)
     secret = private_jwk(RSA_OTHER, "x")
     scene.provider.publish(key_set(jwk(RSA_KEY, "one"), {"kty": "OKP"}, secret))
     async with scene.keys:
@@ -353,13 +351,13 @@ async def test_keys_that_are_not_used_are_told_with_the_reason_and_private_ones_
     assert caplog.messages == [
         f"keys: 1 of {URL}; number 2 is ignored: its kty is neither RSA nor EC; "
         "number 3 is ignored: it shows its private part",
-        f"keys: {URL} shows private keys to everybody; whoever has read them can sign tokens",
+        f"keys: {URL} publishes private keys, and every reader can sign tokens with them; replace these keys",
     ]
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert secret["d"] not in caplog.text
 
 
-# --- how long it runs -------------------------------------------------------------------------------------------
+# --- running -------------------------------------------------------------------------------------------
 
 
 async def test_outside_of_its_context_it_says_what_to_do() -> None:
@@ -369,12 +367,12 @@ async def test_outside_of_its_context_it_says_what_to_do() -> None:
 
 
 async def test_it_may_be_entered_by_several_in_any_order() -> None:
-    scene = Scene(KeySet(URL))
+    scene = Scene(URL)
     scene.provider.publish(ONE)
     await scene.keys.__aenter__()
     async with scene.keys:
         assert await scene.kids() == ["one"]
-        await scene.keys.__aexit__(None, None, None)  # by the first, while the second is still there
+        await scene.keys.__aexit__(None, None, None)  # by the first user, while the second still runs it
         assert await scene.kids() == ["one"]
     assert scene.provider.asked == [URL]
     with pytest.raises(NotStartedError):
@@ -382,7 +380,7 @@ async def test_it_may_be_entered_by_several_in_any_order() -> None:
 
 
 async def test_whoever_waits_when_it_ends_is_not_left_waiting() -> None:
-    scene = Scene(KeySet(URL))
+    scene = Scene(URL)
     scene.provider.gate = asyncio.Event()
     async with scene.keys:
         waiting = asyncio.create_task(scene.keys.ring())
@@ -392,7 +390,7 @@ async def test_whoever_waits_when_it_ends_is_not_left_waiting() -> None:
 
 
 async def test_when_it_runs_again_the_keys_that_it_had_serve_until_the_first_fetch_which_is_waited_for() -> None:
-    scene = Scene(KeySet(URL))
+    scene = Scene(URL)
     scene.provider.publish(ONE)
     async with scene.keys:
         await scene.keys.ring()
@@ -410,7 +408,7 @@ async def test_when_it_runs_again_the_keys_that_it_had_serve_until_the_first_fet
 
 
 def test_it_may_run_again_in_another_event_loop() -> None:
-    scene = Scene(KeySet(URL))
+    scene = Scene(URL)
     scene.provider.publish(ONE)
 
     async def run() -> list[str | None]:
@@ -437,7 +435,7 @@ def test_it_may_run_again_in_another_event_loop() -> None:
     ],
 )
 async def test_an_issuer_tells_where_its_keys_are(issuer: str, discovery: str) -> None:
-    scene = Scene(KeySet(issuer=issuer))
+    scene = Scene(issuer=issuer)
     scene.provider.publish(as_json({"issuer": issuer, "jwks_uri": URL, "claims_supported": ["sub"]}), url=discovery)
     scene.provider.publish(ONE)
     async with scene.keys:
@@ -448,24 +446,27 @@ async def test_an_issuer_tells_where_its_keys_are(issuer: str, discovery: str) -
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
-        (as_json({"issuer": f"{ISSUER}/", "jwks_uri": URL}), "another issuer's: mind the slash at the end"),
-        (as_json({"issuer": "https://evil.example", "jwks_uri": URL}), "another issuer's"),
-        (as_json({"issuer": ISSUER.upper(), "jwks_uri": URL}), "another issuer's"),
-        (as_json({"issuer": [ISSUER], "jwks_uri": URL}), "another issuer's"),
-        (as_json({"jwks_uri": URL}), "another issuer's"),
+        (as_json({"issuer": f"{ISSUER}/", "jwks_uri": URL}), "names another issuer; check the slash at the end"),
+        (as_json({"issuer": "https://evil.example", "jwks_uri": URL}), "names another issuer"),
+        (as_json({"issuer": ISSUER.upper(), "jwks_uri": URL}), "names another issuer"),
+        (as_json({"issuer": [ISSUER], "jwks_uri": URL}), "names another issuer"),
+        (as_json({"jwks_uri": URL}), "names another issuer"),
         (as_json({"issuer": ISSUER}), "has no jwks_uri"),
         (as_json({"issuer": ISSUER, "jwks_uri": [URL]}), "has no jwks_uri"),
-        (as_json({"issuer": ISSUER, "jwks_uri": "http://issuer.example/keys"}), "jwks_uri: http is for this machine"),
+        (
+            as_json({"issuer": ISSUER, "jwks_uri": "http://issuer.example/keys"}),
+            "jwks_uri: http is accepted only",
+        ),
         (as_json({"issuer": ISSUER, "jwks_uri": "http://127.0.0.1/keys"}), "leads from https to http"),
-        (as_json({"issuer": ISSUER, "jwks_uri": "https://me:pw@issuer.example/"}), "jwks_uri: it is not a URL of"),
-        (as_json({"issuer": ISSUER, "jwks_uri": "file:///etc/passwd"}), "jwks_uri: it is not a URL of"),
+        (as_json({"issuer": ISSUER, "jwks_uri": "https://me:pw@issuer.example/"}), "jwks_uri: not an accepted URL"),
+        (as_json({"issuer": ISSUER, "jwks_uri": "file:///etc/passwd"}), "jwks_uri: not an accepted URL"),
         (b'{"issuer":"https://issuer.example","issuer":"https://evil.example"}', "is not strict JSON"),
         (b"[]", "is not an object"),
         (b"", "is not strict JSON"),
     ],
 )
 async def test_a_discovery_document_that_cannot_be_trusted_is_not(document: bytes, reason: str) -> None:
-    scene = Scene(KeySet(issuer=ISSUER))
+    scene = Scene(issuer=ISSUER)
     scene.provider.publish(document, url=DISCOVERY)
     scene.provider.publish(ONE)
     async with scene.keys:
@@ -544,14 +545,14 @@ def test_keys_may_come_from_https_or_from_this_machine(url: str) -> None:
 def test_keys_may_not_come_from_anywhere_else(url: str) -> None:
     with pytest.raises(Unacceptable):
         check_url(url)
-    for name, arguments in (("JWT_JWKS_URL", {"jwks_url": url}), ("JWT_OIDC_ISSUER", {"issuer": url})):
+    for name, make in (("JWT_JWKS_URL", partial(KeySet, url)), ("JWT_OIDC_ISSUER", partial(KeySet, issuer=url))):
         with pytest.raises(SettingsError, match=f"^{name}: ") as caught:
-            KeySet(**arguments)
+            make()
         assert "hunter2" not in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
-@given(st.from_regex(_URL, fullmatch=True))
+@given(st.from_regex(URL_PATTERN, fullmatch=True))
 @settings(database=None)
 def test_the_library_that_fetches_goes_where_the_check_has_looked(url: str) -> None:
     try:
@@ -561,36 +562,36 @@ def test_the_library_that_fetches_goes_where_the_check_has_looked(url: str) -> N
     try:
         read = httpx.URL(url)
     except httpx.InvalidURL:
-        return  # then it goes nowhere
-    match = _URL.fullmatch(url)
+        return  # httpx refuses the URL
+    match = URL_PATTERN.fullmatch(url)
     assert match is not None
     assert read.scheme == match[1].lower()
     assert read.raw_host.decode().lower() == match[2].lower().strip("[]")  # httpx keeps the case of IPv6 addresses
     assert read.port in (None, int(match[3] or 0))
     assert (read.userinfo, read.fragment) == (b"", "")
-    assert read.scheme == "https" or read.host == "localhost" or ipaddress.ip_address(read.host).is_loopback
+    assert read.scheme == "https" or is_loopback_host(read.host)
 
 
 def test_an_issuer_has_no_query() -> None:
-    with pytest.raises(SettingsError, match="JWT_OIDC_ISSUER: an issuer has no query"):
+    with pytest.raises(SettingsError, match="JWT_OIDC_ISSUER: the issuer has a query"):
         KeySet(issuer="https://issuer.example/?tenant=a")
 
 
 def test_it_has_one_origin() -> None:
-    with pytest.raises(SettingsError, match="JWT_JWKS_URL: JWT_OIDC_ISSUER is given, too"):
+    with pytest.raises(SettingsError, match="JWT_JWKS_URL: JWT_OIDC_ISSUER is set, too"):
         KeySet(URL, issuer=ISSUER)
-    with pytest.raises(SettingsError, match="JWT_JWKS_URL: it is not a URL"):
+    with pytest.raises(SettingsError, match="JWT_JWKS_URL: not an accepted URL"):
         KeySet()
 
 
 @pytest.mark.parametrize("algorithms", [[], ["HS256"], ["RS256", "HS256"], ["none"], "RS256", ["PS256"], ["rs256"]])
 def test_algorithms_of_a_set_are_never_for_secrets(algorithms: Any) -> None:
-    with pytest.raises(SettingsError, match="JWT_ALGORITHMS: it must be a list with some of RS256, RS384"):
+    with pytest.raises(SettingsError, match=r"JWT_ALGORITHMS: .*; expected some of RS256, RS384"):
         KeySet(URL, algorithms=algorithms)
 
 
 async def test_algorithms_narrow_what_keys_are_for() -> None:
-    scene = Scene(KeySet(URL, algorithms=["ES256"]))
+    scene = Scene(URL, algorithms=["ES256"])
     scene.provider.publish(TWO)
     async with scene.keys:
         assert await scene.kids() == ["two"]
@@ -598,7 +599,7 @@ async def test_algorithms_narrow_what_keys_are_for() -> None:
 
 def test_a_missing_library_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "httpx", None)
-    with pytest.raises(SettingsError, match=r"JWT_OIDC_ISSUER: it needs httpx, .* nuropb-gateway-asgi\[oidc\]"):
+    with pytest.raises(SettingsError, match=r"JWT_OIDC_ISSUER: httpx .*; install nuropb-gateway-asgi\[oidc\]"):
         KeySet(issuer=ISSUER)
 
 
@@ -627,4 +628,4 @@ def test_a_missing_library_is_named_with_the_extra(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_how_long_a_document_may_be_kept(cache_control: str, max_age: float | None) -> None:
-    assert _max_age(cache_control) == max_age
+    assert max_age_of(cache_control) == max_age

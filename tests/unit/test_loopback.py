@@ -20,14 +20,14 @@ from nuropb_gateway_asgi.loopback import is_loopback_host
         ("0:0:0:0:0:0:0:1", True),
         ("::ffff:127.0.0.1", True),
         ("[::FFFF:7F00:1]", True),
-        # names that only look like it
+        # names that resemble loopback hosts
         ("localhost.evil.example", False),
         ("127.evil.example", False),
         ("127.0.0.1.evil.example", False),
         ("evil-localhost", False),
         ("localhost.", False),
-        ("app.localhost", False),  # by RFC 6761 of this machine, and yet a question to the DNS for many resolvers
-        # forms of addresses that not every reader takes for the same address
+        ("app.localhost", False),  # this machine by RFC 6761, but many resolvers ask the DNS
+        # forms of addresses that parsers read differently
         ("127.1", False),
         ("127", False),
         ("2130706433", False),

@@ -1,4 +1,4 @@
-"""Which pages may connect."""
+"""Origins of pages that may connect."""
 
 from __future__ import annotations
 
@@ -142,5 +142,5 @@ def test_entry_that_is_not_an_origin_is_refused(entry: str) -> None:
 
 
 def test_origins_must_be_a_list() -> None:
-    with pytest.raises(SettingsError, match="must be a list"):
+    with pytest.raises(SettingsError, match="a string; expected a list"):
         OriginPolicy("https://a.example")

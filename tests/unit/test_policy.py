@@ -32,7 +32,7 @@ def mistake(text: str | bytes) -> str:
     return message
 
 
-# --- what is read ---------------------------------------------------------------------------------------
+# --- valid files ---------------------------------------------------------------------------------------
 
 
 def test_a_file_with_everything_in_it() -> None:
@@ -101,7 +101,7 @@ def test_the_ways_of_delivery(delivery: str) -> None:
 
 
 WHENS = [
-    # what is written, what is meant
+    # text, conditions
     ('when = { scope = { contains = "a" } }', [("scope", "contains", ("a",))]),
     ('when = { scope = { contains = ["a", "b"] } }', [("scope", "contains", ("a", "b"))]),
     ("when = { level = { equals = 3 } }", [("level", "equals", (3,))]),
@@ -131,7 +131,7 @@ def test_values_keep_their_type() -> None:
 
 # --- lines ----------------------------------------------------------------------------------------------
 
-#: A rule in each of these is in the given line.
+#: Texts, and the lines of their rules.
 LINES = [
     (RULE, [1]),
     ("\n\n# a\n" + RULE, [4]),
@@ -436,7 +436,7 @@ def test_a_policy_error_is_a_settings_error() -> None:
 
 
 def outcome(text: str | bytes) -> tuple[Rule, ...] | str:
-    """The rules, or the mistake."""
+    """Return the rules, or the mistake."""
     try:
         return parse(text)
     except PolicyError as error:
@@ -494,7 +494,7 @@ EXAMPLES = [
 def test_the_examples_for_operators_are_policies(example: str) -> None:
     if "[[rule]]" in example:
         assert parse(example)
-    else:  # lines of a rule, one of several to choose from
+    else:  # alternative lines of a rule
         for line in example.splitlines() if "when" in example else [example]:
             assert parse(RULE + line)
 

@@ -32,7 +32,7 @@ def allowed(file: PolicyFile) -> list[str]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write the file as careful programs do: all of it beside the old one, and then into its place."""
+    """Write a file beside the old one, and then move it into its place."""
     beside = path.with_name(path.name + ".new")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
@@ -51,7 +51,7 @@ def path(tmp_path: Path) -> Path:
 
 
 class Looks:
-    """A reader of signatures that counts its calls. Its answer is that of ``answer``, the real signature by default."""
+    """A reader of signatures that counts its calls. ``answer`` gives the result, by default the real signature."""
 
     def __init__(self, answer: Callable[[str], Signature] = read_signature) -> None:
         self.answer = answer
@@ -152,7 +152,7 @@ async def test_a_file_that_was_replaced_is_read_again(path: Path, caplog: pytest
 
 async def test_a_file_that_was_written_over_is_read_again(path: Path) -> None:
     async with watching(path) as watched:
-        path.write_text(rules("orders.b"))  # as long as before
+        path.write_text(rules("orders.b"))  # of the same length
         await watched.reloads(ok=1)
         assert allowed(watched.file) == ["b"]
 
@@ -198,7 +198,7 @@ async def test_a_file_is_not_read_while_it_is_being_written(path: Path) -> None:
 
     async with watching(path, answer) as watched:
         write(path, rules("orders.b"))
-        await watched.looks(10)  # each finds another state
+        await watched.looks(10)  # each with a different result
         assert allowed(watched.file) == ["a"]
         writing = False
         await watched.reloads(ok=1)
@@ -291,7 +291,7 @@ async def test_a_hangup_signal_reads_the_file_again(path: Path, monkeypatch: pyt
         os.kill(os.getpid(), signal.SIGHUP)
         await watched.reloads(ok=1)
         assert allowed(watched.file) == ["b"]
-        os.kill(os.getpid(), signal.SIGHUP)  # also when it has not changed
+        os.kill(os.getpid(), signal.SIGHUP)  # without a change, too
         await watched.reloads(ok=2)
         path.write_text("nonsense")
         os.kill(os.getpid(), signal.SIGHUP)

@@ -38,7 +38,7 @@ TABLE: list[tuple[dict[str, Any], Identity, bool]] = [
     ({"user_id": "alice", **BEFORE}, identity(iat=NOW + 1), False),
     ({"user_id": "alice", **BEFORE}, identity("bob"), False),
     ({"user_id": "alice", **BEFORE}, identity("alice2"), False),
-    # what does not say when it was issued was issued before
+    # a token without a time of issue counts as issued before
     ({"user_id": "alice", **BEFORE}, Identity(user_id="alice", username="a", token="t"), True),
     ({"user_id": "alice", **BEFORE}, identity(iat="1900000000"), True),
     ({"user_id": "alice", **BEFORE}, identity(iat=True), True),
@@ -52,11 +52,11 @@ TABLE: list[tuple[dict[str, Any], Identity, bool]] = [
     ({"token": fingerprint("t")}, identity(), True),
     ({"token": fingerprint("t")}, identity("bob"), True),
     ({"token": fingerprint("t")}, identity(token="t2"), False),
-    # everybody's
+    # all users
     (BEFORE, identity(), True),
     (BEFORE, identity("bob"), True),
     (BEFORE, identity(iat=NOW), False),
-    # a session's means a token that another process knows
+    # of a session, whose token another process knows
     ({"session_id": "s1"}, identity(), False),
 ]
 
@@ -87,7 +87,7 @@ WRONG: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("fields", WRONG)
 def test_what_means_nothing_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"it has to be|a time|a name"):
+    with pytest.raises(ValueError, match=r"expected exactly one|issued_before|a time|a name"):
         Revocation(**({"until": NOW} | fields))
 
 

@@ -1,4 +1,4 @@
-"""Rules that decide: against a plain reading of docs/policy.md, and by example."""
+"""Decisions by rules: compared with a plain implementation of docs/policy.md, and by example."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def identity(user_id: str = "u1", **claims: Any) -> Identity:
 
 
 def policy(text: str, **options: Any) -> RulePolicy:
-    """Rules, one in each line: ``allow call orders.* users.me [when claim=value ...]``."""
+    """Return a policy of rules, one in each line: ``allow call orders.* users.me [when claim=value ...]``."""
     return RulePolicy(map(rule, filter(None, map(str.strip, text.splitlines())), itertools.count(1)), **options)
 
 
@@ -54,7 +54,7 @@ def rule(text: str, line: int = 0) -> Rule:
     )
 
 
-# --- what decides, by example ---------------------------------------------------------------------------
+# --- decisions by example ---------------------------------------------------------------------------
 
 CALLS = [
     # rules, claims, call, line of the rule that decides (None: none does)
@@ -201,7 +201,7 @@ def rank_of_topic(pattern: str) -> tuple[int, ...]:
 
 
 def strongest_first(rules: Sequence[str]) -> list[tuple[str, str]]:
-    """Rules and their patterns, as docs/policy.md orders them."""
+    """Return rules and their patterns in the order of docs/policy.md."""
 
     def strength(numbered: tuple[int, str]) -> tuple[Any, ...]:
         number, text = numbered
@@ -216,7 +216,7 @@ def strongest_first(rules: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def reference_call(rules: Sequence[str], caller: Identity, service: str, method: str) -> str | None:
-    """The rule that decides."""
+    """Return the rule that decides."""
     for text, pattern in strongest_first(rules):
         own = filled_in(pattern, caller)
         if own is None or not applies(text, caller):
@@ -237,7 +237,7 @@ def test_calls_are_decided_as_the_document_says(rules: list[str], caller: Identi
     assert (None if decision.rule is None else rules[decision.rule.line - 1]) == decided
     assert mine.may_call(caller, service, method) is (decided is not None and decided.startswith("allow"))
     assert mine.may_describe(caller, service) or not decision.allowed
-    # Again, from what was remembered, and for somebody else in between.
+    # Again, from remembered candidates, and with another user in between.
     mine.decide_call(identity("b", x="b", c="2"), service, method)
     assert mine.decide_call(caller, service, method) == decision
     considered = mine.consider_call(caller, service, method)
@@ -245,7 +245,7 @@ def test_calls_are_decided_as_the_document_says(rules: list[str], caller: Identi
 
 
 def reference_topic(rules: Sequence[str], caller: Identity, topic: str) -> bool:
-    """Whether the strongest rule that is about this topic allows it."""
+    """Return whether the strongest rule about this topic allows it."""
     for text, pattern in strongest_first(rules):
         own = filled_in(pattern, caller)
         if own is not None and applies(text, caller) and matches(own, topic):
@@ -293,16 +293,16 @@ SUBSCRIPTIONS = [
     ("allow subscribe orders.#", {}, "#", None),
     ("allow subscribe orders.#\ndeny subscribe orders.secret.#", {}, "orders.new", 1),
     ("allow subscribe orders.#\ndeny subscribe orders.secret.#", {}, "orders.secret.x", 2),
-    # a part of what is asked for is denied
+    # a part of the pattern is denied
     ("allow subscribe orders.#\ndeny subscribe orders.secret.#", {}, "orders.#", 2),
     ("allow subscribe orders.#\ndeny subscribe orders.secret.#", {}, "orders.*", 2),
     ("allow subscribe orders.#\ndeny subscribe *.secret", {}, "orders.*", 2),
     ("allow subscribe orders.#\ndeny subscribe *.secret", {}, "orders.*.new", 1),
-    # a weaker denial does not matter
+    # a weaker denial has no effect
     ("deny subscribe #\nallow subscribe orders.#", {}, "orders.#", 2),
     ("deny subscribe orders.#\nallow subscribe orders.*", {}, "orders.*", 2),
     ("deny subscribe orders.#\nallow subscribe orders.*", {}, "orders.#", None),
-    # a denial of which a stronger rule allows all
+    # a denial that a stronger rule overrules in full
     (
         "allow subscribe orders.#\ndeny subscribe orders.secret.#\nallow subscribe orders.secret.# when role=admin",
         {"role": "admin"},
@@ -349,7 +349,7 @@ def test_what_may_be_subscribed_to(rules: str, claims: dict[str, Any], pattern: 
 
 
 DOCUMENTED = [
-    # pattern, whether an admin may subscribe to it, whether anybody may: the table in docs/policy.md
+    # pattern, whether an admin may subscribe, whether any other user may: the table in docs/policy.md
     ("orders.new", True, True),
     ("orders.secret.price", True, False),
     ("orders.#", True, False),
@@ -488,7 +488,7 @@ NAMES = [
     ("allow call {claim:team}.get", False),
     ("allow call orders.{claim:method}", False),
     ("allow call orders.*\nallow call orders.get", True),
-    ("deny call orders.*", True),  # then whoever allows it all the same does so by its name
+    ("deny call orders.*", True),  # an authorizer that allows the call nevertheless knows its full name
     ("", True),
 ]
 
@@ -634,7 +634,7 @@ def test_settings_are_rules_too() -> None:
 
 
 class Authorizer:
-    """Writes down what it is asked, and answers what it was told to."""
+    """An authorizer that records the questions and gives a fixed answer."""
 
     def __init__(self, answer: Any = None) -> None:
         self.answer = answer
@@ -721,7 +721,7 @@ def test_an_answer_that_is_none_is_a_no(answer: object, caplog: pytest.LogCaptur
 
 def test_an_authorizer_that_forgets_to_answer_allows_nothing() -> None:
     def forgetful(caller: Identity, action: str, name: str, default: Decision) -> Any:
-        """Says nothing."""
+        """Return nothing."""
 
     assert not AuthorizedPolicy(BASE, forgetful).may_call(identity(), "orders", "get")
 
@@ -737,7 +737,7 @@ async def test_a_coroutine_cannot_be_an_authorizer() -> None:
     for authorizer in (slow, Slow()):
         with pytest.raises(TypeError, match="must not wait"):
             AuthorizedPolicy(BASE, authorizer)  # type: ignore[arg-type]
-    # And where it could not be seen, it is a no, and is not left behind.
+    # A coroutine function in disguise denies, and its coroutine is closed.
     sneaky: Any = lambda *arguments: slow(*arguments)  # noqa: E731
     assert not AuthorizedPolicy(BASE, sneaky).may_call(identity(), "orders", "get")
 
@@ -778,7 +778,7 @@ def test_a_subclass_that_decides_otherwise_is_what_the_authorizer_hears() -> Non
 
 
 class Plain:
-    """A policy that answers only what has to be answered."""
+    """A policy with the required methods alone."""
 
     exposes_anything = True
 
@@ -810,7 +810,7 @@ def test_a_policy_that_says_no_more_than_it_must_is_completed() -> None:
 
 
 class Selective(Plain):
-    """One that also says how events may be lost."""
+    """A policy with an own delivery."""
 
     def delivery(self, identity: Identity, pattern: str) -> str:
         return "latest"
@@ -840,7 +840,7 @@ DENIED = CallVerdict(False, None)
 
 
 class Counting(RulePolicy):
-    """Counts its decisions."""
+    """A policy that counts its decisions."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         super().__init__(rules)
@@ -963,7 +963,7 @@ def test_what_a_subclass_of_the_authorized_policy_answers_counts_for_a_verdict()
 
 
 class Rated(Plain):
-    """A policy with a rate, which writes down the calls whose rate it is asked for."""
+    """A policy with a rate that records the methods of all questions for it."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -994,7 +994,7 @@ def test_a_policy_may_judge_calls_itself() -> None:
 
 
 class Wrapper:
-    """A policy that passes on to another what it does not say itself."""
+    """A policy that delegates missing methods to another policy."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy

@@ -117,7 +117,7 @@ CONDITIONS: list[tuple[str, Operator, tuple[Any, ...], bool]] = [
 
 @pytest.mark.parametrize(("claim", "operator", "values", "holds"), CONDITIONS)
 def test_a_condition_on_a_claim(claim: str, operator: Operator, values: tuple[Any, ...], holds: bool) -> None:
-    # As a mapping that cannot be written to, which is what an identity has.
+    # A read-only mapping, as in an identity.
     assert Condition(claim, operator, values).holds(identity(**CLAIMS).claims) is holds
 
 
@@ -243,7 +243,7 @@ def test_globbing_agrees_with_a_regular_expression() -> None:
 
 
 def test_a_name_that_matches_less_ranks_higher_and_is_covered() -> None:
-    # "z" is in no pattern: it stands for all the characters that nobody thought of.
+    # "z" is in no pattern, and represents all other characters.
     universe = names("az", 5)
     patterns = [NamePattern((text,)) for text in names("a*", 4)]
     matched = {pattern: {name for name in universe if pattern.may_match(name)} for pattern in patterns}
@@ -262,7 +262,7 @@ def test_a_name_that_matches_less_ranks_higher_and_is_covered() -> None:
         ("get_*", "get_all", True),
         ("get_*", "get_*", True),
         ("{user_id}_*", "{user_id}_*", True),
-        ("get_*", "get_a*", False),  # it does; to see so is not needed
+        ("get_*", "get_a*", False),  # it does, but covers() need not recognise it
         ("get", "get_all", False),
         ("{user_id}*", "get", False),
         ("get*", "get{user_id}", False),

@@ -1,4 +1,4 @@
-"""Tokens: honest ones pass, hostile ones do not, and none is ever printed. The table is in tests/kit/token_table.py."""
+"""Tokens: valid ones are accepted, hostile ones refused, none is logged. The table is in tests/kit/token_table.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi.authentication import JWTAuthenticator
-from nuropb_gateway_asgi.authentication import jwt_authenticator as authentication
+from nuropb_gateway_asgi.authentication import JWTAuthenticator, jwt_authenticator
 from tests.kit.token_table import HONEST, HOSTILE, Row, clock_of_the_table, verifiers
 from tests.kit.tokens import AUDIENCE, CLAIMS, ISSUER, SECRET, make
 
@@ -53,7 +52,7 @@ async def test_a_hostile_token_identifies_nobody_and_is_not_logged(
     caplog.set_level(logging.DEBUG, logger="nuropb_gateway_asgi")
     assert await judges[row.verifier](row.token) is None
     (record,) = caplog.records
-    assert record.levelno == logging.DEBUG  # a refusal with a reason, not an exception that fell through
+    assert record.levelno == logging.DEBUG  # a refusal with a reason, not an unexpected exception
     assert not any(part in caplog.text for part in row.token.split(".") if len(part) > 6)
 
 
@@ -91,7 +90,7 @@ async def test_token_with_one_character_changed_identifies_nobody(index: int, ch
 @settings(database=None, deadline=None)
 async def test_any_signed_json_is_judged_without_an_exception(value: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(authentication.logger, "error", lambda *args: pytest.fail(str(args)))
+        patch.setattr(jwt_authenticator.logger, "error", lambda *args: pytest.fail(str(args)))
         await HS(make(json.dumps(value).encode("utf-8", "surrogatepass")))
         if isinstance(value, dict):
             await HS(make(CLAIMS | value))

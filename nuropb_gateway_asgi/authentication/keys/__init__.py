@@ -1,21 +1,19 @@
-"""Keys that verify tokens, read and checked before they are used."""
+"""Keys that verify tokens, checked before they are used. python-jose is imported in this package alone.
+
+* ``key``: a key and its algorithms, and which public keys are accepted
+* ``configured``: the key of the settings; ``published``: the keys of a provider
+* ``development``: secrets and tokens for development and tests
+"""
 
 from __future__ import annotations
 
-from .configured import (
-    SET_ALGORITHMS,
-    IgnoredKey,
-    Key,
-    KeyRing,
-    check_algorithms,
-    issue_token,
-    new_secret,
-    read_key,
-    read_key_set,
-)
+from .configured import read_key
+from .development import issue_token, new_secret
+from .key import PUBLIC_ALGORITHMS, Key, KeyRing, check_algorithms
+from .published import IgnoredKey, read_key_set
 
 __all__ = [
-    "SET_ALGORITHMS",
+    "PUBLIC_ALGORITHMS",
     "IgnoredKey",
     "Key",
     "KeyRing",
