@@ -1,6 +1,6 @@
-"""The client's side of the scripts in ``tests/conformance``: what both drivers do, for the Python client here.
+"""The client's side of the scripts in ``tests/conformance``: drivers for the Python and the JavaScript client.
 
-``clients/js/tests/driver.js`` is the other one; it does the same, step by step, in the same words.
+``clients/js/tests/driver.js`` does the same steps as :class:`PythonDriver`, with the same words.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ __all__ = ["Driver", "JavaScriptDriver", "PythonDriver", "Script", "play", "scri
 
 SCRIPTS: Final = Path(__file__).resolve().parents[1] / "conformance"
 NAMES: Final = ("state", "event", "gap", "dropped", "unsubscribed", "goodbye", "warning")
-#: Quick, and without chance.
+#: Fast, and without jitter.
 OPTIONS: Final[Mapping[str, Any]] = {"backoff_base": 0.002, "backoff_cap": 0.02, "random": 0.5}
 
-#: Set when the gateway has done all that the script says, or has failed to: then the client may close.
+#: Set when the gateway has finished or failed its side of the script; then the client may close.
 THE_END: Final = "the end"
 
 Script = Mapping[str, Any]
 
 
 class Driver(Protocol):
-    """What takes the client's steps of a script."""
+    """A program that performs the client's steps of a script."""
 
     async def run(self, url: str, script: Script, markers: Markers) -> None:
-        """Take them all. Raises ScriptError when the client does not do what it should."""
+        """Perform all steps. Raises ScriptError if the client violates the script."""
 
 
 def scripts() -> Iterator[tuple[str, Script]]:
-    """Every script with its name. One with ``cases`` is a script for each of them."""
+    """Return all scripts by name. A script with ``cases`` yields a script for each case."""
     for path in sorted(SCRIPTS.glob("*.json")):
         for script in json.loads(path.read_text(encoding="utf-8")):
             for case in script.get("cases", [{}]):
@@ -49,7 +49,7 @@ def scripts() -> Iterator[tuple[str, Script]]:
 
 
 def _filled(value: Any, case: Mapping[str, Any]) -> Any:
-    """``%name`` stands for a member of the case."""
+    """Replace ``%name`` by a member of the case."""
     if isinstance(value, dict):
         return {key: _filled(each, case) for key, each in value.items() if key != "cases"}
     if isinstance(value, list):
@@ -66,7 +66,7 @@ async def play(script: Script, driver: Driver) -> None:
     async with gateway.serve() as url:
         playing = asyncio.create_task(driver.run(url, script, markers))
         ending = asyncio.create_task(_end(gateway, markers))
-        # The client's side ends last, unless something goes wrong.
+        # The client's side ends last, unless there is an error.
         await asyncio.wait((playing,), timeout=DEADLINE)
         late = not playing.done()
         for task in (playing, ending):
@@ -86,10 +86,10 @@ async def _end(gateway: ScriptedGateway, markers: Markers) -> None:
 
 
 class PythonDriver:
-    """Takes the steps with the Python client."""
+    """Performs the steps with the Python client."""
 
     async def run(self, url: str, script: Script, markers: Markers) -> None:
-        """Take them all."""
+        """Perform all steps."""
         given = {**OPTIONS, **script.get("options", {})}
         random = given.pop("random")
         backoff = Backoff(given.pop("backoff_base"), given.pop("backoff_cap"), random=lambda: random)
@@ -112,7 +112,7 @@ class PythonDriver:
 
 
 def _token(given: Any) -> Any:
-    """A token that never changes, or a function that gives one after the other; the last again and again."""
+    """Return a constant token, or a function that returns one token after the other and repeats the last."""
     if not isinstance(given, list):
         return given
     tokens = list(given)
@@ -127,7 +127,7 @@ def _token(given: Any) -> Any:
 
 
 class _Heard:
-    """What was told under one name, in order."""
+    """The notifications under one name, in order."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -221,7 +221,7 @@ class _Actor:
                 raise ScriptError("there is no such step")
 
     async def _keep_calling(self, service: str, method: str, marker: str, options: Mapping[str, Any]) -> None:
-        """One call after the other, each with an id of its own, which has to be the answer."""
+        """Make one call after the other. Each must be answered with its own id."""
         number = 0
         while not self._markers.is_set(marker):
             number += 1
@@ -240,7 +240,7 @@ class _Actor:
             self._listen(each, subscription.on, f"{name}.")
 
     async def _hear(self, name: str, wanted: Any) -> None:
-        """Wait for the client to tell that; what it told before and is not that is passed over."""
+        """Wait for a notification of the client, skipping others before it."""
         passed = []
         try:
             while difference(wanted, given := await self._heard[name].next()) is not None:
@@ -279,7 +279,7 @@ def _compare(wanted: Any, given: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What the client gives in words that both clients have."""
+    """Convert a value of the client to the form that both clients share."""
     if isinstance(value, BaseException):
         plain: dict[str, Any] = {"class": type(value).__name__, "description": str(value)}
         for name in ("code", "description", "retryable", "retry_after", "trace_id", "close_code", "reason", "topics"):
@@ -296,7 +296,7 @@ def _plain(value: Any) -> Any:
 
 
 class JavaScriptDriver:
-    """Has the steps taken by a program in Node: a line of JSON for each message, in both directions."""
+    """Has a program in Node perform the steps: each message, in both directions, is a line of JSON."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -304,7 +304,7 @@ class JavaScriptDriver:
     @classmethod
     @contextlib.asynccontextmanager
     async def start(cls, *command: str) -> AsyncIterator[JavaScriptDriver]:
-        """Start the program; it ends with its input."""
+        """Start the program, which ends with its input."""
         process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=2**24)
         try:
             yield cls(process)
@@ -314,7 +314,7 @@ class JavaScriptDriver:
             await process.wait()
 
     async def run(self, url: str, script: Script, markers: Markers) -> None:
-        """Take them all."""
+        """Perform all steps."""
         given = {**OPTIONS, **script.get("options", {})}
         await self._tell({"run": {"url": url, "token": "t1", **script, "options": given, "gateway": None}})
         waits: set[asyncio.Task[None]] = set()
