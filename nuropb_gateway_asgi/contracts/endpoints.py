@@ -39,7 +39,7 @@ Kind: TypeAlias = Literal["asyncapi", "openapi"]
 DESCRIBE_TIMEOUT: Final = 3.0
 #: Seconds for which a document is reused, however often it is requested.
 CACHE_SECONDS: Final = 5.0
-#: Documents in the cache.
+#: The most documents in the cache.
 CACHE_SIZE: Final = 128
 
 

@@ -54,7 +54,7 @@ _DISCARDING: Final = frozenset({CloseCode.SLOW_CONSUMER, CloseCode.TOKEN_EXPIRED
 
 
 class ClientLeft(Exception):
-    """The client has disconnected."""
+    """Raised when the client has disconnected."""
 
 
 class Connection(ABC):
@@ -186,7 +186,7 @@ class Connection(ABC):
         if self._close is not None:
             return
         frame = self._manager.on_handler_message(self, message)
-        # nuropb_gw's clients send trace ids only. A client that did not learn to answer pings must not be closed.
+        # Only clients of nuropb_gw send a trace id without an id. They do not answer pings, so stop sending them.
         if self.may_be_legacy and isinstance(frame, Request) and frame.id is None and frame.trace_id is not None:
             self._sends_pings = False
 

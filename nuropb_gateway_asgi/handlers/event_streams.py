@@ -135,7 +135,7 @@ _decode_goodbye = msgspec.json.Decoder(_Goodbye).decode
 
 
 def server_sent_event(text: str, number: int) -> bytes:
-    """Format a frame: of an event, the payload; of any other frame, the whole frame, as an event named "frame"."""
+    """Format an event frame's payload as a Server-Sent Event, or any other frame as an event named "frame"."""
     text = on_one_line(text)
     try:
         payload = bytes(_decode_event_frame(text).payload)

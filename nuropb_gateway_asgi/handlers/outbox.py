@@ -11,9 +11,9 @@ from ..protocol import encode_dropped
 
 __all__ = ["Outbox"]
 
-#: Dropped events that stay in the queue as empty places until the queue is compacted.
+#: The most dropped events that stay in the queue as empty places before the queue is compacted.
 MAX_EMPTY: Final = 64
-#: Topics whose dropped events are counted one by one. Events of all further topics are counted together.
+#: The most topics whose dropped events are counted separately. Further topics are counted together.
 MAX_DROPPED_TOPICS: Final = 64
 
 
@@ -158,7 +158,7 @@ class Outbox:
     # --- events that may be dropped ---------------------------------------------------------------------------
 
     def _take(self, event: _Event) -> str:
-        """Take an event out of the books, and return its text."""
+        """Remove an event that is sent or dropped, and return its text."""
         text = event.text or ""
         event.text = None
         self._size -= event.size

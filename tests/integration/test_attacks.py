@@ -1,4 +1,4 @@
-"""What hostile clients do to a server that is a process of its own; afterwards it serves others as before."""
+"""Attacks of hostile clients on a server process. Afterwards it must serve other clients as before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY = "a secret that is long enough to sign with, and no longer"
 TOKEN = issue_token(KEY, "alice")
 BEARER = ("Authorization", f"Bearer {TOKEN}")
 NOBODYS = "bm9ib2R5cw.dG9rZW4.aXRzZWxm"
-#: Bytes that a server may need for an attack, at the most.
+#: The most bytes of memory that an attack may cost a server.
 GROWTH = 64 * 2**20
 
 HANDSHAKES = handshakes(NOBODYS)
@@ -30,7 +30,7 @@ FRAMES = frames("secret")
 
 @dataclass(frozen=True)
 class Target:
-    """A server that is a process."""
+    """A server process."""
 
     process: Process
     url: str
@@ -41,14 +41,14 @@ class Target:
 
     @contextlib.asynccontextmanager
     async def unharmed(self) -> AsyncIterator[None]:
-        """What happens within the context takes little memory and keeps nobody else from being served."""
+        """Check that the context's body costs little memory, and that other clients are served meanwhile."""
         before = self._most_memory()
         yield
         await self.is_well()
         assert self._most_memory() - before < GROWTH
 
     def _most_memory(self) -> int:
-        """Bytes in memory, at the worst moment so far."""
+        """Return the process's peak memory so far, in bytes."""
         match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
         assert match is not None
         return int(match[1]) * 1024
@@ -76,7 +76,7 @@ async def running(*command: str) -> AsyncIterator[Target]:
 
 @pytest.fixture(params=[SERVE, (*UVICORN, *PROTOCOLS)], ids=["serve", "uvicorn"], scope="module")
 async def target(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
-    """The server of the command line, or uvicorn with the same protocols."""
+    """Run the server of the command line, or uvicorn with the same protocols."""
     async with running(*request.param) as target:
         yield target
         assert "Traceback" not in target.process.output
@@ -98,7 +98,7 @@ async def test_a_hostile_handshake_is_answered(target: Target, name: str) -> Non
         assert answer.startswith(f"HTTP/1.1 {status} ")
         if status == 101:
             return
-        # Without what the client sent, and without the words of the libraries.
+        # The answer has neither the client's data nor texts of the libraries.
         answer += (await raw.ended()).decode("latin-1") if "connection: close" in answer.lower() else ""
         assert NOBODYS not in answer
         assert "websocket connection" not in answer.lower()
@@ -143,7 +143,7 @@ DEFLATE = ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bi
 
 async def test_a_compression_bomb_goes_off_nowhere(target: Target) -> None:
     data = bomb(100 * 2**20)
-    assert len(data) < 262144  # else its size alone would be too much
+    assert len(data) < 262144  # otherwise its size alone would exceed the limit
     async with target.unharmed(), connected(target.url, DEFLATE) as raw:
         await raw.send(data)
         assert await raw.close_code() == 1009
@@ -205,7 +205,7 @@ async def test_who_does_not_finish_a_request_is_hung_up_on_within_ten_seconds(ta
     for seconds, answer in results:
         assert seconds < 15
         assert answer == b"" or answer.startswith((b"HTTP/1.1 408 ", b"HTTP/1.1 200 "))
-    # Before, it was soon enough for whoever finished it.
+    # Not earlier than after 9 s: a slow client that finishes within that time is served.
     assert [seconds > 9 for seconds, _ in results] == [True, True, True, True, False, True, True]
     await target.is_well()
 

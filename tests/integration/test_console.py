@@ -1,4 +1,4 @@
-"""The console in Chromium: from signing in to a call, an event, the end of a token, and outages."""
+"""The console in Chromium: sign-in, calls, events, expiry of tokens, and outages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.servers.javascript import CONSOLE
 from tests.servers.processes import ServiceProcess, unavailable
 from tests.servers.rabbitmq import RabbitMQNode
 
-#: What stands for a token that is signed in with, and for a figure that is not known.
+#: The texts in place of the token, and of an unknown figure.
 HIDDEN, UNKNOWN = "\u2039token\u203a", "\u2013"
 
 
@@ -38,7 +38,7 @@ async def pages() -> AsyncIterator[Pages]:
 
 @pytest.fixture(scope="module")
 async def gateway() -> AsyncIterator[RunningGateway]:
-    """One for all that need none of their own."""
+    """A gateway shared by tests without special settings."""
     async with run_gateway() as running:
         yield running
 
@@ -53,8 +53,8 @@ async def console(
     problems: tuple[str, ...] = (),
     **options: Any,
 ) -> AsyncIterator[Page]:
-    """The console, with somebody signed in. At the end it has spoken to nobody else, and its browser has not
-    complained, but for what ``problems`` says.
+    """Open the console and sign in. At the end, check that the page contacted its gateway only, and that the browser
+    logged no problem except those with a text in ``problems``.
     """
     async with pages.open(gateway.site.http(path), **options) as page:
         if token:
@@ -76,7 +76,7 @@ async def sign_in(page: Page, token: str) -> None:
 
 
 def be_patient(gateway: RunningGateway) -> Handler:
-    """Have the gateway not care for the end of the token that it has told the page of: this machine may be slow."""
+    """Let the connection outlive the token's expiry, of which the page knows: this machine may be slow."""
     (handler,) = gateway.gateway.handler_manager.handlers
     assert handler.identity is not None
     handler.identity = msgspec.structs.replace(handler.identity, expires_at=None)
@@ -199,7 +199,7 @@ async def test_a_token_that_is_not_valid_is_refused_in_words(pages: Pages, gatew
         await page.sees("Paste a token first.")
         await sign_in(page, "bad")
         await page.sees("The gateway does not accept this token.")
-        await sign_in(page, "Bearer alice")  # as it is copied out of a header
+        await sign_in(page, "Bearer alice")  # as copied from a header
         await page.sees("Connected")
 
 
@@ -228,7 +228,7 @@ async def test_the_link_of_make_run_signs_in_and_the_token_is_nowhere_to_be_seen
         async with console(pages, gateway, "", path=f"/#token={token}") as page:
             await page.sees("Developer", within="header")
             assert await page.evaluate("location.href") == gateway.site.http("/")
-            assert await page.evaluate("history.length") == 1 + 1  # the empty page that the tab began with
+            assert await page.evaluate("history.length") == 1 + 1  # plus the empty page of a new tab
             for method, url, headers in await page.seen("requests"):
                 assert token not in url, method
                 assert [name for name, value in headers.items() if token in value] in ([], ["authorization"])
@@ -242,7 +242,7 @@ async def test_the_link_of_make_run_signs_in_and_the_token_is_nowhere_to_be_seen
             await page.sees("preferred_username", within="#identity")
             for part in token.split("."):
                 assert part not in await page.run("return page.content()")
-            # Pasted into the address bar of the page that is open.
+            # The same as pasting the address into the open page.
             await page.evaluate(f"void (location.hash = 'token={token}')")
             await page.until("location.hash === ''")
         async with console(pages, gateway, "", path="/#token=nonsense") as page:
@@ -335,7 +335,7 @@ async def test_what_cannot_be_meant_is_not_sent(pages: Pages, gateway: RunningGa
 
 async def test_parameters_can_be_written_as_json(pages: Pages, gateway: RunningGateway) -> None:
     async with console(pages, gateway) as page:
-        await choose(page, "echo")  # which takes whatever it is given, so there are no fields
+        await choose(page, "echo")  # accepts any parameters, so there are no fields
         await page.fill("Parameters", '{"text": "é", "list": [1, null, {"deep": true}]')
         await page.click("Call", within=".call")
         await page.sees("This is not JSON")
@@ -429,7 +429,7 @@ async def test_a_topic_that_one_may_not_see_is_refused_in_words(pages: Pages, ga
         await page.sees("a word that mixes", within=".chips")
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------------------
+# --- expiry and outages -------------------------------------------------------------------------------------------
 
 
 async def test_when_the_token_ends_a_newer_one_goes_on_where_the_old_one_stopped(
@@ -519,7 +519,7 @@ async def test_an_outage_of_the_broker_is_told_and_outlived(own_node: RabbitMQNo
                 assert len(await page.seen("sockets")) == 1
 
 
-# --- for everybody ------------------------------------------------------------------------------------------------
+# --- accessibility and the chart ----------------------------------------------------------------------------------
 
 
 async def test_nothing_is_in_the_way_of_assistive_technology(pages: Pages, gateway: RunningGateway) -> None:
@@ -615,7 +615,7 @@ async def test_the_chart_shows_the_round_trip_the_calls_and_the_rate(pages: Page
         label = await page.evaluate("document.querySelector('.plot').getAttribute('aria-label')")
         assert "Round trip to the gateway, median: " in label
         assert "Slowest call of each second, median: " in label
-        # Something is drawn: the canvas is not of one colour.
+        # Something is drawn: the canvas has more than one colour.
         await page.until(
             """(() => {
                  const canvas = document.querySelector(".plot canvas");

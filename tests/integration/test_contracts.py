@@ -1,4 +1,4 @@
-"""The contract as it is served, judged by others; and the clients made of it, checked by their languages."""
+"""Contracts as served, checked by reference validators; generated clients, checked by mypy and tsc."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ DOCUMENTS = ("/asyncapi.json", "/openapi.json")
 
 
 class Silent:
-    """A service that does not say what it is."""
+    """A service without descriptions of methods."""
 
     _service_name = "silent"
 
 
 class Orders:
-    """What was ordered."""
+    """The orders of all customers."""
 
     _service_name = "orders"
 
@@ -53,7 +53,7 @@ class Orders:
 
 
 class ClerksRefund(ExposePolicy):
-    """Users may get, and only the clerk may refund."""
+    """A policy: all users may get, only the clerk may refund."""
 
     def may_call(self, identity: Identity, service: str, method: str) -> bool:
         return super().may_call(identity, service, method) and (method != "refund" or identity.user_id == "clerk")
@@ -61,7 +61,7 @@ class ClerksRefund(ExposePolicy):
 
 @pytest.fixture(scope="module")
 async def gateway() -> AsyncIterator[RunningGateway]:
-    """One for all that ask with different tokens."""
+    """A gateway that is shared by callers with different tokens."""
     mesh = EmbeddedMesh({"orders": Orders()}, service_name="nuropb-gateway")
     policy = ClerksRefund(["orders.*", "away.*"], ["orders.#", "users.{user_id}"])
     made = make_gateway(mesh=mesh, policy=policy, allowed_origins=["https://app.example"])
@@ -83,19 +83,19 @@ async def run(*command: str, stdin: str = "", cwd: Path | None = None) -> tuple[
 
 
 def installed(name: str) -> Path:
-    """A package that the console is tested with."""
+    """Return the directory of an npm package, or skip the test."""
     package = CONSOLE / "node_modules" / name
     if not package.is_dir():
         unavailable(f"{name} is not installed: make clients/console/.installed")
     return package
 
 
-# --- who gets what ------------------------------------------------------------------------------------------------
+# --- permissions --------------------------------------------------------------------------------------------------
 
 
 async def test_each_caller_gets_what_that_caller_may_do(gateway: RunningGateway) -> None:
     for path in DOCUMENTS:
-        for _ in range(2):  # the second time it is remembered
+        for _ in range(2):  # the second time from the cache
             for token, refunds in (("alice", False), ("clerk", True), ("bob:and:something", False)):
                 async with http(gateway, token) as client:
                     response = await client.get(path)
@@ -184,7 +184,7 @@ async def test_a_gateway_that_does_not_run_says_so() -> None:
         assert "retry-after" in response.headers
 
 
-# --- is it right --------------------------------------------------------------------------------------------------
+# --- validity -----------------------------------------------------------------------------------------------------
 
 
 async def test_what_is_served_is_valid_and_so_is_what_hostile_services_make_of_it(gateway: RunningGateway) -> None:
@@ -200,7 +200,7 @@ async def test_what_is_served_is_valid_and_so_is_what_hostile_services_make_of_i
     assert status == 0, output
     *found, of_broken = json.loads(output)
     assert found == [[]] * len(documents)
-    assert of_broken  # so it looks
+    assert of_broken  # the parser detects errors
 
 
 PYTHON_USER = """
@@ -218,7 +218,7 @@ async def main() -> None:
             async for event in events:
                 print(event.topic)
 """
-#: Each of these is a mistake in the use of the made client.
+#: Each line is an incorrect use of the generated client.
 PYTHON_MISTAKES = (
     "await gateway.orders.get()",
     'await gateway.orders.get(number="1")',
@@ -259,7 +259,7 @@ async def test_the_python_client_passes_mypy_and_a_wrong_call_does_not(tmp_path:
         f"from made import Gateway\nasync def main(gateway: Gateway) -> None:\n{lines}\n"
     )
     mypy = (sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context", "--no-pretty")
-    # As strict as here, and with the cache of here, where the client is in already.
+    # As strict as this project, and with its cache, which has the client already.
     cache = ("--cache-dir", str(ROOT / ".mypy_cache"))
     files = ("made.py", "hostile.py", "good.py", "wrong.py")
     status, output = await run(*mypy, *cache, "--config-file", str(ROOT / "pyproject.toml"), *files, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""What a request and a delivery cost, in calls and system calls instead of time; see docs/development.md."""
+"""The cost of a request and of a delivery, in calls and system calls instead of time; see docs/development.md."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from tests.servers.processes import ServiceProcess
 
 MeshName: TypeAlias = Literal["embedded", "rabbitmq"]
 
-#: How replies are bundled, and with it this count, is the business of the broker and of the moment.
+#: For counts that depend on how the broker happens to bundle replies.
 VARIES: Final = math.inf
 
-#: What it cost when this was written down. Where it costs less now, lower the number: a test that passes prints, with
-#: ``-rP``, the line that belongs here.
+#: The measured costs. Lower a number when its cost has fallen: with ``-rP``, a test that passes prints the line that
+#: belongs here.
 COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
     ("request", "embedded"): Cost(own_calls=87, all_calls=398, callbacks=3, tasks=1, writes=1),
     ("request", "rabbitmq"): Cost(own_calls=108, all_calls=340, callbacks=3, tasks=0, writes=2),
-    # One write for each answer, and two or three for all of them to the broker, or some more where it is slow.
+    # One write for each answer, and for all requests together two or three to the broker, more if it is slow.
     ("request of many", "rabbitmq"): Cost(own_calls=99, all_calls=VARIES, callbacks=VARIES, tasks=0, writes=1.25),
     ("delivery", "embedded"): Cost(own_calls=4, all_calls=13, callbacks=0.2, tasks=0, writes=1),
     ("delivery", "rabbitmq"): Cost(own_calls=4, all_calls=13, callbacks=0.2, tasks=0, writes=1),
 }
-#: More than this times as much is a regression. Other versions of Python and of libraries differ by less.
+#: A cost above this multiple is a regression. Versions of Python and of libraries differ by less.
 MARGIN: Final = 1.2
 
-#: Requests that are sent in one go.
+#: Requests that are sent at once.
 MANY: Final = 32
-#: Connections that get an event; the difference is what deliveries cost, without what an event costs once.
+#: Connections that receive an event. The difference is the cost of deliveries, without the cost of the event itself.
 FEW_SUBSCRIBERS, SUBSCRIBERS = 5, 25
 TOPIC: Final = "costs.counted"
 
 
 @asynccontextmanager
 async def a_gateway(mesh: MeshName, url: str) -> AsyncIterator[RunningGateway]:
-    """As it comes, on the lane that is the default, whichever the tests run on."""
+    """Run a gateway with default settings, on the default lane even if the tests run on the other one."""
     options: dict[str, Any] = {"expose": ["*.*"], "expose_topics": ["#"], "targeted_topics": [], "mesh_lane": "fast"}
     if mesh == "rabbitmq":
         options |= {"mesh_url": url, "service_name": f"gateway-{secrets.token_hex(4)}"}
@@ -56,7 +56,7 @@ async def a_gateway(mesh: MeshName, url: str) -> AsyncIterator[RunningGateway]:
 
 
 def check(what: str, mesh: MeshName, measured: Cost, details: Measured) -> None:
-    """Fail if it costs more than it may."""
+    """Fail if the measured cost exceeds the written cost by more than the margin."""
     written = COSTS[what, mesh]
     line = ", ".join(f"{name}={value:g}" for name, value in measured.rounded().items())
     print(f'    ("{what}", "{mesh}"): Cost({line}),')
@@ -71,7 +71,7 @@ def check(what: str, mesh: MeshName, measured: Cost, details: Measured) -> None:
 
 
 def requests(service: str, count: int) -> Callable[[Sequence[BlockingClient]], Repeat]:
-    """So many requests in one go, and their answers."""
+    """Make ``count`` requests at once, and wait for their answers."""
 
     def prepare(clients: Sequence[BlockingClient]) -> Repeat:
         (client,) = clients
@@ -87,7 +87,7 @@ def requests(service: str, count: int) -> Callable[[Sequence[BlockingClient]], R
 
 
 def events(publish: str) -> Callable[[Sequence[BlockingClient]], Repeat]:
-    """An event that goes to all connections but the first, which has it published."""
+    """Have the first connection publish an event that all other connections receive."""
 
     def prepare(clients: Sequence[BlockingClient]) -> Repeat:
         publisher, *subscribers = clients

@@ -1,4 +1,4 @@
-"""Calls and events over HTTP, by honest clients and by others."""
+"""Calls and event streams over HTTP, by honest and by hostile clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.kit.transports import HTTPClient, events, http_client
 from tests.kit.turnstile import Turnstile
 
 PAGE: Final = "https://app.example.com"
-#: Bytes of a body.
+#: The limit for a body, in bytes.
 LIMIT: Final = 4096
 LONG: Final = {"seconds": 3600}
 
@@ -46,7 +46,7 @@ async def shared() -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture
 async def running(shared: RunningGateway) -> AsyncIterator[RunningGateway]:
-    """A gateway of which nothing may be left in use by any test."""
+    """A shared gateway that every test leaves without connections and calls."""
     yield shared
     await shared.is_empty()
 
@@ -163,7 +163,7 @@ async def test_a_body_without_a_length_is_too_big_as_soon_as_it_is(client: HTTPC
             yield b" " * 1024
 
     headers = {"Content-Type": "application/json"}
-    with contextlib.suppress(httpx.WriteError):  # the answer may come while the client still sends
+    with contextlib.suppress(httpx.WriteError):  # the answer may arrive while the client is still sending
         assert (await client.post("/rpc/demo/echo", content=body(), headers=headers)).status_code == 413
 
 
@@ -201,7 +201,7 @@ def _head(method: str, path: str, *headers: str) -> bytes:
     return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
 
-# --- who may ask --------------------------------------------------------------------------------------------------
+# --- authentication and origins -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/rpc/demo/echo", "/events"])
@@ -234,7 +234,7 @@ async def test_a_cookie_is_taken_from_pages_that_may_connect(running: RunningGat
     async with http_client(running) as client:
         response = await client.call("demo.whoami", **cookie, Origin=PAGE)
         assert response.json()["user_id"] == "alice"
-        # A page cannot set this header, so it is the browser's word; but only for what changes nothing.
+        # A page cannot set this header, so it is the browser's word; the gateway trusts it for GET requests only.
         assert (await client.call("demo.whoami", **cookie, Sec_Fetch_Site="same-origin")).status_code == 403
         async with client.stream("GET", "/events", headers=cookie | {"Sec-Fetch-Site": "same-origin"}) as stream:
             assert stream.status_code == 200
@@ -320,7 +320,7 @@ TOPICS: Final = [
 @pytest.mark.parametrize(("query", "status", "code"), TOPICS, ids=range(len(TOPICS)))
 async def test_topics_that_cannot_be_had_are_a_status(client: HTTPClient, query: str, status: int, code: str) -> None:
     async with client.stream("GET", f"/events?{query}") as response:
-        assert response.status_code == status  # before it is read, as a stream would have no end
+        assert response.status_code == status  # checked before reading, because a stream would not end
         assert json.loads(await response.aread())["code"] == code
 
 
@@ -374,7 +374,7 @@ async def test_one_user_has_only_so_many_streams_and_calls(running: RunningGatew
         await asyncio.wait([call])
 
 
-# --- beginning and end --------------------------------------------------------------------------------------------
+# --- limits and drain ---------------------------------------------------------------------------------------------
 
 
 async def test_only_refused_tokens_count_as_handshakes() -> None:

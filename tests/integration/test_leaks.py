@@ -1,4 +1,4 @@
-"""Secrets are put wherever anybody could put one, everything is logged, and all that was logged is searched."""
+"""Secrets in every place that a client controls, with full logging: the log must contain none of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ORIGIN = "https://app.example.com"
 KEY = "kEy-that-signs-and-is-nobody-elses-business"
 TOKEN = issue_token(KEY, "alice", note="a-claim-in-the-token")
 NEWER = issue_token(KEY, "alice", note="a-claim-in-the-newer-token")
-#: A token that is nobody's, and what else the attacks carry.
+#: An invalid token, and the other secrets of the attacks.
 ATTACK = "c2VjcmV0.b2Y.YXR0YWNrZXJz"
 QUERY = "query-s3cret"
 COOKIE = "session-s3cret"
@@ -47,7 +47,7 @@ PROTOCOLS = (
 
 @contextlib.asynccontextmanager
 async def running(*command: str, **settings: str) -> AsyncIterator[tuple[Process, str]]:
-    """A server that logs all there is, and that has ended when the context does."""
+    """Run a server with full logging, and stop it at the end."""
     settings = {"JWT_KEY": KEY, "ALLOWED_ORIGINS": ORIGIN, "AUTH_COOKIE": "session", "LOG_LEVEL": "debug"} | settings
     async with run_module(*command, settings=settings, environment=LOUD) as process:
         last = r"gateway is at ws://127\.0\.0\.1:(\d+)" if "serve" in command else r"running on http://[^:]+:(\d+)"
@@ -57,7 +57,7 @@ async def running(*command: str, **settings: str) -> AsyncIterator[tuple[Process
 
 
 def spellings(secret: str) -> Iterator[str]:
-    """A secret as it may appear in a text."""
+    """Return all spellings of a secret that may appear in a text."""
     data = secret.encode()
     yield secret
     yield quote(secret, safe="")
@@ -65,7 +65,7 @@ def spellings(secret: str) -> Iterator[str]:
     yield repr(data)[2:-1]
     yield data.hex()
     yield data.hex(" ")
-    for shift in range(3):  # wherever it stands in what was encoded
+    for shift in range(3):  # at each offset within the encoded data
         encoded = base64.b64encode(bytes(shift) + data).decode()[4 if shift else 0 : -4]
         yield encoded
         yield encoded.replace("+", "-").replace("/", "_")
@@ -76,7 +76,7 @@ def found(output: str, *secrets: str) -> list[str]:
 
 
 async def attack(url: str) -> None:
-    """Every attack of the tables, with the secret that is in them."""
+    """Run every attack of the tables, with the secret in it."""
     for request, status in handshakes(ATTACK).values():
         async with RawClient.open(url) as raw:
             with contextlib.suppress(OSError):
@@ -95,7 +95,7 @@ async def attack(url: str) -> None:
 
 
 async def talk(url: str, service: str) -> None:
-    """Tokens by every channel, and secrets in whatever is said."""
+    """Send tokens in every way, and secrets in every frame."""
     cookie = ("Cookie", f"other={COOKIE}; session={TOKEN}")
     asked = f"{url}?token={QUERY}&{TOKEN}"
     async with connect(asked, headers=[cookie], origin=ORIGIN) as client:
@@ -111,7 +111,7 @@ async def talk(url: str, service: str) -> None:
 
 
 async def browse(url: str) -> str:
-    """Secrets in requests for what is not a WebSocket; returns all that was answered, the metrics included."""
+    """Send secrets in HTTP requests, and return all answers, the metrics included."""
     answers = ""
     async with httpx.AsyncClient(trust_env=False, headers={"Authorization": f"Bearer {TOKEN}"}) as browser:
         for path in ("/livez", "/readyz", "/metrics", "/nowhere", f"/{METHOD}"):
@@ -157,10 +157,10 @@ async def test_no_secret_of_a_client_is_logged(command: tuple[str, ...]) -> None
     assert "DEBUG" in process.output
     assert found(process.output, *secrets, bearer_subprotocol(TOKEN), "a-claim-in-the") == []
     assert found(answers, *secrets, METHOD) == []
-    # What is said of requests is who asked for what, and how that ended.
+    # Requests are logged with client, path and status.
     assert re.search(r'"WebSocket /ws" \[accepted\]', process.output)
     assert re.search(r'"GET /nowhere HTTP/1.1" 404', process.output)
-    # And nobody but the server begins a line.
+    # No client can start a new line.
     assert re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", process.output) is None
 
 
@@ -187,7 +187,7 @@ async def test_within_an_application_what_is_said_over_websockets_is_not_logged(
             response = await browser.get(url.replace("ws://", "http://").replace("/ws", "/own?page=7"))
             assert response.status_code == 500
     assert found(process.output, KEY, TOKEN, NEWER, ATTACK, QUERY, COOKIE, PARAMS) == []
-    # The rest is the application's own.
+    # The application's own records are unchanged.
     assert '"GET /own?page=7 HTTP/1.1" 500' in process.output
     assert "ValueError: a text that its developer needs" in process.output
 
@@ -229,7 +229,7 @@ async def test_what_makes_a_line_of_its_own_is_escaped() -> None:
     async with run_module(*SERVE, "--forwarded-allow-ips", "*", settings=settings, environment=LOUD) as process:
         url = (await process.line(r"ws://\S+"))[0]
         addresses = [f"\x9b2J{forged}", f"1.2.3.4\x85{forged}"]
-        for address in addresses * 2:  # the second time it is one handshake too many, of which the gateway tells itself
+        for address in addresses * 2:  # the second time exceeds the rate of handshakes, which the gateway logs
             async with RawClient.open(url) as raw:
                 await raw.handshake(f"/ws?%0d%0a{forged.replace(' ', '%20')}", ("X-Forwarded-For", address))
         process.signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The gateway within other applications, and how those use it."""
+"""The gateway in host applications, and its use by them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def converse(url: str) -> None:
 
 
 class Recorder:
-    """Lifespans and event handlers that say when they are run."""
+    """Lifespans and event handlers that record when they run."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -190,7 +190,7 @@ async def test_a_lifespan_that_fails_ends_the_others(caplog: pytest.LogCaptureFi
     with pytest.raises((AssertionError, RuntimeError), match="exited with 3"):
         async with serve(app):
             pass
-    # The first one's end is not reached, as by any context manager in which something fails.
+    # The first lifespan's end is not reached, as in every context manager whose body raises.
     assert recorder.events == ["first begins"]
     assert not gateway.service_mesh_manager.started
     assert "ZeroDivisionError" in caplog.text
@@ -234,7 +234,7 @@ async def test_two_gateways_in_one_application() -> None:
                 other = "two" if name == "one" else "one"
                 assert await client.error_code(f"{other}.name") == "permission_denied"
             await eventually(lambda: not any(len(gateway.handler_manager) for gateway in gateways))
-        # Events of one are not seen by the other.
+        # Neither gateway receives the events of the other.
         async with connect(site.ws("/one/ws"), "alice") as one, connect(site.ws("/two/ws"), "alice") as two:
             for client in (one, two):
                 await client.ask("subscribe", topics=["demo.news"])
@@ -299,7 +299,7 @@ async def test_a_signal_gets_to_the_server_when_all_gateways_are_drained() -> No
 
 async def test_an_authenticator_with_a_lifetime_has_the_gateways_and_may_say_that_it_cannot_tell() -> None:
     class Database:
-        """Users in a database that comes and goes."""
+        """A database of users that may be closed."""
 
         def __init__(self) -> None:
             self.events: list[str] = []
@@ -310,7 +310,7 @@ async def test_an_authenticator_with_a_lifetime_has_the_gateways_and_may_say_tha
             self.events.append("entered")
 
         async def __aexit__(self, *exc_info: object) -> None:
-            assert gateway.handler_manager.closed_for is not None  # nobody is let in any more
+            assert gateway.handler_manager.closed_for is not None  # the gateway refuses new connections
             self.events.append("left")
 
         async def __call__(self, token: str) -> Identity | None:
@@ -347,11 +347,11 @@ async def test_a_server_that_cannot_refuse_by_status() -> None:
         await converse(site.ws())
 
 
-# --- used by the application ------------------------------------------------------------------------------------
+# --- use by the application -------------------------------------------------------------------------------------
 
 
 def host(gateway: Gateway) -> FastAPI:
-    """An application whose endpoints call the mesh."""
+    """Run an application whose endpoints call the mesh."""
     app = FastAPI()
 
     @app.get("/add/{a}/{b}")
@@ -386,7 +386,7 @@ def host(gateway: Gateway) -> FastAPI:
 
 
 async def test_endpoints_call_the_mesh() -> None:
-    gateway = make_gateway(expose=[])  # which is about clients, not about the application
+    gateway = make_gateway(expose=[])  # the policy applies to clients, not to the application
     async with serve(host(gateway)) as site, http(site) as client:
         assert (await client.get("/add/2/3")).json() == 5
         assert (await client.get("/whoami")).json() == {
@@ -457,13 +457,13 @@ async def test_the_gateways_tokens_at_the_applications_own_routes() -> None:
         cookie = {"Cookie": "session=alice"}
         assert (await client.get("/me", headers=bearer)).json() == ["alice", "Alice", "alice:2"]
         assert (await client.get("/me", headers=cookie)).json() == ["alice", "Alice", "alice"]
-        assert (await client.post("/me", headers=cookie)).status_code == 403  # another site may have sent it
+        assert (await client.post("/me", headers=cookie)).status_code == 403  # another site may have caused the request
         assert (await client.get("/me")).status_code == 403
         assert (await client.get("/anybody")).json() is False
         for headers in ({"Authorization": "Bearer bad"}, {"Authorization": "Basic x"}, bearer | cookie):
             response = await client.get("/anybody", headers=headers)
             assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer")
-        # The middleware sees WebSockets, too, and is not in the way.
+        # The middleware also sees WebSockets, and must not block them.
         await converse(site.ws("/gw/ws"))
         async with connect(site.ws("/gw/ws"), headers=[("Cookie", "session=alice")], origin="http://app.example"):
             pass
@@ -472,7 +472,7 @@ async def test_the_gateways_tokens_at_the_applications_own_routes() -> None:
             await by_frame.event("hello")
 
 
-# --- as it is ---------------------------------------------------------------------------------------------------
+# --- without an application -------------------------------------------------------------------------------------
 
 
 async def test_uvicorn_serves_it_from_the_environment() -> None:

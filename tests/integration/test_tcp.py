@@ -1,4 +1,4 @@
-"""Lines over TCP and TLS, by honest clients and by others."""
+"""Lines over TCP and TLS, by honest and by hostile clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.kit.clients import RawClient
 from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway
 from tests.kit.transports import LineClient, connect_tcp
 
-#: Bytes of a line.
+#: The limit for a line, in bytes.
 LIMIT: Final = 4096
 LONG: Final = {"seconds": 3600}
 FREE: Final = "127.0.0.1:0"
@@ -41,7 +41,7 @@ async def shared() -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture(scope="module")
 async def impatient() -> AsyncIterator[RunningGateway]:
-    """A gateway that soon has waited for long enough."""
+    """A gateway with short timeouts."""
     async with run_gateway(
         tcp=FREE, auth_timeout=0.5, ping_interval=0.2, ping_timeout=0.3, max_message_size=LIMIT
     ) as running:
@@ -50,7 +50,7 @@ async def impatient() -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture
 async def running(shared: RunningGateway) -> AsyncIterator[RunningGateway]:
-    """A gateway of which nothing may be left in use by any test."""
+    """A shared gateway that every test leaves without connections and calls."""
     yield shared
     await shared.is_empty()
 
@@ -94,7 +94,7 @@ async def test_who_finishes_sending_gets_the_answers_that_are_due(running: Runni
     async with connect_tcp(running, "alice") as client:
         await client.request("demo.slow", {"seconds": 0.2}, id="1")
         call = {"type": "request", "payload": {"service": "demo", "method": "echo", "id": "2"}}
-        await client.send_bytes(json.dumps(call).encode())  # the last line has no end
+        await client.send_bytes(json.dumps(call).encode())  # without a line break at the end
         client.finish()
         closed = await client.closed()
     assert sorted(frame["payload"]["id"] for frame in closed.frames) == ["1", "2"]
@@ -117,11 +117,11 @@ async def test_a_call_ends_when_its_client_is_gone(impatient: RunningGateway) ->
     async with connect_tcp(impatient, "alice") as client:
         await client.request("demo.slow", LONG)
         await eventually(lambda: impatient.occupancy[2] == 1)
-        client.abort()  # which looks as if it had finished sending only
+        client.abort()  # to the gateway this looks like the end of sending
         await impatient.is_empty()
 
 
-# --- others -------------------------------------------------------------------------------------------------------
+# --- hostile clients ----------------------------------------------------------------------------------------------
 
 UNAUTHORISED: Final[list[tuple[bytes, int]]] = [
     (b'{"type":"authorize","payload":{"token":"bad"}}\n', CloseCode.INVALID_TOKEN),
@@ -311,7 +311,7 @@ async def test_a_client_without_a_common_version_is_refused(tls: RunningGateway,
     context = certificate.client()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("AES128-SHA")  # for RSA, which the certificate is not
+    context.set_ciphers("AES128-SHA")  # needs an RSA certificate, which this is not
     with pytest.raises((ssl.SSLError, ConnectionError)):
         async with connect_tcp(tls, "alice", tls=context):
             pass

@@ -1,4 +1,4 @@
-"""All kinds of connections at once: what is for a user, or for all, reaches each of them, and limits are over all."""
+"""All kinds of connections at once: messages to a user or to all reach each kind, and limits count all kinds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS: Final = ("websocket", "http", "tcp")
 
 
 class Everywhere:
-    """One user's connections of every kind, to one gateway."""
+    """Connections of one user, one of each kind, to one gateway."""
 
     def __init__(self, socket: Client, stream: EventStream, lines: LineClient) -> None:
         self.socket = socket
@@ -47,12 +47,12 @@ class Everywhere:
             yield cls(socket, stream, lines)
 
     async def get(self, topic: str) -> list[Any]:
-        """The next event of ``topic``, on each."""
+        """Return the next event of ``topic`` on each connection."""
         payloads = [await each.event(topic) for each in (self.socket, self.stream, self.lines)]
         return [payload["event"] for payload in payloads]
 
     async def closed(self) -> list[int]:
-        """The codes that the connections end with."""
+        """Wait for the end of the connections, and return their close codes."""
         last = (await self.stream.rest())[-1]["event"]["code"]
         return [(await self.socket.closed()).code, last, (await self.lines.closed()).code]
 
@@ -77,7 +77,7 @@ async def shared() -> AsyncIterator[RunningGateway]:
 
 @pytest.fixture
 async def running(shared: RunningGateway) -> AsyncIterator[RunningGateway]:
-    """A gateway of which nothing may be left in use by any test."""
+    """A shared gateway that every test leaves without connections and calls."""
     yield shared
     await shared.is_empty()
 
@@ -215,7 +215,7 @@ async def test_no_log_has_what_a_client_sent(running: RunningGateway, caplog: py
     async with connect_tcp(running, f"alice:{secret}") as lines:
         await lines.send_text(f"{secret}\n" * 10)
         await lines.closed()
-    # Clients may log what they like. The access log is the host application's, and filtered in a process of our own.
+    # Only the server side counts: clients log freely, and the access log belongs to the host application here.
     ours = ("nuropb_gateway_asgi", "uvicorn.error", "asyncio", "websockets")
     records = [record for record in caplog.records if record.name.startswith(ours)]
     assert records

@@ -1,6 +1,6 @@
-"""What a hostile client sends, as tables: handshakes that are none, frames that are none, and floods.
+"""Attacks of hostile clients, as tables: invalid handshakes, invalid frames, and floods.
 
-Wherever a client could put a secret, there is one, so that the same tables show whether it gets out.
+Every place in which a client could put a secret has one, so that the same tables show whether secrets leak.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ UPGRADE: Final = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
 
 
 def head(first: str, *headers: tuple[str, str]) -> bytes:
-    """A request's head with these headers and no others."""
+    """Return the head of a request with these headers and no others."""
     lines = [first, *(f"{name}: {value}" for name, value in headers), "", ""]
     return "\r\n".join(lines).encode("latin-1")
 
 
 def handshakes(secret: str) -> dict[str, tuple[bytes, int]]:
-    """Requests, by what is wrong with them, each with the status that answers it. ``secret`` is nobody's token."""
+    """Return requests by their fault, each with the status of its answer. ``secret`` is not a valid token."""
     bearer = ("Authorization", f"Bearer {secret}")
     query = f"/ws?token={secret}"
     host = ("Host", "gateway")
@@ -55,7 +55,7 @@ def handshakes(secret: str) -> dict[str, tuple[bytes, int]]:
         "basic": (upgrade(("Authorization", f"Basic {secret}")), 401),
         "foreign origin": (upgrade(bearer, ("Origin", f"https://{secret}.example.com")), 403),
         "unknown subprotocol": (upgrade(bearer, ("Sec-WebSocket-Protocol", secret)), 400),
-        # What is no HTTP.
+        # Not HTTP.
         "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + secret.encode() + b"\r\n\r\n", 400),
         "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         "HTTP/3.0": (only(host, *UPGRADE, KEY, VERSION, first=f"GET {query} HTTP/3.0"), 505),
@@ -70,7 +70,7 @@ def handshakes(secret: str) -> dict[str, tuple[bytes, int]]:
         "escape in the target": (whole.replace(b"/ws?", b"/\x1b[31m?"), 400),
         "dots": (whole.replace(b"/ws?", b"/ws/../ws?"), 403),
         "two slashes": (whole.replace(b"/ws?", b"//ws?"), 403),
-        # A request within a request.
+        # Request smuggling.
         "body": (length("5") + b"hello", 400),
         "body that is a request": (length(str(len(inner))) + inner, 400),
         "chunked": (upgrade(bearer, ("Transfer-Encoding", "chunked")) + b"0\r\n\r\n" + inner, 400),
@@ -131,7 +131,7 @@ def handshakes(secret: str) -> dict[str, tuple[bytes, int]]:
 
 
 def frames(secret: str) -> dict[str, tuple[bytes, int | None]]:
-    """What comes after a handshake, by what is wrong with it, each with the close code that answers it, if one does."""
+    """Return data after a handshake by its fault, each with the close code of the answer, if there is one."""
     frame = RawClient.frame
     text = f'{{"type":"ping","payload":"{secret}"}}'.encode()
     masked = b"\x81\x85\x00\x00\x00\x00"
@@ -183,7 +183,7 @@ def frames(secret: str) -> dict[str, tuple[bytes, int | None]]:
 
 @dataclass(frozen=True)
 class Flood:
-    """A million of something small; ``closed_with`` is what the gateway has to say to it."""
+    """A million of something small. ``closed_with`` is the expected close code."""
 
     closed_with: int
     pieces: Callable[[], Iterator[bytes]]
@@ -211,7 +211,7 @@ FLOODS: Final[dict[str, Flood]] = {
 
 
 def bomb(size: int, *, fragment: int | None = None) -> bytes:
-    """A text message of ``size`` bytes, deflated to a thousandth of that, in fragments of so many bytes if given."""
+    """Return a text message of ``size`` bytes, deflated to a thousandth, in fragments of a given size if any."""
     deflate = zlib.compressobj(9, wbits=-12)
     data = deflate.compress(b'{"type":"ping","payload":"')
     data += b"".join(deflate.compress(b"x" * 2**20) for _ in range(size >> 20))

@@ -1,4 +1,4 @@
-"""A tiny TCP balancer: every connection goes to the next backend that takes it."""
+"""A tiny TCP balancer: it passes every connection on to the next backend that accepts it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["Balancer", "run_balancer"]
 
 @dataclass
 class Balancer:
-    """``backends`` are ports of the loopback, and may change at any time."""
+    """The balancer. ``backends`` are ports of the loopback address, and may change at any time."""
 
     port: int = 0
     backends: list[int] = field(default_factory=list)
-    #: To which backend each connection went.
+    #: The backend of each connection.
     taken: list[int] = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection, to the end of either side."""
+        """Serve one connection until either side ends it."""
         with contextlib.closing(writer):
             backend = await self._connect()
             if backend is None:
@@ -58,7 +58,7 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @contextlib.asynccontextmanager
 async def run_balancer(*backends: int) -> AsyncIterator[Balancer]:
-    """Listen on a free port of the loopback."""
+    """Run a balancer on a free port of the loopback address."""
     balancer = Balancer(backends=list(backends))
     connections: set[asyncio.Task[None]] = set()
 

@@ -1,4 +1,4 @@
-"""Chromium without a screen, and as much of the DevTools protocol as a page has to be asked with."""
+"""Headless Chromium, and the part of the DevTools protocol that tests of pages need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .javascript import chromium
 
 __all__ = ["Browser", "PageError", "Tab", "run_browser"]
 
-#: No sandbox, as root cannot have one; and nothing that would look for a network.
+#: No sandbox, because root cannot have one; and no features that use the network.
 FLAGS: Final = (
     "--headless",
     "--no-sandbox",
@@ -35,12 +35,12 @@ FLAGS: Final = (
     "--no-first-run",
     "--remote-debugging-port=0",
 )
-#: Seconds. A start costs one or two of the processor's.
+#: Seconds for a start, which takes one or two seconds of CPU time.
 START_TIMEOUT: Final = 60.0
 
 
 class PageError(AssertionError):
-    """What a page was asked to evaluate has thrown."""
+    """An exception in the page, thrown by an evaluated expression."""
 
 
 class Browser:
@@ -54,7 +54,7 @@ class Browser:
 
     @contextlib.asynccontextmanager
     async def profile(self) -> AsyncIterator[Profile]:
-        """A window that shares nothing with others: no storage, no workers."""
+        """Open a window that shares nothing with others: no storage, no workers."""
         context = (await self.send("Target.createBrowserContext"))["browserContextId"]
         try:
             yield Profile(self, context)
@@ -89,14 +89,14 @@ class Browser:
 
 
 class Profile:
-    """Where tabs share what the tabs of one person share."""
+    """A browser profile: its tabs share storage and workers, like the tabs of one person."""
 
     def __init__(self, browser: Browser, context: str) -> None:
         self._browser = browser
         self._context = context
 
     async def open(self, url: str) -> Tab:
-        """Open a page in a tab of its own, and wait until it is loaded."""
+        """Open a page in a new tab, and wait until it is loaded."""
         target = await self._browser.send("Target.createTarget", url="about:blank", browserContextId=self._context)
         target_id = target["targetId"]
         session = await self._browser.send("Target.attachToTarget", targetId=target_id, flatten=True)
@@ -122,7 +122,7 @@ class Tab:
         )
 
     async def evaluate(self, expression: str) -> Any:
-        """What the expression comes to; a promise is waited for. Raises PageError for what it throws."""
+        """Return the value of an expression; a promise is awaited. Raises PageError for exceptions in the page."""
         answer = await self._browser.send(
             "Runtime.evaluate", self._session, expression=expression, awaitPromise=True, returnByValue=True
         )
@@ -132,17 +132,17 @@ class Tab:
         return answer["result"].get("value")
 
     async def until(self, condition: str) -> None:
-        """Wait until the condition holds, which the page has to be asked again and again."""
+        """Poll the page until the condition holds."""
         look = f"const look = () => ({condition}) ? resolve() : setTimeout(look, 10)"
         await self.evaluate(f"new Promise((resolve) => {{ {look}; look(); }})")
 
     async def close(self) -> None:
-        """Close the tab, as a person does."""
+        """Close the tab, like a person."""
         await self._browser.send("Target.closeTarget", targetId=self._target)
 
     async def kill(self) -> None:
-        """Let the page's process crash: nothing in it is told."""
-        # There is no answer, as nobody is left to give one.
+        """Crash the page's process: its code is not notified."""
+        # There is no answer, because the process that would send it is gone.
         with contextlib.suppress(PageError, TimeoutError):
             async with asyncio.timeout(0.5):
                 await self._browser.send("Page.crash", self._session)
@@ -150,7 +150,7 @@ class Tab:
 
 @contextlib.asynccontextmanager
 async def run_browser() -> AsyncIterator[Browser]:
-    """Run Chromium with a profile of its own, of which nothing is left."""
+    """Run Chromium with a temporary profile, which is deleted at the end."""
     program = chromium()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         process = await asyncio.create_subprocess_exec(
@@ -173,7 +173,7 @@ async def run_browser() -> AsyncIterator[Browser]:
 
 
 async def _debugger(directory: Path) -> str:
-    """Where the browser listens: it writes that to a file once it does."""
+    """Return the URL of the browser's debugger, which the browser writes to a file once it listens."""
     file = directory / "DevToolsActivePort"
     async with asyncio.timeout(START_TIMEOUT):
         while True:

@@ -1,4 +1,4 @@
-"""A certificate for this machine, made for one test session, and what a client needs to believe it."""
+"""A certificate for this machine, made for one test session, and the TLS context of a client that trusts it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Certificate"]
 
 @dataclass(frozen=True)
 class Certificate:
-    """Files in PEM: the certificate, which signs itself, its key, and both in one."""
+    """PEM files: a self-signed certificate, its key, and both in one file."""
 
     certificate: Path
     key: Path
@@ -26,7 +26,7 @@ class Certificate:
 
     @classmethod
     def make(cls, directory: Path, *names: str) -> Certificate:
-        """One for 127.0.0.1, localhost and ``names``, good for a day."""
+        """Make a certificate for 127.0.0.1, localhost and ``names``, valid for a day."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
         now = dt.datetime.now(dt.UTC)
@@ -55,5 +55,5 @@ class Certificate:
         return made
 
     def client(self) -> ssl.SSLContext:
-        """TLS for a client that believes this certificate and no other."""
+        """Return the TLS context of a client that trusts this certificate and no other."""
         return ssl.create_default_context(cafile=str(self.certificate))

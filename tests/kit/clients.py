@@ -1,4 +1,4 @@
-"""Clients: one on the websockets library that speaks in frames, and a bare socket for what no library would send."""
+"""Clients: one on the websockets library that speaks in frames, and a raw socket for invalid data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT = 2, 8, 0, 9, 10, 1
 
 @dataclass(frozen=True)
 class Closed:
-    """How a connection ended, and the frames that came before and were not asked for."""
+    """The end of a connection, and the unread frames before it."""
 
     code: int
     reason: str
@@ -50,7 +50,7 @@ class Closed:
 
 @dataclass(frozen=True)
 class Refusal:
-    """The answer to a handshake that was refused."""
+    """The HTTP answer to a refused handshake."""
 
     status: int
     headers: Mapping[str, str]
@@ -58,7 +58,7 @@ class Refusal:
 
 
 class Client:
-    """A connection. Every wait has a deadline; frames that come out of turn wait in ``inbox`` until they are wanted."""
+    """A connection. Every wait has a deadline. Frames that the test has not asked for yet stay in ``inbox``."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
@@ -73,7 +73,7 @@ class Client:
     # --- sending
 
     async def send_text(self, text: str | bytes) -> None:
-        """Send ``text``: as a text message if it is a str, else as a binary one."""
+        """Send ``text``: a str as a text message, bytes as a binary message."""
         await self.connection.send(text)
 
     async def send_frame(self, frame: object) -> None:
@@ -83,20 +83,20 @@ class Client:
         await self.send_frame({"type": type_, "payload": payload})
 
     async def request(self, name: str, params: Any = None, /, **more: Any) -> None:
-        """Send a request for ``service.method`` and do not wait."""
+        """Send a request for ``service.method`` without waiting for the answer."""
         service, _, method = name.rpartition(".")
         await self.send("request", service=service, method=method, params={} if params is None else params, **more)
 
     # --- receiving
 
     async def next(self) -> Frame:
-        """The next frame, whatever it is. Raises ConnectionClosed."""
+        """Return the next frame of any type. Raises ConnectionClosed."""
         if self.inbox:
             return self.inbox.pop(0)
         return await self._receive()
 
     async def wait_for(self, wanted: Callable[[Frame], bool]) -> Frame:
-        """The first frame that is ``wanted``; the others stay where they are."""
+        """Return the first frame that is ``wanted``. Other frames stay in the inbox."""
         for number, frame in enumerate(self.inbox):
             if wanted(frame):
                 return self.inbox.pop(number)
@@ -105,19 +105,19 @@ class Client:
         return frame
 
     async def answer(self, id_: str) -> Frame:
-        """The payload of the response to ``id_``."""
+        """Return the payload of the response to ``id_``."""
         frame = await self.wait_for(lambda frame: frame["type"] == "response" and frame["payload"].get("id") == id_)
         payload: Frame = frame["payload"]
         return payload
 
     async def event(self, topic: str) -> Frame:
-        """The payload of the next event of ``topic``."""
+        """Return the payload of the next event of ``topic``."""
         frame = await self.wait_for(lambda frame: frame["type"] == "event" and frame["payload"]["topic"] == topic)
         payload: Frame = frame["payload"]
         return payload
 
     async def error(self) -> Frame:
-        """The next error frame."""
+        """Return the next error frame."""
         return await self.wait_for(lambda frame: frame["type"] == "error")
 
     async def closed(self) -> Closed:
@@ -141,32 +141,32 @@ class Client:
     # --- both
 
     async def ask(self, type_: str, /, **payload: Any) -> Frame:
-        """Send a frame, with an id unless it has one, and wait for the payload of its response."""
+        """Send a frame (with an id if it has none), and return the payload of its response."""
         payload.setdefault("id", f"ask-{next(self._ids)}")
         await self.send(type_, **payload)
         return await self.answer(payload["id"])
 
     async def call(self, name: str, params: Any = None, /, **more: Any) -> Frame:
-        """Request ``service.method`` and wait for the payload of its response."""
+        """Request ``service.method`` and return the payload of the response."""
         more.setdefault("id", f"call-{next(self._ids)}")
         await self.request(name, params, **more)
         return await self.answer(more["id"])
 
     async def result(self, name: str, params: Any = None, /, **more: Any) -> Any:
-        """Request ``service.method`` and wait for its result."""
+        """Request ``service.method`` and return its result."""
         answer = await self.call(name, params, **more)
         assert answer["error"] is None, answer["error"]
         return answer["result"]
 
     async def error_code(self, name: str, params: Any = None, /, **more: Any) -> str:
-        """Request ``service.method`` and wait for the code of its error."""
+        """Request ``service.method`` and return the code of its error."""
         answer = await self.call(name, params, **more)
         assert answer["result"] is None
         code: str = answer["error"]["code"]
         return code
 
     async def settled(self) -> list[Frame]:
-        """Wait until the gateway has handled all that was sent before; take what came meanwhile and was not wanted."""
+        """Wait until the gateway has handled all earlier frames, and return the unread frames."""
         token = f"settled-{next(self._ids)}"
         await self.send_frame({"type": "ping", "payload": token})
         await self.wait_for(lambda frame: frame == {"type": "pong", "payload": token})
@@ -174,12 +174,12 @@ class Client:
         return frames
 
     def abort(self) -> None:
-        """Be gone, without a word."""
+        """Break the connection without a close frame."""
         self.connection.transport.abort()
 
 
 def bearer_subprotocol(token: str) -> str:
-    """How browsers send a token."""
+    """Return a token as the subprotocol by which browsers send it."""
     return "base64url.bearer.nuropb." + base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
 
 
@@ -194,11 +194,11 @@ async def connect(
     hello: bool = True,
     **options: Any,
 ) -> AsyncIterator[Client]:
-    """Connect, with ``token`` in the Authorization header if given, and wait for the hello if one is due.
+    """Connect, with a ``token`` in the Authorization header if given, and wait for hello if there is one.
 
     ``options`` are the library's: ``ssl``, ``sock``.
 
-    Raises InvalidStatus when the handshake is refused.
+    Raises InvalidStatus if the handshake is refused.
     """
     more = [] if token is None else [("Authorization", f"Bearer {token}")]
     if origin is not None:
@@ -224,7 +224,7 @@ async def connect(
 
 
 async def refusal(url: str, token: str | None = None, **options: Any) -> Refusal:
-    """Try to connect, and be refused by an HTTP status."""
+    """Try to connect, and return the refusal by an HTTP status."""
     try:
         async with connect(url, token, hello=False, **options):
             raise AssertionError("the connection was accepted")
@@ -234,7 +234,7 @@ async def refusal(url: str, token: str | None = None, **options: Any) -> Refusal
 
 
 async def turned_away(url: str, token: str | None = None, **options: Any) -> tuple[int, Frame]:
-    """Try to connect as a browser, and be refused by a close code after one error frame: both are returned."""
+    """Try to connect as a browser, and return the close code and the error frame of the refusal."""
     async with connect(url, token, hello=False, **options) as client:
         closed = await client.closed()
     (frame,) = closed.frames
@@ -243,7 +243,7 @@ async def turned_away(url: str, token: str | None = None, **options: Any) -> tup
 
 
 class RawClient:
-    """A socket that nobody reads unless asked to, and as much of RFC 6455 as is needed to break it."""
+    """A raw socket that is read only on request, and the part of RFC 6455 that violations of it need."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -252,7 +252,7 @@ class RawClient:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, url: str, *, receive_buffer: int | None = None) -> AsyncIterator[Self]:
-        """Connect the socket; nothing is sent. ``receive_buffer`` is for the kernel, in bytes."""
+        """Connect the socket without sending anything. ``receive_buffer`` is the kernel's, in bytes."""
         parts = urlsplit(url)
         with socket.socket() as connection:
             connection.setblocking(False)
@@ -263,13 +263,13 @@ class RawClient:
             yield cls(connection)
 
     async def handshake(self, path: str, *headers: tuple[str, str]) -> str:
-        """Ask for an upgrade and return the head of the response."""
+        """Send a handshake, and return the head of the response."""
         await self.send(self.upgrade(path, *headers))
         return (await self.read_until(b"\r\n\r\n")).decode("latin-1")
 
     @staticmethod
     def upgrade(path: str, *headers: tuple[str, str]) -> bytes:
-        """The request of a handshake."""
+        """Return the request of a handshake."""
         usual = [
             ("Host", "127.0.0.1"),
             ("Upgrade", "websocket"),
@@ -282,7 +282,7 @@ class RawClient:
 
     @staticmethod
     def frame(payload: bytes, opcode: int = TEXT, *, fin: bool = True) -> bytes:
-        """A masked frame (the mask is zero, which is as good as any)."""
+        """Return a masked frame. The mask is zero, which RFC 6455 allows."""
         first = opcode | (0x80 if fin else 0)
         if len(payload) < 126:
             head = struct.pack("!BB", first, 0x80 | len(payload))
@@ -300,13 +300,13 @@ class RawClient:
         await self.send(self.frame(json.dumps(frame).encode()))
 
     async def read_until(self, end: bytes) -> bytes:
-        """What comes up to ``end``, and that too. Raises EOFError when the connection ends before."""
+        """Return the data up to and including ``end``. Raises EOFError if the connection ends before."""
         while end not in self._buffer:
             await self._fill()
         return self._take(self._buffer.index(end) + len(end))
 
     async def read_frame(self) -> tuple[int, bytes]:
-        """Opcode and payload of the next frame (the gateway never sends fragments). Raises EOFError at the end."""
+        """Return opcode and payload of the next frame; the gateway sends no fragments. Raises EOFError at the end."""
         head = await self._read(2)
         length = head[1] & 0x7F
         if length == 126:
@@ -316,7 +316,7 @@ class RawClient:
         return head[0] & 0x0F, await self._read(length)
 
     async def close_code(self) -> int | None:
-        """Read up to the close frame and return its code; None when the connection ends without one."""
+        """Read up to the close frame, and return its code, or None if the connection ends without one."""
         try:
             while True:
                 opcode, payload = await self.read_frame()
@@ -326,18 +326,18 @@ class RawClient:
             return None
 
     async def ended(self) -> bytes:
-        """Read what is still to come, until the other side closes the connection or resets it."""
+        """Read until the gateway closes or resets the connection, and return the data."""
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
                 await self._fill()
         return self._take(len(self._buffer))
 
     def finish(self) -> None:
-        """Say that nothing more will be sent."""
+        """Close the sending side."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def abort(self) -> None:
-        """Close with a reset: the other side learns of it at once, whatever it has still to send."""
+        """Reset the connection: the gateway notices at once, even while it sends."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 

@@ -1,4 +1,4 @@
-"""Services as they describe themselves, honest and otherwise, and the documents that are made of them."""
+"""Descriptions of honest and hostile services, and the documents made from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AWAY: Final = Failure(ErrorCode.SERVICE_UNAVAILABLE, "It is away")
 
 
 def described(service: str, methods: Mapping[str, Any], **more: Any) -> Description:
-    """A service by what it says of its methods: their parameters as (name, type), or (name, type, default)."""
+    """Describe a service by its methods: text, and parameters as (name, type) or (name, type, default)."""
     said = {}
     for name, (text, *parameters) in methods.items():
         specs = [
@@ -56,7 +56,7 @@ ORDERS: Final = described(
 )
 
 _TEXT: Final = 'Ends """ it */ here */ ${x} `y` \\ \\u0022 \x00\x1b[31m\u202e\u2028 </script> #}\n"""\nimport os  # "'
-#: Names and texts that would be something else, if they became code as they are.
+#: Names and texts that would be an injection if they became code unescaped.
 HOSTILE: Final = (
     described(
         "a.b-c/d*/\"'`${}\\",
@@ -76,19 +76,19 @@ HOSTILE: Final = (
 def contract(
     *services: Description, calls: str = "*.*", topics: tuple[str, ...] = ("orders.#", "users.{user_id}.*", "news")
 ) -> Contract:
-    """What Alice may do with these services, with one more that is away."""
+    """Return Alice's contract with these services, and with one more that does not answer."""
     policy = ExposePolicy([calls], topics)
     found: dict[str, Description | Failure] = {each.service: each for each in services}
     return contract_for(ALICE, policy, found | {"stock": AWAY})
 
 
 def asyncapi(*services: Description, **options: Any) -> dict[str, Any]:
-    """The document, as it arrives."""
+    """Return the document, decoded from JSON."""
     document: dict[str, Any] = json.loads(json.dumps(asyncapi_document(contract(*services, **options), PLACE)))
     return document
 
 
 def openapi(*services: Description, **options: Any) -> dict[str, Any]:
-    """The document, as it arrives."""
+    """Return the document, decoded from JSON."""
     document: dict[str, Any] = json.loads(json.dumps(openapi_document(contract(*services, **options), PLACE)))
     return document

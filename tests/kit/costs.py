@@ -1,7 +1,7 @@
-"""What a frame costs a gateway, counted instead of timed: the same on every machine, however busy it is.
+"""The cost of a frame, counted instead of timed: the same on every machine, however busy it is.
 
-The gateway runs in the event loop of the test, whose thread is watched by ``sys.setprofile``. The clients are blocking
-sockets in another thread, of which nothing is counted.
+The gateway runs in the event loop of the test, in a thread that ``sys.setprofile`` watches. The clients are blocking
+sockets in another thread, where nothing is counted.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .gateways import DEADLINE, RunningGateway
 
 __all__ = ["BlockingClient", "Cost", "Measured", "Repeat", "measure"]
 
-#: Of a count that is a difference: what is exactly nothing may come out a little above.
+#: Allowance for counts that are differences: an exact zero may come out slightly above.
 TOLERANCE: Final = 0.1
-#: Times that count, and before those as many as it takes until everything has been done once.
+#: Repetitions that are counted, and repetitions before them, until caches are filled.
 REPEATS: Final = 20
 WARM_UP: Final = 5
 
@@ -38,15 +38,15 @@ _WRITES: Final = frozenset({"send", "sendmsg", "sendto"})
 
 @dataclass(frozen=True)
 class Cost:
-    """What was counted on the thread of the event loop."""
+    """Counts on the thread of the event loop."""
 
-    #: Calls of Python functions of the package, each time that a coroutine goes on included.
+    #: Calls of the package's Python functions. Each resumption of a coroutine counts as a call.
     own_calls: float
-    #: The same of everything else that is written in Python, and calls of functions written in C.
+    #: Calls of all Python and C functions.
     all_calls: float
     #: Callbacks that the event loop ran.
     callbacks: float
-    #: Tasks that were made.
+    #: Tasks that were created.
     tasks: float
     #: System calls that write to a socket.
     writes: float
@@ -62,11 +62,11 @@ class Cost:
         return self.own_calls, self.all_calls, self.callbacks, self.tasks, self.writes
 
     def rounded(self) -> dict[str, float]:
-        """By name, to two places."""
+        """Return the counts by name, rounded to two places."""
         return dict(zip(_NAMES, (round(count, 2) for count in self.counts), strict=True))
 
     def above(self, allowed: Cost, margin: float) -> str:
-        """What is more than ``margin`` times what is allowed, a line each."""
+        """Return a line for each count above ``margin`` times the allowed count."""
         rows = zip(_NAMES, self.counts, allowed.counts, strict=True)
         return "\n".join(
             f"    {name}: {count:.2f}, at most {most * margin:.2f} ({most:g} and {margin - 1:.0%})"
@@ -79,7 +79,7 @@ _NAMES: Final = tuple(field.name for field in fields(Cost))
 
 
 class Meter:
-    """Counts on the thread that enters it, until it is left."""
+    """Counts on the thread that enters :meth:`running`, until it leaves."""
 
     def __init__(self) -> None:
         self._python: dict[CodeType, int] = {}
@@ -98,7 +98,7 @@ class Meter:
             loop.set_task_factory(None)
 
     def read(self) -> tuple[Cost, dict[CodeType, int]]:
-        """What was counted so far, and how often each function was called. Any thread may ask."""
+        """Return the counts so far, and the calls of each function. May be called by any thread."""
         cost = Cost(self._own, self._all, self._callbacks, self._tasks, self._writes)
         return cost, self._python.copy()
 
@@ -123,7 +123,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Measured:
-    """What something costs, and how often functions were called for it, on average."""
+    """The average cost of one repetition, and the calls of each function."""
 
     cost: Cost
     calls: Mapping[CodeType, float]
@@ -132,7 +132,7 @@ class Measured:
         return Measured(self.cost / number, {code: calls / number for code, calls in self.calls.items()})
 
     def most_called(self, count: int = 25) -> str:
-        """The functions in Python that were called most often, a line each."""
+        """Return a line for each of the most called Python functions."""
         found = sorted(self.calls.items(), key=lambda each: -each[1])[:count]
         return "\n".join(f"{calls:8.1f}  {_place(code)}" for code, calls in found)
 
@@ -142,7 +142,7 @@ def _place(code: CodeType) -> str:
 
 
 class BlockingClient:
-    """A connection that is used by a thread of its own."""
+    """A connection with blocking calls, for a thread of its own."""
 
     def __init__(self, url: str, token: str) -> None:
         host, _, port = url.removeprefix("ws://").partition("/")[0].partition(":")
@@ -162,11 +162,11 @@ class BlockingClient:
         self._socket.close()
 
     def send(self, *frames: object) -> None:
-        """All of them in one write."""
+        """Send all frames in one write."""
         self._socket.sendall(b"".join(RawClient.frame(json.dumps(each).encode()) for each in frames))
 
     def read(self) -> Any:
-        """The next frame."""
+        """Return the next frame."""
         first, size = self._stream.read(2)
         assert first == 0x80 | TEXT
         if size == 126:
@@ -174,7 +174,7 @@ class BlockingClient:
         return json.loads(self._stream.read(size))
 
     def answer(self) -> str:
-        """Read a response, and return the id of what it answers."""
+        """Read a response, and return its id."""
         frame = self.read()
         assert frame["type"] == "response", frame
         assert frame["payload"]["error"] is None, frame["payload"]["error"]
@@ -184,7 +184,7 @@ class BlockingClient:
 
 @contextmanager
 def clients(url: str, count: int) -> Iterator[list[BlockingClient]]:
-    """Connections of as many users; they block the thread."""
+    """Open ``count`` blocking connections, each of another user."""
     with ExitStack() as stack:
         opened = []
         for number in range(count):
@@ -194,18 +194,17 @@ def clients(url: str, count: int) -> Iterator[list[BlockingClient]]:
         yield opened
 
 
-#: Does something once, as the number that it is given, and waits for what comes of it.
+#: A step that is repeated: it gets the number of the repetition, and returns after the answer.
 Repeat = Callable[[int], None]
 
 
 async def measure(
     running: RunningGateway, connections: int, prepare: Callable[[Sequence[BlockingClient]], Repeat]
 ) -> Measured:
-    """What it costs to do once what ``prepare`` returns, which is done in a thread, many times.
+    """Measure the cost of the step that ``prepare`` returns. A thread repeats it many times.
 
-    Counted is from the beginning of one time to the beginning of the next, for what an answer leaves to be done belongs
-    to it, too. Timers run in between, on a busy machine more than once; so it is the quartile of the cheapest that
-    counts.
+    A repetition counts from its beginning to the beginning of the next: the work that an answer leaves behind is a part
+    of its cost. Timers run in between, on a busy machine more than once; so the result is the lower quartile.
     """
     meter = Meter()
     snapshots: list[tuple[Cost, dict[CodeType, int]]] = []

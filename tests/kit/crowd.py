@@ -1,4 +1,4 @@
-"""A crowd: hundreds of connections that cost next to nothing each, subscribe, and write down what comes."""
+"""A crowd: hundreds of cheap connections that subscribe and record their events."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .gateways import DEADLINE
 
 __all__ = ["Listener", "crowd"]
 
-#: Connections that are made at a time.
+#: Connections that are opened at the same time.
 BATCH: Final = 50
-#: What the gateway itself has to say, which is no event of the mesh.
+#: Topics of the gateway's own events.
 _NOTICES: Final = frozenset({"hello", "goodbye", "gap", "dropped", "unsubscribed"})
 
 
 class Listener(asyncio.Protocol):
-    """One connection. It answers pings, and keeps what comes in the order in which it comes."""
+    """A connection that answers pings and records events in order."""
 
     def __init__(self, user: str, handshake: bytes, topics: Sequence[str]) -> None:
         self.user = user
         #: Topic and payload of every event of the mesh.
         self.events: list[tuple[str, Any]] = []
-        #: What the gateway itself said, with how many events had come before.
+        #: The gateway's own events, each with the number of mesh events before it.
         self.notices: list[tuple[int, str, Any]] = []
         self.answers: dict[str, Frame] = {}
-        #: How the connection ended, if it did; 1006 without a close frame.
+        #: The close code, once the connection has ended; 1006 without a close frame.
         self.closed: int | None = None
         self.subscribed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._handshake = handshake
@@ -43,11 +43,11 @@ class Listener(asyncio.Protocol):
 
     @property
     def serials(self) -> list[Any]:
-        """The payloads of all events."""
+        """Return the payloads of all events."""
         return [payload for _, payload in self.events]
 
     def told(self, topic: str) -> list[Any]:
-        """What the gateway said under this topic."""
+        """Return the gateway's own events of this topic."""
         return [payload for _, name, payload in self.notices if name == topic]
 
     def send(self, kind: str, /, **payload: Any) -> None:
@@ -55,17 +55,17 @@ class Listener(asyncio.Protocol):
         self._write(TEXT, json.dumps({"type": kind, "payload": payload}).encode())
 
     def stall(self) -> None:
-        """Read nothing more: what the kernel takes is all that can be sent."""
+        """Stop reading: the gateway can send no more than the kernel's buffers hold."""
         assert self._transport is not None
         self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
         assert self._transport is not None
         self._transport.resume_reading()
 
     def close(self) -> None:
-        """Be gone."""
+        """Break the connection."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -145,7 +145,7 @@ async def crowd(
     *,
     receive_buffer: int | None = None,
 ) -> AsyncIterator[list[Listener]]:
-    """A connection for each of ``users``, subscribed to ``topics``. ``receive_buffer`` is for the kernel, in bytes."""
+    """Open a connection for each user, subscribed to ``topics``. ``receive_buffer`` is the kernel's, in bytes."""
     parts = urlsplit(url)
     address = (parts.hostname or "", parts.port or 80)
     listeners = [
@@ -162,7 +162,7 @@ async def crowd(
     finally:
         for each in listeners:
             each.close()
-        # A transport that is aborted is gone in the next turn of the event loop.
+        # An aborted transport is closed in the next iteration of the event loop.
         await asyncio.sleep(0)
 
 

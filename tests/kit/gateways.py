@@ -1,4 +1,4 @@
-"""Gateways on real servers, in the event loop of the test. Nothing of a server is left when its context ends."""
+"""Gateways on real servers, in the event loop of the test. A server's context ends after its last task."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
     "serve",
 ]
 
-#: Seconds within which everything that a test waits for has to happen. Far more than it takes, even on a busy machine.
+#: Seconds that a test waits at most. Far more than needed, even on a busy machine.
 DEADLINE: Final = 20.0
 
 #: uvicorn as ``nuropb-gateway serve`` runs it, uvicorn with its own protocols, and another server.
@@ -40,7 +40,7 @@ SERVERS: Final[tuple[Server, ...]] = ("nuropb-gateway", "websockets-sansio", "ws
 
 @dataclass(frozen=True)
 class Site:
-    """Where a server listens."""
+    """The address of a server."""
 
     host: str
     port: int
@@ -54,40 +54,40 @@ class Site:
 
 @dataclass(frozen=True)
 class RunningGateway:
-    """A gateway and where it is."""
+    """A gateway and its address."""
 
     gateway: Gateway
     site: Site
 
     @property
     def url(self) -> str:
-        """Of the WebSocket endpoint."""
+        """The URL of the WebSocket endpoint."""
         return self.site.ws(self.gateway.settings.path)
 
     async def is_empty(self) -> None:
-        """Wait until no connection is there, admitted or registered, and nothing is in flight."""
+        """Wait until no connection is admitted or registered, and no call is in flight."""
         await eventually(lambda: self.occupancy == (0, 0, 0))
 
     @property
     def occupancy(self) -> tuple[int, int, int]:
-        """Connections that are admitted, those of them that are registered, and requests in flight."""
-        channels = self.gateway.channels.values()
-        registered = sum(len(channel.handler_manager) for channel in channels)
-        in_flight = sum(channel.service_mesh_manager.in_flight for channel in channels)
+        """Admitted connections, registered connections, and calls in flight, of all kinds of connections."""
+        kinds = self.gateway.channels.values()
+        registered = sum(len(kind.handler_manager) for kind in kinds)
+        in_flight = sum(kind.service_mesh_manager.in_flight for kind in kinds)
         return len(self.gateway.handler_manager.admission), registered, in_flight
 
 
 async def eventually(condition: Callable[[], object]) -> None:
-    """Wait until ``condition`` holds, as what nobody tells about can only be looked at."""
+    """Poll until ``condition`` holds."""
     async with asyncio.timeout(DEADLINE):
         while not condition():
             await asyncio.sleep(0.005)
 
 
 def authorise_from_token(token: str) -> dict[str, Any] | None:
-    """Whose token it is: ``alice``, ``alice:anything``, or ``alice:for:0.5`` to be valid for so many seconds.
+    """Return the claims of a token: ``alice``, ``alice:anything``, or ``alice:for:0.5``, which is valid for 0.5 s.
 
-    They count from the moment of asking, so that no test depends on how long connecting takes. ``bad...`` is nobody's.
+    The seconds count from this call, so that no test depends on the time that connecting takes. ``bad...`` is invalid.
     """
     user, _, rest = token.partition(":")
     if user.startswith("bad"):
@@ -97,9 +97,9 @@ def authorise_from_token(token: str) -> dict[str, Any] | None:
 
 
 def make_gateway(settings: Settings | None = None, /, **options: Any) -> Gateway:
-    """A gateway that takes the tokens of :func:`authorise_from_token` instead of JSON web tokens.
+    """Make a gateway that accepts the tokens of :func:`authorise_from_token` instead of JSON web tokens.
 
-    ``options`` are settings, unless ``settings`` are given, or parts of the gateway.
+    ``options`` are parts of the gateway, or settings unless ``settings`` are given.
     """
     parts = ("authenticator", "service_controller", "policy", "authorizer", "mesh", "handler_class")
     given = {name: options.pop(name) for name in parts if name in options}
@@ -120,7 +120,7 @@ async def run_gateway(
     send_buffer: int | None = None,
     **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
-    """Run ``gateway``, or the one that :func:`make_gateway` makes of ``settings``, by itself on a server."""
+    """Run ``gateway``, or a gateway that :func:`make_gateway` makes with ``settings``, on a server of its own."""
     gateway = make_gateway(**settings) if gateway is None else gateway
     max_size = 4 * gateway.settings.max_message_size
     async with serve(gateway.app, server=server, send_buffer=send_buffer, max_size=max_size) as site:
@@ -140,11 +140,11 @@ async def serve(
 ) -> AsyncIterator[Site]:
     """Serve an ASGI application on a free port, with its lifespan.
 
-    ``max_size`` is of messages, in bytes; four times the gateway's own limit, as by the command line, so that the
-    gateway's is reached first. ``send_buffer`` is for the kernel, in bytes: when it is small, a client that does not
-    read is soon felt. ``options`` are uvicorn's. At the end uvicorn closes the connections that are still open, as it
-    does at the end of a process; hypercorn breaks off the tasks that serve them, which asyncio reports as an error.
-    Everything that was started in between must end too.
+    ``max_size`` is the server's limit for messages, in bytes: as on the command line, four times the gateway's own
+    limit, which is reached first. ``send_buffer`` is the kernel's, in bytes: if it is small, writes soon block when a
+    client does not read. ``options`` are uvicorn's. At the end uvicorn closes the open connections, as at the end of a
+    process; hypercorn cancels their tasks, which asyncio reports as an error. Tasks that were started in between must
+    end, too.
     """
     async with _leaving_no_tasks(), _serve(app, server, send_buffer, max_size, options) as site:
         yield site
@@ -170,7 +170,7 @@ async def _serve(
     finally:
         stop.set()
         await asyncio.wait((task,), timeout=DEADLINE)
-        task.cancel()  # does nothing to one that has ended
+        task.cancel()  # has no effect on a task that has ended
         listener.close()
     await task
 
@@ -180,7 +180,7 @@ _serving: list[set[asyncio.Task[Any]]] = []
 
 @contextlib.asynccontextmanager
 async def _leaving_no_tasks() -> AsyncIterator[None]:
-    """Look for tasks that are left. Of several servers the last one to end does: the others start tasks meanwhile."""
+    """Fail if tasks are left. With several servers, the last one to end checks: the others still start tasks."""
     _serving.append(_serving[0] if _serving else _tasks())
     try:
         yield
@@ -194,13 +194,13 @@ async def _leaving_no_tasks() -> AsyncIterator[None]:
 
 
 def _tasks() -> set[asyncio.Task[Any]]:
-    # anyio's plugin for pytest has a task of its own for every step of a test.
+    # anyio's pytest plugin runs every step of a test in a task of its own.
     tasks = asyncio.all_tasks()
     return {task for task in tasks if not getattr(task.get_coro(), "__qualname__", "").startswith("TestRunner.")}
 
 
 async def _contained(server: Coroutine[Any, Any, None]) -> None:
-    # uvicorn leaves by sys.exit() when it cannot start, and a SystemExit in a task ends the whole event loop.
+    # uvicorn calls sys.exit() if it cannot start, and a SystemExit in a task ends the event loop.
     try:
         await server
     except SystemExit as error:
@@ -223,15 +223,15 @@ def _uvicorn(name: str, max_size: int, options: dict[str, Any]) -> _Run:
 
             async def main_loop(self) -> None:
                 while not stop.is_set():
-                    await self.on_tick(0)  # what time it is, for the headers of answers
+                    await self.on_tick(0)  # updates the time in response headers
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(stop.wait(), 1.0)
-                # uvicorn 0.54 fails over connections that are about to close.
+                # uvicorn 0.54 fails on connections that are about to close.
                 await eventually(lambda: not any(each.transport.is_closing() for each in self.server_state.connections))
 
             @contextlib.contextmanager
             def capture_signals(self) -> Generator[None, None, None]:
-                yield  # the signals are pytest's
+                yield  # pytest handles the signals
 
         config = uvicorn.Config(
             app,

@@ -1,4 +1,4 @@
-"""The commands for what runs the JavaScript client. Where it is not installed the test is skipped, and fails in CI."""
+"""Commands that run the JavaScript client. Where they are not installed, tests are skipped, and fail in CI."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["chromium", "node"]
 
 
 def node() -> list[str]:
-    """Node, with WebSockets."""
+    """Return the command of Node, with WebSockets enabled."""
     found = find_node()
     if found is None:
         unavailable(f"Node {NODE} or newer, with npm, is not installed")
@@ -20,7 +20,7 @@ def node() -> list[str]:
 
 
 def chromium() -> str:
-    """Chromium."""
+    """Return the path of Chromium."""
     found = find_chromium()
     if found is None:
         unavailable("Chromium is not installed")

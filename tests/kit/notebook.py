@@ -1,6 +1,6 @@
-"""A notebook, cell by cell, without Jupyter: ``python -m tests.kit.notebook FILE``.
+"""A runner of notebooks without Jupyter: ``python -m tests.kit.notebook FILE``.
 
-As there, all cells share their names, and what the last line of a cell comes to is shown.
+As in Jupyter, all cells share their names, and the value of a cell's last line is printed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["run"]
 
 
 def run(path: Path) -> None:
-    """Run the cells with code in their order; the first exception ends it."""
+    """Run the code cells in order, up to the first exception."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"], 1):
         if cell["cell_type"] != "code":

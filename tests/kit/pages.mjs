@@ -1,5 +1,5 @@
-// Drives Chromium with playwright-core for tests/kit/pages.py: lines of JSON in, lines of JSON out. Each line in is a
-// piece of code, which gets the page, and what becomes of it is the line out.
+// Drives Chromium with playwright-core for tests/kit/pages.py. Each input line is JSON with a piece of code, which gets
+// the page; each output line is JSON with its result or error.
 import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
@@ -12,12 +12,12 @@ const AsyncFunction = (async () => {}).constructor;
 
 const browser = await chromium.launch({
   executablePath,
-  // No sandbox, as root cannot have one.
+  // No sandbox, because root cannot have one.
   args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic"],
 });
 const pages = new Map();
 
-/** A page in a context of its own, and all that it complained about, asked for and downloaded. */
+/** Open a page in a context of its own, and record its problems, requests, sockets and downloads. */
 async function open(id, options) {
   const context = await browser.newContext({ acceptDownloads: true, ...options });
   const page = await context.newPage();
@@ -46,7 +46,7 @@ async function run({ page: id, code, args, options }) {
 console.log("{}");
 for await (const line of createInterface({ input: process.stdin })) {
   const command = JSON.parse(line);
-  // Without awaiting: a page that waits for something must not keep others from being asked.
+  // Not awaited: a page that waits must not block the commands for other pages.
   run(command).then(
     (result) => console.log(JSON.stringify({ id: command.id, result: result ?? null })),
     (error) => console.log(JSON.stringify({ id: command.id, error: String(error?.stack ?? error) })),

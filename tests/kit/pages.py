@@ -1,4 +1,4 @@
-"""Pages in Chromium as a person uses them: by labels and roles, keys and clicks. By playwright-core, in Node."""
+"""Pages in Chromium, used by labels and roles, keys and clicks. Based on playwright-core, in Node."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .javascript import chromium, node
 __all__ = ["Page", "PageError", "Pages", "run_pages"]
 
 HERE: Final = Path(__file__).resolve().parent
-#: Seconds for one step; a step that waits for something gives up before that.
+#: Seconds for one step. Waiting steps of Playwright time out earlier.
 PATIENCE: Final = 60.0
 
 
 class PageError(AssertionError):
-    """A step has failed: what was looked for is not there, mostly."""
+    """A failed step, mostly because an element is missing."""
 
 
 class Pages:
@@ -41,7 +41,7 @@ class Pages:
 
     @contextlib.asynccontextmanager
     async def open(self, url: str, *, phone: bool = False, dark: bool = False, **options: Any) -> AsyncIterator[Page]:
-        """A page in a window that shares nothing with others. ``options`` are those of a context of Playwright."""
+        """Open a page in a window that shares nothing with others. ``options`` are those of a Playwright context."""
         size = {"width": 390, "height": 844} if phone else {"width": 1440, "height": 900}
         options = {"viewport": size, "isMobile": phone, "hasTouch": phone, "reducedMotion": "reduce"} | options
         id_ = next(self._ids)
@@ -54,7 +54,7 @@ class Pages:
             await self.send(id_, code="close")
 
     async def send(self, page: int, **command: Any) -> Any:
-        """Have a step done, and wait for what comes of it."""
+        """Have Node perform a step, and return its result."""
         id_ = next(self._ids)
         answer = self._answers[id_] = asyncio.get_running_loop().create_future()
         self._stdin.write(json.dumps({"id": id_, "page": page, **command}).encode() + b"\n")
@@ -78,14 +78,14 @@ class Pages:
 
 
 class Page:
-    """A page. What is looked for is waited for; it is found by its role and name, as assistive technology does."""
+    """A page. Elements are waited for, and found by role and name, as by assistive technology."""
 
     def __init__(self, pages: Pages, id_: int) -> None:
         self._pages = pages
         self._id = id_
 
     async def run(self, code: str, **args: Any) -> Any:
-        """Run code of Playwright's, with ``page`` and ``args``."""
+        """Run Playwright code with ``page`` and ``args``."""
         return await self._pages.send(self._id, code=code, args=args)
 
     async def go_to(self, url: str) -> None:
@@ -96,25 +96,25 @@ class Page:
         await self.run(code, name=name, role=role, within=within)
 
     async def fill(self, label: str, text: str) -> None:
-        """Put text into a field. ``label`` is what its label begins with, in whole words."""
+        """Put text into a field. ``label`` is the beginning of its label, in whole words."""
         code = "await page.locator('input, textarea, select').and(page.getByLabel(RegExp(args.label))).fill(args.text)"
         await self.run(code, label=rf"^{re.escape(label)}(\s|$)", text=text)
 
     async def press(self, *keys: str) -> None:
-        """Press keys, wherever the focus is: ``Tab``, ``Control+Enter``."""
+        """Press keys such as ``Tab`` or ``Control+Enter`` in the focused element."""
         await self.run("for (const key of args.keys) await page.keyboard.press(key)", keys=keys)
 
     async def type(self, text: str) -> None:
-        """Type text, wherever the focus is."""
+        """Type text into the focused element."""
         await self.run("await page.keyboard.type(args.text)", text=text)
 
     async def sees(self, text: str, *, within: str = "body") -> None:
-        """Wait until the text is to be seen."""
+        """Wait until the text is visible."""
         code = "await page.locator(args.within).getByText(args.text).filter({ visible: true }).first().waitFor()"
         await self.run(code, text=text, within=within)
 
     async def misses(self, text: str, *, within: str = "body") -> None:
-        """Wait until the text is not to be seen."""
+        """Wait until the text is hidden."""
         found = "page.locator(args.within).getByText(args.text).filter({ visible: true }).first()"
         await self.run(f"await {found}.waitFor({{ state: 'hidden' }})", text=text, within=within)
 
@@ -123,7 +123,7 @@ class Page:
         return text
 
     async def focus(self) -> str:
-        """What has the focus: its role, if it has one, or its tag, and its label or text."""
+        """Describe the focused element: its role or else its tag, and its label or text."""
         focused: str = await self.run(
             """return page.evaluate(() => {
                  const { activeElement: at } = document;
@@ -138,18 +138,18 @@ class Page:
 
     async def until(self, condition: str) -> None:
         """Wait until an expression holds in the page."""
-        # Playwright's own way to wait is a string that becomes code within the page, which the page's policy forbids.
+        # Playwright's own wait evaluates a string in the page, which the page's Content-Security-Policy forbids.
         async with asyncio.timeout(PATIENCE):
             while not await self.evaluate(condition):
                 await asyncio.sleep(0.02)
 
     async def seen(self, what: str) -> list[Any]:
-        """All ``problems`` (errors and warnings of the browser's console), ``requests`` or ``sockets`` so far."""
+        """Return all ``problems`` (errors and warnings in the browser's log), ``requests`` or ``sockets`` so far."""
         found: list[Any] = await self.run("return seen[args.what]", what=what)
         return found
 
     async def downloaded(self) -> tuple[str, str]:
-        """The name and the text of the file that is downloaded."""
+        """Return name and text of the downloaded file."""
         name, text = await self.run(
             """while (seen.downloads.length === 0) await page.waitForEvent("download").catch(() => {});
                const download = seen.downloads.pop();
@@ -160,7 +160,7 @@ class Page:
         return name, text
 
     async def accessibility_problems(self) -> list[str]:
-        """What axe finds wrong: rule, and the element."""
+        """Return the violations that axe finds, each with rule and element."""
         found: list[str] = await self.run(
             """await page.evaluate(axe);
                const { violations } = await page.evaluate(() => globalThis.axe.run());
@@ -172,7 +172,7 @@ class Page:
 
 @contextlib.asynccontextmanager
 async def run_pages() -> AsyncIterator[Pages]:
-    """Run Chromium, of which nothing is left at the end."""
+    """Run Chromium, and end all its processes at the end."""
     program, *flags = node()
     browser = chromium()
     if not (CONSOLE / "node_modules" / "playwright-core").is_dir():

@@ -1,5 +1,5 @@
-// Judges AsyncAPI documents with the reference parser: a list of them on standard input, their problems on standard
-// output. `node parse_asyncapi.mjs <the directory of node_modules>`.
+// Validates AsyncAPI documents with the reference parser: reads a list of documents from standard input, and writes a
+// list of problems per document to standard output. Usage: node parse_asyncapi.mjs <the directory of node_modules>
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
@@ -9,7 +9,7 @@ const parser = new Parser();
 const found = [];
 for (const text of JSON.parse(readFileSync(0, "utf8"))) {
   const { document, diagnostics } = await parser.parse(text);
-  // What is a warning is a matter of taste; without a document it is not valid.
+  // Warnings are ignored. If the parser returns no document, the text is invalid.
   const errors = diagnostics.filter(({ severity }) => severity === 0);
   found.push([
     ...(document === undefined ? ["there is no document"] : []),

@@ -1,4 +1,4 @@
-"""The gateway as others run it: in a process of its own, with nothing but an environment and a command line."""
+"""The gateway in a process of its own, with an environment and a command line, as operators run it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from nuropb_gateway_asgi.settings import ENV_PREFIX
 
 __all__ = ["ROOT", "GatewayProcess", "Process", "run_gateway_process", "run_module", "run_process", "token_of"]
 
-#: Seconds. A start costs one of the processor's, and on a busy machine there may be little of that.
+#: Seconds for a start, which takes one second of CPU time; longer on a busy machine.
 DEADLINE: Final = 60.0
 ROOT: Final = Path(__file__).resolve().parents[2]
 SECRET: Final = secrets.token_urlsafe(48)
 
 
 class Process:
-    """A running process, and all the lines that it wrote so far."""
+    """A running process, and all its output so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -49,11 +49,11 @@ class Process:
 
     @property
     def ended(self) -> bool:
-        """Whether it says nothing more."""
+        """Whether the output has ended."""
         return all(reader.done() for reader in self._readers)
 
     async def line(self, pattern: str) -> re.Match[str]:
-        """The first line, of either stream, in which ``pattern`` is found."""
+        """Wait for a line of output that matches ``pattern``, and return the match."""
         try:
             async with asyncio.timeout(DEADLINE):
                 while True:
@@ -70,7 +70,7 @@ class Process:
         self._process.send_signal(number)
 
     async def wait(self) -> int:
-        """The exit status, once the process and its output have ended."""
+        """Wait for the end of the process and of its output, and return the exit status."""
         async with asyncio.timeout(DEADLINE):
             await asyncio.gather(*self._readers)
             return await self._process.wait()
@@ -86,7 +86,7 @@ class Process:
         self._news.set()
 
     async def end(self) -> None:
-        """Kill it, unless it has ended."""
+        """Kill the process, unless it has ended."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self.wait()
@@ -100,7 +100,7 @@ async def run_process(
     cwd: Path = ROOT,
     **options: Any,
 ) -> AsyncIterator[Process]:
-    """Run a command at the root of the project, with ``settings`` (without their prefix) as its only ones.
+    """Run a command in the project's root, with only these ``settings`` (named without prefix).
 
     ``environment`` is added to that of the tests; ``options`` are those of subprocess.Popen.
     """
@@ -118,12 +118,12 @@ async def run_process(
 
 
 def run_module(*arguments: str, **options: Any) -> contextlib.AbstractAsyncContextManager[Process]:
-    """Run ``python -m`` with these arguments; the options are those of :func:`run_process`."""
+    """Run ``python -m`` with these arguments, and the options of :func:`run_process`."""
     return run_process(sys.executable, "-m", *arguments, **options)
 
 
 def token_of(user_id: str, **claims: Any) -> str:
-    """A token for gateways of :func:`run_gateway_process`."""
+    """Return a token for gateways of :func:`run_gateway_process`."""
     return issue_token(SECRET, user_id, **claims)
 
 
@@ -139,11 +139,11 @@ class GatewayProcess:
         return f"ws://127.0.0.1:{self.port}/ws"
 
     async def ready(self) -> None:
-        """Wait until it has a connection to the mesh."""
+        """Wait until the gateway is connected to the mesh."""
         await self.process.line(" mesh connected")
 
     async def metric(self, name: str, **labels: str) -> float:
-        """A number of ``/metrics`` about WebSockets; 0 if nothing was counted under these labels."""
+        """Return a value from ``/metrics`` for WebSockets, 0 if there is none with these labels."""
         async with httpx.AsyncClient(trust_env=False, timeout=DEADLINE) as http:
             text = (await http.get(f"http://127.0.0.1:{self.port}/metrics")).text
         wanted = ",".join(f'{label}="{value}"' for label, value in (labels | {"transport": "websocket"}).items())
@@ -151,19 +151,19 @@ class GatewayProcess:
         return 0.0 if line is None else float(line[1])
 
     def freeze(self) -> None:
-        """Stop it: its connections stay, and it does nothing."""
+        """Suspend the process: its connections stay open."""
         self.process.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume the process."""
         self.process.signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it with SIGKILL: nobody is told."""
+        """Kill the process with SIGKILL: it cannot notify clients."""
         self.process.signal(signal.SIGKILL)
 
     async def stop(self) -> None:
-        """End it in good order."""
+        """Stop the process in an orderly way."""
         self.process.signal(signal.SIGTERM)
         assert await self.process.wait() == 0, self.process.output
 

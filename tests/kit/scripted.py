@@ -1,4 +1,4 @@
-"""A gateway that follows a script: what it waits for, what it says, and how it goes. ``tests/conformance`` has them."""
+"""A gateway that follows a script of expected and sent frames. The scripts are in ``tests/conformance``."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ LIMITS: Final = {"max_message_size": 65536, "max_in_flight": 64, "request_timeou
 
 
 class ScriptError(AssertionError):
-    """One of the two did not do what the script says."""
+    """A violation of the script, by the client or by the gateway."""
 
 
 @dataclass
 class Markers:
-    """What the two sides of a script wait for, instead of for a while."""
+    """Markers that synchronise both sides of a script, in place of sleeping."""
 
     _events: dict[str, asyncio.Event] = field(default_factory=dict)
 
@@ -49,7 +49,7 @@ class Markers:
 
 
 def difference(wanted: Any, given: Any, where: str = "it") -> str | None:
-    """Why ``given`` is not what is ``wanted``, or None. Objects may have more members; ``$between`` is for numbers."""
+    """Explain how ``given`` differs from ``wanted``, or return None. Extra members are allowed."""
     if isinstance(wanted, dict) and "$between" in wanted:
         low, high = wanted["$between"]
         ok = isinstance(given, int | float) and low <= given <= high
@@ -64,7 +64,7 @@ def difference(wanted: Any, given: Any, where: str = "it") -> str | None:
 
 
 class ScriptedGateway:
-    """A server for as many connections as the script has, one after the other."""
+    """A server for the connections of a script, one after the other."""
 
     def __init__(self, connections: Sequence[Sequence[Step]], markers: Markers) -> None:
         self._scripts = connections
@@ -73,12 +73,12 @@ class ScriptedGateway:
         self._pings = itertools.count(1)
         self._frames: dict[str, dict[str, Any]] = {}
         self._ended = 0
-        #: What went wrong, in the order in which it did.
+        #: Errors, in the order of their occurrence.
         self.failures: list[str] = []
 
     @contextlib.asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
-        """Listen on a free port; the URL."""
+        """Listen on a free port, and return the URL."""
         async with serve_websockets(
             self._handle,
             "127.0.0.1",
@@ -94,7 +94,7 @@ class ScriptedGateway:
             yield f"ws://127.0.0.1:{port}/ws"
 
     async def finished(self) -> None:
-        """Wait until all connections were made and have gone as far as the script says, or something went wrong."""
+        """Wait until all connections have followed the script to its end, or an error occurred."""
         await eventually(lambda: self.failures or self._ended == len(self._scripts))
 
     def _begin(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -147,7 +147,7 @@ class _Connection:
         self._pings = pings
 
     async def do(self, step: Step) -> None:
-        """Take one step."""
+        """Perform one step."""
         match step:
             case {"greet": what}:
                 await self._greet(what)
@@ -199,7 +199,7 @@ class _Connection:
                 raise ScriptError("there is no such step")
 
     async def nothing_more(self) -> None:
-        """Until the connection ends, the client has nothing to say but pings and pongs."""
+        """Check that the client sends only pings and pongs until the connection ends."""
         with contextlib.suppress(ConnectionClosed):
             raise ScriptError(f"the client sent {await self._receive(None)}")
 
@@ -211,7 +211,7 @@ class _Connection:
             await self._send("response", answer)
 
     async def _token(self, wanted: str | None) -> dict[str, Any] | None:
-        """Wait for the token, which comes in the header or in the first frame; the frame's payload."""
+        """Wait for the token in the header or in the first frame, and return the frame's payload."""
         request = self._connection.request
         assert request is not None
         header = request.headers.get("Authorization")
@@ -224,7 +224,7 @@ class _Connection:
         return payload
 
     async def _hello(self, what: Mapping[str, Any]) -> None:
-        """``expires_in`` is in seconds from now; ``limits`` are added to the usual ones."""
+        """Send hello. ``expires_in`` is in seconds from now; ``limits`` override the defaults."""
         expires_in = what.get("expires_in")
         event = {
             "session_id": "session",
@@ -241,7 +241,7 @@ class _Connection:
         await self._connection.send(json.dumps({"type": type_, "payload": payload}))
 
     def _filled(self, value: Any) -> Any:
-        """``$name.member`` stands for a member of the payload of a frame that was expected."""
+        """Replace ``$name.member`` by a member of an expected frame's payload."""
         if isinstance(value, dict):
             return {key: self._filled(each) for key, each in value.items()}
         if isinstance(value, str) and value.startswith("$"):
@@ -250,7 +250,7 @@ class _Connection:
         return value
 
     async def _receive(self, type_: str | None) -> dict[str, Any]:
-        """The next frame; pings and pongs are passed over unless they are wanted."""
+        """Return the next frame, skipping pings and pongs unless they are wanted."""
         while True:
             text = await self._connection.recv()
             if not isinstance(text, str):
@@ -260,7 +260,7 @@ class _Connection:
                 return frame
 
     async def _nothing(self) -> None:
-        """The client has nothing to say. It answers a ping at once, and what it had to say came before that."""
+        """Check that the client has sent nothing: its pong would follow all earlier frames."""
         ping = {"type": "ping", "payload": {"number": next(self._pings)}}
         await self._connection.send(json.dumps(ping))
         given = await self._receive("pong")
@@ -268,7 +268,7 @@ class _Connection:
             raise ScriptError(f"the client sent {given}")
 
     async def _closed(self, code: int | None) -> None:
-        """Wait until the client is gone, with that code unless any will do."""
+        """Wait until the client has closed the connection, and check the code if one is given."""
         try:
             raise ScriptError(f"the client sent {await self._receive(None)}")
         except ConnectionClosed as error:

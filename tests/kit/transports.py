@@ -1,4 +1,4 @@
-"""Clients of the other kinds of connections: lines over TCP, and events over HTTP."""
+"""Clients for TCP (lines) and HTTP (calls and event streams)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["EventStream", "HTTPClient", "LineClient", "ServerSentEvent", "connec
 
 
 class LineClient(Client):
-    """A TCP connection, with the methods of the client for WebSockets."""
+    """A TCP connection with the methods of the WebSocket client."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         super().__init__(cast("Any", None))
@@ -34,17 +34,17 @@ class LineClient(Client):
         await self.send_text(json.dumps(frame))
 
     async def send_bytes(self, data: bytes) -> None:
-        """Send anything."""
+        """Send any data."""
         async with asyncio.timeout(DEADLINE):
             self._writer.write(data)
             await self._writer.drain()
 
     def finish(self) -> None:
-        """Say that nothing more will be sent."""
+        """Close the sending side."""
         self._writer.write_eof()
 
     async def closed(self) -> Closed:
-        """Read until the connection ends; the code is that of the last line, or 1006 if that says nothing of an end."""
+        """Read until the connection ends. The code is that of a last ``closed`` event, or 1006 without one."""
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
                 self.inbox.append(await self._receive())
@@ -70,7 +70,7 @@ class LineClient(Client):
 async def connect_tcp(
     running: RunningGateway, token: str | None = None, *, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[LineClient]:
-    """Connect, and if there is a ``token`` authorise with it and wait for hello."""
+    """Connect. With a ``token``, authorise and wait for hello."""
     async with asyncio.timeout(DEADLINE):
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", running.gateway.tcp_port, ssl=tls, server_hostname="localhost" if tls else None, limit=1 << 21
@@ -91,10 +91,10 @@ async def connect_tcp(
 
 
 class HTTPClient(httpx.AsyncClient):
-    """Makes calls over HTTP."""
+    """An HTTP client that makes calls."""
 
     async def call(self, name: str, params: Any = None, **headers: str) -> httpx.Response:
-        """Call ``service.method``. Headers are given with underscores."""
+        """Call ``service.method``. Names of headers are written with underscores."""
         service, _, method = name.rpartition(".")
         more = {key.replace("_", "-"): value for key, value in headers.items()}
         return await self.post(f"/rpc/{service}/{method}", json={} if params is None else params, headers=more)
@@ -102,7 +102,7 @@ class HTTPClient(httpx.AsyncClient):
 
 @contextlib.asynccontextmanager
 async def http_client(running: RunningGateway, token: str | None = None) -> AsyncIterator[HTTPClient]:
-    """An HTTP client of the gateway; the token is in a header."""
+    """Open an HTTP client of the gateway, with the token in a header."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     limits = httpx.Limits(max_connections=200)
     async with HTTPClient(
@@ -111,14 +111,14 @@ async def http_client(running: RunningGateway, token: str | None = None) -> Asyn
         trust_env=False,
         timeout=DEADLINE,
         limits=limits,
-        verify=False,  # nothing to verify, and it takes long to load what one would do that with
+        verify=False,  # there is no TLS, and loading the certificates takes long
     ) as client:
         yield client
 
 
 @dataclass(frozen=True)
 class ServerSentEvent:
-    """One event, as a browser would have it."""
+    """An event, parsed like in a browser."""
 
     data: str
     id: str | None = None
@@ -132,7 +132,7 @@ class ServerSentEvent:
 
 
 class EventStream:
-    """A stream of events, read as the specification of Server-Sent Events says."""
+    """A stream of events, parsed by the specification of Server-Sent Events."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
@@ -141,7 +141,7 @@ class EventStream:
         self._lines = response.aiter_lines()
 
     async def next(self) -> ServerSentEvent | None:
-        """The next event, or block without data; None at the end."""
+        """Return the next event or block without data, or None at the end."""
         fields: dict[str, Any] = {"data": []}
         async with asyncio.timeout(DEADLINE):
             async for line in self._lines:
@@ -161,7 +161,7 @@ class EventStream:
         return None
 
     async def event(self, topic: str) -> Frame:
-        """The payload of the next event of ``topic``; what comes before is passed over."""
+        """Return the payload of the next event of ``topic``, skipping other events."""
         while True:
             event = await self.next()
             assert event is not None, "the stream has ended"
@@ -169,7 +169,7 @@ class EventStream:
                 return event.payload
 
     async def rest(self) -> list[Frame]:
-        """The payloads of all events until the end."""
+        """Return the payloads of all events until the end."""
         payloads = []
         while (event := await self.next()) is not None:
             if event.data:
@@ -181,7 +181,7 @@ class EventStream:
 async def events(
     running: RunningGateway, token: str, topics: Sequence[str] = (), *, hello: bool = True, **headers: str
 ) -> AsyncIterator[EventStream]:
-    """A stream of events, after its hello."""
+    """Open a stream of events, and read its hello."""
     more = {key.replace("_", "-"): value for key, value in headers.items()}
     async with (
         http_client(running, token) as client,

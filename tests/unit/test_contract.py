@@ -1,4 +1,4 @@
-"""What a caller may do, as a contract and as the two documents."""
+"""Contracts of a caller, and their AsyncAPI and OpenAPI documents."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def names(found: Contract) -> list[str]:
     return [f"{service.name}.{method.name}" for service in found.services for method in service.methods]
 
 
-# --- what is in it ------------------------------------------------------------------------------------------------
+# --- contents -----------------------------------------------------------------------------------------------------
 
 
 def test_there_is_what_the_policy_allows_and_nothing_else() -> None:
@@ -69,7 +69,7 @@ def test_a_service_that_cannot_describe_itself_has_no_methods() -> None:
         ("any", (), {}),
         ("", (), {}),
         ("Cursor", (), {"description": "A Python Cursor, as JSON"}),
-        # A default can be given as well.
+        # A default may also be passed.
         ("int", (None,), {"type": ["integer", "null"], "default": None}),
         ("float", (1,), {"type": "number", "default": 1}),
         ("int", (1.0,), {"type": "integer", "default": 1.0}),

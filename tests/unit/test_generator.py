@@ -1,4 +1,4 @@
-"""Clients made of a document. That they are typed right, mypy and tsc say in tests/integration/test_contracts.py."""
+"""Clients generated from a document. tests/integration/test_contracts.py checks their types with mypy and tsc."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.kit.contracts import HOSTILE, ORDERS, asyncapi
 
 
 class FakeClient:
-    """Remembers what is asked of it."""
+    """A client that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -68,7 +68,7 @@ def test_names_that_are_no_names_in_python_are_spelled_in_another_way_and_sent_a
     arguments = [name for name in inspect.signature(method).parameters if name != "_options"]
     asyncio.run(method(**{name: name for name in arguments}))
     service = HOSTILE[0].service
-    # Those that have to be given come first.
+    # Required parameters come first.
     expected = {"class": "class_", "a b": "a_b", '"': "arg_", "self": "self_", "*/": "arg__"}
     assert client.calls == [(service, "then", expected, {})]
 
@@ -81,7 +81,7 @@ def test_what_services_say_of_themselves_stays_text(lang: Language) -> None:
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
         assert [alias.name for node in imports for alias in node.names] == ["enum"]
     else:
-        # Without comments and strings nothing of it is left.
+        # Nothing of it may remain once comments and strings are removed.
         code = re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', "", text, flags=re.DOTALL)
         assert "import os" not in code
         assert "</script" not in code

@@ -30,7 +30,7 @@ class Recorder(logging.Handler):
 
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
-    """What uvicorn's loggers say in the end."""
+    """Record the filtered output of uvicorn's loggers."""
     recorder = Recorder()
     loggers = [logging.getLogger(f"uvicorn.{name}") for name in ("error", "access", "asgi")]
     before = [(logger, logger.level, logger.propagate, list(logger.filters)) for logger in loggers]
@@ -48,7 +48,7 @@ def recorder() -> Iterator[Recorder]:
 
 @pytest.fixture
 def own() -> Iterator[None]:
-    """A process that is the gateway's own."""
+    """Configure logging as in a process of the gateway's own."""
     package = logging.getLogger("nuropb_gateway_asgi")
     handlers, propagate, level = package.handlers, package.propagate, package.level
     configure_logging(Settings())
@@ -129,7 +129,7 @@ def test_headers_and_frames_are_not_logged(
 def test_requests_are_told_without_their_query(
     recorder: Recorder, name: str, message: str, args: tuple[Any, ...], line: str, request: pytest.FixtureRequest
 ) -> None:
-    with filtered_server_logs():  # within an application they are the application's
+    with filtered_server_logs():  # in a host application, the access log is the application's
         log(name, logging.INFO, message, *args)
     request.getfixturevalue("own")
     log(name, logging.INFO, message, *args)

@@ -107,7 +107,7 @@ async def test_what_waits_is_handed_out_after_closing_and_nothing_is_taken_any_m
     outbox = Outbox(2)
     outbox.put("a")
     outbox.close()
-    assert outbox.put("dropped, and too long")  # nobody has to be hung up on for it
+    assert outbox.put("dropped, and too long")  # a dropped frame is no reason to close the connection
     assert outbox.size == 1
     outbox.close()
     assert await drain(outbox) == ["a"]
@@ -194,7 +194,7 @@ async def test_an_outbox_is_a_bounded_queue(operations: list[str], limit: int) -
     assert await drain(outbox) == list(model)
 
 
-# --- events that may be lost --------------------------------------------------------------------------------
+# --- events that may be dropped -----------------------------------------------------------------------------
 
 
 def dropped(topic: str | None, count: int) -> str:
@@ -296,7 +296,7 @@ async def test_a_closed_outbox_takes_no_event_and_tells_of_none(discard: bool) -
 async def test_what_was_dropped_does_not_keep_a_slow_reader_from_getting_events() -> None:
     outbox, read = Outbox(20), []
     for number in range(100):
-        # Two are dropped, of other topics, for each message that the reader takes.
+        # For each message that the reader takes, two of other topics are dropped.
         for each in ("a", "b"):
             outbox.put_event(f"{number:010}", f"{each}{number % 5}", "drop_oldest")
         read.append(await outbox.get())

@@ -34,7 +34,7 @@ _WORDS = re.compile(r"[A-Za-z0-9]+")
 
 
 class DocumentError(ValueError):
-    """The document is not an AsyncAPI document of a gateway. The message names the missing part."""
+    """Raised for a document that is not a gateway's AsyncAPI document. The message names the missing part."""
 
 
 class Parameter(NamedTuple):

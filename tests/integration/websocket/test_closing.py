@@ -50,7 +50,7 @@ async def test_a_crowd_that_comes_and_goes() -> None:
     async with run_gateway(max_connections=12) as running:
 
         async def visit(number: int) -> None:
-            with contextlib.suppress(Exception):  # refused, or gone while it was talking
+            with contextlib.suppress(Exception):  # refused, or closed in the middle
                 async with connect(running.url, f"user{number % 3}") as client:
                     session_ids.append(client.hello["session_id"])
                     await client.request("demo.slow", LONG)
@@ -143,14 +143,14 @@ async def test_calls_that_were_on_their_way_when_draining_began_are_answered(mon
             await client.event("goodbye")
             assert await client.result("demo.echo", {"a": 1}) == {"a": 1}
             assert not draining.done()
-        await draining  # nobody is there who could still call
+        await draining  # no client is left that could call
 
 
 async def test_what_was_said_last_is_on_its_way_when_a_drain_ends() -> None:
     async with run_gateway() as running, connect(running.url, "alice") as client:
         (handler,) = running.gateway.handler_manager.handlers
         await running.gateway.drain()
-        assert handler.outbox_size == 0  # a server may hang up at once now
+        assert handler.outbox_size == 0  # now the server may close the connection at once
         assert (await client.next())["payload"]["topic"] == "goodbye"
 
 

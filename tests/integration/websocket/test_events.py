@@ -6,8 +6,6 @@ from tests.integration.websocket.conftest import publish
 from tests.kit.clients import Client, connect
 from tests.kit.gateways import RunningGateway, run_gateway
 
-# --- events -----------------------------------------------------------------------------------------------------
-
 
 async def test_events_come_to_who_subscribed(client: Client, running: RunningGateway) -> None:
     answer = await client.ask("subscribe", topics=["demo.orders.*", "demo.users.#"], trace_id="t")

@@ -255,7 +255,7 @@ async def test_more_requests_in_flight_than_allowed() -> None:
 
 async def test_cancel_answers_once_and_only_what_is_in_flight() -> None:
     async with at_turnstile() as (running, turnstile), connect(running.url, "alice") as client:
-        await client.ask("describe", service="turnstile")  # or the call would wait for that, and not be made
+        await client.ask("describe", service="turnstile")  # otherwise the call would wait for the description
         await client.request("turnstile.wait", id="x", trace_id="t")
         await client.send("cancel", id="x")
         await client.send("cancel", id="x")
@@ -263,7 +263,9 @@ async def test_cancel_answers_once_and_only_what_is_in_flight() -> None:
         answer = await client.answer("x")
         assert (answer["error"]["code"], answer["error"]["retryable"]) == ("cancelled", False)
         assert answer["trace_id"] == "t"
-        assert await client.result("turnstile.open", id="x") == "open"  # the id is free, and the first call goes on
+        assert (
+            await client.result("turnstile.open", id="x") == "open"
+        )  # the id is free again, and the first call still runs
         await eventually(lambda: turnstile.through == 1)
         await client.send("cancel", id="x")
         assert await client.settled() == []

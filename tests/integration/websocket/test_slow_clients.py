@@ -35,7 +35,7 @@ async def test_who_answers_no_ping_is_hung_up_on_unless_it_never_learned_to() ->
         silent = await stack.enter_async_context(connect(running.url, "alice"))
         closed = await silent.closed()
         assert (closed.code, closed.frames) == (4012, [{"type": "ping"}])
-        # They have been silent for longer than the one that was hung up on.
+        # Both have been silent for longer than the client that was closed.
         for legacy in (by_header, by_frame):
             await legacy.request("demo.add", {"a": 1, "b": 1}, trace_id="t")
             assert (await legacy.wait_for(lambda frame: frame["payload"].get("trace_id") == "t"))["payload"]["result"]
@@ -47,7 +47,7 @@ async def test_whatever_comes_back_shows_that_the_client_is_there(answer: Any) -
         run_gateway(ping_interval=0.02, ping_timeout=DEADLINE) as running,
         connect(running.url, "alice") as client,
     ):
-        for _ in range(3):  # a further ping is only sent when the one before was answered
+        for _ in range(3):  # the next ping is sent only after an answer to the last one
             await client.wait_for(lambda frame: frame == {"type": "ping"})
             if answer == "{":
                 await client.send_text("{")
@@ -63,14 +63,14 @@ SMALL: dict[str, Any] = {"send_buffer": 4096, "max_message_size": 2048, "outbox_
 
 @contextlib.asynccontextmanager
 async def reluctant(running: RunningGateway, token: str = "slow") -> AsyncIterator[RawClient]:
-    """A client that is connected and reads nothing more."""
+    """Connect a client that does not read."""
     async with RawClient.open(running.url, receive_buffer=4096) as raw:
         assert " 101 " in await raw.handshake("/ws", ("Authorization", f"Bearer {token}"))
         yield raw
 
 
 async def flood(raw: RawClient, frames: int = 400) -> None:
-    """Ask for more than the buffers on the way take, without reading it."""
+    """Request more data than the buffers on the way hold, without reading it."""
     for number in range(frames):
         await raw.send_json({"type": "ping", "payload": f"{number:01000}"})
 
@@ -110,14 +110,14 @@ async def test_a_write_that_does_not_end(server: Any) -> None:
         reluctant(running) as raw,
     ):
         await raw.send_json({"type": "request", "payload": {"service": "demo", "method": "slow", "params": LONG}})
-        await flood(raw)  # which fits into the outbox
+        await flood(raw)  # the answers fit into the outbox
         await eventually(lambda: running.occupancy == (1, 1, 0))
         assert running.gateway.handler_manager.statistics.closed == {CloseCode.SLOW_CONSUMER: 1}
         assert await other.result("demo.echo") == {}
 
 
 async def test_a_write_that_does_not_end_while_the_connection_is_closed() -> None:
-    """Whatever it is closed for, the deadline of the write goes on."""
+    """The write deadline still applies after the gateway has closed the connection."""
     async with run_gateway(write_timeout=0.1, send_buffer=4096) as running:
         async with reluctant(running, "slow:for:0.05") as raw:
             await flood(raw)

@@ -15,11 +15,9 @@ from tests.integration.websocket.test_malformed import MALFORMED
 from tests.kit.clients import Frame, connect
 from tests.kit.gateways import eventually, run_gateway
 
-# --- a storm ----------------------------------------------------------------------------------------------------
-
 
 class Storm:
-    """Random frames, and how many answers each of them is due, by id, by trace_id, or else by nothing."""
+    """Random frames, and the expected number of answers: by id, by trace_id, or in total for frames without either."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -48,7 +46,7 @@ class Storm:
         return self._expecting(self.random.choice(["request", "request", "command"]), payload)
 
     def failing_call(self) -> str:
-        if self._failures == 30:  # more of them, and the user is not let through any more
+        if self._failures == 30:  # after more failures the gateway would refuse this user's calls
             return self.ping()
         self._failures += 1
         payload: dict[str, Any] = self.random.choice(
@@ -114,7 +112,7 @@ class Storm:
         return str(self._made)
 
     def kind_of(self, frame: Frame) -> tuple[str, str] | None:
-        """What was due, of a frame that came."""
+        """Return the key of the expected answer that a frame is."""
         payload = frame.get("payload")
         if frame["type"] == "event":
             return None
@@ -155,7 +153,7 @@ async def test_every_frame_of_a_storm_is_answered_once(seed: int) -> None:
 
 
 async def test_storms_over_each_other() -> None:
-    """The same on one gateway, by clients of which some are gone in the middle."""
+    """Run storms of several clients at once; some clients disconnect in the middle."""
     async with run_gateway(expose=["demo.*", "nobody.*"]) as running:
 
         async def one(seed: int) -> None:

@@ -11,8 +11,6 @@ from tests.integration.websocket.conftest import BRIEFLY, LONG
 from tests.kit.clients import Client, connect
 from tests.kit.gateways import RunningGateway, authorise_from_token, make_gateway, run_gateway
 
-# --- tokens on a live connection --------------------------------------------------------------------------------
-
 
 async def test_the_token_expires(running: RunningGateway) -> None:
     async with connect(running.url, f"alice:for:{BRIEFLY}") as client:
@@ -30,7 +28,7 @@ async def test_a_newer_token_keeps_the_connection(running: RunningGateway) -> No
         async with connect(running.url, f"alice:for:{BRIEFLY}") as other:
             assert (await other.closed()).code == 4005
         assert await client.result("demo.echo") == {}
-        # And a shorter one shortens it.
+        # A token that expires earlier shortens the connection.
         assert (await client.ask("authorize", token="alice:for:0.05"))["error"] is None
         assert (await client.closed()).code == 4005
 

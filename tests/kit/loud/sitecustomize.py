@@ -1,4 +1,4 @@
-"""With this directory on its path, a Python process logs everything that anybody in it has to say."""
+"""Full logging: a Python process with this directory on its path logs all records of all loggers."""
 
 from __future__ import annotations
 
