@@ -12,6 +12,7 @@
 * ``message_queue``: the receive queue of a WebSocket;
 * ``closing``: refusals, and ends of connections that the client can still read;
 * ``process``: open files, event loop, garbage collector, uvicorn's configuration;
+* ``supervisor``: workers, and the signals to them;
 * ``_uvicorn``: the names of uvicorn, websockets and h11 on which all this relies; ``_names`` checks them.
 
 The protocols rely on more than the libraries' public interfaces. With a release that lacks one of the names,

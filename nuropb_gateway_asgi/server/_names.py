@@ -40,7 +40,7 @@ class Reliance:
     @property
     def library(self) -> str:
         """The name of the package."""
-        return self.owner.partition(".")[0].partition(":")[0]
+        return _package(self.owner)
 
 
 class Fault(NamedTuple):
@@ -67,60 +67,80 @@ def faults(reliance: Reliance) -> Iterator[Fault]:
     """Compare a library with the names of one class or module."""
     try:
         owner = _find(reliance.owner)
-    except (ImportError, AttributeError):
-        yield Fault(reliance.library, "has no", reliance.owner.rpartition(":")[2])
+    except _Missing as missing:
+        yield Fault(reliance.library, "has no", str(missing))
         return
     is_module = isinstance(owner, ModuleType)
-    prefix = owner.__name__ if is_module else reliance.owner.rpartition(":")[2]
-    codes = list(_codes_of_module(owner) if is_module else _codes_of_class(owner, reliance.library))
-    own = [access for _, code in codes for access in _accesses(code) if access.receiver == "self"]
-    known = {*dir(owner), *_annotated(owner), *(access.name for access in own if access.is_store)}
+    prefix = owner.__name__
+    codes = list(_codes_of_module(owner) if is_module else _codes_of_class(owner))
     running = [code for name, code in codes if name not in reliance.replaces.split()]
-    used = set(_globals(running)) if is_module else set(_loads(running, "self"))
+    own = [access for _, code in codes for access in _accesses(code) if access.receiver == "self"]
+    fields = getattr(owner, "__dataclass_fields__", ())
+    known = {*dir(owner), *fields, *(access.name for access in own if access.is_store)}
+    user, used = reliance.library, {*_globals(running)} if is_module else {*_loads(running, "self")}
+    overrides = parameters(reliance.overrides)
     if reliance.called_through:
         caller, _, attribute = reliance.called_through.rpartition(".")
+        user = _package(caller)
         try:
-            used = set(_loads((code for _, code in _codes_of_class(_find(caller))), attribute))
-        except (ImportError, AttributeError):
-            used = set()
+            used = {*_loads((code for _, code in _codes_of_class(_find(caller))), attribute)}
+        except _Missing:  # reported for the caller's own names
+            used = {*overrides}
 
-    overrides = parameters(reliance.overrides)
     for name in [*overrides, *f"{reliance.uses} {reliance.sets} {reliance.documented}".split()]:
-        fault = Fault(reliance.library, "", f"{prefix}.{name}")
         if name not in known:
-            yield fault._replace(problem="has no")
+            yield Fault(reliance.library, "has no", f"{prefix}.{name}")
         elif name not in used and (name in overrides or name in reliance.sets.split()):
-            yield fault._replace(problem="no longer uses")
-        elif name in overrides and [*inspect.signature(getattr(owner, name)).parameters][1:] != overrides[name]:
-            yield fault._replace(problem="has other parameters for")
+            yield Fault(user, "no longer uses", f"{prefix}.{name}")
+        elif name in overrides and _parameters_of(getattr(owner, name, None)) != overrides[name]:
+            yield Fault(reliance.library, "has other parameters for", f"{prefix}.{name}")
     for attribute, members in reliance.lends.items():
-        for name in sorted(set(_loads(running, attribute)) - set(members.split())):
+        for name in sorted({*_loads(running, attribute)} - {*members.split()}):
             yield Fault(reliance.library, "now uses", f"{prefix}.{attribute}.{name}")
 
 
 def describe(found: Iterable[Fault]) -> str:
     """Write faults as a phrase: ``uvicorn 0.54.0 has no A.b, A.c; websockets 17.4 no longer uses D.e``."""
     phrases = []
-    for (library, problem), names in groupby(sorted(found), lambda fault: fault[:2]):
+    for (library, problem), names in groupby(sorted(set(found)), lambda fault: fault[:2]):
         phrases.append(f"{library} {version(library)} {problem} {', '.join(fault.name for fault in names)}")
     return "; ".join(phrases)
 
 
+def _package(path: str) -> str:
+    return path.partition(":")[0].partition(".")[0]
+
+
+class _Missing(Exception):
+    """A class or module that a library lacks, by its name."""
+
+
 def _find(path: str) -> Any:
+    """Import a module or class. Raises _Missing."""
     module, _, name = path.partition(":")
-    found = importlib.import_module(module)
-    return getattr(found, name) if name else found
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        raise _Missing(module) from None
+    if not name:
+        return found
+    try:
+        return getattr(found, name)
+    except AttributeError:
+        raise _Missing(name) from None
 
 
-def _annotated(owner: Any) -> Iterator[str]:
-    """Yield the names of annotated attributes, such as the fields of a dataclass."""
-    for each in getattr(owner, "__mro__", ()):
-        yield from vars(each).get("__annotations__", ())
+def _parameters_of(method: Any) -> list[str] | None:
+    """Return the names of a method's parameters without the first, or None if they are unknown."""
+    try:
+        return [*inspect.signature(method).parameters][1:]
+    except (TypeError, ValueError):
+        return None
 
 
-def _codes_of_class(owner: type, library: str = "") -> Iterator[tuple[str, CodeType]]:
+def _codes_of_class(owner: type) -> Iterator[tuple[str, CodeType]]:
     """Yield the methods of a class and of its bases in the same library, and the functions within the methods."""
-    library = library or owner.__module__.partition(".")[0]
+    library = owner.__module__.partition(".")[0]
     for each in owner.__mro__:
         if each.__module__.partition(".")[0] == library:
             for name, value in vars(each).items():

@@ -87,8 +87,9 @@ RELIED_ON: Final = (
     Reliance(owner="h11:Request", documented="headers http_version method target"),
 )
 
-#: For ``nuropb-gateway serve --workers``.
+#: For ``nuropb-gateway serve --workers``. The members of ``uvicorn.Server`` that the command uses are public.
 SUPERVISION: Final = (
+    Reliance(owner="uvicorn.supervisors", documented="Multiprocess"),
     Reliance(
         owner="uvicorn.supervisors.multiprocess:Multiprocess",
         overrides="join_all() keep_subprocess_alive()",
@@ -98,6 +99,15 @@ SUPERVISION: Final = (
         uses="processes signal_queue",
     ),
     Reliance(owner="uvicorn.supervisors.multiprocess:Process", uses="exitcode is_ready pid process"),
+)
+
+#: For the gateway's drain, which reads them with defaults: without them, uvicorn's shutdown waits for slow clients.
+DRAIN: Final = (
+    Reliance(owner="uvicorn:Server", documented="config", uses="server_state"),
+    Reliance(owner="uvicorn.server:ServerState", uses="connections"),
+    Reliance(owner="uvicorn.config:Config", documented="timeout_graceful_shutdown"),
+    Reliance(owner=f"{_H11}:H11Protocol", uses="transport"),
+    Reliance(owner=f"{_SANSIO}:WebSocketsSansIOProtocol", uses="transport"),
 )
 
 #: uvicorn's own protocols, for a release that lacks one of the names above.

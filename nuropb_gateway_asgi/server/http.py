@@ -70,7 +70,8 @@ class HTTPProtocol(H11Protocol):
             set_user_timeout(connection)
         if len(self.connections) > most_connections():
             # A process without free files cannot accept any connection.
-            next(iter(_idle), self).abort()
+            longest_idle = next(iter(_idle), self)
+            longest_idle.abort()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
