@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 
 from .authentication import Authenticator, Identity
 from .authentication.revocation import RevocationCheck
-from .authorization import CallVerdict, Policy
+from .authorization import CallVerdict, Policy, completed
 from .authorization.patterns import is_private
 from .authorization.rules import Delivery
 from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError
@@ -176,7 +176,7 @@ class HandlerManager:
         self.admission = shared.admission
         self.revocations = shared.revocations
         self._authenticator = RevocationCheck(authenticator, self.revocations)
-        self._policy = policy
+        self._policy = completed(policy)
         self._decoder = Decoder(max_size=settings.max_message_size, max_depth=settings.max_json_depth)
         self._handlers: dict[str, Handler] = {}
         self._user_sessions: dict[str, set[str]] = {}

@@ -57,6 +57,7 @@ PATHS = {
     "nuropb_gateway_asgi.authorization": [
         "AuthorizedPolicy",
         "Authorizer",
+        "CallVerdict",
         "Considered",
         "Decision",
         "ExposePolicy",
