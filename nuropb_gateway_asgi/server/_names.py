@@ -1,8 +1,9 @@
-"""Check of the names that a library must have, and must go on using."""
+"""Check whether a library still has, calls and reads the names on which the gateway relies."""
 
 from __future__ import annotations
 
 import dis
+import functools
 import importlib
 import inspect
 import re
@@ -18,7 +19,7 @@ __all__ = ["Fault", "Reliance", "describe", "faults", "parameters"]
 
 @dataclass(frozen=True, kw_only=True)
 class Reliance:
-    """Names of one class or module of a library. Each field is a list of words."""
+    """Names of one class or module of a library, as words."""
 
     #: ``module:class``, or ``module``.
     owner: str
@@ -34,7 +35,7 @@ class Reliance:
     sets: str = ""
     #: Names of the library's documented interface.
     documented: str = ""
-    #: Objects that the gateway puts in place of the library's: the attribute, and the members that they have.
+    #: The gateway's replacements for objects of the library: the attribute, and the members that the library may use.
     lends: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -47,19 +48,22 @@ class Fault(NamedTuple):
     """A difference between a library and the names that the gateway relies on."""
 
     library: str
-    #: A verb phrase for which ``name`` is the object.
+    #: ``has no``, for example; ``name`` completes the phrase.
     problem: str
     name: str
 
 
 class _Access(NamedTuple):
+    """An attribute in the code of a method, with the name of its receiver."""
+
+    method: str
     receiver: str
     name: str
     is_store: bool
 
 
 def parameters(overrides: str) -> dict[str, list[str]]:
-    """Parse the words of :attr:`Reliance.overrides`."""
+    """Parse :attr:`Reliance.overrides`."""
     return {name: re.findall(r"\w+", listed) for name, listed in re.findall(r"(\w+)\(([^)]*)\)", overrides)}
 
 
@@ -70,33 +74,35 @@ def faults(reliance: Reliance) -> Iterator[Fault]:
     except _Missing as missing:
         yield Fault(reliance.library, "has no", str(missing))
         return
-    is_module = isinstance(owner, ModuleType)
-    prefix = owner.__name__
-    codes = list(_codes_of_module(owner) if is_module else _codes_of_class(owner))
-    running = [code for name, code in codes if name not in reliance.replaces.split()]
-    own = [access for _, code in codes for access in _accesses(code) if access.receiver == "self"]
-    fields = getattr(owner, "__dataclass_fields__", ())
-    known = {*dir(owner), *fields, *(access.name for access in own if access.is_store)}
-    user, used = reliance.library, {*_globals(running)} if is_module else {*_loads(running, "self")}
-    overrides = parameters(reliance.overrides)
+    user = reliance.library
+    overrides, sets = parameters(reliance.overrides), reliance.sets.split()
+    if isinstance(owner, ModuleType):
+        known, used = {*dir(owner)}, _globals(owner)
+    else:
+        accesses = _accesses(owner)
+        known = {*dir(owner), *getattr(owner, "__dataclass_fields__", ())}
+        known |= {each.name for each in accesses if each.receiver == "self" and each.is_store}
+        running = [each for each in accesses if each.method not in reliance.replaces.split()]
+        used = _loads(running, "self")
+        for attribute, members in reliance.lends.items():
+            for name in sorted(_loads(running, attribute) - {*members.split()}):
+                yield Fault(user, "now uses", f"{owner.__name__}.{attribute}.{name}")
     if reliance.called_through:
         caller, _, attribute = reliance.called_through.rpartition(".")
         user = _package(caller)
         try:
-            used = {*_loads((code for _, code in _codes_of_class(_find(caller))), attribute)}
-        except _Missing:  # reported for the caller's own names
+            used = _loads(_accesses(_find(caller)), attribute)
+        except _Missing:  # reported with the caller's own names
             used = {*overrides}
 
-    for name in [*overrides, *f"{reliance.uses} {reliance.sets} {reliance.documented}".split()]:
+    for name in [*overrides, *reliance.uses.split(), *sets, *reliance.documented.split()]:
+        path = f"{owner.__name__}.{name}"
         if name not in known:
-            yield Fault(reliance.library, "has no", f"{prefix}.{name}")
-        elif name not in used and (name in overrides or name in reliance.sets.split()):
-            yield Fault(user, "no longer uses", f"{prefix}.{name}")
+            yield Fault(reliance.library, "has no", path)
+        elif name not in used and (name in overrides or name in sets):
+            yield Fault(user, "no longer uses", path)
         elif name in overrides and _parameters_of(getattr(owner, name, None)) != overrides[name]:
-            yield Fault(reliance.library, "has other parameters for", f"{prefix}.{name}")
-    for attribute, members in reliance.lends.items():
-        for name in sorted({*_loads(running, attribute)} - {*members.split()}):
-            yield Fault(reliance.library, "now uses", f"{prefix}.{attribute}.{name}")
+            yield Fault(reliance.library, "has other parameters for", path)
 
 
 def describe(found: Iterable[Fault]) -> str:
@@ -112,7 +118,7 @@ def _package(path: str) -> str:
 
 
 class _Missing(Exception):
-    """A class or module that a library lacks, by its name."""
+    """The name of a class or module that a library lacks."""
 
 
 def _find(path: str) -> Any:
@@ -138,31 +144,36 @@ def _parameters_of(method: Any) -> list[str] | None:
         return None
 
 
-def _codes_of_class(owner: type) -> Iterator[tuple[str, CodeType]]:
-    """Yield the methods of a class and of its bases in the same library, and the functions within the methods."""
-    library = owner.__module__.partition(".")[0]
-    for each in owner.__mro__:
-        if each.__module__.partition(".")[0] == library:
-            for name, value in vars(each).items():
-                for function in _functions(value):
-                    yield from ((name, code) for code in _nested(function.__code__))
+def _globals(module: ModuleType) -> set[str]:
+    """Return the names in the functions of a module, global variables among them."""
+    own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    return {name for value in own for function in _functions(value) for name in function.__code__.co_names}
 
 
-def _codes_of_module(owner: ModuleType) -> Iterator[tuple[str, CodeType]]:
-    """Yield the functions and methods that a module defines."""
-    for name, value in vars(owner).items():
-        if getattr(value, "__module__", None) == owner.__name__:
-            if isinstance(value, type):
-                yield from _codes_of_class(value)
-            for function in _functions(value):
-                yield from ((name, code) for code in _nested(function.__code__))
+def _loads(accesses: Iterable[_Access], receiver: str) -> set[str]:
+    """Return the attributes of a receiver that are read."""
+    return {each.name for each in accesses if each.receiver == receiver and not each.is_store}
+
+
+@functools.cache
+def _accesses(owner: type) -> list[_Access]:
+    """Return the attributes in the methods of a class and of its bases in the same library."""
+    library = _package(owner.__module__)
+    return [
+        _Access(name, *access)
+        for each in owner.__mro__
+        if _package(each.__module__) == library
+        for name, value in vars(each).items()
+        for function in _functions(value)
+        for access in _accesses_in(function.__code__)
+    ]
 
 
 def _functions(value: Any) -> Iterator[FunctionType]:
-    """Yield the functions behind a member of a class."""
+    """Yield the functions behind a member of a class or module."""
     if isinstance(value, property):
         candidates = [value.fget, value.fset, value.fdel]
-    else:
+    else:  # a function, a static method or a class method, or a cached property
         candidates = [getattr(value, "__func__", getattr(value, "func", value))]
     for each in candidates:
         function = inspect.unwrap(each) if callable(each) else None
@@ -170,35 +181,21 @@ def _functions(value: Any) -> Iterator[FunctionType]:
             yield function
 
 
-def _nested(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _nested(constant)
+def _accesses_in(code: CodeType) -> Iterator[tuple[str, str, bool]]:
+    """Yield receiver, name and whether it is set, for every attribute in a function and in the functions within it.
 
-
-def _loads(codes: Iterable[CodeType], receiver: str) -> Iterator[str]:
-    for code in codes:
-        yield from (each.name for each in _accesses(code) if each.receiver == receiver and not each.is_store)
-
-
-def _globals(codes: Iterable[CodeType]) -> Iterator[str]:
-    for code in codes:
-        yield from code.co_names
-
-
-def _accesses(code: CodeType) -> Iterator[_Access]:
-    """Yield the attributes that a function reads and sets, each with the name of its receiver.
-
-    ``self.conn.state`` reads ``conn`` of ``self`` and ``state`` of ``conn``. The bytecode is there without the source.
+    ``self.conn.state`` reads ``conn`` of ``self``, and ``state`` of ``conn``. Bytecode is there even without source.
     """
     receiver = ""
     for each in dis.get_instructions(code):
         if each.opname in ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR"):
-            yield _Access(receiver, each.argval, each.opname == "STORE_ATTR")
+            yield receiver, each.argval, each.opname == "STORE_ATTR"
             receiver = each.argval
         elif "LOAD_FAST" in each.opname or each.opname == "LOAD_DEREF":
             # Python 3.13 and newer load two variables with one instruction.
             receiver = each.argval if isinstance(each.argval, str) else each.argval[-1]
         elif each.opname not in ("COPY", "EXTENDED_ARG"):
             receiver = ""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _accesses_in(constant)

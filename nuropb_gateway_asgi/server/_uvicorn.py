@@ -1,10 +1,10 @@
-"""Names of uvicorn, websockets and h11 on which this room relies. No other module of the gateway names their insides.
+"""Names inside uvicorn, websockets and h11 on which this room relies.
 
-A test derives the same names from the source of the package. Names of asyncio's contract are left out: the callbacks
-of its protocols (``connection_made``, ``data_received``, ``pause_writing``, ...), its transports, event loops, queues.
-uvicorn could rename none of them.
+A test derives the same names from the source of the package, so the table is complete. It leaves out asyncio's
+contract, which uvicorn cannot rename: the callbacks of protocols (``connection_made``, ``data_received``,
+``pause_writing``, ...) and the methods of transports, event loops, events and queues.
 
-A release without one of the names, or which no longer calls or reads it, gets uvicorn's own protocols: see
+With a release that lacks one of the names, or no longer calls or reads it, uvicorn's own protocols are used; see
 :func:`unprotected`.
 """
 
@@ -17,6 +17,8 @@ from ._names import Reliance, describe, faults
 
 __all__ = [
     "ACCEPT_FAILED",
+    "DRAIN",
+    "LOGGERS",
     "LOG_TEXTS",
     "OWN_WAY",
     "RELIED_ON",
@@ -29,8 +31,8 @@ __all__ = [
 _H11: Final = "uvicorn.protocols.http.h11_impl"
 _SANSIO: Final = "uvicorn.protocols.websockets.websockets_sansio_impl"
 
-#: For the protocols, the event loop and the configuration. Tested with uvicorn 0.52 to 0.54, websockets 15 to 17 and
-#: h11 0.16.
+#: Names for the protocols, the event loop and the configuration. Tested with uvicorn 0.52 to 0.54, websockets 15 to
+#: 17, and h11 0.16.
 RELIED_ON: Final = (
     Reliance(
         owner=f"{_H11}:H11Protocol",
@@ -51,7 +53,7 @@ RELIED_ON: Final = (
         replaces="handle_parser_exception pause_writing",
         uses="close_timeout config curr_msg_data_type disconnected handshake_initiated loop scope transport",
         sets="close_sent close_timer conn frames handshake_complete queue read_paused writable",
-        # The event is shared by all connections: a call of clear() would stop them all.
+        # All connections share the event: clear() would stop them all.
         lends={"queue": "empty get put_nowait", "writable": "is_set set wait"},
     ),
     Reliance(owner="uvicorn", documented="Config"),
@@ -87,13 +89,13 @@ RELIED_ON: Final = (
     Reliance(owner="h11:Request", documented="headers http_version method target"),
 )
 
-#: For ``nuropb-gateway serve --workers``. The members of ``uvicorn.Server`` that the command uses are public.
+#: Names for the supervisor of ``nuropb-gateway serve --workers``.
 SUPERVISION: Final = (
     Reliance(owner="uvicorn.supervisors", documented="Multiprocess"),
     Reliance(
         owner="uvicorn.supervisors.multiprocess:Multiprocess",
         overrides="join_all() keep_subprocess_alive()",
-        # It is called by a name that the supervisor puts together.
+        # uvicorn composes this name from the signal's, so no code refers to it.
         documented="handle_hup",
         replaces="join_all handle_hup",
         uses="processes signal_queue",
@@ -101,7 +103,7 @@ SUPERVISION: Final = (
     Reliance(owner="uvicorn.supervisors.multiprocess:Process", uses="exitcode is_ready pid process"),
 )
 
-#: For the gateway's drain, which reads them with defaults: without them, uvicorn's shutdown waits for slow clients.
+#: Names for the gateway's drain. Without them uvicorn's shutdown waits for clients that do not read.
 DRAIN: Final = (
     Reliance(owner="uvicorn:Server", documented="config", uses="server_state"),
     Reliance(owner="uvicorn.server:ServerState", uses="connections"),
@@ -110,7 +112,7 @@ DRAIN: Final = (
     Reliance(owner=f"{_SANSIO}:WebSocketsSansIOProtocol", uses="transport"),
 )
 
-#: uvicorn's own protocols, for a release that lacks one of the names above.
+#: uvicorn's own protocols for HTTP and WebSockets, the fall-back of :data:`RELIED_ON`.
 OWN_WAY: Final = (
     "uvicorn.protocols.http.auto:AutoHTTPProtocol",
     "uvicorn.protocols.websockets.auto:AutoWebSocketsProtocol",
@@ -121,16 +123,19 @@ class LogText(NamedTuple):
     """A text by which the gateway recognises a log record of a library."""
 
     text: str
-    #: The module that logs it.
+    #: The module that logs the text.
     source: str
-    #: The room of the gateway that looks for it.
+    #: The room of the gateway that compares the text.
     room: str
 
 
-#: The message of asyncio's context when a process has no files left for new connections.
+#: asyncio's message when a process has no files left for new connections.
 ACCEPT_FAILED: Final = "socket.accept() out of system resource"
 
-#: All log texts on which the gateway relies, the names of loggers included.
+#: Loggers of uvicorn that the gateway filters, or writes to.
+LOGGERS: Final = ("uvicorn.access", "uvicorn.asgi", "uvicorn.error")
+
+#: All texts that the gateway compares with log records, and with reports to asyncio's exception handler.
 LOG_TEXTS: Final = (
     LogText(ACCEPT_FAILED, "asyncio.selector_events", "server"),
     LogText('"WebSocket ', _SANSIO, "observability"),
@@ -141,7 +146,7 @@ LOG_TEXTS: Final = (
 
 @functools.cache
 def unprotected() -> str | None:
-    """Return why uvicorn's own protocols are used instead of the gateway's, or None if the gateway's are used.
+    """Return the reason for uvicorn's own protocols instead of the gateway's, or None if the gateway's are used.
 
     The reason is a difference between :data:`RELIED_ON` and the installed libraries.
     """
@@ -150,5 +155,5 @@ def unprotected() -> str | None:
 
 @functools.cache
 def unsupervised() -> str | None:
-    """Return why uvicorn's own supervisor has to be used for workers, or None."""
+    """Return the reason for uvicorn's own supervisor instead of the gateway's, or None if the gateway's is used."""
     return describe(fault for reliance in SUPERVISION for fault in faults(reliance)) or None

@@ -1,7 +1,7 @@
-"""The gateway on releases of uvicorn, websockets and h11 that lack one of the names on which its protocols rely.
+"""The fall-back to uvicorn's own protocols, with a name missing in uvicorn, websockets or h11.
 
-Each release is a copy of the installed one in which that name is another, throughout. It works as well as the
-installed one, so a gateway that falls back to uvicorn's own protocols has to work, too.
+Each test runs the gateway on copies of the installed libraries in which one name is replaced throughout. Such a copy
+works by itself, so the gateway must work on uvicorn's own protocols, and log one warning.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.kit.processes import ROOT, Process, run_process
 
 SECRET: Final = "a secret that is long enough to sign with, and no longer"
 BEARER: Final = ("Authorization", f"Bearer {issue_token(SECRET, 'alice')}")
-#: Processes that start at the same time.
+#: Processes that run at the same time.
 AT_A_TIME: Final = 4
 
 UVICORN: Final = (
@@ -50,7 +50,8 @@ if __name__ == "__main__":
 
 RENAMES: Final = {str(rename): rename for rename in [*renames(RELIED_ON), *renames_of_classes()]}
 SUPERVISOR_RENAMES: Final = {str(rename): rename for rename in renames(SUPERVISION)}
-#: One of every kind: class, module, module's name, method called or called back, attribute read or set.
+#: Renames of every kind: module, class, variable and function of a module; methods called and overridden, attributes
+#: read and set.
 SOME: Final = (
     "h11_impl",
     "WebSocketsSansIOProtocol",
@@ -66,7 +67,7 @@ SOME: Final = (
 
 
 async def listening(port: int) -> None:
-    """Wait until a server listens: its socket may be bound long before."""
+    """Wait until a server listens: it may log its port before."""
     async with asyncio.timeout(DEADLINE):
         while True:
             with contextlib.suppress(ConnectionRefusedError):
@@ -108,7 +109,7 @@ def warnings(process: Process) -> list[str]:
 
 
 async def start_and_converse(command: tuple[str, ...], path: Path | None = None) -> list[str]:
-    """Run a command on changed libraries, and return its warnings."""
+    """Run a command on the libraries in ``path``, and return its warnings."""
     environment = {"PYTHONPATH": os.pathsep.join(map(str, [path, ROOT] if path else [ROOT]))}
     async with run_process(*command, settings={"JWT_KEY": SECRET}, environment=environment) as process:
         port = (await process.line(r"running on http://[^:]+:(\d+)"))[1]
@@ -124,7 +125,7 @@ async def start_and_converse(command: tuple[str, ...], path: Path | None = None)
 
 
 async def all_at_once(command: tuple[str, ...], tried: Iterable[Rename], directory: Path) -> dict[str, str]:
-    """Try the renames, a few at a time. Returns the problems."""
+    """Run the command on each renamed copy, a few at a time, and return the failures."""
     free = asyncio.Semaphore(AT_A_TIME)
     problems: dict[str, str] = {}
 

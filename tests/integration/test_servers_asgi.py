@@ -1,4 +1,4 @@
-"""One short conversation on each supported server."""
+"""A short conversation on each supported server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of uvicorn, websockets and h11 in which one name is another, throughout, so that the copy itself works."""
+"""Copies of uvicorn, websockets and h11 with one name replaced throughout, so that each copy works by itself."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _WORKERS: Final = "uvicorn/supervisors/multiprocess.py"
 
 
 class _Place(NamedTuple):
-    """A file in which members of a class are named: as those of ``self`` in ``classes``, and of ``receivers``."""
+    """A file that names members of an owner: on ``self`` within ``classes``, and on ``receivers``."""
 
     file: str
     classes: tuple[str, ...] = ()
     receivers: tuple[str, ...] = ()
 
 
-#: By owner. The members of other owners are names of a module, and stand for themselves wherever they are.
+#: Places by owner. All other names belong to modules, and are replaced wherever the word occurs.
 _PLACES: Final = {
     "uvicorn.protocols.http.h11_impl:H11Protocol": [_Place(_H11, ("H11Protocol",))],
     "uvicorn.protocols.http.h11_impl:RequestResponseCycle": [_Place(_H11, ("RequestResponseCycle",), ("self.cycle",))],
@@ -47,31 +47,31 @@ _PLACES: Final = {
     "h11:Connection": [_Place("h11/_connection.py", ("Connection",)), _Place(_H11, (), ("self.conn", "conn"))],
 }
 
-#: Classes from which the gateway's derive, or which its protocols touch, and modules of such classes.
+#: Classes that the gateway's protocols derive from or touch, and modules of such classes.
 CLASSES: Final = ("H11Protocol", "RequestResponseCycle", "WebSocketsSansIOProtocol", "ServerProtocol")
 MODULES: Final = ("h11_impl", "websockets_sansio_impl")
 
 
 @dataclass(frozen=True)
 class Rename:
-    """One name that a copy has not."""
+    """A copy of a library without one name."""
 
     library: str
     name: str
-    #: ``module:class`` for a member; else the name is a module's or of a module.
+    #: ``module:class`` for a member of a class, else the module or nothing.
     owner: str = ""
 
     def __str__(self) -> str:
         return f"{self.owner.rpartition(':')[2]}.{self.name}" if self.owner in _PLACES else self.name
 
     def apply(self, directory: Path) -> Path:
-        """Make the copy, and return the directory that goes to the head of Python's path."""
+        """Make the copy, and return the directory to put first on Python's path."""
         directory = directory / str(self)
         for library in {self.library, "uvicorn"}:
             spec = importlib.util.find_spec(library)
             assert spec is not None
             assert spec.origin is not None
-            shutil.copytree(Path(spec.origin).parent, directory / library)  # with the bytecode, which saves time
+            shutil.copytree(Path(spec.origin).parent, directory / library)  # with its bytecode, which saves time
         changed = self._rename_member(directory) if self.owner in _PLACES else self._rename_word(directory)
         assert changed > 0
         return directory
@@ -100,7 +100,7 @@ class Rename:
 
 
 class _Renamer(ast.NodeTransformer):
-    """Renames a member of a class: its definition, and each access to it."""
+    """Replaces the name of a member in its definition and in each access."""
 
     def __init__(self, place: _Place, name: str) -> None:
         self._place = place
@@ -130,14 +130,14 @@ class _Renamer(ast.NodeTransformer):
 
 
 def renames(table: Iterable[Reliance]) -> Iterator[Rename]:
-    """Yield a rename for every name in a table but the documented: without those uvicorn would not work either."""
+    """Yield a rename for every name in a table, documented names excepted: uvicorn itself needs these."""
     for each in table:
         for name in [*parameters(each.overrides), *f"{each.uses} {each.sets}".split()]:
             yield Rename(each.library, name, each.owner)
 
 
 def renames_of_classes() -> Iterator[Rename]:
-    """Yield a rename for every class that the protocols touch, and for the modules of two."""
+    """Yield a rename for every class of ``CLASSES``, and for every module of ``MODULES``."""
     for name in CLASSES:
         yield Rename("websockets" if name == "ServerProtocol" else "uvicorn", name)
     for name in MODULES:

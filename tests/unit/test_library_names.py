@@ -1,4 +1,4 @@
-"""The check of the names that a library must have, on a library made up for it."""
+"""The check of a library's names, on a made-up library."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import uvicorn
 
 import nuropb_gateway_asgi
 from nuropb_gateway_asgi.server import _uvicorn, frame_limits, http, unprotected, unsupervised, websocket
@@ -39,8 +41,8 @@ BASES: Final = {
     "Multiprocess": MULTIPROCESS,
 }
 
-#: Objects of the libraries, by class of the gateway and by expression. None is an object of Python, of asyncio or of
-#: the gateway. An expression that is missing here fails the test.
+#: Owners of objects, by class of the gateway and by expression. None stands for objects of Python, of asyncio and of
+#: the gateway. An expression without an entry fails the test.
 OBJECTS: Final[dict[str, dict[str, str | None]]] = {
     "_Requests": {
         "self": "h11:Connection",
@@ -87,9 +89,9 @@ OBJECTS: Final[dict[str, dict[str, str | None]]] = {
 }
 #: Python's modules, and the gateway's enumerations.
 OTHERS: Final = {"asyncio", "contextlib", "h11", "os", "signal", "time", "CloseCode", "HTTPStatus", "super()"}
-#: Members that the gateway's own classes add; anything else that they define must be an override.
+#: Members of asyncio's contract.
 OF_ASYNCIO: Final = {*dir(asyncio.Protocol)}
-#: Loaded in place of websockets.utils where the C extension is there.
+#: Modules with the same names; websockets.speedups is an optional C extension.
 SAME: Final = {"websockets.speedups": "websockets.utils"}
 
 
@@ -104,7 +106,7 @@ class Names:
 
 
 def parsed(room: str) -> dict[Path, ast.Module]:
-    """The modules of a room that do their work with the libraries, not those that list and check names."""
+    """Parse the modules of a room, without the table of names and its check."""
     listing = ("_uvicorn", "_names")
     paths = [path for path in (ROOT / room).rglob("*.py") if path.stem not in listing]
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(paths)}
@@ -130,7 +132,7 @@ def attributes(node: ast.AST) -> Iterator[tuple[str, str, bool]]:
 
 
 def of_imports(tree: ast.Module, found: dict[str, Names]) -> None:
-    """Add the names that a module imports, or takes from a module of a library."""
+    """Add the names that a module imports from the libraries, or reads from their modules."""
     modules = set()
     for node in walk(tree):
         if isinstance(node, ast.Import):
@@ -146,7 +148,7 @@ def of_imports(tree: ast.Module, found: dict[str, Names]) -> None:
 
 
 def of_class(class_: ast.ClassDef, found: dict[str, Names]) -> None:
-    """Add the names that a class derived from a library's takes from the library's objects."""
+    """Add the names of the libraries in a class that derives from a class of theirs."""
     objects = OBJECTS[class_.name]
     base = load(BASES[ast.unparse(class_.bases[0])])
     methods = [each for each in class_.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
@@ -191,7 +193,7 @@ def load(owner: str) -> Any:
 
 
 def known_of(base: type) -> set[str]:
-    """Names of a class and of all attributes that its methods touch."""
+    """Return the names of a class, and of all attributes in its methods."""
     functions = [each for class_ in base.__mro__ for each in vars(class_).values() if inspect.isfunction(each)]
     return {*dir(base), *(name for each in functions for name in each.__code__.co_names)} - {"__slots__"}
 
@@ -212,7 +214,7 @@ def derived(rooms: Iterable[str]) -> dict[str, Names]:
 
 
 def listed(table: Iterable[Reliance], source: dict[str, Names]) -> dict[str, Names]:
-    """The names of the table. Documented names count as overrides where the source overrides them."""
+    """Return the names of a table. Documented names count as overrides where the source overrides them."""
     found: dict[str, Names] = defaultdict(Names)
     for each in table:
         names, overridden = found[each.owner], source.get(each.owner, Names()).overrides
@@ -270,11 +272,22 @@ def test_the_gateway_overrides_nothing_by_accident() -> None:
         assert overridden - OF_ASYNCIO == set(table.overrides)
 
 
+def test_only_the_server_room_imports_the_insides_of_uvicorn() -> None:
+    found = set()
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if any(str(name).split(".")[0] in ("uvicorn", "h11") for name in names):
+                found |= {(path.relative_to(ROOT).parts[0], str(name)) for name in names}
+    assert {each for each in found if each[0] != "server"} <= {("cli", "uvicorn"), ("cli", "uvicorn.supervisors")}
+
+
 # --- log texts ----------------------------------------------------------------------------------------------------
 
 
 def matched_texts() -> set[tuple[str, str]]:
-    """Find the texts that the gateway looks for in log records and in contexts of asyncio, each with its room."""
+    """Find the texts that the gateway compares with log records and with asyncio's reports, each with its room."""
     found = set()
     for path in sorted(ROOT.rglob("*.py")):
         room = path.relative_to(ROOT).parts[0]
@@ -306,3 +319,19 @@ def test_a_library_still_logs_the_text(each: _uvicorn.LogText) -> None:
         node.value for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.Constant)
     ]
     assert any(each.text in value for value in constants if isinstance(value, str))
+
+
+def test_the_table_has_the_loggers_that_the_gateway_names() -> None:
+    found = {
+        node.value
+        for path in ROOT.rglob("*.py")
+        if path.stem != "_uvicorn"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and re.fullmatch(r"uvicorn\.[a-z]+", str(node.value))
+    }
+    assert found == set(_uvicorn.LOGGERS)
+
+
+def test_uvicorn_still_has_the_loggers() -> None:
+    source = inspect.getsource(uvicorn.config)
+    assert [name for name in _uvicorn.LOGGERS if f'"{name}"' not in source] == []
