@@ -1,4 +1,4 @@
-"""The parts of a gateway, made from its settings."""
+"""Factories of a gateway's parts, from its settings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def naming_variables() -> Iterator[None]:
-    """Let errors of the parts, which name a setting, name its environment variable as all others do."""
+    """Complete the name of a setting in errors of the parts to the name of its environment variable."""
     try:
         yield
     except SettingsError as error:
@@ -47,14 +47,12 @@ def naming_variables() -> Iterator[None]:
 
 
 def make_authenticator(settings: Settings) -> tuple[Authenticator, str | None]:
-    """What checks tokens; and the secret, if it had to be made up for this run."""
+    """Make the authenticator; return it with the secret if one was generated for this run."""
     algorithms = list(settings.jwt_algorithms) or None
     sources = [name for name in ("jwt_key", "jwt_jwks_url", "jwt_oidc_issuer") if getattr(settings, name)]
     if len(sources) > 1:
         first, second, *_ = (f"{ENV_PREFIX}{name.upper()}" for name in sources)
-        raise SettingsError(
-            f"{second}: {first} is set, too; allowed is one of JWT_KEY, JWT_JWKS_URL and JWT_OIDC_ISSUER"
-        )
+        raise SettingsError(f"{second}: {first} is set, too; expected one of JWT_KEY, JWT_JWKS_URL and JWT_OIDC_ISSUER")
     key: str | KeySet = settings.jwt_key
     secret: str | None = None
     if settings.jwt_jwks_url:
@@ -64,7 +62,7 @@ def make_authenticator(settings: Settings) -> tuple[Authenticator, str | None]:
     elif not key:
         if not settings.embedded:
             raise SettingsError(
-                "NUROPB_GATEWAY_JWT_KEY: it is not set; allowed is a secret of at least 32 bytes (HS256), or a PEM "
+                "NUROPB_GATEWAY_JWT_KEY: not set; expected a secret of at least 32 bytes (HS256), or a PEM "
                 "public key (RS256, ES256), here or in the file named by NUROPB_GATEWAY_JWT_KEY_FILE; or "
                 "NUROPB_GATEWAY_JWT_OIDC_ISSUER or NUROPB_GATEWAY_JWT_JWKS_URL in its place"
             )
@@ -82,12 +80,12 @@ def make_authenticator(settings: Settings) -> tuple[Authenticator, str | None]:
 
 
 def open_policy_file(settings: Settings) -> PolicyFile | None:
-    """The file of rules, if one is named."""
+    """Open the policy file, if the settings name one."""
     return PolicyFile(settings.policy, own_service=settings.service_name) if settings.policy else None
 
 
 def make_policy(settings: Settings, policy_file: PolicyFile | None) -> Policy:
-    """Who may call and subscribe to what."""
+    """Make the policy of calls and subscriptions."""
     if policy_file is not None:
         return policy_file.policy
     expose, topics = settings.expose, settings.expose_topics
@@ -98,14 +96,14 @@ def make_policy(settings: Settings, policy_file: PolicyFile | None) -> Policy:
 
 
 def make_origins(settings: Settings) -> OriginPolicy:
-    """Which pages may connect."""
+    """Make the policy of origins."""
     if settings.allowed_origins is None and settings.embedded:
         return OriginPolicy.loopback()
     return OriginPolicy(settings.allowed_origins or ())
 
 
 def make_mesh(settings: Settings) -> Mesh:
-    """The mesh."""
+    """Make the mesh."""
     if settings.embedded:
         return EmbeddedMesh({"demo": DemoService()}, service_name=settings.service_name)
     return RabbitMQMesh(
@@ -117,36 +115,36 @@ def make_mesh(settings: Settings) -> Mesh:
 
 
 def make_tls(settings: Settings) -> ssl.SSLContext | None:
-    """TLS for TCP, if there is a certificate."""
+    """Make the TLS context of TCP, if the settings name a certificate."""
     if not settings.tcp_certificate:
-        if settings.tcp_certificate_key:  # and no certificate, which is no reason to do without TLS
-            raise SettingsError(f"{ENV_PREFIX}TCP_CERTIFICATE: it is not set; allowed is the certificate of the key")
+        if settings.tcp_certificate_key:  # a key without a certificate: an operator who wants TLS must not run without
+            raise SettingsError(f"{ENV_PREFIX}TCP_CERTIFICATE: not set; expected the certificate of the key")
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.options |= ssl.OP_NO_RENEGOTIATION  # of which a client could ask for without end
+    context.options |= ssl.OP_NO_RENEGOTIATION  # or a client could ask for renegotiations without end
     try:
-        # Without a password OpenSSL would ask for one, at the terminal.
+        # Without this OpenSSL would ask for a password, at the terminal.
         context.load_cert_chain(settings.tcp_certificate, settings.tcp_certificate_key or None, password="")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         raise SettingsError(
-            f"{ENV_PREFIX}TCP_CERTIFICATE: it cannot be used with its key ({reason}); allowed are PEM files of a "
+            f"{ENV_PREFIX}TCP_CERTIFICATE: unusable with its key ({reason}); expected PEM files of a "
             "certificate and its key, without a password"
         ) from error
     return context
 
 
 def warn_of_settings(settings: Settings, policy: Policy, authenticator: Authenticator, secret: str | None) -> None:
-    """Warn of settings that work, and are hardly meant."""
+    """Warn of settings that work but are probably mistakes."""
     address = settings.tcp_address
     if address is not None and not settings.tcp_certificate and not is_loopback_host(address[0]):
         logger.warning(
-            "NUROPB_GATEWAY_TCP is open to the network without TLS: unless something in front of it has TLS, tokens "
-            "can be read on the way; set NUROPB_GATEWAY_TCP_CERTIFICATE"
+            "NUROPB_GATEWAY_TCP is open to the network without TLS, so tokens can be read on the way; set "
+            "NUROPB_GATEWAY_TCP_CERTIFICATE, unless a proxy in front of it has TLS"
         )
     if not policy.exposes_anything:
         logger.warning(
-            "nothing is exposed: clients can connect, but may call no service; set NUROPB_GATEWAY_EXPOSE, "
+            "nothing is exposed: clients can connect, but cannot call any service; set NUROPB_GATEWAY_EXPOSE, "
             "for example to 'orders.*,users.me', or name a file of rules in NUROPB_GATEWAY_POLICY"
         )
     if isinstance(authenticator, JWTAuthenticator) and secret is None:

@@ -1,4 +1,4 @@
-"""One connection kind of a gateway: both managers and the mesh of a transport."""
+"""Connection kinds: both managers and the mesh of one transport."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class ServiceMeshManagerController:
 
     @property
     def instance_id(self) -> str | None:
-        """This process's id; set from the settings unless it was given."""
+        """The instance id of this process; set from the settings unless it was given."""
         return self._instance_id
 
     @property

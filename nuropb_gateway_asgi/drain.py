@@ -162,5 +162,6 @@ def _bound_shutdown(signal_handler: object) -> None:
     # Where such a client has sent a close frame itself, the shutdown of uvicorn 0.54 fails with InvalidState, and the
     # lifespan never ends.
     for connection in tuple(getattr(getattr(server, "server_state", None), "connections", ())):
-        if connection.transport.is_closing():
-            connection.transport.abort()
+        transport = getattr(connection, "transport", None)
+        if transport is not None and transport.is_closing():
+            transport.abort()

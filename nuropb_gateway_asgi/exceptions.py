@@ -1,21 +1,22 @@
-"""What can go wrong, as types.
+"""Exceptions of the gateway; the type tells whose fault it is.
 
 ::
 
     GatewayError
-    ├── SettingsError          the operator's: a setting is missing or wrong, the start is refused
-    │   └── PolicyError                there is a mistake in the policy file
-    ├── NotStartedError        the host application's: the gateway's lifespan was never entered
-    ├── ProtocolError          the client's: what it sent is not a frame of the protocol
-    ├── HandshakeRefused       the client's: it may not connect
-    │   ├── AuthenticationFailed       no valid token
-    │   └── ConnectionLimitReached     the process or the user has too many connections
-    ├── AuthenticationUnavailable  ours: whether a token is valid cannot be told now
-    ├── MeshUnavailable        ours: a message cannot be handed to the mesh now
-    └── CallError              a call of the host application ended with an error
+    ├── SettingsError              the operator's: a setting is missing or invalid
+    │   └── PolicyError            the operator's: the policy file has a mistake
+    ├── NotStartedError            the host application's: the gateway's lifespan is not entered
+    ├── ProtocolError              the client's: a message is not a frame of the protocol
+    ├── HandshakeRefused           the client's: the connection is not allowed
+    │   ├── AuthenticationFailed   the client's: the token is missing or invalid
+    │   └── ConnectionLimitReached the client's: the user or the process has too many connections
+    ├── AuthenticationUnavailable  the gateway's: it cannot check a token now
+    ├── MeshUnavailable            the gateway's: it cannot hand a message to the mesh now
+    └── CallError                  a service's: a call of the host application ended with an error
 
-Exceptions of other libraries are translated at one boundary each (aio-pika in ``mesh.rabbitmq``, cryptography in
-``keys``, httpx in ``_documents``, msgspec in ``protocol`` and ``mesh.wire``) and kept as the cause.
+Exceptions of other libraries are translated in one place each (aio-pika in ``mesh.rabbitmq``, cryptography in
+``authentication.keys``, httpx in ``authentication.fetching``, msgspec in ``protocol`` and ``wire.codec``) and kept as
+the cause.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class GatewayError(Exception):
 
 
 class SettingsError(GatewayError, ValueError):
-    """A setting is missing or wrong; the message names it, says what is wrong and what is allowed."""
+    """A setting is missing or invalid; the message names it, the fault and the expected value."""
 
 
 class PolicyError(SettingsError):
-    """There is a mistake in the policy file; the message names file and line, what is wrong and what is allowed."""
+    """The policy file has a mistake; the message names the file, the line, the fault and the expected value."""
 
 
 class NotStartedError(GatewayError, RuntimeError):
@@ -52,10 +53,10 @@ class NotStartedError(GatewayError, RuntimeError):
 
 
 class ProtocolError(GatewayError):
-    """What the client sent is not a frame of the protocol.
+    """A message of a client is not a frame of the protocol.
 
-    ``description`` goes to the client: it names the field and never quotes its content. ``id`` and ``trace_id``
-    are the ones of the broken frame when they could be read and are valid themselves, else None.
+    ``description`` goes to the client: it names the field and never quotes its content. ``id`` and ``trace_id`` are
+    those of the broken frame if they could be read and are valid, else None.
     """
 
     def __init__(self, description: str, *, id: str | None = None, trace_id: str | None = None) -> None:  # noqa: A002
@@ -70,11 +71,11 @@ class HandshakeRefused(GatewayError):
 
 
 class AuthenticationFailed(HandshakeRefused):
-    """There is no token, or it does not identify anybody."""
+    """The token is missing or invalid."""
 
 
 class ConnectionLimitReached(HandshakeRefused):
-    """There are too many connections, of this user (``per_user``) or in this process."""
+    """A user (``per_user``) or the process has too many connections."""
 
     def __init__(self, message: str, *, per_user: bool) -> None:
         super().__init__(message)
@@ -82,19 +83,19 @@ class ConnectionLimitReached(HandshakeRefused):
 
 
 class AuthenticationUnavailable(GatewayError):
-    """Whether a token is valid cannot be told now: it may be good, so its client is told to try again later.
+    """A token cannot be checked now. It may be valid, so its client is told to try again later.
 
-    For authenticators to raise, a host application's own included. The message is for the log and never contains the
+    Authenticators raise it, those of host applications too. The message is for the log and never contains the
     token.
     """
 
 
 class MeshUnavailable(GatewayError):
-    """The mesh did not take the message: no connection, or it is blocked. Nothing was sent."""
+    """The mesh did not take the message, for it is disconnected or blocked. Nothing was sent."""
 
 
 class CallError(GatewayError):
-    """A call that the host application made ended with an error.
+    """A call of the host application ended with an error.
 
     ``code`` is the protocol's error code, ``error`` the NuroPb class name, ``retryable`` whether the same call may
     be made again without risk of running twice.

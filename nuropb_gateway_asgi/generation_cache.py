@@ -1,4 +1,4 @@
-"""What is known of things that have passed, for a while. Pure."""
+"""A bounded map in two generations. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ V = TypeVar("V")
 
 
 class GenerationCache(Generic[K, V]):
-    """Remembers the last ``count`` things at least, and twice as many at most.
+    """A bounded map in two generations: keeps at least the last ``count`` keys and at most twice as many.
 
-    It has two generations, of which the older one is forgotten as a whole: a dictionary that loses its first entry with
-    every new one has to look for it ever longer.
+    The older generation is dropped as a whole. A dictionary that drops its first entry for every new one would search
+    for that entry ever longer.
     """
 
     __slots__ = ("_count", "_old", "_young")
@@ -32,11 +32,11 @@ class GenerationCache(Generic[K, V]):
         return key in self._young or key in self._old
 
     def get(self, key: K) -> V | None:
-        """What was remembered of ``key`` last, or None."""
+        """Return the last value of ``key``, or None."""
         return self._young[key] if key in self._young else self._old.get(key)
 
     def add(self, key: K, value: V) -> None:
-        """Remember ``value`` of ``key``."""
+        """Set the value of ``key``."""
         if len(self._young) >= self._count:
             self._old, self._young = self._young, {}
         self._young[key] = value

@@ -72,7 +72,7 @@ CANNOT_AUTHENTICATE: Final = Failure(
 
 
 class Handler(Hashable, Protocol):
-    """One connection, of any transport. All methods are called on the event loop's thread."""
+    """A connection of any transport. All methods are called on the event loop's thread."""
 
     #: Unique among all connections of all gateways.
     session_id: str

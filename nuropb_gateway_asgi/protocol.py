@@ -57,16 +57,16 @@ SUBPROTOCOL: Final = "nuropb.v1"
 MAX_NAME_BYTES: Final = 255
 MAX_ID_LENGTH: Final = 64
 MAX_TRACE_ID_LENGTH: Final = 128
-#: Topic patterns that one connection may be subscribed to, and so in one frame.
+#: Topic patterns of one connection, and so of one frame.
 MAX_SUBSCRIPTIONS: Final = 100
-#: Characters of one number; a double needs 17 digits, and nobody means anything by the 129th.
+#: Characters of one number; a double needs 17 digits.
 MAX_NUMBER_LENGTH: Final = 128
 
 _SERVICE = re.compile(r"[!-~]{1,255}")
 
 
 class ErrorCode(enum.StrEnum):
-    """What went wrong with a frame, for programs.
+    """An error code of the protocol, for programs.
 
     The class name is the one that NuroPb uses for it; the status is that of a response over HTTP, for all that is
     between a client and the gateway.
@@ -77,7 +77,7 @@ class ErrorCode(enum.StrEnum):
     retryable: bool
 
     def __new__(cls, value: str, nuropb_class: str, http_status: int, retryable: bool = False) -> ErrorCode:
-        """A string with three attributes more."""
+        """Make a string with three more attributes."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.nuropb_class = nuropb_class
@@ -103,7 +103,7 @@ class ErrorCode(enum.StrEnum):
 
 
 class CloseCode(enum.IntEnum):
-    """Why the gateway closed a connection.
+    """A close code of the gateway.
 
     4000-4499: reconnect with backoff. 4500-4999: do not, the next attempt would end in the same way.
     """
@@ -133,14 +133,14 @@ class CloseCode(enum.IntEnum):
 
     @property
     def reconnect(self) -> bool:
-        """Whether a client that was closed with this code should connect again (with backoff)."""
+        """Return whether a client should reconnect (with backoff) after this close code."""
         if self >= CloseCode.DRAINING:
             return self < 4500
         return self in (CloseCode.INTERNAL_ERROR, CloseCode.SERVICE_RESTART, CloseCode.TRY_AGAIN_LATER)
 
 
 class Failure(NamedTuple):
-    """An error as a client gets it. ``retry_after_ms`` is a hint in milliseconds, or None."""
+    """An error for a client. ``retry_after_ms`` is a hint in milliseconds, or None."""
 
     code: ErrorCode
     description: str
@@ -153,7 +153,7 @@ class Failure(NamedTuple):
 
 
 class Request(Struct, gc=False):
-    """Call ``service.method`` and answer with what it returned. ``timeout`` is in seconds."""
+    """Call ``service.method`` and answer with its result. ``timeout`` is in seconds."""
 
     service: str
     method: str
@@ -174,7 +174,7 @@ class Command(Struct, gc=False):
 
 
 class Describe(Struct, gc=False):
-    """What may this caller call: of one service, or of all."""
+    """List the methods that the caller may call, of one service or of all."""
 
     service: str | None = None
     id: str | None = None
@@ -182,7 +182,7 @@ class Describe(Struct, gc=False):
 
 
 class Subscribe(Struct, gc=False):
-    """Send events of these AMQP topic patterns from now on. All or nothing."""
+    """Subscribe to events of these AMQP topic patterns: to all of them, or to none."""
 
     topics: list[str]
     id: str | None = None
@@ -190,7 +190,7 @@ class Subscribe(Struct, gc=False):
 
 
 class Unsubscribe(Struct, gc=False):
-    """Send events of these patterns no longer."""
+    """Unsubscribe from these patterns."""
 
     topics: list[str]
     id: str | None = None
@@ -198,13 +198,13 @@ class Unsubscribe(Struct, gc=False):
 
 
 class Cancel(Struct, gc=False):
-    """The client no longer wants the answer to its request ``id``."""
+    """Cancel the client's request ``id``."""
 
     id: str
 
 
 class Authorize(Struct, gc=False):
-    """A token: the first one of this connection, or a newer one for the same user."""
+    """Present a token: the first one of this connection, or a newer one of the same user."""
 
     token: str
     id: str | None = None
@@ -215,13 +215,13 @@ class Authorize(Struct, gc=False):
 
 
 class Ping(Struct, gc=False):
-    """Is the gateway there? The payload comes back in the pong."""
+    """Ask for a pong with the same payload."""
 
     payload: Raw
 
 
 class Pong(Struct, gc=False):
-    """The client is there: the answer to the gateway's ping."""
+    """Answer the gateway's ping."""
 
 
 ClientFrame: TypeAlias = Request | Command | Describe | Subscribe | Unsubscribe | Cancel | Authorize | Ping | Pong
@@ -301,9 +301,9 @@ _decode_frame = msgspec.json.Decoder(_AnyFrame).decode
 _decode_correlation = msgspec.json.Decoder(_CorrelationFrame).decode
 _PONG = Pong()
 
-# What a JSON text is made of, as far as the limits are concerned, one byte each: "[" opens a level and "]" ends it, "0"
-# is a digit, "e" and "+" belong to an exponent. Searches in the translated text cost about a microsecond for a
-# kilobyte; a look at every token of the text costs a hundred times that.
+# A translation of JSON text to the bytes that matter for its limits: "[" opens a level and "]" ends it, "0" is a digit,
+# "e" and "+" belong to an exponent. A search in translated text costs about a microsecond for a kilobyte; a loop over
+# its tokens costs a hundred times that.
 _SHAPE: Final = bytes(
     {
         **dict.fromkeys(b"{[", ord("[")),
@@ -325,7 +325,7 @@ def _may_hold_long_number(shape: bytes) -> bool:
 
 
 def check_limits(text: bytes, max_depth: int) -> str | None:
-    """Why ``text`` (valid JSON) may not be passed on, or None.
+    """Return the reason why ``text`` (valid JSON) may not be passed on, or None.
 
     A NuroPb 0.1.8 service dies for good of JSON that nests deeper than its interpreter's stack, and Python turns
     ``1e999`` into infinity, which is no JSON any more. So levels are counted, integers have to fit 64 bits (RFC 8259,
@@ -334,12 +334,12 @@ def check_limits(text: bytes, max_depth: int) -> str | None:
     shape = text.translate(_SHAPE)
     if shape.count(b"[") <= max_depth and not _may_hold_long_number(shape):
         return None
-    # The brackets and digits may be within strings, or the brackets side by side: look again, without the strings.
+    # The brackets and digits may be within strings, or the brackets side by side: count again without the strings.
     text = b"".join(text.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
     shape = text.translate(_SHAPE)
     levels = shape.translate(None, _NO_BRACKETS)
     for _ in range(max_depth):
-        levels = levels.replace(b"[]", b"")  # takes the innermost level away, everywhere
+        levels = levels.replace(b"[]", b"")  # removes the innermost level, everywhere
     if levels:
         return f"nested more than {max_depth} levels deep"
     for number in _LONG_NUMBER.findall(text) if _may_hold_long_number(shape) else ():
@@ -354,7 +354,7 @@ def check_limits(text: bytes, max_depth: int) -> str | None:
 
 
 class Glance(NamedTuple):
-    """What can be told of a message at a glance: its type and its ids."""
+    """The type and the ids of a message that was not decoded."""
 
     type: str | None
     id: str | None
@@ -374,15 +374,15 @@ class Decoder:
         self.max_depth = max_depth
 
     def decode(self, data: str | bytes) -> ClientFrame:
-        """The frame in ``data``.
+        """Decode the frame in ``data``.
 
-        Raises :class:`ProtocolError`, and nothing else, for whatever is not a valid frame. The size is not checked
-        here: a message that is too big ends the connection (see :meth:`is_too_big`).
+        Raises :class:`ProtocolError`, and nothing else, for an invalid frame. The size is not checked here: a message
+        that is too big closes the connection (see :meth:`is_too_big`).
         """
         try:
             text = data.encode() if isinstance(data, str) else data
             if text is data:
-                text.decode()  # msgspec lets invalid UTF-8 within a Raw through when it is given bytes
+                text.decode()  # msgspec accepts invalid UTF-8 within a Raw when it decodes bytes
             frame = _decode_frame(text)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise self._explain(error, data) from error
@@ -410,17 +410,17 @@ class Decoder:
         return payload
 
     def is_too_big(self, data: str | bytes) -> bool:
-        """Whether a message exceeds ``max_size``."""
+        """Return whether a message exceeds ``max_size``."""
         size = len(data)
         if size > self.max_size:
             return True
-        # Four bytes of UTF-8 to a character at the most, so short texts need not be encoded to be measured.
+        # A character takes at most four bytes of UTF-8, so short texts need not be encoded to be measured.
         if isinstance(data, bytes) or data.isascii() or size * 4 <= self.max_size:
             return False
         return len(data.encode(errors="surrogatepass")) > self.max_size
 
     def glance(self, data: str | bytes) -> Glance:
-        """What is needed to refuse a message without decoding it. Never raises; what cannot be read is None."""
+        """Find the type and ids of a message without decoding it. Never raises; unreadable ones are None."""
         try:
             frame = _decode_correlation(data.encode() if isinstance(data, str) else data)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -439,7 +439,7 @@ class Decoder:
 
     @staticmethod
     def _error(description: str, text: bytes) -> ProtocolError:
-        """A ProtocolError with the ids of the broken frame, where these are sound."""
+        """Make a ProtocolError with the ids of the broken frame, if these are valid."""
         try:
             id_, trace_id = _sound_ids(_decode_correlation(text).payload)
         except (msgspec.MsgspecError, RecursionError):
@@ -448,21 +448,21 @@ class Decoder:
 
 
 def _sound_ids(correlation: _Correlation) -> tuple[str | None, str | None]:
-    """The ids of a frame, as far as they are valid."""
+    """Return the valid ids of a frame."""
     id_ = correlation.id if isinstance(correlation.id, str) else None
     trace_id = correlation.trace_id if isinstance(correlation.trace_id, str) else None
     return None if _check_ids(id_, None) else id_, None if _check_ids(None, trace_id) else trace_id
 
 
 def _plain(message: str) -> str:
-    """A msgspec message as the continuation of our own: no capital, no backticks."""
+    """Adapt a message of msgspec to the middle of a sentence: no capital, no backticks."""
     message = message.removeprefix("JSON is malformed: ").replace("`", "")
     return message[:1].lower() + message[1:]
 
 
 def _explain_field(message: str) -> str:
-    # msgspec says "Expected `str`, got `int` - at `$.payload.method`"; only the place of an unknown key or the value
-    # of a wrong tag could quote the client, and neither does beyond the tag itself, which is left out here.
+    # msgspec's message is "Expected `str`, got `int` - at `$.payload.method`". Only the path of an unknown key or the
+    # value of a wrong tag could quote the client; the path does not, and the tag is left out here.
     what, _, where = message.partition(" - at ")
     field = where.strip("`").removeprefix("$.")
     if field == "type":
@@ -481,12 +481,12 @@ def _check_ids(id_: str | None, trace_id: str | None) -> str | None:
 
 
 def is_service(name: str) -> bool:
-    """Whether a service of this name can be called through the gateway."""
+    """Return whether a service of this name can be called through the gateway."""
     return _SERVICE.fullmatch(name) is not None
 
 
 def is_method(name: str) -> bool:
-    """Whether a method of this name can be called through the gateway, if it is not private."""
+    """Return whether a method of this name can be called through the gateway, if it is not private."""
     return name.isidentifier() and name.isascii() and len(name) <= MAX_NAME_BYTES
 
 
@@ -530,7 +530,7 @@ def _check_other(
     return None
 
 
-# --- frames for a client that says in another form what belongs into them ----------------------------------------
+# --- frames made of HTTP requests ---------------------------------------------------------------------------------
 
 _decode_raw = msgspec.json.Decoder(Raw).decode
 
@@ -545,10 +545,10 @@ def encode_call(
     trace_id: str,
     timeout: float | None = None,
 ) -> bytes:
-    """The frame of a call whose ``params`` (JSON, or nothing) came by themselves.
+    """Encode the frame of a call whose ``params`` (JSON, or empty) came apart from it.
 
-    Raises ProtocolError unless they are exactly one JSON value, as they become a part of the frame: what follows a
-    first value would add members to it. All else is checked by whoever decodes the frame.
+    Raises ProtocolError unless they are exactly one JSON value: they become a part of the frame, and text after a first
+    value would add members to it. The decoder of the frame checks the rest.
     """
     try:
         params.decode()
@@ -571,7 +571,7 @@ def encode_call(
 
 
 def encode_subscribe(topics: Sequence[str], *, id_: str, trace_id: str) -> bytes:
-    """The frame of a subscription."""
+    """Encode the frame of a subscription."""
     return b'{"type":"subscribe","payload":{%b"topics":%b}}' % (_ids(id_, trace_id), encode_json(topics))
 
 
@@ -583,7 +583,7 @@ PING: Final = '{"type":"ping"}'
 
 
 def _ids(id_: str | None, trace_id: str | None) -> bytes:
-    """The members ``id`` and ``trace_id`` as far as given, each with a comma behind it."""
+    """Encode the members ``id`` and ``trace_id`` that are given, each with a comma behind it."""
     if id_ is None:
         return b"" if trace_id is None else b'"trace_id":%b,' % encode_json(trace_id)
     if trace_id is None:
@@ -592,18 +592,18 @@ def _ids(id_: str | None, trace_id: str | None) -> bytes:
 
 
 def encode_response(id_: str | None, trace_id: str | None, result: bytes | Raw) -> str:
-    """The answer to a frame. ``result`` is JSON."""
+    """Encode the answer to a frame. ``result`` is JSON."""
     return (b'{"type":"response","payload":{%b"result":%b,"error":null}}' % (_ids(id_, trace_id), result)).decode()
 
 
 def encode_failure(id_: str | None, trace_id: str | None, failure: Failure) -> str:
-    """The answer to a frame that went wrong."""
+    """Encode the answer to a failed frame."""
     error = encode_json(error_members(failure))
     return (b'{"type":"response","payload":{%b"result":null,"error":%b}}' % (_ids(id_, trace_id), error)).decode()
 
 
 def encode_error(failure: Failure) -> str:
-    """An error that belongs to no frame that could be named. Its fields are flat, as nuropb_gw's were."""
+    """Encode an error without a frame to answer. Its fields are flat, as in nuropb_gw."""
     frame = {"type": "error", **error_members(failure)}
     if failure.retry_after_ms is None:
         del frame["retry_after_ms"]
@@ -611,7 +611,7 @@ def encode_error(failure: Failure) -> str:
 
 
 def error_members(failure: Failure) -> dict[str, object]:
-    """An error, as clients see it."""
+    """Return the members of an error, as clients see it."""
     return {
         "error": failure.error or failure.code.nuropb_class,
         "description": failure.description,
@@ -622,27 +622,27 @@ def error_members(failure: Failure) -> dict[str, object]:
 
 
 def encode_event(topic: str, event: bytes | Raw, trace_id: str | None = None) -> str:
-    """An event. ``event`` is JSON."""
+    """Encode an event. ``event`` is JSON."""
     trace = b"" if trace_id is None else b',"trace_id":%b' % encode_json(trace_id)
     return (b'{"type":"event","payload":{"topic":%b,"event":%b%b}}' % (encode_json(topic), event, trace)).decode()
 
 
 def on_one_line(frame: str) -> str:
-    """``frame`` for a connection on which a line ends it. In JSON, line breaks are between tokens and mean nothing."""
+    """Return ``frame`` without line breaks, which in JSON stand between tokens only and mean nothing."""
     return frame.replace("\r", " ").replace("\n", " ") if "\n" in frame or "\r" in frame else frame
 
 
 def encode_dropped(topic: str | None, count: int) -> str:
-    """What a client is told that was too slow for some events: how many it has missed, of a topic or of several."""
+    """Encode the notice for a client that was too slow: the number of events dropped, of one topic or of several."""
     return encode_event("dropped", encode_json({"count": count, "topic": topic}))
 
 
 def encode_pong(payload: Raw) -> str:
-    """The answer to a client's ping, with the same payload."""
+    """Encode the answer to a client's ping, with the same payload."""
     text = bytes(payload)
     return (b'{"type":"pong","payload":%b}' % text).decode() if text else '{"type":"pong"}'
 
 
 def encode_topics(topics: Sequence[str]) -> bytes:
-    """The result of a subscribe or unsubscribe: what the connection is subscribed to now."""
+    """Encode the result of a subscribe or unsubscribe: the topics that the connection is subscribed to now."""
     return encode_json({"topics": topics})

@@ -26,7 +26,7 @@ class Rate:
 
     @property
     def interval(self) -> float:
-        """Seconds from one to the next."""
+        """Seconds from one event to the next."""
         return _SECONDS[self.unit] / self.count
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Rate:
 class CallRate:
     """The rate of some calls: for each user, or for all users of a process together.
 
-    Its buckets belong to this very object; whoever gives it out gives out the same one each time.
+    Its buckets belong to this very object, so a policy has to return the same object each time.
     """
 
     rate: Rate
@@ -45,22 +45,22 @@ class CallRate:
 
 
 def parse_rate(text: str) -> Rate:
-    """``20/s``. As many as in one unit may come at once. Raises ValueError."""
+    """Parse ``20/s``, with a burst of as many as in one unit. Raises ValueError."""
     match = _RATE.fullmatch(text)
     if match is None or int(match[1]) > MAX_COUNT:
-        raise ValueError("it is not a rate")
+        raise ValueError("not a rate")
     return Rate(int(match[1]), match[2], burst=int(match[1]))
 
 
 def parse_burst(text: str) -> int:
-    """How many may come at once. Raises ValueError."""
+    """Parse a burst. Raises ValueError."""
     if _COUNT.fullmatch(text) is None or int(text) > MAX_COUNT:
         raise ValueError("the burst is not a number")
     return int(text)
 
 
 def parse_limit(text: str) -> Rate | None:
-    """``200/s``, ``200/s burst 400`` or, for no limit, ``off``. Raises ValueError."""
+    """Parse ``200/s``, ``200/s burst 400`` or, for no limit, ``off``. Raises ValueError."""
     if text == "off":
         return None
     rate, separator, burst = text.partition(" burst ")

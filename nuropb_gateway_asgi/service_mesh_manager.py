@@ -344,7 +344,7 @@ class ServiceMeshManager:
 
 class _Sweeps(Protocol):
     def sweep(self, now: float) -> None:
-        """Do what is due at ``now``, a time of the manager's clock."""
+        """Do the work that is due at ``now``, a time of the manager's clock."""
 
 
 async def _sweep(clock: Callable[[], float], parts: Sequence[_Sweeps]) -> None:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 ENV_PREFIX: Final = "NUROPB_GATEWAY_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-#: Without "{": what follows it would be a parameter of a route.
+#: Without "{", which starts a parameter of a route.
 _PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
 #: A name or an IPv4 address, or an IPv6 address in brackets; and a port.
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
@@ -35,7 +35,7 @@ _COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
-    """Everything that can be set, with its default; times are in seconds, sizes in bytes.
+    """All settings, with their defaults; times are in seconds, sizes in bytes.
 
     Raises :class:`SettingsError` for a value that is not allowed. ``repr()`` shows neither keys nor passwords.
     """
@@ -47,12 +47,12 @@ class Settings:
     path: str = "/ws"
     http: Literal["on", "off"] | None = None
     tcp: str = ""
-    #: PEM files; without a key of its own the certificate's file holds both.
+    #: PEM files; without TCP_CERTIFICATE_KEY the certificate's file holds both.
     tcp_certificate: str = ""
     tcp_certificate_key: str = ""
 
     jwt_key: str = ""
-    #: A file to read ``jwt_key`` from; empty again once that is done, so that settings can be copied.
+    #: The file with ``jwt_key``; emptied once it is read, so that settings can be copied.
     jwt_key_file: str = ""
     jwt_algorithms: Sequence[str] = ()
     jwt_jwks_url: str = ""
@@ -65,8 +65,8 @@ class Settings:
 
     expose: Sequence[str] | None = None
     expose_topics: Sequence[str] | None = None
-    #: In which topics services publish events with a target. The broker cannot tell these from others, so a process
-    #: that has connections gets every event of these topics.
+    #: The topics of events with a target. The broker cannot tell these events from others, so a process with connections
+    #: gets every event of these topics.
     targeted_topics: Sequence[str] = ("#",)
     policy: str = ""
     allowed_origins: Sequence[str] | None = None
@@ -81,7 +81,7 @@ class Settings:
     rate_limit_user: str = "5000/s burst 25000"
     max_connections: int = 10000
     max_connections_per_user: int = 100
-    #: 0 is no limit: behind a proxy whose X-Forwarded-For is not trusted, everybody has the same address.
+    #: 0 is no limit: behind a proxy whose X-Forwarded-For is not trusted, all clients have the same address.
     max_connections_per_address: int = 0
     handshake_rate: str = "500/s burst 5000"
     handshake_rate_per_address: str = "50/s burst 1000"
@@ -105,14 +105,14 @@ class Settings:
             object.__setattr__(self, field.name, value)
         if self.jwt_key_file:
             if self.jwt_key:
-                raise _refusal("jwt_key", "it is given twice, as a value and as a file", "one of the two")
+                raise _refusal("jwt_key", "given twice, as a value and as a file", "one of the two")
             object.__setattr__(self, "jwt_key", _read_secret("jwt_key_file", self.jwt_key_file))
             object.__setattr__(self, "jwt_key_file", "")
         self._check()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """The settings that the environment names (``os.environ`` unless given).
+        """Read the settings from the environment (``os.environ`` by default).
 
         ``NUROPB_GATEWAY_JWT_KEY_FILE`` and ``NUROPB_GATEWAY_MESH_URL_FILE`` name a file to read the secret from; one
         line break at its end is not part of the secret. An empty variable is one that is not set, but for lists,
@@ -141,17 +141,17 @@ class Settings:
 
     @property
     def has_console(self) -> bool:
-        """Whether the console is served: by default only where the mesh is one to try things with."""
+        """Whether the console is served; by default only with the embedded mesh."""
         return self.console == "on" or (self.console == "auto" and self.embedded)
 
     @property
     def serves_http(self) -> bool:
-        """Whether there are calls and events over HTTP."""
+        """Whether calls and events over HTTP are on."""
         return self.http == "on" or (self.http is None and self.embedded)
 
     @property
     def tcp_address(self) -> tuple[str, int] | None:
-        """Host and port to listen at for TCP, or None."""
+        """The host and port of TCP, or None."""
         match = _ADDRESS.fullmatch(self.tcp)
         return None if match is None else (match[1] or match[2], int(match[3]))
 
@@ -170,35 +170,35 @@ class Settings:
         return hide_password(value) if isinstance(value, str) and "://" in value else value
 
     def _mesh_parts(self) -> tuple[str, str | None]:
-        """The scheme and the host of the mesh. What goes wrong is not told in detail: it may quote the password."""
+        """Return the scheme and the host of the mesh. Errors give no details, which could quote the password."""
         url = self.mesh_url
         with contextlib.suppress(ValueError):
             parts = urlsplit(url)
-            # A password with one of "/?#" in it would end the host's part early, and be shown as a part of the path.
+            # A password with one of "/?#" would end the host early, and appear in a log as a part of the path.
             misplaced = "@" in parts.path + parts.query + parts.fragment
             if parts.port != 0 and not misplaced and url.isprintable() and " " not in url:
                 return parts.scheme, parts.hostname
         raise _refusal(
             "mesh_url",
-            "it is not a URL",
+            "not a URL",
             "amqp://user:password@host:5672/vhost, with special characters percent-encoded",
         )
 
     def _check(self) -> None:
         scheme, host = self._mesh_parts()
         if scheme not in ("amqp", "amqps", "embedded"):
-            raise _refusal("mesh_url", "the scheme is not known", "amqp://, amqps:// or embedded://demo")
+            raise _refusal("mesh_url", "unknown scheme", "amqp://, amqps:// or embedded://demo")
         if scheme == "embedded" and self.mesh_url != "embedded://demo":
-            raise _refusal("mesh_url", "there is no such embedded mesh", "embedded://demo")
+            raise _refusal("mesh_url", "unknown embedded mesh", "embedded://demo")
         if scheme != "embedded" and not host:
-            raise _refusal("mesh_url", "it names no host", "amqp://user:password@host:5672/vhost")
+            raise _refusal("mesh_url", "no host", "amqp://user:password@host:5672/vhost")
         for name in ("service_name", "instance_id"):
             if not _NAME.fullmatch(getattr(self, name)):
-                raise _refusal(name, "it is not a name", "1 to 100 letters, digits, '.', '_' and '-'")
+                raise _refusal(name, "not a name", "1 to 100 letters, digits, '.', '_' and '-'")
         if not _PATH.fullmatch(self.path):
-            raise _refusal("path", "it is not a path", "a slash, and then characters of a URL's path, as in /ws")
+            raise _refusal("path", "not a path", "a slash, and then characters of a URL's path, as in /ws")
         if self.auth_cookie and not _COOKIE_NAME.fullmatch(self.auth_cookie):
-            raise _refusal("auth_cookie", "it is not a cookie name", "a token of RFC 6265, such as Authorization")
+            raise _refusal("auth_cookie", "not a cookie name", "a token of RFC 6265, such as Authorization")
         if self.auth_cookie and "*" in (self.allowed_origins or ()):
             raise _refusal(
                 "allowed_origins",
@@ -206,12 +206,12 @@ class Settings:
                 "a list of origins",
             )
         if self.tcp and (self.tcp_address is None or self.tcp_address[1] > 65535):
-            raise _refusal("tcp", "it is not an address", "host:port, as in 127.0.0.1:8001 or [::1]:8001")
+            raise _refusal("tcp", "not an address", "host:port, as in 127.0.0.1:8001 or [::1]:8001")
         for name in ("expose", "expose_topics"):
             if self.policy and getattr(self, name):
                 raise _refusal(
                     name,
-                    "it is set together with POLICY, and would allow more than the file says",
+                    "set together with POLICY, and would allow more than the file says",
                     "one of the two; the same patterns can be a [[rule]] in the file",
                 )
         for name in ("rate_limit", "rate_limit_user", "handshake_rate", "handshake_rate_per_address"):
@@ -223,17 +223,17 @@ class Settings:
             self._reconcile_timeouts()
 
     def _reconcile_timeouts(self) -> None:
-        """Where only one of the two was set, the other one follows."""
+        """Adapt REQUEST_TIMEOUT to REQUEST_TIMEOUT_MAX, or the reverse, where only one of them was set."""
         if self.request_timeout == Settings.request_timeout:
             object.__setattr__(self, "request_timeout", self.request_timeout_max)
         elif self.request_timeout_max == Settings.request_timeout_max:
             object.__setattr__(self, "request_timeout_max", self.request_timeout)
         else:
-            raise _refusal("request_timeout", "it exceeds REQUEST_TIMEOUT_MAX", f"up to {self.request_timeout_max}")
+            raise _refusal("request_timeout", "exceeds REQUEST_TIMEOUT_MAX", f"up to {self.request_timeout_max}")
 
 
 _TYPES: Final[dict[str, Any]] = typing.get_type_hints(Settings)
-#: What a number may be at the least; 86400 s is the longest time that becomes an AMQP expiration.
+#: The minimum of a number; 86400 s is the longest time that becomes an AMQP expiration.
 _MINIMUM: Final = {
     "jwt_leeway": 0,
     "drain_timeout": 0,
@@ -254,7 +254,7 @@ _MAXIMUM: Final = {
 
 
 def hide_password(url: str) -> str:
-    """``url`` with the password replaced, for logs; all of it, if it cannot be read as a URL."""
+    """Return ``url`` for a log, with its password replaced; a text that is not a URL is replaced as a whole."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -265,13 +265,13 @@ def hide_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=netloc))
 
 
-def _refusal(name: str, wrong: str, allowed: str) -> SettingsError:
-    return SettingsError(f"{ENV_PREFIX}{name.upper()}: {wrong}; allowed is {allowed}")
+def _refusal(name: str, fact: str, expected: str) -> SettingsError:
+    return SettingsError(f"{ENV_PREFIX}{name.upper()}: {fact}; expected {expected}")
 
 
 def _set_once(values: dict[str, Any], name: str, value: str) -> None:
     if name in values:
-        raise _refusal(name, "it is given twice, as a value and as a file", "one of the two")
+        raise _refusal(name, "given twice, as a value and as a file", "one of the two")
     values[name] = value
 
 
@@ -296,7 +296,7 @@ def _is_list(type_: Any) -> bool:
 
 
 def _without_none(type_: Any) -> Any:
-    """The type of a setting that may also be None, for "by the kind of mesh"."""
+    """Return the type of a setting that may also be None, for "by the kind of mesh"."""
     if typing.get_origin(type_) not in (types.UnionType, typing.Union):
         return type_
     (given,) = (each for each in typing.get_args(type_) if each is not types.NoneType)
@@ -310,11 +310,11 @@ def _checked(name: str, type_: Any, value: Any) -> Any:
     if typing.get_origin(type_) is Literal:
         value = value.lower() if isinstance(value, str) else value
         if value not in typing.get_args(type_):
-            raise _refusal(name, "there is no such choice", ", ".join(typing.get_args(type_)))
+            raise _refusal(name, "unknown choice", ", ".join(typing.get_args(type_)))
         return value
     if type_ is str:
         if not isinstance(value, str):
-            raise _refusal(name, f"it is a {type(value).__name__}", "a string")
+            raise _refusal(name, f"a value of type {type(value).__name__}", "a string")
         return value
     if type_ in (int, float):
         return _checked_number(name, type_, value)
@@ -324,20 +324,20 @@ def _checked(name: str, type_: Any, value: Any) -> Any:
 def _checked_list(name: str, value: Any) -> tuple[str, ...]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, Sequence) or not all(isinstance(item, str) for item in items):
-        raise _refusal(name, "it is not a list of strings", "a list, comma-separated in the environment")
+        raise _refusal(name, "not a list of strings", "a list, comma-separated in the environment")
     return tuple(item.strip() for item in items if item.strip())
 
 
 def _checked_number(name: str, type_: type[int] | type[float], value: Any) -> int | float:
     kind = "a whole number" if type_ is int else "a number of seconds"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise _refusal(name, f"it is a {type(value).__name__}", kind)
+        raise _refusal(name, f"a value of type {type(value).__name__}", kind)
     try:
         number = type_(value)
     except (ValueError, OverflowError) as error:
-        raise _refusal(name, "it is not a number", kind) from error
+        raise _refusal(name, "not a number", kind) from error
     if type_ is int and isinstance(value, float) and number != value:
-        raise _refusal(name, "it is not a whole number", kind)
+        raise _refusal(name, "not a whole number", kind)
     minimum = _MINIMUM.get(name)
     maximum: float = math.inf if type_ is int else _LONGEST_TIME
     maximum = _MAXIMUM.get(name, maximum)

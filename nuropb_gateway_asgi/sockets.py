@@ -1,4 +1,4 @@
-"""What the kernel is told about a client's connection."""
+"""Socket options for connections of clients."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Final
 
 __all__ = ["USER_TIMEOUT", "set_user_timeout"]
 
-#: Seconds. The kernel gives up on a peer that acknowledges nothing, or has no room, for so long. Servers themselves
-#: would wait for ever for the last bytes to a client that does not read, and so would their shutdown.
+#: Seconds after which the kernel gives up on a peer that acknowledges nothing, or has no room. Without it a server, and
+#: its shutdown, would wait for ever to send the last bytes to a client that does not read.
 USER_TIMEOUT: Final = 30
 
 
 def set_user_timeout(connection: socket.socket) -> None:
-    """Have the kernel give up on a peer that is silent; what a listener accepts inherits it."""
+    """Have the kernel give up on a silent peer; connections inherit the option from their listener."""
     option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only
     if option is not None and connection.family != getattr(socket, "AF_UNIX", None):
         connection.setsockopt(socket.IPPROTO_TCP, option, USER_TIMEOUT * 1000)

@@ -1,12 +1,12 @@
-"""AMQP topic patterns: which are allowed, what they match, which includes or meets which, and who asked for them.
+"""AMQP topic patterns: their syntax, matching, inclusion and overlap, and a tree of subscribers.
 
 The rules are those of the topic exchange (AMQP 0-9-1, section 3.1.3.3) as RabbitMQ implements it: a topic is
 words separated by dots; in a pattern the word ``*`` stands for exactly one word and ``#`` for zero or more.
 Words may be empty (``a..b`` has three), but the empty topic has no word at all: ``#`` matches it and ``*``
 does not.
 
-Pure: no I/O, no awaits. Patterns come from untrusted clients, so the cost of everything here is bounded by
-the product of the sizes of what is compared.
+Pure: no I/O, no awaits. Patterns come from untrusted clients, so the cost of every function is bounded by
+the product of the sizes of its arguments.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ __all__ = ["MAX_BYTES", "TopicTree", "check_pattern", "check_topic", "covers", "
 MAX_BYTES: Final = 255
 #: Every word is a node in a tree, here and in the broker, and a pattern of 255 bytes could have 256 of them.
 MAX_WORDS: Final = 32
-#: RabbitMQ refuses a binding with more of them (https://github.com/rabbitmq/rabbitmq-server/pull/17039), and
+#: RabbitMQ refuses a binding with more # words (https://github.com/rabbitmq/rabbitmq-server/pull/17039), and
 #: its refusal closes the channel that all clients share.
 MAX_HASHES: Final = 2
 
 T = TypeVar("T", bound=Hashable)
 
-#: One for all nodes: most are only on the way to others, and a set of its own would double the size of each.
+#: Shared by the nodes without items, which are most: an empty set for each would double their size.
 _NOTHING: Final[frozenset[Never]] = frozenset()
 
 
 def check_pattern(pattern: str) -> str | None:
-    """Return why ``pattern`` cannot be subscribed to, or None if it can. The reason does not quote it.
+    """Return the reason why ``pattern`` cannot be subscribed to, or None. The reason does not quote it.
 
     A word such as ``a*`` is a literal to RabbitMQ. It is refused, because whoever writes it means something
     else and would wait for ever.
@@ -51,7 +51,7 @@ def check_pattern(pattern: str) -> str | None:
 
 
 def check_topic(topic: str) -> str | None:
-    """Return why ``topic`` cannot be published to, or None if it can. The reason does not quote it.
+    """Return the reason why ``topic`` cannot be published to, or None. The reason does not quote it.
 
     To RabbitMQ ``*`` and ``#`` are letters here. They are refused, because no pattern asks for exactly that
     topic.
@@ -63,12 +63,12 @@ def check_topic(topic: str) -> str | None:
 
 
 def matches(pattern: str, topic: str) -> bool:
-    """Whether the exchange routes a message with this topic to a queue bound with this pattern."""
+    """Return whether an exchange routes a message with this topic to a queue bound with this pattern."""
     return _match(_words(pattern), _words(topic))
 
 
 def covers(general: str, specific: str) -> bool:
-    """Whether every topic that ``specific`` matches is certainly matched by ``general`` as well.
+    """Return whether ``general`` certainly matches every topic that ``specific`` matches.
 
     True is a promise. False can be wrong where only counting words would tell: ``*.#`` (at least one word)
     includes ``#.a``, but not word by word. When ``specific`` has no ``#`` the answer is exact.
@@ -78,7 +78,7 @@ def covers(general: str, specific: str) -> bool:
 
 
 def overlaps(one: str, other: str) -> bool:
-    """Whether some topic may be matched by both patterns.
+    """Return whether some topic may match both patterns.
 
     False is a promise. True can be wrong in one case: the only topic in common would be a single empty word, as of
     ``*`` and ``#.``, and that cannot be written.
@@ -114,7 +114,7 @@ def overlaps(one: str, other: str) -> bool:
 
 
 class TopicTree(Generic[T]):
-    """Items filed under topic patterns, to be found by topic.
+    """A tree of items under topic patterns, found by topic.
 
     A trie over words: a match follows the branches that the words of the topic lead into, so a pattern that
     has nothing to do with the topic costs nothing. Patterns are not interpreted: ``#.*`` and ``*.#`` are two.
@@ -130,7 +130,7 @@ class TopicTree(Generic[T]):
         return len(self._items)
 
     def patterns(self) -> Sequence[str]:
-        """Return the patterns that have items. It is a copy: the tree may change while it is used."""
+        """Return a copy of the patterns with items; the tree may change while the copy is used."""
         return list(self._items)
 
     def add(self, pattern: str, item: T) -> bool:
@@ -165,7 +165,7 @@ class TopicTree(Generic[T]):
         return True
 
     def match(self, topic: str) -> set[T]:
-        """Return the items of all patterns that match ``topic``, each once. The set belongs to the caller."""
+        """Return a new set of the items of all patterns that match ``topic``."""
         # All readings of the topic advance together as a set of nodes. Two of them that meet in a node go on
         # as one, so the work is at most words x nodes, however many ways there are to split the topic between
         # `#`s.
@@ -196,7 +196,7 @@ class TopicTree(Generic[T]):
 
 
 class _Node(Generic[T]):
-    """Where patterns part. ``items`` is the tree's set of the one that ends here."""
+    """A place where patterns branch. ``items`` are those of the pattern that ends here."""
 
     __slots__ = ("children", "items", "repeats")
 
@@ -207,7 +207,7 @@ class _Node(Generic[T]):
 
 
 def _enter(node: _Node[T] | None, nodes: set[_Node[T]]) -> None:
-    """Add ``node``, and what is reached from it without a word because ``#`` may stand for none."""
+    """Add ``node``, and the nodes reached from it by a ``#`` that stands for no word."""
     while node is not None:
         nodes.add(node)
         node = node.children.get("#")
@@ -229,7 +229,7 @@ def _check_text(text: str) -> str | None:
 
 
 def _normalised(words: Sequence[str]) -> list[str]:
-    """Write every run of wildcards in one way, first each ``*`` and then one ``#``. Its meaning stays."""
+    """Return an equal pattern in which every run of wildcards has its ``*`` words first, then one ``#``."""
     result: list[str] = []
     pending = False
     for word in words:
@@ -248,9 +248,9 @@ def _normalised(words: Sequence[str]) -> list[str]:
 def _match(pattern: Sequence[str], words: Sequence[str | None]) -> bool:
     """Match word by word. None in ``words`` stands for any run of words, so only ``#`` can take it.
 
-    After a mismatch only the last ``#`` takes one word more. The earlier ones need not: what is between two
-    ``#`` has a fixed length, and its leftmost place leaves the most to the rest. So the cost is at most the
-    product of the two lengths, where trying every place would be exponential.
+    After a mismatch only the last ``#`` takes one more word. Earlier ``#`` need not: the words between two ``#`` have a
+    fixed number, and their leftmost place leaves the most words to the rest. So the cost is at most the product of the
+    two lengths, where trying every place would be exponential.
     """
     at = position = resume = 0
     after_hash: int | None = None

@@ -15,7 +15,7 @@ P = TypeVar("P", CallPattern, TopicPattern)
 
 
 class Entry(Generic[P]):
-    """One pattern of one rule, with its strength. The strongest entry that applies decides."""
+    """A pattern of a rule, with its strength. The strongest entry that applies decides."""
 
     __slots__ = ("decision", "key", "number", "pattern", "rule")
 

@@ -38,7 +38,7 @@ _MAX_TIMEOUT: Final = 1e6
 
 @dataclass(eq=False)
 class Call:
-    """One call, or one request to the gateway itself."""
+    """A call, or a request to the gateway itself."""
 
     kind: Kind
     #: The members of the payload as JSON, each after a comma, without ``id`` and ``timeout``.

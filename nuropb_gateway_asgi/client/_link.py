@@ -76,7 +76,7 @@ class Receiver(Protocol):
 
 
 class Link:
-    """One WebSocket connection. :meth:`send` and :meth:`drop` never wait."""
+    """A WebSocket connection. :meth:`send` and :meth:`drop` never wait."""
 
     def __init__(self, receiver: Receiver, options: LinkOptions) -> None:
         self._receiver = receiver

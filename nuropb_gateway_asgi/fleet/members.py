@@ -150,7 +150,7 @@ class Fleet:
         """The ids of the questions that wait for answers."""
         return tuple(self._asked)
 
-    # --- who is there -----------------------------------------------------------------------------------------
+    # --- members ---------------------------------------------------------------------------------------------
 
     def on_connection_change(self, *, connected: bool) -> None:
         """Announce this process when the mesh came back, and hear of the peer processes."""

@@ -22,7 +22,7 @@ __all__ = ["OFFLINE", "ONLINE", "OnlineWatch"]
 
 ONLINE: Final = "gateway.user.online"
 OFFLINE: Final = "gateway.user.offline"
-#: Seconds between two looks at the users who came and went.
+#: Seconds between two looks at changed users.
 INTERVAL: Final = 0.25
 
 _encode = msgspec.json.encode
@@ -44,7 +44,7 @@ class OnlineWatch:
         self._address = mesh.address
         self._clock = clock
         self.presence = Presence(self._address)
-        #: Users who came to this process (True) or left it (False) since the peer processes were told last.
+        #: Changes of this process's users, to be told to the peer processes: True for a user's arrival.
         self._changed: dict[str, bool] = {}
         fleet.bind_observer(self)
 
@@ -64,7 +64,7 @@ class OnlineWatch:
                 self.look()
 
     def look(self) -> None:
-        """Tell the peer processes of users who came and left, and the mesh of those who did so for good."""
+        """Tell the peer processes of changes of presence, and the mesh of lasting changes."""
         if self._changed:
             changed, self._changed = self._changed, {}
             self._fleet.tell("changed", _encode(changed))

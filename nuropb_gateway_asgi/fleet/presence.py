@@ -36,14 +36,14 @@ class Presence:
         self._own = own
         self._addresses = {own}
         self._holders: dict[str, set[str]] = {}
-        #: Users who are online as far as the mesh was told.
+        #: Users announced to the mesh as online.
         self._announced: set[str] = set()
         #: Users whose state has changed since, with the time at which to tell the mesh.
         self._due: dict[str, float] = {}
 
     @property
     def online(self) -> frozenset[str]:
-        """The users who are connected to some process now, debounced or not."""
+        """The users connected to some process now, debounced or not."""
         return frozenset(self._holders)
 
     @property
@@ -104,7 +104,7 @@ class Presence:
                 self._look(user_id, now)
 
     def settle(self, now: float) -> list[tuple[str, bool]]:
-        """Return the users who came (True) or left (False) for good and whose changes this process tells."""
+        """Return the lasting changes that this process tells: True for a user's arrival."""
         told = []
         for user_id in [user_id for user_id, due in self._due.items() if due <= now]:
             del self._due[user_id]

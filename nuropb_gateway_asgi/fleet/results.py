@@ -24,7 +24,7 @@ class Reached(_Total):
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One connection. Times are in whole unix seconds."""
+    """A connection. Times are in whole unix seconds."""
 
     session_id: str
     user_id: str

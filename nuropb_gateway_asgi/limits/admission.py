@@ -1,4 +1,4 @@
-"""Whether there is room for one connection more. Pure."""
+"""Admission of connections: places, and the rate of handshakes. Pure."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from .buckets import TokenBuckets
 
 __all__ = ["Admission", "address_of"]
 
-#: Connections that may be without a token at a time; more than that are nobody's clients.
+#: Connections without a token at a time.
 MAX_WAITING: Final = 1000
-#: Of these, from one address. Whoever shares one behind a NAT brings the token within a moment.
+#: Connections without a token from one address. Clients behind one NAT present their tokens within moments.
 MAX_WAITING_PER_ADDRESS: Final = 100
-#: A handshake whose token is refused counts as so many more.
+#: Additional handshakes that one with a refused token counts as.
 FAILURE_COST: Final = 9
 
 
 class Admission:
-    """Counts the connections of a process and how fast they come, those of them that have not said who they are, and
-    those of each user.
+    """Counts the connections of a process, those without a token, those of each user, and the rate of handshakes.
 
-    Opening sockets and saying nothing is cheap, so the second kind has less room: it can neither take the places of
-    clients with a token, nor can one address take those of all others. ``handshakes`` is a limit for all together,
-    ``per_address`` and ``max_per_address`` are limits for each address; None is no limit. Whose address is not known
-    counts for none.
+    Idle sockets without a token are cheap for an attacker, so these get fewer places: they cannot take the places of
+    clients with a token, and one address cannot take the places of all others. ``handshakes`` is a limit for all
+    addresses together, ``per_address`` and ``max_per_address`` are limits for each address; None is no limit. A
+    connection with an unknown address counts for no address.
     """
 
     __slots__ = (
@@ -73,29 +72,29 @@ class Admission:
         return not (self._connections or self._by_address or self._waiting or self._users)
 
     def on_handshake(self, address: str, now: float) -> None:
-        """Somebody wants to connect. Raises ConnectionLimitReached when there are too many of them."""
-        # First the narrower one, so that one address does not use up what is there for all.
+        """Count a handshake. Raises ConnectionLimitReached when there are too many."""
+        # The narrower limit comes first, so that one address does not use up the limit for all.
         if self._addresses is not None and address and self._addresses.take(address, now):
             raise ConnectionLimitReached(f"too many handshakes from {address}", per_user=False)
         if self._handshakes is not None and self._handshakes.take(None, now):
             raise ConnectionLimitReached("too many handshakes", per_user=False)
 
     def on_call(self, address: str, now: float) -> None:
-        """Somebody makes a call with a token, which counts only if that is refused: calls have limits of their own.
+        """Check a call over HTTP, which counts as a handshake only if its token is refused: calls have other limits.
 
-        Raises ConnectionLimitReached when there were too many handshakes.
+        Raises ConnectionLimitReached after too many handshakes.
         """
         if self._addresses is not None and address and self._addresses.wait(address, now):
             raise ConnectionLimitReached(f"too many handshakes from {address}", per_user=False)
 
     def on_failure(self, address: str, now: float) -> None:
-        """Its token was refused, which counts more: those who guess come to their limit soon."""
+        """Count a refused token as several handshakes, so that guessing soon reaches the limit."""
         if self._addresses is not None and address:
             self._addresses.spend(address, now, FAILURE_COST)
 
     @contextlib.contextmanager
     def connection(self, address: str = "") -> Iterator[None]:
-        """A place for one connection, for as long as the context lasts. Raises ConnectionLimitReached."""
+        """Take a place for one connection, for as long as the context lasts. Raises ConnectionLimitReached."""
         most, most_of_address = self._max
         if self._connections >= most:
             raise ConnectionLimitReached("this process has all the connections it may have", per_user=False)
@@ -110,7 +109,7 @@ class Admission:
 
     @contextlib.contextmanager
     def waiting(self, address: str) -> Iterator[None]:
-        """A place for one that has no token yet, until it does. Raises ConnectionLimitReached."""
+        """Take a place for one connection without a token, for as long as the context lasts. Raises ConnectionLimitReached."""
         of_address = self._waiting[address] if address else 0
         if self._waiting.total() >= self._max_waiting or of_address >= MAX_WAITING_PER_ADDRESS:
             raise ConnectionLimitReached("too many connections without a token", per_user=False)
@@ -118,13 +117,13 @@ class Admission:
             yield
 
     def enter(self, user_id: str) -> None:
-        """A place among the user's connections, until :meth:`leave`. Raises ConnectionLimitReached."""
+        """Take a place among the user's connections, until :meth:`leave`. Raises ConnectionLimitReached."""
         if self._users[user_id] >= self._max_per_user:
             raise ConnectionLimitReached("this user has all the connections one may have", per_user=True)
         self._users[user_id] += 1
 
     def leave(self, user_id: str) -> None:
-        """The place is free again."""
+        """Give back a place among the user's connections."""
         self._users[user_id] -= 1
         if not self._users[user_id]:
             del self._users[user_id]
@@ -142,10 +141,9 @@ def _counted(counter: Counter[str], key: str) -> Iterator[None]:
 
 
 def address_of(client: Any) -> str:
-    """Whom a connection counts for: the host of an ASGI scope's ``client``, and of IPv6 the network of 64 bits.
+    """Return the address that a connection counts for: the host of an ASGI scope's ``client``, or its IPv6 /64 network.
 
-    That is what one customer of a provider has of IPv6 (RFC 6177). "" where the server does not know, as with a UNIX
-    socket.
+    A customer of a provider has a /64 or more (RFC 6177). Returns "" for an unknown address, as with a UNIX socket.
     """
     host = client[0] if client else None
     if not isinstance(host, str):
@@ -153,7 +151,7 @@ def address_of(client: Any) -> str:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host if host.isprintable() else ascii(host)  # it goes into the log, and a proxy may pass on anything
+        return host if host.isprintable() else ascii(host)  # the log gets it, and a proxy may pass on anything
     if isinstance(address, ipaddress.IPv4Address):
         return host
     mapped = address.ipv4_mapped

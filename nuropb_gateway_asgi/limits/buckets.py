@@ -1,4 +1,4 @@
-"""How much may come from clients: rates, and the buckets that hold them. Pure.
+"""Rate limits of clients, and the token buckets that hold them. Pure.
 
 Times are of one monotonic clock, in seconds, and given by the caller.
 """
@@ -14,27 +14,26 @@ from ..rates import CallRate, Rate
 
 __all__ = ["Excess", "RateLimits", "TokenBuckets"]
 
-#: Refusals of one connection within so many seconds, before it is hung up on.
+#: Refused frames of one connection within REFUSALS_WINDOW seconds, before it is closed.
 REFUSALS_ALLOWED: Final = 100
 REFUSALS_WINDOW: Final = 60.0
-#: Buckets of users in one generation; beyond, those that were not used lately are forgotten, full or not.
+#: Buckets of users in one generation; beyond it the buckets not used lately are forgotten, full or not.
 MAX_BUCKETS: Final = 50_000
 
 
 class Excess(NamedTuple):
-    """A frame too many: by which limit, and how many seconds to wait."""
+    """A frame over a limit: the scope of the limit, and the seconds to wait."""
 
     scope: Literal["connection", "user", "rule"]
     wait: float
 
 
 class TokenBuckets:
-    """A bucket for each key. A bucket that nobody knows is full.
+    """A token bucket for each key. An unknown bucket is full.
 
-    What is kept of a bucket is the moment at which it will be full again (the generic cell rate algorithm, ITU-T
-    I.371): there is nothing to refill and no timer. They are kept in two generations. One that was not used during a
-    whole generation, which is as long as it takes to fill an empty bucket, is full, and goes without loss. ``most`` is
-    how many a generation may have.
+    A bucket is one number, the moment at which it will be full again (the generic cell rate algorithm, ITU-T I.371), so
+    it needs no refill and no timer. Buckets are kept in two generations, each as long as an empty bucket takes to fill:
+    a bucket that was not used for a whole generation is full, and can be dropped. ``most`` is the size of a generation.
     """
 
     __slots__ = ("_fill_time", "_interval", "_most", "_old", "_rotation", "_tolerance", "_young")
@@ -52,7 +51,7 @@ class TokenBuckets:
         return len(self._young) + len(self._old)
 
     def take(self, key: Hashable, now: float) -> float:
-        """Take a token from the bucket of ``key``: 0, or the seconds until there is one to take."""
+        """Take a token from the bucket of ``key`` and return 0, or return the seconds until it has one."""
         full_at = self._full_at(key, now)
         wait = full_at - now - self._tolerance
         if wait > 1e-9:  # sums of floats are not exact
@@ -61,12 +60,12 @@ class TokenBuckets:
         return 0.0
 
     def wait(self, key: Hashable, now: float) -> float:
-        """The seconds until there is a token to take from the bucket of ``key``."""
+        """Return the seconds until the bucket of ``key`` has a token."""
         wait = self._full_at(key, now) - now - self._tolerance
         return wait if wait > 1e-9 else 0.0
 
     def spend(self, key: Hashable, now: float, count: int) -> None:
-        """Take ``count`` tokens from the bucket of ``key``, or what is left of them."""
+        """Take ``count`` tokens from the bucket of ``key``, or all that it has."""
         self._young[key] = min(self._full_at(key, now) + count * self._interval, now + self._fill_time)
 
     def _full_at(self, key: Hashable, now: float) -> float:
@@ -79,21 +78,21 @@ class TokenBuckets:
         return full_at if full_at > now else now
 
     def forget(self, key: Hashable) -> None:
-        """Nobody will ask for this one again."""
+        """Drop the bucket of ``key``, which will not be used again."""
         self._young.pop(key, None)
         self._old.pop(key, None)
 
 
 class RateLimits:
-    """The limits of one process, None for no limit: on the frames of each connection, and on those of each user."""
+    """The rate limits of one process: frames of each connection, frames of each user, calls of each rule. None is no limit."""
 
     __slots__ = ("_calls", "_connections", "_refusals", "_users")
 
     def __init__(self, connection: Rate | None, user: Rate | None) -> None:
-        # There are no more of these than connections, and each goes with its own.
+        # As many as connections at most: each bucket is dropped with its connection.
         self._connections = None if connection is None else TokenBuckets(connection, math.inf)
         self._users = None if user is None else TokenBuckets(user)
-        # A rule that is no more, after the policy was loaded again, takes its buckets with it.
+        # The buckets of a rule go with it when the policy is loaded again.
         self._calls: weakref.WeakKeyDictionary[CallRate, TokenBuckets] = weakref.WeakKeyDictionary()
         self._refusals: dict[str, tuple[float, int]] = {}
 
@@ -102,7 +101,7 @@ class RateLimits:
         return len(self._refusals) + (0 if self._connections is None else len(self._connections))
 
     def on_frame(self, session_id: str, user_id: str, now: float) -> Excess | None:
-        """A frame came; whether it is one too many."""
+        """Count a frame; return the excess if it is over a limit."""
         if self._connections is not None:
             wait = self._connections.take(session_id, now)
             if wait:
@@ -114,7 +113,7 @@ class RateLimits:
         return None
 
     def on_call(self, limit: CallRate, user_id: str, now: float) -> Excess | None:
-        """A call came that ``limit`` is about; whether it is one too many."""
+        """Count a call of a rule with ``limit``; return the excess if it is over the limit."""
         buckets = self._calls.get(limit)
         if buckets is None:
             buckets = self._calls[limit] = TokenBuckets(limit.rate)
@@ -122,7 +121,7 @@ class RateLimits:
         return Excess("rule", wait) if wait else None
 
     def on_refusal(self, session_id: str, now: float) -> bool:
-        """A frame of this connection was one too many; whether it went on for so long that the connection is to end."""
+        """Count a refused frame; return whether the connection has had so many that it is to be closed."""
         started, count = self._refusals.get(session_id, (now, 0))
         if now - started >= REFUSALS_WINDOW:
             started, count = now, 0
@@ -130,7 +129,7 @@ class RateLimits:
         return count >= REFUSALS_ALLOWED
 
     def forget(self, session_id: str) -> None:
-        """The connection has ended. What its user has left stays as it is."""
+        """Forget a connection that has ended; the buckets of its user stay."""
         if self._connections is not None:
             self._connections.forget(session_id)
         self._refusals.pop(session_id, None)

@@ -1,4 +1,4 @@
-"""What keeps one service or one client from harming the others: circuits and error budgets. Pure.
+"""Circuit breakers of services, and error budgets of users. Pure.
 
 Times are of one monotonic clock, in seconds, and given by the caller.
 """
@@ -11,20 +11,20 @@ from typing import Final, Literal, TypeAlias
 
 __all__ = ["EVERYBODY", "Caller", "Circuits", "ErrorBudgets"]
 
-#: So many timeouts of a service one after the other open its circuit.
+#: Timeouts of a service in a row that open its circuit.
 OPEN_AFTER: Final = 5
-#: So many of them may be one caller's, where the circuit opens for everybody.
+#: Timeouts of one caller that count towards opening the circuit for all callers.
 COUNTED_OF_ONE: Final = 2
-#: Seconds between two probes of a service that does not answer, and before the first.
+#: Seconds between two probes of a silent service, and before the first one.
 PAUSE: Final = 1.0
-#: Seconds. A caller that gives up sooner says nothing about the service.
+#: Seconds. A shorter timeout proves nothing about the service.
 SHORTEST_COUNTED_TIMEOUT: Final = 0.1
-#: Failed calls of one user within the window, and calls refused for it until the connection ends. NuroPb 0.1.8
-#: dead-letters every failed call, and nobody empties those queues.
+#: Failed calls of one user within WINDOW, and calls refused after them until the connection is closed. NuroPb 0.1.8
+#: dead-letters every failed call, and those queues are never emptied.
 ERRORS_ALLOWED: Final = 50
 REFUSALS_ALLOWED: Final = 50
 WINDOW: Final = 60.0
-#: Entries kept; beyond, the oldest are forgotten.
+#: Entries kept; beyond it the oldest are forgotten.
 MAX_ENTRIES: Final = 10_000
 
 
@@ -32,7 +32,7 @@ class _Everybody(enum.Enum):
     EVERYBODY = enum.auto()
 
 
-#: Whom a circuit is open for, where it is not one caller alone.
+#: The circuit is open for all callers.
 EVERYBODY: Final = _Everybody.EVERYBODY
 #: A user id, or None for the host application.
 Caller: TypeAlias = str | None
@@ -42,15 +42,15 @@ class _Circuit:
     __slots__ = ("probes", "retry_at", "timeouts")
 
     def __init__(self) -> None:
-        #: In a row, by caller.
+        #: Timeouts in a row, by caller.
         self.timeouts: Counter[Caller] = Counter()
-        #: The call that is to find out, for each that the circuit is open for.
+        #: The call that probes the service, for each caller for whom the circuit is open.
         self.probes: dict[Caller | _Everybody, str] = {}
-        #: When the next one may be made.
+        #: The time of the next probe.
         self.retry_at: dict[Caller | _Everybody, float] = {}
 
     def open_for(self, caller: Caller) -> Caller | _Everybody | Literal[False]:
-        """Whom it is open for, as far as that concerns this caller."""
+        """Return EVERYBODY or this caller if the circuit is open for them, else False."""
         if sum(min(count, COUNTED_OF_ONE) for count in self.timeouts.values()) >= OPEN_AFTER:
             return EVERYBODY
         return caller if self.timeouts[caller] >= OPEN_AFTER else False
@@ -61,11 +61,11 @@ class _Circuit:
 
 
 class Circuits:
-    """One circuit for each service: open after five timeouts in a row, closed by the first answer.
+    """A circuit breaker for each service: opened by five timeouts in a row, closed by the first answer.
 
-    While it is open calls are refused; after a pause one at a time is let through, to find out. Timeouts of one caller
-    open it for that caller alone: whoever asks for the impossible in a short time must not cut others off. Those of
-    several callers open it for everybody.
+    An open circuit refuses calls; after a pause it lets one call at a time through as a probe. The timeouts of one
+    caller open it for that caller alone, since a caller with impossible timeouts must not cut others off. The timeouts
+    of several callers open it for all.
     """
 
     __slots__ = ("_circuits",)
@@ -77,9 +77,9 @@ class Circuits:
         return len(self._circuits)
 
     def refuses(self, service: str, caller: Caller, correlation_id: str, now: float) -> float | None:
-        """Seconds until a call may be tried again, or None if this one may be made.
+        """Return the seconds until a call may be tried again, or None if this call may be made.
 
-        While the circuit is open, the call that may be made is the probe.
+        A call that an open circuit lets through is its probe.
         """
         circuit = self._circuits.get(service)
         whom = False if circuit is None else circuit.open_for(caller)
@@ -95,7 +95,7 @@ class Circuits:
     def on_timeout(
         self, service: str, caller: Caller, correlation_id: str, timeout: float, now: float
     ) -> Caller | _Everybody | Literal[False]:
-        """A call got no answer within ``timeout`` seconds. Whom that opened the circuit for, if it did."""
+        """Count a call without an answer in ``timeout`` seconds; return for whom that opened the circuit, or False."""
         self.on_ended(service, caller, correlation_id)
         if timeout < SHORTEST_COUNTED_TIMEOUT:
             return False
@@ -112,7 +112,7 @@ class Circuits:
         return after if after != before else False
 
     def on_ended(self, service: str, caller: Caller, correlation_id: str) -> None:
-        """A call ended without an answer of the service: cancelled, abandoned, not sent."""
+        """Note that a call ended without an answer: cancelled, abandoned or not sent."""
         circuit = self._circuits.get(service)
         if circuit is not None:
             for whom in (EVERYBODY, caller):
@@ -120,16 +120,16 @@ class Circuits:
                     del circuit.probes[whom]
 
     def on_answer(self, service: str) -> bool:
-        """The service answered, late or not; whether that closed an open circuit."""
+        """Note an answer of the service, late or not; return whether that closed an open circuit."""
         circuit = self._circuits.pop(service, None)
         return circuit is not None and circuit.is_open
 
     def open(self) -> list[str]:
-        """The services whose circuits are open, for everybody or for somebody."""
+        """Return the services whose circuits are open, for all callers or for some."""
         return [service for service, circuit in self._circuits.items() if circuit.is_open]
 
     def reset(self) -> None:
-        """Forget everything: it was the mesh that was not there, not the services."""
+        """Close all circuits: the mesh was away, not the services."""
         self._circuits.clear()
 
 
@@ -154,7 +154,7 @@ class ErrorBudgets:
         return len(self._budgets)
 
     def on_error(self, user_id: str, now: float) -> None:
-        """A call of this user failed."""
+        """Count a failed call of this user."""
         budget = self._current(user_id, now)
         if budget is None:
             if len(self._budgets) >= MAX_ENTRIES:
@@ -163,7 +163,7 @@ class ErrorBudgets:
         budget.errors += 1
 
     def refuses(self, user_id: str, now: float) -> float | None:
-        """Seconds until this user may call again, or None if that is now. A refusal is counted, too."""
+        """Return the seconds until this user may call again, or None. A refusal is counted, too."""
         budget = self._current(user_id, now)
         if budget is None or budget.errors < ERRORS_ALLOWED:
             return None
@@ -171,12 +171,12 @@ class ErrorBudgets:
         return budget.started + WINDOW - now
 
     def exhausted(self, user_id: str) -> bool:
-        """Whether this user went on calling for so long that the connection is to end."""
+        """Return whether this user ignored so many refusals that the connection is to be closed."""
         budget = self._budgets.get(user_id)
         return budget is not None and budget.refusals > REFUSALS_ALLOWED
 
     def reset(self) -> None:
-        """Forget everything: calls that the mesh lost are nobody's fault."""
+        """Forget all errors: calls that the mesh lost are not the users' fault."""
         self._budgets.clear()
 
     def _current(self, user_id: str, now: float) -> _Budget | None:

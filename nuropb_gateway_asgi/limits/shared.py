@@ -1,4 +1,4 @@
-"""What counts for a whole process, whatever the kind of connection."""
+"""Limits that all connection kinds of one process share."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ __all__ = ["SharedLimits"]
 
 @dataclass(frozen=True, slots=True)
 class SharedLimits:
-    """What the kinds of connections of one process share: a limit "per process" or "per user" is over all of them."""
+    """Rate limits, admission, error budgets and revocations shared by all connection kinds of one process.
+
+    So a limit per process or per user counts the connections of every kind.
+    """
 
     #: Places for connections, authorised or not yet.
     admission: Admission
     rates: RateLimits
     budgets: ErrorBudgets
-    #: Tokens that are not accepted any more, whatever the authenticator says.
+    #: Revoked tokens, which are refused even if the authenticator accepts them.
     revocations: Revocations
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Those of a process with these settings."""
+        """Return the limits of a process with these settings."""
         return cls(
             Admission(
                 settings.max_connections,

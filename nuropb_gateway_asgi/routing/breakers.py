@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Breakers:
-    """One circuit breaker for each service. Times are of one monotonic clock, in seconds."""
+    """A circuit breaker for each service. Times are of one monotonic clock, in seconds."""
 
     def __init__(self) -> None:
         self._circuits = Circuits()

@@ -23,7 +23,7 @@ REMEMBERED: Final = 4096
 
 
 class Call:
-    """One request or command in flight."""
+    """A request or command in flight."""
 
     __slots__ = ("message",)
 

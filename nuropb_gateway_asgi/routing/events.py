@@ -49,7 +49,7 @@ BINDING_TIMEOUT: Final = 1.0
 class EventRouter:
     """Brings each event to its subscribers, and has the mesh send only events with subscribers in this process.
 
-    An event with a target goes to the connections of its target's users, whatever they subscribed to. The broker routes
+    An event with a target goes to all connections of its target's users, subscribed or not. The broker routes
     by topic alone, so a process with connections asks for all topics that such events may have (the setting
     ``TARGETED_TOPICS``), and a process without connections asks for none.
     """

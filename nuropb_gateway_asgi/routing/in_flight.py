@@ -192,7 +192,7 @@ class CallsInFlight:
             self.finish(call, failure)
 
     def cancel(self, correlation_id: str) -> None:
-        """End a call for its client, who does not want the answer any more."""
+        """End a call that its client has cancelled."""
         self._statistics.cancelled += 1
         self.fail(correlation_id, Failure(ErrorCode.CANCELLED, "Cancelled by the client"))
         self._mesh.forget(correlation_id)
@@ -289,7 +289,7 @@ class CallsInFlight:
         self.fail(correlation_id, Failure(ErrorCode.TIMEOUT, description))
 
     def on_connection_change(self) -> None:
-        """Forget what is held against services and users: the mesh was away, not they."""
+        """Reset circuit breakers and error budgets: the mesh was away, not the services."""
         self.breakers.reset()
         self._budgets.reset()
         if self.running:

@@ -195,7 +195,7 @@ def test_a_worker_that_cannot_start_says_why_and_is_known_by_its_exit_code(
     monkeypatch.setenv("NUROPB_GATEWAY_MAX_IN_FLIGHT", "many")
     with pytest.raises(SystemExit, match=str(STARTUP_FAILURE)):
         reloaded_app()
-    assert capsys.readouterr().err.startswith("nuropb-gateway: NUROPB_GATEWAY_MAX_IN_FLIGHT: it is not a number")
+    assert capsys.readouterr().err.startswith("nuropb-gateway: NUROPB_GATEWAY_MAX_IN_FLIGHT: not a number")
 
 
 # --- where it listens -------------------------------------------------------------------------------------------

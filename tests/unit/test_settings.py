@@ -212,22 +212,22 @@ def test_variables_of_others_are_none_of_ours(caplog: pytest.LogCaptureFixture) 
 
 # --- wrong values -----------------------------------------------------------------------------------------------
 
-LIST = "it is not a list of strings; allowed is a list, comma-separated in the environment"
-URL = "it is not a URL; allowed is amqp://user:password@host:5672/vhost, with special characters percent-encoded"
-SCHEME = "the scheme is not known; allowed is amqp://, amqps:// or embedded://demo"
-NO_MESH = "there is no such embedded mesh; allowed is embedded://demo"
-NO_HOST = "it names no host; allowed is amqp://user:password@host:5672/vhost"
-NAME = "it is not a name; allowed is 1 to 100 letters, digits, '.', '_' and '-'"
-PATH = "it is not a path; allowed is a slash, and then characters of a URL's path, as in /ws"
-COOKIE = "it is not a cookie name; allowed is a token of RFC 6265, such as Authorization"
-WHOLE = "it is not a number; allowed is a whole number"
-SECONDS = "it is not a number; allowed is a number of seconds"
-UP_TO_A_DAY = "allowed is a number of seconds above 0 and up to 86400"
-FROM_ZERO = "allowed is a number of seconds from 0 to 86400"
+LIST = "not a list of strings; expected a list, comma-separated in the environment"
+URL = "not a URL; expected amqp://user:password@host:5672/vhost, with special characters percent-encoded"
+SCHEME = "unknown scheme; expected amqp://, amqps:// or embedded://demo"
+NO_MESH = "unknown embedded mesh; expected embedded://demo"
+NO_HOST = "no host; expected amqp://user:password@host:5672/vhost"
+NAME = "not a name; expected 1 to 100 letters, digits, '.', '_' and '-'"
+PATH = "not a path; expected a slash, and then characters of a URL's path, as in /ws"
+COOKIE = "not a cookie name; expected a token of RFC 6265, such as Authorization"
+WHOLE = "not a number; expected a whole number"
+SECONDS = "not a number; expected a number of seconds"
+UP_TO_A_DAY = "expected a number of seconds above 0 and up to 86400"
+FROM_ZERO = "expected a number of seconds from 0 to 86400"
 
-RATE = "allowed is a rate such as 200/s or 200/s burst 400, or off"
+RATE = "expected a rate such as 200/s or 200/s burst 400, or off"
 WITH_POLICY = (
-    "it is set together with POLICY, and would allow more than the file says; allowed is one of the two; "
+    "set together with POLICY, and would allow more than the file says; expected one of the two; "
     "the same patterns can be a [[rule]] in the file"
 )
 
@@ -261,22 +261,22 @@ WRONG = [
     *(("SERVICE_NAME", text, NAME) for text in (" ", "a b", "-a", ".a", "a/b", "é", "a" * 101, "a\n", "a*", "a#")),
     *(("INSTANCE_ID", text, NAME) for text in ("_a", "a:b", "\u0661")),
     *(("PATH", text, PATH) for text in ("ws", " /ws", "http://host/ws", "/ws\n", "/ws?x", "/ws#x", "/{x}", "/é")),
-    *(("HTTP", text, "there is no such choice; allowed is on, off") for text in ("auto", "1", "yes", "none")),
+    *(("HTTP", text, "unknown choice; expected on, off") for text in ("auto", "1", "yes", "none")),
     *(
-        ("TCP", text, "it is not an address; allowed is host:port, as in 127.0.0.1:8001 or [::1]:8001")
+        ("TCP", text, "not an address; expected host:port, as in 127.0.0.1:8001 or [::1]:8001")
         for text in ("8001", ":8001", "::1:8001", "[::1]", "[host]:1", "host:", "host:65536", "host:-1", "tcp://h:1")
     ),
     *(("AUTH_COOKIE", text, COOKIE) for text in (" ", "a b", "a=b", "a;b", "a,b", '"a"', "é", "a\n")),
     *((name, text, WHOLE) for name, _ in WHOLE_NUMBERS for text in (SECRET, "1.5", "1e3", "0x10", "nan", "inf")),
     *((name, "9" * 5000, WHOLE) for name, _ in WHOLE_NUMBERS),
     *(
-        (name, f"{number}", f"{number} is out of range; allowed is a whole number from {minimum} up")
+        (name, f"{number}", f"{number} is out of range; expected a whole number from {minimum} up")
         for name, minimum in WHOLE_NUMBERS
         for number in (minimum - 1, 0, -1, -(10**30))
     ),
     ("MAX_JSON_DEPTH", "x", WHOLE),
-    ("MAX_JSON_DEPTH", "2", "2 is out of range; allowed is a whole number from 3 to 256"),
-    ("MAX_JSON_DEPTH", "257", "257 is out of range; allowed is a whole number from 3 to 256"),
+    ("MAX_JSON_DEPTH", "2", "2 is out of range; expected a whole number from 3 to 256"),
+    ("MAX_JSON_DEPTH", "257", "257 is out of range; expected a whole number from 3 to 256"),
     *(
         (name, text, SECONDS)
         for name in [*TIMES, "JWT_LEEWAY", "DRAIN_TIMEOUT"]
@@ -293,14 +293,14 @@ WRONG = [
         for text in ("-0.1", "86401", "inf", "nan")
     ),
     *(
-        (name, text, f"it is not a rate; {RATE}")
+        (name, text, f"not a rate; {RATE}")
         for name in ("RATE_LIMIT", "RATE_LIMIT_USER")
         for text in ("200", "0/s", "200/d", "200/s ", "OFF", "no", "200/s burst", "1000001/s")
     ),
     *(("RATE_LIMIT", f"200/s burst {text}", f"the burst is not a number; {RATE}") for text in ("0", "-1", "x", "1.5")),
-    ("ERROR_DETAILS", SECRET, "there is no such choice; allowed is nuropb, all, none"),
-    ("LOG_LEVEL", "warn", "there is no such choice; allowed is debug, info, warning, error, critical"),
-    ("LOG_FORMAT", "JSON5", "there is no such choice; allowed is text, json"),
+    ("ERROR_DETAILS", SECRET, "unknown choice; expected nuropb, all, none"),
+    ("LOG_LEVEL", "warn", "unknown choice; expected debug, info, warning, error, critical"),
+    ("LOG_FORMAT", "JSON5", "unknown choice; expected text, json"),
 ]
 
 
@@ -315,14 +315,17 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_the_variable_and_what_i
 
 OF_CODE = [
     # field, value, what is wrong and what is allowed
-    *((name, None, "it is a NoneType; allowed is a string") for name in ("mesh_url", "jwt_key", "path", "auth_cookie")),
-    ("jwt_key", SECRET.encode(), "it is a bytes; allowed is a string"),
-    ("jwt_key_file", Path("/key"), f"it is a {type(Path()).__name__}; allowed is a string"),
+    *(
+        (name, None, "a value of type NoneType; expected a string")
+        for name in ("mesh_url", "jwt_key", "path", "auth_cookie")
+    ),
+    ("jwt_key", SECRET.encode(), "a value of type bytes; expected a string"),
+    ("jwt_key_file", Path("/key"), f"a value of type {type(Path()).__name__}; expected a string"),
     ("mesh_url", "", SCHEME),
-    ("rate_limit", "", f"it is not a rate; {RATE}"),
-    ("rate_limit", None, "it is a NoneType; allowed is a string"),
-    ("handshake_rate", "fast", f"it is not a rate; {RATE}"),
-    ("handshake_rate_per_address", "5/day", f"it is not a rate; {RATE}"),
+    ("rate_limit", "", f"not a rate; {RATE}"),
+    ("rate_limit", None, "a value of type NoneType; expected a string"),
+    ("handshake_rate", "fast", f"not a rate; {RATE}"),
+    ("handshake_rate_per_address", "5/day", f"not a rate; {RATE}"),
     ("service_name", "", NAME),
     ("instance_id", "", NAME),
     ("path", "", PATH),
@@ -333,20 +336,20 @@ OF_CODE = [
     ("expose", [["a.*"]], LIST),
     ("jwt_algorithms", None, LIST),
     ("jwt_algorithms", {"HS256": True}, LIST),
-    ("max_in_flight", None, "it is a NoneType; allowed is a whole number"),
-    ("max_in_flight", True, "it is a bool; allowed is a whole number"),
-    ("max_in_flight", 1.5, "it is not a whole number; allowed is a whole number"),
+    ("max_in_flight", None, "a value of type NoneType; expected a whole number"),
+    ("max_in_flight", True, "a value of type bool; expected a whole number"),
+    ("max_in_flight", 1.5, "not a whole number; expected a whole number"),
     ("max_in_flight", math.inf, WHOLE),
     ("max_in_flight", -math.inf, WHOLE),
     ("max_in_flight", math.nan, WHOLE),
-    ("max_in_flight", [1], "it is a list; allowed is a whole number"),
-    ("request_timeout", False, "it is a bool; allowed is a number of seconds"),
+    ("max_in_flight", [1], "a value of type list; expected a whole number"),
+    ("request_timeout", False, "a value of type bool; expected a number of seconds"),
     ("request_timeout", 10**400, SECONDS),
     ("request_timeout", math.nan, f"nan is out of range; {UP_TO_A_DAY}"),
-    ("request_timeout", 1j, "it is a complex; allowed is a number of seconds"),
-    ("error_details", None, "there is no such choice; allowed is nuropb, all, none"),
-    ("log_level", 10, "there is no such choice; allowed is debug, info, warning, error, critical"),
-    ("log_format", ["text"], "there is no such choice; allowed is text, json"),
+    ("request_timeout", 1j, "a value of type complex; expected a number of seconds"),
+    ("error_details", None, "unknown choice; expected nuropb, all, none"),
+    ("log_level", 10, "unknown choice; expected debug, info, warning, error, critical"),
+    ("log_format", ["text"], "unknown choice; expected text, json"),
 ]
 
 
@@ -386,12 +389,12 @@ TOGETHER = [
     (
         {"REQUEST_TIMEOUT": "31", "REQUEST_TIMEOUT_MAX": "29"},
         "REQUEST_TIMEOUT",
-        "it exceeds REQUEST_TIMEOUT_MAX; allowed is up to 29.0",
+        "exceeds REQUEST_TIMEOUT_MAX; expected up to 29.0",
     ),
     (
         {"AUTH_COOKIE": "Authorization", "ALLOWED_ORIGINS": "https://app.example,*"},
         "ALLOWED_ORIGINS",
-        "'*' together with AUTH_COOKIE would let any page act for its visitors; allowed is a list of origins",
+        "'*' together with AUTH_COOKIE would let any page act for its visitors; expected a list of origins",
     ),
 ]
 
@@ -479,7 +482,7 @@ def test_a_secret_that_is_given_twice_is_refused(name: str, reverse: bool, tmp_p
     file.write_text(SECRET)
     variables = [(name, SECRET), (f"{name}_FILE", str(file))]
     message = refusal(**dict(reversed(variables) if reverse else variables))
-    assert message == f"NUROPB_GATEWAY_{name}: it is given twice, as a value and as a file; allowed is one of the two"
+    assert message == f"NUROPB_GATEWAY_{name}: given twice, as a value and as a file; expected one of the two"
 
 
 @pytest.mark.parametrize("name", ["JWT_KEY_FILE", "MESH_URL_FILE"])
@@ -497,7 +500,7 @@ def test_a_secret_that_is_given_twice_is_refused(name: str, reverse: bool, tmp_p
 def test_a_file_that_cannot_be_read_is_refused_in_one_line(name: str, path: str, error: str, tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(SECRET.encode() + b"\xe9")
     assert refusal(**{name: f"{tmp_path}/{path}"}) == (
-        f"NUROPB_GATEWAY_{name}: the file cannot be read ({error}); allowed is the name of a readable text file"
+        f"NUROPB_GATEWAY_{name}: the file cannot be read ({error}); expected the name of a readable text file"
     )
 
 
