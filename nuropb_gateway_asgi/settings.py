@@ -65,8 +65,8 @@ class Settings:
 
     expose: Sequence[str] | None = None
     expose_topics: Sequence[str] | None = None
-    #: The topics of events with a target. The broker cannot tell these events from others, so a process with connections
-    #: gets every event of these topics.
+    #: The topics of events with a target. The broker cannot tell these events from others, so a process with
+    #: connections gets every event of these topics.
     targeted_topics: Sequence[str] = ("#",)
     policy: str = ""
     allowed_origins: Sequence[str] | None = None

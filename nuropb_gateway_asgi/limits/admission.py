@@ -109,7 +109,7 @@ class Admission:
 
     @contextlib.contextmanager
     def waiting(self, address: str) -> Iterator[None]:
-        """Take a place for one connection without a token, for as long as the context lasts. Raises ConnectionLimitReached."""
+        """Take a place for a connection without a token, while the context lasts. Raises ConnectionLimitReached."""
         of_address = self._waiting[address] if address else 0
         if self._waiting.total() >= self._max_waiting or of_address >= MAX_WAITING_PER_ADDRESS:
             raise ConnectionLimitReached("too many connections without a token", per_user=False)

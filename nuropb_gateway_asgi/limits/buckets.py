@@ -84,7 +84,7 @@ class TokenBuckets:
 
 
 class RateLimits:
-    """The rate limits of one process: frames of each connection, frames of each user, calls of each rule. None is no limit."""
+    """The rate limits of a process: of connections, users, and calls of a rule. None is no limit."""
 
     __slots__ = ("_calls", "_connections", "_refusals", "_users")
 

@@ -212,6 +212,7 @@ def test_variables_of_others_are_none_of_ours(caplog: pytest.LogCaptureFixture) 
 
 # --- wrong values -----------------------------------------------------------------------------------------------
 
+NO_STRING = "a value of type NoneType; expected a string"
 LIST = "not a list of strings; expected a list, comma-separated in the environment"
 URL = "not a URL; expected amqp://user:password@host:5672/vhost, with special characters percent-encoded"
 SCHEME = "unknown scheme; expected amqp://, amqps:// or embedded://demo"
@@ -315,10 +316,7 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_the_variable_and_what_i
 
 OF_CODE = [
     # field, value, what is wrong and what is allowed
-    *(
-        (name, None, "a value of type NoneType; expected a string")
-        for name in ("mesh_url", "jwt_key", "path", "auth_cookie")
-    ),
+    *((name, None, NO_STRING) for name in ("mesh_url", "jwt_key", "path", "auth_cookie")),
     ("jwt_key", SECRET.encode(), "a value of type bytes; expected a string"),
     ("jwt_key_file", Path("/key"), f"a value of type {type(Path()).__name__}; expected a string"),
     ("mesh_url", "", SCHEME),

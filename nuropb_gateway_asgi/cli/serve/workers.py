@@ -1,4 +1,4 @@
-"""Worker processes: the application in each of them, and the supervisor in their parent."""
+"""Worker processes: their start in the parent, and the application in each of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["START_FAILED", "OnReady", "reloaded_app", "run_workers", "worker_app"]
 
-#: Exit code of a server that could not start. uvicorn recognises such a worker by the same code (STARTUP_FAILURE).
+#: Exit code of a server that could not start; the same as in server.supervisor, which imports uvicorn.
 START_FAILED: Final = 3
 
 #: Called once the server listens.
@@ -36,43 +36,10 @@ logger = logging.getLogger(__name__)
 
 def run_workers(config: uvicorn.Config, listener: socket.socket, on_ready: OnReady) -> int:
     """Run workers until a signal stops them, and return the exit code. ``on_ready`` is called for the first one."""
-    from uvicorn.supervisors import Multiprocess
-
-    class Supervisor(Multiprocess):
-        """uvicorn's supervisor, changed to forward SIGHUP and a second stop signal to the workers.
-
-        It relies on how uvicorn 0.54 keeps ``processes`` and ``signal_queue``, which are not its public interface.
-        """
-
-        announced = False
-
-        def keep_subprocess_alive(self) -> None:  # twice a second
-            super().keep_subprocess_alive()
-            if not self.announced and any(process.is_ready() for process in self.processes):
-                self.announced = True
-                on_ready()
-
-        def handle_hup(self) -> None:
-            self._signal_all(signal.SIGHUP)
-
-        def join_all(self) -> None:
-            for process in self.processes:
-                while process.exitcode is None:
-                    process.process.join(0.1)
-                    if {signal.SIGINT, signal.SIGTERM} & set(self.signal_queue):
-                        self._signal_all(signal.SIGTERM)
-                    self.signal_queue.clear()
-
-        def _signal_all(self, number: signal.Signals) -> None:
-            for process in self.processes:
-                if process.pid is not None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process.pid, number)
+    from ...server.supervisor import supervise
 
     with _metrics_directory():
-        supervisor = Supervisor(config, sockets=[listener])
-        supervisor.run()
-    return START_FAILED if any(process.exitcode == START_FAILED for process in supervisor.processes) else 0
+        return supervise(config, listener, on_ready)
 
 
 @contextlib.contextmanager
