@@ -1,9 +1,9 @@
-# `make run` starts the gateway and `make test` checks everything; both install what they need first, into .venv.
-# What has to be there: make and Python 3.11 or newer. The tests also need RabbitMQ, nginx, HAProxy and Node.js, which
-# root on Debian is given.
+# `make run` starts the gateway, `make check` is the inner loop, `make test` runs all tests. They need make and Python
+# 3.11 or newer, and install their packages into .venv first. `make test` also needs RabbitMQ, nginx, HAProxy, Node.js
+# and Chromium; as root on Debian it installs them.
 
 PORT ?= 8000
-# Not from the environment, where some shells keep the name of the machine under this name.
+# Not taken from the environment, where some shells keep the machine's name in HOST.
 HOST := 127.0.0.1
 
 VENV := .venv
@@ -13,23 +13,33 @@ PYENV := "$(HOME)/.pyenv/versions"
 JS := clients/js
 CONSOLE := clients/console
 REACT := examples/react
-# Most tests wait for something most of the time, so several run at once: each worker has brokers and servers of its own.
+# Tests with brokers wait most of the time, so several run at once. Each worker has its own brokers and servers.
 PYTEST := -m pytest -n $(or $(TEST_WORKERS),3) --dist loadfile --no-loadscope-reorder
+# Unit tests do not wait: one worker for each of two cores.
+UNIT := -m pytest -n $(or $(TEST_WORKERS),2) tests/unit
 
-# $(call find,TEST,CANDIDATES) prints the first candidate which passes the test and can make a virtual environment:
-# a pyenv shim is on the PATH for versions that are switched off, too, and Debian's Python may lack ensurepip.
+# The tests start hundreds of Python processes, and without .pyc files each would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
+# $(call find,TEST,CANDIDATES) prints the first candidate that passes the test and can make a virtual environment:
+# pyenv has shims on the PATH for inactive versions too, and Debian's Python may lack ensurepip.
 find = for python in $(2); do \
 	    if "$$python" -c "import sys, ensurepip, venv; v = sys.version_info; sys.exit(not $(1))" 2> /dev/null; \
 	    then echo "$$python"; break; fi; \
 	done
 minor = python3.$(1) $(PYENV)/3.$(1)*/bin/python3
 
-# 3.11 comes first, because nuropb cannot be installed on anything newer.
+# 3.11 comes first, because nuropb cannot be installed on newer versions.
 PYTHONS = $(PYTHON) $(call minor,11) python3 python3.13 python3.12 python3.14
 
+# Only `setup` runs jobs in parallel. make prints the output of a job when the job ends, from version 4.0.
+JOBS := --jobs=6 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+ifeq ($(filter setup,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
+endif
 .SECONDARY:
-.PHONY: help run test lint format unit integration clean client vendor provision peer pytest pytest-main
+.PHONY: help run check test lint format unit integration clean client vendor
+.PHONY: setup lint-python lint-javascript node programs openid peer pytest pytest-others
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -37,28 +47,36 @@ help: ## Show this list.
 run: $(VENV)/.runtime ## Start the gateway, on PORT (8000) of HOST (127.0.0.1).
 	@exec $(BIN)/python -m nuropb_gateway_asgi serve --host $(HOST) --port $(PORT)
 
-test: provision peer lint ## Check style and types, and run all tests; the unit tests on every Python that is found.
+check: lint unit ## Check style and types, and run the unit tests on one Python: the inner loop, under a minute.
+
+test: ## Check style and types, and run all tests; the unit tests on every Python that is found.
+	@$(MAKE) --no-print-directory $(JOBS) setup lint
 	@$(MAKE) --no-print-directory pytest
 
-lint: $(VENV)/.dev $(JS)/.built $(REACT)/.built $(CONSOLE)/.installed ## Check style and types only.
+lint: lint-python lint-javascript ## Check style and types only.
+
+lint-python: $(VENV)/.dev
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m mypy
+
+lint-javascript: $(JS)/.built $(REACT)/.built $(CONSOLE)/.installed
 	@[ ! -e $(JS)/dist ] || { set -x; cd $(JS) && npm run --silent check; }
 	@[ ! -e $(CONSOLE)/.installed ] || { set -x; cd $(CONSOLE) && npm run --silent check; }
 	@[ ! -e $(REACT)/.built ] || { set -x; cd $(REACT) && npm run --silent check; }
 
-format: $(VENV)/.dev ## Format the code and mend what can be mended.
+format: $(VENV)/.dev ## Format the code, and fix what ruff can fix.
 	$(BIN)/python -m ruff format
 	$(BIN)/python -m ruff check --fix
 
 unit: $(VENV)/.dev ## Run the unit tests only, on one Python.
-	$(BIN)/python $(PYTEST) tests/unit
+	$(BIN)/python $(UNIT)
 
-integration: provision peer $(VENV)/.dev $(REACT)/.built $(CONSOLE)/.installed ## Run the tests with real brokers, services and servers only.
+integration: ## Run the tests with real brokers, services and servers only.
+	@$(MAKE) --no-print-directory $(JOBS) setup
 	$(BIN)/python $(PYTEST) tests/integration
 
-clean: ## Remove everything that was made here.
+clean: ## Remove all files that these commands made.
 	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built tests/servers/openid_provider/node_modules
 	rm -rf benchmarks/moleculer/node_modules
@@ -66,9 +84,9 @@ clean: ## Remove everything that was made here.
 	rm -rf $(CONSOLE)/node_modules $(CONSOLE)/.installed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Python environments. Each is made anew when pyproject.toml changes.
+# Python environments. A change of pyproject.toml makes them again.
 
-$(VENV)/.runtime: pyproject.toml
+$(VENV)/.made: pyproject.toml
 	@python=$$($(call find,v.minor >= 11,$(PYTHONS))); \
 	if [ -z "$$python" ]; then \
 	    echo "Python 3.11 or newer with its venv module is missing: install it (Debian: python3-venv)," \
@@ -77,21 +95,24 @@ $(VENV)/.runtime: pyproject.toml
 	fi; \
 	echo "Setting up $(VENV) with $$("$$python" --version), which is done once"; \
 	rm -rf $(VENV) && "$$python" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.made
 	@$(BIN)/python $(INSTALL) --editable ".[oidc]"
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
+$(VENV)/.dev: $(VENV)/.made
 	@echo "Adding the tools for development to $(VENV)"
 	@$(BIN)/python $(INSTALL) --upgrade "pip>=25.1"
-	@$(BIN)/python $(INSTALL) --editable . --group dev
-	@touch $@
+	@$(BIN)/python $(INSTALL) --editable ".[oidc]" --group dev
+	@touch $(VENV)/.runtime $@
 
-# The JavaScript client. What the gateway serves is in the repository; a test builds it anew and compares.
+# The JavaScript client. The repository has the built file that the gateway serves; a test builds it and compares.
 
 client: $(JS)/.built ## Build the JavaScript client, and put it into the package.
 	cp $(JS)/dist/client.js nuropb_gateway_asgi/static/client.js
 
-# Where Node is missing, everything but the client can still be worked on.
+# Without Node, everything but the client can still be built and tested.
 $(JS)/.built: $(JS)/package-lock.json $(wildcard $(JS)/*.js* $(JS)/src/*.ts)
 	@if ! command -v npm > /dev/null; then \
 	    echo "Node is missing, so the JavaScript client is not built and not checked" >&2; \
@@ -99,10 +120,10 @@ $(JS)/.built: $(JS)/package-lock.json $(wildcard $(JS)/*.js* $(JS)/src/*.ts)
 	fi; \
 	cd $(JS) && npm ci --silent --ignore-scripts && npm run --silent build && touch .built
 
-# What the console loads of others, and what it and the contract are tested with. What is shipped of it is in the
-# repository; a test compares.
+# The console's dependencies, and the tools that test the console and the contract. The repository has the dependencies
+# that the gateway serves; a test compares them with npm's.
 
-vendor: $(CONSOLE)/.installed ## Put what the console loads of others into the package.
+vendor: $(CONSOLE)/.installed ## Put the console's dependencies into the package.
 	cd $(CONSOLE) && npm run --silent vendor
 
 $(CONSOLE)/.installed: $(CONSOLE)/package-lock.json
@@ -112,11 +133,11 @@ $(CONSOLE)/.installed: $(CONSOLE)/package-lock.json
 	fi; \
 	cd $(CONSOLE) && npm ci --silent --ignore-scripts && touch .installed
 
-# What the React example is made of.
+# The packages of the React example.
 $(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json
 	@command -v npm > /dev/null || exit 0; cd $(REACT) && npm ci --silent --ignore-scripts && touch .built
 
-# Only what the unit tests need, and no nuropb.
+# The packages of the unit tests, without nuropb.
 .venv-3.%/.unit: pyproject.toml
 	@echo "Setting up $(@D) for the unit tests"
 	@rm -rf $(@D)
@@ -125,14 +146,26 @@ $(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json
 	@$(@D)/bin/python $(INSTALL) --editable . --group unit
 	@touch $@
 
-# The peers of the integration tests.
+# The packages and programs of all tests. `programs` waits for `node`, because both may run apt-get, which locks.
 
-provision: $(VENV)/.runtime
-	@$(BIN)/python -m tests.servers.provision
-	@$(BIN)/python -m tests.servers.javascript
+setup: $(VENV)/.dev $(REACT)/.built $(CONSOLE)/.installed programs openid peer
 
-# nuropb's own service and client. Where .venv is not of Python 3.11 they get an environment of their own.
-peer: $(VENV)/.runtime
+ifneq ($(filter setup,$(MAKECMDGOALS)),)
+$(JS)/.built $(REACT)/.built $(CONSOLE)/.installed: | node
+endif
+
+node: $(VENV)/.made
+	@$(BIN)/python -m tests.servers.javascript node
+
+programs: $(VENV)/.made node
+	@$(BIN)/python -m tests.servers.provision rabbitmq proxies
+	@$(BIN)/python -m tests.servers.javascript chromium
+
+openid: $(VENV)/.made node
+	@$(BIN)/python -m tests.servers.provision openid
+
+# nuropb's own service and client, in an environment of their own if .venv is not Python 3.11.
+peer: $(VENV)/.dev
 	@$(BIN)/python -c "import nuropb" 2> /dev/null && exit; \
 	[ -e .venv-nuropb/.done ] && exit; \
 	python=$$($(call find,v.minor == 11,$(call minor,11))); \
@@ -143,27 +176,38 @@ peer: $(VENV)/.runtime
 	rm -rf .venv-nuropb && "$$python" -m venv .venv-nuropb && \
 	.venv-nuropb/bin/python $(INSTALL) "nuropb>=0.1.8,<0.2" && touch .venv-nuropb/.done
 
-# The tests on every Python. In a make of its own, because the Pythons are looked for while the Makefile is read.
+# The tests on every Python, in a separate make, because the Makefile looks for the Pythons while make reads it.
 
-ifneq ($(filter pytest,$(MAKECMDGOALS)),)
+ifneq ($(filter pytest%,$(MAKECMDGOALS)),)
 MAIN := $(shell $(BIN)/python -c "import sys; print(sys.version_info.minor)")
 OTHERS := $(filter-out $(MAIN),11 12 13 14)
 FOUND := $(strip $(foreach m,$(OTHERS),$(if $(shell $(call find,v.minor == $(m),$(call minor,$(m)))),$(m))))
 ABSENT := $(filter-out $(FOUND),$(OTHERS))
 endif
 
-pytest: pytest-main $(FOUND:%=pytest-3.%)
-
-pytest-main:
+# While the tests with brokers wait, the unit tests run on the other Pythons, at a lower priority so that they do not
+# delay the former. Their output comes at the end.
+pytest:
 	@echo "All tests on Python 3.$(MAIN); the unit tests also on $(or $(FOUND:%=3.%),no other);" \
 	    "not found: $(or $(ABSENT:%=3.%),none)"
-	$(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=95
+	@output=$$(mktemp) || exit; \
+	nice $(MAKE) --no-print-directory --keep-going pytest-others > "$$output" 2>&1 & job=$$!; \
+	trap 'kill $$job 2> /dev/null; rm -f "$$output"' EXIT; trap 'exit 130' INT TERM; \
+	(set -x; $(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=95); main=$$?; \
+	wait $$job; others=$$?; \
+	cat "$$output"; \
+	[ $$main = 0 ] || echo "Failed: all tests on Python 3.$(MAIN)"; \
+	sed -n 's|.*\*\*\* \[.*\(3\.[0-9]*\)\(/\.unit\)*\].*|Failed: the unit tests on Python \1|p' "$$output"; \
+	[ $$main$$others = 00 ]
+
+pytest-others: $(FOUND:%=pytest-3.%)
+	@:
 
 pytest-3.%: .venv-3.%/.unit
-	.venv-3.$*/bin/python -m pytest -n 2 tests/unit
+	.venv-3.$*/bin/python $(UNIT) -p no:cacheprovider
 
-# The benchmark. Of those that the gateway is compared with, nuropb_gw has an environment of its own, since it can be
-# installed on Python 3.11 only, and moleculer-io needs Node. Where they are missing, they are left out.
+# The benchmark. nuropb_gw has an environment of its own, because it needs Python 3.11, and moleculer-io needs Node.
+# Without Python 3.11 or Node, the benchmark leaves that gateway out.
 
 MOLECULER := benchmarks/moleculer
 

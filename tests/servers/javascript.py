@@ -1,7 +1,7 @@
-"""Node and Chromium, which the tests of the JavaScript client run on: ``python -m tests.servers.javascript``.
+"""Node and Chromium for the tests of the JavaScript client: ``python -m tests.servers.javascript [node] [chromium]``.
 
-Run as a program, it sees to it that they are there: root on Debian installs what is missing. It says in one line each
-what was found, or what to do.
+As root on Debian this program installs the missing packages; otherwise it prints a remedy. The output is one line for
+each program.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,16 +21,16 @@ from tests.servers.provision import APT_GET, run
 __all__ = ["CLIENT", "CONSOLE", "NODE", "find_chromium", "find_node"]
 
 CLIENT: Final = Path(__file__).resolve().parents[2] / "clients" / "js"
-#: What the console and its tests need of npm.
+#: The npm packages of the console and its tests.
 CONSOLE: Final = CLIENT.parent / "console"
-#: The first version that can be asked for a WebSocket; the tools that build the client need more.
+#: The client needs Node 20, which has a WebSocket by an option; the tools that build the client need this version.
 NODE_VERSION: Final = (20, 19)
 NODE: Final = ".".join(map(str, NODE_VERSION))
 
 
 @functools.cache
 def find_node() -> tuple[str, tuple[int, int]] | None:
-    """The program and its version, if it is new enough and has npm beside it."""
+    """Return the program and its version, if the version is new enough and npm is installed too."""
     program = shutil.which("node")
     if program is None or shutil.which("npm") is None:
         return None
@@ -39,31 +40,31 @@ def find_node() -> tuple[str, tuple[int, int]] | None:
 
 
 def version_in(text: str) -> tuple[int, int]:
-    """The first version in ``text``."""
+    """Return the first version in ``text``; (0, 0) without one."""
     match = re.search(r"(\d+)\.(\d+)", text)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def find_chromium() -> str | None:
-    """The program, if it is installed."""
+    """Return the path of Chromium or Chrome, if one is installed."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-# --- to have them -------------------------------------------------------------------------------------------------
+# --- installation -------------------------------------------------------------------------------------------------
 
 
 def may_install() -> bool:
-    """Whether packages can be installed here."""
+    """Return whether this process can install Debian's packages."""
     return shutil.which("apt-get") is not None and os.geteuid() == 0
 
 
 def install(*packages: str) -> str:
-    """Install packages of Debian; all that was said."""
+    """Install Debian's packages, and return the output of apt-get."""
     return run(*APT_GET, "install", "-y", "--no-install-recommends", *packages).stdout
 
 
 def provide_node() -> bool:
-    """Have Node and npm. False if there is none, and somebody has to do something about it."""
+    """Provide Node and npm. Returns False if they are missing, after printing the remedy."""
     if (found := find_node()) is not None:
         print(f"Node: {found[0]}, {'.'.join(map(str, found[1]))}")
         return True
@@ -86,7 +87,7 @@ def provide_node() -> bool:
 
 
 def provide_chromium() -> bool:
-    """Have Chromium. False if there is none, and somebody has to do something about it."""
+    """Provide Chromium. Returns False if it is missing, after printing the remedy."""
     if (found := find_chromium()) is not None:
         print(f"Chromium: {found}")
         return True
@@ -101,9 +102,12 @@ def provide_chromium() -> bool:
     return False
 
 
-def main() -> int:
-    return 0 if all([provide_node(), provide_chromium()]) else 1
+def main(names: Sequence[str] = ()) -> int:
+    """Provide the named programs, or both of them, and return the exit status."""
+    providers = {"node": provide_node, "chromium": provide_chromium}
+    provided = [providers[name]() for name in names or providers]
+    return 0 if all(provided) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

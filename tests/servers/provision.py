@@ -1,11 +1,10 @@
-"""See to it that the tests have RabbitMQ, nginx, HAProxy and an OpenID provider: ``python -m tests.servers.provision``.
+"""RabbitMQ, nginx, HAProxy and an OpenID provider for the tests: ``python -m tests.servers.provision [NAME ...]``.
 
-Some of them alone are had by their names, ``rabbitmq``, ``proxies`` or ``openid``, behind it.
+The names are ``rabbitmq``, ``proxies`` and ``openid``; all three by default.
 
-A broker that NUROPB_TEST_AMQP_URL names is used as it is. Otherwise the tests boot throwaway nodes, for which
-the program has to be installed, as those of the proxies have to be. The provider is npm's oidc-provider, which is put
-beside its script. Programs that are missing are installed here for root on Debian. It says in one line for each what
-was found, or what to do.
+As root on Debian this program installs the missing packages; otherwise it prints the command that does. RabbitMQ need
+not be installed if NUROPB_TEST_AMQP_URL names a broker that answers; without it the tests boot throwaway nodes. The
+provider is npm's oidc-provider, installed beside its script. The output is one line for each program.
 """
 
 from __future__ import annotations
@@ -25,28 +24,28 @@ from tests.servers.rabbitmq import answers_amqp, find_program
 
 APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300")
 PROXIES = ("nginx", "haproxy")
-#: Debian asks it whether a package may start its daemon: 101 is no.
+#: Debian's packages run this program before they start a daemon; status 101 forbids it.
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def external_url() -> str | None:
-    """The broker that NUROPB_TEST_AMQP_URL names, if it answers."""
+    """Return NUROPB_TEST_AMQP_URL, if a broker answers there."""
     url = os.environ.get("NUROPB_TEST_AMQP_URL")
     return url if url and answers_amqp(url, timeout=5.0) else None
 
 
 def installed() -> bool:
-    """Whether a throwaway node can be booted."""
+    """Return whether the programs of a throwaway RabbitMQ node are installed."""
     return all((find_program("rabbitmq-server"), find_program("rabbitmqctl"), shutil.which("epmd")))
 
 
 def find_proxy(name: str) -> str | None:
-    """The path of nginx or haproxy; users who are not root do not have it on their PATH."""
+    """Return the path of nginx or haproxy, whose directory is only on root's PATH."""
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
 
 
 def missing(wanted: Sequence[str]) -> list[str]:
-    """Those of the packages whose programs are not there."""
+    """Return the packages whose programs are not installed."""
     return [name for name in wanted if not (find_proxy(name) if name in PROXIES else installed())]
 
 
@@ -66,7 +65,7 @@ def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
 
 @contextlib.contextmanager
 def no_daemons() -> Iterator[None]:
-    """Packages that are installed meanwhile start nothing, unless somebody has decided on that already."""
+    """Keep Debian's packages from starting their daemons within this context, unless the machine has a policy."""
     if POLICY.exists() or not POLICY.parent.is_dir():
         yield
         return
@@ -79,16 +78,15 @@ def no_daemons() -> Iterator[None]:
 
 
 def install(packages: list[str]) -> str | None:
-    """Install Debian's packages. Returns None, or all that was said when it did not work."""
+    """Install Debian's packages. Returns None, or the output of apt-get if a program is still missing."""
     port_mapper_was_there = listening(4369)
     with no_daemons():
         update = run(*APT_GET, "update")
         package = run(*APT_GET, "install", "-y", "--no-install-recommends", *packages)
-    # Only the programs count: an update that failed for one of the sources can still be enough, and so can a
-    # package that is there but whose own daemon would not start.
+    # Only the programs count: they can be there although the update of one source failed, or a daemon did not start.
     if missing(packages):
         return update.stdout + package.stdout
-    # Nobody had these daemons before, so nobody needs them, now or after the machine has started again.
+    # The machine did not have these daemons before, so it needs them neither now nor after a reboot.
     for name in packages:
         run("service", name, "stop")
         run("update-rc.d", name, "disable")
@@ -106,14 +104,14 @@ def listening(port: int) -> bool:
 
 
 def provide_programs(*, rabbitmq: bool = True, proxies: bool = True) -> int:
-    """Provide RabbitMQ and the proxies; return the exit status."""
+    """Provide RabbitMQ and the proxies, and return the exit status."""
     url = external_url()
     packages = missing([*(["rabbitmq-server"] if rabbitmq and not url else []), *(PROXIES if proxies else ())])
     if packages and (shutil.which("apt-get") is None or os.geteuid() != 0):
         hint = "as root: apt-get install" if shutil.which("apt-get") else "install"
         broker = ", or set NUROPB_TEST_AMQP_URL to a broker for tests" if "rabbitmq-server" in packages else ""
         print(f"Missing for the tests: {hint} {' '.join(packages)}{broker}", file=sys.stderr)
-        # Without a proxy a few tests are skipped; without a broker there is little left, and in CI nothing is skipped.
+        # Tests without their proxy are skipped, but most tests need a broker, and CI skips none.
         if broker or os.environ.get("CI"):
             return 1
     elif packages:
@@ -135,7 +133,7 @@ def provide_programs(*, rabbitmq: bool = True, proxies: bool = True) -> int:
 
 
 def provide_openid_provider() -> int:
-    """Return the exit status."""
+    """Provide the OpenID provider, and return the exit status."""
     if not (shutil.which("node") and shutil.which("npm")):
         if shutil.which("apt-get") is None or os.geteuid() != 0:
             hint = "as root: apt-get install nodejs npm" if shutil.which("apt-get") else "install Node.js and npm"
@@ -150,7 +148,7 @@ def provide_openid_provider() -> int:
                 "The OpenID provider is missing: apt-get could not install nodejs and npm (see above)", file=sys.stderr
             )
             return 1
-    # A lock file would keep the addresses of whichever registry this machine has.
+    # There is no lock file: it would contain the addresses of this machine's npm registry.
     wanted = (openid.HERE / "package.json").read_text(encoding="utf-8")
     done = openid.HERE / "node_modules" / ".done"
     if openid.installed() and done.exists() and done.read_text(encoding="utf-8") == wanted:
@@ -167,7 +165,7 @@ def provide_openid_provider() -> int:
 
 
 def main(names: Sequence[str]) -> int:
-    """Provide what is named, or everything."""
+    """Provide the named programs, or all of them, and return the exit status."""
     names = names or ("rabbitmq", "proxies", "openid")
     status = provide_programs(rabbitmq="rabbitmq" in names, proxies="proxies" in names)
     return max(status, provide_openid_provider() if "openid" in names else 0)

@@ -105,3 +105,10 @@ def test_what_the_package_manager_said_is_shown_when_it_could_not_install(
     error = capsys.readouterr().err
     assert "E: Unable to locate package" in error
     assert "as root: apt-get install chromium" in error
+
+
+def test_one_program_can_be_named(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.programs = {"chromium": ""}
+    assert javascript.main(["chromium"]) == 0
+    assert capsys.readouterr().out == "Chromium: /usr/bin/chromium\n"
+    assert javascript.main(["node", "chromium"]) == 1
