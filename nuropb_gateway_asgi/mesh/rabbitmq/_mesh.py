@@ -20,6 +20,7 @@ from ...settings import hide_password
 from ...wire import codec
 from ...wire.encryption import encrypt, load_public_key
 from ...wire.interface import CallMessage, MeshReceiver
+from ...wire.publish import encode_publish, expiration
 from ...wire.services import to_json
 from . import _aiormq
 from ._connection import Connection, connect
@@ -222,7 +223,7 @@ class RabbitMQMesh:
         if message.public_key is not None:
             key, body = encrypt(body, load_public_key(message.public_key))
         confirmed = message.kind == "command"
-        frames = codec.encode_publish(
+        frames = encode_publish(
             channel=publisher.confirmed_channel if confirmed else publisher.plain_channel,
             exchange=codec.RPC_EXCHANGE,
             routing_key=message.service,
@@ -232,7 +233,7 @@ class RabbitMQMesh:
             body=body,
             frame_max=publisher.frame_max,
             reply_to=self.reply_queue,
-            expiration=codec.expiration(message.deadline - time.monotonic()),
+            expiration=expiration(message.deadline - time.monotonic()),
             mandatory=True,
             encrypted=message.public_key is not None,
         )
@@ -262,7 +263,7 @@ class RabbitMQMesh:
         if not self.peers.can_record:
             raise MeshUnavailable("there is no stream for records")
         publisher, correlation_id = self._take_publisher(), new_id()
-        frames = codec.encode_publish(
+        frames = encode_publish(
             channel=publisher.confirmed_channel,
             exchange="",
             routing_key=self.peers.stream,
@@ -305,7 +306,7 @@ class RabbitMQMesh:
         expires: float | None = None,
     ) -> None:
         publisher = self._take_publisher()
-        frames = codec.encode_publish(
+        frames = encode_publish(
             channel=publisher.plain_channel,
             exchange=exchange,
             routing_key=routing_key,
@@ -314,7 +315,7 @@ class RabbitMQMesh:
             trace_id=trace_id,
             body=body,
             frame_max=publisher.frame_max,
-            expiration=None if expires is None else codec.expiration(expires),
+            expiration=None if expires is None else expiration(expires),
         )
         deadline = float("inf") if expires is None else time.monotonic() + expires
         publisher.put(deadline, correlation_id, frames)
@@ -546,7 +547,7 @@ class RabbitMQMesh:
         publisher = self._publisher
         if publisher is None:
             raise MeshUnavailable(self.problem or "not connected")
-        frames = codec.encode_publish(
+        frames = encode_publish(
             channel=publisher.plain_channel,
             exchange="",
             routing_key=reply_to,

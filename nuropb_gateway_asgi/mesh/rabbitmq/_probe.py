@@ -11,6 +11,7 @@ from pamqp import commands
 
 from ...identifiers import new_id
 from ...wire import codec
+from ...wire.publish import expiration
 from . import _aiormq
 from ._connection import Connection, connect
 from ._errors import CONNECTION_ERRORS, explain
@@ -68,7 +69,7 @@ async def _exchange_messages(connection: Connection, service_name: str) -> None:
 
 
 def _properties() -> commands.Basic.Properties:
-    return commands.Basic.Properties(expiration=codec.expiration(TIMEOUT))
+    return commands.Basic.Properties(expiration=expiration(TIMEOUT))
 
 
 def _describe(connection: Connection) -> str:

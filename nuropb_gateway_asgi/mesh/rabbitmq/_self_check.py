@@ -16,7 +16,7 @@ from typing import Final
 
 from ...exceptions import MeshUnavailable
 from ...identifiers import new_id
-from ...wire import codec
+from ...wire.publish import encode_publish, expiration
 from ._lane import Publisher
 from ._link import Link
 
@@ -71,7 +71,7 @@ class SelfCheck:
         if publisher is None:
             return
         now = time.monotonic()
-        frames = codec.encode_publish(
+        frames = encode_publish(
             channel=publisher.plain_channel,
             exchange="",
             routing_key=self._queue,
@@ -80,7 +80,7 @@ class SelfCheck:
             trace_id=None,
             body=b"{}",
             frame_max=publisher.frame_max,
-            expiration=codec.expiration(PING_TIMEOUT),
+            expiration=expiration(PING_TIMEOUT),
         )
         with contextlib.suppress(MeshUnavailable):
             publisher.put(now + PING_TIMEOUT, self.message_id, frames)
