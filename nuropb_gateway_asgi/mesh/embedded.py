@@ -12,6 +12,7 @@ import contextlib
 import functools
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -186,7 +187,7 @@ class EmbeddedMesh:
             self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)
 
     async def _call(self, service: object, message: CallMessage) -> None:
-        if asyncio.get_running_loop().time() >= message.deadline:
+        if time.monotonic() >= message.deadline:
             return  # expired in the queue
         call = functools.partial(
             call_service,

@@ -1,13 +1,11 @@
-"""NuroPb 0.1.8 on AMQP 0-9-1: names, message bodies, properties and the frames of a publish. Pure.
+"""NuroPb 0.1.8 on AMQP 0-9-1: names, headers and message bodies. Pure.
 
-What peers send and expect was read in nuropb 0.1.8 and seen on RabbitMQ; ``docs/mesh.md`` has it in words.
+The formats were read in the source of nuropb 0.1.8 and seen on RabbitMQ; docs/mesh.md describes them.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import struct
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -28,9 +26,7 @@ __all__ = [
     "decode_service_call",
     "encode_call",
     "encode_event",
-    "encode_publish",
     "encode_reply",
-    "expiration",
     "is_encrypted",
     "message_type",
 ]
@@ -41,24 +37,19 @@ DEAD_LETTER_EXCHANGE: Final = "nuropb-dl-exchange"
 PROTOCOL_VERSION: Final = "0.1.1"
 NUROPB_VERSION: Final = "0.1.8"
 MESSAGE_TYPES: Final = ("request", "response", "event", "command")
-#: A day; nobody waits longer, and an expiration that does not fit RabbitMQ's range closes the channel.
-MAX_EXPIRATION_MS: Final = 86_400_000
-#: Clients may send 128 characters; other services whatever they like.
-MAX_TRACE_ID_LENGTH: Final = 512
-
 MessageType = Literal["request", "response", "event", "command"]
 
 
 class InvalidMessage(ValueError):
-    """A message of the mesh is not what the wire protocol says. The text names what is wrong, not the content."""
+    """A message of the mesh that breaks the wire protocol. The text names the fault, never the content."""
 
 
 class NotJson(InvalidMessage):
-    """A reply is JSON for Python only: it has NaN, Infinity or a lone surrogate in it."""
+    """A reply that is JSON for Python only: it has NaN, Infinity or a lone surrogate in it."""
 
 
 class ServiceCall(Struct, gc=False):
-    """A request or command that another service sent to the gateway."""
+    """A request or command from another service."""
 
     tag: str
     method: str
@@ -102,7 +93,7 @@ def encode_call(
     context: bytes,
     trace_id: str | None,
 ) -> bytes:
-    """The body of a request or command. ``params`` and ``context`` are JSON objects and go in as they are."""
+    """Encode the body of a request or command. ``params`` and ``context`` are JSON objects, copied unchanged."""
     return b'{"tag":"%b","service":%b,"method":%b,"params":%b,"correlation_id":"%b","context":%b,"trace_id":%b}' % (
         kind.encode(),
         _encode(service),
@@ -123,7 +114,7 @@ def encode_event(
     correlation_id: str,
     target: list[str] | None,
 ) -> bytes:
-    """The body of an event. Receivers read all members with ``[]``, so every one of them is there."""
+    """Encode the body of an event, with every member: receivers read all of them with ``[]``."""
     return b'{"tag":"event","topic":%b,"event":%b,"context":%b,"trace_id":%b,"correlation_id":"%b","target":%b}' % (
         _encode(topic),
         event,
@@ -135,7 +126,7 @@ def encode_event(
 
 
 def encode_reply(call: ServiceCall, *, result: bytes, error: Mapping[str, Any] | None, reply_to: str) -> bytes:
-    """The body of a response: the context of the request comes back as it was."""
+    """Encode the body of a response. It carries the context of the request, unchanged."""
     return (
         b'{"tag":"response","result":%b,"error":%b,"correlation_id":%b,"trace_id":%b,"context":%b,'
         b'"warning":null,"reply_to":%b}'
@@ -150,9 +141,9 @@ def encode_reply(call: ServiceCall, *, result: bytes, error: Mapping[str, Any] |
 
 
 def decode_reply(correlation_id: str, body: bytes) -> Reply:
-    """A response. The correlation id is the property's: peers do not check the one in the body.
+    """Decode a response. The correlation id is the property's: peers do not check the one in the body.
 
-    Raises NotJson where only Python would call it JSON, and InvalidMessage for what nobody would.
+    Raises NotJson for a body that is JSON for Python only, and InvalidMessage for any other undecodable one.
     """
     try:
         body.decode()
@@ -172,7 +163,7 @@ def _is_pythons_json(body: bytes) -> bool:
 
 
 def decode_event(body: bytes) -> EventMessage:
-    """An event; what it carries stays JSON. Raises InvalidMessage."""
+    """Decode an event, but for its payload, which stays JSON. Raises InvalidMessage."""
     try:
         body.decode()
         event = _decode_event(body)
@@ -183,7 +174,7 @@ def decode_event(body: bytes) -> EventMessage:
 
 
 def decode_service_call(body: bytes) -> ServiceCall:
-    """A request or command of another service. Raises InvalidMessage."""
+    """Decode a request or command from another service. Raises InvalidMessage."""
     try:
         call = _decode_call(body)
     except _DECODE_ERRORS as error:
@@ -192,7 +183,7 @@ def decode_service_call(body: bytes) -> ServiceCall:
 
 
 def message_type(headers: Mapping[str, Any] | None) -> MessageType:
-    """What kind of message the headers announce. Raises InvalidMessage unless they are NuroPb's."""
+    """Return the type of message that headers announce. Raises InvalidMessage unless they are NuroPb's."""
     if not headers:
         raise InvalidMessage("no headers")
     if headers.get("nuropb_protocol") != PROTOCOL_VERSION:
@@ -205,125 +196,5 @@ def message_type(headers: Mapping[str, Any] | None) -> MessageType:
 
 
 def is_encrypted(headers: Mapping[str, Any] | None) -> bool:
-    """Whether the headers say that the body is encrypted."""
+    """Return whether headers say that the body is encrypted."""
     return headers is not None and headers.get("encrypted") == "yes"
-
-
-def expiration(seconds: float) -> str:
-    """An AMQP expiration: whole milliseconds, at least 1 and at most a day."""
-    return str(min(max(int(seconds * 1000), 1), MAX_EXPIRATION_MS))
-
-
-# --- frames ---------------------------------------------------------------------------------------------------
-#
-# AMQP 0-9-1, sections 4.2.3 to 4.2.6: a publish is a method frame, a header frame and body frames, each
-# type (1), channel (2), size (4), payload, 0xCE. The properties that NuroPb sets are always the same five, so they
-# are laid out here once instead of being asked for one by one for every message.
-
-_FRAME = struct.Struct(">BHI")
-_HEADER = struct.Struct(">HHQH")
-_LONG = struct.Struct(">I")
-_END: Final = b"\xce"
-_BASIC_PUBLISH: Final = b"\x00\x3c\x00\x28\x00\x00"
-_BASIC_CLASS: Final = 60
-_CONTENT_TYPE: Final = 0x8000
-_HEADERS: Final = 0x2000
-_CORRELATION_ID: Final = 0x0400
-_REPLY_TO: Final = 0x0200
-_EXPIRATION: Final = 0x0100
-_FLAGS: Final = _CONTENT_TYPE | _HEADERS | _CORRELATION_ID | _REPLY_TO
-
-
-def _short(value: str) -> bytes:
-    data = value.encode()
-    if len(data) > 255:
-        raise InvalidMessage("a name has more than 255 bytes")
-    return len(data).to_bytes() + data
-
-
-#: For the few that come again and again.
-_known_short = functools.lru_cache(maxsize=256)(_short)
-
-
-def _long(value: str) -> bytes:
-    data = value.encode()
-    return _LONG.pack(len(data)) + data
-
-
-def _entry(key: str, value: str) -> bytes:
-    return _short(key) + b"S" + _long(value)
-
-
-_CONTENT_TYPE_JSON: Final = _short("application/json")
-_TABLES: Final = {
-    (kind, encrypted): b"".join(
-        (
-            _entry("encrypted", "yes" if encrypted else ""),
-            _entry("nuropb_protocol", PROTOCOL_VERSION),
-            _entry("nuropb_type", kind),
-            _entry("nuropb_version", NUROPB_VERSION),
-            _short("trace_id"),
-        )
-    )
-    for kind in MESSAGE_TYPES
-    for encrypted in (False, True)
-}
-
-
-def encode_publish(
-    *,
-    channel: int,
-    exchange: str,
-    routing_key: str,
-    kind: MessageType,
-    correlation_id: str,
-    trace_id: str | None,
-    body: bytes,
-    frame_max: int,
-    reply_to: str = "",
-    expiration: str | None = None,
-    mandatory: bool = False,
-    encrypted: bool = False,
-) -> bytes:
-    """The frames that publish one message.
-
-    Raises InvalidMessage where a name is too long for a short string, or ``trace_id`` for its frame: a header frame
-    cannot be split, and one over ``frame_max`` closes the connection, and all others with it.
-    """
-    if trace_id is not None and len(trace_id) > MAX_TRACE_ID_LENGTH:
-        raise InvalidMessage(f"a trace_id has more than {MAX_TRACE_ID_LENGTH} characters")
-    table = _TABLES[kind, encrypted]
-    trace = b"V" if trace_id is None else b"S" + _long(trace_id)
-    flags, expires = _FLAGS, b""
-    if expiration is not None:
-        flags |= _EXPIRATION
-        expires = _known_short(expiration)
-    properties = b"".join(
-        (
-            _CONTENT_TYPE_JSON,
-            _LONG.pack(len(table) + len(trace)),
-            table,
-            trace,
-            _short(correlation_id),
-            _known_short(reply_to),
-            expires,
-        )
-    )
-    frames = [
-        _publish_method(channel, exchange, routing_key, mandatory),
-        _FRAME.pack(2, channel, _HEADER.size + len(properties)),
-        _HEADER.pack(_BASIC_CLASS, 0, len(body), flags),
-        properties,
-        _END,
-    ]
-    room = frame_max - _FRAME.size - 1
-    for start in range(0, len(body), room):
-        part = body if len(body) <= room else body[start : start + room]
-        frames += (_FRAME.pack(3, channel, len(part)), part, _END)
-    return b"".join(frames)
-
-
-@functools.lru_cache(maxsize=256)
-def _publish_method(channel: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
-    method = b"%b%b%b%b" % (_BASIC_PUBLISH, _short(exchange), _short(routing_key), b"\x01" if mandatory else b"\x00")
-    return b"%b%b%b" % (_FRAME.pack(1, channel, len(method)), method, _END)

@@ -14,7 +14,7 @@ __all__ = ["CallMessage", "EventMessage", "Mesh", "MeshReceiver", "Reply"]
 class CallMessage(Struct, gc=False):
     """A request or command on its way to a service.
 
-    ``params`` and ``context`` are JSON objects; ``deadline`` is a time of the event loop's clock, in seconds, after
+    ``params`` and ``context`` are JSON objects; ``deadline`` is a time of ``time.monotonic()``, in seconds, after
     which nobody waits for the answer any more. ``public_key`` (PEM) is set when the call must be encrypted.
     """
 

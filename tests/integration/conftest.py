@@ -11,7 +11,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from nuropb_gateway_asgi.mesh.rabbitmq._siblings import Siblings
+from nuropb_gateway_asgi.mesh.rabbitmq._peers import Peers
 from tests.servers.processes import ServiceProcess, unavailable
 from tests.servers.provision import external_url, installed
 from tests.servers.rabbitmq import RabbitMQNode
@@ -47,25 +47,25 @@ def nothing_is_left_on_a_broker_of_others() -> Iterator[None]:
     if (url := external_url()) is None:
         yield
         return
-    made: list[Siblings] = []
-    original = Siblings.__init__
+    made: list[Peers] = []
+    original = Peers.__init__
 
-    def remember(self: Siblings, *args: Any, **more: Any) -> None:
+    def remember(self: Peers, *args: Any, **more: Any) -> None:
         original(self, *args, **more)
         made.append(self)
 
-    Siblings.__init__ = remember  # type: ignore[method-assign]
+    Peers.__init__ = remember  # type: ignore[method-assign]
     yield
-    Siblings.__init__ = original  # type: ignore[method-assign]
+    Peers.__init__ = original  # type: ignore[method-assign]
     asyncio.run(remove(url, made))
 
 
-async def remove(url: str, made: list[Siblings]) -> None:
+async def remove(url: str, made: list[Peers]) -> None:
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:
-        for siblings in made:
-            await channel.queue_delete(siblings.queue)
-            await channel.queue_delete(siblings.stream)
-            await channel.exchange_delete(siblings.exchange)
+        for peers in made:
+            await channel.queue_delete(peers.queue)
+            await channel.queue_delete(peers.stream)
+            await channel.exchange_delete(peers.exchange)
 
 
 @pytest.fixture(scope="session")

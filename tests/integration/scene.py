@@ -258,16 +258,15 @@ async def delete_queues(url: str, *meshes: RabbitMQMesh) -> None:
     """Delete the queues and exchanges of ``meshes``, which outlive them; shared ones stay while they are used."""
     async with await aio_pika.connect(url) as connection:
         for mesh in meshes:
-            siblings = mesh._siblings
             async with connection.channel() as channel:
-                for queue in (mesh.reply_queue, mesh.event_queue, siblings.queue):
+                for queue in (mesh.reply_queue, mesh.event_queue, mesh.peers.queue):
                     await channel.queue_delete(queue)
             with contextlib.suppress(ChannelPreconditionFailed):
                 async with connection.channel() as channel:
                     await channel.queue_delete(mesh.service_queue, if_unused=True)
                     # A stream has no if_unused; the service queue, deleted before, shows whether processes are left.
-                    await channel.queue_delete(siblings.stream)
-                    await channel.exchange_delete(siblings.exchange)
+                    await channel.queue_delete(mesh.peers.stream)
+                    await channel.exchange_delete(mesh.peers.exchange)
 
 
 async def delete_shared(url: str, service_name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _mesh
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _events, _mesh
 from nuropb_gateway_asgi.mesh.rabbitmq._lane import Acknowledger
 from tests.integration.conftest import Broker
 from tests.integration.scene import delete_queues, scene
@@ -85,8 +85,8 @@ async def test_an_event_costs_nothing_where_nobody_wants_it(rabbitmq: Broker, ec
         after = await sent_to(rabbitmq, wants, other, empty)
         counts = [process.gateway.service_mesh_manager.statistics.events for process in (wants, other, empty)]
         assert counts == [20, 0, 0]
-        assert mesh_of(other)._bindings == {f"{prefix}.news", f"{prefix}.users.#"}
-        assert mesh_of(empty)._bindings == set()
+        assert mesh_of(other).subscriptions.bindings == {f"{prefix}.news", f"{prefix}.users.#"}
+        assert mesh_of(empty).subscriptions.bindings == set()
         if rabbitmq.node is not None:
             bindings = await anyio.to_thread.run_sync(rabbitmq.node.list_bindings, "nuropb")
             events = [row for row in bindings if row["source_name"] == "nuropb-events-exchange"]
@@ -106,8 +106,8 @@ async def test_a_binding_lingers_a_while_after_its_last_subscriber(amqp_url: str
     async with process(amqp_url, name, targeted_topics=[]) as running, connect(running.url, "alice") as alice:
         await alice.ask("subscribe", topics=[topic])
         await alice.ask("unsubscribe", topics=[topic])
-        assert mesh_of(running)._bindings == {topic}
-        await eventually(lambda: mesh_of(running)._bindings == set())
+        assert mesh_of(running).subscriptions.bindings == {topic}
+        await eventually(lambda: mesh_of(running).subscriptions.bindings == set())
 
 
 # --- what is missed ---------------------------------------------------------------------------------------------
@@ -117,14 +117,14 @@ async def test_a_binding_lingers_a_while_after_its_last_subscriber(amqp_url: str
 async def test_whoever_subscribed_is_told_when_more_was_published_than_the_broker_keeps(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch, backlog: int
 ) -> None:
-    monkeypatch.setattr(_mesh, "EVENT_QUEUE_LENGTH", 6)
+    monkeypatch.setattr(_events, "EVENT_QUEUE_LENGTH", 6)
     topic = f"t{secrets.token_hex(4)}"
     async with scene(amqp_url, expose_topics=["#"], targeted_topics=[]) as set_:
         alice, bob = set_.callers
         await alice.subscribe(topic)
         set_.proxy.refuse()
         set_.proxy.cut("consume")
-        await eventually(lambda: not set_.mesh._consuming.up)
+        await eventually(lambda: not set_.mesh.consuming.up)
         for number in range(backlog):
             set_.service_mesh.publish(topic, b"%d" % number, context=b"{}", trace_id="t", target=None)
         published = set_.service_mesh.round_trips
@@ -141,8 +141,9 @@ async def test_whoever_subscribed_is_told_when_more_was_published_than_the_broke
 async def test_whoever_subscribed_is_told_when_a_process_is_always_too_slow(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"EVENT_QUEUE_LENGTH": 6, "PREFETCH": 10, "REASSERT_INTERVAL": 0.3}.items():
-        monkeypatch.setattr(_mesh, name, value)
+    monkeypatch.setattr(_events, "EVENT_QUEUE_LENGTH", 6)
+    monkeypatch.setattr(_mesh, "PREFETCH", 10)
+    monkeypatch.setattr(_mesh, "REASSERT_INTERVAL", 0.3)
     topic = f"t{secrets.token_hex(4)}"
     async with scene(amqp_url, expose_topics=["#"], targeted_topics=[]) as set_:
         alice, bob = set_.callers
@@ -178,4 +179,4 @@ async def test_whoever_subscribes_while_the_broker_is_away_is_told_once_it_is_ba
         await eventually(lambda: alice.client.inbox)
         event = {"reason": "disconnected", "topics": [topic]}
         assert alice.client.inbox[0]["payload"] == {"topic": "gap", "event": event}
-        assert topic in set_.mesh._bound
+        assert topic in set_.mesh.subscriptions.bound

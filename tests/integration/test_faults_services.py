@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from nuropb_gateway_asgi.limits.circuits import PAUSE
-from nuropb_gateway_asgi.mesh.rabbitmq import _mesh
+from nuropb_gateway_asgi.mesh.rabbitmq import _self_check
 from nuropb_gateway_asgi.wire import codec
 from tests.integration.scene import Caller, Record, Scene, scene
 from tests.kit.gateways import eventually
@@ -272,7 +272,7 @@ async def test_no_frame_of_a_client_hurts_a_service(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
     """What a NuroPb service would die of, or RabbitMQ close a connection for, is refused before it is published."""
-    monkeypatch.setattr(_mesh, "PING_INTERVAL", 3600.0)  # only calls are published
+    monkeypatch.setattr(_self_check, "PING_INTERVAL", 3600.0)  # only calls are published
     name = f"fragile-{secrets.token_hex(4)}"
     with ServiceProcess(amqp_url, name, events=()) as service:
         async with scene(amqp_url) as set_:

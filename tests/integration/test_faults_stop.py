@@ -298,7 +298,9 @@ async def test_two_hundred_visits_leave_nothing_behind(rabbitmq: Broker, record_
             set_.service.released.set()
             assert await set_.callers[0].call() == "ok"
             await eventually(lambda: set_.running.occupancy == (1, 1, 0))
-            await eventually(lambda: set_.mesh._bound == {"#"})  # the targeted events of who is still there
+            await eventually(
+                lambda: set_.mesh.subscriptions.bound == {"#"}
+            )  # the targeted events of who is still there
             set_.service.released.clear()
             await eventually(lambda: len(asyncio.all_tasks()) <= before)
             await eventually(lambda: handlers() == 1)

@@ -53,7 +53,7 @@ async def process(url: str, name: str, **settings: Any) -> AsyncIterator[Running
         yield running
     await delete_queues(url, mesh_of(running))
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:
-        await channel.queue_delete(mesh_of(running)._siblings.queue)
+        await channel.queue_delete(mesh_of(running).peers.queue)
 
 
 @contextlib.asynccontextmanager
@@ -246,7 +246,7 @@ async def test_a_revocation_reaches_a_process_that_was_cut_off(amqp_url: str) ->
         async with connect(two.url, token) as client:
             proxy.refuse()
             proxy.cut()
-            await eventually(lambda: not mesh_of(two)._consuming.up)
+            await eventually(lambda: not mesh_of(two).consuming.up)
             await one.gateway.service_mesh_manager.revoke(user_id="alice")
             assert await client.settled() == []
             proxy.accept()
@@ -259,9 +259,9 @@ async def test_a_revocation_reaches_a_process_that_was_cut_off(amqp_url: str) ->
 
 async def test_a_stream_that_was_deleted_is_made_again(amqp_url: str) -> None:
     async with fleet(amqp_url, 1) as (one,):
-        manager, stream = one.gateway.service_mesh_manager, mesh_of(one)._siblings.stream
+        manager, stream = one.gateway.service_mesh_manager, mesh_of(one).peers.stream
         await manager.revoke(token_id="a")
-        await eventually(lambda: mesh_of(one)._siblings._offset == 0)
+        await eventually(lambda: mesh_of(one).peers.offset == 0)
         before = mesh_of(one).statistics.reconnects
         async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
             await channel.queue_delete(stream)
@@ -306,7 +306,7 @@ async def test_the_exchange_is_made_again(amqp_url: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(_mesh, "REASSERT_INTERVAL", 0.2)
     async with fleet(amqp_url, 2) as (two, one):  # the process that reconnects has to end first
         async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
-            await channel.exchange_delete(mesh_of(one)._siblings.exchange)
+            await channel.exchange_delete(mesh_of(one).peers.exchange)
         with anyio.fail_after(DEADLINE):
             while (await one.gateway.service_mesh_manager.count()).processes < 2:
                 await asyncio.sleep(0.05)

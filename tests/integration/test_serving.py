@@ -19,7 +19,7 @@ import pytest
 
 from nuropb_gateway_asgi import CallError, ServiceMeshManager, SettingsError
 from nuropb_gateway_asgi.mesh import hosting, serve, with_context
-from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _host
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _service_host
 from nuropb_gateway_asgi.wire.errors import NuropbValidationError
 from nuropb_gateway_asgi.wire.services import PublishEvent
 from tests.integration.scene import delete_queues
@@ -282,13 +282,13 @@ async def test_a_service_comes_back_after_an_outage_of_the_broker(own_node: Rabb
 
 
 async def test_only_so_many_messages_are_remembered(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_host, "REMEMBERED", 5)
+    monkeypatch.setattr(_service_host, "REMEMBERED", 5)
     async with running(amqp_url, Orders()) as (manager, name):
         for number in range(11):
             await manager.request(name, "add", {"a": number, "b": 0})
         assert isinstance(manager.mesh, RabbitMQMesh)
-        assert 5 <= len(manager.mesh._host._handled) <= 10
-        assert not manager.mesh._host._running
+        assert 5 <= manager.mesh.service_host.remembered <= 10
+        assert manager.mesh.service_host.running == 0
 
 
 async def test_messages_that_are_none_are_refused_once(amqp_url: str) -> None:

@@ -15,6 +15,7 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from nuropb_gateway_asgi.wire import codec
+from nuropb_gateway_asgi.wire.publish import encode_publish
 
 __test__ = importlib.util.find_spec("nuropb") is not None
 if __test__:
@@ -77,7 +78,7 @@ def test_nuropb_reads_our_calls(
         context=encoded(context),
         trace_id=trace_id,
     )
-    frames = codec.encode_publish(
+    frames = encode_publish(
         channel=1,
         exchange=codec.RPC_EXCHANGE,
         routing_key=service,
@@ -131,7 +132,7 @@ def test_nuropb_reads_our_events(
         correlation_id=correlation_id,
         target=target,
     )
-    frames = codec.encode_publish(
+    frames = encode_publish(
         channel=1,
         exchange=codec.EVENTS_EXCHANGE,
         routing_key=topic,
@@ -226,7 +227,7 @@ def test_we_send_the_properties_that_nuropb_sends(
         },
         expiration="3600000",
     )
-    frames = codec.encode_publish(
+    frames = encode_publish(
         channel=1,
         exchange=codec.RPC_EXCHANGE,
         routing_key=routing_key,

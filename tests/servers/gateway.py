@@ -16,7 +16,7 @@ import uvicorn
 
 from nuropb_gateway_asgi import handler_manager
 from nuropb_gateway_asgi.gateway import create_app
-from nuropb_gateway_asgi.mesh.rabbitmq import _mesh
+from nuropb_gateway_asgi.mesh.rabbitmq import _events, _mesh
 from nuropb_gateway_asgi.server import make_config
 from nuropb_gateway_asgi.settings import Settings
 
@@ -26,11 +26,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--send-buffer", type=int, metavar="BYTES", help="of each connection, in the kernel")
     parser.add_argument("--queue-expires", type=int, metavar="SECONDS", default=_mesh.QUEUE_EXPIRES)
-    parser.add_argument("--queue-length", type=int, metavar="EVENTS", default=_mesh.EVENT_QUEUE_LENGTH)
+    parser.add_argument("--queue-length", type=int, metavar="EVENTS", default=_events.EVENT_QUEUE_LENGTH)
     parser.add_argument("--goodbye-spread", type=float, metavar="SECONDS", default=handler_manager.GOODBYE_SPREAD)
     options = parser.parse_args()
     _mesh.QUEUE_EXPIRES = options.queue_expires  # type: ignore[misc]
-    _mesh.EVENT_QUEUE_LENGTH = options.queue_length  # type: ignore[misc]
+    _events.EVENT_QUEUE_LENGTH = options.queue_length  # type: ignore[misc]
     handler_manager.GOODBYE_SPREAD = options.goodbye_spread  # type: ignore[misc]
     listener = socket.create_server(("127.0.0.1", options.port), backlog=1024)
     if options.send_buffer is not None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -143,7 +144,7 @@ class House:
             method=method,
             params=json.dumps(params or {}).encode(),
             context=b'{"user_id":"alice"}',
-            deadline=asyncio.get_running_loop().time() + fields.pop("timeout", 30.0),
+            deadline=time.monotonic() + fields.pop("timeout", 30.0),
             timeout=30.0,
         )
         self.mesh.send(message)

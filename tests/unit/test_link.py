@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import anyio
 import pytest
-from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.abc import AbstractChannel
 from aiormq.exceptions import AMQPConnectionError, ChannelClosed
 
 from nuropb_gateway_asgi.mesh.rabbitmq import _link
@@ -18,17 +18,11 @@ from nuropb_gateway_asgi.mesh.rabbitmq._link import Link
 from .fakes import until
 
 
-class FakeTransport:
-    def __init__(self) -> None:
-        self.connection = self
-        self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
 class FakeConnection:
-    """A connection that is there until somebody ends it."""
+    """A connection that lasts until its test ends it."""
 
-    def __init__(self, *, transport: bool = True) -> None:
-        self.transport = FakeTransport() if transport else None
+    def __init__(self) -> None:
+        self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.aborted = False
         self.closed = 0
         self.close_error: BaseException | None = None
@@ -66,9 +60,7 @@ class Stage:
         return cast("Connection", next_)
 
     @contextlib.asynccontextmanager
-    async def _set_up(
-        self, raw: AbstractConnection, connection: Connection
-    ) -> AsyncIterator[Sequence[AbstractChannel]]:
+    async def _set_up(self, connection: Connection) -> AsyncIterator[Sequence[AbstractChannel]]:
         if self._in_set_up:
             raise self._in_set_up.pop(0)
         yield ()
@@ -113,8 +105,7 @@ async def test_whatever_goes_wrong_the_next_attempt_is_made(where: str, error: B
         if where == "close":
             first = stage.connections[0]
             first.close_error = error
-            assert first.transport is not None
-            first.transport.closing.set_result(None)
+            first.closing.set_result(None)
             await until(lambda: len(stage.connections) == 2 and stage.link.up)
         assert stage.link.problem is None
         assert not task.done()
@@ -122,10 +113,11 @@ async def test_whatever_goes_wrong_the_next_attempt_is_made(where: str, error: B
 
 
 async def test_a_connection_that_is_gone_before_it_is_used_is_made_again() -> None:
-    stage = Stage(on_connect=[FakeConnection(transport=False)])
+    gone = FakeConnection()
+    gone.closing.set_exception(AMQPConnectionError("closed"))
+    stage = Stage(on_connect=[gone])
     async with stage.running():
-        await until(lambda: stage.link.up)
-    assert len(stage.connections) == 2
+        await until(lambda: len(stage.connections) == 2 and stage.link.up)
 
 
 @pytest.mark.parametrize("error", [OSError("gone"), None])
@@ -133,12 +125,11 @@ async def test_a_loss_is_told_with_its_reason(error: OSError | None) -> None:
     stage = Stage()
     async with stage.running():
         await until(lambda: stage.link.up)
-        transport = stage.connections[0].transport
-        assert transport is not None
+        closing = stage.connections[0].closing
         if error is None:
-            transport.closing.cancel()
+            closing.cancel()
         else:
-            transport.closing.set_exception(error)
+            closing.set_exception(error)
         await until(lambda: len(stage.connections) == 2)
     assert stage.changes[:2] == [True, False]
 

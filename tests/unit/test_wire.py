@@ -17,6 +17,7 @@ from pamqp.header import ContentHeader
 from nuropb_gateway_asgi.wire import codec
 from nuropb_gateway_asgi.wire.codec import InvalidMessage, NotJson, ServiceCall
 from nuropb_gateway_asgi.wire.interface import EventMessage, Reply
+from nuropb_gateway_asgi.wire.publish import encode_publish, expiration
 
 fuzz = settings(max_examples=100)
 
@@ -379,7 +380,7 @@ def test_the_headers_tell_whether_a_body_is_encrypted(headers: dict[str, Any] | 
     ],
 )
 def test_an_expiration_is_whole_milliseconds_of_a_day(seconds: float, expected: str) -> None:
-    assert codec.expiration(seconds) == expected
+    assert expiration(seconds) == expected
 
 
 # --- frames -----------------------------------------------------------------------------------------------------
@@ -463,7 +464,7 @@ ROOM = FRAME_MAX - 8
 def test_a_body_is_cut_where_the_frames_end(size: int) -> None:
     body = bytes(index % 251 for index in range(size))
     message = publish(body=body, frame_max=FRAME_MAX)
-    frames = codec.encode_publish(**message)
+    frames = encode_publish(**message)
     assert frames == by_pamqp(**message)
     parts: list[bytes] = []
     while frames:
@@ -496,7 +497,7 @@ def test_a_body_is_cut_where_the_frames_end(size: int) -> None:
 )
 @fuzz
 def test_a_publish_is_byte_for_byte_what_pamqp_makes_of_it(message: dict[str, Any]) -> None:
-    assert codec.encode_publish(**message) == by_pamqp(**message)
+    assert encode_publish(**message) == by_pamqp(**message)
 
 
 @given(hexes, trace_ids, names, st.binary(max_size=100), st.sampled_from(["event", "response"]), st.booleans())
@@ -516,14 +517,14 @@ def test_an_event_and_a_response_have_a_reply_to_that_is_empty(
         mandatory=False,
         encrypted=encrypted,
     )
-    frames = codec.encode_publish(**message)
+    frames = encode_publish(**message)
     assert frames == with_reply_to(by_pamqp(**message))
     defaults = {name: message[name] for name in message if name not in ("reply_to", "expiration", "mandatory")}
-    assert codec.encode_publish(**defaults) == frames
+    assert encode_publish(**defaults) == frames
 
 
 def test_the_properties_are_the_five_of_nuropb_and_no_others() -> None:
-    frames = codec.encode_publish(**publish(trace_id=None))
+    frames = encode_publish(**publish(trace_id=None))
     consumed, channel, method = pamqp.frame.unmarshal(frames)
     assert isinstance(method, commands.Basic.Publish)
     assert (channel, method.exchange, method.routing_key) == (1, "nuropb-rpc-exchange", "orders")
@@ -550,21 +551,21 @@ def test_the_properties_are_the_five_of_nuropb_and_no_others() -> None:
 @pytest.mark.parametrize("text", ["a" * 256, "é" * 128, "😀" * 64])
 def test_a_name_that_is_no_short_string_is_refused(name: str, text: str) -> None:
     with pytest.raises(InvalidMessage, match=r"^a name has more than 255 bytes$"):
-        codec.encode_publish(**publish(**{name: text}))
+        encode_publish(**publish(**{name: text}))
     shorter = publish(**{name: text[1:]})
-    assert text[1:].encode() in codec.encode_publish(**shorter)
+    assert text[1:].encode() in encode_publish(**shorter)
 
 
 def test_a_header_fits_its_frame_whatever_the_trace_id() -> None:
     longest = publish(
         trace_id="😀" * 512, correlation_id="c" * 255, reply_to="r" * 255, expiration="86400000", encrypted=True
     )
-    frames = codec.encode_publish(**longest)
+    frames = encode_publish(**longest)
     consumed, _, _ = pamqp.frame.unmarshal(frames)
     size, _, _ = pamqp.frame.unmarshal(frames[consumed:])
     assert size <= FRAME_MAX  # AMQP's smallest frame_max
     with pytest.raises(InvalidMessage, match=r"^a trace_id has more than 512 characters$"):
-        codec.encode_publish(**longest | {"trace_id": "t" * 513})
+        encode_publish(**longest | {"trace_id": "t" * 513})
 
 
 def test_the_names_are_those_of_nuropb() -> None:

@@ -1,137 +1,144 @@
 """The lane in front of aiormq: it sees a connection's bytes first, and writes its own to the same transport.
 
-aiormq owns the connection: its handshake, heartbeats, channels and end. What the lane takes off a channel never reaches
-it, and what the lane writes are whole frames on channels that nobody else publishes on, so neither disturbs the other.
+aiormq owns the connection: its handshake, heartbeats, channels and end. Frames that the lane takes off a channel never
+reach aiormq, and the lane writes whole frames, on channels that no other code publishes on. So neither disturbs the
+other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
+import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, ClassVar, Final
 
-from aiormq.abc import AbstractChannel
+import pamqp.frame
+from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+from pamqp import commands
 
+from ._aiormq import frame_max
 from ._frames import HEARTBEAT, Content, Splitter
-from ._lane import Lane, Publisher
+from ._lane import Lane, LaneName, OnConfirm, OnMessage, OnReturn, Publisher, guarded
 from ._statistics import RabbitMQStatistics
 
 __all__ = ["FastLane"]
 
-#: Seconds. aiormq gives a connection up on which it has seen no frame for long, and a broker that sends messages sends
-#: no heartbeats; so it is told at this interval that something came.
+#: Seconds. aiormq gives up a connection on which it has seen no frame for long, and a broker that sends messages sends
+#: no heartbeats. So the lane gives aiormq a heartbeat at this interval while it takes all other frames.
 SIGN_OF_LIFE: Final = 1.0
 
 
-class _Protocol(asyncio.StreamReaderProtocol):
-    """What the transport tells, by way of the lane."""
-
-    def __init__(self, lane: FastLane, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(reader, loop=loop)
-        self._lane = lane
-
-    def data_received(self, data: bytes) -> None:
-        rest = self._lane.feed(data)
-        if rest:
-            super().data_received(rest)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._lane.paused = True
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._lane.paused = False
-        self._lane.flush()
-
-
 class FastLane(Lane):
-    """See the module. It has a connection once :meth:`open` has returned."""
+    """Messages on the bytes of a connection, beside aiormq."""
+
+    name: ClassVar[LaneName] = "fast"
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._splitter = Splitter(self._on_blocked)
         self._transport: asyncio.Transport | None = None
-        self._told_at = 0.0
+        self._heartbeat_at = 0.0
         self._publisher: _DirectPublisher | None = None
-        #: The transport has more than it can send for now.
-        self.paused = False
-        #: The broker has said that it does not read what is published.
+        self._paused = False
+        #: Whether the broker has said that it blocks publishers.
         self.blocked = False
 
-    async def open(
-        self, host: str, port: int, *, context: ssl.SSLContext | None
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect; what :func:`asyncio.open_connection` would return. Raises OSError."""
-        reader = asyncio.StreamReader(loop=self._loop)
-        protocol = _Protocol(self, reader, self._loop)
-        transport, _ = await self._loop.create_connection(lambda: protocol, host, port, ssl=context)
+    def on_connect(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        return reader, asyncio.StreamWriter(transport, protocol, reader, self._loop)
 
-    # --- what comes -------------------------------------------------------------------------------------------
+    # --- receiving ------------------------------------------------------------------------------------------------
 
     def feed(self, data: bytes) -> bytes:
-        """Take what is the lane's; the rest is aiormq's."""
         rest = self._splitter.feed(data)
         if self._splitter.took and not rest:
-            now = self._loop.time()
-            if now - self._told_at > SIGN_OF_LIFE:
-                self._told_at = now
+            now = time.monotonic()
+            if now - self._heartbeat_at > SIGN_OF_LIFE:
+                self._heartbeat_at = now
                 return HEARTBEAT
         return rest
 
-    def take(self, channel: AbstractChannel, content: Content) -> None:
-        self._splitter.add(channel.number, content)
+    def _take_deliveries(self, channel: AbstractChannel, on_message: OnMessage) -> Callable[[DeliveredMessage], Any]:
+        self._splitter.add(channel.number, Content(on_message=lambda message: guarded(on_message, message)))
+        return super()._take_deliveries(channel, on_message)
 
-    # --- what goes --------------------------------------------------------------------------------------------
+    # --- sending --------------------------------------------------------------------------------------------------
 
     def publisher(
-        self, plain: AbstractChannel, confirmed: AbstractChannel, frame_max: int, statistics: RabbitMQStatistics
+        self,
+        connection: AbstractConnection,
+        plain: AbstractChannel,
+        confirmed: AbstractChannel,
+        statistics: RabbitMQStatistics,
+        *,
+        on_return: OnReturn,
+        on_confirm: OnConfirm,
     ) -> Publisher:
-        self._publisher = _DirectPublisher(self, plain, confirmed, frame_max, statistics)
-        return self._publisher
+        publisher = _DirectPublisher(self, plain.number, confirmed.number, frame_max(connection), statistics)
 
-    def write(self, frame: bytes) -> bool:
+        def on_confirms(tag: int, multiple: bool, accepted: bool) -> None:
+            for correlation_id in publisher.confirm(tag, multiple=multiple):
+                guarded(on_confirm, correlation_id, accepted)
+
+        def on_returned(correlation_id: str) -> None:
+            guarded(on_return, correlation_id)
+
+        self._splitter.add(plain.number, Content(on_return=on_returned))
+        self._splitter.add(confirmed.number, Content(on_return=on_returned, on_confirm=on_confirms))
+        self._publisher = publisher
+        return publisher
+
+    def acknowledge(self, channel: AbstractChannel, tag: int) -> bool:
         if self._transport is None or self._transport.is_closing():
-            return True  # it is as good as lost on the way, and whoever notices makes everything anew
-        if self.paused:
+            return True  # the broker delivers the messages again, on the next connection
+        if self._paused:
             return False
-        self._transport.write(frame)
+        self._transport.write(pamqp.frame.marshal(commands.Basic.Ack(tag, multiple=True), channel.number))
         return True
+
+    def write(self, frames: bytes) -> None:
+        """Write frames; the lane has to be :attr:`ready`."""
+        assert self._transport is not None  # noqa: S101 - it is ready
+        self._transport.write(frames)
+
+    def close(self) -> None:
+        """Do nothing: this lane has no tasks."""
 
     @property
     def ready(self) -> bool:
-        """Whether a message is on its way when it is written."""
-        return not (self.paused or self.blocked or self._transport is None or self._transport.is_closing())
+        """Whether the broker reads published messages, and the transport takes bytes."""
+        return not (self._paused or self.blocked or self._transport is None or self._transport.is_closing())
 
-    def flush(self) -> None:
-        """Write what waited until it is possible."""
-        if self._publisher is not None:
-            self._publisher.flush()
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._flush()
 
     def _on_blocked(self, blocked: bool) -> None:
         self.blocked = blocked
         if not blocked:
-            self.flush()
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._publisher is not None:
+            self._publisher.flush()
 
 
 class _DirectPublisher(Publisher):
-    """Writes to the transport, once per turn of the event loop, all that was put in that turn.
+    """Writes all messages of one turn of the event loop together.
 
-    While the broker does not read, messages wait here, where they can expire unsent.
+    While the lane is not ready, messages wait here, where they can expire unsent.
     """
 
     def __init__(
         self,
         lane: FastLane,
-        plain: AbstractChannel,
-        confirmed: AbstractChannel,
+        plain_channel: int,
+        confirmed_channel: int,
         frame_max: int,
         statistics: RabbitMQStatistics,
     ) -> None:
-        super().__init__(plain, confirmed, frame_max, statistics)
+        super().__init__(plain_channel, confirmed_channel, frame_max, statistics)
         self._lane = lane
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
@@ -143,7 +150,7 @@ class _DirectPublisher(Publisher):
             self._soon(self.flush)
 
     async def run(self) -> None:
-        # It needs no task; the connection's end is told to others.
+        # flush() is scheduled without a task, and the link hears of the connection's end.
         await self._loop.create_future()
 
     @property
@@ -151,9 +158,33 @@ class _DirectPublisher(Publisher):
         return self._lane.blocked
 
     def flush(self) -> None:
-        """Write what there is, if that is possible now."""
+        """Write the queued messages, if the lane is ready."""
         self._scheduled = False
         if self._items and self._lane.ready:
-            frames = self._take(self._loop.time())
+            frames = self._take(time.monotonic())
             if frames:
                 self._lane.write(b"".join(frames))
+
+    def _take(self, now: float) -> list[bytes]:
+        """Empty the queue; return the frames of the messages that have not expired."""
+        frames = []
+        while self._items:
+            deadline, correlation_id, data, confirmed = self._items.popleft()
+            if deadline <= now:
+                self._statistics.expired_unsent += 1
+                continue
+            if confirmed:
+                self._tag += 1
+                self._unconfirmed[self._tag] = correlation_id
+            frames.append(data)
+        self._size = 0
+        self._statistics.published += len(frames)
+        return frames
+
+    def confirm(self, tag: int, *, multiple: bool) -> list[str]:
+        """Return the messages that a confirm is about, and forget them."""
+        if not multiple:
+            correlation_id = self._unconfirmed.pop(tag, None)
+            return [] if correlation_id is None else [correlation_id]
+        tags = [each for each in self._unconfirmed if each <= tag]
+        return [self._unconfirmed.pop(each) for each in tags]

@@ -1,9 +1,8 @@
-"""How messages get on and off a connection: what both lanes have in common.
+"""The way of messages on and off a connection: the parts that both lanes share.
 
-aiormq costs a task and some futures for every message in either direction, several times what the rest of the gateway
-costs, and tasks make no promise of order, while the first of two replies is the true one. So publishes are marshalled
-by the gateway (``mesh.wire``), and deliveries, returns and confirms are taken off a channel before aiormq makes tasks
-of them. The lane ``fast`` does so in front of aiormq, on the bytes of the connection; ``plain`` with its own queues.
+aiormq costs a task and some futures for every message in either direction, several times the cost of the rest of the
+gateway. The lane ``fast`` avoids them: it works in front of aiormq, on the bytes of the connection. The lane ``plain``
+publishes and consumes by aiormq's documented interface.
 """
 
 from __future__ import annotations
@@ -13,54 +12,62 @@ import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
-import pamqp.frame
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
 from pamqp import commands
-from pamqp.header import ContentHeader
 
 from ...exceptions import MeshUnavailable
-from ._frames import Content, Incoming
+from ._frames import Incoming
+from ._sockets import SocketListener
 from ._statistics import RabbitMQStatistics
 
-__all__ = ["Acknowledger", "Lane", "LaneName", "OnMessage", "Publisher"]
+__all__ = ["Acknowledger", "Lane", "LaneName", "OnConfirm", "OnMessage", "OnReturn", "Publisher", "guarded"]
 
 logger = logging.getLogger(__name__)
 
 #: Bytes that may wait for the connection before messages are refused.
 MAX_BUFFERED: Final = 64 * 1024 * 1024
-#: Deliveries after which, and seconds after the first of them, what was received is acknowledged, all together.
+#: Received messages are acknowledged together: after this many, or this many seconds after the first of them.
 ACKNOWLEDGE_AFTER: Final = 100
 ACKNOWLEDGE_WITHIN: Final = 0.02
 
 OnMessage: TypeAlias = Callable[[Incoming], None]
+#: Called with the correlation id of a message that the broker sent back.
+OnReturn: TypeAlias = Callable[[str], None]
+#: Called with a correlation id, and whether the broker accepted the message.
+OnConfirm: TypeAlias = Callable[[str, bool], None]
 LaneName: TypeAlias = Literal["fast", "plain"]
 
 
 class Publisher(ABC):
-    """Writes messages to one connection, as many as there are in one go.
+    """Writes messages to one connection, in batches.
 
-    Messages on the channel ``confirmed`` are confirmed by the broker; requests go by ``plain``, for their reply says
-    more than a confirm would.
+    The broker confirms messages on the channel ``confirmed_channel``. Requests go by ``plain_channel``: their reply
+    says more than a confirm would.
     """
 
     def __init__(
-        self, plain: AbstractChannel, confirmed: AbstractChannel, frame_max: int, statistics: RabbitMQStatistics
+        self, plain_channel: int, confirmed_channel: int, frame_max: int, statistics: RabbitMQStatistics
     ) -> None:
-        self.plain = plain
-        self.confirmed = confirmed
+        self.plain_channel = plain_channel
+        self.confirmed_channel = confirmed_channel
+        #: The largest frame that :meth:`put` takes, in bytes.
         self.frame_max = frame_max
         self._statistics = statistics
+        #: Messages that wait: deadline, correlation id, frames, whether the broker is to confirm it.
         self._items: deque[tuple[float, str, bytes, bool]] = deque()
         self._size = 0
         self._tag = 0
         self._unconfirmed: dict[int, str] = {}
 
     def put(self, deadline: float, correlation_id: str, frames: bytes, *, confirmed: bool = False) -> None:
-        """Take a message. Raises MeshUnavailable when too much waits already."""
+        """Queue a message. Raises MeshUnavailable if too many bytes wait already.
+
+        A message that is still queued at ``deadline``, a time of ``time.monotonic()``, is dropped.
+        """
         if self._size + len(frames) > MAX_BUFFERED:
-            raise MeshUnavailable("the broker does not read what is published")
+            raise MeshUnavailable("the broker does not read published messages")
         self._items.append((deadline, correlation_id, frames, confirmed))
         self._size += len(frames)
         self._wake()
@@ -68,82 +75,53 @@ class Publisher(ABC):
     @property
     @abstractmethod
     def blocked(self) -> bool:
-        """Whether the broker has said that it takes nothing at the moment."""
+        """Whether the broker has said that it blocks publishers."""
 
     @abstractmethod
     def _wake(self) -> None:
-        """There is something to write."""
+        """Have the queued messages written soon."""
 
     @abstractmethod
     async def run(self) -> None:
-        """Write, until cancelled. A message whose time is up before its turn comes is left out."""
-
-    def _take(self, now: float) -> list[bytes]:
-        frames = []
-        while self._items:
-            deadline, correlation_id, data, confirmed = self._items.popleft()
-            if deadline <= now:
-                self._statistics.expired_unsent += 1
-                continue
-            if confirmed:
-                self._tag += 1
-                self._unconfirmed[self._tag] = correlation_id
-            frames.append(data)
-        self._size = 0
-        self._statistics.published += len(frames)
-        return frames
-
-    def confirm(self, tag: int, *, multiple: bool) -> list[str]:
-        """The messages that a confirm is about."""
-        if not multiple:
-            correlation_id = self._unconfirmed.pop(tag, None)
-            return [] if correlation_id is None else [correlation_id]
-        tags = [each for each in self._unconfirmed if each <= tag]
-        return [self._unconfirmed.pop(each) for each in tags]
+        """Write messages until cancelled."""
 
     def unsent(self) -> list[str]:
-        """The messages that were not handed to the connection."""
+        """Return the messages that were not handed to the connection."""
         return [item[1] for item in self._items]
 
     def unconfirmed(self) -> list[str]:
-        """The messages that were, and that the broker has not confirmed."""
+        """Return the messages that were handed to the connection, and that the broker has not confirmed."""
         return list(self._unconfirmed.values())
 
 
-class Lane(ABC):
-    """The way of messages on one connection, beside aiormq's own."""
+class Lane(SocketListener, ABC):
+    """The way of messages on one connection."""
+
+    name: ClassVar[LaneName]
 
     @abstractmethod
     def publisher(
-        self, plain: AbstractChannel, confirmed: AbstractChannel, frame_max: int, statistics: RabbitMQStatistics
+        self,
+        connection: AbstractConnection,
+        plain: AbstractChannel,
+        confirmed: AbstractChannel,
+        statistics: RabbitMQStatistics,
+        *,
+        on_return: OnReturn,
+        on_confirm: OnConfirm,
     ) -> Publisher:
-        """A publisher on two channels of the connection."""
+        """Make a publisher on two channels, which report the fate of its messages to ``on_return`` and ``on_confirm``.
 
-    @abstractmethod
-    def take(self, channel: AbstractChannel, content: Content) -> None:
-        """Have the messages and confirms of ``channel`` taken by ``content``, in the turn in which they arrive."""
-
-    @abstractmethod
-    def write(self, frame: bytes) -> bool:
-        """Write a small frame, or answer False if that is not possible now."""
-
-    def follow(
-        self, publisher: Publisher, on_return: Callable[[str], None], on_confirm: Callable[[str, bool], None]
-    ) -> None:
-        """Tell of the publisher's messages that come back, and of those that the broker has taken (or not).
-
-        The broker returns a message before it confirms it, so the confirm of a returned one finds nobody waiting.
+        The broker returns a message before it confirms it, so the confirm of a returned one finds no call.
         """
 
-        def confirmed(tag: int, multiple: bool, taken: bool) -> None:
-            for correlation_id in publisher.confirm(tag, multiple=multiple):
-                _guarded(on_confirm, correlation_id, taken)
+    @abstractmethod
+    def acknowledge(self, channel: AbstractChannel, tag: int) -> bool:
+        """Acknowledge all deliveries of ``channel`` up to ``tag``; return False if that is impossible now."""
 
-        def returned(correlation_id: str) -> None:
-            _guarded(on_return, correlation_id)
-
-        self.take(publisher.plain, Content(on_return=returned))
-        self.take(publisher.confirmed, Content(on_return=returned, on_confirm=confirmed))
+    @abstractmethod
+    def close(self) -> None:
+        """End the tasks of the lane: the connection ends."""
 
     async def consume(
         self,
@@ -155,24 +133,36 @@ class Lane(ABC):
         arguments: dict[str, Any],
         on_cancel: Callable[[], None],
     ) -> str:
-        """Have the messages of ``queue`` given to ``on_message``, which acknowledges them; the consumer's tag.
+        """Give the messages of ``queue`` to ``on_message``, which acknowledges them; return the consumer's tag.
 
-        ``arguments`` are the broker's. ``on_cancel``: the broker ended it, as when the queue is deleted.
+        ``arguments`` are for the broker. ``on_cancel`` is called when the broker ends the consumer, as it does when the
+        queue is deleted.
         """
-
-        async def on_delivery(message: DeliveredMessage) -> None:
-            # Only if a later aiormq should go around what is taken.
-            if isinstance(message.delivery, commands.Basic.Deliver):
-                on_message(incoming(message.delivery, message.header, message.body))
 
         def on_cancelled(frame: commands.Basic.Cancel) -> None:
             on_cancel()
 
-        self.take(channel, Content(on_message=lambda message: _guarded(on_message, message)))
         channel.on_consumer_cancel_callbacks.add(on_cancelled)
         await channel.basic_qos(prefetch_count=prefetch)
-        consumer = await channel.basic_consume(queue, on_delivery, no_ack=False, arguments=arguments)
+        # aiormq starts a task for each delivery, in the order in which they come. This one ends without ever waiting,
+        # so it also keeps their order: of two replies to a call, the first is the true one.
+        consumer = await channel.basic_consume(
+            queue, self._take_deliveries(channel, on_message), no_ack=False, arguments=arguments
+        )
         return consumer.consumer_tag or ""
+
+    def _take_deliveries(self, channel: AbstractChannel, on_message: OnMessage) -> Callable[[DeliveredMessage], Any]:
+        """Return aiormq's callback for the deliveries of ``channel``."""
+
+        async def on_delivery(message: DeliveredMessage) -> None:
+            deliver = message.delivery
+            if isinstance(deliver, commands.Basic.Deliver):
+                header = message.header.marshal()
+                guarded(
+                    on_message, Incoming(deliver.delivery_tag or 0, bool(deliver.redelivered), header, message.body)
+                )
+
+        return on_delivery
 
 
 class Acknowledger:
@@ -203,21 +193,14 @@ class Acknowledger:
             self._timer = None
         if self._channel.is_closed or not self._count:
             return
-        frame = pamqp.frame.marshal(commands.Basic.Ack(self._tag, multiple=True), self._channel.number)
-        if self._lane.write(frame):
+        if self._lane.acknowledge(self._channel, self._tag):
             self._count = 0
         else:
             self._timer = self._loop.call_later(ACKNOWLEDGE_WITHIN, self._send)
 
 
-def incoming(deliver: commands.Basic.Deliver, header: ContentHeader, body: bytes) -> Incoming:
-    """What pamqp has read, as the lanes have it."""
-    payload = header.marshal()
-    return Incoming(deliver.delivery_tag or 0, bool(deliver.redelivered), payload, body)
-
-
-def _guarded(function: Callable[..., None], *args: Any) -> None:
-    """Call ``function``. What it raises would end the reader of the connection, and with it everything else."""
+def guarded(function: Callable[..., None], *args: Any) -> None:
+    """Call ``function`` and log its exception, which would end the reader of the connection and all calls with it."""
     try:
         function(*args)
     except Exception:

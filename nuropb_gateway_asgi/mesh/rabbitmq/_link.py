@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import anyio
-from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.abc import AbstractChannel
 
-from ._connection import CONNECTION_ERRORS, Connection, explain, quiet_libraries
+from ._connection import Connection
+from ._errors import CONNECTION_ERRORS, explain
+from ._logs import quiet_aiormq
 
 __all__ = ["Link", "SetUp"]
 
@@ -23,20 +25,18 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT: Final = 10.0
 #: Seconds to close a connection in good order, before it is dropped.
 CLOSE_TIMEOUT: Final = 1.0
-#: Turns of the event loop in which aiormq ends its tasks once a connection is closed; there is nothing to wait for.
+#: Turns of the event loop in which aiormq ends its tasks once a connection is closed; it offers no future to wait for.
 CLOSING_TURNS: Final = 20
 #: Seconds between attempts, from the first to the last, each with jitter.
 FIRST_RETRY: Final = 0.1
 LAST_RETRY: Final = 1.0
 
-#: Makes a connection ready for its purpose. What it yields are the channels whose end is the connection's end.
-SetUp: TypeAlias = Callable[
-    [AbstractConnection, Connection], contextlib.AbstractAsyncContextManager[Sequence[AbstractChannel]]
-]
+#: Makes a connection ready for its purpose; yields the channels whose end is the connection's end.
+SetUp: TypeAlias = Callable[[Connection], contextlib.AbstractAsyncContextManager[Sequence[AbstractChannel]]]
 
 
 class Link:
-    """Keeps one connection, and tells ``on_change`` whenever it comes or goes."""
+    """Keeps one connection, and calls ``on_change`` whenever it comes up or is lost."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Link:
         self._set_up = set_up
         self._on_change = on_change
         self.up = False
-        #: It is up, or was so a moment ago and has not failed to come back: what goes by it is only late.
+        #: Whether messages get through soon: the link is up, or was lost a moment ago and no attempt has failed since.
         self.usable = False
         self.problem: str | None = "not connected yet"
         self.connects = 0
@@ -58,14 +58,14 @@ class Link:
         self._lost: asyncio.Event | None = None
 
     def abort(self, problem: str) -> None:
-        """Give the connection up; it is made anew."""
+        """Drop the connection and make the next one."""
         self._on_lost(problem)
         if self._connection is not None:
             self._connection.abort()
 
     async def run(self) -> None:
         """Keep the connection, until cancelled."""
-        quiet_libraries()
+        quiet_aiormq()
         delay = FIRST_RETRY
         while True:
             started = time.monotonic()
@@ -88,20 +88,17 @@ class Link:
             delay = min(delay * 2, LAST_RETRY)
 
     async def _live(self) -> None:
-        """Connect, set up, and return when the connection is lost; raises what keeps it from coming up."""
+        """Connect, set up, and return when the connection is lost. Raises the error of an attempt that fails."""
         self._lost = asyncio.Event()
         async with asyncio.timeout(CONNECT_TIMEOUT):
             connection = self._connection = await self._connect()
         try:
-            transport = connection.transport
-            if transport is None:
-                raise ConnectionError("the connection was lost at once")
             async with (
                 asyncio.timeout(CONNECT_TIMEOUT) as setting_up,
-                self._set_up(transport.connection, connection) as channels,
+                self._set_up(connection) as channels,
             ):
                 setting_up.reschedule(None)
-                for closing in (transport.connection.closing, *(channel.closing for channel in channels)):
+                for closing in (connection.closing, *(channel.closing for channel in channels)):
                     closing.add_done_callback(self._on_closed)
                 self.connects += 1
                 self._set(up=True, usable=True, problem=None)
@@ -113,8 +110,8 @@ class Link:
             await self._close(connection)
 
     async def _close(self, connection: Connection) -> None:
-        """Say goodbye to the broker, and let the libraries end their tasks."""
-        # A scope of anyio that was cancelled would cancel this again in every turn of the event loop.
+        """Close the connection in good order if the broker answers in time, and let aiormq end its tasks."""
+        # A cancelled scope of anyio would cancel this again in every turn of the event loop.
         with anyio.CancelScope(shield=True):
             try:
                 async with asyncio.timeout(CLOSE_TIMEOUT):

@@ -1,31 +1,39 @@
-"""Whether a gateway would find what it needs on a broker."""
+"""A check of a broker, for ``nuropb-gateway check``: connection, permissions, and messages that arrive."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final
 
-import aio_pika
+from aiormq.exceptions import PublishError
+from pamqp import commands
 
 from ...identifiers import new_id
 from ...wire import codec
-from ._connection import CONNECTION_ERRORS, Connection, connect, declare_exchanges, explain, quiet_libraries
+from ...wire.publish import expiration
+from . import _aiormq
+from ._connection import Connection, connect
+from ._errors import CONNECTION_ERRORS, explain
+from ._exchanges import declare_exchanges
+from ._logs import quiet_aiormq
 
 __all__ = ["probe"]
 
-#: Seconds for everything.
+#: Seconds for the whole check.
 TIMEOUT: Final = 10.0
 
 
 async def probe(url: str, service_name: str) -> str:
-    """Do once what a gateway of this name does all the time, and leave nothing behind.
+    """Do once everything that a gateway of this name does on a broker, and leave nothing behind.
 
-    Returns which broker it is. Raises ConnectionError with what is wrong, in words for an operator.
+    Returns the broker's product and version. Raises ConnectionError, in words for an operator, if a step fails.
     """
-    quiet_libraries()
+    _aiormq.check()
+    quiet_aiormq()
     try:
         async with asyncio.timeout(TIMEOUT):
-            connection = await connect(url, f"{service_name} check")
+            connection = await connect(url, f"{service_name} check", "plain")
             try:
                 await declare_exchanges(connection)
                 await _exchange_messages(connection, service_name)
@@ -40,25 +48,30 @@ async def probe(url: str, service_name: str) -> str:
 
 
 async def _exchange_messages(connection: Connection, service_name: str) -> None:
-    """A queue with a name as the gateway's own have, an event and an answer that come to it, a call that does not."""
-    channel = await connection.channel()
-    queue = await channel.declare_queue(f"nuropb-{service_name}-{new_id()}-rq", exclusive=True, auto_delete=True)
-    events = await channel.get_exchange(codec.EVENTS_EXCHANGE, ensure=False)
-    await queue.bind(events, routing_key=queue.name)
-    message = aio_pika.Message(b"", expiration=TIMEOUT)
+    """Receive an event and a reply on a queue that is named like the gateway's own, and have a call returned."""
+    channel = await connection.open_channel(confirms=True)
+    queue = f"nuropb-{service_name}-{new_id()}-rq"
+    await channel.queue_declare(queue, exclusive=True, auto_delete=True)
+    await channel.queue_bind(queue, codec.EVENTS_EXCHANGE, queue)
     try:
         async with asyncio.timeout(TIMEOUT / 2):
-            await events.publish(message, routing_key=queue.name)
-            await channel.default_exchange.publish(message, routing_key=queue.name)
-            calls = await channel.get_exchange(codec.RPC_EXCHANGE, ensure=False)
-            await calls.publish(message, routing_key=queue.name)  # to nobody: it is returned
+            for exchange in (codec.EVENTS_EXCHANGE, ""):
+                await channel.basic_publish(b"", exchange=exchange, routing_key=queue, properties=_properties())
+            with contextlib.suppress(PublishError):  # no service has that name, so the broker returns the call
+                await channel.basic_publish(
+                    b"", exchange=codec.RPC_EXCHANGE, routing_key=queue, properties=_properties(), mandatory=True
+                )
     except TimeoutError as error:
         raise ConnectionError("the broker takes no messages (a memory or disk alarm?)") from error
     for _ in range(2):
-        await queue.get(no_ack=True)
+        if isinstance((await channel.basic_get(queue, no_ack=True)).delivery, commands.Basic.GetEmpty):
+            raise ConnectionError("the broker confirmed a message, but did not put it into its queue")
+
+
+def _properties() -> commands.Basic.Properties:
+    return commands.Basic.Properties(expiration=expiration(TIMEOUT))
 
 
 def _describe(connection: Connection) -> str:
-    assert connection.transport is not None  # noqa: S101 - it is connected
-    properties = connection.transport.connection.server_properties
+    properties = connection.raw.server_properties
     return " ".join(str(properties.get(name, "")) for name in ("product", "version")).strip()

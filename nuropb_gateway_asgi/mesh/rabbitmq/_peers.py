@@ -1,8 +1,8 @@
-"""What the processes of one gateway tell each other, by way of the broker.
+"""Messages and records that the processes of one gateway exchange by way of the broker.
 
-A fanout exchange of the gateway's own brings a message to a queue of every process. It is not the exchange for events,
-because services, and clients with a wide subscription, would get these messages, too. Records go into a stream: a queue
-whose messages stay when they are read, so that a process that starts later has them as well.
+A fanout exchange of the gateway's own brings a message to a queue of every process. The exchange for events would not
+do: services, and clients with a wide subscription, would get these messages, too. Records go into a stream, a queue
+whose messages stay when they are read, so that a process that starts later reads them as well.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from typing import Any, Final, Protocol
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from ._connection import Connection, explain
+from ._connection import Connection
+from ._errors import explain
 from ._frames import Incoming
 from ._lane import OnMessage
 
-__all__ = ["MESSAGE_EXPIRES", "Records", "Siblings"]
+__all__ = ["MESSAGE_EXPIRES", "Peers", "Records"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds. Whoever asked has been told long before that this process did not answer, and may have asked again.
+#: Seconds. A process that asks its peers has long given up by then, and may have asked again.
 MESSAGE_EXPIRES: Final = 2.0
 QUEUE_LENGTH: Final = 100_000
-#: For how long records are kept, and in how many bytes. Small segments, because a stream drops whole ones.
+#: Records are kept for that long, in that many bytes. Small segments, as a stream drops whole segments.
 STREAM: Final[dict[str, Any]] = {
     "x-queue-type": "stream",
     "x-max-age": "30D",
@@ -34,21 +35,24 @@ STREAM: Final[dict[str, Any]] = {
     "x-stream-max-segment-size-bytes": 1_000_000,
 }
 
-#: What the broker answers to a user who may not, and where something else has that name or there are no streams.
+#: The broker's refusals: the user lacks a permission, the name is taken by something else, or there are no streams.
 _REFUSED: Final = (ChannelAccessRefused, ChannelPreconditionFailed)
 
 
 class Consume(Protocol):
-    """Has the messages of a queue given to a function."""
+    """The function that gives the messages of a queue to another function."""
 
     def __call__(
         self, queue: str, take: OnMessage, arguments: dict[str, Any] | None = None, /
     ) -> Awaitable[AbstractChannel]:
-        """The channel by which they come. ``arguments`` are the broker's."""
+        """Return the channel by which the messages come. ``arguments`` are for the broker."""
 
 
-class Siblings:
-    """Names, topology and consumers. ``on_message`` and ``on_record`` are called with what comes."""
+class Peers:
+    """The exchange, queue and stream shared with the other processes of a gateway.
+
+    ``on_message`` and ``on_record`` are called with the bodies that arrive.
+    """
 
     def __init__(
         self,
@@ -62,21 +66,21 @@ class Siblings:
         self.exchange = f"nuropb-{service_name}-fx"
         self.queue = f"nuropb-{service_name}-{unique}-fq"
         self.stream = f"nuropb-{service_name}-records"
-        #: Whether there is anybody to talk to, and somewhere to write: the user may be allowed neither.
+        #: Whether there is an exchange to send to, and a stream to write to: the user may be allowed neither.
         self.can_talk = False
         self.can_record = False
         self._on_message = on_message
         self._on_record = on_record
         self._expires = expires
-        #: Of the latest record that was read.
-        self._offset: int | None = None
+        #: The offset in the stream of the latest record that was read.
+        self.offset: int | None = None
         self._warned: set[str] = set()
 
     async def declare(self, connection: Connection) -> None:
-        """Make sure that the exchange is there: a message to one that is missing would close its channel."""
+        """Declare the exchange: a message to a missing one would close its channel."""
         try:
             async with connection.channel() as channel:
-                await channel.declare_exchange(self.exchange, "fanout", durable=True)
+                await channel.exchange_declare(self.exchange, exchange_type="fanout", durable=True)
         except _REFUSED as error:
             self.can_talk = False
             self._warn(f"messages to users reach this process only, as {self.exchange} cannot be declared", error)
@@ -84,16 +88,16 @@ class Siblings:
             self.can_talk = True
 
     async def reassert(self, connection: Connection) -> None:
-        """Make sure that exchange, queue and binding are there: nobody is told of their end."""
+        """Declare exchange, queue and binding: the broker tells nobody of their end."""
         await self.declare(connection)
         if self.can_talk:
             arguments: dict[str, Any] = {"x-expires": self._expires * 1000, "x-max-length": QUEUE_LENGTH}
             async with connection.channel() as channel:
-                queue = await channel.declare_queue(self.queue, durable=True, arguments=arguments)
-                await queue.bind(self.exchange)
+                await channel.queue_declare(self.queue, durable=True, arguments=arguments)
+                await channel.queue_bind(self.queue, self.exchange, self.queue)
 
     async def set_up(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:
-        """Declare what is read and read it; returns the channels, whose end is that of the connection."""
+        """Declare queue and stream and consume them; return the channels, whose end is the connection's end."""
         channels = []
         await self.reassert(connection)
         if self.can_talk:
@@ -108,24 +112,24 @@ class Siblings:
         return channels + await self.read_records(connection, consume)
 
     async def read_records(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:
-        """Read what is recorded, if anything is; what :meth:`set_up` does without making anything."""
+        """Consume the stream if it exists, without declaring anything; return the channels."""
         try:
             async with connection.channel() as channel:
-                await channel.declare_queue(self.stream, durable=True, passive=True)
+                await channel.queue_declare(self.stream, durable=True, passive=True)
         except (ChannelNotFoundEntity, *_REFUSED):
             return []
-        offset: Any = "first" if self._offset is None else self._offset + 1
+        offset: Any = "first" if self.offset is None else self.offset + 1
         return [await consume(self.stream, self._take_record, {"x-stream-offset": offset})]
 
     async def _declare_stream(self, connection: Connection) -> None:
-        if self._offset is not None:
+        if self.offset is not None:
             try:
                 async with connection.channel() as channel:
-                    await channel.declare_queue(self.stream, durable=True, passive=True)
+                    await channel.queue_declare(self.stream, durable=True, passive=True)
             except ChannelNotFoundEntity:
-                self._offset = None  # somebody deleted it, and the next one counts anew
+                self.offset = None  # an operator deleted the stream, and the next one counts anew
         async with connection.channel() as channel:
-            await channel.declare_queue(self.stream, durable=True, arguments=STREAM)
+            await channel.queue_declare(self.stream, durable=True, arguments=STREAM)
 
     def _take_message(self, message: Incoming) -> None:
         self._on_message(message.body)
@@ -133,9 +137,9 @@ class Siblings:
     def _take_record(self, message: Incoming) -> None:
         offset = (message.headers or {}).get("x-stream-offset")
         if isinstance(offset, int):
-            if self._offset is not None and offset <= self._offset:
-                return  # a stream is read from the beginning of a chunk
-            self._offset = offset
+            if self.offset is not None and offset <= self.offset:
+                return  # the broker sends a stream from the beginning of a chunk
+            self.offset = offset
         self._on_record(message.body)
 
     def _warn(self, what: str, error: BaseException) -> None:
@@ -145,21 +149,21 @@ class Siblings:
 
 
 class Records:
-    """Records on their way to the stream, each with whoever waits for the broker's word."""
+    """Records on their way to the stream, each with the future of the caller that waits for the broker's confirm."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, asyncio.Future[bool]] = {}
 
     def expect(self, correlation_id: str) -> asyncio.Future[bool]:
-        """Whether it was taken, once that is known."""
+        """Return the future of a record: whether the broker has it."""
         future = self._waiting[correlation_id] = asyncio.get_running_loop().create_future()
         return future
 
-    def settle(self, correlation_id: str, taken: bool) -> bool:
-        """It was taken or not; False if this is not about a record."""
+    def settle(self, correlation_id: str, accepted: bool) -> bool:
+        """Set a record's outcome; return False if the correlation id belongs to no record."""
         future = self._waiting.pop(correlation_id, None)
         if future is None:
             return False
         if not future.done():
-            future.set_result(taken)
+            future.set_result(accepted)
         return True

@@ -1,4 +1,4 @@
-"""A service object on RabbitMQ: other services call it as they call each other, and see no difference."""
+"""A service object on RabbitMQ: its methods are called for the messages of its queue, by NuroPb's rules."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import functools
 import logging
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import anyio
 import msgspec
 from aiormq.abc import AbstractChannel
-from aiormq.exceptions import AMQPException
+from aiormq.exceptions import AMQPException, ChannelInvalidStateError
 from anyio.abc import TaskGroup
 
 from ...exceptions import MeshUnavailable
@@ -27,25 +27,29 @@ __all__ = ["SERVICE_PREFETCH", "ServiceHost"]
 
 logger = logging.getLogger(__name__)
 
-#: Calls that run at a time, per process.
+#: Calls that run at the same time, per process.
 SERVICE_PREFETCH: Final = 32
-#: Seconds until a reply that could not be sent is tried again.
+#: Seconds between attempts to send a reply.
 RETRY: Final = 0.1
-#: Messages that are known when they come again, after a loss of the connection.
+#: Handled messages that are remembered, in case the broker delivers them again after a loss of the connection.
 REMEMBERED: Final = 1000
+
+Action: TypeAlias = Literal["ack", "reject", "requeue"]
+#: Sends the reply to a call; returns False if that is impossible now.
+Send: TypeAlias = Callable[[], bool]
 
 
 class SendReply(Protocol):
-    """How a reply gets to the mesh."""
+    """The function by which a reply goes to the mesh."""
 
     def __call__(
         self, reply_to: str, *, correlation_id: str, trace_id: str | None, body: bytes, encrypted: bool
     ) -> None:
-        """Send it. Raises MeshUnavailable."""
+        """Send a reply. Raises MeshUnavailable."""
 
 
 class _Running:
-    """A message that is being handled, and where it is to be acknowledged: after a reconnection that is elsewhere."""
+    """A message that is being handled, and the delivery to acknowledge: after a reconnection it is another one."""
 
     __slots__ = ("channel", "tag")
 
@@ -55,10 +59,10 @@ class _Running:
 
 
 class ServiceHost:
-    """Calls what ``service`` returns for messages of its queue, each in a task, and acknowledges as nuropb does.
+    """Calls the object that ``service`` returns for the messages of its queue, each in a task, and acknowledges them.
 
-    It is an async context manager; what runs is cancelled at the end of the context. A connection that is lost cancels
-    nothing: a call that runs meanwhile goes on, and when its message comes again it is that call's, not another one.
+    An async context manager; its end cancels the running calls. The loss of a connection cancels nothing: a running
+    call goes on, and when the broker delivers its message again, the call's outcome settles that delivery.
     """
 
     def __init__(
@@ -74,15 +78,15 @@ class ServiceHost:
         self._send_reply = send_reply
         self._publish = publish
         self._channel: AbstractChannel | None = None
-        #: The tag by which the broker knows this consumer.
-        self.consumer = ""
+        #: The tag by which the broker knows the consumer of the queue.
+        self.consumer_tag = ""
         self._tasks: TaskGroup | None = None
         self._stack = contextlib.AsyncExitStack()
         self._idle = asyncio.Event()
         self._count = 0
         self._running: dict[str, _Running] = {}
-        #: Messages that were handled lately, each with the reply that could not be sent, if that is so.
-        self._handled: GenerationCache[str, Callable[[], bool] | None] = GenerationCache(REMEMBERED)
+        #: Handled messages by their correlation ids, each with its reply if that could not be sent yet.
+        self._handled: GenerationCache[str, Send | None] = GenerationCache(REMEMBERED)
 
     async def __aenter__(self) -> ServiceHost:
         self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
@@ -101,26 +105,36 @@ class ServiceHost:
         await self._stack.__aexit__(exc_type, exc, traceback)
 
     @property
+    def running(self) -> int:
+        """The number of messages that are being handled."""
+        return self._count
+
+    @property
+    def remembered(self) -> int:
+        """The number of handled messages that would be recognised if the broker delivered them again."""
+        return len(self._handled)
+
+    @property
     def _service(self) -> object:
         return self._get_service()
 
     def attach(self, channel: AbstractChannel) -> None:
-        """Messages come by ``channel`` from now on."""
+        """Take the messages that come by ``channel`` from now on."""
         self._channel = channel
 
     async def finish(self) -> None:
-        """Take no more messages, and wait until nothing is handled any more."""
+        """Take no more messages, and wait until none is being handled."""
         channel, self._channel = self._channel, None
         if channel is not None and not channel.is_closed:
-            with contextlib.suppress(AMQPException):
-                await channel.basic_cancel(self.consumer)
+            with contextlib.suppress(AMQPException, ChannelInvalidStateError):
+                await channel.basic_cancel(self.consumer_tag)
         await self._idle.wait()
 
     def on_message(self, message: Incoming) -> None:
         """Take a message of the service's queue."""
         channel, tasks = self._channel, self._tasks
         if channel is None or tasks is None:
-            return  # it was on its way already; nobody acknowledges it, so somebody else gets it
+            return  # it was on its way when this host stopped; unacknowledged, it goes to another process
         id_ = message.correlation_id or ""
         if message.redelivered and id_ in self._running:
             running = self._running[id_]
@@ -153,7 +167,7 @@ class ServiceHost:
                 self._idle.set()
 
     async def _send_again(self, id_: str, running: _Running) -> None:
-        """Acknowledge a message that was handled before; its reply first, if that could not be sent."""
+        """Acknowledge a message that was handled before, once its reply has been sent."""
         send = self._handled.get(id_)
         while send is not None and not send():
             await asyncio.sleep(RETRY)
@@ -163,10 +177,11 @@ class ServiceHost:
             self._handled.add(id_, None)
         await self._settle(running, "ack")
 
-    async def _settle(self, running: _Running, action: Literal["ack", "reject", "requeue"]) -> None:
+    async def _settle(self, running: _Running, action: Action) -> None:
+        """Acknowledge, reject or requeue a message."""
         if running.channel.is_closed:
-            return  # it comes again, and is known by then
-        with contextlib.suppress(AMQPException):
+            return  # the broker delivers it again, and it is recognised
+        with contextlib.suppress(AMQPException, ChannelInvalidStateError):
             if action == "ack":
                 await running.channel.basic_ack(running.tag, wait=False)
             elif action == "reject":
@@ -174,8 +189,8 @@ class ServiceHost:
             else:
                 await running.channel.basic_nack(running.tag, requeue=True, wait=False)
 
-    async def _handle(self, message: Incoming) -> tuple[Literal["ack", "reject", "requeue"], Callable[[], bool] | None]:
-        """Do what the message asks for; what becomes of it, and what sends its reply, if there is one."""
+    async def _handle(self, message: Incoming) -> tuple[Action, Send | None]:
+        """Make the call that a message asks for; return how to settle the message, and how to send its reply."""
         body = message.body
         key: bytes | None = None
         try:
@@ -192,7 +207,7 @@ class ServiceHost:
                 return "ack", None
             call = codec.decode_service_call(body)
         except (codec.InvalidMessage, UndecryptableMessage) as error:
-            # Once, and once only: nuropb rejects such a message twice and loses its channel for it.
+            # Rejected once; nuropb rejects such a message twice and loses its channel for that.
             logger.warning("mesh: a message to %s was refused: %s", self._name, error)
             return "reject", None
         outcome = await self._call(call, encrypted=key is not None, redelivered=message.redelivered)
@@ -228,7 +243,7 @@ class ServiceHost:
         )
 
     def _reply(self, call: codec.ServiceCall, outcome: Outcome, reply_to: str, key: bytes | None) -> bool:
-        """Send a reply; False if that is not possible now."""
+        """Send a reply; return False if that is impossible now."""
         body = codec.encode_reply(call, result=outcome.result, error=outcome.error, reply_to=reply_to)
         if key is not None:
             _, body = encrypt(body, self._service._private_key.public_key(), key)  # type: ignore[attr-defined]  # noqa: SLF001
@@ -241,7 +256,7 @@ class ServiceHost:
                 encrypted=key is not None,
             )
         except MeshUnavailable as error:
-            # It has run, and is not run again for the sake of its answer, which is sent when the message comes again.
+            # The call has run, and does not run again for its reply: that goes out when the message is delivered again.
             logger.warning("mesh: the reply to trace %s is late: %s", call.trace_id, error)
             return False
         except codec.InvalidMessage as error:

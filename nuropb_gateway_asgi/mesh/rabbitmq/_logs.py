@@ -1,0 +1,41 @@
+"""The log of this package's connections: aiormq's own lines about them become debug lines here."""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+
+from ._aiormq import LOGGERS
+
+__all__ = ["quiet_aiormq"]
+
+logger = logging.getLogger(__name__)
+
+#: Set in the task of a link, and so in the tasks that aiormq starts for its connection.
+_within_link: ContextVar[bool] = ContextVar("nuropb_gateway_within_link", default=False)
+
+
+class _DemoteToDebug(logging.Filter):
+    """Replaces aiormq's lines about this package's connections by debug lines of this package.
+
+    A link reports a fault to the operator once; aiormq logs an error for each attempt to connect and a traceback for
+    each loss. Lines about other connections of a host application pass unchanged.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is logged unchanged."""
+        if not _within_link.get():
+            return True
+        if record.levelno > logging.DEBUG:  # aiormq's debug lines show every frame, with bodies and the password
+            logger.debug("%s: %s", record.name, record.getMessage())
+        return False
+
+
+_demote_to_debug = _DemoteToDebug()
+
+
+def quiet_aiormq() -> None:
+    """Leave the log lines about the current task's connections to this package."""
+    _within_link.set(True)
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_demote_to_debug)

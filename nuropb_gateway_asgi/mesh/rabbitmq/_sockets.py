@@ -1,0 +1,112 @@
+"""The socket under a connection of aiormq, opened here: a lane sees its bytes, and a dead one is dropped at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from aiormq.exceptions import AMQPConnectionError, InvalidFrameError
+from yarl import URL
+
+from ._readable import ReadableFrames
+
+__all__ = ["Socket", "SocketListener"]
+
+
+class SocketListener:
+    """The events of a socket, before aiormq has them. By default, aiormq gets everything."""
+
+    def on_connect(self, transport: asyncio.Transport) -> None:
+        """Take note of the transport."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take received bytes; return those that are for aiormq."""
+        return data
+
+    def pause_writing(self) -> None:
+        """Write no more for now: the transport's buffer is full."""
+
+    def resume_writing(self) -> None:
+        """Write again."""
+
+
+class Socket:
+    """The socket of one connection, opened when aiormq asks for it (an ``aiormq.TransportFactory``)."""
+
+    #: Whether every frame is checked before aiormq decodes it: from the first connection on that was lost by an
+    #: undecodable frame. A check costs a second decoding.
+    careful: ClassVar[bool] = False
+
+    def __init__(self, listener: SocketListener) -> None:
+        self._listener = listener
+        self._transport: asyncio.Transport | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect; aiormq calls this. Raises AMQPConnectionError, as aiormq's own factories do."""
+        context = await kwargs["ssl_context_provider"].get_context() if url.scheme == "amqps" else None
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(loop=loop)
+        protocol = _Protocol(self._feed(), self._listener, reader, loop)
+        try:
+            transport, _ = await loop.create_connection(lambda: protocol, url.host or "", url.port or 0, ssl=context)
+        except OSError as error:
+            raise AMQPConnectionError(*error.args) from error
+        self._transport = transport
+        self._listener.on_connect(transport)
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    def _feed(self) -> Callable[[bytes], bytes]:
+        feed = self._listener.feed
+        if not self.careful:
+            return feed
+        readable = ReadableFrames()
+        return lambda data: readable.feed(feed(data))
+
+    def abort(self) -> None:
+        """Reset the connection, without the goodbyes that a dead peer would not answer."""
+        if self._transport is None:
+            return
+        raw = self._transport.get_extra_info("socket")
+        if raw is not None:
+            with contextlib.suppress(OSError):
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+    @classmethod
+    def on_closed(cls, closing: asyncio.Future[Any]) -> None:
+        """Be careful from now on if a connection has ended by an undecodable frame."""
+        error = None if closing.cancelled() else closing.exception()
+        if isinstance(error, InvalidFrameError | RecursionError):
+            cls.careful = True
+
+
+class _Protocol(asyncio.StreamReaderProtocol):
+    """The events of the transport, by way of the listener to aiormq."""
+
+    def __init__(
+        self,
+        feed: Callable[[bytes], bytes],
+        listener: SocketListener,
+        reader: asyncio.StreamReader,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(reader, loop=loop)
+        self._feed = feed
+        self._listener = listener
+
+    def data_received(self, data: bytes) -> None:
+        rest = self._feed(data)
+        if rest:
+            super().data_received(rest)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._listener.pause_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._listener.resume_writing()
