@@ -1,4 +1,4 @@
-"""The interface of a mesh, for those who write one: see :mod:`nuropb_gateway_asgi.wire.interface`."""
+"""The interface of a mesh, for authors of another one: see :mod:`nuropb_gateway_asgi.wire.interface`."""
 
 from ..wire.interface import CallMessage, EventMessage, Mesh, MeshReceiver, Reply
 

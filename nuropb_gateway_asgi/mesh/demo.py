@@ -1,4 +1,4 @@
-"""The service behind ``embedded://demo``: one method for everything that a client can run into."""
+"""The service behind ``embedded://demo``, with a method for each situation that a client can meet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FAILURES: dict[str, type[Exception]] = {
 }
 
 
-# What comes over the mesh is JSON, whatever the annotations say.
+# Arguments from the mesh may be any JSON value, regardless of the annotations.
 
 
 def _is_number(value: Any) -> bool:
@@ -41,7 +41,7 @@ def _is_list_of_texts(value: Any) -> bool:
 
 
 def _wrong_with(topic: Any) -> str | None:
-    return check_topic(topic) if isinstance(topic, str) else "it is not a string"
+    return check_topic(topic) if isinstance(topic, str) else "not a string"
 
 
 class DemoService:
@@ -99,7 +99,7 @@ class DemoService:
         started = time.monotonic()
         count = 0
         while True:
-            # Counted from the start, so that a second stays a second however long publishing takes.
+            # Counted from the start, so that the time for publishing does not add up.
             await asyncio.sleep(max(started + count + 1 - time.monotonic(), 0.0))
             count += 1
             publish("demo.tick", {"count": count, "time": time.time()})

@@ -1,8 +1,8 @@
-"""A mesh within this process: for a start with nothing installed, for tests, and for trying things out.
+"""A mesh within one process: for a start with nothing installed, for tests, and for trying things out.
 
-Service objects are called by the same rules as by nuropb 0.1.8, and what comes back is what a client would see with
-RabbitMQ in between: unknown services are returned, failing methods answer once (nuropb sends two replies, of which
-the first is the true one), events go to whoever subscribed.
+Service objects are called by the rules of nuropb 0.1.8, with the results that a client would see with RabbitMQ in
+between: calls to unknown services are returned, failing methods reply once (nuropb sends two replies, and the first is
+the true one), events go to the subscribers.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 
 class _Running(NamedTuple):
+    """A mesh that runs: the receiver of its events, and the topics that it subscribes to."""
+
     receiver: MeshReceiver
     subscriptions: TopicTree[str]
 
@@ -40,7 +42,7 @@ class _Running(NamedTuple):
 class EmbeddedMesh:
     """Runs ``services`` (name to object) in this process. See :class:`~.base.Mesh` for the interface.
 
-    All :meth:`sibling` meshes have the same services, which run as long as the first of them does.
+    The meshes of other transports (:meth:`for_transport`) have the same services, which run as long as this mesh does.
     """
 
     def __init__(self, services: Mapping[str, object], *, service_name: str = "nuropb-gateway") -> None:
@@ -51,27 +53,27 @@ class EmbeddedMesh:
         self._tasks: TaskGroup | None = None
         self._stack = contextlib.AsyncExitStack()
         self._address = new_id()
-        #: Of this mesh and its siblings, those that run: who is told, and what of.
+        #: The running meshes of all transports, by their addresses.
         self._running: dict[str, _Running] = {}
 
     @property
     def connected(self) -> bool:
-        """Whether it runs."""
+        """Whether the mesh runs."""
         return self._tasks is not None
 
     @property
     def problem(self) -> str | None:
-        """Why it is not connected."""
-        return None if self.connected else "the mesh does not run"
+        """The reason why the mesh is not connected."""
+        return None if self.connected else "the mesh is not running"
 
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
-        """Say who is told, and let services call ``controller`` under the gateway's own name."""
+        """Set the receiver of messages, and let services call ``controller`` under the gateway's own name."""
         self._receiver = receiver
         self._services[self._service_name] = controller
 
     def for_transport(self, instance_id: str) -> EmbeddedMesh:
-        """Another mesh in this process, with the very same services."""
-        return _Sibling(self._services, self._running, self._service_name)
+        """Make the mesh of another transport, with the very same services."""
+        return _TransportMesh(self._services, self._running, self._service_name)
 
     async def __aenter__(self) -> EmbeddedMesh:
         self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
@@ -99,7 +101,7 @@ class EmbeddedMesh:
                 tasks.start_soon(service._run_, self._publish_any, name=f"embedded {name}")
 
     def send(self, message: CallMessage) -> None:
-        """Start the call, or tell that there is no such service."""
+        """Start the call, or return it if there is no such service."""
         tasks = self._group()
         service = self._services.get(message.service)
         loop = asyncio.get_running_loop()
@@ -112,31 +114,31 @@ class EmbeddedMesh:
 
     @property
     def address(self) -> str:
-        """A name among the siblings."""
+        """The address of this mesh among those of the other transports."""
         return self._address
 
     def broadcast(self, message: bytes) -> None:
-        """Tell the siblings."""
+        """Send a message to the meshes of all transports."""
         for address in self._running:
             self.tell(address, message)
 
     def tell(self, address: str, message: bytes) -> None:
-        """Tell one of them."""
+        """Send a message to one of them."""
         self._group()
-        if (sibling := self._running.get(address)) is not None:
-            asyncio.get_running_loop().call_soon(sibling.receiver.on_peer_message, message)
+        if (peer := self._running.get(address)) is not None:
+            asyncio.get_running_loop().call_soon(peer.receiver.on_peer_message, message)
 
     async def record(self, record: bytes) -> None:
-        """Give the record to all. It is not kept, as the tokens that this process made are of no use in the next."""
+        """Give the record to all transports. It is not kept: tokens of this process are invalid in the next one."""
         self._group()
         for each in tuple(self._running.values()):
             each.receiver.on_record(record)
 
     def forget(self, correlation_id: str) -> None:
-        """Let the call run on, as a service behind a broker would: nobody can call it back."""
+        """Let the call run on, as with a service behind a broker, which cannot be interrupted."""
 
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
-        """Give the event to the gateways that subscribed, and to every other service that handles events."""
+        """Give the event to the subscribed transports, and to every other service that handles events."""
         tasks = self._group()
         subscribed = [each.receiver for each in self._running.values() if each.subscriptions.match(topic)]
         if subscribed:
@@ -163,12 +165,12 @@ class EmbeddedMesh:
                 )
 
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
-        """Receive events of this pattern."""
+        """Receive events of this topic pattern."""
         self._subscriptions.add(topic, topic)
         done()
 
     def unsubscribe(self, topic: str) -> None:
-        """Receive them no longer."""
+        """Receive events of this topic pattern no longer."""
         self._subscriptions.remove(topic, topic)
 
     @property
@@ -179,11 +181,11 @@ class EmbeddedMesh:
 
     def _group(self) -> TaskGroup:
         if self._tasks is None:
-            raise MeshUnavailable("the embedded mesh does not run")
+            raise MeshUnavailable("the embedded mesh is not running")
         return self._tasks
 
     def _publish_any(self, topic: str, event: Any, target: list[str] | None = None) -> None:
-        with contextlib.suppress(MeshUnavailable):  # the tick that is due while the mesh stops
+        with contextlib.suppress(MeshUnavailable):  # a tick that is due while the mesh stops
             self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)
 
     async def _call(self, service: object, message: CallMessage) -> None:
@@ -213,8 +215,8 @@ class EmbeddedMesh:
             self._told.on_reply(reply)
 
 
-class _Sibling(EmbeddedMesh):
-    """A mesh with the services of another one, which has them run and called under the gateway's name."""
+class _TransportMesh(EmbeddedMesh):
+    """The mesh of another transport, with the services of the first mesh, which also takes the controller's calls."""
 
     def __init__(self, services: dict[str, object], running: dict[str, _Running], service_name: str) -> None:
         super().__init__({}, service_name=service_name)
@@ -222,8 +224,8 @@ class _Sibling(EmbeddedMesh):
         self._running = running
 
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
-        """Say who is told."""
+        """Set the receiver of messages."""
         self._receiver = receiver
 
     def _run_services(self, tasks: TaskGroup) -> None:
-        """They run already."""
+        """Do nothing: the first mesh runs them."""

@@ -1,7 +1,7 @@
-"""Hosts a NuroPb-style service object on RabbitMQ, for as long as it takes.
+"""NuroPb-style service objects, hosted on RabbitMQ.
 
-nuropb 0.1.8 neither runs on Python 3.12 nor comes back after an outage of the broker. Here a service does, on the same
-queues and the same wire; nuropb's own clients and services see no difference.
+nuropb 0.1.8 neither runs on Python 3.12 nor recovers from an outage of the broker. A service that is hosted here does
+both, on the same queues and the same wire: nuropb's own clients and services see no difference.
 """
 
 from __future__ import annotations
@@ -41,14 +41,13 @@ async def serve(
 ) -> None:
     """Host ``service`` until SIGTERM or SIGINT, or until cancelled. See :func:`hosting` for the arguments.
 
-    On a signal it takes no more calls and answers those that it has, for ``drain_timeout`` seconds at the most. When it
-    is cancelled it does the same.
+    Then it takes no more calls, and finishes the running ones within ``drain_timeout`` seconds.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as signals:
         for number in (signal.SIGTERM, signal.SIGINT):
-            # Not within a thread, nor on Windows: then somebody else has to cancel.
+            # Not within a thread, nor on Windows: there the caller has to cancel.
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
                 loop.add_signal_handler(number, stop.set)
                 signals.callback(loop.remove_signal_handler, number)
@@ -73,30 +72,32 @@ async def hosting(
     concurrency: int = 32,
     drain_timeout: float = 10.0,
 ) -> AsyncIterator[ServiceMeshManager]:
-    """Host ``service`` for as long as the context lasts; what it yields calls other services and publishes events.
+    """Host ``service`` for as long as the context lasts; yield a manager that calls services and publishes events.
 
-    ``url`` is an AMQP URL. ``service_name`` is the name by which it is called; the service's own ``_service_name``
-    unless given. Methods are called by NuroPb's rules: those that do not start with ``_``, with the context for those
-    that are marked by ``nuropb_context``; they may be coroutine functions, and a plain function should not take long,
-    as everything else waits for it. ``concurrency`` messages are handled at a time. Events of ``event_topics`` (topic
+    ``url`` is an AMQP URL. ``service_name`` is the name for callers; by default the service's own ``_service_name``.
+    Methods are called by NuroPb's rules: methods that do not start with ``_``, and with the context if they are marked
+    by ``with_context`` or ``nuropb_context``. They may be coroutine functions; a plain function should be quick, as it
+    holds up everything else. ``concurrency`` messages are handled at the same time. Events of ``event_topics`` (topic
     patterns) go to ``service._handle_event_(topic, event, target, context)``, which may be a coroutine function; all
     processes of a service share a queue, so each event reaches one of them.
 
-    A service that has a coroutine function ``_run_(publish)`` is given a function by which it publishes events,
-    ``publish(topic, event, target=None)``. It may return, or run as long as the context; what it raises ends that.
+    A coroutine function ``service._run_(publish)`` runs beside the calls; it gets a function to publish events by,
+    ``publish(topic, event, target=None)``. It may return, or run as long as the context, which its exception ends.
 
-    Entering does not wait for the broker, and nothing else but the end of the context ends it. At the end no more calls
-    are taken, and those that run are waited for ``drain_timeout`` seconds. Calls are made at least once: a process that
-    dies leaves its messages to the others. Raises SettingsError for a name or URL that is none.
+    Entering does not wait for the broker, and only the end of the context stops the service. Then it takes no more
+    calls and waits for the running ones for ``drain_timeout`` seconds. Calls are made at least once: when a process
+    dies, the broker delivers its messages to another one. Raises SettingsError for an invalid name or URL.
     """
     name = service_name or getattr(service, "_service_name", None)
     if not isinstance(name, str):
-        raise SettingsError("the service has no name: give service_name, or the object a _service_name")
+        raise SettingsError("the service has no name; pass service_name, or set _service_name on the object")
     if concurrency < 1:
-        raise SettingsError("concurrency: it has to be 1 or more")
+        raise SettingsError(f"concurrency: {concurrency}; expected 1 or more")
     settings = Settings(mesh_url=url, service_name=name, targeted_topics=())
     if settings.embedded:
-        raise SettingsError("a service is hosted on RabbitMQ: amqp://user:password@host:5672/vhost")
+        raise SettingsError(
+            "a service is hosted on RabbitMQ, not on the embedded mesh; expected a URL like amqp://user:password@host:5672/vhost"
+        )
     mesh = RabbitMQMesh(
         url,
         service_name=name,
@@ -114,7 +115,7 @@ async def hosting(
                 tasks.start_soon(service._run_, _publisher(mesh, name), name=f"service {name}")
             yield manager
         finally:
-            # Whatever it was that ended it, a call that runs is somebody's.
+            # The callers of running calls wait for replies, also when an exception ends this.
             with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(drain_timeout):
                     await mesh.finish_calls()
@@ -126,8 +127,8 @@ def _publisher(mesh: RabbitMQMesh, name: str) -> PublishEvent:
         reason = check_topic(topic)
         if reason is not None:
             raise ValueError(f"topic: {reason}")
-        if isinstance(target, str):  # whose letters would be users
-            raise TypeError("target: it has to be a list of user ids")
+        if isinstance(target, str):  # each of its letters would be a user
+            raise TypeError("target: a string; expected a list of user ids")
         body, users = to_json(event), None if target is None else list(target)
         try:
             mesh.publish(topic, body, context=b"{}", trace_id=new_id(), target=users)
@@ -138,5 +139,5 @@ def _publisher(mesh: RabbitMQMesh, name: str) -> PublishEvent:
 
 
 async def _nobody(token: str) -> Any:
-    """A service has no clients of its own."""
+    """Refuse every client: a service has none."""
     return None

@@ -1,4 +1,4 @@
-"""The context of a call: what a service sees of its caller. Pure."""
+"""The context of a call: the service's view of its caller. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["context_for", "context_of"]
 
 
 def context_for(identity: Identity | None, trace_id: str, session_id: str | None) -> dict[str, str | None]:
-    """What a service sees of the caller: made from the identity alone, never from anything that a client sent."""
+    """Make the context of a call from the caller's identity alone, never from anything that a client sent."""
     return {
         "user_id": None if identity is None else identity.user_id,
         "Authorization": None if identity is None else f"Bearer {identity.token}",
@@ -19,5 +19,5 @@ def context_for(identity: Identity | None, trace_id: str, session_id: str | None
 
 
 def context_of(identity: Identity | None, trace_id: str, session_id: str | None) -> bytes:
-    """The same as JSON."""
+    """Make the context of a call, as JSON."""
     return encode_json(context_for(identity, trace_id, session_id))

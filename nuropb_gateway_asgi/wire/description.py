@@ -1,7 +1,8 @@
-"""What the services of the mesh say of themselves (``nuropb_describe``), kept for a while. Pure.
+"""The descriptions that services give of themselves (``nuropb_describe``). Pure.
 
-NuroPb has no registry and no push: a description is asked for when a service is first called and again once it is
-old. Which methods need encryption is known from nowhere else, so the first call to a service waits for it.
+NuroPb has no registry and no push: the gateway asks for a description when a service is first called, and again once
+the description is old. Only the description says which methods need encryption, so the first call to a service waits
+for it.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ __all__ = [
     "parse_description",
 ]
 
-#: After this a description is renewed, in the background, when the service is called again.
+#: A description older than this is renewed in the background when the service is called again.
 MAX_AGE_SECONDS: Final = 60.0
-#: A method that is not in a description older than this may have come since, and a key may have changed: a message
-#: under a wrong key makes a nuropb 0.1.8 service fail for good.
+#: A description older than this may lack a new method or have an old key, and a message under a wrong key makes a
+#: nuropb 0.1.8 service fail for good.
 FRESH_SECONDS: Final = 5.0
-#: By their usual names alone can ``*args`` and ``**kwargs`` be told from other parameters that may be anything.
+#: NuroPb describes ``*args`` and ``**kwargs`` like other parameters of any type; only their usual names differ.
 _CATCH_ALL: Final = ("args", "kwargs")
 _ANYTHING: Final = ("any", "Any")
 
 
 class MethodInfo(Struct, frozen=True):
-    """One method. ``parameters`` is NuroPb's description of them, as it came."""
+    """A method of a service. ``parameters`` is NuroPb's description of them, unchanged."""
 
     description: str | None = None
     requires_encryption: bool = False
@@ -39,7 +40,7 @@ class MethodInfo(Struct, frozen=True):
 
 
 class Description(Struct, frozen=True):
-    """One service. ``methods`` is None when the service could not describe itself: then nothing is known of it."""
+    """The description of a service. ``methods`` is None when the service could not describe itself."""
 
     service: str
     fetched_at: float
@@ -47,8 +48,8 @@ class Description(Struct, frozen=True):
     description: str | None = None
     version: Any = None
     public_key: str | None = None
-    #: Two descriptions in a row had different keys: several instances, each with one of its own. Which of them a
-    #: message gets to cannot be said, and the wrong one would fail for good.
+    #: Two descriptions in a row had different keys: the service has several instances, each with a key of its own. A
+    #: message may reach any of them, and an instance with another key would fail for good.
     keys_differ: bool = False
 
     @property
@@ -68,7 +69,7 @@ _decode = msgspec.json.Decoder(_Described).decode
 
 
 def parse_description(service: str, result: bytes | Raw, fetched_at: float) -> Description:
-    """A description from the result of ``nuropb_describe``; one without methods if it cannot be read."""
+    """Read the result of ``nuropb_describe``. An unreadable one makes a description without methods."""
     try:
         described = _decode(result)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -84,10 +85,10 @@ def parse_description(service: str, result: bytes | Raw, fetched_at: float) -> D
 
 
 def describe_for_clients(description: Description, methods: list[str]) -> dict[str, Any]:
-    """The part of a description that names ``methods``, in the shape in which clients get it.
+    """Return the part of a description that is about ``methods``, in the shape for clients.
 
-    NuroPb lists properties as pairs and calls ``*args`` and ``**kwargs`` required; here they are an object, and what
-    takes anything is required by nobody, as far as its name tells.
+    NuroPb lists properties as pairs and calls ``*args`` and ``**kwargs`` required. Here properties are an object, and
+    parameters with these two names are optional.
     """
     infos = description.methods or {}
     return {

@@ -1,7 +1,7 @@
 """NuroPb's encryption of message bodies. Pure.
 
 A body is ``base64(RSA-OAEP(K)) + "." + base64(Fernet(K, json))``, where K is a new Fernet key for every call. The
-response comes under the same K; its first part is made with the service's own key and of no use to the caller.
+response is encrypted with the same K. Its first part is encrypted for the service itself; the caller ignores it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["UndecryptableMessage", "decrypt_call", "decrypt_reply", "encrypt", "
 
 
 class UndecryptableMessage(ValueError):
-    """A body or a key is not what the encryption says it is."""
+    """A body that cannot be decrypted, or a key that cannot be used."""
 
 
-#: In bits; 880 of them are needed for OAEP with SHA-256 around the 44 bytes of a K.
+#: Bits. OAEP with SHA-256 around the 44 bytes of a K needs 880.
 _SMALLEST_KEY: Final = 1024
 _OAEP = padding.OAEP(mgf=padding.MGF1(algorithm=hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
 
 
 @functools.lru_cache(maxsize=128)
 def load_public_key(pem: str) -> rsa.RSAPublicKey:
-    """The RSA key in ``pem``. Raises UndecryptableMessage when there is none."""
+    """Read the RSA key in ``pem``. Raises UndecryptableMessage if there is none."""
     try:
         key = serialization.load_pem_public_key(pem.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -43,20 +43,20 @@ def load_public_key(pem: str) -> rsa.RSAPublicKey:
 
 
 def encrypt(body: bytes, public_key: rsa.RSAPublicKey, key: bytes | None = None) -> tuple[bytes, bytes]:
-    """``(K, encrypted body)``; ``key`` is the K of the request when this is its response."""
+    """Encrypt a body; return ``(K, encrypted body)``. For a response, ``key`` is the K of its request."""
     key = Fernet.generate_key() if key is None else key
     encrypted_key = public_key.encrypt(key, _OAEP)
     return key, b64encode(encrypted_key) + b"." + b64encode(Fernet(key).encrypt(body))
 
 
 def decrypt_reply(body: bytes, key: bytes) -> bytes:
-    """The body of a response to a call under ``key``. Raises UndecryptableMessage."""
+    """Decrypt the response to a call that was encrypted with ``key``. Raises UndecryptableMessage."""
     _, _, encrypted = body.partition(b".")
     return _decrypt(encrypted, key)
 
 
 def decrypt_call(body: bytes, private_key: Any) -> tuple[bytes, bytes]:
-    """``(K, body)`` of a request to the owner of ``private_key``. Raises UndecryptableMessage."""
+    """Decrypt a request; return ``(K, body)``. Raises UndecryptableMessage."""
     encrypted_key, _, encrypted = body.partition(b".")
     try:
         key: bytes = private_key.decrypt(b64decode(encrypted_key, validate=True), _OAEP)

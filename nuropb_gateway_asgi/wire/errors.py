@@ -1,4 +1,4 @@
-"""NuroPb's exceptions, for services that are not written with nuropb: on the mesh they are told by their names alone.
+"""NuroPb's exceptions, for services that are not written with nuropb. On the mesh only their names count.
 
 nuropb itself cannot be installed on Python 3.12 and newer.
 """
@@ -17,7 +17,7 @@ __all__ = [
 
 
 class NuropbException(Exception):
-    """What a service raises on purpose: its text is for the caller."""
+    """An exception that a service raises on purpose, with a text for the caller."""
 
 
 class NuropbValidationError(NuropbException):
@@ -33,7 +33,7 @@ class NuropbAuthenticationError(NuropbException):
 
 
 class NuropbDeprecatedError(NuropbException):
-    """The method is to be used no longer."""
+    """The method is deprecated."""
 
 
 class NuropbHandlingError(NuropbException):

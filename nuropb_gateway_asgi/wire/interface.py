@@ -1,4 +1,4 @@
-"""What the gateway needs from a mesh, and what a mesh tells the gateway."""
+"""The interface between the gateway and a mesh: ``Mesh`` for the gateway's calls, ``MeshReceiver`` for the mesh's."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["CallMessage", "EventMessage", "Mesh", "MeshReceiver", "Reply"]
 class CallMessage(Struct, gc=False):
     """A request or command on its way to a service.
 
-    ``params`` and ``context`` are JSON objects; ``deadline`` is a time of ``time.monotonic()``, in seconds, after
-    which nobody waits for the answer any more. ``public_key`` (PEM) is set when the call must be encrypted.
+    ``params`` and ``context`` are JSON objects. ``deadline`` is a time of ``time.monotonic()``, in seconds, after which
+    the caller waits no longer. ``public_key`` (PEM) is set when the call must be encrypted.
     """
 
     kind: Literal["request", "command"]
@@ -26,13 +26,13 @@ class CallMessage(Struct, gc=False):
     params: bytes | Raw
     context: bytes
     deadline: float
-    #: From the start to the deadline, in seconds.
+    #: Seconds from the start to the deadline.
     timeout: float
     public_key: str | None = None
 
 
 class Reply(Struct, gc=False):
-    """A service's answer. ``result`` is JSON; ``error`` has NuroPb's two members, ``error`` and ``description``."""
+    """A service's reply. ``result`` is JSON; ``error`` has NuroPb's two members, ``error`` and ``description``."""
 
     correlation_id: str
     result: bytes | Raw = b"null"
@@ -40,7 +40,7 @@ class Reply(Struct, gc=False):
 
 
 class EventMessage(Struct, gc=False):
-    """An event. ``event`` is JSON; ``target`` holds user ids, or is None for everybody who subscribed."""
+    """An event. ``event`` is JSON; ``target`` holds user ids, or is None for all subscribers."""
 
     topic: str
     event: bytes | Raw
@@ -50,55 +50,59 @@ class EventMessage(Struct, gc=False):
 
 
 class MeshReceiver(Protocol):
-    """What a mesh tells. All of it is called on the event loop's thread; none of it waits or raises."""
+    """The receiver of a mesh's messages. A mesh calls it on the event loop's thread; no method waits or raises."""
 
     def expects(self, correlation_id: str) -> bool:
-        """Whether somebody waits for this reply. If not it is late, a double or a forgery; it is counted here."""
+        """Return whether a caller waits for this reply. If not, count it: it is late, a double or a forgery."""
         ...
 
     def on_reply(self, reply: Reply) -> None:
-        """A service answered."""
+        """Take a service's reply."""
 
     def on_unreadable(self, correlation_id: str) -> None:
-        """A service answered with something that only Python takes for JSON."""
+        """Take note that a service's reply was not valid JSON (NaN, Infinity)."""
 
     def on_returned(self, correlation_id: str) -> None:
-        """No service of that name exists; the message was not delivered."""
+        """Take note that no service of that name exists; the message was not delivered."""
 
     def on_confirmed(self, correlation_id: str) -> None:
-        """The mesh is responsible for the command now."""
+        """Take note that the mesh has accepted the command."""
 
     def on_rejected(self, correlation_id: str) -> None:
-        """The mesh did not take the message after all; it was not delivered."""
+        """Take note that the mesh has not accepted the message: it was not delivered."""
 
     def on_unconfirmed(self, correlation_id: str) -> None:
-        """The connection was lost before the mesh could say whether it took the command."""
+        """Take note that the connection ended before the command was confirmed: it may have run."""
 
     def on_event(self, event: EventMessage) -> None:
-        """An event of a topic that was subscribed to."""
+        """Take an event of a subscribed topic."""
 
     def on_gap(self, reason: str) -> None:
-        """Events were lost on their way: more than the broker keeps for a process that is away, or for too long."""
+        """Take note that events were lost.
+
+        ``reason`` is ``overflow`` (more than the broker keeps for a process that is away), ``expired`` (the process was
+        away for too long), or ``disconnected`` (the broker did not know of the subscription yet).
+        """
 
     def on_peer_message(self, message: bytes) -> None:
-        """Another process of this gateway says something; this process's own words come back, too."""
+        """Take a message from a process of this gateway; a process also gets its own broadcasts."""
 
     def on_record(self, record: bytes) -> None:
-        """A record that some process of this gateway, also this one, wrote: now, or long ago."""
+        """Take a record that a process of this gateway, possibly this one, wrote: just now, or long ago."""
 
     def on_connection_change(self, *, connected: bool) -> None:
-        """The mesh came or went."""
+        """Take note that the mesh was connected or disconnected."""
 
 
 class Mesh(Protocol):
-    """A mesh. It runs from ``__aenter__`` to ``__aexit__`` and owns whatever tasks it needs.
+    """A mesh. It runs from ``__aenter__`` to ``__aexit__`` and owns the tasks that it needs.
 
-    Entering does not wait for a connection: a gateway may start before its broker. Sending never waits either. There
-    is no way to ask whether a service exists: only a message that comes back tells.
+    Entering does not wait for a connection: a gateway may start before its broker. Sending never waits either. A mesh
+    cannot say whether a service exists: a message to a missing service is returned.
     """
 
     async def __aenter__(self) -> Any:
-        """Run from here on."""
+        """Start."""
 
     async def __aexit__(
         self,
@@ -106,60 +110,60 @@ class Mesh(Protocol):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop. What a broker keeps for this process goes by itself soon after."""
+        """Stop. The broker drops the queues of this process soon after."""
 
     @property
     def connected(self) -> bool:
-        """Whether messages are taken now."""
+        """Whether messages can be sent now."""
         ...
 
     @property
     def problem(self) -> str | None:
-        """Why it is not connected, in words for an operator (without secrets), or None."""
+        """The reason why the mesh is not connected, in words for an operator (without secrets), or None."""
         ...
 
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
-        """Say who is told and which object other services may call. Once, before entering."""
+        """Set the receiver of messages, and the object that other services may call. Once, before entering."""
 
     def for_transport(self, instance_id: str) -> Mesh:
-        """A mesh with the same services for another kind of connection, which is a process of this gateway more.
+        """Make a mesh with the same services for another transport of this process.
 
-        It takes no calls from other services: whoever is bound here answers them.
+        It counts as a further process of the gateway, but takes no calls from other services: this mesh takes them.
         """
         ...
 
     def send(self, message: CallMessage) -> None:
-        """Hand over a request or command. Raises MeshUnavailable, and then nothing was sent."""
+        """Send a request or command. Raises MeshUnavailable if it was not sent."""
 
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
         """Publish an event. Raises MeshUnavailable."""
 
     @property
     def address(self) -> str:
-        """Where this process can be told something by its siblings, the other processes of this gateway."""
+        """The address of this process among its peers, the other processes of this gateway."""
         ...
 
     def broadcast(self, message: bytes) -> None:
-        """Tell all siblings. Nobody hears of it more than a few seconds later. Raises MeshUnavailable."""
+        """Send a message to all peer processes. It expires within a few seconds. Raises MeshUnavailable."""
 
     def tell(self, address: str, message: bytes) -> None:
-        """Tell the sibling at ``address``, in the same way. Raises MeshUnavailable."""
+        """Send a message to the peer process at ``address``. It expires likewise. Raises MeshUnavailable."""
 
     async def record(self, record: bytes) -> None:
-        """Write a record that every process of this gateway gets: now, and when it starts, for a month.
+        """Write a record for every process of this gateway: those that run now, and those that start within a month.
 
-        Raises MeshUnavailable when it is not certain that it was written. Cancelling it does not take it back.
+        Raises MeshUnavailable if the broker did not confirm it. Cancelling does not take the record back.
         """
 
     def forget(self, correlation_id: str) -> None:
-        """Nobody waits for this reply any more: drop what is kept for it (a key, a place in a queue)."""
+        """Drop everything that is kept for a reply (a key, a place in a queue): its caller waits no longer."""
 
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
         """Receive events of this AMQP topic pattern, across reconnections too.
 
-        ``done`` is called once, as soon as events arrive or when that has to wait for a connection. Subscribing to
-        the same pattern again is allowed and changes nothing.
+        ``done`` is called once: when events arrive from then on, or when that has to wait for a connection. Subscribing
+        to the same pattern again is allowed and changes nothing.
         """
 
     def unsubscribe(self, topic: str) -> None:
-        """Receive them no longer."""
+        """Receive events of this topic pattern no longer."""

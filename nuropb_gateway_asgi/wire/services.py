@@ -1,7 +1,7 @@
-"""How a service object is called and described: nuropb 0.1.8's rules, without nuropb.
+"""Calls and descriptions of service objects, by the rules of nuropb 0.1.8, without nuropb.
 
-nuropb's decorators mark methods with attributes, and its exceptions are told by their class names, so services that
-are written with nuropb work here, and nothing here needs nuropb to be installed.
+nuropb's decorators mark methods with attributes, and its exceptions are recognised by their class names. So services
+written with nuropb work here, and nuropb need not be installed.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class PublishEvent(Protocol):
-    """How a service publishes an event. ``event`` is anything that JSON has."""
+    """The function by which a service publishes an event. ``event`` is any JSON value."""
 
     def __call__(self, topic: str, event: Any, target: list[str] | None = None) -> None:
-        """Publish ``event``: to everybody who subscribed to ``topic``, or to the users in ``target``.
+        """Publish ``event`` to the subscribers of ``topic``, or to the users in ``target``.
 
-        It never waits. While there is no mesh it is lost, and the log says so. Raises ValueError or TypeError for what
-        cannot be sent.
+        Never waits. While the mesh is disconnected the event is lost, with a line in the log. Raises ValueError or
+        TypeError for a topic, event or target that cannot be sent.
         """
 
 
 @runtime_checkable
 class Runnable(Protocol):
-    """A service that does something by itself, or publishes events, as long as the mesh runs."""
+    """A service with a task of its own, for example to publish events, as long as the mesh runs."""
 
     async def _run_(self, publish: PublishEvent) -> None:
-        """Runs until it is cancelled, or returns; ``publish`` may be kept and used by the methods too."""
+        """Run until cancelled, or return. ``publish`` may be kept, and used by the methods too."""
 
 
 def with_context(method: Method) -> Method:
-    """Give a method the context of each call as its first argument, a dict: who calls, the token, the trace id.
+    """Give a method the context of each call as its first argument, a dict: the caller, its token, the trace id.
 
-    It is what nuropb's ``nuropb_context`` is for services that are written with nuropb; that gives them an object.
+    nuropb has ``nuropb_context`` for this, which passes an object.
     """
     parameters = list(inspect.signature(method).parameters)
     position = 1 if parameters[:1] == ["self"] else 0
@@ -70,12 +70,12 @@ def with_context(method: Method) -> Method:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a call ended. ``action`` is what a broker is told; ``error`` has NuroPb's members."""
+    """The outcome of a call. ``action`` is for the broker; ``error`` has NuroPb's members."""
 
     action: Literal["ack", "reject", "requeue"]
     result: bytes = b"null"
     error: dict[str, str] | None = None
-    #: ``(topic, payload, target)`` of the events that the service published with its success.
+    #: ``(topic, payload, target)`` of each event that the service published with its success.
     events: tuple[tuple[str, Any, list[str] | None], ...] = ()
 
 
@@ -88,9 +88,9 @@ async def call_service(
     context: Mapping[str, Any],
     redelivered: bool = False,
 ) -> Outcome:
-    """Call ``method`` and say how it ended; an exception of the service is an outcome, not an exception.
+    """Call ``method`` and return the outcome; an exception of the service is an outcome, too.
 
-    Cancelling it cancels an asynchronous method.
+    Cancellation cancels an asynchronous method.
     """
     at_once = True
     try:
@@ -98,7 +98,7 @@ async def call_service(
         if inspect.isawaitable(result):
             at_once = False
             result = await result
-        if isinstance(result, Exception):  # returning one is as good as raising it later
+        if isinstance(result, Exception):  # returning an exception has the effect of raising it later
             at_once = False
             raise result
         return Outcome("ack", to_json(result))
@@ -108,7 +108,7 @@ async def call_service(
         logger.debug("%s.%s raised", service, method, exc_info=True)
         try:
             return _failure(error, service, method, redelivered, at_once)
-        except Exception as unspeakable:  # an exception or result that cannot be turned into JSON
+        except Exception as unspeakable:  # an exception or result that JSON cannot express
             return Outcome("reject", error=_error(type(unspeakable).__name__, "The outcome is not JSON"))
 
 
@@ -124,12 +124,13 @@ def _start(instance: object, method: str, params: Mapping[str, Any], context: Ma
 
 
 class _UnknownMethod(Exception):
-    """Becomes NuropbHandlingError on the wire."""
+    """A call of a method that does not exist; NuropbHandlingError on the wire."""
 
 
 def _is_cancelled(error: BaseException) -> bool:
-    """Whether this task is cancelled. If not, a CancelledError is about something else that the service waited for;
-    in a task group it would cancel everybody.
+    """Return whether ``error`` cancels this task.
+
+    If not, it comes from something that the service awaited, and in a task group it would cancel all other tasks.
     """
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
@@ -161,7 +162,7 @@ def _failure(error: BaseException, service: str, method: str, redelivered: bool,
 
 
 def _event(event: Mapping[str, Any]) -> tuple[str, Any, list[str] | None]:
-    """An event that comes with a success. What cannot be sent is the service's error, here and not on its way."""
+    """Check an event that comes with a success. An invalid event is an error of the service, raised here."""
     topic, payload, target = event["topic"], event["payload"], event.get("target")
     reason = check_topic(topic) if isinstance(topic, str) else "not a string"
     if reason is not None:
@@ -175,7 +176,7 @@ async def deliver_event(
 ) -> None:
     """Give an event to ``instance._handle_event_``, which may be a plain function or a coroutine function.
 
-    Its exceptions are logged and end there, as nobody waits for an answer.
+    Its exceptions are logged, as no caller waits for a reply.
     """
     handler = getattr(instance, "_handle_event_", None)
     if handler is None:
@@ -194,7 +195,7 @@ async def deliver_event(
 
 
 def _jsonable(value: Any) -> Any:
-    # The same spellings as nuropb's encoder, the odd ones included, so that a service reads the same on both meshes.
+    # The same spellings as nuropb's encoder, odd ones included: a service's results look the same on both meshes.
     if isinstance(value, dt.datetime | dt.date | dt.time):
         return f"{value.isoformat()}Z"
     if isinstance(value, Decimal):
@@ -205,7 +206,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def to_json(value: Any) -> bytes:
-    """``value`` as nuropb would encode it. Raises TypeError, ValueError or RecursionError where that is impossible."""
+    """Encode ``value`` as nuropb would. Raises TypeError, ValueError or RecursionError if that is impossible."""
     return json.dumps(value, default=_jsonable).encode()
 
 
@@ -213,7 +214,7 @@ def to_json(value: Any) -> bytes:
 
 
 def describe_service(instance: object) -> dict[str, Any]:
-    """What nuropb's ``nuropb_describe`` answers, but for the annotations and defaults that make it fail there."""
+    """Describe a service as nuropb would, including annotations and defaults that nuropb itself fails on."""
     methods = {}
     for name in dir(type(instance)) + list(getattr(instance, "__dict__", {})):
         function = None if name.startswith("_") else getattr(instance, name, None)

@@ -173,7 +173,7 @@ def house() -> House:
 def test_it_is_a_mesh(house: House) -> None:
     mesh: Mesh = house.mesh
     assert not mesh.connected
-    assert mesh.problem == "the mesh does not run"
+    assert mesh.problem == "the mesh is not running"
 
 
 # --- its life -------------------------------------------------------------------------------------------

@@ -1,13 +1,29 @@
-"""The mesh on RabbitMQ, spoken natively: nuropb's own client cannot be left alone with a network.
+"""The mesh on RabbitMQ, without nuropb's own client, which does not survive faults of a network.
 
-Two connections: one publishes, one consumes, because a broker in a memory or disk alarm stops reading from those
-that publish. Each is looked after by a :class:`~._link.Link`, which connects, sets up what it needs, waits for the
-end and begins again. The queues of this process are named anew for each process, are durable and outlive a short loss
-of the connection (``x-expires``), so that a reply which is sent while the gateway reconnects is still there
-afterwards.
+Two connections, one to publish and one to consume: a broker with a memory or disk alarm stops reading from connections
+that publish. A link keeps each: it connects, sets up, waits for the end and begins again. Every process has queues of
+its own. They are durable and outlive a short loss of the connection (``x-expires``), so that a reply sent meanwhile is
+there afterwards. aiormq makes connections and channels; the messages go through a lane.
 
-aio-pika owns connections, channels and topology. What is done thousands of times a second goes by the two short cuts
-of ``_lane``.
+``_mesh``           the mesh: its two connections, and the messages that go out
+``_replies``        the reply queue, and the keys of encrypted calls
+``_events``         the event queue, and the events that it has lost
+``_subscriptions``  topics and the bindings of the event queue
+``_service_host``   the calls of a service object, and their acknowledgement
+``_peers``          messages and records between the processes of one gateway
+``_self_check``     the message that a process sends to itself
+``_exchanges``      the declaration of NuroPb's exchanges
+``_link``           one connection, made again whenever it is lost
+``_connection``     one connection, until it is lost
+``_sockets``        its socket
+``_lane``           the way of its messages, in two kinds: ``_fast`` and ``_plain``
+``_frames``         AMQP frames, read by hand for the fast lane
+``_readable``       frames that pamqp cannot decode, made decodable
+``_aiormq``         the names of aiormq and pamqp that all this uses, and their fallbacks
+``_errors``         errors of a connection, in words for an operator
+``_logs``           aiormq's log lines
+``_probe``          the check of a broker, for ``nuropb-gateway check``
+``_statistics``     counters
 """
 
 from ._mesh import RabbitMQMesh

@@ -1,8 +1,8 @@
-"""The frames that come thousands of times a second, read by hand. Pure: bytes in, messages and other bytes out.
+"""AMQP frames of messages, read by hand for the fast lane. Pure: bytes in, messages and other bytes out.
 
 AMQP 0-9-1, sections 2.3.5 and 4.2: a frame is type (1), channel (2), size (4), payload, 0xCE. A message is a method
-frame (basic.deliver or basic.return), a header frame and as many body frames as its size asks for. All other frames are
-for pamqp and aiormq, who get them as they came.
+frame (basic.deliver or basic.return), a header frame and as many body frames as its size needs. All other frames are
+for aiormq, which gets them unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...wire import codec
 
 __all__ = ["HEARTBEAT", "Content", "Incoming", "Splitter"]
 
-#: A frame that says that the other side is there.
+#: The frame that a peer sends when it has no other to send.
 HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 #: Type, channel, size.
@@ -41,8 +41,8 @@ _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE, _PRIORITY, _CORRELAT
 #: Of a content header: class (2), weight (2), size of the body (8), flags (2).
 _FIXED: Final = 14
 
-# Entries of a table of headers as NuroPb writes them. Nothing that a client chooses can look like one of them, because
-# it cannot have the zeros of a length in it.
+# Entries of a table of headers as NuroPb writes them. No text of a client can look like one of them, because it cannot
+# contain the zeros of a length.
 _OUR_PROTOCOL: Final = b"\x0fnuropb_protocolS\x00\x00\x00\x05" + codec.PROTOCOL_VERSION.encode()
 _IS_RESPONSE: Final = b"\x0bnuropb_typeS\x00\x00\x00\x08response"
 _IS_ENCRYPTED: Final = b"\x09encryptedS\x00\x00\x00\x03yes"
@@ -51,9 +51,9 @@ _NO_PROPERTIES: Final = commands.Basic.Properties()
 
 
 class Incoming:
-    """A message that came. Of its properties only the correlation id is read at once.
+    """A received message. Of its properties only the correlation id is decoded at once.
 
-    ``header`` is the payload of the header frame. What cannot be read is as if it were not there.
+    ``header`` is the payload of the header frame. An undecodable property counts as absent.
     """
 
     __slots__ = ("_header", "_properties", "body", "correlation_id", "delivery_tag", "redelivered")
@@ -73,12 +73,12 @@ class Incoming:
 
     @property
     def reply_to(self) -> str | None:
-        """Where the answer goes."""
+        """The queue for the reply."""
         return self._read().reply_to
 
     @property
     def kind(self) -> codec.MessageType:
-        """Which of NuroPb's messages this is. Raises InvalidMessage if it is none."""
+        """The type of this message of NuroPb. Raises InvalidMessage for other messages."""
         if _IS_RESPONSE in self._header and _OUR_PROTOCOL in self._header:
             return "response"
         return codec.message_type(self.headers)
@@ -93,7 +93,7 @@ class Incoming:
             content = ContentHeader()
             try:
                 content.unmarshal(self._header)
-            except Exception:  # whatever pamqp and the codecs that it uses raise for what a peer may write
+            except Exception:  # pamqp and its codecs raise many kinds for the bytes that a peer may write
                 content.properties = _NO_PROPERTIES
             self._properties = content.properties
         return self._properties
@@ -118,17 +118,17 @@ def _correlation_id(header: bytes) -> str | None:
 
 
 class Taker(Protocol):
-    """Takes frames off one channel."""
+    """A consumer of the frames of one channel."""
 
     def take(self, kind: int, payload: bytes) -> bool:
-        """Whether the frame is taken; if not, it is passed on."""
+        """Take a frame, or return False to have it passed on."""
 
 
 class Content:
-    """Puts the messages of one channel together, and reads its confirms.
+    """Assembles the messages of one channel, and reads its confirms.
 
-    ``on_message`` gets what is delivered, ``on_return`` the correlation id of what comes back, and ``on_confirm`` the
-    tag of what was taken or not, and whether all before it are meant as well.
+    ``on_message`` gets each delivery, and ``on_return`` the correlation id of each returned message. ``on_confirm``
+    gets the tag of a confirm, whether it includes all earlier tags, and whether the messages were accepted.
     """
 
     __slots__ = ("_body", "_header", "_missing", "_on_confirm", "_on_message", "_on_return", "_start")
@@ -143,14 +143,14 @@ class Content:
         self._on_message = on_message
         self._on_return = on_return
         self._on_confirm = on_confirm
-        #: The method frame of the message that is under way; empty between two messages.
+        #: The method frame of the message that is being received; empty between two messages.
         self._start = b""
         self._header = b""
         self._body: list[bytes] = []
         self._missing = 0
 
     def take(self, kind: int, payload: bytes) -> bool:
-        """Take a frame of the channel, or leave it to others."""
+        """Take a frame of the channel, or return False to have it passed on."""
         if kind == _METHOD:
             method = payload[:4]
             if method in _MESSAGES:
@@ -192,9 +192,9 @@ class Content:
 
 
 class Splitter:
-    """Splits what a connection receives into frames, hands those of some channels to takers, and returns the rest.
+    """Splits received bytes into frames, gives the frames of some channels to takers, and returns the others.
 
-    ``on_blocked`` is told when the broker stops reading what is published, and when it reads again.
+    ``on_blocked`` is called when the broker begins (True) or ends (False) to block publishers.
     """
 
     __slots__ = ("_on_blocked", "_rest", "_takers", "took")
@@ -203,15 +203,15 @@ class Splitter:
         self._on_blocked = on_blocked
         self._rest = b""
         self._takers: dict[int, Taker] = {}
-        #: Whether the last bytes had frames that were taken.
+        #: Whether a frame of the last bytes was taken.
         self.took = False
 
     def add(self, channel: int, taker: Taker) -> None:
-        """Hand the frames of ``channel`` to ``taker`` from now on."""
+        """Give the frames of ``channel`` to ``taker`` from now on."""
         self._takers[channel] = taker
 
     def feed(self, data: bytes) -> bytes:
-        """Bytes that came; returns those that are for others. What is not a whole frame yet is kept."""
+        """Take received bytes; return the frames that were not taken. The beginning of an incomplete frame is kept."""
         self.took = False
         if self._rest:
             data = self._rest + data
@@ -222,7 +222,7 @@ class Splitter:
             kind, channel, length = _FRAME.unpack_from(data, at)
             end = at + _AROUND + length
             if kind > _AROUND or (end <= size and data[end - 1] != _END):
-                # Not a frame: the broker's protocol header, or garbage. aiormq knows what to say of it.
+                # Not a frame: the broker's protocol header, or garbage. aiormq reports it.
                 passed.append(data[at:])
                 at = size
                 break

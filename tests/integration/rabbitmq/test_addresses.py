@@ -1,0 +1,201 @@
+"""Credentials, addresses, heartbeats and TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import gc
+import logging
+import re
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pamqp.frame
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from pamqp import commands
+
+from nuropb_gateway_asgi.exceptions import MeshUnavailable
+from tests.kit.amqp import (
+    Peer,
+    changed_url,
+    queues_of,
+    reconnected,
+    running,
+)
+from tests.kit.gate_proxy import Proxy
+from tests.kit.gateways import eventually
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"password": "hunter2"}, "credentials"),
+        ({"username": "hunter", "password": "hunter2%40%2F%3A"}, "credentials"),
+        ({"password": "hunter2", "path": "/no-such-vhost"}, "credentials"),
+        ({"path": "/no-such-vhost"}, "refuses the vhost"),
+        ({"password": "hunter2", "port": 1}, "[Cc]onne"),
+        ({"password": "hunter2", "host": "no-such-host.invalid"}, "not known|resolution"),
+    ],
+    ids=["password", "user", "password and vhost", "vhost", "port", "host"],
+)
+async def test_why_there_is_no_connection_is_told_without_the_password(
+    amqp_url: str, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], said: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.handler.setLevel(logging.DEBUG)
+    async with running(changed_url(amqp_url, **changes), wait=False) as gateway:
+        await eventually(lambda: gateway.mesh.problem not in (None, "publishing connection: not connected yet"))
+        problem = gateway.mesh.problem
+        assert problem is not None
+        assert re.search(said, problem), problem
+        assert "hunter2" not in problem
+        with pytest.raises(MeshUnavailable) as caught:
+            gateway.send("anybody")
+        assert "hunter2" not in str(caught.value)
+        assert gateway.receiver.connections == []
+    assert "hunter2" not in caplog.text
+
+
+async def test_an_attempt_that_failed_leaves_nothing_that_closes_itself_later(amqp_url: str) -> None:
+    before = asyncio.all_tasks()
+    async with running(changed_url(amqp_url, port=1), wait=False) as gateway:
+        await eventually(lambda: gateway.mesh.problem not in (None, "publishing connection: not connected yet"))
+    gc.collect()
+    assert asyncio.all_tasks() <= before
+
+
+async def test_a_mesh_comes_up_when_its_broker_does(amqp_url: str, remover: list[str]) -> None:
+    async with Proxy(amqp_url) as proxy:
+        proxy.refuses = True
+        async with running(proxy.url(), wait=False) as gateway:
+            remover += queues_of(gateway)
+            await eventually(lambda: gateway.mesh.problem not in (None, "publishing connection: not connected yet"))
+            assert not gateway.mesh.connected
+            proxy.refuses = False
+            await gateway.connected()
+            assert gateway.receiver.connections == [True]
+
+
+@pytest.mark.parametrize(("query", "heartbeat"), [({}, 10), ({"heartbeat": "7"}, 7), ({"heartbeat": "23"}, 23)])
+async def test_the_heartbeat_of_the_url_is_kept(
+    proxy: Proxy, remover: list[str], query: dict[str, str], heartbeat: int
+) -> None:
+    async with running(proxy.url(**query)) as gateway:
+        remover += queues_of(gateway)
+        for purpose in ("publish", "consume"):
+            assert tune_of(bytes(proxy.link(purpose).sent)).heartbeat == heartbeat
+
+
+def tune_of(sent: bytes) -> commands.Connection.TuneOk:
+    """What a client agreed to."""
+    sent = sent.removeprefix(b"AMQP\x00\x00\x09\x01")
+    while sent:
+        size, _, frame = pamqp.frame.unmarshal(sent)
+        if isinstance(frame, commands.Connection.TuneOk):
+            return frame
+        sent = sent[size:]
+    raise AssertionError("nothing was agreed to")
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Files, all in one directory: an authority, a server's and a client's of it, and another authority."""
+
+    directory: Path
+
+    def context(self) -> ssl.SSLContext:
+        """A server's, which asks for a certificate."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.directory / "server.pem", self.directory / "server.key")
+        context.load_verify_locations(self.directory / "authority.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def query(self, *, authority: str = "authority", client: str | None = "client") -> dict[str, str]:
+        """As the URL names them."""
+        files = {"cafile": f"{authority}.pem"}
+        if client is not None:
+            files.update(certfile=f"{client}.pem", keyfile=f"{client}.key")
+        return {name: str(self.directory / file) for name, file in files.items()}
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    directory = tmp_path_factory.mktemp("certificates")
+    keys = {
+        name: ec.generate_private_key(ec.SECP256R1())
+        for name in ("authority", "stranger", "server", "client", "forger")
+    }
+    now = dt.datetime.now(dt.UTC)
+    for name, key in keys.items():
+        issuer = {"server": "authority", "client": "authority", "forger": "stranger"}.get(name, name)
+        names = {each: x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in (name, issuer)}
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(names[name])
+            .issuer_name(names[issuer])
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(days=1))
+            .not_valid_after(now + dt.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=issuer == name, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .sign(keys[issuer], hashes.SHA256())
+        )
+        (directory / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        (directory / f"{name}.key").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+    return Certificates(directory)
+
+
+async def test_tls_with_an_authority_and_a_client_certificate(
+    amqp_url: str, certificates: Certificates, remover: list[str], peer: Peer
+) -> None:
+    async with (
+        Proxy(amqp_url, tls=certificates.context()) as proxy,
+        running(proxy.url(**certificates.query())) as gateway,
+    ):
+        remover += queues_of(gateway)
+        service = await peer.service()
+        message = gateway.send(service, params=b'{"x":"%b"}' % (b"x" * 300_000))
+        await peer.reply(await peer.take(service), "y" * 300_000)
+        await gateway.told("reply", message)
+        proxy.cut()
+        await reconnected(gateway, 2)
+
+
+@pytest.mark.parametrize(
+    ("files", "host", "said"),
+    [
+        ({"authority": "stranger"}, "localhost", "certificate verify failed"),
+        ({}, "127.0.0.1", "certificate verify failed|IP address mismatch"),
+        ({"client": None}, "localhost", "SSL|closed"),
+        ({"client": "forger"}, "localhost", "SSL|closed"),
+        ({"authority": "missing"}, "localhost", "No such file"),
+        ({"client": "missing"}, "localhost", "No such file"),
+    ],
+    ids=["authority", "name", "no certificate", "certificate", "no authority file", "no certificate file"],
+)
+async def test_tls_that_does_not_hold_is_refused_and_explained(
+    amqp_url: str, certificates: Certificates, files: dict[str, str | None], host: str, said: str
+) -> None:
+    async with Proxy(amqp_url, tls=certificates.context()) as proxy:
+        query: Any = certificates.query(**files)  # type: ignore[arg-type]
+        url = proxy.url(**query).replace("@localhost:", f"@{host}:")
+        async with running(url, wait=False) as gateway:
+            await eventually(lambda: gateway.mesh.problem not in (None, "publishing connection: not connected yet"))
+            problem = gateway.mesh.problem
+            assert problem is not None
+            assert re.search(said, problem), problem
+            assert not gateway.mesh.connected

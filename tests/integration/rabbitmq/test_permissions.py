@@ -1,0 +1,122 @@
+"""A user with few permissions, and a broker that closes connections."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import anyio
+import pytest
+
+from tests.integration.conftest import Broker
+from tests.kit.amqp import (
+    DEAD_LETTERS,
+    EVENTS,
+    RPC,
+    changed_url,
+    peer_at,
+    reconnected,
+    running,
+)
+from tests.kit.gateways import eventually
+from tests.servers.rabbitmq import RabbitMQNode
+
+
+@dataclass(frozen=True)
+class Restricted:
+    """A vhost in which nothing is declared yet, and a user who may declare queues of a gateway there and no more."""
+
+    node: RabbitMQNode
+    vhost: str
+    url: str
+    restricted_url: str
+
+
+@pytest.fixture(scope="module")
+def restricted(rabbitmq: Broker) -> Iterator[Restricted]:
+    if rabbitmq.node is None:
+        pytest.skip("the broker is not ours: rabbitmqctl cannot be used")
+    node, name = rabbitmq.node, f"restricted-{secrets.token_hex(4)}"
+    url = node.add_vhost(name)
+    node.ctl("add_user", name, "hunter2")
+    queues = "^nuropb-gateway-.*$"
+    node.ctl("set_permissions", "--vhost", name, name, queues, ".*", ".*")
+    yield Restricted(node, name, url, changed_url(url, username=name, password="hunter2"))
+    node.ctl("delete_user", name)
+    node.delete_vhost(name)
+
+
+async def test_exchanges_that_may_not_be_declared_are_found_or_named(restricted: Restricted) -> None:
+    async with (
+        peer_at(restricted.url) as peer,
+        running(restricted.restricted_url, "gateway-x", wait=False) as gateway,
+    ):
+        for name, kind in ((RPC, "direct"), (EVENTS, "topic"), (DEAD_LETTERS, "fanout")):
+            missing = f"exchange {name} is missing, and this user may not declare it"
+            await gateway.says(missing)
+            assert not gateway.mesh.connected
+            await peer.channel.exchange_declare(name, exchange_type=kind, durable=True)
+        await gateway.connected()
+        service = await peer.service()
+        message = gateway.send(service)
+        await peer.reply(await peer.take(service), 1)
+        await gateway.told("reply", message)
+
+        # One that has been deleted is missed, too, when the connection is made the next time.
+        await peer.channel.exchange_delete(EVENTS)
+        gateway.mesh.consuming.abort("test")
+        await gateway.says(f"exchange {EVENTS} is missing")
+        await peer.channel.exchange_declare(EVENTS, exchange_type="topic", durable=True)
+        await gateway.connected()
+
+
+async def test_an_exchange_of_another_kind_is_named(restricted: Restricted) -> None:
+    async with peer_at(restricted.url) as peer:
+        await peer.channel.exchange_delete(EVENTS)
+        await peer.channel.exchange_declare(EVENTS, exchange_type="fanout", durable=True)
+        async with running(restricted.url, "gateway-x", wait=False) as gateway:
+            wrong = f"exchange {EVENTS} exists, but is not a durable topic exchange"
+            await gateway.says(wrong)
+            await peer.channel.exchange_delete(EVENTS)
+            await gateway.connected()
+
+
+async def test_queues_that_may_not_be_declared_are_named(restricted: Restricted) -> None:
+    async with running(restricted.url, "gateway-x"):
+        pass  # all exchanges are there
+    async with running(restricted.restricted_url, "other", wait=False) as gateway:
+        await gateway.says("nuropb-other-")
+        assert "refused" in (gateway.mesh.problem or "").lower()
+        assert "hunter2" not in (gateway.mesh.problem or "")
+
+
+async def test_a_service_queue_with_other_arguments_is_named(restricted: Restricted) -> None:
+    async with peer_at(restricted.url) as peer:
+        await peer.channel.queue_declare("nuropb-gateway-y-sq", durable=True)
+        async with running(restricted.url, "gateway-y", wait=False) as gateway:
+            await gateway.says("nuropb-gateway-y-sq")
+            assert "x-dead-letter-exchange" in (gateway.mesh.problem or "")
+
+
+async def test_connections_that_the_broker_closes_are_made_again(restricted: Restricted) -> None:
+    async with running(restricted.url, "gateway-x") as gateway:
+        async with peer_at(restricted.url) as peer:
+            service = f"service-{secrets.token_hex(4)}"
+            await peer.channel.queue_declare(service)
+            await peer.channel.queue_bind(service, RPC, service)
+            calls = [gateway.send(service) for _ in range(20)]
+            requests = [await peer.take(service) for _ in calls]
+        await gateway.subscribe("topic")
+        close = ("close_all_connections", "--vhost", restricted.vhost, "maintenance")
+        await anyio.to_thread.run_sync(restricted.node.ctl, *close)
+        async with peer_at(restricted.url) as peer:
+            for request in requests:
+                await peer.reply(request, 1)
+            for message in calls:
+                await gateway.told("reply", message)
+            await reconnected(gateway, 2)
+            await gateway.subscribe("last")
+            await peer.event("topic", 1)
+            await eventually(lambda: gateway.receiver.events == [("topic", 1)])
+            await peer.channel.queue_delete(service)
