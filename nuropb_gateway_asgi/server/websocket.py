@@ -79,7 +79,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             else:
                 # A bytearray grows in place: a large message in many small pieces is not copied with each piece.
                 self._unread = bytearray(self._unread) + data
-            if not self._waits_for_turn:
+            if self._waits_for_turn:
+                return
+            if self.handshake_initiated:
+                self._parse_frames()
+            else:
                 self._parse()
 
     async def receive(self) -> Any:

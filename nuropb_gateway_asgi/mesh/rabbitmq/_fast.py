@@ -8,6 +8,7 @@ other.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
@@ -57,7 +58,7 @@ class FastLane(Lane):
         return rest
 
     def _take_deliveries(self, channel: AbstractChannel, on_message: OnMessage) -> Callable[[DeliveredMessage], Any]:
-        self._splitter.add(channel.number, Content(on_message=lambda message: guarded(on_message, message)))
+        self._splitter.add(channel.number, Content(on_message=functools.partial(guarded, on_message)))
         return super()._take_deliveries(channel, on_message)
 
     # --- sending --------------------------------------------------------------------------------------------------
