@@ -15,8 +15,11 @@ from collections.abc import Hashable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final, Generic, Never, TypeVar
 
-__all__ = ["MAX_BYTES", "TopicTree", "check_pattern", "check_topic", "covers", "matches", "overlaps"]
+__all__ = ["GATEWAY_TOPICS", "MAX_BYTES", "TopicTree", "check_pattern", "check_topic", "covers", "matches", "overlaps"]
 
+#: The topics of the events that the gateway itself sends to clients. A client obeys these (it leaves after a goodbye,
+#: it ends subscriptions), so an event of the mesh never has one of them when it reaches a client.
+GATEWAY_TOPICS: Final = frozenset({"hello", "goodbye", "unsubscribed", "gap", "dropped", "closed"})
 #: A routing key is an AMQP short string.
 MAX_BYTES: Final = 255
 #: Every word is a node in a tree, here and in the broker, and a pattern of 255 bytes could have 256 of them.
@@ -54,11 +57,13 @@ def check_topic(topic: str) -> str | None:
     """Return the reason why ``topic`` cannot be published to, or None. The reason does not quote it.
 
     To RabbitMQ ``*`` and ``#`` are letters here. They are refused, because no pattern asks for exactly that
-    topic.
+    topic. The gateway's own topics are refused, because clients would take the event for the gateway's.
     """
     reason = _check_text(topic)
     if reason is None and ("*" in topic or "#" in topic):
         return "* or # in a topic"
+    if topic in GATEWAY_TOPICS:
+        return "reserved for the gateway's own events"
     return reason
 
 
