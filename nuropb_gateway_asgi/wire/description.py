@@ -50,6 +50,8 @@ class Description(Struct, frozen=True):
     #: Two descriptions in a row had different keys: several instances, each with one of its own. Which of them a
     #: message gets to cannot be said, and the wrong one would fail for good.
     keys_differ: bool = False
+    #: The service is a gateway, this one or another; its methods (send to users, revoke) are for services.
+    is_gateway: bool = False
 
     @property
     def encrypts(self) -> bool:
@@ -62,6 +64,8 @@ class _Described(Struct):
     description: str | None = None
     service_version: Any = None
     public_key: str | None = None
+    #: Any: a service that puts something else there can still be described.
+    nuropb_gateway: Any = None
 
 
 _decode = msgspec.json.Decoder(_Described).decode
@@ -80,6 +84,7 @@ def parse_description(service: str, result: bytes | Raw, fetched_at: float) -> D
         description=described.description,
         version=described.service_version,
         public_key=described.public_key,
+        is_gateway=described.nuropb_gateway is True,
     )
 
 
