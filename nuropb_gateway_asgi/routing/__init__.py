@@ -1,10 +1,12 @@
 """Where does each answer and event go? Calls in flight, descriptions of services, subscriptions.
 
-``calls`` has the kinds of calls and their table; ``in_flight`` sends calls and ends them, with the circuit ``breakers``
-of their services; ``client_calls`` makes them
-of clients' frames and ``application`` for the host application; ``failures`` translates errors; ``descriptions``
-fetches what services say of themselves and ``catalogue`` cuts it down to one caller; ``events`` brings events to
-subscribers and ``interest`` binds their topics; ``receiver`` is the mesh's way into all of these.
+* ``calls``: the kinds of calls, and the table in which each ends exactly once.
+* ``in_flight``: sends calls to the mesh and ends them; ``breakers`` has the circuit breakers of their services.
+* ``client_calls``: calls made of clients' frames. ``application``: calls, events and users for the host application.
+* ``failures``: errors of services and of the mesh, translated for the caller.
+* ``descriptions``: what services say of themselves. ``catalogue``: the part of it that one caller may use.
+* ``events``: subscriptions and fan-out. ``controller_events``: events for the controller. ``interest``: bindings.
+* ``receiver``: the mesh's way into all of these. ``statistics``: their counters.
 """
 
 from __future__ import annotations
