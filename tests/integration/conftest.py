@@ -1,4 +1,4 @@
-"""Real brokers and real services: started by the first test that asks, ended with the session."""
+"""Real brokers and real services, started for the first test that needs them, and ended with the session."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.servers.rabbitmq import RabbitMQNode
 
 @dataclass(frozen=True)
 class Broker:
-    """The broker of the session. ``node`` is None when it is not ours and can only be spoken to by AMQP."""
+    """The broker of the session. ``node`` is None for a broker that is not ours and only speaks AMQP with us."""
 
     url: str
     node: RabbitMQNode | None
@@ -33,7 +33,7 @@ def boot() -> RabbitMQNode:
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[Broker]:
-    """The broker for every test that leaves it as it is: of NUROPB_TEST_AMQP_URL, or a throwaway one."""
+    """The broker for tests that leave it unchanged: the one at NUROPB_TEST_AMQP_URL, or a throwaway one."""
     if (url := external_url()) is not None:
         yield Broker(url, None)
         return
@@ -43,7 +43,7 @@ def rabbitmq() -> Iterator[Broker]:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_on_a_broker_of_others() -> Iterator[None]:
-    """What no test removes: the exchanges and streams by which processes of one gateway talk to each other."""
+    """Remove the exchanges, queues and streams of peer processes, which no test removes."""
     if (url := external_url()) is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""The mesh on copies of aiormq in which a name that the mesh uses has another name, and which work all the same."""
+"""The mesh on working copies of aiormq, in each of which one name that the mesh uses is changed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Ended(NamedTuple):
 
 
 def copy_of_aiormq(directory: Path, name: str) -> Path:
-    """A copy in which ``name`` is called something else, everywhere."""
+    """Make a copy in which ``name`` is called something else, everywhere."""
     copied = directory / (name or "unchanged")
     shutil.copytree(Path(aiormq.__file__).parent, copied / "aiormq", ignore=shutil.ignore_patterns("__pycache__"))
     if name:
@@ -62,7 +62,7 @@ def copy_of_aiormq(directory: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def trials(amqp_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ended]]:
-    """What came of a trial with each copy, by the name that is changed; "" for no name."""
+    """Try out each copy; the outcomes by the changed name, and by "" for the unchanged copy."""
     directory = tmp_path_factory.mktemp("copies")
 
     def run(name: str) -> Ended:

@@ -1,4 +1,4 @@
-"""Events under load, by a real broker and a gateway in a process of its own: to many, and to who does not read."""
+"""Events under load, by a real broker and a gateway in a process of its own: to many clients, and to slow readers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.kit.gateways import DEADLINE, eventually
 from tests.kit.processes import GatewayProcess, run_gateway_process, token_of
 from tests.servers.surviving_service import SurvivingService, host
 
-#: The same topics for everybody; what becomes of their events says the claim ``mode``.
+#: The same topics for all users; the claim ``mode`` chooses the rule for events that do not fit.
 POLICY: Final = """\
 [[rule]]
 allow = "subscribe"
@@ -45,8 +45,8 @@ delivery = "latest"
 allow = "call"
 methods = ["*.*"]
 """
-#: Bytes. What a connection that is not read takes all the same: the two buffers of the kernel, that of the server (64
-#: KiB), and the outbox.
+#: Bytes that a connection takes although its client does not read: the two buffers of the kernel, that of the server
+#: (64 KiB), and the outbox.
 KERNEL: Final = 4096
 OUTBOX: Final = 32_768
 SIZE: Final = 4_000
@@ -60,7 +60,7 @@ UNLIMITED: Final = {"handshake_rate": "off", "handshake_rate_per_address": "off"
 
 @dataclass
 class Stage:
-    """A gateway in a process, somebody who publishes, and a service."""
+    """A gateway in a process, a publisher, and a service."""
 
     gateway: GatewayProcess
     mesh: RabbitMQMesh
@@ -80,7 +80,7 @@ def _token(user: str) -> str:
 
 
 def serials(listener: Listener, topic: str | None = None) -> list[int]:
-    """What came, of one topic or of all."""
+    """Return the received events, of one topic or of all."""
     return [payload["serial"] for name, payload in listener.events if topic in (None, name)]
 
 
@@ -110,7 +110,7 @@ async def stage(url: str, policy: Path, *options: str, **settings: str) -> Async
 
 @pytest.fixture(scope="module")
 async def set_(amqp_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    """A gateway that soon feels who does not read."""
+    """A gateway with small buffers, which are soon full for a client that does not read."""
     policy = tmp_path_factory.mktemp("delivery") / "policy.toml"
     async with stage(amqp_url, policy, "--send-buffer", str(KERNEL), outbox_size=str(OUTBOX)) as set_:
         yield set_
@@ -139,7 +139,7 @@ async def test_slow_readers_among_a_thousand_cost_the_others_nothing(set_: Stage
             each.stall()
         for serial in range(TOO_MANY):
             set_.publish("prices.gold", serial)
-            # Nobody waits for those who have not even begun to read.
+            # The publisher does not wait for clients that have not begun to read.
             await eventually(lambda: all(len(each.events) > serial for each in others))  # noqa: B023
         assert all(serials(each) == list(range(TOO_MANY)) for each in others)
         assert [len(each.events) for each in slow] == [0, 0, 0]
@@ -159,7 +159,7 @@ async def test_slow_readers_among_a_thousand_cost_the_others_nothing(set_: Stage
             assert serials(each) == sorted(set(serials(each)))
         lost = told + TOO_MANY - len(latest.events)
         assert await set_.gateway.metric("dropped_total", reason="slow_client_event") - before == lost
-        # They go on as if nothing had been.
+        # They go on undisturbed.
         set_.publish("prices.gold", TOO_MANY)
         await eventually(lambda: all(serials(each)[-1] == TOO_MANY for each in (*others, dropping, latest)))
         assert {each.closed for each in (*others, dropping, latest)} == {None}
@@ -182,7 +182,7 @@ async def test_events_of_each_publisher_come_in_order_and_those_with_a_target_to
 
         async def publish(mesh: RabbitMQMesh, publisher: str) -> None:
             for serial in range(count):
-                # Every other event is for alice, of a topic to which nobody has subscribed.
+                # Every other event is for alice, of a topic without subscribers.
                 target, event = (["alice", "nobody"], ".mine") if serial % 2 else (None, "")
                 body = msgspec.json.encode([publisher, serial])
                 mesh.publish(topic + event, body, context=b"{}", trace_id="t", target=target)
@@ -226,7 +226,7 @@ async def test_what_was_dropped_is_counted_by_topic_and_told_when_the_client_rea
         for topic in ("prices.gold", "prices.tin"):
             assert told[topic] + len(serials(slow, topic)) == len(serials(quick, topic))
         assert serials(slow) == sorted(set(serials(slow)))
-        # The oldest go: what came is a beginning, which was on its way already, and an end.
+        # The oldest are dropped: the client got a beginning, which was on its way already, and an end.
         holes = [(one, other) for one, other in pairwise(serials(slow)) if other != one + 1]
         assert len(holes) == 1
         assert quick.told("dropped") == []
@@ -276,7 +276,7 @@ async def test_answers_are_not_dropped_and_neither_is_the_connection(set_: Stage
 
 
 async def test_whoever_takes_nothing_at_all_is_hung_up_on_whatever_the_rule_says(amqp_url: str, tmp_path: Path) -> None:
-    """The connection may be dead, and nobody would know."""
+    """The connection may be dead without a sign."""
     modes = ("close", "drop_oldest", "latest")
     options = ("--send-buffer", str(KERNEL))
     async with (

@@ -1,4 +1,4 @@
-"""Against the code of nuropb itself. Where that is not installed (Python 3.12 and later) there is nothing to test."""
+"""Encryption, compared with the code of nuropb itself. Skipped without nuropb (Python 3.12 and later)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ BODIES = [b"", b"{}", '{"tag":"request","params":{"é":"\u2028"}}'.encode(), b".
 
 @functools.cache
 def private_key(name: str) -> rsa.RSAPrivateKey:
-    """Made once for each name: it takes its time."""
+    """Make a key, once for each name, as that takes long."""
     return rsa.generate_private_key(65537, 2048)
 
 
 def described_key(name: str = "service") -> rsa.RSAPublicKey:
-    """The key as it comes in a description."""
+    """Return the public key as in a description."""
     pem = private_key(name).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return load_public_key(pem.decode())
 

@@ -1,4 +1,4 @@
-"""Events on their way through a real broker: to whom they are for, by processes that want them, and what is missed."""
+"""Events on their way through a real broker: to their users, by subscribed processes only, and gaps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_a_targeted_event_reaches_all_connections_of_its_users_whatever_it
         connect(two.url, "alice") as second,
         connect(two.url, "bob") as bob,
     ):
-        # Nobody has subscribed to anything, and the first event comes at once.
+        # Without any subscription, the first event comes at once.
         await first.result(f"{echo_service.service}.emit", {"topic": topic, "event": 1, "target": ["alice"]})
         for client in (first, second):
             assert (await client.event(topic))["event"] == 1
@@ -71,7 +71,7 @@ async def test_a_service_cannot_speak_to_clients_in_the_gateways_name(
 
 
 async def sent_to(rabbitmq: Broker, *processes: RunningGateway) -> dict[str, int]:
-    """How many bytes the broker has sent to the consuming connection of each; nothing for a broker of others."""
+    """Return the bytes that the broker has sent to each consuming connection; nothing for a broker that is not ours."""
     if rabbitmq.node is None:
         return {}
     connections = await anyio.to_thread.run_sync(rabbitmq.node.list_connections)
@@ -113,7 +113,7 @@ async def test_an_event_costs_nothing_where_nobody_wants_it(rabbitmq: Broker, ec
             users = f"{prefix}.users.#"
             assert keys == [{f"{prefix}.orders.*", users}, {f"{prefix}.news", users}, set()]
             sent = [after[each] - before[each] for each in after]
-            # To the others no more than the messages to themselves, and what processes say to each other.
+            # The others get their messages to themselves and those of peer processes only.
             assert sent[0] > 20 * 50_000 > 20 * max(sent[1:]), sent
 
 
@@ -126,7 +126,7 @@ async def test_a_binding_lingers_a_while_after_its_last_subscriber(amqp_url: str
         await eventually(lambda: mesh_of(running).subscriptions.bindings == set())
 
 
-# --- what is missed ---------------------------------------------------------------------------------------------
+# --- gaps -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backlog", [5, 6])
@@ -145,7 +145,7 @@ async def test_whoever_subscribed_is_told_when_more_was_published_than_the_broke
             set_.service_mesh.publish(topic, b"%d" % number, context=b"{}", trace_id="t", target=None)
         published = set_.service_mesh.round_trips
         published.clear()
-        await eventually(lambda: published)  # what was published before is with the broker
+        await eventually(lambda: published)  # the broker has all earlier messages
         set_.proxy.accept()
         await eventually(lambda: len(alice.client.inbox) >= backlog)
         got = [(frame["payload"]["topic"], frame["payload"]["event"]) for frame in alice.client.inbox]
@@ -164,7 +164,7 @@ async def test_whoever_subscribed_is_told_when_a_process_is_always_too_slow(
     async with scene(amqp_url, expose_topics=["#"], targeted_topics=[]) as set_:
         alice, bob = set_.callers
         await alice.subscribe(topic)
-        # As if it had never done with any: more than PREFETCH do not come.
+        # Without acknowledgements the broker sends no more than PREFETCH.
         monkeypatch.setattr(Acknowledger, "later", lambda *_: None)
         for number in range(17):
             set_.service_mesh.publish(topic, b"%d" % number, context=b"{}", trace_id="t", target=None)

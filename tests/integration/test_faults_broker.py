@@ -1,4 +1,4 @@
-"""The broker is away, blocks publishers, or its operator takes something away that the gateway needs."""
+"""A broker that is away or blocks publishers, and an operator who deletes what the gateway needs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.servers.rabbitmq import RabbitMQNode
 
 #: Seconds.
 NOTICED, RECOVERED, FAST = 2.0, 3.0, 1.0
-#: The broker looks at its memory and disk now and then, and the gateway learns of a block by publishing.
+#: The broker checks its memory and disk at intervals, and the gateway learns of a block by publishing.
 BLOCK_NOTICED = 10.0
-#: Connections that both links may try to make within a second.
+#: Attempts to connect, of both links together, within a second.
 ATTEMPTS = 4.0
 
 
@@ -35,12 +35,12 @@ async def ctl(node: RabbitMQNode, *arguments: str) -> str:
     return result
 
 
-#: Seconds. A broker takes some to stop, and a call that ends before that is its service's fault.
+#: Seconds; longer than a broker takes to stop. A call that timed out earlier would count as a fault of its service.
 HELD: Final = 8.0
 
 
 async def go_away(set_: Scene, function: Callable[[], None]) -> None:
-    """Call what makes the broker go away; the fault begins with the end of the first connection."""
+    """Stop the broker by ``function``; the fault begins with the end of the first connection."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anyio.to_thread.run_sync, function)
         await eventually_within(20, lambda: len(set_.proxy.connections()) < 2)
@@ -60,7 +60,7 @@ async def test_the_broker_goes_away_and_comes_back(
     stop, start = {"stop_app": (own_node.stop_app, own_node.start_app), "kill": (own_node.kill, own_node.start)}[how]
     async with scene(own_node.url(), clients=4) as set_:
         calls = [(caller, await caller.start("hold", 25, timeout=HELD)) for caller in set_.callers]
-        # The service takes so many at a time; the others are in its queue.
+        # The service takes 32 at the same time; the others are in its queue.
         await eventually_within(5, lambda: set_.service.holding >= 32)
         with log_lines(caplog) as lines:
             began = time.monotonic()
@@ -74,7 +74,7 @@ async def test_the_broker_goes_away_and_comes_back(
             assert (status, "Connect" in reasons) == (503, True), reasons
             await in_thread(start)
             accepts = time.monotonic()
-            # The service's connections are told of in the same words.
+            # The service's connections have the same log lines.
             assert len(lines()) <= 2 * (accepts - began + 1), [record.getMessage() for record in lines()]
             record_property("log lines of two", f"{len(lines())} in {accepts - began:.1f} s")
         set_.service.released.set()
@@ -84,7 +84,7 @@ async def test_the_broker_goes_away_and_comes_back(
 
 @contextlib.asynccontextmanager
 async def alarm(node: RabbitMQNode, kind: str) -> AsyncIterator[Callable[[], Any]]:
-    """Raise an alarm; what is yielded clears it."""
+    """Raise an alarm; yield a function that clears it."""
     raise_, clear = {
         "memory": (("set_vm_memory_high_watermark", "0.00001"), ("set_vm_memory_high_watermark", "0.6")),
         "disk": (("set_disk_free_limit", "100000GB"), ("set_disk_free_limit", "1MB")),
@@ -125,7 +125,7 @@ async def test_an_alarm_blocks_publishers(own_node: RabbitMQNode, kind: str, rec
 
 @contextlib.contextmanager
 def few_attempts(set_: Scene) -> Iterator[None]:
-    """The gateway does not wear the broker out with attempts to connect."""
+    """Check that the gateway limits its attempts to connect."""
     began = time.monotonic()
     yield
     seconds = time.monotonic() - began
@@ -159,7 +159,7 @@ async def subscribe(caller: Caller, topic: str) -> None:
 
 
 async def hears(set_: Scene, caller: Caller, topic: str) -> None:
-    """Publish until an event comes: those published before the queue is bound again are lost."""
+    """Publish until an event arrives: events published before the queue is bound again are lost."""
     manager = set_.running.gateway.service_mesh_manager
     while not any(frame["payload"]["topic"] == topic for frame in caller.client.inbox):
         if not set_.not_ready:
@@ -169,7 +169,7 @@ async def hears(set_: Scene, caller: Caller, topic: str) -> None:
 
 @pytest.mark.parametrize("which", ["reply_queue", "event_queue", "service_queue"])
 async def test_a_queue_is_deleted(amqp_url: str, which: str, record_property: Record) -> None:
-    """Its consumer is cancelled by the broker with it."""
+    """The broker cancels its consumer with it."""
     async with scene(amqp_url, expose_topics=["#"]) as set_, operator(amqp_url) as channel:
         caller = set_.callers[0]
         await subscribe(caller, "news")
@@ -187,7 +187,7 @@ async def test_a_queue_is_deleted(amqp_url: str, which: str, record_property: Re
 async def test_the_exchanges_are_deleted(
     own_node: RabbitMQNode, again: bool, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
-    """Nobody is told of that, nor of the end of the bindings when others declare them again: so it is looked after."""
+    """The broker reports neither this nor the loss of bindings, so the gateway declares them again at intervals."""
     monkeypatch.setattr(_mesh, "REASSERT_INTERVAL", 1.0)
     async with scene(own_node.url(), expose_topics=["#"]) as set_, operator(own_node.url()) as channel:
         caller = set_.callers[0]
@@ -245,7 +245,7 @@ async def test_credentials_are_revoked(own_node: RabbitMQNode, record_property: 
             await ctl(own_node, *allow)
         await set_.recovers(RECOVERED)
 
-        # Without a cut: what is open stays so until the broker is asked for something.
+        # Without a cut: open connections last until the broker gets a request.
         with few_attempts(set_):
             await ctl(own_node, "clear_permissions", user)
             set_.begin()

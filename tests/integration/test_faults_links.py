@@ -1,4 +1,4 @@
-"""The connection to the broker fails, in the ways that networks have."""
+"""Connections to the broker that fail as networks do: cut, stalled, half-open, refused, slow."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_calls_around_cuts_end_once_and_run_once_at_the_most(amqp_url: str
 
 
 async def test_nobody_is_blamed_for_calls_that_were_lost_with_a_connection(amqp_url: str) -> None:
-    """They count neither as the user's errors nor as the service's silence."""
+    """The calls count neither as errors of the user nor as silence of the service."""
     async with scene(amqp_url, users=1) as set_:
         lost = [(caller, await caller.start("hold", 40, timeout=2.0)) for caller in set_.callers]
         await eventually_within(5, lambda: set_.service.holding >= 32)
@@ -86,7 +86,7 @@ async def test_a_half_open_connection_is_noticed(
         set_.service.released.set()
         await set_.notices(HALF_OPEN_NOTICED)
         await set_.recovers(RECOVERED)
-        set_.proxy.resume()  # now the broker learns of it, too, and delivers anew what was on its way
+        set_.proxy.resume()  # now the broker notices the end, too, and delivers unacknowledged messages again
         for caller, ids in in_flight:
             assert await caller.ended(ids) == {"ok": 10}
         set_.check(record_property, f"stall ({direction}) of {purpose or 'both'}", in_flight)
@@ -108,12 +108,12 @@ async def test_a_network_that_swallows_everything_for_a_while(amqp_url: str, rec
 
 
 async def test_the_broker_believes_in_a_connection_that_is_gone(amqp_url: str, record_property: Record) -> None:
-    """It holds its consumers, and what was delivered to them; neither locks the new connection out."""
+    """The broker keeps its consumers and their deliveries; neither locks the new connection out."""
     async with scene(f"{amqp_url}?heartbeat=2", service_url=amqp_url) as set_:
         in_flight = await set_.hold(10, timeout=40.0)
         set_.begin()
         set_.proxy.orphan()
-        set_.service.released.set()  # some of the replies go to the orphans, and come again when they are found dead
+        set_.service.released.set()  # some replies go to the orphans, and come again
         await set_.notices(NOTICED, set_.reconnected())
         await set_.recovers(RECOVERED)
         for _ in range(5):

@@ -1,4 +1,4 @@
-"""Services misbehave, messages are poison, and clients try to hurt both."""
+"""Services that misbehave, messages that are poison, and clients that attack services."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Request = aio_pika.abc.AbstractIncomingMessage
 
 
 class RawService:
-    """A service that says on the wire what the test wants it to."""
+    """A service on the wire, with replies made by the test."""
 
     def __init__(self, channel: aio_pika.abc.AbstractChannel) -> None:
         self.channel = channel
-        #: Requests as they came; a description is refused, so that nothing is checked before a call.
+        #: Requests in the order of their arrival. Descriptions are refused, so that no call is checked first.
         self.requests: list[Request] = []
         self.on_request: Callable[[Request], Awaitable[None]] | None = None
 
@@ -48,7 +48,7 @@ class RawService:
         await self.send(request, json.dumps({"tag": "response", "result": result, "error": error}).encode())
 
     async def send(self, request: Request, body: bytes) -> None:
-        """Answer ``request`` with whatever ``body`` is."""
+        """Answer ``request`` with ``body``, which may be anything."""
         headers = PUBLISHED | {"nuropb_type": "response"}
         message = aio_pika.Message(body, headers=headers, correlation_id=request.correlation_id)  # type: ignore[arg-type]
         await self.channel.default_exchange.publish(message, request.reply_to or "", mandatory=False)
@@ -67,9 +67,9 @@ async def raw_service(url: str, name: str) -> AsyncIterator[RawService]:
 
 @contextlib.asynccontextmanager
 async def unreliable(url: str, **settings: Any) -> AsyncIterator[tuple[Scene, RawService, str]]:
-    """A scene with a raw service besides the good one; the first call has brought its description."""
+    """A scene with a raw service beside the good one, after a first call, which asks for a description."""
     name = f"raw-{secrets.token_hex(4)}"
-    # By its name, as nobody knows which methods it hides.
+    # By its full name, as the service has no description.
     expose = ["*.*", f"{name}.echo"]
     async with scene(url, expose=expose, **settings) as set_, raw_service(url, name) as service:
         service.on_request = lambda request: service.answer(request, "first")
@@ -83,7 +83,7 @@ async def unreliable(url: str, **settings: Any) -> AsyncIterator[tuple[Scene, Ra
 
 
 def request_id(request: Request) -> str:
-    """The id that the caller gave the service along."""
+    """Return the id in a request's params, which its caller put there."""
     id_: str = json.loads(request.body)["params"]["id"]
     return id_
 
@@ -92,7 +92,7 @@ def request_id(request: Request) -> str:
 
 
 async def test_poison_comes_to_no_client(amqp_url: str, record_property: Record) -> None:
-    """Big messages and many, on both queues of the gateway, while calls go on."""
+    """Big messages, and many, on both queues of the gateway, while calls run."""
     async with unreliable(amqp_url, expose_topics=["#"]) as (set_, raw, name):
         caller, other = set_.callers
         await caller.client.send("subscribe", topics=["news.#"], id=(asked := "subscribe"))
@@ -163,7 +163,7 @@ async def test_services_that_are_silent_late_or_die_cost_one_answer_each(
         await raw.answer(raw.requests[0], silent[0])
         await eventually(lambda: statistics.late_replies + statistics.double_replies == 2)
 
-        failing = await caller.start("fail")  # nuropb answers twice, and so does this
+        failing = await caller.start("fail")  # answered twice, as nuropb does
         assert await caller.ended(failing) == {"service_error": 1}
         set_.check(record_property, "silence, and answers that come late", [(caller, silent)])
 
@@ -185,7 +185,7 @@ async def test_a_call_of_a_service_that_died_is_given_to_its_sibling(amqp_url: s
 
 
 async def eventually_taken(channel: aio_pika.abc.AbstractChannel, queue: str) -> None:
-    """Wait until a service has taken all that was in its queue."""
+    """Wait until a service has taken all messages of its queue."""
     with anyio.fail_after(10):
         while (await channel.declare_queue(queue, passive=True)).declaration_result.message_count:
             await anyio.sleep(0.05)
@@ -210,12 +210,12 @@ async def test_the_circuit_of_a_service_that_hangs(amqp_url: str, record_propert
             (refused,) = ids = await other.start(service=name)
             assert await other.ended(ids, within=FAST) == {"service_unavailable": 1}
             assert other.error(refused)["retry_after_ms"] > 0
-            assert await other.call() == "ok"  # other services are none of its business
+            assert await other.call() == "ok"  # the circuit is this service's alone
             assert await caller.ended(probe) == {"timeout": 1}
             await anyio.sleep(PAUSE)
             probe = await other.start(service=name, timeout=15.0)
             service.thaw()
-            # What it answers first is a call that was given up long ago, and that will do.
+            # Its first reply is to a call that timed out long ago, which is enough to close the circuit.
             await eventually(lambda: set_.running.gateway.service_mesh_manager.open_circuits == [])
             assert await other.ended(probe) == {"ok": 1}
             calls = await caller.start(count=5, service=name)
@@ -227,7 +227,7 @@ async def test_the_circuit_of_a_service_that_hangs(amqp_url: str, record_propert
 
 
 def frame(params: str = "{}", **more: str) -> str:
-    """A request as text; every value is JSON as it is, which the libraries would not write."""
+    """Make a request as text, with raw JSON values that no library would write."""
     members = {"service": '"SERVICE"', "method": '"echo"', "params": params, "id": '"odd"'} | more
     payload = ",".join(f'"{name}":{value}' for name, value in members.items())
     return f'{{"type":"request","payload":{{{payload}}}}}'
@@ -271,8 +271,8 @@ ODD_FRAMES: Final = {
 async def test_no_frame_of_a_client_hurts_a_service(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
-    """What a NuroPb service would die of, or RabbitMQ close a connection for, is refused before it is published."""
-    monkeypatch.setattr(_self_check, "PING_INTERVAL", 3600.0)  # only calls are published
+    """Frames that would kill a NuroPb service, or make RabbitMQ close a connection, are refused before a publish."""
+    monkeypatch.setattr(_self_check, "PING_INTERVAL", 3600.0)  # no message but calls is published
     name = f"fragile-{secrets.token_hex(4)}"
     with ServiceProcess(amqp_url, name, events=()) as service:
         async with scene(amqp_url) as set_:
@@ -286,7 +286,7 @@ async def test_no_frame_of_a_client_hurts_a_service(
                 assert refusals(caller)[-1] in ("bad_request", "permission_denied"), what
                 await caller.client.send("ping")  # ten refusals one after the other would end the connection
             assert set_.mesh.statistics.published == published
-            for timeout in (1e-9, 1e300):  # a short while, and for as long as the gateway allows
+            for timeout in (1e-9, 1e300):  # the shortest, and the longest that the gateway allows
                 assert await other.call(service=name, timeout=timeout) in ("ok", "timeout")
             assert set_.proxy.connections() == links
             assert service.pid == pid
@@ -296,13 +296,13 @@ async def test_no_frame_of_a_client_hurts_a_service(
 
 
 def refusals(caller: Caller) -> list[str]:
-    """The codes of the errors so far, in whichever frame they came."""
+    """Return the codes of the errors so far, from responses and error frames."""
     answers = [payload["error"]["code"] for _, payload in caller.answers.get("odd", ())]
     return answers + [frame["code"] for frame in caller.client.inbox if frame["type"] == "error"]
 
 
 async def test_who_fails_all_the_time_is_sent_away(amqp_url: str, record_property: Record) -> None:
-    """Every failed call is dead-lettered, in queues that nobody empties."""
+    """Every failed call is dead-lettered, into queues without a consumer."""
     async with scene(amqp_url, clients=3, users=2) as set_:
         first, innocent, second = set_.callers  # of two users
         for _ in range(5):

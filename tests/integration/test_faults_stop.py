@@ -1,4 +1,4 @@
-"""The gateway is stopped, by every signal and in every state, and clients come and go by the hundred."""
+"""A gateway that is stopped, by every signal and in every state, and clients that come and go by the hundred."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.servers.surviving_service import SurvivingService, host
 SECRET: Final = secrets.token_urlsafe(48)
 #: Seconds.
 EXIT_IN_OUTAGE, SHUTDOWN = 8.0, 5.0
-#: What `mount` looks like in an application of one's own.
+#: An application that mounts a gateway.
 HOST_APPLICATION: Final = """
 from starlette.applications import Starlette
 from nuropb_gateway_asgi import Gateway
@@ -66,8 +66,8 @@ class Stage:
         return in_flight
 
     async def exits(self, within: float, since: float) -> float:
-        """Wait until the process has ended; how long that took."""
-        await eventually_within(within + since - time.monotonic(), lambda: self.process._process.returncode is not None)
+        """Wait until the process has ended; return the seconds that it took."""
+        await eventually_within(within + since - time.monotonic(), lambda: self.process.returncode is not None)
         seconds = time.monotonic() - since
         await self.process.wait()
         assert "Traceback" not in self.process.output
@@ -91,7 +91,7 @@ async def stage(url: str, *arguments: str, prefix: str = "", clients: int = 4, *
         http = await stack.enter_async_context(
             httpx.AsyncClient(base_url=f"http://{site}", trust_env=False, timeout=DEADLINE)
         )
-        if workers > 1:  # whichever of them is asked, it answers for itself
+        if workers > 1:  # each answers for itself
             await eventually(lambda: process.output.count(" mesh connected") == workers)
         await eventually_status(http, 200)
         await eventually(lambda: mesh.connected)
@@ -114,16 +114,16 @@ async def eventually_status(http: httpx.AsyncClient, status: int) -> None:
 
 
 async def stop(process: Process) -> None:
-    """Have the process end its workers, if it is still there: whoever kills it leaves them behind."""
-    if process._process.returncode is None:
+    """End the process by its own signal, if it runs: a killed one would leave its workers behind."""
+    if process.returncode is None:
         process.signal(signal.SIGTERM)
         with anyio.move_on_after(DEADLINE):
-            while process._process.returncode is None:
+            while process.returncode is None:
                 await anyio.sleep(0.02)
 
 
 async def goodbye(caller: Caller) -> None:
-    """Wait until the gateway has said goodbye, and when to come back."""
+    """Wait for the goodbye frame, with the time to come back."""
     await eventually(lambda: topics(caller) == ["goodbye"])
     (frame,) = caller.client.inbox
     event = frame["payload"]["event"]
@@ -192,7 +192,7 @@ async def test_a_stop_during_an_outage(amqp_url: str, calls: int, record_propert
 async def test_a_client_that_does_not_read_holds_nothing_up(
     amqp_url: str, signals: int, record_property: Record
 ) -> None:
-    """Nor does a call that never ends; a second signal makes it end at once."""
+    """A call that never ends does not hold it up either; a second signal ends it at once."""
     drain = 60.0 if signals == 2 else 1.0
     settings = {"DRAIN_TIMEOUT": str(drain), "WRITE_TIMEOUT": "600", "MAX_IN_FLIGHT": "1000"}
     async with stage(amqp_url, clients=1, OUTBOX_SIZE=str(2**26), **settings) as set_:
@@ -201,7 +201,7 @@ async def test_a_client_that_does_not_read_holds_nothing_up(
             await deaf.handshake("/ws", ("Authorization", f"Bearer {token}"))
             for _ in range(200):
                 await deaf.send_json({"type": "ping", "payload": "x" * 60_000})
-            # The gateway has more for it than all buffers on the way hold.
+            # The gateway has more bytes for the client than all buffers on the way hold.
             with anyio.fail_after(DEADLINE):
                 while (await metrics(set_.http)).get("nuropb_gateway_outbox_bytes", 0.0) < 2**20:
                     await anyio.sleep(0.05)
@@ -218,7 +218,7 @@ async def test_a_client_that_does_not_read_holds_nothing_up(
 
 
 async def metrics(http: httpx.AsyncClient) -> dict[str, float]:
-    """What ``/metrics`` says of WebSockets: by name, with the values of all other labels behind it."""
+    """Return the metrics of WebSockets, by name and the values of all other labels."""
     samples = {}
     for family in text_string_to_metric_families((await http.get("/metrics")).text):
         for sample in family.samples:
@@ -231,7 +231,7 @@ async def metrics(http: httpx.AsyncClient) -> dict[str, float]:
 
 
 class Visitor:
-    """A client that goes in the middle of something."""
+    """A client that leaves in the middle of something."""
 
     def __init__(self, url: str, service: str, random_: random.Random) -> None:
         self._url = url
@@ -239,9 +239,9 @@ class Visitor:
         self._random = random_
 
     async def visit(self) -> None:
-        """Come, and leave in one of these ways."""
+        """Connect, and leave in one of these ways."""
         way = self._random.choice([self._half_a_handshake, self._no_hello, self._in_the_middle, self._in_good_order])
-        with anyio.move_on_after(self._random.uniform(0.0, 0.05)):  # wherever that is
+        with anyio.move_on_after(self._random.uniform(0.0, 0.05)):  # at any point
             await way()
 
     async def _half_a_handshake(self) -> None:
@@ -270,7 +270,7 @@ class Visitor:
 
 
 def handlers() -> int:
-    """Those that something still holds on to."""
+    """Return the objects that are still referenced."""
     gc.collect()
     return sum(isinstance(each, WebSocketHandler) for each in gc.get_objects())
 
@@ -280,7 +280,7 @@ def file_descriptors() -> int:
 
 
 def resident() -> int:
-    """Bytes of memory of this process."""
+    """Return the memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -300,7 +300,7 @@ async def test_two_hundred_visits_leave_nothing_behind(rabbitmq: Broker, record_
             await eventually(lambda: set_.running.occupancy == (1, 1, 0))
             await eventually(
                 lambda: set_.mesh.subscriptions.bound == {"#"}
-            )  # the targeted events of who is still there
+            )  # the targeted events of the client that is still there
             set_.service.released.clear()
             await eventually(lambda: len(asyncio.all_tasks()) <= before)
             await eventually(lambda: handlers() == 1)
@@ -321,9 +321,9 @@ async def test_two_hundred_visits_leave_nothing_behind(rabbitmq: Broker, record_
 
 
 async def queues_of(rabbitmq: Broker, unique: str) -> list[str]:
-    """The queues that have ``unique`` in their names."""
+    """Return the queues with ``unique`` in their names."""
     if rabbitmq.node is None:
-        return []  # that broker can only be asked by name
+        return []  # a broker that is not ours can only be asked by name
     queues = await anyio.to_thread.run_sync(rabbitmq.node.list_queues, "nuropb")
     return sorted(queue["name"] for queue in queues if unique in queue["name"])
 
@@ -393,7 +393,7 @@ async def test_the_metrics_move_with_what_happens(amqp_url: str) -> None:
 
 
 async def labels_are_the_operators(http: httpx.AsyncClient, services: set[str], invented: list[str]) -> None:
-    """No value of a label is what a client made up."""
+    """No value of a label comes from a client."""
     text = (await http.get("/metrics")).text
     assert not any(service in text for service in invented)
     for family in text_string_to_metric_families(text):
@@ -418,7 +418,7 @@ async def test_the_metrics_of_several_workers_are_added_up(
             assert await caller.ended(await caller.start(count=10)) == {"ok": 10}
         total = f"nuropb_gateway_requests_total ok {set_.name}"
         assert (await gauges_are(set_, connections=8))[total] == 8 * 11
-        # A worker dies, and another takes its place; then the other one does.
+        # One worker dies and is replaced; then the other.
         pids = re.findall(r"Started server process \[([0-9]+)\]", set_.process.output)
         for started, pid in enumerate(pids, 3):
             os.kill(int(pid), signal.SIGKILL)
@@ -429,10 +429,10 @@ async def test_the_metrics_of_several_workers_are_added_up(
 
 
 async def gauges_are(set_: Stage, connections: int) -> dict[str, float]:
-    """Wait for these: whichever worker is not asked carries its gauges over every few seconds."""
+    """Wait for these values: a worker hands its gauges to the others every few seconds."""
     with anyio.fail_after(DEADLINE):
         while True:
-            with contextlib.suppress(httpx.TransportError):  # the worker that was asked before is gone
+            with contextlib.suppress(httpx.TransportError):  # the worker that answered before is gone
                 values = await metrics(set_.http)
                 found = values["nuropb_gateway_connections"], values["nuropb_gateway_mesh_connected"]
                 if found == (connections, 2.0):

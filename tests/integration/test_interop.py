@@ -1,4 +1,4 @@
-"""The gateway among NuroPb's own: its client calls the gateway, its services publish to it, its old clients connect."""
+"""The gateway among NuroPb's own programs: its client calls the gateway, its services publish, old clients connect."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from tests.servers.processes import ServiceProcess, call_with_nuropb
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-# nuropb is not installed on every Python that the gateway runs on. What its decorators and exceptions are told by:
+# nuropb is not installed on every Python that the gateway runs on. Its exceptions are recognised by these names, and
+# its decorators by these attributes:
 
 
 class NuropbException(Exception):
@@ -51,7 +52,7 @@ class NuropbSuccess(NuropbException):
 
 
 def marked(**attributes: Any) -> Callable[[Method], Method]:
-    """What nuropb's decorators set."""
+    """Set the attributes that nuropb's decorators set."""
 
     def mark(method: Method) -> Method:
         for name, value in attributes.items():
@@ -62,7 +63,7 @@ def marked(**attributes: Any) -> Callable[[Method], Method]:
 
 
 class Controller(ServiceMeshManagerController):
-    """What other services may call on this gateway."""
+    """The methods that other services may call on this gateway."""
 
     _version = "2.0"
 
@@ -70,15 +71,15 @@ class Controller(ServiceMeshManagerController):
         super().__init__(event_topic_subscriptions=[f"{topic}.#"])
         self._topic = topic
         self._private_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        self._calls: Counter[str] = Counter()
-        self._events: list[tuple[str, Any, Any, dict[str, Any]]] = []
+        self.calls: Counter[str] = Counter()
+        self.events: list[tuple[str, Any, Any, dict[str, Any]]] = []
 
     async def _handle_event_(self, topic: str, event: Any, target: Any, context: dict[str, Any]) -> None:
-        self._events.append((topic, event, target, context))
+        self.events.append((topic, event, target, context))
 
     def add(self, a: int, b: int = 2) -> int:
         """The sum of two numbers."""
-        self._calls["add"] += 1
+        self.calls["add"] += 1
         return a + b
 
     async def echo(self, **params: Any) -> dict[str, Any]:
@@ -120,14 +121,14 @@ class Controller(ServiceMeshManagerController):
 
     def again(self) -> str:
         """Asks to be called again the first time."""
-        self._calls["again"] += 1
-        if self._calls["again"] % 2:
+        self.calls["again"] += 1
+        if self.calls["again"] % 2:
             raise NuropbCallAgain("not yet")
         return "at last"
 
     def again_for_ever(self) -> None:
         """Asks to be called again every time."""
-        self._calls["again_for_ever"] += 1
+        self.calls["again_for_ever"] += 1
         raise NuropbCallAgain("not yet")
 
     def succeed(self) -> None:
@@ -177,7 +178,7 @@ async def site(amqp_url: str, echo_service: ServiceProcess) -> AsyncIterator[Sit
 
 
 def queues_of(running: RunningGateway) -> list[str]:
-    mesh = running.gateway.service_mesh_manager._mesh
+    mesh = running.gateway.service_mesh_manager.mesh
     assert isinstance(mesh, RabbitMQMesh)
     return [mesh.reply_queue, mesh.event_queue, mesh.service_queue]
 
@@ -189,17 +190,17 @@ async def delete_queues(url: str, *names: str) -> None:
 
 
 class Call(Protocol):
-    """Calls with nuropb's own client; the response is NuroPb's."""
+    """Call with nuropb's own client; return NuroPb's response."""
 
     def __call__(self, method: str = "", /, **options: Any) -> Coroutine[Any, Any, dict[str, Any]]: ...
 
 
 @pytest.fixture
 def call(amqp_url: str, site: Site) -> Call:
-    """Calls a method of the controller."""
+    """Call a method of the controller."""
 
     async def call_controller(method: str = "", /, **options: Any) -> dict[str, Any]:
-        # In a thread: the gateway is to answer in the meantime.
+        # In a thread, as the gateway has to answer meanwhile.
         return await anyio.to_thread.run_sync(lambda: call_with_nuropb(amqp_url, site.name, method, **options))
 
     return call_controller
@@ -260,9 +261,9 @@ async def test_failures_are_those_of_a_nuropb_service(
 
 async def test_what_is_raised_by_nuropbs_names_means_what_it_does_there(site: Site, call: Call) -> None:
     assert (await call("again"))["result"] == "at last"
-    assert site.controller._calls["again"] == 2
+    assert site.controller.calls["again"] == 2
     assert (await call("again_for_ever"))["error"]["error"] == "NuropbCallAgainReject"
-    assert site.controller._calls["again_for_ever"] == 2
+    assert site.controller.calls["again_for_ever"] == 2
     async with connect(site.running.url, "alice") as client:
         await client.ask("subscribe", topics=[f"{site.topic}.success"])
         response = await call("succeed")
@@ -300,13 +301,13 @@ async def test_the_description_is_understood_and_encrypted_calls_are_answered(si
 
 
 async def test_a_command_is_executed(site: Site, call: Call) -> None:
-    before = site.controller._calls["add"]
+    before = site.controller.calls["add"]
     assert await call("add", params={"a": 1}, command=True) == {"sent": True}
-    await eventually(lambda: site.controller._calls["add"] == before + 1)
+    await eventually(lambda: site.controller.calls["add"] == before + 1)
 
 
 async def test_a_gateway_that_is_called_a_lot_answers_everybody(amqp_url: str, site: Site) -> None:
-    """By hand, since nuropb's client takes a process for each call."""
+    """By hand, as nuropb's client takes a process for each call."""
     async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
         replies = await channel.declare_queue(exclusive=True)
         rpc = await channel.get_exchange("nuropb-rpc-exchange")
@@ -334,7 +335,7 @@ async def test_a_gateway_that_is_called_a_lot_answers_everybody(amqp_url: str, s
 async def test_events_of_services_and_clients_reach_subscribers_and_the_controller(
     amqp_url: str, site: Site, call: Call
 ) -> None:
-    site.controller._events.clear()
+    site.controller.events.clear()
     url = site.running.url
     async with connect(url, "alice") as alice, connect(url, "bob") as bob:
         answer = await alice.ask("subscribe", topics=[f"{site.topic}.orders.*"])
@@ -350,8 +351,8 @@ async def test_events_of_services_and_clients_reach_subscribers_and_the_controll
         assert (await bob.event(private))["event"] == [["bob"]]
         assert await bob.settled() == []
         assert await alice.settled() == []
-    await eventually(lambda: len(site.controller._events) == 3)
-    assert site.controller._events == [
+    await eventually(lambda: len(site.controller.events) == 3)
+    assert site.controller.events == [
         (created, {"id": 1}, None, {"user_id": "somebody"}),
         (private, [None], None, {"service": site.echo}),
         (private, [["bob"]], ["bob"], {"service": site.echo}),
@@ -361,7 +362,7 @@ async def test_events_of_services_and_clients_reach_subscribers_and_the_controll
 async def test_every_process_of_a_gateway_has_the_events_and_one_has_the_call(
     amqp_url: str, site: Site, call: Call
 ) -> None:
-    site.controller._events.clear()
+    site.controller.events.clear()
     other = Controller(site.topic)
     async with run_gateway(gateway_at(amqp_url, other, site.name)) as running:
         await eventually(lambda: running.gateway.service_mesh_manager.connected)
@@ -373,11 +374,11 @@ async def test_every_process_of_a_gateway_has_the_events_and_one_has_the_call(
             for client in (here, there):
                 assert (await client.event(f"{site.topic}.x"))["event"] == 1
                 assert (await client.event(f"{site.topic}.y"))["event"] == 2
-        await eventually(lambda: len(site.controller._events) == len(other._events) == 2)
-        before = site.controller._calls["add"] + other._calls["add"]
+        await eventually(lambda: len(site.controller.events) == len(other.events) == 2)
+        before = site.controller.calls["add"] + other.calls["add"]
         for _ in range(3):
             assert (await call("add", params={"a": 1}))["result"] == 3
-        assert site.controller._calls["add"] + other._calls["add"] == before + 3
+        assert site.controller.calls["add"] + other.calls["add"] == before + 3
     own = set(queues_of(running)) - set(queues_of(site.running))
     await delete_queues(amqp_url, *own)
 
@@ -386,7 +387,7 @@ async def test_every_process_of_a_gateway_has_the_events_and_one_has_the_call(
 
 
 async def test_a_client_of_nuropb_gw_works_unchanged(site: Site) -> None:
-    """As nuropb_gw's own tests had it: Tornado's client, ``Bearer :token``, trace ids only, a message at a time."""
+    """As in nuropb_gw's own tests: Tornado's client, ``Bearer :token``, trace ids only, one message at a time."""
     websocket = pytest.importorskip("tornado.websocket")
     httpclient = pytest.importorskip("tornado.httpclient")
     request = httpclient.HTTPRequest(site.running.url, headers={"Authorization": "Bearer :alice"})
@@ -424,7 +425,7 @@ async def test_a_client_of_nuropb_gw_works_unchanged(site: Site) -> None:
             await connection.write_message("not json")
             assert json.loads(await connection.read_message())["type"] == "error"
 
-            # What nuropb_gw's handlers sent without being asked.
+            # Frames that nuropb_gw's handlers sent unasked.
             site.running.gateway.handler_manager.send_message_to_all({"type": "any", "payload": [1]})
             assert json.loads(await connection.read_message()) == {"type": "any", "payload": [1]}
         finally:
@@ -447,21 +448,21 @@ async def test_a_call_of_a_service_that_was_killed_is_answered_once_by_its_sibli
             first.freeze()
             await client.request(f"{name}.whoami", {}, id="unacknowledged", trace_id="t1")
             await client.request(f"{name}.add", {"a": 1, "b": 2}, id="waiting")
-            # One is with the frozen process, which has a prefetch of 1; the other is in the queue.
+            # One message is with the frozen process, which has a prefetch of 1; the other is in the queue.
             await messages_in(amqp_url, f"nuropb-{name}-sq", 1)
             await anyio.to_thread.run_sync(second.start)
             assert (await client.answer("waiting"))["result"] == 3
             first.kill()
             answer = await client.answer("unacknowledged")
             assert answer["result"]["trace_id"] == "t1"
-            # Everything that was still to come is behind the answer to a later call.
+            # Every earlier frame has come once a later call is answered.
             assert await client.result(f"{name}.count", {"method": "whoami"}) == 1
             assert await client.settled() == []
     await delete_queues(amqp_url, f"nuropb-{name}-sq", f"nuropb-{name}-dl")
 
 
 async def messages_in(url: str, queue: str, count: int) -> None:
-    """Wait until so many messages wait in a queue."""
+    """Wait until a queue has that many messages."""
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:
         with anyio.fail_after(DEADLINE):
             while (await channel.declare_queue(queue, passive=True)).declaration_result.message_count != count:
@@ -478,7 +479,7 @@ async def test_a_call_that_nobody_answers_ends_and_the_service_is_told_nothing_t
             assert [answer["error"]["code"] for answer in answers] == ["timeout"] * 3
             await messages_in(amqp_url, service.queue, 0)
             service.thaw()
-            # The first was with the service already; the others died in the queue, where nobody waited for them.
+            # The first was with the service already; the others expired in the queue.
             recorded = await client.result(f"{name}.recorded")
             assert recorded == [{"n": 0}]
     await delete_queues(amqp_url, f"nuropb-{name}-sq", f"nuropb-{name}-dl")

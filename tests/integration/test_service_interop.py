@@ -1,4 +1,4 @@
-"""The rules of ``mesh/service.py`` beside nuropb's own, on the same service objects in this process."""
+"""The rules of ``wire/services.py`` beside nuropb's own, on the same service objects in this process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONTEXT = {"user_id": "alice", "Authorization": "Bearer t"}
 
 
 class Everything:
-    """A service whose annotations are what nuropb can describe."""
+    """A service with annotations that nuropb can describe."""
 
     _service_name = "everything"
     _version = "0.0.1"
@@ -51,7 +51,7 @@ class Everything:
         raise error
 
     def returns(self, value):  # type: ignore[no-untyped-def]
-        """What it is given."""
+        """Return the value."""
         return value
 
     async def returns_later(self, value):  # type: ignore[no-untyped-def]
@@ -104,7 +104,7 @@ def test_a_service_is_described_as_nuropb_describes_it(name: str) -> None:
 
 
 async def by_nuropb(instance: object, method: str, params: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
-    """How nuropb acknowledges a request, and what it sends for it."""
+    """Return how nuropb acknowledges a request, and the messages that it sends."""
     completed: list[tuple[list[dict[str, Any]], str]] = []
     payload = {"service": "svc", "method": method, "params": params, "context": dict(CONTEXT)}
     message = {"nuropb_type": "request", "nuropb_payload": payload, "correlation_id": "c", "trace_id": "t"}
@@ -119,7 +119,7 @@ async def by_us(instance: object, method: str, params: dict[str, Any]) -> ours.O
 
 
 async def compare(instance: object, method: str, **params: Any) -> None:
-    """Acknowledgement, first response and events have to be the same."""
+    """Check that acknowledgement, first response and events are the same."""
     action, sent = await by_nuropb(instance, method, params)
     outcome = await by_us(instance, method, params)
     assert outcome.action == {"nack": "requeue"}.get(action, action)

@@ -1,4 +1,4 @@
-"""Service objects that this package hosts, called by nuropb and by the gateway, whatever happens to the broker."""
+"""Service objects that this package hosts, called by nuropb and by the gateway, during all faults of the broker."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ asyncio.run(serve(Slow(), sys.argv[1], service_name=sys.argv[2]))
 
 
 class Orders:
-    """What is hosted."""
+    """The hosted service."""
 
     _version = "3"
 
@@ -68,7 +68,7 @@ class Orders:
         return id
 
     def refuse(self) -> None:
-        """Say what is wrong."""
+        """Fail on purpose."""
         raise NuropbValidationError("number: it is missing")
 
     def crash(self) -> None:
@@ -86,7 +86,7 @@ class Orders:
 
 
 class Publisher:
-    """Publishes by itself and when it is called, and may fail."""
+    """A service that publishes by itself and when called, and may fail."""
 
     def __init__(self) -> None:
         self.fail = asyncio.Event()
@@ -118,7 +118,7 @@ async def running(
 
 
 async def is_there(caller: ServiceMeshManager, name: str) -> bool:
-    """Whether there is such a service, be it without such a method."""
+    """Return whether the service exists, even without the method."""
     with pytest.raises(CallError) as caught:
         await caller.request(name, "no_such_method")
     return caught.value.code == "method_not_found"
@@ -193,7 +193,7 @@ async def test_a_hosted_service_publishes_events_of_its_own(amqp_url: str, caplo
         running(proxy.url, publisher, clean=amqp_url) as (manager, name),
     ):
         await caller.request(name, "tell", {"topic": f"{topic}.made", "event": {"number": 1}, "target": ["alice"]})
-        publisher.publish(f"{topic}.made", {"total": made})  # as a task of its own would
+        publisher.publish(f"{topic}.made", {"total": made})  # as a failure in a task of its own would
         await eventually(lambda: len(orders.events) == 2)
         assert [each[:3] for each in orders.events] == [
             (f"{topic}.made", {"number": 1}, ["alice"]),
@@ -205,7 +205,7 @@ async def test_a_hosted_service_publishes_events_of_its_own(amqp_url: str, caplo
         proxy.refuse()
         proxy.cut()
         await eventually(lambda: not manager.connected)
-        publisher.publish(f"{topic}.lost", 1)  # which fails nobody's call
+        publisher.publish(f"{topic}.lost", 1)  # which fails no call
         proxy.accept()
         await eventually(lambda: manager.connected)
         publisher.publish(f"{topic}.made", 2)
@@ -245,7 +245,7 @@ async def test_a_call_that_runs_while_the_connection_is_lost_runs_once_and_is_an
         await eventually(lambda: hosted.mesh.statistics.reconnects > before and hosted.connected)  # type: ignore[attr-defined]
         orders.released.set()
         assert sorted(await asyncio.gather(*calls)) == ["0", "1", "2", "3", "4"]
-        # Acknowledged: what comes now is something new.
+        # Acknowledged: the next message is a new one.
         assert await caller.request(name, "add", {"a": 1, "b": 1}) == 2
         assert set(orders.calls.values()) == {1}
 

@@ -1,4 +1,4 @@
-"""Against the code of nuropb itself. Where that is not installed (Python 3.12 and later) there is nothing to test."""
+"""Encoding and decoding, compared with the code of nuropb itself. Skipped without nuropb (Python 3.12 and later)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def encoded(value: Any) -> bytes:
 
 
 def received(frames: bytes) -> tuple[Any, Any, bytes]:
-    """What nuropb's own AMQP library makes of a publish: method, properties, body."""
+    """Decode a publish with nuropb's own AMQP library: method, properties, body."""
     decoded = []
     while frames:
         size, frame = pika_frame.decode_frame(frames)

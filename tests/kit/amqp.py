@@ -55,11 +55,11 @@ Properties = commands.Basic.Properties
 
 @dataclass
 class Receiver:
-    """Who the mesh tells. It waits for the replies in ``expected``, each once."""
+    """A receiver that keeps everything, and expects the replies in ``expected``, each once."""
 
     told: list[tuple[str, Any]] = field(default_factory=list)
     expected: set[str] = field(default_factory=set)
-    #: Replies that nobody waits for.
+    #: Replies that were not expected.
     unexpected: list[str] = field(default_factory=list)
     replies: dict[str, Reply] = field(default_factory=dict)
     events: list[tuple[str, Any]] = field(default_factory=list)
@@ -117,7 +117,7 @@ class Receiver:
 
 
 class Gateway:
-    """A mesh, its receiver, and what is sent by it."""
+    """A mesh and its receiver."""
 
     def __init__(self, mesh: RabbitMQMesh, service_name: str) -> None:
         self.mesh = mesh
@@ -136,7 +136,7 @@ class Gateway:
         seconds: float = 60.0,
         public_key: str | None = None,
     ) -> CallMessage:
-        """Send a call, and wait for its reply if it is a request."""
+        """Send a call; a request's reply is expected from then on."""
         deadline = time.monotonic() + seconds
         message = CallMessage(
             kind, uuid4().hex, trace_id, service, method, params, b'{"user_id":"u"}', deadline, seconds, public_key
@@ -150,14 +150,14 @@ class Gateway:
         await eventually(lambda: self.mesh.connected)
 
     async def told(self, what: str, message: CallMessage) -> None:
-        """Wait until the receiver was told this and nothing else about ``message``."""
+        """Wait until the receiver was told exactly this about ``message``."""
         await eventually(lambda: [each for each in self.receiver.told if each[1] == message.correlation_id])
         assert [each for each in self.receiver.told if each[1] == message.correlation_id] == [
             (what, message.correlation_id)
         ]
 
     async def says(self, problem: str) -> None:
-        """Wait until this is a part of the problem."""
+        """Wait until the mesh's problem contains this text."""
         await eventually(lambda: problem in (self.mesh.problem or ""))
 
     async def subscribe(self, topic: str) -> None:
@@ -171,7 +171,7 @@ class Gateway:
 async def running(
     url: str, service_name: str | None = None, *, wait: bool = True, **more: Any
 ) -> AsyncIterator[Gateway]:
-    """A mesh, connected if ``wait``, under a name of its own unless one is given."""
+    """Run a mesh, connected if ``wait``, by default under a new name."""
     name = service_name or f"gateway-{secrets.token_hex(4)}"
     gateway = Gateway(RabbitMQMesh(url, service_name=name, **more), name)
     async with gateway.mesh:
@@ -181,14 +181,14 @@ async def running(
 
 
 class Peer:
-    """Somebody else on the mesh, who does everything by hand."""
+    """Another program on the mesh, which speaks AMQP by hand."""
 
     def __init__(self, connection: AbstractConnection, channel: AbstractChannel) -> None:
         self.connection = connection
         self.channel = channel
 
     async def queue(self, exchange: str | None = None, key: str = "") -> str:
-        """A queue of this connection; its messages are taken by :meth:`take`."""
+        """Declare a queue; :meth:`take` takes its messages."""
         declared = await self.channel.queue_declare(exclusive=True)
         assert declared.queue is not None
         if exchange is not None:
@@ -196,14 +196,14 @@ class Peer:
         return declared.queue
 
     async def service(self) -> str:
-        """A service: a queue for the requests to it, of the same name."""
+        """Declare the queue of a service; both have the returned name."""
         name = f"service-{secrets.token_hex(4)}"
         await self.channel.queue_declare(name, exclusive=True)
         await self.channel.queue_bind(name, RPC, name)
         return name
 
     async def take(self, queue: str) -> DeliveredMessage:
-        """The next message of ``queue``."""
+        """Wait for the next message of ``queue``."""
         with anyio.fail_after(DEADLINE):
             while True:
                 message = await self.channel.basic_get(queue, no_ack=True)
@@ -216,7 +216,7 @@ class Peer:
         await self.channel.basic_publish(body, exchange=exchange, routing_key=key, properties=properties)
 
     async def publish_raw(self, exchange: str, key: str, body: bytes, properties: Properties, *change: bytes) -> None:
-        """Publish what no library would: in the frames, the first of ``change`` is replaced by the second."""
+        """Publish frames that no library would: in them, the first of ``change`` is replaced by the second."""
         channel = await self.connection.channel(publisher_confirms=False)
         frames = (
             commands.Basic.Publish(exchange=exchange, routing_key=key),
@@ -231,7 +231,7 @@ class Peer:
         frame = ChannelFrame(data.replace(old, new), should_close=False, drain_future=written)
         await self.connection.write_queue.put(frame)
         await written
-        await channel.close()  # the broker has taken everything before it
+        await channel.close()  # the broker has read all earlier frames
 
     async def event(self, topic: str, event: Any = None, *, correlation_id: str | None = None) -> None:
         """Publish an event as a NuroPb service does."""
@@ -249,7 +249,7 @@ class Peer:
         )
 
     async def waiting(self, queue: str) -> int | None:
-        """How many messages are in a queue that nobody consumes."""
+        """Return the number of messages in a queue without a consumer."""
         return (await self.channel.queue_declare(queue, passive=True)).message_count
 
 
@@ -258,7 +258,7 @@ def encode(value: Any) -> bytes:
 
 
 def response(result: Any = None, error: Any = None) -> dict[str, Any]:
-    """The members of a response that do not depend on the request."""
+    """Return the members of a response that do not depend on its request."""
     return {"tag": "response", "result": result, "error": error, "trace_id": "t", "context": {}, "warning": None}
 
 
@@ -269,7 +269,7 @@ def reply_properties(correlation_id: str | None, **headers: Any) -> Properties:
 def nuropb_properties(
     kind: str, correlation_id: str | None, *, reply_to: str = "", expiration: str | None = None, **headers: Any
 ) -> Properties:
-    """The properties that nuropb 0.1.8 sets; ``headers`` are changed, or left out where they are None."""
+    """Make the properties that nuropb 0.1.8 sets. ``headers`` replace its own; None leaves a header out."""
     table = {
         "nuropb_protocol": "0.1.1",
         "nuropb_version": "0.1.8",
@@ -288,13 +288,13 @@ def nuropb_properties(
 
 
 def present(properties: Properties) -> dict[str, Any]:
-    """The properties that are on the wire, an empty string being one."""
-    # pamqp shows a cluster_id where there is none: AMQP 0-9-1 has it no more.
+    """Return the properties that are on the wire, including empty strings."""
+    # pamqp always shows a cluster_id, which AMQP 0-9-1 no longer has.
     return {name: value for name, value in properties if value is not None and name != "cluster_id"}
 
 
 def sent_by(gateway: Gateway, message: DeliveredMessage) -> dict[str, Any]:
-    """The properties of a message from the gateway, without the two differences that the plain lane makes."""
+    """Return the properties of a gateway's message, without the two differences that the plain lane makes."""
     properties = present(message.header.properties)
     if gateway.mesh.lane == "plain":
         assert len(properties.pop("message_id")) == 32  # aiormq gives every message one
@@ -321,7 +321,7 @@ async def reconnected(gateway: Gateway, times: int = 1) -> None:
 
 
 def changed_url(url: str, **changes: Any) -> str:
-    """``url`` with another user, password, host, port, path or query."""
+    """Return ``url`` with another user, password, host, port, path or query."""
     parts = urlsplit(url)
     values = {
         "username": parts.username,

@@ -15,7 +15,7 @@ class Link:
     """One connection through a proxy."""
 
     def __init__(self) -> None:
-        #: What the client has sent so far.
+        #: The bytes that the client has sent so far.
         self.sent = bytearray()
         #: Set while bytes may pass, to the broker and to the client.
         self.to_broker, self.to_client = asyncio.Event(), asyncio.Event()
@@ -25,7 +25,7 @@ class Link:
 
     @property
     def purpose(self) -> str:
-        """What the connection is for, as it told the broker."""
+        """The purpose of the connection, from the name that its client gave it."""
         start = bytes(self.sent[:4096])
         return next((name for name in ("publish", "consume") if f" {name}".encode() in start), "")
 
@@ -35,7 +35,7 @@ class Link:
 
 
 class Proxy:
-    """Stands between a mesh and the broker, and holds bytes back or cuts connections when it is told to."""
+    """A proxy between a mesh and the broker, which can hold bytes back and cut connections."""
 
     def __init__(self, url: str, *, tls: ssl.SSLContext | None = None) -> None:
         self._url = urlsplit(url)

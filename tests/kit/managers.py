@@ -1,4 +1,4 @@
-"""A gateway without sockets: its managers on one of the meshes, and clients that write down their frames."""
+"""A gateway without sockets: its managers on one of the meshes, and clients that keep their frames."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Frame = dict[str, Any]
 
 
 class Client(FakeHandler):
-    """A connection that can be asked for its answers."""
+    """A client's connection, with its answers by their ids."""
 
     def __init__(self, gateway: Gateway) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Client(FakeHandler):
 
 
 class Controller(ServiceMeshManagerController):
-    """Keeps the events of the gateway's own subscriptions."""
+    """A controller that keeps the events of its subscriptions."""
 
     def __init__(self) -> None:
         super().__init__(event_topic_subscriptions=["controller.#"])
@@ -109,12 +109,12 @@ class Services(NamedTuple):
     echo: str
     stub: str
     objects: dict[str, Any]
-    #: Of the mesh that calls them.
+    #: The lane of the mesh that calls them.
     lane: LaneName
 
 
 class Gateway(NamedTuple):
-    """The managers of one gateway, running."""
+    """The running managers of one gateway."""
 
     services: Services
     handlers: HandlerManager
@@ -123,7 +123,7 @@ class Gateway(NamedTuple):
     clients: list[Client]
 
     async def connect(self, user_id: str = "u1") -> Client:
-        """A registered connection; the token is ``token of <user>``."""
+        """Register a connection; its token is ``token-of-<user>``."""
         client = Client(self)
         await self.handlers.register(client, f"token-of-{user_id}")
         self.clients.append(client)
@@ -136,7 +136,7 @@ async def authenticate(token: str) -> Identity:
 
 
 class EmbeddedTransport:
-    """What a service publishes by when it is not NuroPb that hosts it: the part of nuropb's RMQAPI that it uses."""
+    """The part of nuropb's RMQAPI that a service publishes by, for services that nuropb does not host."""
 
     def __init__(self) -> None:
         self.transport = self
@@ -178,7 +178,7 @@ async def running(request: pytest.FixtureRequest, services: Services, settings: 
         gateway = Gateway(services, handlers, manager, controller, [])
         await eventually(lambda: manager.connected)
         yield gateway
-        # Whatever is still on its way to a client comes before the answer to a later call.
+        # All frames that are still on their way to a client come before the answer to a later call.
         barrier = await gateway.connect("barrier")
         await barrier.result(services.echo, "echo")
         for client in gateway.clients:

@@ -48,6 +48,11 @@ class Process:
         return self._process.pid
 
     @property
+    def returncode(self) -> int | None:
+        """The exit status; None while the process runs."""
+        return self._process.returncode
+
+    @property
     def ended(self) -> bool:
         """Whether the output has ended."""
         return all(reader.done() for reader in self._readers)

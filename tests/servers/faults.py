@@ -1,6 +1,6 @@
 """Faults of a network: a TCP proxy in front of a broker that can cut, stall, refuse, delay and throttle.
 
-It tells AMQP connections apart by the name that their clients give them, which the gateway ends with ``publish`` or
+It distinguishes AMQP connections by the names that their clients give them. The gateway's end with ``publish`` or
 ``consume``.
 """
 
@@ -29,12 +29,12 @@ Direction: TypeAlias = Literal["both", "up", "down"]
 CHUNK: Final = 65536
 #: connection_name is a member of a table in start-ok, the client's first frame.
 NAME: Final = b"connection_name" + b"S"
-#: So much of what a client sends is looked at for its name.
+#: The name of a client is looked for in its first bytes, this many.
 FIRST_BYTES: Final = 4096
 
 
 class ProxiedConnection:
-    """One connection through the proxy: two sockets, and what is done to them."""
+    """One connection through the proxy: two sockets, and the faults between them."""
 
     def __init__(self, proxy: FaultProxy, client: socket.socket) -> None:
         self._proxy = proxy
@@ -47,7 +47,7 @@ class ProxiedConnection:
         self._discards = False
         self._resets = True
         self._orphaned = False
-        #: What the client calls the connection; "" until it has said so.
+        #: The client's name for the connection; "" until it has sent that.
         self.name = ""
 
     @property
@@ -56,7 +56,7 @@ class ProxiedConnection:
         return self.name.rpartition(" ")[2]
 
     def cut(self, how: Literal["reset", "end"]) -> None:
-        """End it for both sides: by a reset, or in good order; what has not been forwarded is lost."""
+        """End the connection for both sides, by a reset or in good order; bytes not forwarded yet are lost."""
         if how == "reset":
             self._scope.cancel()
             return
@@ -67,18 +67,18 @@ class ProxiedConnection:
         self.flow(True)
 
     def orphan(self) -> None:
-        """Reset the client's side. The broker's stays open, and nothing moves on it any more."""
+        """Reset the client's side. The broker's side stays open, without any traffic."""
         self._orphaned = True
         self._scope.cancel()
 
     def flow(self, flows: bool, direction: Direction = "both") -> None:
-        """Let bytes through, or hold them back; whoever sends them does not learn of it."""
+        """Let bytes through, or hold them back without the sender's knowledge."""
         for way, event in (("up", self._up), ("down", self._down)):
             if direction in ("both", way):
                 (event.set if flows else event.clear)()
 
     async def run(self) -> None:
-        """Forward until both sides have ended, one was reset, or a fault ends it."""
+        """Forward until both sides have ended, one was reset, or a fault ends the connection."""
         loop = asyncio.get_running_loop()
         self._broker.setblocking(False)
         try:
@@ -129,8 +129,8 @@ class ProxiedConnection:
 class FaultProxy:
     """Listens on a port of its own for as long as its context lasts, and forwards to the broker of an AMQP URL.
 
-    What is done to connections is done to those that are there; ``purpose`` picks the publishing or the consuming
-    ones. Nothing is left when the context ends.
+    Faults concern the connections that are open; ``purpose`` chooses the publishing or the consuming ones. The end of
+    the context closes everything.
     """
 
     def __init__(self, url: str) -> None:
@@ -138,13 +138,13 @@ class FaultProxy:
         self.broker: tuple[str, int] = (parts.hostname or "127.0.0.1", parts.port or 5672)
         self._port = free_port()
         user, _, _ = parts.netloc.rpartition("@")
-        #: The URL of the broker, by way of the proxy.
+        #: The URL of the broker, through the proxy.
         self.url = urlunsplit(parts._replace(netloc=f"{user}@127.0.0.1:{self._port}"))
-        #: When connections were accepted, by the monotonic clock; the latest ones.
+        #: Times of the monotonic clock at which the latest connections were accepted.
         self.accepted: deque[float] = deque(maxlen=10_000)
-        #: Seconds that every piece of data is late.
+        #: Seconds by which every piece of data is delayed.
         self.delay = 0.0
-        #: No more than so many bytes a second go each way of a connection.
+        #: The limit of bytes per second in each direction of a connection.
         self.bytes_per_second: float | None = None
         self._connections: list[ProxiedConnection] = []
         self._orphans: list[socket.socket] = []
@@ -176,7 +176,7 @@ class FaultProxy:
             each.cut(how)
 
     def stall(self, purpose: Purpose | None = None, *, direction: Direction = "both", new: bool = False) -> None:
-        """Hold back what is sent on connections, to the broker (up), to its clients (down), or both.
+        """Hold back the bytes sent on connections, to the broker (up), to its clients (down), or both.
 
         With ``new``, also on all connections that are made from now on.
         """
@@ -185,18 +185,18 @@ class FaultProxy:
             each.flow(False, direction)
 
     def resume(self) -> None:
-        """End every stall; what was held back arrives now, late."""
+        """End every stall; the bytes that were held back arrive now."""
         self._stalls_new = False
         for each in self._connections:
             each.flow(True)
 
     def orphan(self, purpose: Purpose | None = None) -> None:
-        """Reset the clients' side of connections and leave the broker's side open, with nobody there."""
+        """Reset the clients' side of connections and leave the broker's side open, without a client."""
         for each in self.connections(purpose):
             each.orphan()
 
     def refuse(self) -> None:
-        """Let the kernel refuse new connections, as if nobody listened."""
+        """Let the kernel refuse new connections, as on a port without a listener."""
         self._accepts.clear()
         self._accepting.cancel()
 
@@ -205,7 +205,7 @@ class FaultProxy:
         self._accepts.set()
 
     def accepted_since(self, moment: float) -> int:
-        """How many connections were accepted since then."""
+        """Return the number of connections accepted since then."""
         return sum(each >= moment for each in self.accepted)
 
     # --- for the connections ----------------------------------------------------------------------------------
@@ -240,9 +240,9 @@ class FaultProxy:
     def _take(self, listener: socket.socket) -> None:
         try:
             client, _ = listener.accept()
-        except BlockingIOError:  # it has gone again
+        except BlockingIOError:  # the client has gone again
             return
-        if self._tasks.cancel_scope.cancel_called:  # nobody would close it
+        if self._tasks.cancel_scope.cancel_called:  # no task would close it
             client.close()
             return
         client.setblocking(False)

@@ -25,11 +25,11 @@ __all__ = ["RabbitMQError", "RabbitMQNode", "answers_amqp", "find_program", "fre
 
 BOOT_TIMEOUT = 60.0
 CTL_TIMEOUT = 60.0
-#: How rabbitmqctl says that the broker is not there, while its node is.
+#: rabbitmqctl's words for a node without a running broker.
 NOT_RUNNING = "requires the 'rabbit' app to be running"
 
-# Waits for its standard input to close, which the end of this process does however it comes about, even by
-# SIGKILL. Then no process of the node stays, nor a file.
+# Waits for its standard input to close, which happens at any end of this process, even by SIGKILL. Then it removes all
+# processes and files of the node.
 GUARD = """
 cat > /dev/null
 for file in "$1"/*.pid; do
@@ -40,21 +40,20 @@ rm -rf -- "$1" 2> /dev/null || { sleep 1; rm -rf -- "$1"; }
 
 
 class RabbitMQError(RuntimeError):
-    """A node did not start, or a control command failed; the message has the end of what it said."""
+    """A node that did not start, or a control command that failed; the message has the end of its output."""
 
 
 def find_program(name: str) -> str | None:
-    """The path of one of RabbitMQ's programs, or None.
+    """Find one of RabbitMQ's programs; return its path, or None.
 
-    Debian's own directory comes first: what it puts on the PATH changes to the user ``rabbitmq`` when root
-    calls it.
+    Debian's own directory comes first: its commands on the PATH change to the user ``rabbitmq`` when root calls them.
     """
     direct = Path("/usr/lib/rabbitmq/bin", name)
     return str(direct) if direct.exists() else shutil.which(name)
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now, and that the system does not hand out by itself.
+    """Find a port of the loopback without a listener, which the system does not hand out by itself.
 
     Below the ephemeral range, because a client that tries again and again to reach a stopped broker could
     otherwise be given the broker's own port as its source, and so connect to itself.
@@ -68,7 +67,7 @@ def free_port() -> int:
 
 
 def answers_amqp(url: str, timeout: float = 1.0) -> bool:
-    """Whether an AMQP 0-9-1 broker answers there. With amqps, whether anything accepts the connection."""
+    """Return whether an AMQP 0-9-1 broker answers there; with amqps, whether anything accepts the connection."""
     parts = urlsplit(url)
     tls = parts.scheme == "amqps"
     address = (parts.hostname or "localhost", parts.port or (5671 if tls else 5672))
@@ -77,26 +76,26 @@ def answers_amqp(url: str, timeout: float = 1.0) -> bool:
             if tls:
                 return True
             connection.sendall(b"AMQP\x00\x00\x09\x01")
-            # A method frame on channel 0; a server that wants another version sends its own header and hangs
-            # up.
+            # A method frame on channel 0; a server of another version sends its own header and closes the
+            # connection.
             return connection.recv(3) == b"\x01\x00\x00"
     except OSError:
         return False
 
 
 def config_text(port: int, settings: Sequence[str] = ()) -> str:
-    """The node's rabbitmq.conf. The low disk limit keeps a small disk from blocking every publisher."""
+    """Make the node's rabbitmq.conf. The low disk limit keeps a small disk from blocking every publisher."""
     own = (f"listeners.tcp.1 = 127.0.0.1:{port}", "disk_free_limit.absolute = 1MB", "log.file.level = warning")
     return "".join(f"{line}\n" for line in (*own, *settings))
 
 
 def plugins_text(plugins: Sequence[str]) -> str:
-    """The node's list of plugins, which is a term of Erlang."""
+    """Make the node's list of plugins, a term of Erlang."""
     return f"[{','.join(plugins)}].\n"
 
 
 def node_environment(directory: Path, *, amqp: int, distribution: int, port_mapper: int) -> dict[str, str]:
-    """What the server and rabbitmqctl need to find each other and nothing of the machine's own broker."""
+    """Make the environment in which server and rabbitmqctl find each other, and nothing of the machine's own broker."""
     # Erlang would start a port mapper of its own, as a daemon which outlives the node, if ours were not there
     # yet.
     erlang = "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
@@ -124,7 +123,7 @@ def node_environment(directory: Path, *, amqp: int, distribution: int, port_mapp
 
 
 def table(value: Any) -> dict[str, Any]:
-    """An AMQP table, which rabbitmqctl prints as a list of name, type and value."""
+    """Read an AMQP table, which rabbitmqctl prints as a list of name, type and value."""
     if isinstance(value, dict):  # by some versions, when it is empty
         return value
     return {name: table(item) if kind == "table" else item for name, kind, item in value}
@@ -134,13 +133,13 @@ class RabbitMQNode:
     """One node, for a ``with`` block or from ``start`` to ``stop``.
 
     It keeps its data and its ports over ``kill`` and ``start``. A boot takes about 6 s, and each call of
-    ``ctl``, and of what is built on it, 0.6 to 2 s: where a test needs speed, it asks over AMQP. Everything
-    here blocks the thread.
+    ``ctl``, and of methods built on it, 0.6 to 2 s: a test that needs speed asks over AMQP. Everything here blocks the
+    thread.
     """
 
     def __init__(self, *, plugins: Sequence[str] = (), settings: Sequence[str] = ()) -> None:
-        """``plugins`` are enabled, and ``settings`` are further lines of rabbitmq.conf, which have to say where the
-        plugins listen: by themselves they listen on every address of the machine."""
+        """``plugins`` are enabled. ``settings`` are further lines of rabbitmq.conf; they have to restrict the plugins'
+        listeners, which by default listen on every address of the machine."""
         server, ctl, epmd = find_program("rabbitmq-server"), find_program("rabbitmqctl"), shutil.which("epmd")
         if server is None or ctl is None or epmd is None:
             raise RabbitMQError("rabbitmq-server, with its rabbitmqctl and Erlang's epmd, is not installed")
@@ -197,11 +196,11 @@ class RabbitMQNode:
         atexit.unregister(self.stop)
 
     def kill(self) -> None:
-        """End the server with SIGKILL: nobody is told, and what was not on the disk yet is lost."""
+        """End the server with SIGKILL: without a goodbye to clients, and without writing anything more to the disk."""
         self._end("server")
 
     def freeze(self) -> None:
-        """Stop the server's process: its connections stay open and nothing on them is answered or refused."""
+        """Stop the server's process: its connections stay open, without an answer."""
         os.killpg(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -209,7 +208,7 @@ class RabbitMQNode:
         os.killpg(self.pid, signal.SIGCONT)
 
     def stop_app(self) -> None:
-        """Close the broker in good order: its clients are told, and its port is closed."""
+        """Close the broker in good order, with a goodbye to its clients, and close its port."""
         self.ctl("stop_app")
         self._app_stopped = True
 
@@ -226,7 +225,7 @@ class RabbitMQNode:
         return self.url(name)
 
     def delete_vhost(self, name: str) -> None:
-        """Remove a vhost and all that is in it; its connections are closed."""
+        """Remove a vhost with all its queues and exchanges; the broker closes its connections."""
         self.ctl("delete_vhost", name)
 
     def list_queues(self, vhost: str = "/") -> list[dict[str, Any]]:
@@ -242,13 +241,13 @@ class RabbitMQNode:
     def list_connections(self) -> list[dict[str, Any]]:
         """The connections: name, vhost, user, state, channels, timeout (the heartbeat), client_properties, send_oct.
 
-        The last is how many bytes the broker has sent to it so far.
+        The last is the number of bytes that the broker has sent on it so far.
         """
         columns = ("name", "vhost", "user", "state", "channels", "timeout", "client_properties", "send_oct")
         return self._list("list_connections", columns=columns)
 
     def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl against this node and return what it printed."""
+        """Run rabbitmqctl against this node and return its output."""
         run = self._run_ctl(*arguments)
         if run.returncode != 0 and NOT_RUNNING in run.stderr and not self._app_stopped:
             # AMQP is answered a moment before the node counts as started.
@@ -278,7 +277,7 @@ class RabbitMQNode:
         return [{name: table(row[name]) if name in tables else row[name] for name in columns} for row in rows]
 
     def _prepare(self) -> None:
-        """Everything that lasts as long as the node, over all its starts."""
+        """Make everything that lasts as long as the node, over all its starts."""
         directory = self._directory = Path(tempfile.mkdtemp(prefix="rabbitmq-test-"))
         atexit.register(self.stop)
         self._guard = subprocess.Popen(

@@ -34,15 +34,15 @@ class NuropbException(Exception):
 
 
 class NuropbValidationError(NuropbException):
-    """One that services raise on purpose."""
+    """An exception that services raise on purpose."""
 
 
 class OurValidationError(NuropbValidationError):
-    """One that a service made of it."""
+    """A subclass of it that a service defines."""
 
 
 class NuropbCallAgain(NuropbException):
-    """Once more, please."""
+    """A request to be called again."""
 
 
 class NuropbSuccess(NuropbException):

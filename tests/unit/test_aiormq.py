@@ -37,14 +37,14 @@ def of_module(owner: str) -> bool:
 
 
 def table(*, of_modules: bool) -> set[tuple[str, str]]:
-    """All names of the table, of modules or of classes, with their owners."""
+    """Return all names of the table, of modules or of classes, with their owners."""
     names = {(owner, name) for owner, names in REQUIRED.items() for name in names}
     names |= {(each.owner, each.name) for each in REPLACEABLE if each.use == "attribute"}
     return {(owner, name) for owner, name in names if of_module(owner) is of_modules}
 
 
 def imported() -> Iterator[tuple[str, str]]:
-    """Names that the mesh imports from modules of aiormq and pamqp, or reads from such a module."""
+    """Yield the names that the mesh imports from modules of aiormq and pamqp, or reads from such a module."""
     for node in SOURCE:
         if isinstance(node, ast.ImportFrom) and node.level == 0 and is_of_library(node.module or ""):
             yield from ((node.module or "", alias.name) for alias in node.names)
@@ -64,7 +64,7 @@ def is_of_library(module: str) -> bool:
 
 
 def members(*classes: type) -> set[str]:
-    """The methods and attributes of classes, of their base classes, and those that their methods set."""
+    """Return the methods and attributes of classes and their base classes, including those that methods set."""
     found: set[str] = set()
     for class_ in (base for each in classes for base in each.__mro__ if is_of_library(base.__module__)):
         for node in ast.walk(ast.parse(inspect.getsource(inspect.getmodule(class_) or class_))):
@@ -81,7 +81,7 @@ def members(*classes: type) -> set[str]:
 
 
 def fields_of_frames() -> set[str]:
-    """The names that AMQP itself gives to the fields of its frames."""
+    """Return the names that AMQP itself gives to the fields of its frames."""
     groups = [value for value in vars(commands).values() if isinstance(value, type)]
     frames = [value for group in groups for value in vars(group).values() if isinstance(value, type)]
     return {name for frame in frames for name in vars(frame).get("__slots__", ())}
@@ -94,7 +94,7 @@ MEMBERS = members(
 
 
 def used() -> Iterator[str]:
-    """The names of all attributes that the mesh reads, sets, calls, or implements for aiormq."""
+    """Yield the names of all attributes that the mesh reads, sets, calls, or implements for aiormq."""
     for node in SOURCE:
         if isinstance(node, ast.Attribute):
             yield node.attr

@@ -24,7 +24,7 @@ async def call(method: str, *, service: DemoService | None = None, **params: Any
 
 @contextlib.asynccontextmanager
 async def running(service: DemoService) -> AsyncIterator[Published]:
-    """The service runs, and what it publishes is in the list."""
+    """Run the service; the list gets its events."""
     published: Published = []
 
     def publish(topic: str, event: Any, target: list[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from msgspec import Raw
 from nuropb_gateway_asgi.wire.description import Description, MethodInfo, describe_for_clients, parse_description
 
 KEY = "-----BEGIN PUBLIC KEY-----"
-#: As nuropb 0.1.8 makes it, of ``def add(self, ctx, a: int, b=2, *args, c: str, **kwargs)``.
+#: nuropb 0.1.8's description of ``def add(self, ctx, a: int, b=2, *args, c: str, **kwargs)``.
 PARAMETERS = {
     "type": "object",
     "properties": [

@@ -20,13 +20,13 @@ from .fakes import strict_json, until
 
 
 class Receiver:
-    """Writes down what the mesh tells."""
+    """A receiver that keeps everything."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, Any]] = []
         self.events: list[EventMessage] = []
         self.changes: list[bool] = []
-        #: What siblings told, and what was recorded.
+        #: Messages of other transports, and records.
         self.said: list[bytes] = []
         self.expected = True
 
@@ -127,7 +127,7 @@ class Controller:
 
 
 class House:
-    """A mesh with two services and one that listens to it."""
+    """A mesh with two services, and its receiver."""
 
     def __init__(self) -> None:
         self.orders, self.users, self.receiver = Service(), Service(), Receiver()
@@ -135,7 +135,7 @@ class House:
         self.mesh.bind(self.receiver, Controller())
 
     def send(self, method: str, params: Any = None, *, service: str = "orders", **fields: Any) -> str:
-        """Send a message; its correlation id."""
+        """Send a message; return its correlation id."""
         message = CallMessage(
             kind=fields.pop("kind", "request"),
             correlation_id=uuid4().hex,
@@ -154,12 +154,12 @@ class House:
         self.mesh.publish(topic, event, context=b'{"user_id":"alice"}', trace_id="t", target=target)
 
     async def told(self) -> tuple[str, Any]:
-        """The next thing that the mesh tells."""
+        """Wait for the next call of the receiver."""
         await until(lambda: self.receiver.told)
         return self.receiver.told.pop(0)
 
     async def reply(self) -> tuple[Any, Any]:
-        """The next reply: result and error."""
+        """Wait for the next reply: result and error."""
         kind, (_, result, error) = await self.told()
         assert kind == "reply"
         return result, error
@@ -480,26 +480,26 @@ async def test_what_cannot_be_published_is_the_fault_of_the_publisher() -> None:
             ticker.publish("ticks.bad", {("a", "b"): 1})
 
 
-# --- siblings -----------------------------------------------------------------------------------------------------
+# --- transports ---------------------------------------------------------------------------------------------------
 
 
 class Family:
-    """A mesh and its sibling, each with one that listens to it."""
+    """A mesh and one for another transport, each with its receiver."""
 
     def __init__(self, services: dict[str, object]) -> None:
         self.first, self.second = Receiver(), Receiver()
         self.mesh = EmbeddedMesh(services, service_name="gw")
-        self.sibling = self.mesh.for_transport("gw-2")
+        self.other = self.mesh.for_transport("gw-2")
         self.mesh.bind(self.first, Controller())
-        self.sibling.bind(self.second, object())
-        for mesh in (self.mesh, self.sibling):
+        self.other.bind(self.second, object())
+        for mesh in (self.mesh, self.other):
             mesh.subscribe("#", done)
 
 
-async def test_siblings_have_the_same_services_which_run_once() -> None:
+async def test_all_transports_have_the_same_services_which_run_once() -> None:
     ticker = Ticker()
     family = Family({"ticker": ticker})
-    async with family.mesh, family.sibling:
+    async with family.mesh, family.other:
         await until(lambda: ticker.publish)
         assert ticker.publish is not None
         ticker.publish("ticks.second", 2)
@@ -508,27 +508,27 @@ async def test_siblings_have_the_same_services_which_run_once() -> None:
     assert family.first.changes == family.second.changes == [True, False]
 
 
-async def test_an_event_of_a_sibling_reaches_all_of_them_while_they_run() -> None:
+async def test_an_event_of_one_transport_reaches_all_of_them_while_they_run() -> None:
     family = Family({})
     async with family.mesh:
-        async with family.sibling:
-            family.sibling.publish("a", b"1", context=b"{}", trace_id="t", target=None)
+        async with family.other:
+            family.other.publish("a", b"1", context=b"{}", trace_id="t", target=None)
             await until(lambda: family.first.events and family.second.events)
         family.mesh.publish("b", b"2", context=b"{}", trace_id="t", target=None)
         await until(lambda: len(family.first.events) == 2)
     assert [event.topic for event in family.second.events] == ["a"]
 
 
-async def test_siblings_tell_each_other_something() -> None:
+async def test_transports_send_each_other_messages() -> None:
     family = Family({})
-    assert family.mesh.address != family.sibling.address
-    async with family.mesh, family.sibling:
-        family.mesh.tell(family.sibling.address, b"one")
+    assert family.mesh.address != family.other.address
+    async with family.mesh, family.other:
+        family.mesh.tell(family.other.address, b"one")
         family.mesh.tell("nobody", b"two")
-        family.sibling.broadcast(b"three")
-        await family.sibling.record(b"four")
+        family.other.broadcast(b"three")
+        await family.other.record(b"four")
         await until(lambda: len(family.second.said) == 3 and len(family.first.said) == 2)
     assert sorted(family.first.said) == [b"four", b"three"]
     assert sorted(family.second.said) == [b"four", b"one", b"three"]
     with pytest.raises(MeshUnavailable):
-        family.mesh.tell(family.sibling.address, b"late")
+        family.mesh.tell(family.other.address, b"late")

@@ -28,7 +28,7 @@ from nuropb_gateway_asgi.wire.encryption import (
 
 OAEP = padding.OAEP(mgf=padding.MGF1(algorithm=hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
 BODY = '{"tag":"request","params":{"é":1}}'.encode()
-#: cryptography makes none that is so short any more.
+#: cryptography no longer makes keys as short as this.
 SHORT_KEY = """\
 -----BEGIN PUBLIC KEY-----
 MFwwDQYJKoZIhvcNAQEBBQADSwAwSAJBAK8M5YbSeZbJawipafvWidVvoN38hySX
@@ -39,7 +39,7 @@ xABT7TzkkF5ymzamKaIM7zPQO7HZuudx0Ncxc7d697/YpMCz032OgccCAwEAAQ==
 
 @functools.cache
 def private_key(name: str = "service", size: int = 2048) -> rsa.RSAPrivateKey:
-    """Made once for each name: it takes its time."""
+    """Make a key, once for each name, as that takes long."""
     return rsa.generate_private_key(65537, size)
 
 
@@ -147,7 +147,7 @@ def test_any_body_comes_out_as_it_went_in(body: bytes) -> None:
     assert decrypt_reply(message, key) == body
 
 
-# --- what cannot be read ----------------------------------------------------------------------------------------
+# --- undecodable messages --------------------------------------------------------------------------------------
 
 
 def test_a_call_under_a_stale_key_is_not_for_this_one() -> None:
@@ -164,7 +164,7 @@ def test_a_call_under_a_key_of_another_size_is_not_for_this_one() -> None:
 
 
 def test_a_reply_under_another_key_cannot_be_decrypted() -> None:
-    # The second response of nuropb 0.1.8 to an encrypted call that failed is under a key that nobody has.
+    # The second response of nuropb 0.1.8 to a failed encrypted call is encrypted with a key that no caller has.
     _, reply = encrypt(BODY, private_key().public_key())
     with pytest.raises(UndecryptableMessage, match=r"^the message cannot be decrypted$") as caught:
         decrypt_reply(reply, Fernet.generate_key())
@@ -216,7 +216,7 @@ def test_no_change_to_a_message_changes_what_is_read(data: st.DataObject) -> Non
     key, message = encrypt(BODY, private_key("service", 1024).public_key())
     position = data.draw(st.integers(message.index(b".") + 1, len(message) - 1))
     character = data.draw(st.integers(0, 255))
-    body = BODY  # where the change is to a bit that base64 does not use
+    body = BODY  # a changed bit may be one that base64 does not use
     with contextlib.suppress(UndecryptableMessage):
         body = decrypt_reply(message[:position] + bytes((character,)) + message[position + 1 :], key)
     assert body == BODY

@@ -1,4 +1,4 @@
-"""Frames read by hand, beside pamqp, whole and byte by byte."""
+"""Frames read by hand, compared with pamqp, whole and byte by byte."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def message(
 
 
 class Ear:
-    """What a splitter with one content on channel 1 is told."""
+    """A splitter with one taker on channel 1, and everything that it reports."""
 
     def __init__(self) -> None:
         self.messages: list[Incoming] = []
@@ -61,7 +61,7 @@ class Ear:
         )
 
     def feed(self, data: bytes, *, size: int | None = None) -> bytes:
-        """Feed it in pieces; what is for others."""
+        """Feed bytes in pieces; return those that were passed on."""
         size = size or len(data) or 1
         return b"".join(self.splitter.feed(data[at : at + size]) for at in range(0, len(data), size))
 

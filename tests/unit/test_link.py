@@ -43,7 +43,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Stage:
-    """A link whose connections a test makes."""
+    """A link with connections that the test makes."""
 
     def __init__(self, *, in_set_up: Sequence[BaseException] = (), on_connect: Sequence[Any] = ()) -> None:
         self.connections: list[FakeConnection] = []
@@ -79,7 +79,7 @@ class Stage:
                 await task
 
 
-#: What aiormq raises for connections that are lost at one moment or another, and what no library names at all.
+#: Exceptions of aiormq for connections lost at various moments, and exceptions of no library.
 ERRORS: list[BaseException] = [
     AMQPConnectionError("refused"),
     ChannelClosed(None, "gone"),

@@ -21,7 +21,7 @@ def marshal(*frames: object) -> bytes:
 
 
 def feed(data: bytes, size: int) -> bytes:
-    """Feed ``data`` in pieces of ``size`` bytes; everything that comes out."""
+    """Feed ``data`` in pieces of ``size`` bytes; return all the output."""
     frames = ReadableFrames()
     return b"".join(frames.feed(data[at : at + size]) for at in range(0, len(data), size))
 

@@ -70,7 +70,7 @@ async def test_whoever_asks_for_the_context_gets_it_first_and_it_is_not_describe
     assert strict_json(outcome.result) == [{"user_id": "alice"}, "paid"]
     assert [name for name, _ in describe_service(orders)["methods"]["mine"]["parameters"]["properties"]] == ["status"]
     outcome = await call_service(orders, service="orders", method="mine", params={"who": {}}, context={})
-    assert outcome.error is not None  # nobody makes up a context
+    assert outcome.error is not None  # a missing context is not made up
 
 
 @pytest.mark.parametrize("function", [lambda: None, lambda self: None])

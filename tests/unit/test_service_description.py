@@ -88,14 +88,14 @@ def test_what_nobody_reads_is_not_written(value: Any, error: type[Exception]) ->
 
 
 def module(source: str) -> ModuleType:
-    """A module without this one's string annotations, unless it asks for them."""
+    """Make a module, without this one's string annotations unless it asks for them."""
     made = ModuleType("described")
     exec(compile(source, "described", "exec", dont_inherit=True), made.__dict__)
     return made
 
 
 def parameters(source: str) -> list[tuple[str, str, Any]]:
-    """The parameters of a method with this signature: name, type, default."""
+    """Return the parameters of a method with this signature: name, type, default."""
     made = module(f"from typing import *\nclass Described:\n    def method({source}): ...")
     described = describe_service(made.Described())["methods"]["method"]["parameters"]
     assert described["type"] == "object"

@@ -43,7 +43,7 @@ def encoded(value: Any) -> bytes:
 
 
 def same(body: bytes, expected: dict[str, Any]) -> bool:
-    """Equal as JSON, up to the order of members; to Python True is 1."""
+    """Compare as JSON, regardless of the order of members; for Python, True equals 1."""
     return json.dumps(json.loads(body), sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 
@@ -401,7 +401,7 @@ def by_pamqp(
     mandatory: bool = False,
     encrypted: bool = False,
 ) -> bytes:
-    """The same publish, made by a library that knows all of AMQP."""
+    """Encode the same publish by pamqp."""
     publish = commands.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
     properties = commands.Basic.Properties(
         content_type="application/json",
@@ -424,7 +424,7 @@ def by_pamqp(
 
 
 def with_reply_to(frames: bytes) -> bytes:
-    """pamqp leaves an empty ``reply_to`` out; NuroPb sends it, as a property that is there and empty."""
+    """Insert an empty ``reply_to``, which NuroPb sends and pamqp leaves out."""
     size = struct.unpack_from(">I", frames, 3)[0]
     start = 7 + size + 1  # of the header frame: type, channel, size, class, weight, body size, flags
     length = struct.unpack_from(">I", frames, start + 3)[0]

@@ -179,7 +179,7 @@ async def test_every_failure_is_answered_once(client: Client, gateway: Gateway, 
     ids = [client.send("request", service=echo, method=method) for method in methods]
     for id_ in ids:
         assert (await client.answer(id_))["error"]["code"] != "internal"
-    # The second of nuropb's two replies is behind us when a later call is answered.
+    # The second of nuropb's two replies has come once a later call is answered.
     assert await client.result(echo, "add", {"a": 1, "b": 2}) == 3
     assert all(len(client.answers(id_)) == 1 for id_ in ids)
 

@@ -27,7 +27,7 @@ async def peer(amqp_url: str) -> AsyncIterator[Peer]:
 
 @pytest.fixture
 async def remover(amqp_url: str) -> AsyncIterator[list[str]]:
-    """The names in it are removed from the broker in the end."""
+    """A list of queues, which are deleted from the broker at the end."""
     queues: list[str] = []
     yield queues
     async with peer_at(amqp_url) as peer:
@@ -37,7 +37,7 @@ async def remover(amqp_url: str) -> AsyncIterator[list[str]]:
 
 @pytest.fixture
 def lane() -> str | None:
-    """The lane of the mesh, for the tests that say which."""
+    """The lane of the mesh; None for the default. Tests parametrize it."""
     return None
 
 

@@ -93,7 +93,7 @@ async def test_the_heartbeat_of_the_url_is_kept(
 
 
 def tune_of(sent: bytes) -> commands.Connection.TuneOk:
-    """What a client agreed to."""
+    """Return the tuning that a client agreed to."""
     sent = sent.removeprefix(b"AMQP\x00\x00\x09\x01")
     while sent:
         size, _, frame = pamqp.frame.unmarshal(sent)
@@ -105,12 +105,12 @@ def tune_of(sent: bytes) -> commands.Connection.TuneOk:
 
 @dataclass(frozen=True)
 class Certificates:
-    """Files, all in one directory: an authority, a server's and a client's of it, and another authority."""
+    """Certificates in one directory: of an authority, of its server and its client, and of a second authority."""
 
     directory: Path
 
     def context(self) -> ssl.SSLContext:
-        """A server's, which asks for a certificate."""
+        """Make the context of a server that asks for a client certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.directory / "server.pem", self.directory / "server.key")
         context.load_verify_locations(self.directory / "authority.pem")
@@ -118,7 +118,7 @@ class Certificates:
         return context
 
     def query(self, *, authority: str = "authority", client: str | None = "client") -> dict[str, str]:
-        """As the URL names them."""
+        """Return the query parameters of an AMQP URL for the files."""
         files = {"cafile": f"{authority}.pem"}
         if client is not None:
             files.update(certfile=f"{client}.pem", keyfile=f"{client}.key")

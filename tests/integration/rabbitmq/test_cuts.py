@@ -36,7 +36,7 @@ async def test_replies_arrive_although_the_connection_was_cut(
     for message in calls:
         await proxied.told("reply", message)
     await reconnected(proxied)
-    # Nothing is sent again: it may have run.
+    # A call is never sent twice: it may have run.
     assert len(requests) == len(calls)
     last = proxied.send(service)
     assert (await peer.take(service)).header.properties.correlation_id == last.correlation_id
@@ -82,7 +82,7 @@ async def test_an_event_that_comes_again_is_given_once(proxied: Gateway, proxy: 
     await eventually(lambda: (topic, "last") in proxied.receiver.events)
     assert [event for _, event in proxied.receiver.events] == [0, 1, 2, 3, 4, "last"]
     assert proxied.mesh.statistics.repeated_events == 5
-    # The same id is no repetition where nothing was lost in between.
+    # Without a loss in between, the same id is not a repetition.
     for _ in range(2):
         await peer.event(topic, "same id", correlation_id="i")
     await eventually(lambda: len(proxied.receiver.events) == 8)
@@ -94,7 +94,7 @@ async def test_subscriptions_outlive_the_connection(proxied: Gateway, proxy: Pro
         await proxied.subscribe(f"{prefix}.{topic}")
     proxy.refuses = True
     proxy.cut("consume")
-    await peer.event(f"{prefix}.stays")  # waits in the queue
+    await peer.event(f"{prefix}.stays")  # the event waits in the queue
     await eventually(lambda: not proxied.mesh.consuming.up)
     proxied.mesh.unsubscribe(f"{prefix}.goes")
     await proxied.subscribe(f"{prefix}.comes")
@@ -124,7 +124,7 @@ async def test_who_subscribes_again_while_a_binding_is_removed_is_told_when_it_i
     for each, done in zip((topic, f"{topic}.other"), again, strict=True):
         proxied.mesh.subscribe(each, done.set)
     await anyio.wait_all_tasks_blocked()
-    # Of the two, one is being removed now.
+    # One of the two bindings is being removed now.
     assert sum(done.is_set() for done in again) <= 1
     assert len(link.sent) == before
     link.to_broker.set()

@@ -46,7 +46,7 @@ OAEP: Final = padding.OAEP(mgf=padding.MGF1(algorithm=hashes.SHA256()), algorith
 
 
 def decrypt(body: bytes, private_key: rsa.RSAPrivateKey) -> tuple[bytes, dict[str, Any]]:
-    """The K of an encrypted call and what it says, as a service reads it."""
+    """Decrypt a call as its service would; return its K and its content."""
     encrypted_key, _, encrypted = body.partition(b".")
     key = private_key.decrypt(b64decode(encrypted_key, validate=True), OAEP)
     content: dict[str, Any] = json.loads(Fernet(key).decrypt(b64decode(encrypted, validate=True)))
@@ -54,7 +54,7 @@ def decrypt(body: bytes, private_key: rsa.RSAPrivateKey) -> tuple[bytes, dict[st
 
 
 def encrypt(content: Any, key: bytes, private_key: rsa.RSAPrivateKey) -> bytes:
-    """A response to an encrypted call, as a service makes it."""
+    """Encrypt a response as a service would."""
     head = private_key.public_key().encrypt(key, OAEP)
     return b64encode(head) + b"." + b64encode(Fernet(key).encrypt(encode(content)))
 
@@ -149,7 +149,7 @@ async def test_no_key_of_a_call_that_was_not_sent_outlives_the_connection(
     proxied: Gateway, proxy: Proxy, public_key: str
 ) -> None:
     proxy.link("publish").to_broker.clear()
-    # More than all the buffers on the way hold, so that what comes next has to wait.
+    # More bytes than all buffers on the way hold, so that the next message has to wait.
     proxied.send("anybody", params=b'{"x":"%b"}' % (b"x" * 16_000_000))
     await eventually(lambda: proxied.mesh.queued == 0)
     message = proxied.send("anybody", public_key=public_key)

@@ -53,7 +53,7 @@ async def test_a_call_on_the_wire_is_nuropbs(gateway: Gateway, peer: Peer, kind:
             "encrypted": "",
         },
     }
-    # What is left of the time, in whole milliseconds.
+    # The time left, in whole milliseconds.
     assert int((message.deadline - after) * 1000) <= int(expiration) <= (message.deadline - before) * 1000
     assert json.loads(arrived.body) == {
         "tag": kind,
@@ -142,7 +142,7 @@ async def test_bodies_of_every_size_arrive_whole_in_both_directions(gateway: Gat
     service = await peer.service()
     gateway.send(service)
     empty = await peer.take(service)
-    # The same call, but for what is missing to the size.
+    # The same call, with a text that makes its body as big as wanted.
     text = b"x" * (size - len(empty.body) - len('"x":""'))
     message = gateway.send(service, params=b'{"x":"%b"}' % text)
     arrived = await peer.take(service)
@@ -198,7 +198,7 @@ async def test_a_command_is_taken_when_the_broker_has_confirmed_it_and_not_befor
     commands_ = [proxied.send(service, kind="command") for _ in range(3)]
     for command in commands_:
         assert (await peer.take(service)).header.properties.correlation_id == command.correlation_id
-    # They are where they belong, and the gateway does not know.
+    # The service has them, and the gateway does not know.
     assert proxied.receiver.told == []
     link.to_client.set()
     for command in commands_:
@@ -235,7 +235,7 @@ async def test_a_command_that_the_broker_does_not_take_has_failed(gateway: Gatew
     full: dict[str, Any] = {"x-max-length": 1, "x-overflow": "reject-publish"}
     await peer.channel.queue_declare(name, exclusive=True, arguments=full)
     await peer.channel.queue_bind(name, RPC, name)
-    # The queue may say a little late that it is full.
+    # The broker may notice a little late that the queue is full.
     sent = [gateway.send(name, kind="command") for _ in range(50)]
     await eventually(lambda: len(gateway.receiver.told) == len(sent))
     told = Counter(what for what, _ in gateway.receiver.told)

@@ -25,7 +25,7 @@ from tests.servers.rabbitmq import RabbitMQNode
 
 @dataclass(frozen=True)
 class Restricted:
-    """A vhost in which nothing is declared yet, and a user who may declare queues of a gateway there and no more."""
+    """An empty vhost, and a user with the permission to declare a gateway's queues there and nothing else."""
 
     node: RabbitMQNode
     vhost: str
@@ -63,7 +63,7 @@ async def test_exchanges_that_may_not_be_declared_are_found_or_named(restricted:
         await peer.reply(await peer.take(service), 1)
         await gateway.told("reply", message)
 
-        # One that has been deleted is missed, too, when the connection is made the next time.
+        # A deleted exchange is reported, too, when the next connection is made.
         await peer.channel.exchange_delete(EVENTS)
         gateway.mesh.consuming.abort("test")
         await gateway.says(f"exchange {EVENTS} is missing")

@@ -80,7 +80,7 @@ async def test_replies_to_nobody_are_dropped_and_counted(gateway: Gateway, peer:
         await peer.publish("", queue, encode(response("forged")), reply_properties(forged))
     body = {**response("forged"), "correlation_id": message.correlation_id}
     await peer.publish("", queue, encode(body), reply_properties(uuid4().hex))
-    # nuropb sends two replies to what fails: the first is the true one.
+    # nuropb sends two replies to a failed call: the first is the true one.
     await peer.publish(
         "", queue, encode(response(None, {"error": "E", "description": "d"})), reply_properties(message.correlation_id)
     )
@@ -183,7 +183,7 @@ async def test_a_reply_whose_error_is_none_ends_the_call_all_the_same(gateway: G
 
 
 def deep_table() -> tuple[bytes, bytes]:
-    """A header that is text, and one of the same length that is a list in a list, and so on."""
+    """Make a header of text, and one of the same length of deeply nested lists."""
     deep = b""
     for _ in range(3000):
         deep = b"A" + struct.pack(">I", len(deep)) + deep
@@ -193,7 +193,7 @@ def deep_table() -> tuple[bytes, bytes]:
 
 TEXT_HEADER, DEEP_HEADER = deep_table()
 
-#: Properties, a routing key, and what is replaced by what, so that no library of Python can read it.
+#: Properties, a routing key, and the bytes to replace, old and new, so that no library of Python can decode them.
 UNREADABLE: Final = {
     "correlation id": (reply_properties("@@@@"), "key", b"@@@@", NOT_UTF8),
     "reply to": (nuropb_properties("request", "c", reply_to="@@@@"), "key", b"@@@@", NOT_UTF8),
@@ -225,7 +225,7 @@ async def test_a_message_that_the_library_cannot_read_costs_one_connection_at_mo
         if what != "routing key":
             await peer.publish_raw("", mesh.reply_queue, b"{}", properties, *change)
             await peer.publish_raw("", mesh.service_queue, b"{}", properties, *change)
-    # What is alive answers.
+    # The mesh still answers.
     service = await peer.service()
     await eventually(lambda: gateway.mesh.connected)
     message = gateway.send(service)
@@ -238,15 +238,15 @@ async def test_a_message_that_the_library_cannot_read_costs_one_connection_at_mo
     properties = nuropb_properties("request", "c", reply_to=answers)
     await peer.publish("", mesh.service_queue, encode(body), properties)
     await peer.take(answers)
-    # The library never sees it, unless it is the one that reads.
+    # On the fast lane aiormq never sees the message.
     assert mesh.statistics.reconnects == (1 if mesh.lane == "plain" else 0)
     if what == "routing key":
-        # A NuroPb event says its topic in the body.
+        # A NuroPb event has its topic in the body.
         assert gateway.receiver.events == [("key", 1), ("key", 1), ("key", "last")]
     else:
         assert gateway.receiver.events == [("key", "last")]
         assert mesh.statistics.dropped_events == 2
-        # Where only the headers cannot be read, it may look like a response; and then it is one to nobody.
+        # With undecodable headers alone it may look like a response, but to no call in flight.
         assert mesh.statistics.dropped_replies + len(gateway.receiver.unexpected) == 2
         assert await peer.waiting(dead) == 2
         await peer.channel.queue_purge(dead)

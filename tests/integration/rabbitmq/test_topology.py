@@ -27,7 +27,7 @@ SERVICE_ARGUMENTS: Final[dict[str, Any]] = {"x-dead-letter-exchange": DEAD_LETTE
 
 
 async def test_the_queues_are_durable_and_not_exclusive_and_have_these_arguments(gateway: Gateway, peer: Peer) -> None:
-    # A declaration succeeds only where everything is the same, and an exclusive queue cannot be declared at all.
+    # A declaration succeeds only with equal arguments, and never for an exclusive queue of another connection.
     mesh, name = gateway.mesh, gateway.service_name
     for queue, arguments in zip(queues_of(gateway), (REPLY_ARGUMENTS, EVENT_ARGUMENTS, SERVICE_ARGUMENTS), strict=True):
         same: dict[str, Any] = {"durable": True, "arguments": arguments}
