@@ -171,6 +171,8 @@ class Gateway:
             origins=origins,
         )
         self.app = Starlette(routes=self.routes(), lifespan=self.lifespan)
+        # Behind a proxy that ends TLS the redirect would lead to http, and a client might send its token along.
+        self.app.router.redirect_slashes = False
 
     @property
     def channels(self) -> Mapping[str, ConnectionKind]:

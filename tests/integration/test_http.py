@@ -68,6 +68,16 @@ async def test_the_result_is_the_body(client: HTTPClient) -> None:
     assert response.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize(
+    "path", ["/rpc/demo/add/", "/events/", "/livez/", "/readyz/", "/client.js/", "/asyncapi.json/"]
+)
+async def test_a_slash_too_many_is_not_a_redirect(client: HTTPClient, path: str) -> None:
+    for method in ("GET", "POST"):
+        response = await client.request(method, path, headers={"X-Forwarded-Proto": "https"})
+        assert response.status_code == 404
+        assert "location" not in response.headers
+
+
 async def test_the_service_sees_what_it_sees_of_other_connections(client: HTTPClient) -> None:
     context = (await client.call("demo.whoami", X_Trace_Id="trace-2")).json()
     assert context["user_id"] == "alice"
