@@ -1,10 +1,13 @@
 """Where does each answer and event go? Calls in flight, descriptions of services, subscriptions.
 
-``calls`` has the kinds of calls and their table; ``in_flight`` sends calls and ends them, with the circuit ``breakers``
-of their services; ``client_calls`` makes them
-of clients' frames and ``application`` for the host application; ``failures`` translates errors; ``descriptions``
-fetches what services say of themselves and ``catalogue`` cuts it down to one caller; ``events`` brings events to
-subscribers and ``interest`` binds their topics; ``receiver`` is the mesh's way into all of these.
+* ``in_flight``: sends calls to the mesh and ends them; ``calls``: the kinds of calls, their table and their deadlines
+* ``breakers``: the circuit breakers of the services that are called
+* ``client_calls``: calls of clients; ``application``: calls of the host application
+* ``failures``: errors of services, translated for clients and for the host application
+* ``descriptions``: descriptions of services, cached; ``catalogue``: their part that one caller may use
+* ``events``: subscriptions, and fan-out to subscribers; ``interest``: bindings of topics
+* ``receiver``: passes replies, events and messages of peer processes from the mesh to these modules
+* ``statistics``: counters
 """
 
 from __future__ import annotations
