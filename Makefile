@@ -211,6 +211,18 @@ pytest-3.%: .venv-3.%/.unit
 
 MOLECULER := benchmarks/moleculer
 
+# The tests against the newest releases of the libraries whose inside the gateway uses, pre-releases included. For CI to
+# run now and then: a failure tells of a name that the next release lacks.
+
+.PHONY: newest
+newest: ## Run the tests against the newest releases of uvicorn, websockets, h11, aio-pika and aiormq.
+	@$(MAKE) --no-print-directory $(JOBS) setup
+	@rm -rf .venv-newest && $(BIN)/python -m venv .venv-newest
+	@.venv-newest/bin/python $(INSTALL) --upgrade "pip>=25.1"
+	@.venv-newest/bin/python $(INSTALL) --editable ".[oidc]" --group dev
+	@.venv-newest/bin/python $(INSTALL) --upgrade --pre uvicorn websockets h11 aio-pika aiormq
+	.venv-newest/bin/python $(PYTEST) $(NEWEST)
+
 .PHONY: bench
 bench: .venv-bench/.done .venv-bench-nuropb-gw/.done $(MOLECULER)/node_modules/.done ## Measure what requests and connections cost, in under 3 minutes; BENCH=--full takes longer.
 	@.venv-bench/bin/python -m tests.servers.provision rabbitmq >&2

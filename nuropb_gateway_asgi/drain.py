@@ -37,7 +37,7 @@ FLUSH_TIMEOUT: Final = 1.0
 #: Checks in a row of outboxes that do not shrink, after which a drain no longer waits for them.
 FLUSH_LOOKS: Final = 5
 #: Seconds for uvicorn to close its connections after the drain.
-CLOSE_TIMEOUT: Final = 1
+SERVER_CLOSE_TIMEOUT: Final = 1
 
 #: A signal handler that is a function.
 SignalHandler: TypeAlias = Callable[[int, FrameType | None], Any]
@@ -158,7 +158,7 @@ def _bound_shutdown(signal_handler: object) -> None:
     server = getattr(signal_handler, "__self__", None)
     config = getattr(server, "config", None)
     if getattr(config, "timeout_graceful_shutdown", 0) is None:
-        config.timeout_graceful_shutdown = CLOSE_TIMEOUT  # type: ignore[union-attr]
+        config.timeout_graceful_shutdown = SERVER_CLOSE_TIMEOUT  # type: ignore[union-attr]
     # If such a client has sent a close frame itself, the shutdown of uvicorn 0.54 fails with InvalidState, and the
     # lifespan never ends.
     for connection in tuple(getattr(getattr(server, "server_state", None), "connections", ())):

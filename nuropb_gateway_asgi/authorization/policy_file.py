@@ -23,14 +23,14 @@ from .rule_policy import RulePolicy
 from .rules import Rule
 from .syntax import parse_policy
 
-__all__ = ["MAX_SIZE", "PolicyFile", "Signature", "read_signature"]
+__all__ = ["MAX_FILE_SIZE", "PolicyFile", "Signature", "read_signature"]
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two checks of the file. A change is loaded at the second check that finds the file the same.
 POLL_INTERVAL: Final = 0.5
 #: Bytes: some ten thousand rules. A larger file is most likely the wrong one.
-MAX_SIZE: Final = 1 << 20
+MAX_FILE_SIZE: Final = 1 << 20
 
 #: Device, inode, size and both times of a state of the file; None if there is no file. The inode changes when another
 #: file is moved into its place, or a symbolic link leads elsewhere.
@@ -148,11 +148,11 @@ def _load(path: str) -> _Loaded:
         signature = _signature(status)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe could block forever
             return _Loaded(signature, error=_unreadable("not a regular file"))
-        if status.st_size > MAX_SIZE:
-            return _Loaded(signature, error=_unreadable(f"the file is larger than {MAX_SIZE} bytes"))
+        if status.st_size > MAX_FILE_SIZE:
+            return _Loaded(signature, error=_unreadable(f"the file is larger than {MAX_FILE_SIZE} bytes"))
         with open(path, "rb") as file:
             signature = _signature(os.fstat(file.fileno()))
-            data = file.read(MAX_SIZE)
+            data = file.read(MAX_FILE_SIZE)
         return _Loaded(signature, parse_policy(data, path))
     except SettingsError as error:
         return _Loaded(signature, error=error)

@@ -16,10 +16,10 @@ from .rules import Delivery, Rule
 if TYPE_CHECKING:
     from ..authentication import Identity
 
-__all__ = ["MAX_REMEMBERED", "RulePolicy"]
+__all__ = ["MAX_REMEMBERED_CALLS", "RulePolicy"]
 
 #: The greatest number of methods whose candidates are remembered. Clients can make up any number of method names.
-MAX_REMEMBERED: Final = 1024
+MAX_REMEMBERED_CALLS: Final = 1024
 
 _Test: TypeAlias = "Callable[[Identity], bool] | None"
 #: The decisions about one method, strongest first, each with the test that an identity has to pass (None: none).
@@ -55,7 +55,7 @@ class RulePolicy:
 
     @property
     def remembered(self) -> int:
-        """The number of methods whose candidates are remembered; at most `MAX_REMEMBERED`."""
+        """The number of methods whose candidates are remembered; at most `MAX_REMEMBERED_CALLS`."""
         return len(self._remembered)
 
     @property
@@ -99,7 +99,7 @@ class RulePolicy:
             found.append((test, entry.decision))
             if test is None:
                 break  # it always applies, so the weaker entries never decide
-        if len(self._remembered) >= MAX_REMEMBERED:
+        if len(self._remembered) >= MAX_REMEMBERED_CALLS:
             self._remembered.clear()
         return self._remembered.setdefault((service, method), tuple(found))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["gen_client", "gen_client_command"]
 
 #: Seconds to fetch a document.
-FETCH_TIMEOUT: Final = 30.0
+DOCUMENT_TIMEOUT: Final = 30.0
 #: Bytes of a document. A document of a thousand methods has less than two million.
 MAX_DOCUMENT_SIZE: Final = 32 * 1024 * 1024
 
@@ -84,7 +84,7 @@ def _fetch(url: str, token: str) -> bytes:
         raise ValueError("the token contains invalid characters: give one complete token, and only it")
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 - checked above
     try:
-        with urllib.request.build_opener(_NoRedirects).open(request, timeout=FETCH_TIMEOUT) as response:
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=DOCUMENT_TIMEOUT) as response:
             data: bytes = response.read(MAX_DOCUMENT_SIZE + 1)
     except urllib.error.HTTPError as error:
         with error:

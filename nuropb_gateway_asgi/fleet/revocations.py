@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 #: Seconds between two looks for revocations whose tokens have expired.
 FORGET_INTERVAL: Final = 60.0
 #: Seconds until a record that could not be written is tried again.
-RETRY: Final = 1.0
+RECORD_RETRY: Final = 1.0
 
 
 class Revoker:
@@ -39,7 +39,7 @@ class Revoker:
         leeway: float,
         record: Callable[[bytes], Awaitable[None]],
         *,
-        retry: float = RETRY,
+        retry: float = RECORD_RETRY,
     ) -> None:
         self._handlers = handler_manager
         self._retry = retry

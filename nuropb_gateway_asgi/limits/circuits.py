@@ -19,11 +19,11 @@ COUNTED_OF_ONE: Final = 2
 PAUSE: Final = 1.0
 #: Seconds. A shorter timeout proves nothing about the service.
 SHORTEST_COUNTED_TIMEOUT: Final = 0.1
-#: Failed calls of one user within WINDOW, and calls refused after them until the connection is closed. NuroPb 0.1.8
-#: dead-letters every failed call, and those queues are never emptied.
+#: Failed calls of one user within ERROR_WINDOW, and calls refused after them until the connection is closed. NuroPb
+#: 0.1.8 dead-letters every failed call, and those queues are never emptied.
 ERRORS_ALLOWED: Final = 50
-REFUSALS_ALLOWED: Final = 50
-WINDOW: Final = 60.0
+ERROR_REFUSALS_ALLOWED: Final = 50
+ERROR_WINDOW: Final = 60.0
 #: Entries kept; beyond it the oldest are forgotten.
 MAX_ENTRIES: Final = 10_000
 
@@ -168,12 +168,12 @@ class ErrorBudgets:
         if budget is None or budget.errors < ERRORS_ALLOWED:
             return None
         budget.refusals += 1
-        return budget.started + WINDOW - now
+        return budget.started + ERROR_WINDOW - now
 
     def exhausted(self, user_id: str) -> bool:
         """Return whether this user ignored so many refusals that the connection is to be closed."""
         budget = self._budgets.get(user_id)
-        return budget is not None and budget.refusals > REFUSALS_ALLOWED
+        return budget is not None and budget.refusals > ERROR_REFUSALS_ALLOWED
 
     def reset(self) -> None:
         """Forget all errors: calls that the mesh lost are not the users' fault."""
@@ -181,7 +181,7 @@ class ErrorBudgets:
 
     def _current(self, user_id: str, now: float) -> _Budget | None:
         budget = self._budgets.get(user_id)
-        if budget is not None and now - budget.started >= WINDOW:
+        if budget is not None and now - budget.started >= ERROR_WINDOW:
             del self._budgets[user_id]
             return None
         return budget

@@ -19,7 +19,7 @@ __all__ = ["SLOT_SECONDS", "ApplicationCall", "Call", "CallTable", "ClientCall",
 #: Length of a slot of deadlines, in seconds, and the interval at which they are looked at.
 SLOT_SECONDS: Final = 0.05
 #: Correlation ids of ended calls that are remembered at least, to tell a late reply from an unknown one.
-REMEMBERED: Final = 4096
+REMEMBERED_CALLS: Final = 4096
 
 
 class Call:
@@ -126,7 +126,7 @@ class CallTable:
 
     __slots__ = ("_calls", "_due", "_ended", "_slot")
 
-    def __init__(self, remembered: int = REMEMBERED) -> None:
+    def __init__(self, remembered: int = REMEMBERED_CALLS) -> None:
         self._calls: dict[str, Call] = {}
         self._due: dict[int, list[str]] = {}
         self._slot = 0

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol
 
-__all__ = ["LINGER", "Interest"]
+__all__ = ["UNBIND_AFTER", "Interest"]
 
 #: Seconds that a topic stays bound after its last subscriber left: a reloaded page or a reconnecting client subscribes
 #: again a moment later, and every change of a binding costs the broker.
-LINGER: Final = 5.0
+UNBIND_AFTER: Final = 5.0
 
 
 class Subscribes(Protocol):
@@ -59,10 +59,10 @@ class Interest:
             self._idle[topic] = self._clock()
 
     def sweep(self, now: float) -> None:
-        """Unbind the topics that have had no subscribers for LINGER seconds."""
+        """Unbind the topics that have had no subscribers for UNBIND_AFTER seconds."""
         while self._idle:
             topic, since = next(iter(self._idle.items()))
-            if now - since < LINGER:
+            if now - since < UNBIND_AFTER:
                 return
             del self._idle[topic]
             self._mesh.unsubscribe(topic)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import websockets.http11
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from ..handlers.direct import EXTENSION
+from ..handlers.direct import EXTENSION, FRAMES_PER_TURN
 from .closing import close_after_reading, refusal
 from .frame_limits import LimitedServerProtocol
 from .http import MAX_HEADER_LINE
@@ -27,8 +27,6 @@ __all__ = ["FRAMES_PER_TURN", "MAX_FRAME_HEAD", "MAX_LATE", "SLICE", "WebSocketP
 MAX_LATE: Final = 65536
 #: Bytes of the longest head of a frame.
 MAX_FRAME_HEAD: Final = 14
-#: Frames of a connection that are taken in a row before other connections get their turn.
-FRAMES_PER_TURN: Final = 16
 #: Bytes of a handshake that are parsed at a time: the 256 KiB of one read could contain 40,000 messages.
 SLICE: Final = 8192
 

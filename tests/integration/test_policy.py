@@ -318,7 +318,7 @@ async def test_a_mistake_in_the_file_stops_the_start_with_one_line(path: Path, t
 
 
 def test_settings_that_contradict_each_other_stop_the_start(path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"^NUROPB_GATEWAY_EXPOSE: it is set together with POLICY"):
+    with pytest.raises(SettingsError, match=r"^NUROPB_GATEWAY_EXPOSE: set together with POLICY"):
         Settings(policy=str(path), expose=["demo.*"])
     with pytest.raises(SettingsError, match=r"^NUROPB_GATEWAY_POLICY: the file cannot be read"):
         Gateway(Settings(policy=f"{path}x"))

@@ -185,7 +185,7 @@ def test_one_warning_names_what_is_missing_and_what_happens(
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), list(zip((aiormq.connection, aiormq.channel), _aiormq.LOGGERS, strict=True))
+    ("module", "name"), list(zip((aiormq.connection, aiormq.channel), _aiormq.LIBRARY_LOGGERS, strict=True))
 )
 def test_aiormq_logs_under_these_names(module: ModuleType, name: str) -> None:
     assert module.log.name == name

@@ -7,13 +7,13 @@ import pytest
 
 from nuropb_gateway_asgi.limits import circuits as circuits_module
 from nuropb_gateway_asgi.limits.circuits import (
+    ERROR_REFUSALS_ALLOWED,
+    ERROR_WINDOW,
     ERRORS_ALLOWED,
     EVERYBODY,
     OPEN_AFTER,
     PAUSE,
-    REFUSALS_ALLOWED,
     SHORTEST_COUNTED_TIMEOUT,
-    WINDOW,
     Caller,
     Circuits,
     ErrorBudgets,
@@ -160,20 +160,20 @@ def spent(user_id: str = "alice", now: float = 1000.0) -> ErrorBudgets:
 
 def test_a_user_with_too_many_errors_waits_for_the_end_of_the_minute() -> None:
     budgets = spent(now=1000.0)
-    assert budgets.refuses("alice", 1010.0) == WINDOW - 10
+    assert budgets.refuses("alice", 1010.0) == ERROR_WINDOW - 10
     assert budgets.refuses("bob", 1010.0) is None
-    assert budgets.refuses("alice", 1000.0 + WINDOW) is None
+    assert budgets.refuses("alice", 1000.0 + ERROR_WINDOW) is None
 
 
 def test_a_user_who_ignores_refusals_exhausts_the_budget() -> None:
     budgets = spent()
-    for _ in range(REFUSALS_ALLOWED):
+    for _ in range(ERROR_REFUSALS_ALLOWED):
         assert budgets.refuses("alice", 1000.0) is not None
         assert not budgets.exhausted("alice")
     budgets.refuses("alice", 1000.0)
     assert budgets.exhausted("alice")
     assert not budgets.exhausted("bob")
-    assert budgets.refuses("alice", 1000.0 + WINDOW) is None
+    assert budgets.refuses("alice", 1000.0 + ERROR_WINDOW) is None
     assert not budgets.exhausted("alice")
 
 
@@ -181,10 +181,10 @@ def test_the_window_begins_with_the_first_error() -> None:
     budgets = ErrorBudgets()
     budgets.on_error("alice", 1000.0)
     for _ in range(ERRORS_ALLOWED - 1):
-        budgets.on_error("alice", 1000.0 + WINDOW - 1)
-    assert budgets.refuses("alice", 1000.0 + WINDOW - 1) == 1
-    budgets.on_error("alice", 1000.0 + WINDOW)
-    assert budgets.refuses("alice", 1000.0 + WINDOW) is None
+        budgets.on_error("alice", 1000.0 + ERROR_WINDOW - 1)
+    assert budgets.refuses("alice", 1000.0 + ERROR_WINDOW - 1) == 1
+    budgets.on_error("alice", 1000.0 + ERROR_WINDOW)
+    assert budgets.refuses("alice", 1000.0 + ERROR_WINDOW) is None
 
 
 def test_a_budget_may_be_forgotten() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nuropb_gateway_asgi.limits.circuits import ERRORS_ALLOWED, OPEN_AFTER, PAUSE, REFUSALS_ALLOWED
+from nuropb_gateway_asgi.limits.circuits import ERROR_REFUSALS_ALLOWED, ERRORS_ALLOWED, OPEN_AFTER, PAUSE
 
 from .fakes import FakeGateway, answers, application_call, running, strict_json
 
@@ -311,7 +311,7 @@ async def test_a_user_whose_calls_keep_failing_has_to_wait(gateway: FakeGateway)
     gateway.request(other)
     gateway.mesh.reply(gateway.mesh.calls[-1])
     assert other.codes == [None]
-    for _ in range(REFUSALS_ALLOWED):
+    for _ in range(ERROR_REFUSALS_ALLOWED):
         gateway.request(handler)
     assert [code for code, _ in handler.closes][:1] == [4509]
     gateway.clock.now += 60

@@ -16,7 +16,7 @@ import pytest
 from nuropb_gateway_asgi import Settings
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.connection_kind import WEBSOCKET, ConnectionKind
-from nuropb_gateway_asgi.drain import CLOSE_TIMEOUT, Drain
+from nuropb_gateway_asgi.drain import SERVER_CLOSE_TIMEOUT, Drain
 from nuropb_gateway_asgi.limits.shared import SharedLimits
 
 from .fakes import PATIENCE, FakeAuthenticator, FakeMesh, until
@@ -216,7 +216,7 @@ class Server:
         self.signals.append((self.config.timeout_graceful_shutdown, self.closing.aborted, self.open.aborted))
 
 
-@pytest.mark.parametrize(("timeout", "bounded"), [(None, CLOSE_TIMEOUT), (7, 7)])
+@pytest.mark.parametrize(("timeout", "bounded"), [(None, SERVER_CLOSE_TIMEOUT), (7, 7)])
 async def test_the_shutdown_of_the_server_is_bounded_before_it_gets_the_signal(
     timeout: int | None, bounded: int
 ) -> None:

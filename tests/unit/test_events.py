@@ -15,7 +15,7 @@ from nuropb_gateway_asgi.exceptions import SettingsError
 from nuropb_gateway_asgi.protocol import MAX_SUBSCRIPTIONS
 from nuropb_gateway_asgi.routing import events as events_module
 from nuropb_gateway_asgi.routing.events import MAX_CONTROLLER_EVENTS
-from nuropb_gateway_asgi.routing.interest import LINGER
+from nuropb_gateway_asgi.routing.interest import UNBIND_AFTER
 from nuropb_gateway_asgi.wire.interface import EventMessage
 
 from .fakes import FakeGateway, FakeHandler, answers, make_gateway, running, until
@@ -33,7 +33,7 @@ def unsubscribe(gateway: FakeGateway, handler: FakeHandler, *topics: str, **payl
 
 async def let_go(gateway: FakeGateway) -> None:
     """Wait until topics without subscribers are unbound."""
-    await gateway.sweep(LINGER)
+    await gateway.sweep(UNBIND_AFTER)
 
 
 async def test_a_subscription_is_answered_with_all_there_are(gateway: FakeGateway) -> None:

@@ -16,7 +16,7 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from nuropb_gateway_asgi.mesh.rabbitmq._frames import HEARTBEAT, Content, Incoming, Splitter
+from nuropb_gateway_asgi.mesh.rabbitmq._frames import HEARTBEAT_FRAME, Content, Incoming, Splitter
 from nuropb_gateway_asgi.wire import codec
 
 Properties = commands.Basic.Properties
@@ -189,7 +189,7 @@ def test_the_broker_says_that_it_blocks_and_aiormq_hears_it_too() -> None:
 
 
 def test_the_heartbeat_is_one() -> None:
-    assert marshal(0, Heartbeat()) == HEARTBEAT
+    assert marshal(0, Heartbeat()) == HEARTBEAT_FRAME
 
 
 # --- returns and confirms -------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from nuropb_gateway_asgi.routing.interest import LINGER, Interest
+from nuropb_gateway_asgi.routing.interest import UNBIND_AFTER, Interest
 
 from .fakes import Clock, FakeMesh
 
@@ -18,13 +18,13 @@ def test_a_topic_is_unbound_a_while_after_its_last_subscriber_left() -> None:
     interest.add("a", no_observer)
     interest.add("a", no_observer)
     interest.remove("a")
-    clock.now += 2 * LINGER
+    clock.now += 2 * UNBIND_AFTER
     interest.sweep(clock.now)
     assert "a" in interest
     interest.remove("a")
-    interest.sweep(clock.now + LINGER * 0.9)
+    interest.sweep(clock.now + UNBIND_AFTER * 0.9)
     assert ("-", "a") not in mesh.bindings
-    interest.sweep(clock.now + LINGER)
+    interest.sweep(clock.now + UNBIND_AFTER)
     assert mesh.bindings[-1] == ("-", "a")
     assert "a" not in interest
 
@@ -34,7 +34,7 @@ def test_a_subscriber_that_comes_back_in_time_finds_the_topic_bound() -> None:
     interest.add("a", no_observer)
     interest.remove("a")
     interest.add("a", no_observer)
-    interest.sweep(clock.now + 10 * LINGER)
+    interest.sweep(clock.now + 10 * UNBIND_AFTER)
     assert ("-", "a") not in mesh.bindings
 
 
@@ -43,11 +43,11 @@ def test_each_topic_is_unbound_in_its_own_time() -> None:
     for topic in ("a", "b"):
         interest.add(topic, no_observer)
     interest.remove("b")
-    clock.now += LINGER / 2
+    clock.now += UNBIND_AFTER / 2
     interest.remove("a")
-    interest.sweep(clock.now + LINGER / 2)
+    interest.sweep(clock.now + UNBIND_AFTER / 2)
     assert [topic for sign, topic in mesh.bindings if sign == "-"] == ["b"]
-    interest.sweep(clock.now + LINGER)
+    interest.sweep(clock.now + UNBIND_AFTER)
     assert [topic for sign, topic in mesh.bindings if sign == "-"] == ["b", "a"]
 
 

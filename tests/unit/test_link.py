@@ -38,8 +38,8 @@ class FakeConnection:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_link, "FIRST_RETRY", 0.001)
-    monkeypatch.setattr(_link, "LAST_RETRY", 0.002)
+    monkeypatch.setattr(_link, "FIRST_RECONNECT", 0.001)
+    monkeypatch.setattr(_link, "LAST_RECONNECT", 0.002)
 
 
 class Stage:
@@ -185,7 +185,7 @@ async def test_a_connection_is_closed_in_good_order_when_the_scope_around_is_can
 
 
 async def test_a_connection_that_does_not_close_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_link, "CLOSE_TIMEOUT", 0.01)
+    monkeypatch.setattr(_link, "BROKER_CLOSE_TIMEOUT", 0.01)
 
     class Silent(FakeConnection):
         async def close(self) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -198,7 +199,7 @@ def test_the_gateways_own_messages_are_lines_of_their_own(
     log_format: Any, own: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stderr = io.StringIO()
-    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setattr(sys, "stderr", stderr)
     configure_logging(Settings(log_format=log_format, log_level="debug"))
     logger = logging.getLogger("nuropb_gateway_asgi.somewhere")
     logger.info("session %s?", "a\nERROR: forged\x1b[2J")

@@ -15,7 +15,7 @@ import pytest
 
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import policy_file
-from nuropb_gateway_asgi.authorization.policy_file import MAX_SIZE, PolicyFile, Signature, read_signature
+from nuropb_gateway_asgi.authorization.policy_file import MAX_FILE_SIZE, PolicyFile, Signature, read_signature
 from nuropb_gateway_asgi.exceptions import PolicyError, SettingsError
 
 from .fakes import until
@@ -119,7 +119,7 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     big = tmp_path / "big"
-    big.write_bytes(b"#" * (MAX_SIZE + 1))
+    big.write_bytes(b"#" * (MAX_FILE_SIZE + 1))
     for name, wrong in (
         (tmp_path / "missing.toml", "the file cannot be read (FileNotFoundError)"),
         (tmp_path / "missing" / "policy.toml", "the file cannot be read (FileNotFoundError)"),
@@ -127,7 +127,7 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
         ("a\0b", "the file cannot be read (ValueError)"),
         (tmp_path, "not a regular file"),
         (pipe, "not a regular file"),
-        (big, f"the file is larger than {MAX_SIZE} bytes"),
+        (big, f"the file is larger than {MAX_FILE_SIZE} bytes"),
     ):
         with pytest.raises(SettingsError) as caught:
             PolicyFile(str(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ class Machine:
         monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in self.programs else None)
         monkeypatch.setattr(subprocess, "run", self.run)
         monkeypatch.setattr(javascript, "run", lambda *command: self.run(command))
-        monkeypatch.setattr("os.geteuid", lambda: 0)
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
 
     def run(self, command: Any, **_: Any) -> subprocess.CompletedProcess[str]:
         words = list(command)

@@ -24,7 +24,7 @@ from nuropb_gateway_asgi.authorization import (
 )
 from nuropb_gateway_asgi.authorization.claims import Condition
 from nuropb_gateway_asgi.authorization.patterns import CallPattern, TopicPattern
-from nuropb_gateway_asgi.authorization.rule_policy import MAX_REMEMBERED
+from nuropb_gateway_asgi.authorization.rule_policy import MAX_REMEMBERED_CALLS
 from nuropb_gateway_asgi.authorization.rules import Rule
 from nuropb_gateway_asgi.authorization.syntax import parse_policy
 from nuropb_gateway_asgi.rates import CallRate, Rate
@@ -598,10 +598,10 @@ def test_new_rules_decide_at_once_and_nothing_of_the_old_ones_is_left() -> None:
 
 def test_what_is_remembered_of_names_that_clients_make_up_has_an_end() -> None:
     mine = policy("allow call *.*")
-    for number in range(3 * MAX_REMEMBERED):
+    for number in range(3 * MAX_REMEMBERED_CALLS):
         assert mine.may_call(identity(), "orders", f"m{number}")
         assert not mine.may_call(identity(), "orders", f"_{number}")
-        assert mine.remembered <= MAX_REMEMBERED
+        assert mine.remembered <= MAX_REMEMBERED_CALLS
 
 
 def test_a_file_decides_as_its_rules_do() -> None:

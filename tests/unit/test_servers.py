@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -95,7 +97,7 @@ class TestProvisionOfRabbitMQ:
         monkeypatch.delenv("CI", raising=False)
         monkeypatch.setattr(provision, "installed", lambda: False)
         monkeypatch.setattr(provision, "find_proxy", lambda name: None)
-        monkeypatch.setattr("shutil.which", lambda name: None)
+        monkeypatch.setattr(shutil, "which", lambda name: None)
 
     def test_a_broker_that_answers_is_used(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -150,8 +152,8 @@ class TestProvisionOfRabbitMQ:
             asked.append(packages)
             return output
 
-        monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-        monkeypatch.setattr("os.geteuid", lambda: 0)
+        monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
         monkeypatch.setattr(provision, "install", install)
         assert provision.provide_programs() == status
         assert asked == [["rabbitmq-server", "nginx", "haproxy"]]
@@ -176,8 +178,8 @@ class TestProvisionOfTheOpenIDProvider:
         monkeypatch.setattr(openid, "HERE", tmp_path)
         self.programs = {"apt-get"}
         self.commands: list[tuple[str, ...]] = []
-        monkeypatch.setattr("shutil.which", lambda name: name if name in self.programs else None)
-        monkeypatch.setattr("os.geteuid", lambda: 0)
+        monkeypatch.setattr(shutil, "which", lambda name: name if name in self.programs else None)
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
         monkeypatch.setattr(provision, "run", self.run)
 
     def run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -203,7 +205,7 @@ class TestProvisionOfTheOpenIDProvider:
         self, programs: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         self.programs = programs
-        monkeypatch.setattr("os.geteuid", lambda: 1000)
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
         assert provision.provide_openid_provider() == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert "The OpenID provider is missing: " in line

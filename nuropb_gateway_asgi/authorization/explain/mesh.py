@@ -10,10 +10,10 @@ from typing import Any, Final, Protocol
 from ...exceptions import CallError
 from ...wire.description import Description
 
-__all__ = ["POLL_INTERVAL", "DescribingManager", "ask_mesh"]
+__all__ = ["CONNECT_POLL_INTERVAL", "DescribingManager", "ask_mesh"]
 
 #: Seconds between two checks of the connection to the mesh, or of the keys.
-POLL_INTERVAL: Final = 0.02
+CONNECT_POLL_INTERVAL: Final = 0.02
 
 
 class DescribingManager(Protocol):
@@ -52,10 +52,10 @@ async def ask_mesh(
     Waits up to ``timeout`` seconds for a connection.
     """
     async with manager:
-        for _ in range(math.ceil(timeout / POLL_INTERVAL)):
+        for _ in range(math.ceil(timeout / CONNECT_POLL_INTERVAL)):
             if manager.connected:
                 break
-            await asyncio.sleep(POLL_INTERVAL)
+            await asyncio.sleep(CONNECT_POLL_INTERVAL)
         mesh: dict[str, Any] = {"connected": manager.connected, "problem": manager.problem}
         if asked is None or not manager.connected:
             return mesh

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...authentication import Authenticator, Identity
 from ...exceptions import AuthenticationUnavailable
-from .mesh import POLL_INTERVAL
+from .mesh import CONNECT_POLL_INTERVAL
 
 __all__ = ["check_token"]
 
@@ -25,12 +25,12 @@ async def check_token(
     """Check a token, for up to ``timeout`` seconds while its keys are fetched. Return the verdict and the identity."""
     identity: Identity | None = None
     with _log_messages() as remarks:
-        for _ in range(max(1, math.ceil(timeout / POLL_INTERVAL))):
+        for _ in range(max(1, math.ceil(timeout / CONNECT_POLL_INTERVAL))):
             try:
                 identity = await authenticator(token)
             except AuthenticationUnavailable as error:  # its keys are being fetched, or cannot be fetched
                 last = str(error)
-                await asyncio.sleep(POLL_INTERVAL)
+                await asyncio.sleep(CONNECT_POLL_INTERVAL)
             else:
                 break
         else:

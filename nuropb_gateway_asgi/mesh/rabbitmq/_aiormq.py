@@ -28,7 +28,7 @@ from ...exceptions import SettingsError
 
 __all__ = [
     "FAST_LANE",
-    "LOGGERS",
+    "LIBRARY_LOGGERS",
     "OWN_SOCKETS",
     "REFUSED_VHOST_TEXT",
     "REPLACEABLE",
@@ -104,7 +104,7 @@ REPLACEABLE: Final = (
 
 #: The loggers whose lines about this package's connections become debug lines. Under other names the lines would
 #: reach the operator unchanged.
-LOGGERS: Final = ("aiormq.connection", "aiormq.channel")
+LIBRARY_LOGGERS: Final = ("aiormq.connection", "aiormq.channel")
 #: How aiormq reports that the broker closed the connection when the vhost was asked for. With another text the
 #: operator would read aiormq's own.
 REFUSED_VHOST_TEXT: Final = "got <Connection.Close "

@@ -18,7 +18,7 @@ from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
 from pamqp import commands
 
 from ._aiormq import frame_max
-from ._frames import HEARTBEAT, Content, Splitter
+from ._frames import HEARTBEAT_FRAME, Content, Splitter
 from ._lane import Lane, LaneName, OnConfirm, OnMessage, OnReturn, Publisher, guarded
 from ._statistics import RabbitMQStatistics
 
@@ -54,7 +54,7 @@ class FastLane(Lane):
             now = time.monotonic()
             if now - self._heartbeat_at > SIGN_OF_LIFE:
                 self._heartbeat_at = now
-                return HEARTBEAT
+                return HEARTBEAT_FRAME
         return rest
 
     def _take_deliveries(self, channel: AbstractChannel, on_message: OnMessage) -> Callable[[DeliveredMessage], Any]:

@@ -16,10 +16,10 @@ from pamqp.header import ContentHeader
 
 from ...wire import codec
 
-__all__ = ["HEARTBEAT", "Content", "Incoming", "Splitter"]
+__all__ = ["HEARTBEAT_FRAME", "Content", "Incoming", "Splitter"]
 
 #: The frame that a peer sends when it has no other to send.
-HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+HEARTBEAT_FRAME: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 #: Type, channel, size.
 _FRAME: Final = struct.Struct(">BHI")

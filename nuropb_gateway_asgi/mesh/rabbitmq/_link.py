@@ -22,14 +22,14 @@ __all__ = ["Link", "SetUp"]
 logger = logging.getLogger(__name__)
 
 #: Seconds for an attempt: to connect, and then to set up.
-CONNECT_TIMEOUT: Final = 10.0
+BROKER_CONNECT_TIMEOUT: Final = 10.0
 #: Seconds to close a connection in good order, before it is dropped.
-CLOSE_TIMEOUT: Final = 1.0
+BROKER_CLOSE_TIMEOUT: Final = 1.0
 #: Turns of the event loop in which aiormq ends its tasks once a connection is closed; it offers no future to wait for.
 CLOSING_TURNS: Final = 20
 #: Seconds between attempts, from the first to the last, each with jitter.
-FIRST_RETRY: Final = 0.1
-LAST_RETRY: Final = 1.0
+FIRST_RECONNECT: Final = 0.1
+LAST_RECONNECT: Final = 1.0
 
 #: Makes a connection ready for its purpose; yields the channels whose end is the connection's end.
 SetUp: TypeAlias = Callable[[Connection], contextlib.AbstractAsyncContextManager[Sequence[AbstractChannel]]]
@@ -66,7 +66,7 @@ class Link:
     async def run(self) -> None:
         """Keep the connection, until cancelled."""
         quiet_aiormq()
-        delay = FIRST_RETRY
+        delay = FIRST_RECONNECT
         while True:
             started = time.monotonic()
             try:
@@ -82,19 +82,19 @@ class Link:
                 if rest is not None or errors is None:
                     raise
                 self._set(up=False, usable=False, problem=explain(errors))
-            if time.monotonic() - started > LAST_RETRY:
-                delay = FIRST_RETRY
+            if time.monotonic() - started > LAST_RECONNECT:
+                delay = FIRST_RECONNECT
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-            delay = min(delay * 2, LAST_RETRY)
+            delay = min(delay * 2, LAST_RECONNECT)
 
     async def _live(self) -> None:
         """Connect, set up, and return when the connection is lost. Raises the error of an attempt that fails."""
         self._lost = asyncio.Event()
-        async with asyncio.timeout(CONNECT_TIMEOUT):
+        async with asyncio.timeout(BROKER_CONNECT_TIMEOUT):
             connection = self._connection = await self._connect()
         try:
             async with (
-                asyncio.timeout(CONNECT_TIMEOUT) as setting_up,
+                asyncio.timeout(BROKER_CONNECT_TIMEOUT) as setting_up,
                 self._set_up(connection) as channels,
             ):
                 setting_up.reschedule(None)
@@ -114,7 +114,7 @@ class Link:
         # A cancelled scope of anyio would cancel this again in every turn of the event loop.
         with anyio.CancelScope(shield=True):
             try:
-                async with asyncio.timeout(CLOSE_TIMEOUT):
+                async with asyncio.timeout(BROKER_CLOSE_TIMEOUT):
                     await connection.close()
             except CONNECTION_ERRORS as error:
                 logger.debug("mesh: %s connection could not be closed: %s", self.name, explain(error))

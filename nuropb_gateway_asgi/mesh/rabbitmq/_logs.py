@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from contextvars import ContextVar
 
-from ._aiormq import LOGGERS
+from ._aiormq import LIBRARY_LOGGERS
 
 __all__ = ["quiet_aiormq"]
 
@@ -37,5 +37,5 @@ _demote_to_debug = _DemoteToDebug()
 def quiet_aiormq() -> None:
     """Leave the log lines about the current task's connections to this package."""
     _within_link.set(True)
-    for name in LOGGERS:
+    for name in LIBRARY_LOGGERS:
         logging.getLogger(name).addFilter(_demote_to_debug)
