@@ -312,7 +312,7 @@ class HandlerManager:
             raise AuthenticationUnavailable("the authenticator did not answer in time") from error
         if identity is None:
             raise AuthenticationFailed("the token does not identify a user")
-        if identity.expires_at is not None and identity.expires_at <= time.time():
+        if identity.has_ended(time.time()):
             raise AuthenticationFailed("the token has expired")
         return identity
 
@@ -510,7 +510,7 @@ class HandlerManager:
             now, wall = self._clock(), time.time()
             for handler in self.handlers:
                 identity = handler.identity
-                if identity is not None and identity.expires_at is not None and identity.expires_at <= wall:
+                if identity is not None and identity.has_ended(wall):
                     handler.close(CloseCode.TOKEN_EXPIRED, "token expired")
                 elif (
                     step := self._lifetimes.check(handler.session_id, wall - handler.connected_at, now)

@@ -84,7 +84,7 @@ class ServiceMeshManager:
         local = LocalUsers(handler_manager, settings.instance_id)
         self.fleet = Fleet(mesh, settings.instance_id, clock, local.answer)
         users = FleetUsers(local, self.fleet, settings.outbox_size)
-        self.revoker = Revoker(handler_manager, settings.jwt_leeway, mesh.record)
+        self.revoker = Revoker(handler_manager, mesh.record)
         self._application = Application(settings, mesh, self.calls, catalogue, users, self.revoker, clock)
         self.online: OnlineWatch | None = None
         if settings.presence_events == "on":

@@ -14,8 +14,11 @@ from collections.abc import Hashable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final, Generic, Never, TypeVar
 
-__all__ = ["MAX_BYTES", "TopicTree", "check_pattern", "check_topic", "covers", "matches", "overlaps"]
+__all__ = ["GATEWAY_TOPICS", "MAX_BYTES", "TopicTree", "check_pattern", "check_topic", "covers", "matches", "overlaps"]
 
+#: The topics of the events that the gateway itself sends to clients. A client obeys these (it leaves after a goodbye,
+#: it ends subscriptions), so an event of the mesh never has one of them when it reaches a client.
+GATEWAY_TOPICS: Final = frozenset({"hello", "goodbye", "unsubscribed", "gap", "dropped", "closed"})
 #: Maximum length of a routing key, an AMQP short string.
 MAX_BYTES: Final = 255
 #: Maximum number of words. Each is a node in a tree, here and in the broker, and 255 bytes could hold 256 words.
@@ -53,11 +56,13 @@ def check_topic(topic: str) -> str | None:
     """Return the reason why ``topic`` cannot be published to, or None. The reason does not quote it.
 
     To RabbitMQ ``*`` and ``#`` are ordinary letters in a topic. They are refused, because no pattern matches exactly
-    such a topic.
+    such a topic. The gateway's own topics are refused, because clients would take the event for the gateway's.
     """
     reason = _check_text(topic)
     if reason is None and ("*" in topic or "#" in topic):
         return "* or # in a topic"
+    if topic in GATEWAY_TOPICS:
+        return "reserved for the gateway's own events"
     return reason
 
 

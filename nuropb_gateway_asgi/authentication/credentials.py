@@ -6,7 +6,8 @@ A token is a password until it expires. No repr in this module contains one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any
 from urllib.parse import unquote
 
 from starlette.datastructures import Headers
@@ -15,7 +16,7 @@ from .identity import Discreet
 from .strict_json import Unacceptable, base64url_decode
 from .tokens import is_token
 
-__all__ = ["Credentials", "bearer_from_header", "bearer_from_subprotocols", "find_credentials"]
+__all__ = ["Credentials", "bearer_from_header", "bearer_from_subprotocols", "find_credentials", "take_subprotocols"]
 
 
 class Credentials(Discreet, frozen=True):
@@ -90,6 +91,35 @@ def _subprotocol_tokens(subprotocols: Sequence[str]) -> Iterator[str | None]:
                 yield _checked(base64url_decode(subprotocol.removeprefix(_SUBPROTOCOL)).decode("latin-1"))
             except Unacceptable:
                 yield None
+
+
+def take_subprotocols(scope: MutableMapping[str, Any]) -> Sequence[str]:
+    """Return the subprotocols of a WebSocket's scope, and remove those with a token from the scope and its headers.
+
+    Monitoring tools report the headers of a failed request, and know only Authorization and Cookie as secrets.
+    """
+    offered = tuple(scope.get("subprotocols", ()))
+    if not any(map(_is_secret, offered)):
+        return offered
+    headers = []
+    for name, value in scope["headers"]:
+        if name.lower() == b"sec-websocket-protocol":
+            words = (word.strip() for word in value.decode("latin-1").split(","))
+            value = ", ".join(word for word in words if not _is_secret(word)).encode("latin-1")
+            if not value:
+                continue
+        headers.append((name, value))
+    for key, kept in (("subprotocols", [word for word in offered if not _is_secret(word)]), ("headers", headers)):
+        # In place if possible: a middleware may have copied the scope, and then holds the same list.
+        if isinstance(scope[key], list):
+            scope[key][:] = kept
+        else:
+            scope[key] = kept
+    return offered
+
+
+def _is_secret(subprotocol: str) -> bool:
+    return subprotocol.lower().startswith(_SUBPROTOCOL)
 
 
 # str.strip() would remove more than HTTP does: "\xa0__Host-session" is a different cookie, which any page may set.

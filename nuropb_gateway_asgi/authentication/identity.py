@@ -30,8 +30,8 @@ class Identity(Discreet, frozen=True, kw_only=True):
     """An authenticated client.
 
     ``token`` is the token exactly as the client sent it. ``claims`` is read-only (values nested in it are not copied).
-    ``expires_at`` is in unix seconds, or None for an identity that does not expire. Within the leeway of the
-    `JWTAuthenticator` it may already be past.
+    ``expires_at`` is in unix seconds, or None for an identity that does not expire. The identity ends ``leeway``
+    seconds later, so ``expires_at`` may already be past.
     """
 
     user_id: str
@@ -39,12 +39,22 @@ class Identity(Discreet, frozen=True, kw_only=True):
     token: str
     claims: Mapping[str, Any] = {}
     expires_at: float | None = None
+    leeway: float = 0.0
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "claims", MappingProxyType(dict(self.claims)))
 
     def __hash__(self) -> int:
         return hash((self.user_id, self.token))
+
+    @property
+    def ends_at(self) -> float | None:
+        """The time from which the identity is refused: the expiry and the leeway; None if it does not expire."""
+        return None if self.expires_at is None else self.expires_at + self.leeway
+
+    def has_ended(self, now: float) -> bool:
+        """Return whether the identity is refused at this time, in unix seconds."""
+        return self.expires_at is not None and self.expires_at + self.leeway <= now
 
 
 class Authenticator(Protocol):

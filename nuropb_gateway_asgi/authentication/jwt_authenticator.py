@@ -150,8 +150,8 @@ class JWTAuthenticator:
             key, ring = await self._find_key(self.key_set, ring, compact)
         await self._verify(key, compact)
         identity = self._identity(token, parse_claims(compact.payload))
-        assert identity.expires_at is not None  # noqa: S101 - exp is required
-        self._verified.add(digest, ring, identity.expires_at + self._leeway)
+        assert identity.ends_at is not None  # noqa: S101 - exp is required
+        self._verified.add(digest, ring, identity.ends_at)
         return identity
 
     @staticmethod
@@ -198,6 +198,7 @@ class JWTAuthenticator:
             token=token,
             claims=claims,
             expires_at=expires_at,
+            leeway=self._leeway,
         )
 
     def _check_audience(self, claims: dict[str, Any]) -> None:

@@ -25,6 +25,8 @@ __all__ = ["CallPattern", "NamePattern", "Placeholder", "TopicPattern", "escape_
 Rank: TypeAlias = tuple[int, ...]
 
 _PLACEHOLDER = re.compile(r"\{(user_id|claim:[^{}]+)\}")
+#: A character that no value of a placeholder contains (see `escape_word`), and that is not a wildcard.
+_SEPARATOR: Final = re.compile(r"[^A-Za-z0-9\-_@~+=:,%*#]")
 _NO_SYNTAX: Final = str.maketrans("", "", ".*#")
 
 
@@ -74,7 +76,12 @@ _Parts: TypeAlias = tuple[str | Placeholder, ...]
 
 
 def _parse_parts(pattern: str) -> _Parts:
-    """Raises ValueError for braces that are not a placeholder."""
+    """Parse text and placeholders.
+
+    Raises ValueError for braces that are not a placeholder, and for two placeholders whose values cannot be told apart:
+    ``{user_id}{claim:team}`` would be the same topic for the user ``ab`` of team ``c`` and the user ``a`` of team
+    ``bc``, and so would ``{user_id}-{claim:team}`` for ids with a ``-``.
+    """
     parts: list[str | Placeholder] = []
     end = 0
     for match in _PLACEHOLDER.finditer(pattern):
@@ -83,6 +90,9 @@ def _parse_parts(pattern: str) -> _Parts:
     parts.append(pattern[end:])
     if any(isinstance(part, str) and ("{" in part or "}" in part) for part in parts):
         raise ValueError("braces that are not {user_id} or {claim:name}")
+    # Every second part is a placeholder, and those between them are the texts that have to separate their values.
+    if not all(isinstance(part, str) and _SEPARATOR.search(part) for part in parts[2:-1:2]):
+        raise ValueError("two placeholders in one word; separate them by a dot")
     return tuple(part for part in parts if part != "")
 
 

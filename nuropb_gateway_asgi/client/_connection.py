@@ -26,6 +26,7 @@ from .errors import (
     call_failed,
     caused_by,
     is_final,
+    obeyed,
     seconds,
 )
 
@@ -228,7 +229,7 @@ class Connection:
             case "error":
                 error = call_failed(frame)
                 self._farewell.error = error
-                self._farewell.not_before = self._loop.time() + (error.retry_after or 0.0)
+                self._farewell.not_before = self._loop.time() + obeyed(error.retry_after)
                 # Before hello it is the reason why the gateway then closes the connection.
                 if link.opened_at is not None:
                     self.tell("warning", error)
@@ -263,7 +264,7 @@ class Connection:
         self.calls.release()
 
     def _on_goodbye(self, link: Link, event: Mapping[str, Any]) -> None:
-        self._farewell.stay_away = seconds(event.get("retry_after_ms")) or 0.0
+        self._farewell.stay_away = obeyed(seconds(event.get("retry_after_ms")))
         # The gateway closes the connection once no call is in flight, and a call that is sent now could be lost.
         self.calls.hold()
         if self._goodbye is not None:

@@ -9,12 +9,13 @@ import ssl as ssl_module
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
+from urllib.parse import urljoin, urlsplit
 
 import anyio
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed as WebSocketClosed
-from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidStatus, SecurityError, WebSocketException
 from websockets.typing import Subprotocol
 
 from .._version import __version__
@@ -107,7 +108,7 @@ class Link:
             async with asyncio.timeout_at(deadline):
                 connection = await self._connect(url, token)
         except InvalidStatus as error:
-            return _refused(error)
+            return _refused(error, url)
         except TimeoutError as error:
             return Ending(BROKEN, "connecting timed out", cause=error)
         except (OSError, WebSocketException) as error:
@@ -148,8 +149,9 @@ class Link:
 
     async def _connect(self, url: str, token: str | None) -> ClientConnection:
         more: dict[str, Any] = {} if self._options.ssl is None else {"ssl": self._options.ssl}
-        return await connect_websocket(
+        return await _Connect(
             url,
+            create_connection=_only_once(),
             additional_headers={} if token is None else {"Authorization": f"Bearer {token}"},
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             compression=None,
@@ -206,6 +208,33 @@ class Link:
                 self.drop("the gateway does not answer")
 
 
+class _Connect(connect_websocket):
+    """A handshake that follows no redirects: the token is for the gateway alone.
+
+    websockets before 16.1 would send the token to any server that an answer names. Browsers follow no redirects of
+    WebSockets either.
+    """
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """Raise ``exc``, which is the answer with the redirect."""
+        return exc
+
+
+def _only_once() -> Any:
+    """Return a factory of one usable connection, so that a release that redirects in another way gets no second one."""
+    classes = iter((ClientConnection,))
+
+    def make(*args: Any, **kwargs: Any) -> ClientConnection:
+        return next(classes, _Unusable)(*args, **kwargs)
+
+    return make
+
+
+class _Unusable(ClientConnection):
+    async def handshake(self, *args: Any, **kwargs: Any) -> None:
+        raise SecurityError("redirects are not followed")
+
+
 async def _close(connection: ClientConnection) -> None:
     """Close the connection gracefully. Messages are discarded: unread, they would hide the gateway's close frame."""
 
@@ -228,16 +257,33 @@ def _closed(error: WebSocketClosed) -> Ending:
     return Ending(BROKEN, reason or "the connection broke", cause=error)
 
 
-def _refused(error: InvalidStatus) -> Ending:
+def _refused(error: InvalidStatus, url: str) -> Ending:
     status = error.response.status_code
+    reason = f"the handshake was refused with HTTP status {status}"
+    location = error.response.headers.get_all("Location")
+    if 300 <= status < 400 and location:
+        reason = (
+            f"the server redirects (HTTP status {status}) to {_origin(urljoin(url, location[0]))}; redirects are not "
+            "followed, because the token is for the gateway alone: use the gateway's own URL"
+        )
     return Ending(
         _CODES_BY_STATUS.get(status, BROKEN),
-        f"the handshake was refused with HTTP status {status}",
+        reason,
         status=status,
         cause=error,
         final=status < 500 and status not in _TRANSIENT,
         retry_after=_seconds(error.response.headers.get("Retry-After", "")),
     )
+
+
+def _origin(url: str) -> str:
+    """Return scheme, host and port of a URL. Its path may contain a secret, and its user may look like the host."""
+    try:
+        parts = urlsplit(url)
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    except ValueError:
+        return "an invalid URL"
+    return shown if shown.isascii() and shown.isprintable() and len(shown) <= 300 else "an invalid URL"
 
 
 def _seconds(text: str) -> float:

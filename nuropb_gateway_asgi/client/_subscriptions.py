@@ -10,7 +10,7 @@ from ._backoff import Backoff
 from ._calls import Call, Kind
 from ._events import Dropped, Gap, GatewayEvent, UnsubscribedNotice
 from ._subscription import Subscription
-from .errors import CallFailed, ConnectionClosed, ConnectionLost, GatewayError, Unsubscribed
+from .errors import CallFailed, ConnectionClosed, ConnectionLost, GatewayError, Unsubscribed, obeyed
 
 __all__ = ["Subscriptions"]
 
@@ -133,7 +133,7 @@ class Subscriptions:
             if error is None:
                 self._in_force(wanted)
             elif isinstance(error, CallFailed) and error.retryable:
-                self._later(max(error.retry_after or 0.0, self._host.backoff.delay(attempt)), wanted, attempt + 1)
+                self._later(max(obeyed(error.retry_after), self._host.backoff.delay(attempt)), wanted, attempt + 1)
             elif len(wanted) > 1:
                 # The gateway refuses a frame as a whole, for one topic. The other subscriptions must not suffer for it.
                 for each in wanted:

@@ -49,8 +49,12 @@ __all__ = [
     "call_failed",
     "caused_by",
     "is_final",
+    "obeyed",
     "seconds",
 ]
+
+#: Seconds that a client stays away at most, whatever the gateway asks for. A gateway that drains asks for a few.
+MAX_WAIT: Final = 60.0
 
 E = TypeVar("E", bound=BaseException)
 
@@ -232,7 +236,15 @@ def seconds(milliseconds: object) -> float | None:
     """Convert a ``retry_after_ms`` to seconds; None unless it is a number."""
     if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
         return None
-    return milliseconds / 1000 if math.isfinite(milliseconds) and milliseconds >= 0 else None
+    try:
+        return milliseconds / 1000 if math.isfinite(milliseconds) and milliseconds >= 0 else None
+    except OverflowError:  # JSON allows an integer that no float can hold
+        return None
+
+
+def obeyed(retry_after: float | None) -> float:
+    """Return the seconds that the client stays away when the gateway asks for ``retry_after``: `MAX_WAIT` at most."""
+    return min(retry_after or 0.0, MAX_WAIT)
 
 
 def is_final(close_code: int) -> bool:

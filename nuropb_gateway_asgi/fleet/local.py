@@ -9,6 +9,7 @@ from msgspec import Raw, Struct
 
 from ..handler_manager import Handler, HandlerManager, expiry
 from ..protocol import encode_event
+from ..topics import GATEWAY_TOPICS
 from .results import Session
 
 __all__ = ["Count", "Disconnect", "IsOnline", "ListSessions", "LocalUsers", "Question", "Recipients", "Send"]
@@ -71,6 +72,8 @@ class LocalUsers:
         """
         asked = _decode_question(question)
         if isinstance(asked, Send):
+            if asked.topic in GATEWAY_TOPICS:  # not by an honest process, which checks its arguments
+                raise ValueError("topic: reserved for the gateway's own events")
             text = encode_event(asked.topic, asked.event)
             handlers = self._recipients(asked)
             for handler in handlers:

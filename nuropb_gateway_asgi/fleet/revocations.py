@@ -36,14 +36,12 @@ class Revoker:
     def __init__(
         self,
         handler_manager: HandlerManager,
-        leeway: float,
         record: Callable[[bytes], Awaitable[None]],
         *,
         retry: float = RECORD_RETRY,
     ) -> None:
         self._handlers = handler_manager
         self._retry = retry
-        self._leeway = leeway
         self._record = record
         self._forget_at = 0.0
         #: Records that could not be read.
@@ -107,8 +105,8 @@ class Revoker:
             if handler is None or handler.identity is None:
                 return  # the session is another process's
             # Revoke the token itself, in whatever process it is used next.
-            ends = handler.identity.expires_at
-            until = revocation.until if ends is None else ends + self._leeway
+            ends = handler.identity.ends_at
+            until = revocation.until if ends is None else ends
             revocation = Revocation(token=fingerprint(handler.identity.token), until=until)
             self._to_write.append(revocation)
             self._wake.set()

@@ -16,6 +16,7 @@ from ..authentication import Identity
 from ..handler_manager import HandlerManager
 from ..protocol import PING, encode_event, encode_json, encode_subscribe, on_one_line
 from ..settings import Settings
+from ..topics import GATEWAY_TOPICS
 from .connection import ClientLeft, Connection
 from .exchange import FRAME_ID, UNREADABLE, Answer, Exchange, read_answer
 from .refusals import Reason, Refusal
@@ -25,7 +26,7 @@ __all__ = ["EventStreamHandler", "server_sent_event"]
 #: Milliseconds after which a browser reconnects to a stream that has ended.
 RECONNECT_DELAY: Final = 3000
 #: Topics of the gateway's own events. These become named events; mesh events reach a page's ``message`` listener.
-_OWN_TOPIC = re.compile(rb'\{"topic":"(hello|gap|dropped|unsubscribed|goodbye|closed)"')
+_OWN_TOPIC = re.compile(rb'\{"topic":"(%b)"' % b"|".join(topic.encode() for topic in sorted(GATEWAY_TOPICS)))
 
 
 class EventStreamHandler(Connection):

@@ -13,6 +13,7 @@ from starlette.exceptions import WebSocketException
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from ..authentication.credentials import take_subprotocols
 from ..authentication.origins import OriginPolicy
 from ..authorization.rules import Delivery
 from ..handler_manager import HandlerManager
@@ -56,11 +57,15 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         self._accepted = False
         self._left_with: int = 1006
         self._direct: DirectWebSocket | None = None
+        #: The client's subprotocols, which may contain a token; emptied once it is read.
+        self._offered: Sequence[str] = ()
 
     # --- the connection, from its first to its last moment ----------------------------------------------------
 
     async def dispatch(self) -> None:
         """Serve the connection until it ends."""
+        # First of all, so that neither a subclass nor a middleware sees the token when something fails.
+        self._offered = take_subprotocols(self.scope)
         websocket = WebSocket(self.scope, receive=self.receive, send=self.send)
         try:
             await self.receive()  # websocket.connect
@@ -84,9 +89,9 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             raise
 
     async def _serve(self, websocket: WebSocket) -> None:
-        offered: Sequence[str] = self.scope["subprotocols"]
-        subprotocol = check_subprotocol(offered)
-        credentials = check_credentials(websocket.headers, offered, self._settings.auth_cookie)
+        subprotocol = check_subprotocol(self._offered)
+        credentials = check_credentials(websocket.headers, self._offered, self._settings.auth_cookie)
+        self._offered = ()
         try:
             if credentials.token is not None:
                 self._sends_pings = not credentials.legacy

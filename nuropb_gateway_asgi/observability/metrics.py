@@ -164,6 +164,7 @@ class Metrics:
             ("unknown_reply", statistics.unknown_replies),
             ("abandoned_call", statistics.abandoned),
             ("oversized_event", statistics.oversized_events),
+            ("reserved_event", statistics.reserved_events),
             ("controller_event", statistics.dropped_controller_events),
             ("slow_client_event", handlers.statistics.lost_events),
             ("bad_reply", mesh.get("dropped_replies", 0)),

@@ -30,7 +30,7 @@ from ..protocol import (
     encode_topics,
 )
 from ..settings import ENV_PREFIX, Settings
-from ..topics import TopicTree, check_pattern
+from ..topics import GATEWAY_TOPICS, TopicTree, check_pattern
 from ..wire.interface import EventMessage, Mesh
 from ..wire.services import deliver_event
 from .interest import Interest
@@ -263,7 +263,12 @@ class EventRouter:
             self._statistics.oversized_events += 1
             logger.debug("event dropped: larger than OUTBOX_SIZE")
             return
-        if event.target is None:
+        if event.topic in GATEWAY_TOPICS:
+            # Clients would obey it as the gateway's own. The controller may have it: it knows that its events are of
+            # the mesh.
+            self._statistics.reserved_events += 1
+            logger.debug("event dropped: its topic is one of the gateway's own")
+        elif event.target is None:
             self._fan_out(event)
         elif handlers := self._handler_manager.get_user_handlers(event.target):
             text = encode_event(event.topic, event.event, event.trace_id)

@@ -23,6 +23,8 @@ class MeshStatistics(msgspec.Struct):
     unknown_replies: int = 0
     events: int = 0
     oversized_events: int = 0
+    #: Events with one of the gateway's own topics, which no client gets.
+    reserved_events: int = 0
     dropped_controller_events: int = 0
     #: Subscriptions ended because the policy, or a newer token, allows them no longer.
     denied_subscriptions: int = 0

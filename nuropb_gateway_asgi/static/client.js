@@ -106,6 +106,10 @@ function callFailed(error, traceId = null) {
 	const code = codeOf(error);
 	return new (Object.hasOwn(CLASSES, code) ? CLASSES[code] : CallFailed)(error, traceId);
 }
+var MAX_WAIT = 6e4;
+function obeyed(retryAfter) {
+	return Math.min(retryAfter ?? 0, MAX_WAIT);
+}
 function milliseconds(value) {
 	return typeof value === "number" && Number.isFinite(value) && value >= 0 ? value : null;
 }
@@ -573,7 +577,7 @@ var Subscriptions = class {
 		} catch (error) {
 			if (this.#link !== link || error instanceof ConnectionLost) return;
 			if (error instanceof CallFailed && error.retryable) {
-				const timer = after(Math.max(error.retryAfter ?? 0, jittered(this.#host.backoff, attempt)), () => {
+				const timer = after(Math.max(obeyed(error.retryAfter), jittered(this.#host.backoff, attempt)), () => {
 					this.#timers.delete(timer);
 					this.#enforce(wanted, attempt + 1);
 				});
@@ -854,7 +858,7 @@ var Client = class {
 		if (topic === "hello") this.#onHello(link, event);
 		else if (topic === "goodbye") {
 			const payload = isObject(event) ? event : {};
-			const retryAfter = link.stayAway = milliseconds(payload.retry_after_ms) ?? 0;
+			const retryAfter = link.stayAway = obeyed(milliseconds(payload.retry_after_ms));
 			this.#calls.hold();
 			clearTimeout(link.timers.goodbye);
 			link.timers.goodbye = after(GOODBYE_TIMEOUT, () => this.#drop(link, "the gateway is stopping"));
@@ -899,7 +903,7 @@ var Client = class {
 	}
 	#onError(link, error) {
 		link.lastError = error;
-		link.notBefore = performance.now() + (error.retryAfter ?? 0);
+		link.notBefore = performance.now() + obeyed(error.retryAfter);
 		if (link.openedAt !== null) this.#tell("warning", error);
 	}
 	#planRefresh(link) {

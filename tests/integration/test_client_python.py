@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from nuropb_gateway_asgi import CallError, CloseCode
+from nuropb_gateway_asgi.__main__ import main
 from nuropb_gateway_asgi.client import (
     Backoff,
     CallFailed,
@@ -142,6 +143,56 @@ async def test_a_handshake_that_is_refused_for_good_is_not_tried_again(status: i
                 pass
         assert (caught.value.status, caught.value.close_code) == (status, code)
         assert seen == ["Bearer alice"]
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+@pytest.mark.parametrize("where", ["elsewhere", "here"])
+async def test_no_token_follows_a_redirect(status: int, where: str) -> None:
+    with status_server((200, {})) as (other, stolen):
+        location = f"ws://user@{other.removeprefix('ws://')}" if where == "elsewhere" else "/other?key=hunter2"
+        with (
+            status_server((status, {"Location": location})) as (url, seen),
+            pytest.raises(ConnectionClosed, match="redirects are not followed") as caught,
+        ):
+            async with connect(url, token="alice", backoff=QUICK):
+                pass
+    assert caught.value.status == status
+    target = other if where == "elsewhere" else url
+    assert target.removeprefix("ws").removesuffix("/ws") in caught.value.reason
+    assert "hunter2" not in caught.value.reason
+    assert (seen, stolen) == (["Bearer alice"], [])
+
+
+async def test_a_release_of_websockets_with_another_way_to_redirect_gets_no_second_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(client_link._Connect, "process_redirect")
+    with (
+        status_server((200, {})) as (other, stolen),
+        status_server((307, {"Location": other})) as (url, seen),
+        pytest.raises(ConnectionClosed) as caught,
+    ):
+        async with connect(url, token="alice", open_timeout=0.5, backoff=QUICK):
+            pass
+    assert caught.value.__cause__ is not None
+    assert "redirects are not followed" in str(caught.value.__cause__.__cause__)
+    assert set(seen) == {"Bearer alice"}
+    assert stolen == []
+
+
+async def test_no_token_of_the_command_line_follows_a_redirect(capsys: pytest.CaptureFixture[str]) -> None:
+    with status_server((200, {})) as (other, stolen), status_server((307, {"Location": other})) as (url, seen):
+        status = await asyncio.to_thread(main, ["call", "demo", "add", "--url", url, "--token", "alice"])
+        assert (status, "redirects are not followed" in capsys.readouterr().err) == (3, True)
+    with (
+        status_server((200, {})) as (other, stolen_too),
+        status_server((307, {"Location": other.replace("ws:", "http:")})) as (url, seen_too),
+    ):
+        document = url.replace("ws:", "http:")
+        assert await asyncio.to_thread(main, ["gen-client", "--lang", "py", document, "--token", "alice"]) == 1
+        assert "HTTP status 307" in capsys.readouterr().err
+    assert (seen, seen_too) == (["Bearer alice"], ["Bearer alice"])
+    assert stolen == stolen_too == []
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])

@@ -54,6 +54,22 @@ async def test_a_targeted_event_reaches_all_connections_of_its_users_whatever_it
         assert await bob.settled() == []
 
 
+async def test_a_service_cannot_speak_to_clients_in_the_gateways_name(
+    amqp_url: str, echo_service: ServiceProcess
+) -> None:
+    name, topic = f"gateway-{secrets.token_hex(4)}", f"t{secrets.token_hex(4)}"
+    farewell = {"reason": "draining", "retry_after_ms": 86_400_000}
+    async with process(amqp_url, name) as running, connect(running.url, "alice") as alice:
+        await alice.ask("subscribe", topics=["*"])
+        emit = f"{echo_service.service}.emit"
+        for more in ({}, {"target": ["alice"]}):
+            await alice.result(emit, {"topic": "goodbye", "event": farewell, **more})
+        await alice.result(emit, {"topic": topic, "event": 1})
+        assert (await alice.event(topic))["event"] == 1
+        assert await alice.settled() == []
+        assert running.gateway.service_mesh_manager.statistics.reserved_events == 2
+
+
 async def sent_to(rabbitmq: Broker, *processes: RunningGateway) -> dict[str, int]:
     """How many bytes the broker has sent to the consuming connection of each; nothing for a broker of others."""
     if rabbitmq.node is None:

@@ -154,6 +154,27 @@ async def test_a_request_with_an_invalid_body_is_refused(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /livez HTTP/1.1\r\nHost: gateway\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /livez HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: gateway\r\nTRANSFER-encoding: Chunked\r\ncontent-LENGTH: 0\r\n\r\n",
+        # A server of HTTP/1.0 knows no chunks, so a proxy may forward them as the next request.
+        b"POST /livez HTTP/1.0\r\nHost: gateway\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+)
+async def test_a_request_with_an_ambiguous_length_is_refused_and_nothing_behind_it_is_read(
+    running: RunningGateway, head: bytes
+) -> None:
+    async with RawClient.open(running.url) as raw:
+        await raw.send(head + b"0\r\n\r\n" + b"GET /livez HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        answer = await raw.ended()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"alive" not in answer
+
+
 async def test_an_answer_arrives_before_the_connection_ends_however_much_was_sent(running: RunningGateway) -> None:
     async with RawClient.open(running.url, receive_buffer=2048) as raw:
         await raw.send(b"GET / HTTP/1.1\r\nX: " + b"x" * 4_000_000)

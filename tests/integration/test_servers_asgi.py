@@ -6,11 +6,42 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.kit.clients import bearer_subprotocol, connect, refusal, turned_away
-from tests.kit.gateways import SERVERS, RunningGateway, Server, run_gateway
+from tests.kit.gateways import SERVERS, RunningGateway, Server, make_gateway, run_gateway, serve
 
 ORIGIN = "https://app.example.com"
+
+
+class Monitor:
+    """A middleware as of a monitoring tool: it keeps the scope of each WebSocket, and copies of it, by moment."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.seen: list[tuple[str, str]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await self.app(scope, receive, send)
+            return
+        copied = dict(scope)
+
+        def look(moment: str) -> None:
+            for name, each in (("scope", scope), ("copy", copied)):
+                self.seen.append((f"{name} {moment}", f"{each['headers']!r} {each['subprotocols']!r}"))
+
+        async def watched(message: Message) -> None:
+            look(f"before {message['type']}")
+            await send(message)
+            look(f"after {message['type']}")
+
+        try:
+            await self.app(copied, receive, watched)
+        finally:
+            look("at the end")
 
 
 @pytest.fixture(params=SERVERS, scope="module")
@@ -82,3 +113,29 @@ async def test_the_server_stops_with_a_client_connected(server: Server) -> None:
             await until_the_end.aclose()
             assert running.occupancy == (0, 0, 0)
             assert (await client.closed()).code == 1012
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("prefix", ["", "/mounted"])
+async def test_a_monitoring_tool_never_sees_the_token_of_a_subprotocol(server: Server, prefix: str) -> None:
+    gateway = make_gateway(allowed_origins=[ORIGIN])
+    lifespan = gateway.lifespan
+    app: ASGIApp = Starlette(routes=[Mount(prefix, gateway.app)], lifespan=lifespan) if prefix else gateway.app
+    monitor = Monitor(app)
+    offered = ["nuropb.v1", bearer_subprotocol("alice"), "chat"]
+    async with serve(monitor, server=server) as site:
+        url = site.ws(f"{prefix}/ws")
+        async with connect(url, origin=ORIGIN, subprotocols=offered) as client:
+            assert (client.hello["user_id"], client.subprotocol) == ("alice", "nuropb.v1")
+            assert (await client.result("demo.whoami"))["Authorization"] == "Bearer alice"
+        secrets = [bearer_subprotocol("alice")]
+        for refused in (bearer_subprotocol("bad-token"), "base64url.bearer.nuropb.unreadable-x"):
+            code, _ = await turned_away(url, origin=ORIGIN, subprotocols=["nuropb.v1", refused])
+            assert code == 4510
+            secrets.append(refused)
+        assert (await refusal(url, origin="https://evil.example.com", subprotocols=offered)).status == 403
+    moments = {moment for moment, _ in monitor.seen}
+    assert {"scope after websocket.accept", "copy at the end", "scope at the end"} <= moments
+    for moment, seen in monitor.seen:
+        assert not [secret for secret in secrets if secret.partition("nuropb.")[2] in seen], moment
+        assert "nuropb.v1" in seen

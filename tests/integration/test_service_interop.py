@@ -28,7 +28,7 @@ from nuropb.testing.stubs import ServiceExample
 from nuropb_gateway_asgi.wire import services as ours
 from tests.servers.nuropb_service import EchoService
 from tests.unit.fakes import until
-from tests.unit.test_service import SPELLINGS
+from tests.unit.test_service_description import SPELLINGS
 
 CONTEXT = {"user_id": "alice", "Authorization": "Bearer t"}
 

@@ -69,6 +69,7 @@ class FakeAuthenticator:
     def __init__(self) -> None:
         self.tokens: list[str] = []
         self.expires_at: dict[str, float] = {}
+        self.leeway = 0.0
         #: Awaited by every check of a token, once it is set.
         self.gate: asyncio.Event | None = None
         self.error: Exception | None = None
@@ -88,6 +89,7 @@ class FakeAuthenticator:
             token=token,
             claims={"roles": ["admin"]},
             expires_at=self.expires_at.get(token),
+            leeway=self.leeway,
         )
 
 

@@ -211,7 +211,7 @@ async def test_the_host_publishes_events(gateway: FakeGateway) -> None:
     assert two.context["Authorization"] == "Bearer alice/1"
 
 
-@pytest.mark.parametrize("topic", ["", "orders.*", "#", "a\nb", "x" * 256])
+@pytest.mark.parametrize("topic", ["", "orders.*", "#", "a\nb", "x" * 256, "goodbye", "closed"])
 async def test_what_is_no_topic_is_not_published(gateway: FakeGateway, topic: str) -> None:
     with pytest.raises(ValueError, match="topic"):
         await gateway.manager.publish_event(topic, {})

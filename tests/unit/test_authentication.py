@@ -411,7 +411,7 @@ async def test_a_token_whose_key_goes_while_it_is_verified_is_not_remembered() -
 
 def test_identity_does_not_show_its_token_or_claims() -> None:
     identity = Identity(user_id="7", username="al", token=TOKEN, claims={"ssn": "078-05"}, expires_at=1.5)
-    assert repr(identity) == "Identity(user_id='7', username='al', expires_at=1.5)"
+    assert repr(identity) == "Identity(user_id='7', username='al', expires_at=1.5, leeway=0.0)"
     shown = f"{identity} {identity.__rich_repr__()} {Credentials(TOKEN, 'header')!r}"
     assert TOKEN not in shown
     assert "078-05" not in shown

@@ -134,6 +134,7 @@ FINE: list[tuple[Finding, str, str | None]] = [
     (about_clock(9.0), "agree", None),
     (about_claims(CLAIMS, NOW), "user alice, valid for 1 hour", None),
     (about_claims({"exp": NOW + 59}, NOW), "user unknown, valid for 59 seconds", "no sub claim"),
+    (about_claims(CLAIMS | {"exp": NOW - 5}, NOW), "expired 5 seconds ago, within the leeway", "a new token"),
     (
         about_claims(CLAIMS | {"aud": "b"}, NOW, audience="a"),
         "alice",

@@ -24,7 +24,7 @@ from nuropb_gateway_asgi.client import (
 )
 from nuropb_gateway_asgi.client._calls import Calls
 from nuropb_gateway_asgi.client._state import read_hello
-from nuropb_gateway_asgi.client.errors import call_failed, is_final
+from nuropb_gateway_asgi.client.errors import call_failed, is_final, obeyed, seconds
 from nuropb_gateway_asgi.protocol import CloseCode, Decoder, ErrorCode, Request
 
 JSON = st.recursive(
@@ -175,6 +175,11 @@ def test_any_hello_is_a_hello(event: Any) -> None:
     hello = read_hello(event)
     assert isinstance(hello, Hello)
     assert hello.limits.max_in_flight >= 1
+
+
+@pytest.mark.parametrize(("milliseconds", "stays_away"), [(0, 0.0), (250, 0.25), (86_400_000, 60.0), (10**400, 0.0)])
+def test_a_client_stays_away_for_a_minute_at_most(milliseconds: int, stays_away: float) -> None:
+    assert obeyed(seconds(milliseconds)) == stays_away
 
 
 @given(st.dictionaries(st.sampled_from(["code", "description", "error", "retryable", "retry_after_ms"]), JSON))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from nuropb_gateway_asgi.authentication.credentials import (
     bearer_from_header,
     bearer_from_subprotocols,
     find_credentials,
+    take_subprotocols,
 )
 from tests.kit.tokens import b64
 
@@ -172,3 +175,27 @@ def test_credentials_that_are_refused_have_no_token(authorization: str, jar: str
     credentials = find_credentials(headers, [f"base64url.bearer.nuropb.{subprotocol}"], "t")
     refused = credentials.conflict or credentials.malformed
     assert refused == (credentials.token is None) == (credentials.channel is None)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_token_is_taken_out_of_the_scope(kind: Any) -> None:
+    secret = f"base64url.bearer.nuropb.{b64(b'abc')}"
+    headers = [
+        (b"host", b"h"),
+        (b"sec-websocket-protocol", f"nuropb.v1 ,{secret}, chat".encode()),
+        (b"Sec-WebSocket-Protocol", secret.upper().encode()),
+    ]
+    scope = {"headers": kind(headers), "subprotocols": kind(["nuropb.v1", secret, "chat", secret])}
+    copied = dict(scope)
+    assert take_subprotocols(scope) == ("nuropb.v1", secret, "chat", secret)
+    kept = [(b"host", b"h"), (b"sec-websocket-protocol", b"nuropb.v1, chat")]
+    for each in (scope, copied)[: 2 if kind is list else 1]:
+        assert (each["headers"], each["subprotocols"]) == (kept, ["nuropb.v1", "chat"])
+
+
+def test_a_scope_without_a_token_is_left_as_it_is() -> None:
+    headers = ((b"sec-websocket-protocol", b"nuropb.v1,chat"),)
+    scope: dict[str, Any] = {"headers": headers, "subprotocols": ("nuropb.v1", "chat")}
+    assert take_subprotocols(scope) == ("nuropb.v1", "chat")
+    assert scope["headers"] is headers
+    assert take_subprotocols({"headers": []}) == ()

@@ -103,6 +103,7 @@ async def test_a_client_can_publish() -> None:
     [
         {"topic": "demo.*"},
         {"topic": ""},
+        {"topic": "goodbye"},
         {"topic": 7},
         {"topic": None},
         {"topic": "x" * 256},

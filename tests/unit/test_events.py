@@ -303,6 +303,18 @@ async def test_an_event_goes_to_who_subscribed_to_its_topic_once(gateway: FakeGa
     assert gateway.manager.statistics.events == 1
 
 
+@pytest.mark.parametrize("topic", ["hello", "goodbye", "unsubscribed", "gap", "dropped", "closed"])
+async def test_an_event_of_the_mesh_never_has_a_topic_of_the_gateway(gateway: FakeGateway, topic: str) -> None:
+    handler = await gateway.connect()
+    subscribe(gateway, handler, "*", topic)
+    handler.take()
+    gateway.mesh.event(topic, {"retry_after_ms": 86_400_000})
+    gateway.mesh.event(topic, {}, target=["alice"])
+    gateway.mesh.event(f"{topic}s", {})
+    assert [frame["payload"]["topic"] for frame in handler.take()] == [f"{topic}s"]
+    assert gateway.manager.statistics.reserved_events == 2
+
+
 async def test_an_event_is_encoded_once(gateway: FakeGateway) -> None:
     handlers = [await gateway.connect() for _ in range(20)]
     for handler in handlers:

@@ -114,12 +114,19 @@ async def test_who_is_not_let_in_gets_no_further() -> None:
         assert token not in json.dumps(found) + render(found)
 
 
-async def test_a_token_that_is_good_only_by_the_leeway_is_not() -> None:
-    found = await explained(token=issue_token(SECRET, "alice", lifetime=-5))
-    assert found["token"] == {
-        "valid": False,
-        "why": ["the token has expired, and is within the leeway for clocks only"],
-    }
+async def test_a_token_within_the_leeway_is_valid() -> None:
+    found = await explained(token=issue_token(SECRET, "alice", lifetime=-2))
+    assert found["token"] == {"valid": True, "why": []}
+    assert found["identity"]["expires_at"] == found["identity"]["claims"]["exp"]
+    assert "ago, within the leeway" in render(found)
+
+
+async def test_an_identity_that_has_ended_is_not_valid() -> None:
+    async def late(token: str) -> Identity | None:
+        return Identity(user_id="alice", username="Alice", token=token, expires_at=1000.0, leeway=10.0)
+
+    found = await explained(token="t", authenticator=late)
+    assert found["token"] == {"valid": False, "why": ["the token has expired"]}
     assert outcome(found) == (False, "unauthenticated")
 
 

@@ -177,6 +177,9 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("send_to_users", {"user_ids": map(str, range(MAX_USERS + 1)), "topic": "t", "event": 1}),
     ("send_to_users", {"user_ids": ["a"], "topic": "a.*", "event": 1}),
     ("send_to_users", {"user_ids": ["a"], "topic": "", "event": 1}),
+    ("send_to_users", {"user_ids": ["a"], "topic": "hello", "event": 1}),
+    ("send_to_all", {"topic": "goodbye", "event": {"retry_after_ms": 86_400_000}}),
+    ("send_to_session", {"session_id": "a", "topic": "unsubscribed", "event": {"topics": ["#"]}}),
     ("send_to_users", {"user_ids": ["a"], "topic": None, "event": 1}),
     ("send_to_all", {"topic": "t", "event": {("a", "b"): 1}}),
     ("send_to_all", {"topic": "t", "event": "x" * (1 << 20)}),
@@ -216,7 +219,10 @@ async def test_what_no_sibling_would_say_changes_nothing(message: bytes) -> None
         assert not one.manager.fleet.members
 
 
-@pytest.mark.parametrize("question", ["null", '{"type":"guess"}', '{"type":"send","topic":1,"event":1}'])
+@pytest.mark.parametrize(
+    "question",
+    ["null", '{"type":"guess"}', '{"type":"send","topic":1,"event":1}', '{"type":"send","topic":"goodbye","event":{}}'],
+)
 async def test_a_question_of_another_version_is_not_answered(question: str) -> None:
     network = Network()
     async with processes(2, network) as (one, two):

@@ -106,6 +106,19 @@ async def test_a_token_that_identifies_nobody_registers_nothing(
     harness.assert_empty()
 
 
+@pytest.mark.parametrize(("leeway", "expected"), [(HOUR + 60, True), (HOUR - 60, False), (0.0, False)])
+async def test_a_token_is_good_until_its_leeway_is_over(leeway: float, expected: bool) -> None:
+    harness = HandlerHarness()
+    harness.authenticator.expires_at["alice"] = time.time() - HOUR
+    harness.authenticator.leeway = leeway
+    if expected:
+        await harness.connect("alice")
+    else:
+        with pytest.raises(AuthenticationFailed, match="has expired"):
+            await harness.manager.register(FakeHandler(), "alice")
+    assert len(harness.manager) == expected
+
+
 async def test_a_token_for_another_hour_is_good(harness: HandlerHarness) -> None:
     harness.authenticator.expires_at["alice"] = time.time() + HOUR
     await harness.connect("alice")
@@ -407,7 +420,9 @@ async def test_a_connection_whose_token_expires_is_closed_and_still_looked_after
     harness = HandlerHarness(write_timeout=0.01)
     harness.authenticator.expires_at["bob"] = time.time() + HOUR
     alice, bob, carol = [await harness.connect(token) for token in ("alice", "bob", "carol")]
-    alice.identity = Identity(user_id="alice", username="Alice", token="alice", expires_at=time.time())
+    now = time.time()
+    alice.identity = Identity(user_id="alice", username="Alice", token="alice", expires_at=now - HOUR, leeway=HOUR)
+    carol.identity = Identity(user_id="carol", username="Carol", token="carol", expires_at=now - HOUR, leeway=2 * HOUR)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(harness.manager.sweep)
         await until(lambda: alice.closes)

@@ -317,6 +317,24 @@ MISTAKES = [
         "'a*' is not a pattern for topics: a word that mixes * or # with other characters",
         TOPICS,
     ),
+    (
+        SUBSCRIBE + 'topics = ["x",\n"a.{user_id}{claim:team}.#"]\n',
+        3,
+        "'a.{user_id}{claim:team}.#' is not a pattern for topics: two placeholders in one word; separate them by a dot",
+        TOPICS,
+    ),
+    (
+        SUBSCRIBE + 'topics = ["{user_id}-{claim:team}"]\n',
+        3,
+        "'{user_id}-{claim:team}' is not a pattern for topics: two placeholders in one word; separate them by a dot",
+        TOPICS,
+    ),
+    (
+        CALL + 'methods = ["{claim:t}*{user_id}.get"]\n',
+        3,
+        "'{claim:t}*{user_id}.get' is not a pattern for methods: two placeholders in one word; separate them by a dot",
+        METHODS,
+    ),
     (SUBSCRIBE + 'topics = [""]\n', 3, "'' is not a pattern for topics: empty", TOPICS),
     (SUBSCRIBE + 'topics = [\n"a",\n"#.#.#"]\n', 3, "'#.#.#' is not a pattern for topics: more than 2 # words", TOPICS),
     # conditions

@@ -178,11 +178,29 @@ hostile = st.text(st.characters(codec=None) | st.sampled_from(".*#%{}_"), min_si
 
 @given(hostile, hostile)
 def test_no_claim_adds_a_wildcard_or_a_dot_to_a_topic(value: str, user_id: str) -> None:
-    pattern = TopicPattern.parse("a.{claim:x}.{user_id}-{claim:x}.b").fill_in(identity(user_id, x=value))
+    pattern = TopicPattern.parse("a.{claim:x}.{user_id}/{claim:x}.b").fill_in(identity(user_id, x=value))
     assert pattern is not None
     assert len(pattern.split(".")) == 4
     assert not set(pattern) & set("*#{}")
     assert matches(pattern, pattern)
+
+
+tenants = st.tuples(st.text("ab-/.%2", min_size=1, max_size=3), st.text("ab-/.%2", min_size=1, max_size=3))
+
+
+@given(tenants, tenants, st.sampled_from(["{user_id}.{claim:x}", "{user_id}/{claim:x}", "{user_id}-.-{claim:x}"]))
+def test_callers_with_different_values_never_share_a_topic(one: Any, other: Any, text: str) -> None:
+    pattern = TopicPattern.parse(text)
+    topics = [pattern.fill_in(identity(user_id, x=value)) for user_id, value in (one, other)]
+    assert (topics[0] == topics[1]) is (one == other)
+
+
+@pytest.mark.parametrize("between", ["", "-", "_", "%2E", "a", ":"])
+def test_values_that_cannot_be_told_apart_are_refused(between: str) -> None:
+    text = f"{{user_id}}{between}{{claim:x}}"
+    for parse, pattern in ((CallPattern.parse, f"{text}.get"), (TopicPattern.parse, f"x.{text}.#")):
+        with pytest.raises(ValueError, match=r"^two placeholders in one word"):
+            parse(pattern)
 
 
 @given(hostile, st.text("ab*.%2A", min_size=1, max_size=8))

@@ -13,6 +13,7 @@ import {
   callFailed,
   isFinal,
   milliseconds,
+  obeyed,
 } from "./errors.js";
 import {
   type Dropped,
@@ -433,7 +434,7 @@ export class Client {
       this.#onHello(link, event);
     } else if (topic === "goodbye") {
       const payload = isObject(event) ? event : {};
-      const retryAfter = (link.stayAway = milliseconds(payload.retry_after_ms) ?? 0);
+      const retryAfter = (link.stayAway = obeyed(milliseconds(payload.retry_after_ms)));
       // The gateway closes the connection once no call is in flight, and a call that is sent now could be lost.
       this.#calls.hold();
       clearTimeout(link.timers.goodbye);
@@ -472,7 +473,7 @@ export class Client {
 
   #onError(link: Link, error: CallFailed): void {
     link.lastError = error;
-    link.notBefore = performance.now() + (error.retryAfter ?? 0);
+    link.notBefore = performance.now() + obeyed(error.retryAfter);
     // Before hello it is the reason why the gateway then closes the connection.
     if (link.openedAt !== null) this.#tell("warning", error);
   }

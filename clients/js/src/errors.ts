@@ -158,6 +158,14 @@ export function callFailed(error: ErrorPayload, traceId: string | null = null): 
   return new (Object.hasOwn(CLASSES, code) ? CLASSES[code]! : CallFailed)(error, traceId);
 }
 
+/** Milliseconds that a client stays away at most, whatever the gateway asks for. */
+const MAX_WAIT = 60_000;
+
+/** Return the milliseconds that the client waits when the gateway asks for `retryAfter`: a minute at most. */
+export function obeyed(retryAfter: number | null): number {
+  return Math.min(retryAfter ?? 0, MAX_WAIT);
+}
+
 /** Return a `retry_after_ms` as a number of milliseconds; null unless it is a valid number. */
 export function milliseconds(value: unknown): number | null {
   return typeof value === "number" && Number.isFinite(value) && value >= 0 ? value : null;

@@ -1,6 +1,6 @@
 import { type Backoff, after, jittered } from "./backoff.js";
 import { Emitter, guarded } from "./emitter.js";
-import { CallFailed, ConnectionClosed, ConnectionLost, type GatewayError, Unsubscribed } from "./errors.js";
+import { CallFailed, ConnectionClosed, ConnectionLost, type GatewayError, obeyed, Unsubscribed } from "./errors.js";
 import { isObject } from "./calls.js";
 import { matches } from "./topics.js";
 
@@ -286,7 +286,7 @@ export class Subscriptions {
     } catch (error) {
       if (this.#link !== link || error instanceof ConnectionLost) return; // the next connection subscribes again
       if (error instanceof CallFailed && error.retryable) {
-        const wait = Math.max(error.retryAfter ?? 0, jittered(this.#host.backoff, attempt));
+        const wait = Math.max(obeyed(error.retryAfter), jittered(this.#host.backoff, attempt));
         const timer = after(wait, () => {
           this.#timers.delete(timer);
           void this.#enforce(wanted, attempt + 1);

@@ -36,7 +36,12 @@ def _identity_lines(identity: Mapping[str, Any] | None, now: float) -> list[str]
     if identity is None:
         return []
     expires_at = identity["expires_at"]
-    expiry = "does not expire" if expires_at is None else f"expires in {_span(expires_at - now)}"
+    if expires_at is None:
+        expiry = "does not expire"
+    elif expires_at > now:
+        expiry = f"expires in {_span(expires_at - now)}"
+    else:
+        expiry = f"expired {_span(now - expires_at)} ago, within the leeway"
     claims = [f"{_plain(name)} = {json.dumps(value, default=str)}" for name, value in identity["claims"].items()]
     return [f"{_plain(identity['user_id'])} ({_plain(identity['username'])}), {expiry}", *claims]
 

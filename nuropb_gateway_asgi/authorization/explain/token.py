@@ -37,8 +37,8 @@ async def check_token(
             return {"valid": False, "why": [f"the token cannot be checked now: {last}"]}, None
     if identity is None:
         return {"valid": False, "why": remarks or ["the authenticator gives no reason"]}, None
-    if identity.expires_at is not None and identity.expires_at <= time.time():
-        return {"valid": False, "why": ["the token has expired, and is within the leeway for clocks only"]}, None
+    if identity.has_ended(time.time()):
+        return {"valid": False, "why": ["the token has expired"]}, None
     return {"valid": True, "why": []}, identity
 
 

@@ -39,7 +39,7 @@ def about_claims(claims: Mapping[str, Any] | None, now: float, *, issuer: str = 
     expires, begins = _number(claims.get("exp")), _number(claims.get("nbf"))
     if expires is None:
         return wrong("the token has no exp claim", "have it issued with exp: a gateway rejects tokens without an end")
-    if expires <= now:
+    if expires + LEEWAY <= now:
         return wrong(f"the token expired {span(now - expires)} ago", renew)
     if begins is not None and begins > now + LEEWAY:
         return wrong(f"the token is not valid yet: its nbf is {span(begins - now)} ahead", "wait, or set the clocks")
@@ -53,7 +53,11 @@ def about_claims(claims: Mapping[str, Any] | None, now: float, *, issuer: str = 
         if wanted and wanted not in named:
             has = printable(", ".join(named)) or "missing"
             advice.append(f"its {claim} is {has}, but {setting} here is {printable(wanted)}")
-    found = f"user {printable(str(claims.get('sub', 'unknown')))}, valid for {span(expires - now)}"
+    validity = f"valid for {span(expires - now)}"
+    if expires <= now:
+        validity = f"expired {span(now - expires)} ago, within the leeway of {LEEWAY:g} s"
+        advice.append(renew)
+    found = f"user {printable(str(claims.get('sub', 'unknown')))}, {validity}"
     return ok(found, "; ".join(advice) or None)
 
 

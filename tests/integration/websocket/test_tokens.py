@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import time
+from typing import Any
 
 import pytest
 
-from nuropb_gateway_asgi import Identity
+from nuropb_gateway_asgi import Gateway, Identity, Settings
+from nuropb_gateway_asgi.authentication import issue_token
 from tests.integration.websocket.conftest import BRIEFLY, LONG
-from tests.kit.clients import Client, connect
-from tests.kit.gateways import RunningGateway, authorise_from_token, make_gateway, run_gateway
+from tests.kit.clients import Client, connect, refusal
+from tests.kit.gateways import SERVERS, RunningGateway, Server, authorise_from_token, make_gateway, run_gateway
+from tests.kit.tokens import SECRET
+
+
+def read_claims(token: str) -> dict[str, Any]:
+    payload = token.split(".")[1]
+    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return claims
 
 
 async def test_the_token_expires(running: RunningGateway) -> None:
@@ -17,6 +29,22 @@ async def test_the_token_expires(running: RunningGateway) -> None:
         await client.request("demo.slow", LONG)
         closed = await client.closed()
         assert (closed.code, closed.frames) == (4005, [])
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_the_leeway_holds_for_the_whole_life_of_a_connection(server: Server) -> None:
+    # The leeway is chosen such that one token is within it for the whole test, and the other ends during the test.
+    gateway = Gateway(Settings(jwt_key=SECRET, jwt_leeway=60, allowed_origins=[]))
+    kept, brief = issue_token(SECRET, "alice", lifetime=-5), issue_token(SECRET, "bob", lifetime=-56)
+    async with run_gateway(gateway, server=server) as running:
+        async with connect(running.url, kept) as alice, connect(running.url, brief) as bob:
+            for client, token in ((alice, kept), (bob, brief)):
+                assert client.hello["expires_at"] == read_claims(token)["exp"] < time.time()
+            assert await bob.result("demo.echo") == {}
+            assert (await bob.closed()).code == 4005
+            assert await alice.result("demo.echo") == {}
+            assert (await alice.ask("authorize", token=kept))["result"] == {"expires_at": alice.hello["expires_at"]}
+        assert (await refusal(running.url, issue_token(SECRET, "bob", lifetime=-61))).status == 401
 
 
 async def test_a_newer_token_keeps_the_connection(running: RunningGateway) -> None:
