@@ -99,6 +99,8 @@ $(VENV)/.made: pyproject.toml
 
 $(VENV)/.runtime: $(VENV)/.made
 	@$(BIN)/python $(INSTALL) --editable ".[oidc]"
+	@$(BIN)/python $(INSTALL) --only-binary uvloop --editable ".[oidc,uvloop]" 2> /dev/null || \
+	    echo "There is no uvloop for this platform: the gateway runs on asyncio's event loop, which needs more CPU"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made

@@ -63,7 +63,7 @@ def make_authenticator(settings: Settings) -> tuple[Authenticator, str | None]:
         if not settings.embedded:
             raise SettingsError(
                 "NUROPB_GATEWAY_JWT_KEY: not set; expected a secret of at least 32 bytes (HS256), or a PEM "
-                "public key (RS256, ES256), here or in the file named by NUROPB_GATEWAY_JWT_KEY_FILE; or "
+                "public key (RS256, ES256, EdDSA), here or in the file named by NUROPB_GATEWAY_JWT_KEY_FILE; or "
                 "NUROPB_GATEWAY_JWT_OIDC_ISSUER or NUROPB_GATEWAY_JWT_JWKS_URL in its place"
             )
         key = secret = new_secret()

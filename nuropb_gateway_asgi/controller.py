@@ -107,6 +107,9 @@ class ServiceMeshManagerController:
     :meth:`_handle_event_` of every process.
     """
 
+    #: Makes the description say that this service is a gateway, so that no other gateway's wildcard includes it.
+    _is_gateway_ = True
+
     def __init__(
         self,
         service_name: str | None = None,

@@ -7,8 +7,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
     ├── assembly, drain, server       parts from settings; from SIGTERM to the end; uvicorn for an open network
     ├── contracts, console            documents of what a caller may do, and a page to do it
     ├── mesh, observability           RabbitMQ and the embedded mesh; logs and metrics
-    ├── connection_kind               both managers and the mesh of one transport
-    ├── handlers                      the transports: WebSocket, HTTP, TCP
+    ├── connection_kind, handlers     both managers and the mesh of a transport; WebSocket, HTTP, TCP
     ├── service_mesh_manager          calls in flight, and the clients that wait for them
     ├── routing                       brings each answer and event to its receiver
     ├── controller                    the gateway's face on the mesh

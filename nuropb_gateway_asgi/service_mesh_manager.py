@@ -103,7 +103,7 @@ class ServiceMeshManager:
             tasks.start_soon(_sweep, self._clock, (self.calls, self.events, self.revoker), name="deadlines")
             self.events.start()
             stack.callback(self.events.stop)
-            tasks.start_soon(self.events.feed_controller, name="controller events")
+            tasks.start_soon(self.events.for_controller.feed, name="controller events")
             tasks.start_soon(self.fleet.run, name="signs of life")
             tasks.start_soon(self.revoker.run, name="revoked sessions")
             if self.online is not None:

@@ -17,7 +17,7 @@ from .strict_json import Unacceptable
 __all__ = ["MAX_SIZE", "URL_PATTERN", "Document", "Fetcher", "check_url", "is_secure", "max_age_of"]
 
 #: Bytes.
-MAX_SIZE: Final = 64 * 1024
+MAX_SIZE: Final = 256 * 1024
 
 # Strict, so that every other parser reads the same URL: no user before an "@", no "#", no "\".
 URL_PATTERN: Final = re.compile(

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
+import anyio.to_thread
+
 from ..exceptions import AuthenticationUnavailable, NotStartedError, SettingsError
 from .fetching import Document, Fetcher, check_url, is_secure
 from .freshness import Freshness
@@ -25,6 +27,11 @@ logger = logging.getLogger(__name__)
 #: at a time. Less than clients have for their authorisation.
 FETCH_TIMEOUT: Final = 5.0
 
+#: Bytes of a key set that is read on the event loop. Larger ones are read in a thread: 500 keys take 0.1 s.
+SMALL: Final = 16384
+#: Ignored keys whose reason is logged.
+MAX_REASONS: Final = 20
+
 _NOT_STARTED: Final = (
     "the key set is not running; enter it (or the JWTAuthenticator that has it) with 'async with', or give it to a "
     "Gateway, whose lifespan enters it"
@@ -36,8 +43,8 @@ class KeySet:
 
     ``issuer`` is compared exactly with the issuer in the provider's discovery document and with the ``iss`` of tokens.
     ``algorithms`` narrows the algorithms that keys are used with. By default each key is used with the algorithms that
-    it is made for, among RS256, RS384, RS512, ES256, ES384 and ES512. ``fetch`` gets a document; the default is httpx
-    (the extra ``oidc``). ``clock`` is monotonic, and ``chance`` random, from 0 to 1.
+    it is made for, among RS256 to RS512, PS256 to PS512, ES256 to ES512 and EdDSA. ``fetch`` gets a document; the
+    default is httpx (the extra ``oidc``). ``clock`` is monotonic, and ``chance`` random, from 0 to 1.
 
     A key set runs between ``__aenter__`` and ``__aexit__``, which may be nested. Entering does not wait for the
     provider. Raises SettingsError for a URL that keys must not come from, and if httpx is needed and not installed.
@@ -135,7 +142,7 @@ class KeySet:
                 document = await self._fetched("the key set", url)
             ring = self._ring
             if ring is None or document.body != self._body:
-                ring, ignored = read_key_set(document.body, self._algorithms)
+                ring, ignored = await _read(document.body, self._algorithms)
                 self._body, self._ring = document.body, ring
                 _log_keys(url, ring, ignored)
         except Unacceptable as error:
@@ -276,8 +283,16 @@ class KeySet:
         return 0 if self._ring is None or self.problem is not None else len(self._ring.keys)
 
 
+async def _read(body: bytes, algorithms: Sequence[str] | None) -> tuple[KeyRing, list[IgnoredKey]]:
+    if len(body) <= SMALL:
+        return read_key_set(body, algorithms)
+    return await anyio.to_thread.run_sync(read_key_set, body, algorithms, abandon_on_cancel=True)
+
+
 def _log_keys(url: str, ring: KeyRing, ignored: Sequence[IgnoredKey]) -> None:
-    reasons = "".join(f"; number {key.position} is ignored: {key.reason}" for key in ignored)
+    reasons = "".join(f"; number {key.position} is ignored: {key.reason}" for key in ignored[:MAX_REASONS])
+    if len(ignored) > MAX_REASONS:
+        reasons += f"; {len(ignored) - MAX_REASONS} more are ignored"
     logger.info("keys: %d of %s%s", len(ring.keys), url, reasons)
     if any(key.shows_secret for key in ignored):
         logger.warning(

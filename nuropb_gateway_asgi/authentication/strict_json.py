@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
-__all__ = ["Unacceptable", "base64url_decode", "parse_object"]
+__all__ = ["Unacceptable", "base64url_decode", "parse_items", "parse_object"]
 
 
 class Unacceptable(ValueError):
@@ -43,6 +44,36 @@ def parse_object(data: bytes, what: str, max_depth: int) -> dict[str, Any]:
     return value
 
 
+def parse_items(data: bytes, what: str, name: str, max_depth: int) -> list[object]:
+    """Read the list ``name`` of a JSON object, item by item; an item that is not strict JSON becomes an Unacceptable.
+
+    Raises Unacceptable, which names ``what``, if the list cannot be read at all.
+    """
+    try:
+        # Bytes that are not UTF-8 become lone surrogates here, and spoil their item alone.
+        document = _item_decoder.decode(data.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        raise Unacceptable(f"the {what} is not strict JSON") from None
+    if document is _FLAW:
+        raise Unacceptable(f"the {what} is not strict JSON")
+    if not isinstance(document, dict):
+        raise Unacceptable(f"the {what} is not an object")
+    items = document.get(name)
+    if not isinstance(items, list):
+        raise Unacceptable(f"the {what} has no list of {name}")
+    return [_checked_item(item, max_depth - 2) for item in items]
+
+
+def _checked_item(item: object, max_depth: int) -> object:
+    if not _is_within(item, max_depth):
+        return Unacceptable("it is nested too deeply")
+    try:
+        json.dumps(item, ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError):  # _FLAW, or a lone surrogate
+        return Unacceptable("it is not strict JSON")
+    return item
+
+
 def _is_within(value: object, max_depth: int) -> bool:
     if isinstance(value, dict):
         value = value.values()
@@ -66,4 +97,24 @@ def _finite(text: str) -> float:
     return value
 
 
+#: A value that strict JSON does not have, in the place where it was read.
+_FLAW: Final = object()
+
+
+def _flawed(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read_or_mark(raw: Any) -> Any:
+        try:
+            return read(raw)
+        except ValueError:
+            return _FLAW
+
+    return read_or_mark
+
+
+_item_decoder = json.JSONDecoder(
+    object_pairs_hook=_flawed(_unique),
+    parse_float=_flawed(_finite),
+    parse_constant=_flawed(_finite),
+    parse_int=_flawed(int),  # Python refuses more than 4300 digits
+)
 _json_decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)

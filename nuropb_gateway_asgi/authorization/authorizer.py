@@ -117,6 +117,11 @@ class AuthorizedPolicy:
         """Return the policy's answer; a call that the policy denies was allowed by the authorizer by its full name."""
         return not self._policy.may_call(identity, service, method) or self._policy.names(identity, service, method)
 
+    def names_service(self, identity: Identity, service: str, method: str) -> bool:
+        """Return the policy's answer; a call that the policy denies was allowed by the authorizer by its full name."""
+        policy = self._policy
+        return not policy.may_call(identity, service, method) or policy.names_service(identity, service, method)
+
     def rate(self, identity: Identity, service: str, method: str) -> CallRate | None:
         """Return the policy's rate."""
         return self._policy.rate(identity, service, method)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from ..rates import CallRate
@@ -12,7 +12,17 @@ from .rules import Delivery
 if TYPE_CHECKING:
     from ..authentication import Identity
 
-__all__ = ["ALLOWED", "DENIED", "CallVerdict", "Policy", "ask_both", "class_name", "completed", "overrides"]
+__all__ = [
+    "ALLOWED",
+    "DENIED",
+    "CallVerdict",
+    "Policy",
+    "ask_both",
+    "callable_methods",
+    "class_name",
+    "completed",
+    "overrides",
+]
 
 
 class CallVerdict(NamedTuple):
@@ -61,6 +71,13 @@ class Policy(Protocol):
         """
         return True
 
+    def names_service(self, identity: Identity, service: str, method: str) -> bool:
+        """Return whether an allowed call is allowed by the full name of its service, not by a wildcard.
+
+        The gateway asks about services that are gateways themselves: their methods are for services, not for clients.
+        """
+        return True
+
     def rate(self, identity: Identity, service: str, method: str) -> CallRate | None:
         """Return the rate that this call counts against, or None for no limit beside those of the settings."""
         return None
@@ -90,6 +107,18 @@ def ask_both(policy: Policy, identity: Identity, service: str, method: str) -> C
     return ALLOWED if rate is None else CallVerdict(True, rate)
 
 
+def callable_methods(
+    policy: Policy, identity: Identity, service: str, methods: Iterable[str], *, is_gateway: bool
+) -> list[str]:
+    """Return those of a service's ``methods`` that this identity may call. No wildcard includes a gateway's methods."""
+    return [
+        method
+        for method in methods
+        if policy.may_call(identity, service, method)
+        and (not is_gateway or policy.names_service(identity, service, method))
+    ]
+
+
 def overrides(policy: object, base: type, *names: str) -> bool:
     """Return whether the class of ``policy`` overrides one of these methods of ``base``."""
     return any(getattr(type(policy), name) is not getattr(base, name) for name in names)
@@ -116,7 +145,7 @@ class _Completed(Policy):
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        for name in ("names", "rate", "delivery", "topics", "decide_call", "decide_subscribe"):
+        for name in ("names", "names_service", "rate", "delivery", "topics", "decide_call", "decide_subscribe"):
             if hasattr(policy, name):
                 setattr(self, name, getattr(policy, name))
         if _defines_judge_call(policy):

@@ -144,6 +144,12 @@ class RulePolicy:
         # A call that the rules deny was allowed by a subclass or an authorizer, which saw the full name.
         return not decision.allowed or not isinstance(pattern, CallPattern) or pattern.names_the_method
 
+    def names_service(self, identity: Identity, service: str, method: str) -> bool:
+        """Return whether the call is allowed by something else than a service's name with a ``*`` or a placeholder."""
+        decision = self.decide_call(identity, service, method)
+        pattern = decision.pattern
+        return not decision.allowed or not isinstance(pattern, CallPattern) or pattern.service.is_literal
+
     def rate(self, identity: Identity, service: str, method: str) -> CallRate | None:
         """Return the rate of the rule that decides."""
         return self.decide_call(identity, service, method).rate

@@ -14,6 +14,7 @@ import msgspec
 
 from ..authorization import Policy
 from ..authorization.patterns import is_private
+from ..authorization.policy import callable_methods
 from ..protocol import Failure, is_method, is_service
 from ..wire.description import Description, describe_for_clients
 
@@ -98,7 +99,7 @@ def contract_for(identity: Identity, policy: Policy, found: Mapping[str, Descrip
             unavailable.append(name)
             continue
         methods = [m for m in sorted(description.methods or ()) if is_method(m) and not is_private(m)]
-        allowed = [method for method in methods if policy.may_call(identity, name, method)]
+        allowed = callable_methods(policy, identity, name, methods, is_gateway=description.is_gateway)
         if allowed:
             services.append(_service(description, name, allowed))
     topics = (topic for topic in policy.topics(identity) if topic.isprintable())

@@ -21,7 +21,7 @@ from ..handler_manager import HandlerManager
 from ..limits.admission import address_of
 from ..protocol import CloseCode, encode_event, encode_json, on_one_line
 from ..settings import ENV_PREFIX, Settings
-from ..sockets import set_user_timeout
+from ..sockets import set_options
 from .connection import ClientLeft, Connection
 from .handshake import admitted
 from .refusals import Refusal
@@ -149,7 +149,7 @@ class TCPServer:
         self._listeners = [each for each in listener.listeners if isinstance(each, SocketListener)]
         try:
             for each in self._listeners:
-                set_user_timeout(each.extra(SocketAttribute.raw_socket))
+                set_options(each.extra(SocketAttribute.raw_socket))
             logger.info("listening on %s://%s:%s", "tls" if self._tls else "tcp", host, self.port)
             yield
         finally:

@@ -1,13 +1,12 @@
 """Where does each answer and event go? Calls in flight, descriptions of services, subscriptions.
 
-* ``in_flight``: sends calls to the mesh and ends them; ``calls``: the kinds of calls, their table and their deadlines
-* ``breakers``: the circuit breakers of the services that are called
-* ``client_calls``: calls of clients; ``application``: calls of the host application
-* ``failures``: errors of services, translated for clients and for the host application
+* ``calls``: the kinds of calls, and the table in which each call ends exactly once
+* ``in_flight``: sends calls to the mesh and ends them; ``breakers``: the circuit breakers of their services
+* ``client_calls``: calls of clients; ``application``: calls, events and users for the host application
+* ``failures``: errors of services and of the mesh, translated for the caller
 * ``descriptions``: descriptions of services, cached; ``catalogue``: their part that one caller may use
-* ``events``: subscriptions, and fan-out to subscribers; ``interest``: bindings of topics
-* ``receiver``: passes replies, events and messages of peer processes from the mesh to these modules
-* ``statistics``: counters
+* ``events``: subscriptions and fan-out; ``controller_events``: events for the controller; ``interest``: bindings
+* ``receiver``: passes replies and events from the mesh to these modules; ``statistics``: counters
 """
 
 from __future__ import annotations

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from msgspec import Raw
 
+from ..authentication import Identity
 from ..generation_cache import GenerationCache
 from ..handler_manager import Handler
-from ..protocol import Failure, encode_failure, encode_response
+from ..protocol import ErrorCode, Failure, encode_failure, encode_response
 from ..wire.interface import CallMessage
-from .failures import call_error
+from .failures import INTERNAL, call_error
 
-__all__ = ["SLOT_SECONDS", "ApplicationCall", "Call", "CallTable", "ClientCall", "LookUpCall"]
+__all__ = ["SLOT_SECONDS", "ApplicationCall", "Call", "CallTable", "ClientCall", "LookUpCall", "refuse_unless"]
+
+logger = logging.getLogger(__name__)
 
 #: Length of a slot of deadlines, in seconds, and the interval at which they are looked at.
 SLOT_SECONDS: Final = 0.05
@@ -115,6 +119,20 @@ class LookUpCall(Call):
     def fail(self, failure: Failure) -> None:
         """Call back with the failure."""
         self.done(failure)
+
+
+def refuse_unless(names: Callable[[Identity, str, str], bool], call: Call | None, description: str) -> Failure | None:
+    """Refuse a client's call that only a wildcard allows; ``names`` is the policy's answer to that question."""
+    if not isinstance(call, ClientCall) or call.handler.identity is None:
+        return None
+    service = call.message.service
+    try:
+        if names(call.handler.identity, service, call.message.method):
+            return None
+    except Exception:  # no caller above knows which client to answer, and other calls may wait for the look-up
+        logger.exception("policy raised for service %s; call refused", service)
+        return INTERNAL
+    return Failure(ErrorCode.PERMISSION_DENIED, description)
 
 
 class CallTable:

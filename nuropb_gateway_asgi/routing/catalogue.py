@@ -11,6 +11,7 @@ import anyio
 
 from ..authentication import Identity
 from ..authorization import Policy
+from ..authorization.policy import callable_methods
 from ..protocol import ErrorCode, Failure
 from ..wire.description import MAX_AGE_SECONDS, Description, describe_for_clients
 from .descriptions import Descriptions
@@ -33,9 +34,15 @@ class Catalogue:
         known = {name for name in self._descriptions if self._callable(identity, name)}
         return known.union(self._policy.services(identity))
 
-    def entry(self, identity: Identity, service: str, description: Description) -> dict[str, Any]:
-        """Return a service's description for a client, with the methods that this identity may call."""
-        methods = [each for each in description.methods or () if self._policy.may_call(identity, service, each)]
+    def entry(self, identity: Identity, service: str, description: Description) -> dict[str, Any] | None:
+        """Return a service's description for a client, with the methods that this identity may call.
+
+        Returns None if these are none: the description tells nothing of such a service. A service that cannot describe
+        itself has an entry without methods, if a rule names the service.
+        """
+        methods = self._methods(identity, service, description)
+        if not methods and (description.methods is not None or service not in self._policy.services(identity)):
+            return None
         return describe_for_clients(description, methods)
 
     async def describe_for(self, identity: Identity, *, patience: float) -> Mapping[str, Description | Failure]:
@@ -77,5 +84,8 @@ class Catalogue:
 
     def _callable(self, identity: Identity, service: str) -> bool:
         description = self._descriptions.get(service)
-        methods = () if description is None or description.methods is None else description.methods
-        return any(self._policy.may_call(identity, service, method) for method in methods)
+        return description is not None and bool(self._methods(identity, service, description))
+
+    def _methods(self, identity: Identity, service: str, description: Description) -> list[str]:
+        methods = description.methods or ()
+        return callable_methods(self._policy, identity, service, methods, is_gateway=description.is_gateway)

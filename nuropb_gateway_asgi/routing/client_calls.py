@@ -138,7 +138,7 @@ class ClientCalls:
         else:
             services = {frame.service}
             if not self._policy.may_describe(identity, frame.service):
-                failure = Failure(ErrorCode.PERMISSION_DENIED, f"Describing {frame.service} is not allowed")
+                failure = _may_not_describe(frame.service)
         failure = failure or self._reserve(places, frame.id, correlation_id)
         if failure is not None:
             handler.send_frame(encode_failure(frame.id, trace_id, failure))
@@ -178,11 +178,20 @@ class ClientCalls:
                 unavailable.append(name)
                 continue
             try:
-                services[name] = self._catalogue.entry(identity, name, description)
+                entry = self._catalogue.entry(identity, name, description)
             except Exception:  # no caller above knows which client to answer
                 logger.exception("the policy failed for service %s", name)
                 self._calls.fail(correlation_id, INTERNAL)
                 return
+            if entry is not None:
+                services[name] = entry
+            elif only is not None:
+                self._calls.fail(correlation_id, _may_not_describe(name))
+                return
         call = self._calls.take(correlation_id)
         if call is not None:
             call.succeed(encode_json({"services": services, "unavailable": unavailable}))
+
+
+def _may_not_describe(service: str) -> Failure:
+    return Failure(ErrorCode.PERMISSION_DENIED, f"Describing {service} is not allowed")

@@ -9,8 +9,6 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
 from ..authentication import Identity
 from ..authorization import Policy
 from ..authorization.rules import Delivery
@@ -32,7 +30,7 @@ from ..protocol import (
 from ..settings import ENV_PREFIX, Settings
 from ..topics import GATEWAY_TOPICS, TopicTree, check_pattern
 from ..wire.interface import EventMessage, Mesh
-from ..wire.services import deliver_event
+from .controller_events import ControllerEvents
 from .interest import Interest
 from .statistics import MeshStatistics
 
@@ -40,8 +38,6 @@ __all__ = ["EventRouter"]
 
 logger = logging.getLogger(__name__)
 
-#: Events queued for the controller; more are dropped and counted.
-MAX_CONTROLLER_EVENTS: Final = 1000
 #: Seconds that the first connection of a process waits for the binding that brings events with a target.
 BINDING_TIMEOUT: Final = 1.0
 
@@ -74,15 +70,13 @@ class EventRouter:
         self._settings = settings
         self._handler_manager = handler_manager
         self._policy = policy
-        self._controller = controller
         self._interest = Interest(mesh, clock)
         self._subscriptions: TopicTree[Handler] = TopicTree()
         #: Subscriptions whose events a slow client may lose.
         self._lossy: TopicTree[tuple[Handler, Delivery]] = TopicTree()
         #: Topic patterns of each session, in the order of subscription, with their delivery.
         self._topics: dict[str, dict[str, Delivery]] = {}
-        self._controller_topics: TopicTree[None] = TopicTree()
-        self._controller_events: asyncio.Queue[EventMessage] = asyncio.Queue(MAX_CONTROLLER_EVENTS)
+        self.for_controller = ControllerEvents(controller, statistics)
         #: Set once events with a target come; None before they are asked for.
         self._targeted: asyncio.Event | None = None
         self._statistics = statistics
@@ -91,10 +85,7 @@ class EventRouter:
 
     def start(self) -> None:
         """Subscribe to the controller's events."""
-        # A queue belongs to the event loop that first waits for it.
-        self._controller_events = asyncio.Queue(MAX_CONTROLLER_EVENTS)
-        for topic in self._controller.event_topic_subscriptions:
-            self._controller_topics.add(topic, None)
+        for topic in self.for_controller.start():
             self._interest.add(topic)
 
     def stop(self) -> None:
@@ -105,19 +96,6 @@ class EventRouter:
     def sweep(self, now: float) -> None:
         """Unbind topics without subscribers; ``now`` is a time of the clock."""
         self._interest.sweep(now)
-
-    async def feed_controller(self) -> None:
-        """Deliver the controller's events one by one, until cancelled."""
-        while True:
-            event = await self._controller_events.get()
-            try:
-                payload = msgspec.json.decode(event.event)
-                context = msgspec.json.decode(event.context)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                self._statistics.dropped_controller_events += 1
-                continue
-            context = context if isinstance(context, dict) else {}
-            await deliver_event(self._controller, event.topic, payload, event.target, context)
 
     # --- connections ------------------------------------------------------------------------------------------
 
@@ -248,11 +226,6 @@ class EventRouter:
         """The number of subscriptions of all sessions, in the trees that events are matched by."""
         return len(self._subscriptions) + len(self._lossy)
 
-    @property
-    def queued_for_controller(self) -> int:
-        """The number of events that wait for the controller."""
-        return self._controller_events.qsize()
-
     # --- from the mesh ----------------------------------------------------------------------------------------
 
     def on_event(self, event: EventMessage) -> None:
@@ -274,11 +247,7 @@ class EventRouter:
             text = encode_event(event.topic, event.event, event.trace_id)
             for handler in handlers:
                 handler.send_frame(text)
-        if self._controller_topics.match(event.topic):
-            try:
-                self._controller_events.put_nowait(event)
-            except asyncio.QueueFull:
-                self._statistics.dropped_controller_events += 1
+        self.for_controller.offer(event)
 
     def _fan_out(self, event: EventMessage) -> None:
         """Send an event to each subscriber once, however many of its patterns match."""

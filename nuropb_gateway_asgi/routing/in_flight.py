@@ -17,9 +17,9 @@ from ..settings import Settings
 from ..wire.description import FRESH_SECONDS, MAX_AGE_SECONDS, Description
 from ..wire.interface import CallMessage, Mesh, Reply
 from .breakers import Breakers
-from .calls import Call, CallTable, ClientCall, LookUpCall
+from .calls import Call, CallTable, ClientCall, LookUpCall, refuse_unless
 from .descriptions import Descriptions
-from .failures import INTERNAL, MESH_UNAVAILABLE, send_failure, service_failure
+from .failures import MESH_UNAVAILABLE, send_failure, service_failure
 from .statistics import MeshStatistics
 
 __all__ = ["CallsInFlight"]
@@ -103,6 +103,12 @@ class CallsInFlight:
 
     def _dispatch(self, message: CallMessage, known: Description) -> None:
         """Send a call by its service's description: in clear, encrypted, or not at all."""
+        if known.is_gateway:
+            description = f"Calling {message.service}.{message.method} is not allowed"  # as if the policy denied it
+            failure = refuse_unless(self._policy.names_service, self.table.get(message.correlation_id), description)
+            if failure is not None:
+                self.fail(message.correlation_id, failure)
+                return
         method = None if known.methods is None else known.methods.get(message.method)
         encrypted = method is not None and method.requires_encryption
         if known.methods is not None and (method is None or encrypted):
@@ -125,7 +131,11 @@ class CallsInFlight:
     def _obstacle(self, message: CallMessage, known: Description) -> Failure | None:
         """Return the reason why a call cannot be sent, for one of a method that is unknown or has to be encrypted."""
         if known.methods is None:
-            return self._refuse_undescribed(message)
+            # Such a service may have methods that it hides from clients, and a wildcard must not include these.
+            description = (
+                f"Service {message.service} cannot describe itself, and no rule names {message.method} in full"
+            )
+            return refuse_unless(self._policy.names, self.table.get(message.correlation_id), description)
         if message.method not in known.methods:
             description = f"Service {message.service} has no method {message.method}"
             return Failure(ErrorCode.METHOD_NOT_FOUND, description)
@@ -133,23 +143,6 @@ class CallsInFlight:
             description = f"Service {message.service} cannot be called encrypted: it shows no public key, or several"
             return Failure(ErrorCode.SERVICE_ERROR, description)
         return None
-
-    def _refuse_undescribed(self, message: CallMessage) -> Failure | None:
-        """Refuse a client's call that only a wildcard allows, of a service that cannot describe itself.
-
-        Such a service may have methods that it hides from clients, and a wildcard must not include these.
-        """
-        call = self.table.get(message.correlation_id)
-        if not isinstance(call, ClientCall) or call.handler.identity is None:
-            return None
-        try:
-            if self._policy.names(call.handler.identity, message.service, message.method):
-                return None
-        except Exception:  # no caller above knows which client to answer, and other calls may wait for the look-up
-            logger.exception("policy raised for service %s; call refused", message.service)
-            return INTERNAL
-        description = f"Service {message.service} cannot describe itself, and no rule names {message.method} in full"
-        return Failure(ErrorCode.PERMISSION_DENIED, description)
 
     def _fetch_description(self, service: str, done: Callable[[bytes | Raw | Failure], None]) -> None:
         timeout = self._settings.request_timeout

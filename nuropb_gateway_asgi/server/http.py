@@ -9,7 +9,7 @@ from typing import Any, Final
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..sockets import set_user_timeout
+from ..sockets import set_options
 from .closing import close_after_reading, refusal
 from .process import most_connections
 
@@ -71,7 +71,7 @@ class HTTPProtocol(H11Protocol):
         super().connection_made(transport)
         connection = transport.get_extra_info("socket")
         if connection is not None:
-            set_user_timeout(connection)
+            set_options(connection)
         if len(self.connections) > most_connections():
             # A process without free files cannot accept any connection.
             longest_idle = next(iter(_idle), self)

@@ -51,6 +51,8 @@ class Description(Struct, frozen=True):
     #: Two descriptions in a row had different keys: the service has several instances, each with a key of its own. A
     #: message may reach any of them, and an instance with another key would fail for good.
     keys_differ: bool = False
+    #: The service is a gateway, this one or another; its methods (send to users, revoke) are for services.
+    is_gateway: bool = False
 
     @property
     def encrypts(self) -> bool:
@@ -63,6 +65,8 @@ class _Described(Struct):
     description: str | None = None
     service_version: Any = None
     public_key: str | None = None
+    #: Any: a service that puts something else there can still be described.
+    nuropb_gateway: Any = None
 
 
 _decode = msgspec.json.Decoder(_Described).decode
@@ -81,6 +85,7 @@ def parse_description(service: str, result: bytes | Raw, fetched_at: float) -> D
         description=described.description,
         version=described.service_version,
         public_key=described.public_key,
+        is_gateway=described.nuropb_gateway is True,
     )
 
 

@@ -222,6 +222,8 @@ def describe_service(instance: object) -> dict[str, Any]:
             methods[name] = _describe_method(function)
     encrypted = any(spec["requires_encryption"] for spec in methods.values())
     doc = type(instance).__doc__
+    # Only a gateway's controller has the mark: nuropb's descriptions have no such member.
+    mark = {"nuropb_gateway": True} if getattr(instance, "_is_gateway_", False) is True else {}
     return {
         "service_name": getattr(instance, "_service_name", None) or getattr(instance, "service_name", None),
         "service_version": getattr(instance, "_version", None),
@@ -230,6 +232,7 @@ def describe_service(instance: object) -> dict[str, Any]:
         "encrypted_methods": encrypted,
         "public_key": _public_key(instance) if encrypted else None,
         "methods": dict(sorted(methods.items())),
+        **mark,
     }
 
 

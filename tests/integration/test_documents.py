@@ -12,13 +12,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from nuropb_gateway_asgi import AuthenticationUnavailable, Gateway, KeySet, Settings
+from nuropb_gateway_asgi import AuthenticationUnavailable, Gateway, JWTAuthenticator, KeySet, Settings
 from nuropb_gateway_asgi.authentication import key_sets
 from nuropb_gateway_asgi.authentication.fetching import MAX_SIZE, Fetcher
 from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
 from tests.kit.clients import refusal
 from tests.kit.gateways import DEADLINE, eventually, run_gateway
-from tests.kit.tokens import as_json
+from tests.kit.tokens import RSA_KEY, RSA_OTHER, as_json, claims, jwk, make
 from tests.servers.rabbitmq import free_port
 from tests.servers.web import Answer, WebServer, page
 
@@ -231,3 +231,15 @@ async def test_a_gateway_starts_and_stops_while_its_provider_is_silent() -> None
             waiting = asyncio.create_task(refusal(running.url, "a.b.c"))
             assert (await waiting).status == 401  # nonsense needs no keys
         await eventually(lambda: server.closed == 1)
+
+
+async def test_a_large_key_set_with_a_faulty_key_serves_the_others() -> None:
+    keys = [as_json(jwk(RSA_OTHER, f"key {position}", x5t="t" * 50)) for position in range(498)]
+    keys += [b'{"kid":"twice","kid":"twice"}', as_json(jwk(RSA_KEY, "ours", alg="PS256"))]
+    body = b'{"keys":[' + b",".join(keys) + b"]}"
+    assert 200_000 < len(body) <= MAX_SIZE
+    async with WebServer.run(page(body)) as server, JWTAuthenticator(KeySet(server.url("/keys"))) as authenticator:
+        identity = await authenticator(make(claims(iat=1), alg="PS256", key=RSA_KEY, kid="ours"))
+        assert identity is not None
+        assert authenticator.key_set is not None
+        assert authenticator.key_set.size == 499

@@ -136,6 +136,24 @@ async def test_a_nuropb_service_reaches_users_by_the_controller(amqp_url: str, e
                 assert await closed_within(client, REACH) == 4511
 
 
+async def test_no_wildcard_includes_another_gateway(amqp_url: str) -> None:
+    inner, outer = f"inner-{secrets.token_hex(4)}", f"outer-{secrets.token_hex(4)}"
+    async with (
+        process(amqp_url, inner) as inside,
+        process(amqp_url, outer, expose=["*.*", f"{inner}.count"]) as outside,
+        connect(inside.url, token_of("alice")),
+        connect(outside.url, token_of("mallory")) as mallory,
+    ):
+        for method, params in (
+            ("list_sessions", {"user_id": "alice"}),
+            ("send_to_users", {"user_ids": ["alice"], "topic": "t", "event": 1}),
+            ("revoke", {"user_id": "alice"}),
+        ):
+            assert await mallory.error_code(f"{inner}.{method}", params) == "permission_denied"
+        # What a rule names is as ever.
+        assert (await mallory.result(f"{inner}.count", {}))["count"] == 1
+
+
 async def test_a_process_that_hangs_or_dies_is_named_and_then_forgotten(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

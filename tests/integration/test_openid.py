@@ -21,7 +21,7 @@ from nuropb_gateway_asgi.authentication.fetching import Document, Fetcher
 from tests.kit.clients import bearer_subprotocol, connect, refusal, turned_away
 from tests.kit.gateways import RunningGateway, eventually, run_gateway
 from tests.kit.processes import run_module
-from tests.kit.tokens import P256_KEY, P384_KEY, RSA_KEY, RSA_OTHER, jwk, private_jwk
+from tests.kit.tokens import ED25519_KEY, P256_KEY, P384_KEY, RSA_KEY, RSA_OTHER, jwk, private_jwk
 from tests.servers.openid import OpenIDProvider, installed
 from tests.servers.processes import unavailable
 from tests.unit.fakes import Clock
@@ -31,6 +31,8 @@ AUDIENCE = "gateway"
 OLD = private_jwk(RSA_KEY, "old", alg="RS256", use="sig")
 NEW = private_jwk(RSA_OTHER, "new", alg="RS256", use="sig")
 CURVE = private_jwk(P384_KEY, "curve", alg="ES384", use="sig")
+PSS = private_jwk(RSA_OTHER, "pss", alg="PS256", use="sig")
+EDWARDS = private_jwk(ED25519_KEY, "edwards", alg="EdDSA", use="sig")
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +178,17 @@ async def test_a_token_of_a_curve_is_verified_away_from_the_event_loop(provider:
     async with gateway_of(provider) as site:
         for _ in range(2):
             assert await whoami(site, await client_credentials(provider)) == "script"
+
+
+@pytest.mark.parametrize("key", [PSS, EDWARDS], ids=["PS256", "EdDSA"])
+async def test_tokens_of_algorithms_that_python_jose_lacks(provider: OpenIDProvider, key: dict[str, Any]) -> None:
+    provider.publish([key, OLD])
+    async with gateway_of(provider) as site:
+        token = await client_credentials(provider)
+        header = token.partition(".")[0]
+        assert f'"alg":"{key["alg"]}"' in base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)).decode()
+        for _ in range(2):
+            assert await whoami(site, token) == "script"
 
 
 async def test_algorithms_may_be_narrowed(provider: OpenIDProvider) -> None:

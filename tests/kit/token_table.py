@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA1
 
 from nuropb_gateway_asgi import JWTAuthenticator, KeySet
 from nuropb_gateway_asgi.authentication import function_authenticator, jwt_authenticator
@@ -24,6 +25,8 @@ from tests.kit.tokens import (
     AUDIENCE,
     CLAIMS,
     DER,
+    ED25519_KEY,
+    ED25519_OTHER,
     ISSUER,
     NOW,
     P256_KEY,
@@ -40,8 +43,10 @@ from tests.kit.tokens import (
     jwk,
     key_set,
     make,
+    malleated,
     nested,
     other_alphabet,
+    pss_signed,
     public,
     respelled,
     sign,
@@ -64,6 +69,8 @@ KEY_SET: Final = key_set(
     jwk(P256_KEY, "p256", key_ops=["verify"]),
     jwk(P384_KEY, "p384"),
     jwk(P521_KEY, "Schlüssel 521"),
+    jwk(ED25519_KEY, "ed25519", alg="EdDSA"),
+    jwk(RSA_KEY, "pss", alg="PS256"),
 )
 
 
@@ -91,6 +98,11 @@ def _fixed() -> dict[str, JWTAuthenticator]:
         "RS512": JWTAuthenticator(public(RSA_KEY), ["RS512"], ISSUER, AUDIENCE),
         "ES384": JWTAuthenticator(public(P384_KEY), None, ISSUER, AUDIENCE),
         "ES512": JWTAuthenticator(public(P521_KEY), None, ISSUER, AUDIENCE),
+        "PS256": JWTAuthenticator(public(RSA_KEY), ["PS256"], ISSUER, AUDIENCE),
+        "PS384": JWTAuthenticator(public(RSA_KEY), ["PS384"], ISSUER, AUDIENCE),
+        "PS512": JWTAuthenticator(public(RSA_KEY), ["PS512"], ISSUER, AUDIENCE),
+        "EdDSA": JWTAuthenticator(public(ED25519_KEY), None, ISSUER, AUDIENCE),
+        "Ed25519": JWTAuthenticator(public(ED25519_KEY), ["Ed25519"], ISSUER, AUDIENCE),
         "anybody's": JWTAuthenticator(SECRET),
     }
 
@@ -126,6 +138,11 @@ HONEST: Final = [
     Row("ES", "ES256", make(alg="ES256", key=P256_KEY)),
     Row("ES384", "ES384", make(alg="ES384", key=P384_KEY)),
     Row("ES512", "ES512", make(alg="ES512", key=P521_KEY)),
+    *(Row(alg, alg, make(alg=alg, key=RSA_KEY)) for alg in ("PS256", "PS384", "PS512")),
+    *(Row(alg, alg, make(alg=alg, key=ED25519_KEY)) for alg in ("EdDSA", "Ed25519")),
+    Row("SET", "EdDSA by its kid", make(alg="EdDSA", key=ED25519_KEY, kid="ed25519")),
+    Row("SET", "EdDSA without a kid, as one key fits", make(alg="EdDSA", key=ED25519_KEY)),
+    Row("SET", "PS256 by its kid", provided(kid="pss", alg="PS256")),
     Row("HS", "a list of audiences", make(claims(aud=["other", AUDIENCE]))),
     Row("anybody's", "any audience and issuer when none is configured", make(claims(aud=["x"]))),
     Row("anybody's", "no audience and issuer when none is configured", make(without("aud", "iss"))),
@@ -394,7 +411,44 @@ HOSTILE: Final = [
     Row("ES", "the curve of Bitcoin", make(alg="ES256", key=ec.generate_private_key(ec.SECP256K1()))),
     Row("ES", "the public key in DER as the secret", make(alg="HS256", key=public(P256_KEY, DER))),
     Row("ES", "alg of an RSA key", make(alg="RS256", key=RSA_KEY)),
+    # RSA-PSS and Ed25519
+    Row("RS", "a signature of RSA-PSS under the right name", make(header={"alg": "RS256"}, alg="PS256", key=RSA_KEY)),
+    Row("RS", "a token of RSA-PSS", make(alg="PS256", key=RSA_KEY)),
+    Row("PS256", "a token of RS256", RS_TOKEN),
+    Row("PS256", "a signature of RS256 under the right name", make(header={"alg": "PS256"}, alg="RS256", key=RSA_KEY)),
+    Row("PS256", "another hash", make(alg="PS512", key=RSA_KEY)),
+    Row("PS256", "another hash under the right name", make(header={"alg": "PS256"}, alg="PS384", key=RSA_KEY)),
+    Row("PS256", "no salt", pss_signed(salt=0)),
+    Row("PS256", "a longer salt", pss_signed(salt=64)),
+    Row("PS256", "another hash for the mask", pss_signed(mask=SHA1())),
+    Row("PS256", "another key", make(alg="PS256", key=RSA_OTHER)),
+    Row("PS256", "signature of zeros", f"{make(alg='PS256', key=RSA_KEY).rpartition('.')[0]}.{b64(bytes(256))}"),
+    Row("PS256", "signature cut by a byte", cut(make(alg="PS256", key=RSA_KEY), -1)),
+    Row("PS256", "signature empty", cut(make(alg="PS256", key=RSA_KEY), 0)),
+    Row("PS256", "the public key as the secret", make(alg="HS256", key=public(RSA_KEY))),
+    Row("EdDSA", "another key", make(alg="EdDSA", key=ED25519_OTHER)),
+    Row("EdDSA", "another name of the algorithm", make(alg="Ed25519", key=ED25519_KEY)),
+    Row("Ed25519", "another name of the algorithm", make(alg="EdDSA", key=ED25519_KEY)),
+    Row("EdDSA", "Ed448", make(header={"alg": "Ed448"}, alg="EdDSA", key=ED25519_KEY)),
+    Row("EdDSA", "a second spelling of the signature", malleated()),
+    Row("EdDSA", "signature of zeros", f"{make(alg='EdDSA', key=ED25519_KEY).rpartition('.')[0]}.{b64(bytes(64))}"),
+    Row(
+        "EdDSA",
+        "signature by the neutral point",
+        f"{make(alg='EdDSA', key=ED25519_KEY).rpartition('.')[0]}.{b64(bytes([1]) + bytes(63))}",
+    ),
+    Row("EdDSA", "signature cut by a byte", cut(make(alg="EdDSA", key=ED25519_KEY), -1)),
+    Row("EdDSA", "signature with a byte more", f"{make(alg='EdDSA', key=ED25519_KEY)[:-1]}AAA"),
+    Row("EdDSA", "signature empty", cut(make(alg="EdDSA", key=ED25519_KEY), 0)),
+    Row("EdDSA", "the public key as the secret", make(alg="HS256", key=public(ED25519_KEY))),
+    Row("EdDSA", "the point as the secret", make(alg="HS256", key=ED25519_KEY.public_key().public_bytes_raw())),
+    Row("EdDSA", "the key within the header", make(alg="EdDSA", key=ED25519_OTHER, jwk=jwk(ED25519_OTHER))),
+    Row("EdDSA", "a curve's signature", make(header={"alg": "EdDSA"}, alg="ES256", key=P256_KEY)),
+    Row("EdDSA", "alg none", make(header={"alg": "none"}, alg="EdDSA", key=ED25519_KEY)),
     # the keys of a provider
+    Row("SET", "PS256 with the kid of RS256", provided(alg="PS256")),
+    Row("SET", "RS256 with the kid of PS256", provided(kid="pss")),
+    Row("SET", "EdDSA of another key", make(alg="EdDSA", key=ED25519_OTHER, kid="ed25519")),
     Row("SET", "no such kid", provided(kid="rsb")),
     Row("SET", "kid empty", provided(kid="")),
     Row("SET", "kid in capitals", provided(kid="RSA")),

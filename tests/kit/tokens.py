@@ -33,6 +33,8 @@ RSA_SMALL = rsa.generate_private_key(public_exponent=65537, key_size=1024)
 P256_KEY = ec.generate_private_key(ec.SECP256R1())
 P384_KEY = ec.generate_private_key(ec.SECP384R1())
 P521_KEY = ec.generate_private_key(ec.SECP521R1())
+ED25519_KEY = ed25519.Ed25519PrivateKey.generate()
+ED25519_OTHER = ed25519.Ed25519PrivateKey.generate()
 HASHES: dict[str, hashes.HashAlgorithm] = {
     "256": hashes.SHA256(),
     "384": hashes.SHA384(),
@@ -57,12 +59,14 @@ def private(key: PrivateKey, encoding: serialization.Encoding = PEM, password: b
     return key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, encryption)
 
 
-def certificate(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def certificate(key: PrivateKey) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "issuer.example")])
     start = datetime(2026, 1, 1, tzinfo=UTC)
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1)
     builder = builder.not_valid_before(start).not_valid_after(start + timedelta(days=1))
-    return builder.public_key(key.public_key()).sign(key, hashes.SHA256())
+    return builder.public_key(key.public_key()).sign(
+        key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    )
 
 
 def b64(data: bytes) -> str:
@@ -74,6 +78,10 @@ def as_json(value: object) -> bytes:
 
 
 def signature(algorithm: str, key: object, message: bytes) -> bytes:
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return key.sign(message)
+    if isinstance(key, rsa.RSAPrivateKey) and algorithm.startswith("PS"):
+        return pss(key, message, HASHES[algorithm[2:]])
     if isinstance(key, rsa.RSAPrivateKey):
         return key.sign(message, padding.PKCS1v15(), HASHES[algorithm[2:]])
     if isinstance(key, ec.EllipticCurvePrivateKey):
@@ -83,6 +91,34 @@ def signature(algorithm: str, key: object, message: bytes) -> bytes:
     assert isinstance(key, bytes | str)
     secret = key.encode() if isinstance(key, str) else key
     return hmac.digest(secret, message, getattr(hashlib, f"sha{algorithm[2:]}"))
+
+
+def pss(
+    key: rsa.RSAPrivateKey,
+    message: bytes,
+    digest: hashes.HashAlgorithm,
+    *,
+    salt: int | None = None,
+    mask: hashes.HashAlgorithm | None = None,
+) -> bytes:
+    """Sign with RSA-PSS, by default as RFC 7518, 3.5 wants it."""
+    return key.sign(
+        message, padding.PSS(padding.MGF1(mask or digest), digest.digest_size if salt is None else salt), digest
+    )
+
+
+def pss_signed(**odd: Any) -> str:
+    """Return a PS256 token with an odd padding."""
+    message = make(alg="PS256", key=RSA_KEY).rpartition(".")[0]
+    return f"{message}.{b64(pss(RSA_KEY, message.encode(), hashes.SHA256(), **odd))}"
+
+
+def malleated() -> str:
+    """Return an Ed25519 token whose second number is larger by the order of the group, which is the same signature."""
+    message, _, signed = make(alg="EdDSA", key=ED25519_KEY).rpartition(".")
+    data = base64.urlsafe_b64decode(signed + "=" * (-len(signed) % 4))
+    order = 2**252 + 27742317777372353535851937790883648493
+    return f"{message}.{b64(data[:32] + (int.from_bytes(data[32:], 'little') + order).to_bytes(32, 'little'))}"
 
 
 def make(
@@ -148,23 +184,27 @@ def number(value: int, size: int | None = None) -> str:
     return b64(value.to_bytes((value.bit_length() + 7) // 8 if size is None else size, "big"))
 
 
-def jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, kid: str | None = None, **more: Any) -> dict[str, Any]:
+def jwk(key: PrivateKey, kid: str | None = None, **more: Any) -> dict[str, Any]:
     """Return the public key as a JSON web key; ``more`` adds or replaces members."""
     named = {} if kid is None else {"kid": kid}
     if isinstance(key, rsa.RSAPrivateKey):
         numbers = key.public_key().public_numbers()
         return {"kty": "RSA", "n": number(numbers.n), "e": number(numbers.e), **named, **more}
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return {"kty": "OKP", "crv": "Ed25519", "x": b64(key.public_key().public_bytes_raw()), **named, **more}
     point = key.public_key().public_numbers()
     size = (key.key_size + 7) // 8
     curve = f"P-{key.key_size}"
     return {"kty": "EC", "crv": curve, "x": number(point.x, size), "y": number(point.y, size), **named, **more}
 
 
-def private_jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, kid: str, **more: Any) -> dict[str, Any]:
+def private_jwk(key: PrivateKey, kid: str, **more: Any) -> dict[str, Any]:
     """Return the private key as a JSON web key, for the signer."""
     if isinstance(key, ec.EllipticCurvePrivateKey):
         size = (key.key_size + 7) // 8
         return jwk(key, kid, d=number(key.private_numbers().private_value, size), **more)
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return jwk(key, kid, d=b64(key.private_bytes_raw()), **more)
     numbers = key.private_numbers()
     parts = {"d": numbers.d, "p": numbers.p, "q": numbers.q, "dp": numbers.dmp1, "dq": numbers.dmq1, "qi": numbers.iqmp}
     return jwk(key, kid, **{name: number(value) for name, value in parts.items()}, **more)

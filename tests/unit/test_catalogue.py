@@ -100,11 +100,71 @@ async def test_why_one_service_cannot_be_described_is_the_answer(gateway: FakeGa
     gateway.assert_idle()
 
 
-async def test_a_service_that_cannot_describe_itself_has_no_methods_to_show(gateway: FakeGateway) -> None:
-    handler = await gateway.connect()
-    gateway.receive(handler, "describe", service="orders")
-    gateway.mesh.reply(gateway.mesh.describes[0], error={"error": "NuropbException", "description": "annotations"})
-    assert handler.frames[0]["payload"]["result"]["services"]["orders"]["methods"] == {}
+async def test_a_service_that_cannot_describe_itself_has_no_methods_to_show() -> None:
+    async with running(policy=ExposePolicy(["orders.get", "*.*"], [])) as gateway:
+        handler = await gateway.connect()
+        gateway.receive(handler, "describe", service="orders")
+        gateway.mesh.reply(gateway.mesh.describes[0], error={"error": "NuropbException", "description": "annotations"})
+        assert handler.take()[0]["payload"]["result"]["services"]["orders"]["methods"] == {}
+        # No rule names this one, so none of its methods may be called.
+        gateway.receive(handler, "describe", service="users", id="1")
+        gateway.mesh.reply(gateway.mesh.describes[-1], error={"error": "NuropbException", "description": "annotations"})
+        assert answers(handler) == [("1", None, "permission_denied")]
+
+
+async def test_services_on_which_nothing_may_be_called_are_not_described() -> None:
+    async with running(policy=ExposePolicy(["orders.get", "*.status"], [])) as gateway:
+        handler = await gateway.connect()
+        gateway.know("secret", ["put"])
+        gateway.know("orders", ["put"])
+        gateway.receive(handler, "describe", id="1")
+        gateway.receive(handler, "describe", service="secret", id="2")
+        gateway.receive(handler, "describe", service="orders", id="3")
+        nothing: dict[str, Any] = {"services": {}, "unavailable": []}
+        assert answers(handler) == [
+            ("1", nothing, None),
+            ("2", None, "permission_denied"),
+            ("3", None, "permission_denied"),
+        ]
+
+
+# --- other gateways -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["request", "command"])
+async def test_a_wildcard_does_not_include_another_gateway(kind: str) -> None:
+    async with running(policy=ExposePolicy(["*.*", "{x}*.*"], [])) as gateway:
+        handler = await gateway.connect()
+        gateway.receive(handler, kind, service="other", method="revoke", id="1")  # waits for the description
+        gateway.mesh.describe("other", ["revoke"], nuropb_gateway=True)
+        gateway.receive(handler, kind, service="other", method="revoke", id="2")
+        gateway.receive(handler, kind, service="other", method="made_up", id="3")
+        gateway.receive(handler, "describe", service="other", id="4")
+        assert answers(handler) == [(str(number), None, "permission_denied") for number in range(1, 5)]
+        assert not gateway.mesh.calls
+        gateway.receive(handler, "describe", id="5")
+        assert handler.frames[-1]["payload"]["result"]["services"] == {}
+        gateway.assert_idle()
+
+
+async def test_a_rule_may_name_another_gateway() -> None:
+    async with running(policy=ExposePolicy(["*.*", "other.c*"], [])) as gateway:
+        handler = await gateway.connect()
+        gateway.receive(handler, "request", service="other", method="count", id="1")
+        gateway.receive(handler, "request", service="other", method="revoke", id="2")
+        gateway.mesh.describe("other", ["count", "revoke"], nuropb_gateway=True)
+        assert [message.method for message in gateway.mesh.calls] == ["count"]
+        assert answers(handler) == [("2", None, "permission_denied")]
+        gateway.receive(handler, "describe", id="3")
+        assert list(handler.frames[-1]["payload"]["result"]["services"]["other"]["methods"]) == ["count"]
+
+
+async def test_the_host_application_may_call_another_gateway(gateway: FakeGateway) -> None:
+    host = asyncio.create_task(gateway.manager.request("other", "count"))
+    await until(lambda: gateway.mesh.describes)
+    gateway.mesh.describe("other", ["count"], nuropb_gateway=True)
+    gateway.mesh.reply(gateway.mesh.calls[0], 5)
+    assert await host == 5
 
 
 async def test_describing_is_refused_where_nothing_may_be_called() -> None:

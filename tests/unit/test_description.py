@@ -47,6 +47,15 @@ def parameters(value: dict[str, Any]) -> Any:
     return describe_for_clients(description, ["m"])["methods"]["m"]["parameters"]
 
 
+@pytest.mark.parametrize(
+    ("mark", "is_gateway"), [(True, True), (False, False), (1, False), ("yes", False), ([], False)]
+)
+def test_a_gateway_is_known_by_its_description(mark: Any, is_gateway: bool) -> None:
+    found = parse(ORDERS | {"nuropb_gateway": mark})
+    assert (found.is_gateway, found.methods is not None) == (is_gateway, True)
+    assert not parse(ORDERS).is_gateway
+
+
 def test_a_description_has_what_the_service_says_of_itself() -> None:
     assert parse(ORDERS) == Description(
         "orders",

@@ -188,12 +188,16 @@ async def test_a_policy_that_breaks_over_a_service_without_description_is_one_in
         def names(self, identity: Identity, service: str, method: str) -> bool:
             raise KeyError
 
+        names_service = names
+
     async with running(policy=Broken(["*.*"], [])) as gateway:
         handler = await gateway.connect()
         gateway.request(handler, id="1")
         gateway.request(handler, id="2")
         gateway.mesh.reply(gateway.mesh.describes[0], {})
-        assert answers(handler) == [("1", None, "internal"), ("2", None, "internal")]
+        gateway.receive(handler, "request", service="other", method="get", id="3")
+        gateway.mesh.describe("other", ["get"], nuropb_gateway=True)
+        assert answers(handler) == [(str(number), None, "internal") for number in (1, 2, 3)]
         gateway.assert_idle()
 
 

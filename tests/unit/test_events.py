@@ -14,7 +14,7 @@ from nuropb_gateway_asgi.authorization.rules import Delivery
 from nuropb_gateway_asgi.exceptions import SettingsError
 from nuropb_gateway_asgi.protocol import MAX_SUBSCRIPTIONS
 from nuropb_gateway_asgi.routing import events as events_module
-from nuropb_gateway_asgi.routing.events import MAX_CONTROLLER_EVENTS
+from nuropb_gateway_asgi.routing.controller_events import MAX_CONTROLLER_EVENTS
 from nuropb_gateway_asgi.routing.interest import UNBIND_AFTER
 from nuropb_gateway_asgi.wire.interface import EventMessage
 

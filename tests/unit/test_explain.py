@@ -338,6 +338,14 @@ async def test_a_service_that_cannot_describe_itself_may_be_called_by_name() -> 
     assert "the gateway cannot know whether the method exists" in render(found)
 
 
+@pytest.mark.parametrize(("expose", "expected"), [("*.get", (False, "permission_denied")), ("orders.*", (True, "ok"))])
+async def test_a_wildcard_does_not_include_another_gateway(expose: str, expected: tuple[bool, str]) -> None:
+    mesh = AnsweringMesh({"get": {}}, nuropb_gateway=True)
+    found = await explained(mesh=mesh, policy=ExposePolicy([expose], []))
+    assert outcome(found) == expected
+    assert "it is a gateway, which no wildcard includes" in render(found)
+
+
 async def test_a_subscription_is_made_while_the_mesh_is_away() -> None:
     found = await explained("orders.new", action="subscribe", mesh=FakeMesh(connected=False, problem="asleep"))
     assert outcome(found) == (True, "ok")

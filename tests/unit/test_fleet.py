@@ -517,7 +517,9 @@ async def test_what_other_services_do_wrong_is_told_by_nuropbs_names() -> None:
 
 
 def test_what_the_controller_can_do_is_described() -> None:
-    methods = describe_service(ServiceMeshManagerController())["methods"]
+    described = describe_service(ServiceMeshManagerController())
+    assert described["nuropb_gateway"] is True
+    methods = described["methods"]
     assert set(methods) == {
         "send_to_users",
         "send_to_all",

@@ -345,11 +345,11 @@ async def test_keys_that_are_not_used_are_told_with_the_reason_and_private_ones_
     caplog.set_level(logging.INFO, logger="nuropb_gateway_asgi")
     scene = Scene(URL)
     secret = private_jwk(RSA_OTHER, "x")
-    scene.provider.publish(key_set(jwk(RSA_KEY, "one"), {"kty": "OKP"}, secret))
+    scene.provider.publish(key_set(jwk(RSA_KEY, "one"), {"kty": "oct"}, secret))
     async with scene.keys:
         assert await scene.kids() == ["one"]
     assert caplog.messages == [
-        f"keys: 1 of {URL}; number 2 is ignored: its kty is neither RSA nor EC; "
+        f"keys: 1 of {URL}; number 2 is ignored: its kty is neither RSA nor EC nor OKP; "
         "number 3 is ignored: it shows its private part",
         f"keys: {URL} publishes private keys, and every reader can sign tokens with them; replace these keys",
     ]
@@ -584,7 +584,7 @@ def test_it_has_one_origin() -> None:
         KeySet()
 
 
-@pytest.mark.parametrize("algorithms", [[], ["HS256"], ["RS256", "HS256"], ["none"], "RS256", ["PS256"], ["rs256"]])
+@pytest.mark.parametrize("algorithms", [[], ["HS256"], ["RS256", "HS256"], ["none"], "RS256", ["ES256K"], ["rs256"]])
 def test_algorithms_of_a_set_are_never_for_secrets(algorithms: Any) -> None:
     with pytest.raises(SettingsError, match=r"JWT_ALGORITHMS: .*; expected some of RS256, RS384"):
         KeySet(URL, algorithms=algorithms)

@@ -1,6 +1,7 @@
 """Keys that verify tokens, checked before they are used. python-jose is imported in this package alone.
 
 * ``key``: a key and its algorithms, and which public keys are accepted
+* ``signatures``: verifiers of signatures, by python-jose or cryptography
 * ``configured``: the key of the settings; ``published``: the keys of a provider
 * ``development``: secrets and tokens for development and tests
 """

@@ -21,8 +21,8 @@ __all__ = ["read_key"]
 def read_key(key: str | bytes, algorithms: Sequence[str] | None = None) -> Key:
     """Read a PEM public key or certificate, or a secret of at least 32 bytes.
 
-    ``algorithms`` can only narrow the algorithms that fit the key. The default is HS256, RS256 or the one of the key's
-    curve. Raises SettingsError, whose message never contains the key.
+    ``algorithms`` can only narrow the algorithms that fit the key. The default is HS256, RS256, EdDSA or the one of
+    the key's curve. Raises SettingsError, whose message never contains the key.
     """
     try:
         data = key.encode("utf-8") if isinstance(key, str) else key

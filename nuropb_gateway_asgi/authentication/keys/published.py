@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from ..strict_json import Unacceptable, base64url_decode, parse_object
+from ..strict_json import Unacceptable, base64url_decode, parse_items
 from .key import Key, KeyRing, check_public_key, check_rsa, describe, is_slow, to_pem
 
 __all__ = ["IgnoredKey", "read_key_set"]
 
-_MAX_KEYS: Final = 100
+_MAX_KEYS: Final = 500
 _CURVES: Final[Mapping[str, ec.EllipticCurve]] = {
     "P-256": ec.SECP256R1(),
     "P-384": ec.SECP384R1(),
@@ -34,16 +34,15 @@ class IgnoredKey(msgspec.Struct, frozen=True):
 def read_key_set(data: bytes, algorithms: Sequence[str] | None = None) -> tuple[KeyRing, list[IgnoredKey]]:
     """Read a JSON web key set (RFC 7517, 5): the keys that can verify tokens, and the ignored keys with the reasons.
 
-    Each key is checked on its own, so an invalid key does not affect the others. A key without ``alg`` is used for
-    RS256 or its curve's algorithm, or for those of ``algorithms`` that fit it. Secrets are never used: every reader of
-    the set could sign with them. Raises Unacceptable if ``data`` is not a key set.
+    Each key is read and checked on its own, so an invalid key does not affect the others. A key without ``alg`` is used
+    for RS256, EdDSA or its curve's algorithm, or for those of ``algorithms`` that fit it. Secrets are never used: every
+    reader of the set could sign with them. Raises Unacceptable if ``data`` is not a key set.
     """
-    entries = parse_object(data, "key set", max_depth=8).get("keys")
-    if not isinstance(entries, list):
-        raise Unacceptable("the key set has no list of keys")
+    entries = parse_items(data, "key set", "keys", max_depth=8)
     if len(entries) > _MAX_KEYS:
         raise Unacceptable(f"the key set has more than {_MAX_KEYS} keys")
     found: dict[int, Key] = {}
+    known: set[tuple[str | None, bytes, tuple[str, ...]]] = set()
     ignored: list[IgnoredKey] = []
     for position, entry in enumerate(entries, 1):
         shows_secret = isinstance(entry, dict) and not _PRIVATE_PARTS.isdisjoint(entry)
@@ -51,19 +50,23 @@ def read_key_set(data: bytes, algorithms: Sequence[str] | None = None) -> tuple[
             if shows_secret:
                 raise Unacceptable("it shows its private part")
             key = _read_jwk(entry, algorithms)
-            if any(key.is_same(other) for other in found.values()):
+            same = (key.kid, key.material, key.algorithms)
+            if same in known:
                 raise Unacceptable("it is a duplicate")
+            known.add(same)
             found[position] = key
         except Unacceptable as exc:
             ignored.append(IgnoredKey(position, str(exc), shows_secret))
     # RFC 7517, 4.5: a kid should belong to one key. With two keys, a token's kid would be ambiguous.
     names = Counter(key.kid for key in found.values() if key.kid is not None)
-    ambiguous = [position for position, key in found.items() if key.kid is not None and names[key.kid] > 1]
-    ignored += [IgnoredKey(position, "another key has the same kid") for position in ambiguous]
+    ambiguous = {position for position, key in found.items() if key.kid is not None and names[key.kid] > 1}
+    ignored += [IgnoredKey(position, "another key has the same kid") for position in sorted(ambiguous)]
     return KeyRing([key for position, key in found.items() if position not in ambiguous]), ignored
 
 
 def _read_jwk(entry: object, algorithms: Sequence[str] | None) -> Key:
+    if isinstance(entry, Unacceptable):
+        raise entry
     if not isinstance(entry, dict):
         raise Unacceptable("it is not an object")
     operations = entry.get("key_ops", ["verify"])
@@ -100,12 +103,20 @@ def _read_numbers(entry: Mapping[str, Any]) -> object:
         if curve is None:
             raise Unacceptable(f"its curve is not one of {', '.join(_CURVES)}")
         return ec.EllipticCurvePublicNumbers(_number(entry, "x"), _number(entry, "y"), curve).public_key()
-    raise Unacceptable("its kty is neither RSA nor EC")
+    if entry.get("kty") == "OKP":  # RFC 8037, 2
+        if entry.get("crv") != "Ed25519":
+            raise Unacceptable("its curve is not Ed25519")
+        return ed25519.Ed25519PublicKey.from_public_bytes(_bytes(entry, "x"))
+    raise Unacceptable("its kty is neither RSA nor EC nor OKP")
 
 
 def _number(entry: Mapping[str, Any], name: str) -> int:
+    # Too many or too few leading zeros (RFC 7518, 6.2.1.2 and 6.3.1.1) occur, and do not change the number.
+    return int.from_bytes(_bytes(entry, name), "big")
+
+
+def _bytes(entry: Mapping[str, Any], name: str) -> bytes:
     text = entry.get(name)
     if not isinstance(text, str) or not text:
         raise Unacceptable(f"its {name} is missing")
-    # Too many or too few leading zeros (RFC 7518, 6.2.1.2 and 6.3.1.1) occur, and do not change the number.
-    return int.from_bytes(base64url_decode(text), "big")
+    return base64url_decode(text)

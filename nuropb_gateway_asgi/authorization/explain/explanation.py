@@ -219,6 +219,11 @@ def _outcome(
             ErrorCode.PERMISSION_DENIED.value,
             "the service cannot describe itself, and the rule does not name the method in full",
         )
+    if service["gateway"] and not policy.names_service(identity, service_name, method):
+        return refused(
+            ErrorCode.PERMISSION_DENIED.value,
+            "the service is a gateway, which no wildcard includes; only a rule with the service's full name does",
+        )
     if service["method"] is None:
         return refused(ErrorCode.METHOD_NOT_FOUND.value, "the service has no such method, or hides it")
     if not service["method"]["encryption"]["possible"]:

@@ -69,6 +69,7 @@ async def ask_mesh(
 
 def _service(description: Description, method: str) -> dict[str, Any]:
     found = {"answers": True, "version": description.version, "describes_itself": description.methods is not None}
+    found["gateway"] = description.is_gateway
     info = (description.methods or {}).get(method)
     if description.methods is None:
         return found

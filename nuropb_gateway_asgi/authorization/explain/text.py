@@ -69,6 +69,8 @@ def _mesh_lines(mesh: Mapping[str, Any] | None) -> list[str]:
     lines.append(f"the service answers{version}")
     if not service["describes_itself"]:
         return [*lines, "it cannot describe itself, so its methods are unknown"]
+    if service["gateway"]:
+        lines.append("it is a gateway, which no wildcard includes")
     method = service["method"]
     if method is None:
         return [*lines, "it has no such method, or hides it"]

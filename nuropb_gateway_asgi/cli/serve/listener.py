@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ...sockets import set_options
 from .options import Options
 
 if TYPE_CHECKING:
@@ -21,15 +22,15 @@ __all__ = ["listening", "shown_url"]
 @contextlib.contextmanager
 def listening(config: uvicorn.Config, options: Options) -> Iterator[socket.socket]:
     """Open the socket that ``options`` name, and close it at the end."""
+    with _opened(config, options) as listener:
+        set_options(listener)
+        yield listener
+
+
+def _opened(config: uvicorn.Config, options: Options) -> contextlib.AbstractContextManager[socket.socket]:
     if options.uds is not None:
-        with _unix_socket(options.uds) as listener:
-            yield listener
-    elif options.fd is not None:
-        with socket.socket(fileno=options.fd) as listener:
-            yield listener
-    else:
-        with config.bind_socket() as listener:
-            yield listener
+        return _unix_socket(options.uds)
+    return socket.socket(fileno=options.fd) if options.fd is not None else config.bind_socket()
 
 
 def shown_url(listener: socket.socket, path: str, *, tls: bool) -> str:
