@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class MeshOperations(Protocol):
-    """The part of the ServiceMeshManager that a controller uses; see there for what each method does and raises."""
+    """The part of the ServiceMeshManager that a controller uses. The ServiceMeshManager documents each method."""
 
     async def request(
         self,

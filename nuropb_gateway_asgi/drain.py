@@ -1,6 +1,6 @@
 """What happens between SIGTERM and the end? The drain of a gateway.
 
-No client is admitted any more; the clients are told when to reconnect; their calls in flight are answered; then the
+The gateway admits no more clients, tells its clients when to reconnect, and answers their calls in flight; then the
 server gets its signal.
 """
 
@@ -30,11 +30,11 @@ RECONNECT_TIMEOUT: Final = 2.0
 #: Seconds that a drain takes at least while there are connections, so that calls sent before the client read its
 #: goodbye are still answered.
 GOODBYE_GRACE: Final = 0.5
-#: Seconds between two looks at the calls in flight, or at the outboxes.
+#: Seconds between two checks of the calls in flight, or of the outboxes.
 DRAIN_INTERVAL: Final = 0.02
 #: Seconds for clients to read their last frames.
 FLUSH_TIMEOUT: Final = 1.0
-#: Looks in a row at outboxes that do not shrink, after which a drain waits for them no more.
+#: Checks in a row of outboxes that do not shrink, after which a drain no longer waits for them.
 FLUSH_LOOKS: Final = 5
 #: Seconds for uvicorn to close its connections after the drain.
 SERVER_CLOSE_TIMEOUT: Final = 1
@@ -55,7 +55,7 @@ class Drain:
     async def run(self) -> None:
         """Admit no clients, say goodbye, and wait until no calls are in flight or the timeout is over.
 
-        Each client is told another moment to reconnect. WebSockets stay open for the server to close them. The drain
+        Each client gets its own time to reconnect. WebSockets stay open for the server to close them. The drain
         does not wait for a mesh that stays away, since no answer can come, nor for clients that do not read.
         """
         self.draining = True
@@ -134,7 +134,7 @@ class Drain:
 
         for number in map(int, (signal.SIGTERM, signal.SIGINT)):
             handler = signal.getsignal(number)
-            # Python's own handler raises KeyboardInterrupt at any place: then a program runs, and not a server.
+            # With Python's own handler, which raises KeyboardInterrupt, the process is not run by a server.
             if callable(handler) and handler is not signal.default_int_handler:
                 saved[number] = handler
                 signal.signal(number, on_signal)
@@ -159,7 +159,7 @@ def _bound_shutdown(signal_handler: object) -> None:
     config = getattr(server, "config", None)
     if getattr(config, "timeout_graceful_shutdown", 0) is None:
         config.timeout_graceful_shutdown = SERVER_CLOSE_TIMEOUT  # type: ignore[union-attr]
-    # Where such a client has sent a close frame itself, the shutdown of uvicorn 0.54 fails with InvalidState, and the
+    # If such a client has sent a close frame itself, the shutdown of uvicorn 0.54 fails with InvalidState, and the
     # lifespan never ends.
     for connection in tuple(getattr(getattr(server, "server_state", None), "connections", ())):
         transport = getattr(connection, "transport", None)

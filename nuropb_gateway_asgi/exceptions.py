@@ -49,7 +49,7 @@ class PolicyError(SettingsError):
 
 
 class NotStartedError(GatewayError, RuntimeError):
-    """The gateway was used before its lifespan was entered, or after it was left."""
+    """The gateway was used outside its lifespan."""
 
 
 class ProtocolError(GatewayError):
@@ -67,7 +67,7 @@ class ProtocolError(GatewayError):
 
 
 class HandshakeRefused(GatewayError):
-    """The connection is not allowed. The message is for the log and never contains the token."""
+    """A client may not connect. The message is for the log and never contains the token."""
 
 
 class AuthenticationFailed(HandshakeRefused):
@@ -97,8 +97,8 @@ class MeshUnavailable(GatewayError):
 class CallError(GatewayError):
     """A call of the host application ended with an error.
 
-    ``code`` is the protocol's error code, ``error`` the NuroPb class name, ``retryable`` whether the same call may
-    be made again without risk of running twice.
+    ``code`` is the protocol's error code, ``error`` the NuroPb class name. ``retryable`` tells whether the call can be
+    repeated without the risk that it runs twice.
     """
 
     def __init__(self, code: str, error: str, description: str, *, retryable: bool) -> None:

@@ -8,14 +8,14 @@ The rooms of the package, and which may import which (only downwards; a test hol
     ├── contracts, console            documents of what a caller may do, and a page to do it
     ├── mesh, observability           RabbitMQ and the embedded mesh; logs and metrics
     ├── connection_kind, handlers     both managers and the mesh of a transport; WebSocket, HTTP, TCP
-    ├── service_mesh_manager          what is in flight, and for whom
-    ├── routing                       where each answer and event goes
+    ├── service_mesh_manager          calls in flight, and the clients that wait for them
+    ├── routing                       brings each answer and event to its receiver
     ├── controller                    the gateway's face on the mesh
     ├── fleet                         the other processes of the gateway
-    ├── handler_manager               who is connected
-    ├── limits, authorization         how much, and may they
+    ├── handler_manager               the connected clients
+    ├── limits, authorization         how much clients may do, and which calls they may make
     ├── wire, static, client          NuroPb's messages; files for pages; the Python client
-    ├── authentication                who is this
+    ├── authentication                the identity behind a token
     └── protocol, topics, settings, rates, exceptions, generation_cache, identifiers, loopback, sockets
 """
 
@@ -209,7 +209,7 @@ class Gateway:
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
         """Run the gateway for as long as the context lasts.
 
-        Entering does not wait for the broker. Raises RuntimeError when it is entered twice at a time.
+        Entering does not wait for the broker. Raises RuntimeError if the gateway runs already.
         """
         if self._running:
             raise RuntimeError("this gateway runs already; it needs one lifespan, not two")
@@ -222,7 +222,7 @@ class Gateway:
             server_log.addFilter(denials)
             stack.callback(server_log.removeFilter, denials)
             stack.enter_context(filtered_server_logs())
-            if self._tcp is not None:  # first of all: only a port in use can stop the start from here on
+            if self._tcp is not None:  # first of all: from here on only a port in use can fail the start
                 await stack.enter_async_context(self._tcp.listening())
             await stack.enter_async_context(self.authentication())
             for kind in self.connection_kinds.values():
@@ -264,7 +264,7 @@ class Gateway:
     async def drain(self) -> None:
         """Admit no clients, say goodbye, and wait until no calls are in flight or DRAIN_TIMEOUT is over.
 
-        Each client is told another moment to reconnect. WebSockets stay open for the server to close them. The drain
+        Each client gets its own time to reconnect. WebSockets stay open for the server to close them. The drain
         does not wait for a mesh that stays away, since no answer can come, nor for clients that do not read.
         """
         await self._drain.run()

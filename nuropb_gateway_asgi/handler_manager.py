@@ -1,4 +1,4 @@
-"""Who is connected? The HandlerManager and its handlers.
+"""Which clients are connected? The HandlerManager and its handlers.
 
 The manager knows neither sockets (a handler is any object with the methods of :class:`Handler`) nor the mesh: frames
 that it has checked and cannot answer itself go to its :class:`Receiver`.
@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 MAX_MALFORMED_FRAMES: Final = 10
 #: Seconds over which ``retry_after_ms`` of a goodbye is spread, so that clients do not all reconnect in one moment.
 GOODBYE_SPREAD: Final = 5.0
-#: Seconds between two looks at every connection, at most: a connection with an expired token is closed within this.
+#: Maximum of the seconds between two sweeps: a connection with an expired token is closed within this time.
 MAX_SWEEP_INTERVAL: Final = 0.5
 _EXCESSES: Final = {
     "connection": "Too many frames on this connection",
@@ -191,7 +191,7 @@ class HandlerManager:
         self._clock = clock
         self.statistics = HandlerStatistics()
         self._receiver: Receiver | None = None
-        #: Seconds until a refused client may try again, while no connection is admitted; None while they are.
+        #: Seconds until a refused client may try again, while no connection is admitted; None while connections are.
         self.closed_for: float | None = None
 
     def bind_receiver(self, receiver: Receiver) -> None:
@@ -232,9 +232,9 @@ class HandlerManager:
     async def register(self, handler: Handler, token: str, *, listens: bool = True) -> Identity:
         """Authorise ``handler`` by ``token`` and register it.
 
-        A handler with ``listens=False`` exists for its own calls and ends with their answers. Every limit counts it,
-        and it ends with its user's token or by :meth:`close`; but it is not one of :attr:`handlers`, to which others
-        send.
+        A handler with ``listens=False`` exists for its own calls and ends with their answers. Every limit counts it, it
+        ends with its user's token, and :meth:`close` closes it; but it is not one of :attr:`handlers`, to which
+        messages are sent.
 
         Raises AuthenticationFailed, AuthenticationUnavailable or ConnectionLimitReached; the handler is then not
         registered, as when the call is cancelled. Nothing else runs between the registration and the return. Raises
@@ -494,7 +494,7 @@ class HandlerManager:
 
     @staticmethod
     def say_goodbye(handler: Handler, reason: str) -> None:
-        """Tell a client that its connection ends soon, and when to reconnect: each client at another moment."""
+        """Tell a client that its connection ends soon, and when to reconnect; each client gets a time of its own."""
         retry_after = random.randrange(int(GOODBYE_SPREAD * 1000))  # noqa: S311 - jitter
         goodbye = {"topic": "goodbye", "event": {"reason": reason, "retry_after_ms": retry_after}}
         handler.send_frame(encode_json({"type": "event", "payload": goodbye}).decode())

@@ -1,4 +1,4 @@
-"""Loopback hosts: whether data sent to a host, or taken at an address, stays on this machine. Pure."""
+"""Loopback hosts: the names and addresses whose data never leaves this machine. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ __all__ = ["is_loopback_host"]
 def is_loopback_host(host: str) -> bool:
     """Return whether ``host``, a name or an address with or without brackets, is this machine's loopback interface.
 
-    Of the names, only ``localhost`` counts: RFC 6761 asks resolvers to keep the names below it on this machine, too,
-    and many ask the DNS instead. ``0.0.0.0`` and ``::`` are all interfaces of a machine, so they do not count.
+    Of names, only ``localhost`` counts: RFC 6761 asks resolvers to keep names such as ``a.localhost`` on this machine,
+    too, but many resolvers ask the DNS. ``0.0.0.0`` and ``::`` do not count, because they are all interfaces of a
+    machine.
     """
     if host.lower() == "localhost":
         return True
@@ -20,5 +21,5 @@ def is_loopback_host(host: str) -> bool:
         address = ipaddress.ip_address(bare)
     except ValueError:
         return False
-    mapped = getattr(address, "ipv4_mapped", None)  # not a loopback address to Python before 3.13
+    mapped = getattr(address, "ipv4_mapped", None)  # its is_loopback is False before Python 3.13
     return bool((mapped or address).is_loopback)

@@ -1,8 +1,8 @@
 """The client protocol, version 1: frames, error codes and close codes.
 
-Pure: bytes in, typed structs out, and the other way round; no I/O, no awaits, no clock. ``docs/protocol.md``
-describes the protocol to users. A frame from a client is looked at once: one decode into a typed struct, in which
-``params`` stays the text that the client sent (:class:`msgspec.Raw`), checked but never rebuilt.
+Pure: bytes become typed structs, and values become frames; no I/O, no awaits, no clock. ``docs/protocol.md`` describes
+the protocol to users. A frame from a client is decoded once, into a typed struct. Its ``params`` stay the text that the
+client sent (:class:`msgspec.Raw`): they are checked, but never decoded and encoded again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 SUBPROTOCOL: Final = "nuropb.v1"
-#: A name (service, topic) is at most this many bytes: an AMQP routing key is a short string.
+#: Maximum length of a name (service, topic) in bytes: that of an AMQP routing key.
 MAX_NAME_BYTES: Final = 255
 MAX_ID_LENGTH: Final = 64
 MAX_TRACE_ID_LENGTH: Final = 128
@@ -68,8 +68,8 @@ _SERVICE = re.compile(r"[!-~]{1,255}")
 class ErrorCode(enum.StrEnum):
     """An error code of the protocol, for programs.
 
-    The class name is the one that NuroPb uses for it; the status is that of a response over HTTP, for all that is
-    between a client and the gateway.
+    ``nuropb_class`` is NuroPb's exception class for the error. ``http_status`` is the status of a response over HTTP.
+    ``retryable`` tells whether a client may send the same frame again.
     """
 
     nuropb_class: str
@@ -105,7 +105,8 @@ class ErrorCode(enum.StrEnum):
 class CloseCode(enum.IntEnum):
     """A close code of the gateway.
 
-    4000-4499: reconnect with backoff. 4500-4999: do not, the next attempt would end in the same way.
+    After 4000-4499 clients reconnect, with backoff. After 4500-4999 they do not, because the next attempt would end in
+    the same way.
     """
 
     NORMAL = 1000
@@ -144,7 +145,7 @@ class Failure(NamedTuple):
 
     code: ErrorCode
     description: str
-    #: The NuroPb class name; the code's own when empty.
+    #: The NuroPb class name; if empty, that of the code.
     error: str = ""
     retry_after_ms: int | None = None
 
@@ -164,7 +165,7 @@ class Request(Struct, gc=False):
 
 
 class Command(Struct, gc=False):
-    """Call ``service.method`` for its effect; answered once the mesh has taken it."""
+    """A call of ``service.method`` for its effect, answered once the mesh has taken it."""
 
     service: str
     method: str
@@ -327,9 +328,9 @@ def _may_hold_long_number(shape: bytes) -> bool:
 def check_limits(text: bytes, max_depth: int) -> str | None:
     """Return the reason why ``text`` (valid JSON) may not be passed on, or None.
 
-    A NuroPb 0.1.8 service dies for good of JSON that nests deeper than its interpreter's stack, and Python turns
-    ``1e999`` into infinity, which is no JSON any more. So levels are counted, integers have to fit 64 bits (RFC 8259,
-    section 6, on interoperability) and other numbers a finite double.
+    JSON that nests deeper than the interpreter's stack crashes a NuroPb 0.1.8 service for good, and Python turns
+    ``1e999`` into infinity, which JSON does not have. So the levels are limited, integers have to fit 64 bits (RFC
+    8259, section 6, on interoperability), and other numbers have to fit a finite double.
     """
     shape = text.translate(_SHAPE)
     if shape.count(b"[") <= max_depth and not _may_hold_long_number(shape):
@@ -364,7 +365,7 @@ class Glance(NamedTuple):
 class Decoder:
     """Decodes the frames of clients under the limits of one gateway.
 
-    ``max_size`` is in bytes of UTF-8, ``max_depth`` in levels of JSON (the frame itself is the first).
+    ``max_size`` is in bytes of UTF-8, ``max_depth`` in levels of JSON; the frame itself is the first level.
     """
 
     __slots__ = ("max_depth", "max_size")

@@ -1,4 +1,4 @@
-"""A rate as an operator writes it: ``20/s``, ``100/min burst 200``. Pure."""
+"""Rates as operators write them: ``20/s``, ``100/min burst 200``. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COUNT = re.compile(r"[1-9][0-9]{0,6}")
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """``count`` in each ``unit`` on average, and up to ``burst`` at once."""
+    """A rate of ``count`` per ``unit`` on average, and up to ``burst`` at once."""
 
     count: int
     unit: str
@@ -55,7 +55,7 @@ def parse_rate(text: str) -> Rate:
 def parse_burst(text: str) -> int:
     """Parse a burst. Raises ValueError."""
     if _COUNT.fullmatch(text) is None or int(text) > MAX_COUNT:
-        raise ValueError("the burst is not a number")
+        raise ValueError(f"the burst is not a whole number from 1 to {MAX_COUNT}")
     return int(text)
 
 

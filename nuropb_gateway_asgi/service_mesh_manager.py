@@ -1,6 +1,6 @@
-"""What is in flight, and for whom? The ServiceMeshManager: the way from a connection to the mesh and back.
+"""Which calls are in flight, and for whom? The ServiceMeshManager: the way from a connection to the mesh and back.
 
-Between two waits on sockets everything is plain function calls: a request costs an entry in a table, not a task or a
+Between two waits on sockets there are only plain function calls: a request costs an entry in a table, not a task or a
 future. A request ends exactly once, by the first of its reply, its return, its deadline, its cancellation, and the end
 of its connection.
 """
@@ -348,7 +348,7 @@ class _Sweeps(Protocol):
 
 
 async def _sweep(clock: Callable[[], float], parts: Sequence[_Sweeps]) -> None:
-    """Have deadlines looked at, until cancelled."""
+    """Act on the deadlines of ``parts``, until cancelled."""
     while True:
         await asyncio.sleep(SLOT_SECONDS)
         now = clock()

@@ -1,4 +1,4 @@
-"""Settings: fields of one frozen class, each also an environment variable ``NUROPB_GATEWAY_<NAME>``."""
+"""Settings: the fields of one frozen class; each is also an environment variable ``NUROPB_GATEWAY_<NAME>``."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ ENV_PREFIX: Final = "NUROPB_GATEWAY_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 #: Without "{", which starts a parameter of a route.
 _PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
-#: A name or an IPv4 address, or an IPv6 address in brackets; and a port.
+#: A name, an IPv4 address, or an IPv6 address in brackets; then a port.
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
 _COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_GIVEN_TWICE: Final = "given twice, as a value and as a file"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
     """All settings, with their defaults; times are in seconds, sizes in bytes.
 
-    Raises :class:`SettingsError` for a value that is not allowed. ``repr()`` shows neither keys nor passwords.
+    Raises :class:`SettingsError` for an invalid value. ``repr()`` shows neither keys nor passwords.
     """
 
     mesh_url: str = "embedded://demo"
@@ -105,7 +106,7 @@ class Settings:
             object.__setattr__(self, field.name, value)
         if self.jwt_key_file:
             if self.jwt_key:
-                raise _refusal("jwt_key", "given twice, as a value and as a file", "one of the two")
+                raise _refusal("jwt_key", _GIVEN_TWICE, "one of the two")
             object.__setattr__(self, "jwt_key", _read_secret("jwt_key_file", self.jwt_key_file))
             object.__setattr__(self, "jwt_key_file", "")
         self._check()
@@ -115,9 +116,9 @@ class Settings:
         """Read the settings from the environment (``os.environ`` by default).
 
         ``NUROPB_GATEWAY_JWT_KEY_FILE`` and ``NUROPB_GATEWAY_MESH_URL_FILE`` name a file to read the secret from; one
-        line break at its end is not part of the secret. An empty variable is one that is not set, but for lists,
-        which are empty then. Variables that name no setting are ignored (Kubernetes makes some with this prefix for a
-        service of this name), with a warning if one looks like a misspelt setting.
+        line break at the end of the file is not part of the secret. An empty variable counts as not set; for a
+        list it is an empty list. Variables that name no setting are ignored (Kubernetes sets some with this
+        prefix for a service called nuropb-gateway), with a warning for those that look like a misspelt setting.
         """
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {}
@@ -194,7 +195,9 @@ class Settings:
             raise _refusal("mesh_url", "no host", "amqp://user:password@host:5672/vhost")
         for name in ("service_name", "instance_id"):
             if not _NAME.fullmatch(getattr(self, name)):
-                raise _refusal(name, "not a name", "1 to 100 letters, digits, '.', '_' and '-'")
+                raise _refusal(
+                    name, "not a name", "1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+                )
         if not _PATH.fullmatch(self.path):
             raise _refusal("path", "not a path", "a slash, and then characters of a URL's path, as in /ws")
         if self.auth_cookie and not _COOKIE_NAME.fullmatch(self.auth_cookie):
@@ -229,11 +232,11 @@ class Settings:
         elif self.request_timeout_max == Settings.request_timeout_max:
             object.__setattr__(self, "request_timeout_max", self.request_timeout)
         else:
-            raise _refusal("request_timeout", "exceeds REQUEST_TIMEOUT_MAX", f"up to {self.request_timeout_max}")
+            raise _refusal("request_timeout", "exceeds REQUEST_TIMEOUT_MAX", f"at most {self.request_timeout_max}")
 
 
 _TYPES: Final[dict[str, Any]] = typing.get_type_hints(Settings)
-#: The minimum of a number; 86400 s is the longest time that becomes an AMQP expiration.
+#: The minimums of numbers; all other numbers must be above 0.
 _MINIMUM: Final = {
     "jwt_leeway": 0,
     "drain_timeout": 0,
@@ -245,9 +248,10 @@ _MINIMUM: Final = {
     "max_connections_per_address": 0,
     "outbox_size": 1024,
 }
+#: Seconds; the longest time that becomes an AMQP expiration.
 _LONGEST_TIME: Final = 86400.0
 _MAXIMUM: Final = {
-    # A NuroPb 0.1.8 service dies of JSON nested about 970 deep; the gateway's own envelope adds two levels.
+    # A NuroPb 0.1.8 service crashes on JSON nested about 970 deep; the gateway's own envelope adds two levels.
     "max_json_depth": 256,
     "max_connection_lifetime": 30 * 86400.0,
 }
@@ -271,7 +275,7 @@ def _refusal(name: str, fact: str, expected: str) -> SettingsError:
 
 def _set_once(values: dict[str, Any], name: str, value: str) -> None:
     if name in values:
-        raise _refusal(name, "given twice, as a value and as a file", "one of the two")
+        raise _refusal(name, _GIVEN_TWICE, "one of the two")
     values[name] = value
 
 
@@ -279,8 +283,8 @@ def _read_secret(name: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
     except (OSError, ValueError) as error:
-        wrong = f"the file cannot be read ({type(error).__name__})"
-        raise _refusal(name, wrong, "the name of a readable text file") from error
+        fact = f"the file cannot be read ({type(error).__name__})"
+        raise _refusal(name, fact, "the name of a readable text file") from error
 
 
 def _warn_if_misspelt(variable: str, name: str) -> None:
@@ -296,7 +300,7 @@ def _is_list(type_: Any) -> bool:
 
 
 def _without_none(type_: Any) -> Any:
-    """Return the type of a setting that may also be None, for "by the kind of mesh"."""
+    """Return the type of a setting without None, which stands for a default that depends on the mesh."""
     if typing.get_origin(type_) not in (types.UnionType, typing.Union):
         return type_
     (given,) = (each for each in typing.get_args(type_) if each is not types.NoneType)
@@ -310,7 +314,7 @@ def _checked(name: str, type_: Any, value: Any) -> Any:
     if typing.get_origin(type_) is Literal:
         value = value.lower() if isinstance(value, str) else value
         if value not in typing.get_args(type_):
-            raise _refusal(name, "unknown choice", ", ".join(typing.get_args(type_)))
+            raise _refusal(name, "unknown choice", f"one of {', '.join(typing.get_args(type_))}")
         return value
     if type_ is str:
         if not isinstance(value, str):
@@ -344,6 +348,6 @@ def _checked_number(name: str, type_: type[int] | type[float], value: Any) -> in
     if minimum is None and not 0 < number <= maximum:
         raise _refusal(name, f"{number} is out of range", f"{kind} above 0 and up to {maximum:g}")
     if minimum is not None and not minimum <= number <= maximum:
-        limits = f"from {minimum} to {maximum:g}" if maximum < math.inf else f"from {minimum} up"
-        raise _refusal(name, f"{number} is out of range", f"{kind} {limits}")
+        limits = f" from {minimum} to {maximum:g}" if maximum < math.inf else f", {minimum} or more"
+        raise _refusal(name, f"{number} is out of range", f"{kind}{limits}")
     return number

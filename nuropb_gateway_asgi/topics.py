@@ -1,9 +1,8 @@
 """AMQP topic patterns: their syntax, matching, inclusion and overlap, and a tree of subscribers.
 
-The rules are those of the topic exchange (AMQP 0-9-1, section 3.1.3.3) as RabbitMQ implements it: a topic is
-words separated by dots; in a pattern the word ``*`` stands for exactly one word and ``#`` for zero or more.
-Words may be empty (``a..b`` has three), but the empty topic has no word at all: ``#`` matches it and ``*``
-does not.
+The rules are those of the topic exchange (AMQP 0-9-1, section 3.1.3.3) as RabbitMQ implements it: a topic is words
+separated by dots; in a pattern the word ``*`` stands for exactly one word and ``#`` for zero or more. Words may be
+empty (``a..b`` has three), but the empty topic has no words: ``#`` matches it and ``*`` does not.
 
 Pure: no I/O, no awaits. Patterns come from untrusted clients, so the cost of every function is bounded by
 the product of the sizes of its arguments.
@@ -20,9 +19,9 @@ __all__ = ["GATEWAY_TOPICS", "MAX_BYTES", "TopicTree", "check_pattern", "check_t
 #: The topics of the events that the gateway itself sends to clients. A client obeys these (it leaves after a goodbye,
 #: it ends subscriptions), so an event of the mesh never has one of them when it reaches a client.
 GATEWAY_TOPICS: Final = frozenset({"hello", "goodbye", "unsubscribed", "gap", "dropped", "closed"})
-#: A routing key is an AMQP short string.
+#: Maximum length of a routing key, an AMQP short string.
 MAX_BYTES: Final = 255
-#: Every word is a node in a tree, here and in the broker, and a pattern of 255 bytes could have 256 of them.
+#: Maximum number of words. Each is a node in a tree, here and in the broker, and 255 bytes could hold 256 words.
 MAX_WORDS: Final = 32
 #: RabbitMQ refuses a binding with more # words (https://github.com/rabbitmq/rabbitmq-server/pull/17039), and
 #: its refusal closes the channel that all clients share.
@@ -37,8 +36,8 @@ _NOTHING: Final[frozenset[Never]] = frozenset()
 def check_pattern(pattern: str) -> str | None:
     """Return the reason why ``pattern`` cannot be subscribed to, or None. The reason does not quote it.
 
-    A word such as ``a*`` is a literal to RabbitMQ. It is refused, because whoever writes it means something
-    else and would wait for ever.
+    To RabbitMQ a word such as ``a*`` is a literal. It is refused, because a client that sends it means a wildcard and
+    would wait for ever.
     """
     reason = _check_text(pattern)
     if reason is not None:
@@ -56,8 +55,8 @@ def check_pattern(pattern: str) -> str | None:
 def check_topic(topic: str) -> str | None:
     """Return the reason why ``topic`` cannot be published to, or None. The reason does not quote it.
 
-    To RabbitMQ ``*`` and ``#`` are letters here. They are refused, because no pattern asks for exactly that
-    topic. The gateway's own topics are refused, because clients would take the event for the gateway's.
+    To RabbitMQ ``*`` and ``#`` are ordinary letters in a topic. They are refused, because no pattern matches exactly
+    such a topic. The gateway's own topics are refused, because clients would take the event for the gateway's.
     """
     reason = _check_text(topic)
     if reason is None and ("*" in topic or "#" in topic):
@@ -75,8 +74,8 @@ def matches(pattern: str, topic: str) -> bool:
 def covers(general: str, specific: str) -> bool:
     """Return whether ``general`` certainly matches every topic that ``specific`` matches.
 
-    True is a promise. False can be wrong where only counting words would tell: ``*.#`` (at least one word)
-    includes ``#.a``, but not word by word. When ``specific`` has no ``#`` the answer is exact.
+    True is always right. False can be wrong where only the number of words decides: ``*.#`` (at least one word)
+    includes ``#.a``, but not word by word. If ``specific`` has no ``#``, the answer is exact.
     """
     words = _normalised(_words(specific))
     return _match(_normalised(_words(general)), [None if word == "#" else word for word in words])
@@ -85,10 +84,10 @@ def covers(general: str, specific: str) -> bool:
 def overlaps(one: str, other: str) -> bool:
     """Return whether some topic may match both patterns.
 
-    False is a promise. True can be wrong in one case: the only topic in common would be a single empty word, as of
-    ``*`` and ``#.``, and that cannot be written.
+    False is always right. True can be wrong in one case: the only common topic of ``*`` and ``#.`` is a single empty
+    word, and such a topic cannot be written.
     """
-    # Pairs of places, one in each pattern, that a common topic can lead to. Each pair is looked at once, so the work
+    # Pairs of positions, one in each pattern, that a common topic can lead to. Each pair is visited once, so the work
     # is at most the product of the two lengths.
     left, right = _words(one), _words(other)
     seen = {(0, 0)}
@@ -100,7 +99,7 @@ def overlaps(one: str, other: str) -> bool:
         if first is None and second is None:
             return True
         following = []
-        # A `#` stands for no word more, or takes the one that the other pattern has next (which may be its own `#`).
+        # A `#` stands for no more words, or takes the next word of the other pattern (which may be a `#`, too).
         if first == "#":
             following.append((at + 1, to))
             if second is not None:
@@ -121,8 +120,8 @@ def overlaps(one: str, other: str) -> bool:
 class TopicTree(Generic[T]):
     """A tree of items under topic patterns, found by topic.
 
-    A trie over words: a match follows the branches that the words of the topic lead into, so a pattern that
-    has nothing to do with the topic costs nothing. Patterns are not interpreted: ``#.*`` and ``*.#`` are two.
+    A trie over words: a match follows only the branches of the topic's words, so patterns unrelated to the topic cost
+    it nothing. Patterns are not interpreted: ``#.*`` and ``*.#`` are two patterns.
     """
 
     __slots__ = ("_items", "_root")
@@ -134,12 +133,17 @@ class TopicTree(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the tree has shrunk to a root without items."""
+        return not (self._items or self._root.children or self._root.items)
+
     def patterns(self) -> Sequence[str]:
         """Return a copy of the patterns with items; the tree may change while the copy is used."""
         return list(self._items)
 
     def add(self, pattern: str, item: T) -> bool:
-        """File ``item`` under ``pattern``; return whether it is the first (and a queue must be bound)."""
+        """Add ``item`` to ``pattern``; return whether it is the first (and a queue must be bound)."""
         items = self._items.get(pattern)
         if items is not None:
             items.add(item)
@@ -157,7 +161,7 @@ class TopicTree(Generic[T]):
     def remove(self, pattern: str, item: T) -> bool:
         """Remove ``item`` from ``pattern``; return whether it was the last (and a queue must be unbound).
 
-        When it was not there, nothing happens and the answer is False.
+        Does nothing and returns False if ``pattern`` does not have ``item``.
         """
         items = self._items.get(pattern)
         if items is None or item not in items:
@@ -225,7 +229,7 @@ def _words(text: str) -> list[str]:
 def _check_text(text: str) -> str | None:
     if not text:
         return "empty"
-    # Before the length: a lone surrogate is not printable, and cannot be encoded.
+    # Before the length: a lone surrogate is not printable, and encoding it fails.
     if not text.isprintable():
         return "characters that are not printable"
     if len(text.encode()) > MAX_BYTES:

@@ -1,8 +1,10 @@
 """What do the other processes do? The peer processes of a gateway, and users wherever they are connected.
 
-``members`` knows the peer processes and carries questions and news between them; ``users`` sends to users and closes
-their connections in all processes, ``local`` in this one, with the ``results``; ``online`` and ``presence`` tell which
-users are connected; ``revocations`` revokes tokens in every process.
+* ``members``: the peer processes, their signs of life, and questions and news between them
+* ``users``: messages to users, and the end of their connections, in all processes; ``local``: in this process
+* ``results``: the results of these, summed over the processes
+* ``presence``: the debounced online state of users; ``online``: presence events made of it
+* ``revocations``: revoked tokens, in every process
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""How much? Rate limits, admission of connections, circuit breakers and error budgets.
+"""How much? Rate limits, admission of connections, circuit breakers, error budgets and maximum lifetimes.
 
-``buckets`` limits rates; ``admission`` counts connections and handshakes; ``circuits`` has the circuit breakers of
-services and the error budgets of users; ``shared`` holds the limits that all transports of a process have in common.
+* ``buckets``: rate limits on the frames of connections and users, and on calls by the rules of the policy
+* ``admission``: limits on the number of connections and on the rate of handshakes
+* ``circuits``: circuit breakers of services, and error budgets of users
+* ``lifetimes``: the maximum lifetime of connections
+* ``shared``: the limits that all connection kinds of a process share
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Admission:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is counted for any connection, address or user."""
+        """Whether no connection, address or user is counted."""
         return not (self._connections or self._by_address or self._waiting or self._users)
 
     def on_handshake(self, address: str, now: float) -> None:
@@ -97,9 +97,9 @@ class Admission:
         """Take a place for one connection, for as long as the context lasts. Raises ConnectionLimitReached."""
         most, most_of_address = self._max
         if self._connections >= most:
-            raise ConnectionLimitReached("this process has all the connections it may have", per_user=False)
+            raise ConnectionLimitReached("this process has reached MAX_CONNECTIONS", per_user=False)
         if address and self._by_address[address] >= most_of_address:
-            raise ConnectionLimitReached(f"{address} has all the connections one may have", per_user=False)
+            raise ConnectionLimitReached(f"{address} has reached MAX_CONNECTIONS_PER_ADDRESS", per_user=False)
         self._connections += 1
         with _counted(self._by_address, address):
             try:
@@ -119,7 +119,7 @@ class Admission:
     def enter(self, user_id: str) -> None:
         """Take a place among the user's connections, until :meth:`leave`. Raises ConnectionLimitReached."""
         if self._users[user_id] >= self._max_per_user:
-            raise ConnectionLimitReached("this user has all the connections one may have", per_user=True)
+            raise ConnectionLimitReached("this user has reached MAX_CONNECTIONS_PER_USER", per_user=True)
         self._users[user_id] += 1
 
     def leave(self, user_id: str) -> None:

@@ -97,8 +97,13 @@ class RateLimits:
         self._refusals: dict[str, tuple[float, int]] = {}
 
     def __len__(self) -> int:
-        """The number of connections for which something is kept."""
+        """The number of connections with a bucket, and of those with refused frames."""
         return len(self._refusals) + (0 if self._connections is None else len(self._connections))
+
+    @property
+    def call_rates(self) -> list[CallRate]:
+        """The rates of calls that have buckets."""
+        return list(self._calls)
 
     def on_frame(self, session_id: str, user_id: str, now: float) -> Excess | None:
         """Count a frame; return the excess if it is over a limit."""

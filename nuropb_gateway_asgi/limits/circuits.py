@@ -1,6 +1,6 @@
 """Circuit breakers of services, and error budgets of users. Pure.
 
-Times are of one monotonic clock, in seconds, and given by the caller.
+Times are of one monotonic clock, in seconds, and are given by the calling code.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class _Budget:
 
 
 class ErrorBudgets:
-    """Failed calls of each user within the current minute, counted over all of the user's connections."""
+    """The failed calls of each user within a minute, over all connections of the user."""
 
     __slots__ = ("_budgets",)
 

@@ -1,12 +1,12 @@
 """Where does each answer and event go? Calls in flight, descriptions of services, subscriptions.
 
-* ``calls``: the kinds of calls, and the table in which each ends exactly once.
-* ``in_flight``: sends calls to the mesh and ends them; ``breakers`` has the circuit breakers of their services.
-* ``client_calls``: calls made of clients' frames. ``application``: calls, events and users for the host application.
-* ``failures``: errors of services and of the mesh, translated for the caller.
-* ``descriptions``: what services say of themselves. ``catalogue``: the part of it that one caller may use.
-* ``events``: subscriptions and fan-out. ``controller_events``: events for the controller. ``interest``: bindings.
-* ``receiver``: the mesh's way into all of these. ``statistics``: their counters.
+* ``calls``: the kinds of calls, and the table in which each call ends exactly once
+* ``in_flight``: sends calls to the mesh and ends them; ``breakers``: the circuit breakers of their services
+* ``client_calls``: calls of clients; ``application``: calls, events and users for the host application
+* ``failures``: errors of services and of the mesh, translated for the caller
+* ``descriptions``: descriptions of services, cached; ``catalogue``: their part that one caller may use
+* ``events``: subscriptions and fan-out; ``controller_events``: events for the controller; ``interest``: bindings
+* ``receiver``: passes replies and events from the mesh to these modules; ``statistics``: counters
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nuropb_gateway_asgi.exceptions import ConnectionLimitReached
-from nuropb_gateway_asgi.limits import admission as _admission
+from nuropb_gateway_asgi.limits import admission as admission_module
 from nuropb_gateway_asgi.limits.admission import Admission, address_of
 from nuropb_gateway_asgi.rates import Rate, parse_limit
 
@@ -25,7 +25,7 @@ def test_a_process_has_only_so_many_connections() -> None:
     assert len(admission) == 0
 
 
-def test_who_has_no_token_yet_takes_at_most_half_of_the_places() -> None:
+def test_connections_without_a_token_take_at_most_half_of_the_places() -> None:
     admission = Admission(4)
     with admission.waiting("a"), admission.waiting("b"):
         with pytest.raises(ConnectionLimitReached) as caught, admission.waiting("c"):
@@ -35,8 +35,8 @@ def test_who_has_no_token_yet_takes_at_most_half_of_the_places() -> None:
         pass
 
 
-def test_one_address_takes_not_all_places_of_those_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_admission, "MAX_WAITING_PER_ADDRESS", 3)
+def test_one_address_does_not_take_all_places_of_connections_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_module, "MAX_WAITING_PER_ADDRESS", 3)
     admission = Admission(1000)
     with contextlib.ExitStack() as stack:
         for _ in range(3):
@@ -70,7 +70,7 @@ def test_one_address_may_not_connect_faster_than_its_rate() -> None:
     assert refused(admission, "a", 1.5) is not None
 
 
-def test_who_has_no_address_counts_for_none() -> None:
+def test_a_connection_without_an_address_counts_for_no_address() -> None:
     admission = Admission(10, per_address=rate("1/s"), max_per_address=1)
     assert [refused(admission, "", 0.0) for _ in range(3)] == [None] * 3
     admission.on_failure("", 0.0)
@@ -81,7 +81,7 @@ def test_who_has_no_address_counts_for_none() -> None:
 def test_many_without_an_address_may_be_without_a_token() -> None:
     admission = Admission(10_000)
     with contextlib.ExitStack() as stack:
-        for _ in range(_admission.MAX_WAITING_PER_ADDRESS + 1):
+        for _ in range(admission_module.MAX_WAITING_PER_ADDRESS + 1):
             stack.enter_context(admission.waiting(""))
 
 
@@ -91,7 +91,7 @@ def test_a_token_that_is_refused_counts_ten_times() -> None:
         assert refused(admission, "a", 0.0) is None
         admission.on_failure("a", 0.0)
     assert refused(admission, "a", 0.5) is not None
-    # However many failed, the address waits no longer than its bucket takes to fill.
+    # After any number of refused tokens the address waits no longer than its bucket takes to fill.
     for _ in range(100):
         admission.on_failure("a", 0.5)
     assert refused(admission, "a", 31.0) is None
@@ -141,7 +141,7 @@ def test_one_address_that_is_over_its_rate_takes_nothing_from_others() -> None:
 def test_one_address_has_only_so_many_connections() -> None:
     admission = Admission(10, max_per_address=2)
     with admission.connection("a"), admission.connection("a"):
-        with pytest.raises(ConnectionLimitReached, match="a has all"), admission.connection("a"):
+        with pytest.raises(ConnectionLimitReached, match="a has reached"), admission.connection("a"):
             pass
         with admission.connection("b"):
             pass
@@ -170,5 +170,5 @@ def test_the_smallest_process_has_a_place_for_a_connection_without_a_token() -> 
         (("::1", 1), "::/64"),
     ],
 )
-def test_whom_a_connection_counts_for(client: Any, address: str) -> None:
+def test_the_address_of_a_connection(client: Any, address: str) -> None:
     assert address_of(client) == address

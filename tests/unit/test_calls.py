@@ -36,7 +36,7 @@ def test_calls_may_be_taken_out_while_they_are_gone_through() -> None:
     assert len(table) == 0
 
 
-def test_it_is_remembered_who_was_to_answer() -> None:
+def test_the_service_of_an_ended_call_is_remembered() -> None:
     table = CallTable()
     assert table.waited_for("a") is None
     table.add(call("a"))

@@ -60,12 +60,12 @@ def test_a_protocol_error_has_the_ids_of_its_frame() -> None:
 
 
 @pytest.mark.parametrize("per_user", [True, False])
-def test_a_reached_limit_tells_whose_it_is(per_user: bool) -> None:
+def test_a_reached_limit_tells_whether_it_is_the_users(per_user: bool) -> None:
     error = ConnectionLimitReached("too many", per_user=per_user)
     assert (str(error), error.per_user) == ("too many", per_user)
 
 
-def test_an_error_of_a_call_has_what_a_client_would_get() -> None:
+def test_an_error_of_a_call_has_the_members_that_a_client_gets() -> None:
     error = CallError("timeout", "NuropbTimeoutError", "no reply in time", retryable=False)
     assert str(error) == "timeout: no reply in time"
     assert (error.code, error.error, error.description, error.retryable) == (

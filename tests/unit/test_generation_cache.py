@@ -1,4 +1,4 @@
-"""What is remembered for a while, and names that nobody else has."""
+"""The generation cache, and identifiers."""
 
 import os
 
@@ -10,26 +10,26 @@ from nuropb_gateway_asgi.identifiers import new_id
 
 
 @given(st.integers(1, 5), st.lists(st.integers(0, 12)))
-def test_at_least_the_last_ones_are_remembered_and_at_most_twice_as_many(count: int, keys: list[int]) -> None:
-    memory: GenerationCache[int, int] = GenerationCache(count)
+def test_at_least_the_last_keys_are_kept_and_at_most_twice_as_many(count: int, keys: list[int]) -> None:
+    cache: GenerationCache[int, int] = GenerationCache(count)
     last: dict[int, int] = {}
     for position, key in enumerate(keys):
-        memory.add(key, position)
+        cache.add(key, position)
         last[key] = position
-        assert len(memory) <= 2 * count
+        assert len(cache) <= 2 * count
     for key in keys[-count:]:
-        assert key in memory
+        assert key in cache
     for key in range(13):
-        assert memory.get(key) == (last[key] if key in memory else None)
+        assert cache.get(key) == (last[key] if key in cache else None)
 
 
-def test_names_are_all_different_and_look_alike() -> None:
-    names = [new_id() for _ in range(1000)]
-    assert len(set(names)) == len(names)
-    assert all(len(name) == 32 and set(name) <= set("0123456789abcdef") for name in names)
+def test_identifiers_differ_and_have_one_form() -> None:
+    identifiers = [new_id() for _ in range(1000)]
+    assert len(set(identifiers)) == len(identifiers)
+    assert all(len(each) == 32 and set(each) <= set("0123456789abcdef") for each in identifiers)
 
 
-def test_a_forked_process_has_other_names_than_its_parent() -> None:
+def test_a_forked_process_has_other_identifiers_than_its_parent() -> None:
     new_id()
     reading, writing = os.pipe()
     child = os.fork()

@@ -5,7 +5,7 @@ from nuropb_gateway_asgi.routing.interest import UNBIND_AFTER, Interest
 from .fakes import Clock, FakeMesh
 
 
-def nobody() -> None: ...
+def no_observer() -> None: ...
 
 
 def made() -> tuple[Interest, FakeMesh, Clock]:
@@ -13,10 +13,10 @@ def made() -> tuple[Interest, FakeMesh, Clock]:
     return Interest(mesh, clock), mesh, clock
 
 
-def test_a_topic_is_let_go_of_a_while_after_the_last_who_wanted_it() -> None:
+def test_a_topic_is_unbound_a_while_after_its_last_subscriber_left() -> None:
     interest, mesh, clock = made()
-    interest.add("a", nobody)
-    interest.add("a", nobody)
+    interest.add("a", no_observer)
+    interest.add("a", no_observer)
     interest.remove("a")
     clock.now += 2 * UNBIND_AFTER
     interest.sweep(clock.now)
@@ -29,19 +29,19 @@ def test_a_topic_is_let_go_of_a_while_after_the_last_who_wanted_it() -> None:
     assert "a" not in interest
 
 
-def test_who_comes_back_in_time_finds_it_bound() -> None:
+def test_a_subscriber_that_comes_back_in_time_finds_the_topic_bound() -> None:
     interest, mesh, clock = made()
-    interest.add("a", nobody)
+    interest.add("a", no_observer)
     interest.remove("a")
-    interest.add("a", nobody)
+    interest.add("a", no_observer)
     interest.sweep(clock.now + 10 * UNBIND_AFTER)
     assert ("-", "a") not in mesh.bindings
 
 
-def test_topics_are_let_go_of_each_in_its_time() -> None:
+def test_each_topic_is_unbound_in_its_own_time() -> None:
     interest, mesh, clock = made()
     for topic in ("a", "b"):
-        interest.add(topic, nobody)
+        interest.add(topic, no_observer)
     interest.remove("b")
     clock.now += UNBIND_AFTER / 2
     interest.remove("a")
@@ -51,10 +51,10 @@ def test_topics_are_let_go_of_each_in_its_time() -> None:
     assert [topic for sign, topic in mesh.bindings if sign == "-"] == ["b", "a"]
 
 
-def test_everything_can_be_let_go_of_at_once() -> None:
+def test_all_topics_can_be_unbound_at_once() -> None:
     interest, mesh, _ = made()
-    interest.add("a", nobody)
-    interest.add("b", nobody)
+    interest.add("a", no_observer)
+    interest.add("b", no_observer)
     interest.remove("b")
     interest.clear()
     assert sorted(mesh.bindings[2:]) == [("-", "a"), ("-", "b")]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi.limits import buckets as _limits
+from nuropb_gateway_asgi.limits import buckets as buckets_module
 from nuropb_gateway_asgi.limits.buckets import REFUSALS_ALLOWED, REFUSALS_WINDOW, Excess, RateLimits, TokenBuckets
 from nuropb_gateway_asgi.rates import CallRate, Rate, parse_limit, parse_rate
 
@@ -16,7 +16,7 @@ START = 1000.0
 # --- how a rate is written ------------------------------------------------------------------------------
 
 RATES = [
-    # text, count, unit, burst, seconds from one to the next
+    # text, count, unit, burst, seconds between two
     ("1/s", 1, "s", 1, 1.0),
     ("20/s", 20, "s", 20, 0.05),
     ("120/min", 120, "min", 120, 0.5),
@@ -48,8 +48,8 @@ NO_RATES = [
 
 
 @pytest.mark.parametrize("text", NO_RATES)
-def test_what_is_no_rate_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^(not a rate|the burst is not a number)$"):
+def test_an_invalid_rate_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^(not a rate|the burst is not a whole number from 1 to 1000000)$"):
         parse_limit(text)
 
 
@@ -72,7 +72,7 @@ def test_as_many_as_the_burst_come_at_once_and_then_one_after_the_other() -> Non
     assert buckets.take("a", START + 60) > 0
 
 
-def test_waiting_as_long_as_one_is_told_is_enough() -> None:
+def test_waiting_for_the_returned_time_is_enough() -> None:
     buckets = TokenBuckets(Rate(7, "s", 1))
     now = START
     for _ in range(1000):
@@ -89,7 +89,7 @@ def test_a_bucket_belongs_to_one_key() -> None:
     assert buckets.take("a", START) > 0
 
 
-def test_who_is_refused_loses_nothing_by_asking() -> None:
+def test_a_refused_take_costs_nothing() -> None:
     buckets = TokenBuckets(Rate(1, "s", 1))
     assert buckets.take("a", START) == 0.0
     for step in range(1, 10):
@@ -98,7 +98,7 @@ def test_who_is_refused_loses_nothing_by_asking() -> None:
 
 
 class Refilled:
-    """A bucket as one would draw it: tokens that trickle in, up to the burst."""
+    """A plain bucket for comparison: tokens trickle in, up to the burst."""
 
     def __init__(self, rate: Rate) -> None:
         self.rate = rate
@@ -128,7 +128,7 @@ def test_a_bucket_agrees_with_one_that_is_refilled(count: int, burst: int, steps
         assert (buckets.take(key, now) == 0.0) == models[key].take(now)
 
 
-def test_what_is_full_again_is_forgotten_and_nothing_else() -> None:
+def test_only_full_buckets_are_forgotten() -> None:
     rate = Rate(10, "s", 20)
     buckets = TokenBuckets(rate)
     random_ = random.Random(1)
@@ -136,7 +136,7 @@ def test_what_is_full_again_is_forgotten_and_nothing_else() -> None:
     now = START
     for step in range(20_000):
         now += 0.01
-        key = random_.randrange(step // 100, step // 100 + 50)  # keys come, are used for a while, and go
+        key = random_.randrange(step // 100, step // 100 + 50)  # each key is used for a while
         model = models.setdefault(key, Refilled(rate))
         assert (buckets.take(key, now) == 0.0) == model.take(now)
     assert len(models) > 200
@@ -153,7 +153,7 @@ def test_no_bucket_is_forgotten_before_it_is_full() -> None:
 
 
 def test_buckets_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_limits, "MAX_BUCKETS", 100)
+    monkeypatch.setattr(buckets_module, "MAX_BUCKETS", 100)
     buckets = TokenBuckets(Rate(1, "h", 1))
     for number in range(1000):
         assert buckets.take(number, START) == 0.0
@@ -163,7 +163,7 @@ def test_buckets_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_as_many_connections_as_there_are_have_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_limits, "MAX_BUCKETS", 10)
+    monkeypatch.setattr(buckets_module, "MAX_BUCKETS", 10)
     limits = RateLimits(Rate(1, "h", 1), None)
     for number in range(100):
         assert limits.on_frame(str(number), "alice", START) is None
@@ -225,10 +225,10 @@ def test_rules_have_buckets_of_their_own_and_take_them_along() -> None:
     assert limits.on_call(other, "alice", START) is None
     del one
     gc.collect()
-    assert list(limits._calls) == [other]
+    assert limits.call_rates == [other]
 
 
-def test_who_goes_on_in_spite_of_refusals_has_gone_too_far() -> None:
+def test_a_connection_that_ignores_refusals_is_to_be_closed() -> None:
     limits = RateLimits(None, None)
     assert [limits.on_refusal("one", START) for _ in range(REFUSALS_ALLOWED)] == [False] * REFUSALS_ALLOWED
     assert limits.on_refusal("other", START) is False

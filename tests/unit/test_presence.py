@@ -53,7 +53,7 @@ def test_a_user_who_goes_everywhere_goes_offline_once() -> None:
 
 
 @pytest.mark.parametrize("online", [True, False])
-def test_who_comes_back_in_a_moment_is_no_news(online: bool) -> None:
+def test_a_user_who_comes_back_in_a_moment_is_not_told(online: bool) -> None:
     presences = fleet("a", "b")
     if online:
         all_came(presences, "a", "alice")
@@ -78,7 +78,7 @@ def test_the_users_of_a_process_that_died_go_offline_unless_they_are_elsewhere()
     assert told(left, 10.0 + LATER) == [("alice", False)]
 
 
-def test_somebody_else_tells_when_who_would_have_is_gone() -> None:
+def test_another_process_tells_if_the_owner_is_gone() -> None:
     for number in range(20):
         user_id = f"user-{number}"
         presences = fleet("a", "b")
@@ -87,14 +87,14 @@ def test_somebody_else_tells_when_who_would_have_is_gone() -> None:
         assert told(presences[:1], LATER) == [(user_id, True)]
 
 
-def test_telling_is_shared() -> None:
+def test_the_processes_share_the_telling() -> None:
     presences = fleet("a", "b", "c")
     for number in range(300):
         all_came(presences, "a", f"user-{number}")
     assert all(len(presence.settle(LATER)) > 50 for presence in presences)
 
 
-def test_a_new_process_knows_what_the_others_have_told() -> None:
+def test_a_new_process_knows_the_changes_that_were_told() -> None:
     old = Presence("old")
     for user_id, came in (("alice", 0.0), ("bob", 0.0), ("carol", 0.0), ("dave", 9.0)):
         old.came("old", user_id, came)
@@ -113,7 +113,7 @@ def test_a_new_process_knows_what_the_others_have_told() -> None:
     assert told([old, new], 20.0 + LATER) == [("alice", False)]
 
 
-def test_what_is_learnt_again_replaces_what_was_known() -> None:
+def test_a_second_snapshot_replaces_the_first() -> None:
     presence = Presence("here")
     presence.joined("there")
     presence.learn("there", Snapshot(["alice", "bob"], [], []), 0.0)
@@ -123,7 +123,7 @@ def test_what_is_learnt_again_replaces_what_was_known() -> None:
     assert presence.pending == {"alice", "bob"}
 
 
-def test_who_has_gone_there_and_is_here_is_still_there_for_the_others() -> None:
+def test_a_user_who_left_one_process_and_is_in_another_stays_online() -> None:
     presence = Presence("here")
     presence.came("here", "alice", 0.0)
     presence.settle(LATER)

@@ -118,7 +118,7 @@ def _depth(value: Any) -> int:
 
 
 def is_within_limits(text: str | bytes, max_depth: int) -> bool:
-    """Slow and plain: every number and every level is looked at, in members that are given twice, too."""
+    """Check every number and every level, slowly and plainly, also in members that are given twice."""
     try:
         value = json.loads(
             text,
@@ -133,12 +133,12 @@ def is_within_limits(text: str | bytes, max_depth: int) -> bool:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal as JSON; to Python True is 1."""
+    """Compare as JSON, because True equals 1 in Python."""
     return json.dumps(one) == json.dumps(other)
 
 
 def decode(data: str | bytes, max_depth: int = 32) -> ClientFrame | None:
-    """The frame, after a look at all that is promised of accepted and of refused ones."""
+    """Decode ``data``, and check all promises for accepted and for refused frames."""
     accepted = attempt(data, max_depth=max_depth)
     if isinstance(accepted, ProtocolError):
         assert accepted.description
@@ -192,7 +192,7 @@ ACCEPTED = [
 
 @pytest.mark.parametrize(("text", "kind", "members"), ACCEPTED)
 @pytest.mark.parametrize("encoded", [False, True])
-def test_a_frame_becomes_what_it_says(text: str, kind: type, members: dict[str, Any], encoded: bool) -> None:
+def test_a_frame_is_decoded_to_its_struct(text: str, kind: type, members: dict[str, Any], encoded: bool) -> None:
     accepted = Decoder().decode(text.encode() if encoded else text)
     assert type(accepted) is kind
     expected = {"params": b"{}"} if kind in (Request, Command) else {}
@@ -229,7 +229,7 @@ def test_of_a_member_that_is_given_twice_the_last_one_counts(first: str, second:
     assert bytes(accepted.params) == kept
 
 
-def test_a_frame_of_two_types_is_none() -> None:
+def test_a_frame_of_two_types_is_refused() -> None:
     for one, other in itertools.permutations(FRAMES, 2):
         payload = '"payload":{"service":"s","method":"m","topics":[],"id":"1","token":"t"}'
         assert refusal(f'{{"type":"{one}",{payload},"type":"{other}"}}').description == TYPES
@@ -253,7 +253,7 @@ def test_spaces_and_the_order_of_members_do_not_matter() -> None:
         '{"type":"request","payload":{"service":"s","method":"m","params":{"a":Infinity}}}',
     ],
 )
-def test_what_is_not_json_is_refused(text: str) -> None:
+def test_invalid_json_is_refused(text: str) -> None:
     description = refusal(text).description
     assert description.startswith("Error decoding JSON: ")
     assert description[21:22].islower()
@@ -360,7 +360,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "description"), REFUSED)
-def test_what_is_no_frame_is_refused_with_the_name_of_the_field(text: str, description: str) -> None:
+def test_an_invalid_frame_is_refused_with_the_name_of_the_field(text: str, description: str) -> None:
     assert refusal(text).description == description
     assert decode(text.encode(errors="surrogatepass")) is None
 
@@ -376,13 +376,13 @@ def test_what_is_no_frame_is_refused_with_the_name_of_the_field(text: str, descr
         '{"type":"ping"}'.encode("utf-16"),
     ],
 )
-def test_what_is_not_utf8_is_refused_within_what_is_not_decoded_too(data: bytes) -> None:
+def test_invalid_utf8_is_refused_also_in_params(data: bytes) -> None:
     assert refusal(data).description == "Error decoding JSON: not valid UTF-8"
     assert refusal(data.decode(errors="surrogateescape")).description.startswith("Error decoding JSON: ")
 
 
 LONGEST = [
-    # the longest that is accepted
+    # the longest accepted text
     call(service="a" * 255),
     call(method="a" * 255),
     call(id="~" * 64),
@@ -555,7 +555,7 @@ hostile_json = st.recursive(
     ),
     max_leaves=12,
 )
-#: Integers that 64 bits hold, and no NaN: what every peer reads in the same way.
+#: JSON that every peer reads in the same way: integers of 64 bits, and no NaN.
 plain_json = st.recursive(
     st.none()
     | st.booleans()
@@ -576,7 +576,7 @@ names = st.sampled_from(["service", "method", "params", "id", "trace_id", "timeo
 values = st.sampled_from(['"s"', '"_m"', '{"a":1}', "2.5", '["a.*"]', "null"]) | hostile_json
 members = st.builds('"{}":{}'.format, names, values)
 payloads = st.lists(members, max_size=5).map(lambda pairs: f"{{{','.join(pairs)}}}")
-#: All that any type of frame requires, and then what may follow.
+#: The members that all types of frames require together, and then optional ones.
 full_payloads = st.builds(
     '{{"id":"7","token":"t","topics":[],"method":"m","service":"s"{}}}'.format,
     st.just("") | members.map(lambda member: f",{member}") | values.map(lambda value: f',"params":{{"a":{value}}}'),
@@ -777,7 +777,7 @@ retry = st.none() | st.integers(0, 10**6)
 
 
 def parsed(text: str) -> Any:
-    """As a browser reads it: UTF-8, no constants of Python's, and one line."""
+    """Parse as a browser does: UTF-8, without Python's constants, and one line."""
     assert "\n" not in text
     return json.loads(text.encode().decode(), parse_constant=_constant)
 
@@ -870,15 +870,15 @@ def test_the_topics_of_a_connection_are_a_list(topics: list[str]) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_json_does_not_have_becomes_null(value: float) -> None:
+def test_numbers_that_json_does_not_have_become_null(value: float) -> None:
     assert encode_json({"value": value}) == b'{"value":null}'
 
 
-# --- frames for clients that say it in another form ---------------------------------------------------------------
+# --- frames made of requests over HTTP ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["request", "command"])
-def test_a_call_whose_parameters_came_by_themselves_is_one_frame(kind: Any) -> None:
+def test_a_call_with_separate_parameters_is_one_frame(kind: Any) -> None:
     text = encode_call(kind, "orders", "get", b'{"a": [1, "\\u00e9"]}', id_="1", trace_id="t")
     call = Decoder().decode(text)
     assert isinstance(call, FRAMES[kind])

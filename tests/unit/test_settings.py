@@ -28,7 +28,7 @@ def refusal(**variables: str) -> str:
 
 
 def changed(given: Settings) -> dict[str, Any]:
-    """What is not the default, without the name that is made up."""
+    """The settings that differ from their defaults; the generated instance id does not count."""
     default = dataclasses.asdict(Settings(instance_id=given.instance_id))
     return {name: value for name, value in dataclasses.asdict(given).items() if value != default[name]}
 
@@ -167,7 +167,7 @@ def test_settings_do_not_change() -> None:
     assert hash(given) == hash(dataclasses.replace(given))
 
 
-# --- variables that are none ------------------------------------------------------------------------------------
+# --- variables of no setting ------------------------------------------------------------------------------------
 
 KUBERNETES = {
     "SERVICE_HOST": "10.0.0.1",
@@ -181,7 +181,7 @@ KUBERNETES = {
 }
 
 
-def test_what_kubernetes_sets_for_a_service_of_this_name_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
+def test_variables_that_kubernetes_sets_for_a_service_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     assert changed(from_env(**KUBERNETES)) == {}
     assert not caplog.records
 
@@ -204,7 +204,7 @@ def test_a_misspelt_variable_is_ignored_with_a_warning(name: str, meant: str, ca
     assert SECRET not in caplog.text
 
 
-def test_variables_of_others_are_none_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+def test_variables_without_the_prefix_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     others = {"PATH": "/bin", "NUROPB_PATH": "x", "NUROPB_GATEWAYPATH": "x", "xNUROPB_GATEWAY_PATH": "x"}
     assert changed(Settings.from_env(others)) == {}
     assert not caplog.records
@@ -218,7 +218,7 @@ URL = "not a URL; expected amqp://user:password@host:5672/vhost, with special ch
 SCHEME = "unknown scheme; expected amqp://, amqps:// or embedded://demo"
 NO_MESH = "unknown embedded mesh; expected embedded://demo"
 NO_HOST = "no host; expected amqp://user:password@host:5672/vhost"
-NAME = "not a name; expected 1 to 100 letters, digits, '.', '_' and '-'"
+NAME = "not a name; expected 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit"
 PATH = "not a path; expected a slash, and then characters of a URL's path, as in /ws"
 COOKIE = "not a cookie name; expected a token of RFC 6265, such as Authorization"
 WHOLE = "not a number; expected a whole number"
@@ -242,7 +242,7 @@ WHOLE_NUMBERS = [
 TIMES = ["REQUEST_TIMEOUT", "REQUEST_TIMEOUT_MAX", "WRITE_TIMEOUT", "AUTH_TIMEOUT", "PING_INTERVAL", "PING_TIMEOUT"]
 
 WRONG = [
-    # variable, its text, what is wrong and what is allowed
+    # variable, its text, the fault and the expected value
     *(
         ("MESH_URL", text, SCHEME)
         for text in ("mq", "//mq/", "http://mq/", "amqp+tls://mq/", "file:///x", "localhost:5672")
@@ -262,7 +262,7 @@ WRONG = [
     *(("SERVICE_NAME", text, NAME) for text in (" ", "a b", "-a", ".a", "a/b", "é", "a" * 101, "a\n", "a*", "a#")),
     *(("INSTANCE_ID", text, NAME) for text in ("_a", "a:b", "\u0661")),
     *(("PATH", text, PATH) for text in ("ws", " /ws", "http://host/ws", "/ws\n", "/ws?x", "/ws#x", "/{x}", "/é")),
-    *(("HTTP", text, "unknown choice; expected on, off") for text in ("auto", "1", "yes", "none")),
+    *(("HTTP", text, "unknown choice; expected one of on, off") for text in ("auto", "1", "yes", "none")),
     *(
         ("TCP", text, "not an address; expected host:port, as in 127.0.0.1:8001 or [::1]:8001")
         for text in ("8001", ":8001", "::1:8001", "[::1]", "[host]:1", "host:", "host:65536", "host:-1", "tcp://h:1")
@@ -271,7 +271,7 @@ WRONG = [
     *((name, text, WHOLE) for name, _ in WHOLE_NUMBERS for text in (SECRET, "1.5", "1e3", "0x10", "nan", "inf")),
     *((name, "9" * 5000, WHOLE) for name, _ in WHOLE_NUMBERS),
     *(
-        (name, f"{number}", f"{number} is out of range; expected a whole number from {minimum} up")
+        (name, f"{number}", f"{number} is out of range; expected a whole number, {minimum} or more")
         for name, minimum in WHOLE_NUMBERS
         for number in (minimum - 1, 0, -1, -(10**30))
     ),
@@ -298,15 +298,18 @@ WRONG = [
         for name in ("RATE_LIMIT", "RATE_LIMIT_USER")
         for text in ("200", "0/s", "200/d", "200/s ", "OFF", "no", "200/s burst", "1000001/s")
     ),
-    *(("RATE_LIMIT", f"200/s burst {text}", f"the burst is not a number; {RATE}") for text in ("0", "-1", "x", "1.5")),
-    ("ERROR_DETAILS", SECRET, "unknown choice; expected nuropb, all, none"),
-    ("LOG_LEVEL", "warn", "unknown choice; expected debug, info, warning, error, critical"),
-    ("LOG_FORMAT", "JSON5", "unknown choice; expected text, json"),
+    *(
+        ("RATE_LIMIT", f"200/s burst {text}", f"the burst is not a whole number from 1 to 1000000; {RATE}")
+        for text in ("0", "-1", "x", "1.5")
+    ),
+    ("ERROR_DETAILS", SECRET, "unknown choice; expected one of nuropb, all, none"),
+    ("LOG_LEVEL", "warn", "unknown choice; expected one of debug, info, warning, error, critical"),
+    ("LOG_FORMAT", "JSON5", "unknown choice; expected one of text, json"),
 ]
 
 
 @pytest.mark.parametrize(("name", "text", "reason"), WRONG)
-def test_a_wrong_value_is_refused_in_one_line_that_names_the_variable_and_what_is_allowed(
+def test_a_wrong_value_is_refused_in_one_line_with_the_variable_and_the_expected_value(
     name: str, text: str, reason: str
 ) -> None:
     message = refusal(**{name: text})
@@ -315,7 +318,7 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_the_variable_and_what_i
 
 
 OF_CODE = [
-    # field, value, what is wrong and what is allowed
+    # field, value, the fault and the expected value
     *((name, None, NO_STRING) for name in ("mesh_url", "jwt_key", "path", "auth_cookie")),
     ("jwt_key", SECRET.encode(), "a value of type bytes; expected a string"),
     ("jwt_key_file", Path("/key"), f"a value of type {type(Path()).__name__}; expected a string"),
@@ -345,9 +348,9 @@ OF_CODE = [
     ("request_timeout", 10**400, SECONDS),
     ("request_timeout", math.nan, f"nan is out of range; {UP_TO_A_DAY}"),
     ("request_timeout", 1j, "a value of type complex; expected a number of seconds"),
-    ("error_details", None, "unknown choice; expected nuropb, all, none"),
-    ("log_level", 10, "unknown choice; expected debug, info, warning, error, critical"),
-    ("log_format", ["text"], "unknown choice; expected text, json"),
+    ("error_details", None, "unknown choice; expected one of nuropb, all, none"),
+    ("log_level", 10, "unknown choice; expected one of debug, info, warning, error, critical"),
+    ("log_format", ["text"], "unknown choice; expected one of text, json"),
 ]
 
 
@@ -381,13 +384,13 @@ def test_a_whole_number_may_be_written_in_several_ways(value: Any) -> None:
 
 
 TOGETHER = [
-    # variables, the one that is named, what is wrong and what is allowed
+    # variables, the variable that the message names, the fault and the expected value
     ({"POLICY": "p.toml", "EXPOSE": "a.*"}, "EXPOSE", WITH_POLICY),
     ({"POLICY": "p.toml", "EXPOSE_TOPICS": "a.#"}, "EXPOSE_TOPICS", WITH_POLICY),
     (
         {"REQUEST_TIMEOUT": "31", "REQUEST_TIMEOUT_MAX": "29"},
         "REQUEST_TIMEOUT",
-        "exceeds REQUEST_TIMEOUT_MAX; expected up to 29.0",
+        "exceeds REQUEST_TIMEOUT_MAX; expected at most 29.0",
     ),
     (
         {"AUTH_COOKIE": "Authorization", "ALLOWED_ORIGINS": "https://app.example,*"},
@@ -418,7 +421,7 @@ def test_values_that_do_not_go_together_are_refused(variables: dict[str, str], n
         {"PATH": "/a/b-c_d~e.f%20g@h:i/"},
     ],
 )
-def test_values_at_the_edge_of_what_is_allowed_are_taken(variables: dict[str, str]) -> None:
+def test_values_at_the_limits_are_accepted(variables: dict[str, str]) -> None:
     assert set(changed(from_env(**variables))) == {name.lower() for name in variables}
 
 
@@ -429,7 +432,7 @@ def test_any_text_is_a_value_or_one_line(name: str, text: str) -> None:
         given_settings = from_env(**{name: text})
     except SettingsError as error:
         message = str(error)
-        # Of two that contradict each other, the one with a default may be named.
+        # Of two contradicting settings, the message may name the setting that has its default.
         other = {"REQUEST_TIMEOUT_MAX": "REQUEST_TIMEOUT", "MAX_MESSAGE_SIZE": "OUTBOX_SIZE"}.get(name, name)
         assert message.startswith((f"NUROPB_GATEWAY_{name}: ", f"NUROPB_GATEWAY_{other}: "))
         assert "\n" not in message
@@ -437,7 +440,7 @@ def test_any_text_is_a_value_or_one_line(name: str, text: str) -> None:
         assert repr(given_settings).startswith("Settings(")
 
 
-def test_a_refusal_is_a_value_error_and_one_of_ours() -> None:
+def test_a_refusal_is_a_value_error_and_a_gateway_error() -> None:
     with pytest.raises(ValueError, match="NUROPB_GATEWAY_PATH"):
         Settings(path="ws")
     with pytest.raises(GatewayError):
@@ -509,7 +512,7 @@ def test_a_copy_of_settings_keeps_the_key_of_the_file(tmp_path: Path) -> None:
     assert dataclasses.replace(given, path="/other").jwt_key == SECRET
 
 
-def test_repr_shows_what_is_set_and_no_secret(tmp_path: Path) -> None:
+def test_repr_shows_changed_settings_and_no_secret(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(SECRET)
     assert repr(Settings(instance_id="one")) == "Settings(instance_id='one')"

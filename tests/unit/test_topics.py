@@ -12,7 +12,7 @@ from nuropb_gateway_asgi.topics import TopicTree, check_pattern, check_topic, co
 # Two literals, the empty word and the wildcards: enough for every rule, and small enough to meet often.
 topics = st.lists(st.sampled_from(["a", "b", ""]), max_size=8).map(".".join)
 patterns = st.lists(st.sampled_from(["a", "b", "", "*", "#"]), max_size=8).map(".".join)
-# So few that a random remove often finds what a random add has left.
+# So few patterns that a random remove often finds the item of a random add.
 few_patterns = st.lists(st.sampled_from(["a", "*", "#"]), max_size=3).map(".".join)
 
 
@@ -24,12 +24,12 @@ def reference(pattern: str, topic: str) -> bool:
 
 
 def every(alphabet: str, length: int) -> list[str]:
-    """All texts of up to this many words, without the empty one."""
+    """Return all topics of up to ``length`` words, without the empty topic."""
     return [".".join(words) for n in range(1, length + 1) for words in itertools.product(alphabet, repeat=n)]
 
 
 class Counted(str):
-    """A word that counts how often it is looked at. As a topic it makes such words of itself."""
+    """A word that counts comparisons and hashes of it. A topic of this type splits into such words."""
 
     looks = 0
 
@@ -90,7 +90,9 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(("text", "as_pattern", "as_topic"), TEXTS)
-def test_what_may_be_subscribed_to_and_published(text: str, as_pattern: str | None, as_topic: str | None) -> None:
+def test_patterns_and_topics_are_accepted_or_refused_with_a_reason(
+    text: str, as_pattern: str | None, as_topic: str | None
+) -> None:
     assert check_pattern(text) == as_pattern
     assert check_topic(text) == as_topic
 
@@ -162,7 +164,7 @@ COVERS = [
 
 
 @pytest.mark.parametrize(("general", "covered", "others"), COVERS)
-def test_a_pattern_covers_what_it_includes(general: str, covered: list[str], others: list[str]) -> None:
+def test_a_pattern_covers_the_patterns_that_it_includes(general: str, covered: list[str], others: list[str]) -> None:
     assert [pattern for pattern in covered + others if covers(general, pattern)] == covered
 
 
@@ -170,8 +172,8 @@ def test_covering_is_refused_where_only_the_number_of_words_decides() -> None:
     assert not covers("*.#", "#.a")
 
 
-def test_whatever_is_covered_matches_no_more_and_without_hashes_no_less() -> None:
-    # "z" is in no pattern: it stands for all the words that nobody thought of.
+def test_a_covered_pattern_matches_no_more_topics() -> None:
+    # "z" is in no pattern: it stands for all other words.
     universe = ["", *every("az", 5)]
     matched = {pattern: {topic for topic in universe if reference(pattern, topic)} for pattern in every("a*#", 4)}
     for general, specific in itertools.product(matched, repeat=2):
@@ -190,7 +192,7 @@ def test_a_covering_pattern_matches_every_topic_of_the_covered(
     for word in specific.split(".") if specific else []:
         size = {"#": st.integers(0, 3), "*": st.just(1)}.get(word)
         words += [word] if size is None else data.draw(size.flatmap(_some_words))
-    # One empty word cannot be written: the empty topic has none.
+    # A single empty word cannot be written: the empty topic has no words.
     assume(words != [""])
     topic = ".".join(words)
     assert matches(specific, topic)
@@ -214,7 +216,7 @@ def test_a_pattern_covers_itself(pattern: str) -> None:
 # --- overlaps -------------------------------------------------------------------------------------------
 
 OVERLAPS = [
-    # pattern, those that have a topic in common with it, those that have none
+    # pattern, patterns with a common topic, patterns without one
     ("orders.created", ["orders.created", "orders.*", "#", "*.created", "#.created"], ["orders", "*", "orders.*.x"]),
     ("orders.*", ["orders.created", "*.created", "*.*", "#.a", "orders.#"], ["orders", "*", "users.*", "a.b.c"]),
     ("orders.#", ["orders", "*", "#.orders", "#.x", "*.*.*", "#"], ["users.#", "users", "", "*s.x"]),
@@ -248,7 +250,7 @@ def test_patterns_that_do_not_overlap_never_match_the_same(one: str, other: str,
 
 
 @given(patterns, patterns)
-def test_a_pattern_overlaps_what_it_covers(general: str, specific: str) -> None:
+def test_a_pattern_overlaps_the_patterns_that_it_covers(general: str, specific: str) -> None:
     assert overlaps(general, specific) or not covers(general, specific)
 
 
@@ -257,7 +259,7 @@ def test_overlapping_costs_at_most_the_product_of_the_lengths() -> None:
     other = Counted(".".join(["#", "a"] * 30 + ["c"]))
     Counted.looks = 0
     assert not overlaps(one, other)
-    # Each pair of places is looked at once, and a look is a few comparisons.
+    # Each pair of positions is visited once, with a few comparisons.
     assert Counted.looks <= 8 * 62 * 62
 
 
@@ -281,7 +283,7 @@ def test_a_tree_says_when_a_pattern_comes_and_goes() -> None:
 
 
 @pytest.mark.parametrize(("pattern", "item"), [("orders", "x"), ("orders.*", "y"), ("orders.*.eu", "x"), ("", "x")])
-def test_removing_what_is_not_there_does_nothing(pattern: str, item: str) -> None:
+def test_removing_an_absent_item_does_nothing(pattern: str, item: str) -> None:
     tree: TopicTree[str] = TopicTree()
     tree.add("orders.*", "x")
     assert not tree.remove(pattern, item)
@@ -306,7 +308,7 @@ def test_a_tree_matches_as_the_topic_exchange_does(pattern: str, matching: list[
     assert [topic for topic in matching + others if tree.match(topic)] == matching
 
 
-def test_what_a_tree_answers_belongs_to_the_caller() -> None:
+def test_the_set_that_a_tree_returns_belongs_to_the_caller() -> None:
     tree: TopicTree[str] = TopicTree()
     tree.add("a", "x")
     tree.match("a").clear()
@@ -344,8 +346,7 @@ def test_an_emptied_tree_keeps_nothing(added: list[str]) -> None:
         tree.add(pattern, 1)
     for pattern in added:
         assert tree.remove(pattern, 1)
-    assert not tree._root.children
-    assert not tree._root.items
+    assert tree.is_empty
 
 
 def test_unrelated_patterns_cost_a_match_nothing() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from nuropb_gateway_asgi.limits import circuits as _guards
+from nuropb_gateway_asgi.limits import circuits as circuits_module
 from nuropb_gateway_asgi.limits.circuits import (
     ERROR_REFUSALS_ALLOWED,
     ERROR_WINDOW,
@@ -21,7 +21,7 @@ from nuropb_gateway_asgi.limits.circuits import (
 
 
 def opened(service: str = "orders", callers: Sequence[Caller] = ("alice",)) -> Circuits:
-    """A circuit that the callers' timeouts opened, one after the other and round about."""
+    """Open a circuit by timeouts of the callers in turn."""
     circuits = Circuits()
     for number, caller in zip(range(OPEN_AFTER), itertools.cycle(callers), strict=False):
         assert circuits.refuses(service, caller, str(number), LATER) is None
@@ -44,7 +44,7 @@ def test_a_circuit_opens_after_so_many_timeouts_in_a_row(callers: list[Caller]) 
     assert circuits.refuses("users", "alice", "x", LATER) is None
 
 
-def test_the_timeouts_of_one_caller_cut_nobody_else_off() -> None:
+def test_the_timeouts_of_one_caller_do_not_cut_off_other_callers() -> None:
     circuits = opened(callers=["alice"])
     assert circuits.refuses("orders", "alice", "probe", LATER) is None
     assert circuits.refuses("orders", "alice", "another", LATER) == PAUSE
@@ -55,7 +55,7 @@ def test_the_timeouts_of_one_caller_cut_nobody_else_off() -> None:
     assert circuits.refuses("orders", "carol", "x", LATER) is None
 
 
-def test_two_callers_together_cut_nobody_else_off_either() -> None:
+def test_the_timeouts_of_two_callers_do_not_cut_off_other_callers() -> None:
     circuits = Circuits()
     opens = [circuits.on_timeout("orders", caller, "x", 1.0, 0.0) for caller in ["alice", "bob"] * OPEN_AFTER]
     assert [whom for whom in opens if whom is not False] == ["alice", "bob"]
@@ -69,7 +69,7 @@ def test_the_timeouts_of_several_callers_open_it_for_everybody() -> None:
         assert circuits.refuses("orders", caller, "another", LATER) == PAUSE
 
 
-def test_for_whom_it_opens_is_said_once() -> None:
+def test_an_opened_circuit_is_reported_once() -> None:
     circuits = Circuits()
     callers = ["alice"] * 10 + ["bob"] * 10 + ["carol"] * 10
     opens = [circuits.on_timeout("orders", caller, "x", 1.0, 0.0) for caller in callers]
@@ -85,7 +85,7 @@ def test_an_answer_in_between_begins_the_count_anew() -> None:
     assert circuits.open() == []
 
 
-def test_who_gives_up_soon_says_nothing_about_the_service() -> None:
+def test_short_timeouts_do_not_count() -> None:
     circuits = Circuits()
     for number in range(2 * OPEN_AFTER):
         assert circuits.on_timeout("orders", "alice", str(number), SHORTEST_COUNTED_TIMEOUT / 2, 0.0) is False
@@ -93,7 +93,7 @@ def test_who_gives_up_soon_says_nothing_about_the_service() -> None:
 
 
 @pytest.mark.parametrize("callers", CALLERS)
-def test_nobody_tries_a_service_again_at_once(callers: list[Caller]) -> None:
+def test_an_open_circuit_refuses_calls_until_the_pause_is_over(callers: list[Caller]) -> None:
     circuits, caller = opened(callers=callers), callers[0]
     assert circuits.refuses("orders", caller, "a", 0.0) == PAUSE
     assert circuits.refuses("orders", caller, "a", PAUSE / 4) == PAUSE * 3 / 4
@@ -104,7 +104,7 @@ def test_nobody_tries_a_service_again_at_once(callers: list[Caller]) -> None:
 
 
 @pytest.mark.parametrize("callers", CALLERS)
-def test_one_call_at_a_time_finds_out_whether_the_service_is_back(callers: list[Caller]) -> None:
+def test_one_call_at_a_time_probes_the_service(callers: list[Caller]) -> None:
     circuits, caller = opened(callers=callers), callers[0]
     assert circuits.refuses("orders", caller, "probe", LATER) is None
     assert circuits.refuses("orders", caller, "other", LATER) == PAUSE
@@ -114,7 +114,7 @@ def test_one_call_at_a_time_finds_out_whether_the_service_is_back(callers: list[
     assert circuits.refuses("orders", caller, "next", LATER) is None
 
 
-def test_a_probe_that_times_out_makes_way_for_the_next_and_is_no_news() -> None:
+def test_a_probe_that_times_out_is_followed_by_the_next() -> None:
     circuits = opened()
     assert circuits.refuses("orders", "alice", "probe", LATER) is None
     assert circuits.on_timeout("orders", "alice", "probe", 1.0, 0.0) is False
@@ -132,14 +132,14 @@ def test_the_first_answer_closes_a_circuit(callers: list[Caller]) -> None:
     assert circuits.refuses("orders", "alice", "b", LATER) is None
 
 
-def test_what_is_forgotten_is_closed() -> None:
+def test_a_reset_closes_all_circuits() -> None:
     circuits = opened()
     circuits.reset()
     assert circuits.open() == []
 
 
 def test_circuits_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_guards, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(circuits_module, "MAX_ENTRIES", 3)
     circuits = opened("oldest")
     for number in range(3):
         circuits.on_timeout(f"guess{number}", "alice", "x", 1.0, 0.0)
@@ -158,14 +158,14 @@ def spent(user_id: str = "alice", now: float = 1000.0) -> ErrorBudgets:
     return budgets
 
 
-def test_so_many_errors_in_a_minute_and_the_user_has_to_wait_for_its_end() -> None:
+def test_a_user_with_too_many_errors_waits_for_the_end_of_the_minute() -> None:
     budgets = spent(now=1000.0)
     assert budgets.refuses("alice", 1010.0) == ERROR_WINDOW - 10
     assert budgets.refuses("bob", 1010.0) is None
     assert budgets.refuses("alice", 1000.0 + ERROR_WINDOW) is None
 
 
-def test_who_goes_on_all_the_same_has_gone_too_far() -> None:
+def test_a_user_who_ignores_refusals_exhausts_the_budget() -> None:
     budgets = spent()
     for _ in range(ERROR_REFUSALS_ALLOWED):
         assert budgets.refuses("alice", 1000.0) is not None
@@ -194,7 +194,7 @@ def test_a_budget_may_be_forgotten() -> None:
 
 
 def test_budgets_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_guards, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(circuits_module, "MAX_ENTRIES", 3)
     budgets = spent("oldest")
     for number in range(3):
         budgets.on_error(f"user{number}", 1000.0)
