@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import aio_pika
 import aiormq
 import pytest
 
@@ -50,12 +51,14 @@ class Ended(NamedTuple):
         return said
 
 
-def copy_of_aiormq(directory: Path, name: str) -> Path:
-    """Make a copy in which ``name`` is called something else, everywhere."""
+def copy_of_libraries(directory: Path, name: str) -> Path:
+    """Make copies of aio-pika and aiormq in which ``name`` is called something else, everywhere."""
     copied = directory / (name or "unchanged")
-    shutil.copytree(Path(aiormq.__file__).parent, copied / "aiormq", ignore=shutil.ignore_patterns("__pycache__"))
+    for library in (aio_pika, aiormq):
+        source = Path(library.__file__ or "").parent
+        shutil.copytree(source, copied / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     if name:
-        for path in (copied / "aiormq").glob("*.py"):
+        for path in copied.rglob("*.py"):
             path.write_text(re.sub(rf"\b{name}\b", f"{name}_renamed", path.read_text()))
     return copied
 
@@ -66,7 +69,7 @@ def trials(amqp_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     directory = tmp_path_factory.mktemp("copies")
 
     def run(name: str) -> Ended:
-        path = copy_of_aiormq(directory, name)
+        path = copy_of_libraries(directory, name)
         ended = subprocess.run(
             [sys.executable, "-m", "tests.servers.mesh_trial", amqp_url],
             cwd=ROOT,

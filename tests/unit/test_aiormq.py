@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import aio_pika
 import aiormq
 import aiormq.abc
 import aiormq.channel
@@ -24,8 +25,21 @@ from nuropb_gateway_asgi.mesh.rabbitmq._aiormq import REPLACEABLE, REQUIRED
 
 ROOT = Path(rabbitmq.__path__[0])
 SOURCE = [node for path in sorted(ROOT.glob("*.py")) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
-#: Members of aiormq's classes that the mesh uses as well, but on objects of asyncio, of anyio or of its own.
-OWN = {"_connection", "_loop", "add", "cancel", "connected", "create_future", "create_task", "open", "send", "timeout"}
+#: Members of aiormq's classes that the mesh uses on other objects only: of asyncio, anyio, aio-pika or its own.
+OWN = {
+    "_connection",
+    "_loop",
+    "add",
+    "cancel",
+    "connect",
+    "connected",
+    "connection",
+    "create_future",
+    "create_task",
+    "open",
+    "send",
+    "timeout",
+}
 
 
 def of_module(owner: str) -> bool:
@@ -53,14 +67,14 @@ def imported() -> Iterator[tuple[str, str]]:
                 owner, _, name = alias.name.rpartition(".")
                 if owner and is_of_library(owner):
                     yield owner, name
-        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("aiormq", "pamqp.frame"):
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("aio_pika", "aiormq", "pamqp.frame"):
             yield ast.unparse(node.value), node.attr
         elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "commands":
             yield "pamqp.commands", node.attr
 
 
 def is_of_library(module: str) -> bool:
-    return module.split(".")[0] in ("aiormq", "pamqp")
+    return module.split(".")[0] in ("aio_pika", "aiormq", "pamqp")
 
 
 def members(*classes: type) -> set[str]:
@@ -113,6 +127,18 @@ def test_the_table_has_every_member_that_is_used_and_no_other() -> None:
     assert set(used()) & MEMBERS - elsewhere - OWN == known
 
 
+def test_the_table_has_every_member_of_aio_pika_that_is_used_and_no_other() -> None:
+    owners = {"pika": "aio_pika.Connection", "self._pika": "aio_pika.Connection"}
+    owners["transport"] = "aio_pika.abc.UnderlayConnection"
+    source = ast.walk(ast.parse((ROOT / "_connection.py").read_text(encoding="utf-8")))
+    found = {
+        (owners[ast.unparse(node.value)], node.attr)
+        for node in source
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in owners
+    }
+    assert found == {(owner, name) for owner, name in table(of_modules=False) if owner.startswith("aio_pika.")}
+
+
 def test_the_table_has_every_frame_that_is_used_and_no_other() -> None:
     frames = {node.attr for node in SOURCE if isinstance(node, ast.Attribute) and is_basic(node.value)}
     assert frames == set(REQUIRED["pamqp.commands.Basic"])
@@ -142,7 +168,7 @@ def test_all_names_are_there() -> None:
 def test_aiormq_exports_or_declares_every_required_name(class_: type) -> None:
     declared = members(*(base for base in class_.__mro__ if base.__module__ == "aiormq.abc"))
     assert set(REQUIRED[f"aiormq.{class_.__name__}"]) - declared == set()
-    assert set(REQUIRED["aiormq"]) - set(aiormq.__all__) == set()
+    assert set(REQUIRED["aio_pika"]) - set(aio_pika.__all__) == set()
 
 
 def test_the_plain_lane_uses_required_names_only() -> None:

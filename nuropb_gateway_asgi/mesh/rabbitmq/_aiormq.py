@@ -1,4 +1,4 @@
-"""The names of aiormq and pamqp that the mesh uses, and the fallback for each name that is missing.
+"""The names of aio-pika, aiormq and pamqp that the mesh uses, and the fallback for each name that is missing.
 
 ``REQUIRED`` names belong to the interface that aiormq exports, documents, or declares in ``aiormq.abc``; the ``plain``
 lane uses nothing else. Without one of them a mesh cannot be made, and the error says so in one line. ``REPLACEABLE``
@@ -46,8 +46,10 @@ SUPPORTED: Final = "aiormq>=7.2,<8"
 
 #: By the module or class that has them.
 REQUIRED: Final[dict[str, tuple[str, ...]]] = {
-    "aiormq": ("Connection",),
-    "aiormq.Connection": ("channel", "close", "closing", "connect", "ready", "server_properties"),
+    "aio_pika": ("Connection",),
+    "aio_pika.Connection": ("close", "connect", "transport"),
+    "aio_pika.abc.UnderlayConnection": ("connection",),
+    "aiormq.Connection": ("channel", "closing", "ready", "server_properties"),
     "aiormq.Channel": (
         *("basic_ack", "basic_cancel", "basic_consume", "basic_get", "basic_nack", "basic_publish", "basic_qos"),
         *("basic_reject", "close", "closing", "exchange_declare", "is_closed", "on_consumer_cancel_callbacks"),
@@ -91,6 +93,7 @@ _PLAIN: Final = "the plain lane is used"
 
 REPLACEABLE: Final = (
     # The socket under a connection.
+    Replaceable("aio_pika.Connection", "kwargs", "attribute", _SOCKETS),
     Replaceable("aiormq.Connection", "transport_factory", "parameter", _SOCKETS),
     Replaceable("aiormq.TransportFactory", "create", "attribute", _SOCKETS),
     Replaceable("aiormq.Connection.connect", "ssl_context_provider", "argument", _SOCKETS),

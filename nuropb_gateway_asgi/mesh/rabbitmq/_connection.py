@@ -1,4 +1,7 @@
-"""A connection to the broker: aiormq's, with the socket under it and the lane of its messages."""
+"""A connection to the broker: made by aio-pika, with the socket under it and the lane of its messages.
+
+aio-pika connects; channels, topology and messages go by the aiormq connection within.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-import aiormq
+import aio_pika
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ConnectionClosed
+from yarl import URL
 
 from . import _aiormq
 from ._fast import FastLane
@@ -29,7 +33,8 @@ _closing: set[asyncio.Task[None]] = set()
 class Connection:
     """One connection, until it is closed or lost; a :class:`~._link.Link` makes the next one."""
 
-    def __init__(self, raw: AbstractConnection, lane: Lane, socket: Socket | None) -> None:
+    def __init__(self, pika: aio_pika.Connection, raw: AbstractConnection, lane: Lane, socket: Socket | None) -> None:
+        self._pika = pika
         #: aiormq's connection.
         self.raw = raw
         self.lane = lane
@@ -57,7 +62,7 @@ class Connection:
     async def close(self) -> None:
         """Close in good order."""
         self.lane.close()
-        await self.raw.close(ConnectionClosed)
+        await self._pika.close(ConnectionClosed)
 
     def abort(self) -> None:
         """Drop the connection at once, without a word to a peer that may be dead."""
@@ -65,7 +70,7 @@ class Connection:
         if self._socket is not None:
             self._socket.abort()
             return
-        task = asyncio.get_running_loop().create_task(self.raw.close(ConnectionClosed), name="mesh abort")
+        task = asyncio.get_running_loop().create_task(self._pika.close(ConnectionClosed), name="mesh abort")
         _closing.add(task)
         task.add_done_callback(_closing.discard)
 
@@ -74,18 +79,23 @@ async def connect(url: str, name: str, lane: LaneName = "fast") -> Connection:
     """Connect. ``name`` is for the broker's operator; ``lane`` is the preferred one."""
     lane_: Lane = FastLane() if lane == "fast" and _aiormq.FAST_LANE else PlainLane()
     socket = Socket(lane_) if _aiormq.OWN_SOCKETS else None
-    more: dict[str, Any] = {} if socket is None else {"transport_factory": socket}
-    raw = aiormq.Connection(with_heartbeat(url), client_properties={"connection_name": name}, **more)
-    connection = Connection(raw, lane_, socket)
+    pika = aio_pika.Connection(URL(with_heartbeat(url)), client_properties={"connection_name": name})
+    if socket is not None:
+        pika.kwargs["transport_factory"] = socket
     try:
-        await raw.connect()
+        await pika.connect()
+        transport = pika.transport
+        if transport is None:
+            raise ConnectionError("the connection was lost at once")
+        raw = transport.connection
         await raw.ready()
     except BaseException:
         if socket is not None:
             socket.abort()
+        await pika.close()  # else, collected as garbage, it would start a task to close itself
         raise
     raw.closing.add_done_callback(Socket.on_closed)
-    return connection
+    return Connection(pika, raw, lane_, socket)
 
 
 def with_heartbeat(url: str) -> str:
