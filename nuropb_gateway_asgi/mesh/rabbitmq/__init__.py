@@ -26,6 +26,7 @@ there afterwards. aiormq makes connections and channels; the messages go through
 ``_statistics``     counters
 """
 
+from . import _aiormq  # noqa: F401 - the first, as it checks the names that the others import
 from ._mesh import RabbitMQMesh
 from ._probe import probe
 from ._statistics import RabbitMQStatistics

@@ -1,9 +1,11 @@
 """The names of aio-pika, aiormq and pamqp that the mesh uses, and the fallback for each name that is missing.
 
-``REQUIRED`` names belong to the interface that aiormq exports, documents, or declares in ``aiormq.abc``; the ``plain``
-lane uses nothing else. Without one of them a mesh cannot be made, and the error says so in one line. ``REPLACEABLE``
-names make the ``fast`` lane possible. Without one of them the mesh goes on in aiormq's own way, and logs one warning
-before its first connection.
+``REQUIRED`` names belong to the interface that aiormq exports, documents, or declares in ``aiormq.abc``. The ``plain``
+lane stands on them alone. Without one of them a mesh cannot be made, and the error says so in one line.
+
+``REPLACEABLE`` names serve the sockets that the mesh opens for aiormq on both lanes, the ``fast`` lane, and a precise
+account of unsent messages on the ``plain`` lane. Without one of them the mesh goes on in aiormq's own way, and logs one
+warning before its first connection.
 
 tests/unit/test_aiormq.py derives both tables from the source of the mesh and fails where they differ.
 tests/integration/test_aiormq_changes.py runs the mesh on copies of aiormq in which one of the replaceable names is
@@ -19,12 +21,14 @@ import importlib.metadata
 import inspect
 import logging
 from collections.abc import Iterator
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
-from aiormq.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import AMQPException, ChannelInvalidStateError
+import aiormq.exceptions
 
 from ...exceptions import SettingsError
+
+if TYPE_CHECKING:
+    from aiormq.abc import AbstractChannel, AbstractConnection
 
 __all__ = [
     "FAST_LANE",
@@ -49,6 +53,7 @@ REQUIRED: Final[dict[str, tuple[str, ...]]] = {
     "aio_pika": ("Connection",),
     "aio_pika.Connection": ("close", "connect", "transport"),
     "aio_pika.abc.UnderlayConnection": ("connection",),
+    "aiormq": ("exceptions",),
     "aiormq.Connection": ("channel", "closing", "ready", "server_properties"),
     "aiormq.Channel": (
         *("basic_ack", "basic_cancel", "basic_consume", "basic_get", "basic_nack", "basic_publish", "basic_qos"),
@@ -124,6 +129,10 @@ def _find(owner: str) -> Any:
         return getattr(_find(parent), name)
 
 
+def _is_module(owner: str) -> bool:
+    return owner.rpartition(".")[2].islower()
+
+
 def _has(owner: str, name: str, use: Use = "attribute") -> bool:
     try:
         found = _find(owner)
@@ -155,11 +164,18 @@ OWN_SOCKETS: Final = not any(each.fallback == _SOCKETS for each in MISSING)
 FAST_LANE: Final = OWN_SOCKETS and not any(each.fallback == _PLAIN for each in MISSING)
 
 
+def _required(*, of_modules: bool) -> str | None:
+    """Describe the missing names of modules or of classes in one line."""
+    names = [(owner, name) for owner, names in REQUIRED.items() for name in names if not _has(owner, name)]
+    missing = [f"{owner}.{name}" for owner, name in names if _is_module(owner) is of_modules]
+    return f"the installed {_version()} has no {', '.join(missing)}; install {SUPPORTED}" if missing else None
+
+
 def check() -> None:
     """Raise SettingsError if a required name is missing."""
-    missing = [f"{owner}.{name}" for owner, names in REQUIRED.items() for name in names if not _has(owner, name)]
-    if missing:
-        raise SettingsError(f"the installed {_version()} has no {', '.join(missing)}; install {SUPPORTED}")
+    problem = _required(of_modules=True) or _required(of_modules=False)
+    if problem is not None:
+        raise SettingsError(problem)
 
 
 @functools.cache
@@ -186,6 +202,13 @@ async def written(channel: AbstractChannel) -> None:
     """
     lock = getattr(channel, "lock", None)
     if lock is not None:
-        with contextlib.suppress(AMQPException, ChannelInvalidStateError):  # the channel is closed
+        with contextlib.suppress(
+            aiormq.exceptions.AMQPException, aiormq.exceptions.ChannelInvalidStateError
+        ):  # the channel is closed
             async with lock:
                 pass
+
+
+# Before the other modules of the mesh import these names one by one, and fail without a word on the remedy.
+if (_problem := _required(of_modules=True)) is not None:
+    raise ImportError(_problem)
