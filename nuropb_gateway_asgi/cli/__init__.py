@@ -21,12 +21,14 @@ Shared by the commands: ``_options`` (URL and token), ``_target`` (a URL, parsed
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import click
 
 from .._version import __version__
 from ..exceptions import SettingsError
+from ._output import printable_lines
 from .bench import bench
 from .call import call
 from .check import check
@@ -97,10 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return commands.main(arguments, prog_name="nuropb-gateway", standalone_mode=False) or 0
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(printable_lines(shown.getvalue()), nl=False, err=True)
         return error.exit_code
     except (SettingsError, OSError, ValueError, OverflowError) as error:  # an OverflowError: a port above 65535
-        click.echo(f"nuropb-gateway: {error}", err=True)
+        click.echo(f"nuropb-gateway: {printable_lines(str(error))}", err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130

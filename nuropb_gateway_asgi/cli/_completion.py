@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import click
@@ -16,11 +18,14 @@ __all__ = ["complete_method", "complete_service"]
 
 #: Seconds for an answer; a user at a keyboard hardly notices these.
 COMPLETION_TIMEOUT: Final = 1.0
+#: Names come from services, and shells insert completions unquoted: ``$(...)`` would run when a user presses Enter, a
+#: ``*`` be replaced by files, a line break end the command, and a first ``-`` be taken for an option.
+_WORD: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def complete_service(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the names of services that begin with ``incomplete``."""
-    return [name for name in _described(ctx, None) if name.startswith(incomplete)]
+    return _words(_described(ctx, None), incomplete)
 
 
 def complete_method(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -29,7 +34,12 @@ def complete_method(ctx: click.Context, parameter: click.Parameter, incomplete: 
     if not service:
         return []
     methods = _described(ctx, service).get(service, {}).get("methods", {})
-    return [name for name in methods if name.startswith(incomplete)]
+    return _words(methods, incomplete)
+
+
+def _words(names: Iterable[str], incomplete: str) -> list[str]:
+    """Return the names that begin with ``incomplete`` and have no meaning for a shell."""
+    return [name for name in names if name.startswith(incomplete) and _WORD.fullmatch(name)]
 
 
 def _described(ctx: click.Context, service: str | None) -> dict[str, Any]:

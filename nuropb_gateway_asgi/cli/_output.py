@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-__all__ = ["dump", "printable", "say"]
+__all__ = ["dump", "printable", "printable_lines", "say"]
 
 _ASTRAL = 0xFFFF
 
@@ -17,6 +17,11 @@ _ASTRAL = 0xFFFF
 def printable(text: str) -> str:
     """Escape everything in ``text`` that is not printable, such as sequences that move a cursor."""
     return "".join(each if each.isprintable() else _escaped(each) for each in text)
+
+
+def printable_lines(text: str) -> str:
+    """Escape as :func:`printable` does, except for tabs and the ends of lines."""
+    return re.sub(r"[^\n\t]+", lambda match: printable(match[0]), text)
 
 
 def dump(value: Any, *, pretty: bool = False) -> str:

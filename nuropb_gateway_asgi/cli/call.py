@@ -10,7 +10,7 @@ import click
 from ._completion import complete_method, complete_service
 from ._errors import EXIT_CODES
 from ._options import ENVIRONMENT, SECONDS, gateway_options
-from ._output import dump
+from ._output import dump, printable_lines
 from ._parameters import FORMS, parse_parameters
 from ._session import connect_timeout, run, session
 from ._target import Target
@@ -68,8 +68,12 @@ def call(
         async with session(target, token, timeout=connect_timeout(timeout)) as gateway:
             result = await ask(gateway)
         if not command:
-            is_text = raw and isinstance(result, str)
-            click.echo(result if is_text else dump(result, pretty=not raw and sys.stdout.isatty()))
+            is_terminal = sys.stdout.isatty()
+            if raw and isinstance(result, str):
+                # Files and pipes get the text as it is. A terminal would obey what a service hides in it.
+                click.echo(printable_lines(result) if is_terminal else result, color=True)
+            else:
+                click.echo(dump(result, pretty=is_terminal and not raw))
         return 0
 
     return run(call())

@@ -11,6 +11,7 @@ import click
 
 from ..exceptions import GatewayError, SettingsError
 from ..settings import Settings
+from ._output import printable
 
 if TYPE_CHECKING:
     from ..authentication import Identity
@@ -48,9 +49,9 @@ def _report(name: str, examine: Callable[[], str | None]) -> bool:
     try:
         found = examine()
     except (GatewayError, OSError) as error:
-        click.echo(f"{name:<10}WRONG: {error}")
+        click.echo(f"{name:<10}WRONG: {printable(str(error))}")
         return False
-    click.echo(f"{name:<10}{'not checked' if found is None else f'ok: {found}'}")
+    click.echo(f"{name:<10}{'not checked' if found is None else f'ok: {printable(found)}'}")
     return True
 
 

@@ -22,7 +22,7 @@ from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.cli import main
 from nuropb_gateway_asgi.contracts.clients import generate_client
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
-from tests.kit.contracts import HOSTILE, ORDERS, asyncapi
+from tests.kit.contracts import HOSTILE, NASTY, ORDERS, asyncapi, edited
 from tests.kit.gateways import RunningGateway, make_gateway, run_gateway
 from tests.kit.javascript import node
 from tests.kit.processes import ROOT
@@ -253,6 +253,7 @@ TYPESCRIPT_MISTAKES = (
 async def test_the_python_client_passes_mypy_and_a_wrong_call_does_not(tmp_path: Path) -> None:
     (tmp_path / "made.py").write_text(generate_client(asyncapi(ORDERS), "py"))
     (tmp_path / "hostile.py").write_text(generate_client(asyncapi(ORDERS, *HOSTILE), "py"))
+    (tmp_path / "nasty.py").write_text(generate_client(edited(NASTY, NASTY, service=NASTY[0], topics=NASTY), "py"))
     (tmp_path / "good.py").write_text(PYTHON_USER)
     lines = "\n".join(f"    {each}" for each in PYTHON_MISTAKES)
     (tmp_path / "wrong.py").write_text(
@@ -261,7 +262,7 @@ async def test_the_python_client_passes_mypy_and_a_wrong_call_does_not(tmp_path:
     mypy = (sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context", "--no-pretty")
     # As strict as this project, and with its cache, which has the client already.
     cache = ("--cache-dir", str(ROOT / ".mypy_cache"))
-    files = ("made.py", "hostile.py", "good.py", "wrong.py")
+    files = ("made.py", "hostile.py", "nasty.py", "good.py", "wrong.py")
     status, output = await run(*mypy, *cache, "--config-file", str(ROOT / "pyproject.toml"), *files, cwd=tmp_path)
     assert status == 1
     complaints = [line.partition(": ")[0] for line in output.splitlines() if ": error: " in line]
@@ -272,6 +273,7 @@ async def test_the_typescript_client_passes_tsc_and_a_wrong_call_does_not(tmp_pa
     tsc = installed("typescript") / "bin" / "tsc"
     (tmp_path / "made.ts").write_text(generate_client(asyncapi(ORDERS), "ts"))
     (tmp_path / "hostile.ts").write_text(generate_client(asyncapi(ORDERS, *HOSTILE), "ts"))
+    (tmp_path / "nasty.ts").write_text(generate_client(edited(NASTY, NASTY, service=NASTY[0], topics=NASTY), "ts"))
     (tmp_path / "good.ts").write_text(TYPESCRIPT_USER)
     lines = "\n".join(f"void {each};" for each in TYPESCRIPT_MISTAKES)
     (tmp_path / "wrong.ts").write_text(

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.cli.gen_client import gen_client, gen_client_command
 from nuropb_gateway_asgi.contracts.clients import DocumentError, Language, generate_client
-from tests.kit.contracts import HOSTILE, ORDERS, asyncapi
+from tests.kit.contracts import HOSTILE, NASTY, ORDERS, asyncapi, edited
 
 
 class FakeClient:
@@ -86,6 +88,82 @@ def test_what_services_say_of_themselves_stays_text(lang: Language) -> None:
         assert "import os" not in code
         assert "</script" not in code
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u2028\u2029\u202e]", text)
+
+
+# --- documents that were edited -----------------------------------------------------------------------------------
+
+TEXTS = st.sampled_from(NASTY) | st.text(st.characters(), max_size=20)
+NAMES = st.lists(TEXTS, min_size=1, max_size=6, unique=True)
+SAFE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+TYPESCRIPT = re.compile(
+    r"(?P<space>\s+|/\*.*?\*/|//[^\n]*)|(?P<text>\"(?:\\.|[^\"\\\n])*\"|`(?:\\.|[^`\\$]|\$\{string\})*`)"
+    r"|(?P<word>[A-Za-z_][A-Za-z0-9_]*)|(?P<sign>[^\w\s\"'`\\])",
+    re.DOTALL | re.ASCII,
+)
+
+
+def python_shape(text: str) -> list[str]:
+    """Return what the code does, without names, and without strings and the lines for names that hide a type."""
+    tree = ast.parse(text)
+    names: list[str] = []
+    for node in ast.walk(tree):
+        names += [
+            value
+            for name in ("id", "name", "attr", "arg", "module")
+            if isinstance(value := getattr(node, name, None), str) and value != "collections.abc"
+        ]
+    assert [name for name in names if not all(map(SAFE.fullmatch, name.split(".")))] == []
+    acting = (ast.Call, ast.Await, ast.Import, ast.ImportFrom, ast.Lambda, ast.Attribute, ast.stmt, ast.arg)
+    kept = [type(node).__name__ for node in ast.walk(tree) if isinstance(node, acting)]
+    return [name for name in kept if name not in ("Expr", "Assign")]
+
+
+def typescript_shape(text: str) -> list[str]:
+    """Return the tokens, with one word for all words and strings. The text is only tokens of a safe kind."""
+    shape, position = [], 0
+    while position < len(text):
+        token = TYPESCRIPT.match(text, position)
+        assert token is not None, text[position : position + 80]
+        position = token.end()
+        if token.lastgroup != "space":
+            shape.append(token[0] if token.lastgroup == "sign" else "word")
+    return shape
+
+
+@pytest.mark.parametrize("lang", ["py", "ts"])
+@given(methods=NAMES, parameters=NAMES, service=TEXTS.filter(bool), text=TEXTS)
+def test_no_text_of_a_document_becomes_code(
+    lang: Language, methods: list[str], parameters: list[str], service: str, text: str
+) -> None:
+    methods = [name for name in methods if name]
+    topics = [name for name in methods if not set("#*.") & set(name)]
+    hostile = generate_client(edited(methods, parameters, service=service, text=text, topics=topics), lang)
+    plain = [f"m{n}" for n in range(len(methods))], [f"p{n}" for n in range(len(parameters))]
+    benign = generate_client(edited(*plain, topics=[f"t{n}" for n in range(len(topics))]), lang)
+    shape = python_shape if lang == "py" else typescript_shape
+    assert shape(hostile) == shape(benign)
+    # Nothing invisible, reordered or hidden, not even in comments and strings.
+    assert all(line.isprintable() for line in hostile.split("\n"))
+    hostile.encode()
+
+
+def test_every_nasty_name_is_sent_as_it_is() -> None:
+    gateway, client = gateway_of(generate_client(edited(NASTY, NASTY), "py"))
+    methods = [name for name, each in vars(type(gateway.s)).items() if inspect.iscoroutinefunction(each)]
+    assert len(methods) == len(set(methods)) == len([name for name in set(NASTY) if name])
+    for method in methods:
+        function = getattr(gateway.s, method)
+        arguments = {name: name for name in inspect.signature(function).parameters if name != "_options"}
+        asyncio.run(function(**arguments))
+    assert {name for _, name, _, _ in client.calls} == {name for name in NASTY if name}
+    assert all(set(params) == set(NASTY) for _, _, params, _ in client.calls)
+
+
+def test_a_method_that_is_listed_twice_is_refused() -> None:
+    document = edited(["get"])
+    document["operations"]["again"] = document["operations"]["0"]
+    with pytest.raises(DocumentError, match="listed twice"):
+        generate_client(document, "py")
 
 
 @pytest.mark.parametrize("lang", ["py", "ts"])

@@ -25,7 +25,12 @@ def render(explanation: Mapping[str, Any], now: float | None = None) -> str:
         ("Context", _context_lines(explanation["context"])),
     ):
         lines += [f"{title if number == 0 else '':<10}{line}" for number, line in enumerate(section)]
-    return "\n".join(lines)
+    return "\n".join(map(_escaped, lines))
+
+
+def _escaped(line: str) -> str:
+    # Control characters in a token or a description must not reach the operator's terminal, nor begin a line.
+    return line if line.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
 
 def _token_lines(token: Mapping[str, Any]) -> list[str]:

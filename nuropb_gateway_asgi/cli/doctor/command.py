@@ -11,7 +11,7 @@ import click
 
 from .._completion import complete_method, complete_service
 from .._options import ENVIRONMENT, SECONDS, find_token, source_options
-from .._output import dump
+from .._output import dump, printable
 from .._parameters import FORMS
 from ..call import check_names, parse_words
 from .findings import Finding
@@ -88,6 +88,6 @@ def doctor(
 
 def _print(name: str, finding: Finding) -> None:
     mark, colour = _MARKS[finding.status]
-    click.echo(f"{name:<10}{click.style(mark, fg=colour)}: {finding.found}")
+    click.echo(f"{name:<10}{click.style(mark, fg=colour)}: {printable(finding.found)}")
     if finding.mend is not None:
-        click.echo(f"{'':<10}-> {finding.mend}")
+        click.echo(f"{'':<10}-> {printable(finding.mend)}")

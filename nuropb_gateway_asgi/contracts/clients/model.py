@@ -19,6 +19,7 @@ __all__ = [
     "Service",
     "comment_lines",
     "distinct",
+    "identifier",
     "read_document",
     "service_text",
     "words_of",
@@ -30,6 +31,7 @@ Types: TypeAlias = tuple[str, ...]
 _JSON_TYPES: Final = ("integer", "number", "string", "boolean", "array", "object", "null")
 #: The longest chain of references that is followed. The gateway's documents have chains of two.
 _MAX_REFERENCES: Final = 8
+_NO_WORD = re.compile(r"[^A-Za-z0-9_]")
 _WORDS = re.compile(r"[A-Za-z0-9]+")
 
 
@@ -88,6 +90,9 @@ def read_document(document: object) -> Model:
         elif isinstance(extension, Mapping):
             service = _text(extension.get("service"), f"{name}: the service")
             methods.setdefault(service, []).append(_method(root, name, operation, extension))
+    for service, listed in methods.items():
+        if len({each.name for each in listed}) < len(listed):
+            raise DocumentError(f"{service}: a method is listed twice")
     services = [
         Service(name, *_about(described.get(name)), tuple(sorted(methods[name], key=lambda each: each.name)))
         for name in sorted(methods)
@@ -182,6 +187,16 @@ def service_text(service: Service) -> str:
 def words_of(name: str) -> list[str]:
     """Return the words of a service's name, from which each language builds an identifier."""
     return _WORDS.findall(name)
+
+
+def identifier(name: str, prefix: str) -> str:
+    """Spell any name as an identifier of ASCII letters, digits and underscores that begins with a letter.
+
+    Names of methods and parameters become code through this function alone. Names that begin otherwise get ``prefix``:
+    leading underscores are reserved for the generated module.
+    """
+    word = _NO_WORD.sub("_", name)
+    return word if word[:1].isalpha() else f"{prefix}{word}"
 
 
 def distinct(names: Iterable[str], spell: Callable[[str], str], taken: Collection[str] = ()) -> dict[str, str]:

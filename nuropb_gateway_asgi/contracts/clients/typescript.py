@@ -8,7 +8,18 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from .model import Method, Model, Parameter, Service, Types, comment_lines, distinct, service_text, words_of
+from .model import (
+    Method,
+    Model,
+    Parameter,
+    Service,
+    Types,
+    comment_lines,
+    distinct,
+    identifier,
+    service_text,
+    words_of,
+)
 
 __all__ = ["write_typescript"]
 
@@ -80,10 +91,13 @@ def write_typescript(model: Model) -> str:
     names = [service.name for service in model.services]
     classes = distinct(names, _pascal)
     fields = distinct(names, _camel, {"client", "command", "subscribe", *_NO_MEMBERS})
-    parts = [_HEAD % (f" {model.version}" if re.fullmatch(r"[\w.+-]+", model.version) else ""), _topics(model.topics)]
+    parts = [
+        _HEAD % (f" {model.version}" if re.fullmatch(r"[\w.+-]+", model.version, re.ASCII) else ""),
+        _topics(model.topics),
+    ]
     for service in model.services:
         parts += (_params(service, classes[service.name]), _class(service, classes[service.name]))
-    members = "".join(f"  {json.dumps(name)}: {classes[name].removesuffix('Service')}Params;\n" for name in names)
+    members = "".join(f"  {_string(name)}: {classes[name].removesuffix('Service')}Params;\n" for name in names)
     about = "/** The parameters of all methods, by service and method. */"
     parts.append(f"{about}\nexport interface Params {{\n{members}}}\n")
     parts.append(
@@ -106,6 +120,11 @@ def _camel(name: str) -> str:
     return text[0].lower() + text[1:]
 
 
+def _string(text: str) -> str:
+    # JSON leaves one control character as it is.
+    return json.dumps(text).replace("\x7f", "\\u007f")
+
+
 def _doc(text: str, indent: str = "") -> str:
     lines = [line.replace("*/", "*\\/") for line in comment_lines(text)]
     if not lines:
@@ -123,7 +142,7 @@ def _topics(topics: tuple[str, ...]) -> str:
     alternatives = list(dict.fromkeys(each for topic in topics for each in _alternatives(topic)))
     # `string` includes all other alternatives; without any topic, the type is `never`.
     listed = ["string"] if "string" in alternatives else alternatives or ["never"]
-    known = ", ".join(json.dumps(topic) for topic in topics)
+    known = ", ".join(_string(topic) for topic in topics)
     return (
         "/** The topic patterns that may be subscribed to, and with them every pattern that they cover. */\n"
         f"export const TOPICS: readonly Topic[] = [{known}];\n"
@@ -145,24 +164,22 @@ def _alternatives(pattern: str) -> Iterator[str]:
         elif any(word in ("#", "*") for word in left):
             yield "`" + ".".join("${string}" if word in ("#", "*") else _literal(word) for word in left) + "`"
         elif left:
-            yield json.dumps(".".join(left))
+            yield _string(".".join(left))
 
 
 def _literal(word: str) -> str:
-    return json.dumps(word)[1:-1].replace('\\"', '"').replace("`", "\\`").replace("$", "\\$")
+    return _string(word)[1:-1].replace('\\"', '"').replace("`", "\\`").replace("$", "\\$")
 
 
 # --- services -----------------------------------------------------------------------------------------------------
 
 
 def _params(service: Service, name: str) -> str:
-    members = "".join(f"{_doc(each.description, '  ')}  {each.name}: {_type(each)};\n" for each in service.methods)
-    lines = f"/** The parameters of the methods of {_shown(service.name)}. */"
-    return f"{lines}\nexport interface {name.removesuffix('Service')}Params {{\n{members}}}\n"
-
-
-def _shown(name: str) -> str:
-    return name.replace("*/", "*\\/")
+    members = "".join(
+        f"{_doc(each.description, '  ')}  {_key(each.name)}: {_type(each)};\n" for each in service.methods
+    )
+    about = _doc(f"The parameters of the methods of {service.name}.")
+    return f"{about}export interface {name.removesuffix('Service')}Params {{\n{members}}}\n"
 
 
 def _type(method: Method) -> str:
@@ -173,8 +190,11 @@ def _type(method: Method) -> str:
 
 
 def _member(parameter: Parameter) -> str:
-    name = parameter.name if _IDENTIFIER.fullmatch(parameter.name) else json.dumps(parameter.name)
-    return f"{name}{'' if parameter.required else '?'}: {_union(parameter.types)}"
+    return f"{_key(parameter.name)}{'' if parameter.required else '?'}: {_union(parameter.types)}"
+
+
+def _key(name: str) -> str:
+    return name if _IDENTIFIER.fullmatch(name) else _string(name)
 
 
 def _union(types: Types) -> str:
@@ -182,16 +202,17 @@ def _union(types: Types) -> str:
 
 
 def _class(service: Service, name: str) -> str:
-    methods = distinct((each.name for each in service.methods), str, _NO_MEMBERS)
+    methods = distinct((each.name for each in service.methods), lambda name: identifier(name, "method"), _NO_MEMBERS)
     params = f"{name.removesuffix('Service')}Params"
     text = [f"{_doc(service_text(service))}export class {name} {{\n"]
     text.append("  readonly #client: Client;\n\n  constructor(client: Client) {\n    this.#client = client;\n  }\n")
     for each in service.methods:
         empty = "" if any(parameter.required for parameter in each.parameters) else " = {}"
-        called = f"{json.dumps(service.name)}, {json.dumps(each.name)}, params, options"
+        called = f"{_string(service.name)}, {_string(each.name)}, params, options"
+        taken = f"params: {params}[{_string(each.name)}]{empty}"
         text.append(
             f"\n{_doc(each.description, '  ')}"
-            f'  {methods[each.name]}<Result = unknown>(params: {params}["{each.name}"]{empty}, options?: CallOptions)'
+            f"  {methods[each.name]}<Result = unknown>({taken}, options?: CallOptions)"
             f": Promise<Result> {{\n    return this.#client.request<Result>({called});\n  }}\n"
         )
     return "".join([*text, "}\n"])
