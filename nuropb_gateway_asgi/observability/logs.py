@@ -27,6 +27,10 @@ _ESCAPED: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F
     0x2028: "\\u2028",
     0x2029: "\\u2029",
 }
+#: Characters of a client's address or path in a line of the server, and of any other argument of a line. A client
+#: chooses its path (64 KiB), and behind a trusted proxy its address, so it could fill a disk with few requests.
+MAX_SERVER_TEXT: Final = 256
+MAX_TEXT: Final = 4096
 #: Exceptions whose messages are about the process and its environment, and quote no client.
 _QUOTABLE: Final = (GatewayError, OSError)
 
@@ -69,10 +73,16 @@ class LogFilter(logging.Filter):
 
 def _escaped(arg: Any, *, query: bool) -> Any:
     if isinstance(arg, BaseException):
-        return str(arg).translate(_ESCAPED)  # may contain a client's address as a proxy passed it on
+        return _cut(str(arg), MAX_TEXT).translate(_ESCAPED)  # may contain a client's address as a proxy passed it on
     if not isinstance(arg, str):
         return arg
-    return (arg if query else arg.partition("?")[0]).translate(_ESCAPED)
+    if query:
+        return _cut(arg, MAX_TEXT).translate(_ESCAPED)
+    return _cut(arg.partition("?")[0], MAX_SERVER_TEXT).translate(_ESCAPED)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
 
 
 def _traceback(error: BaseException | None) -> str:

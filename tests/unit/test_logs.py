@@ -111,6 +111,16 @@ def test_of_websockets_the_content_is_not_logged_in_a_process_of_its_own(
     assert recorder.lines == [line]
 
 
+def test_what_a_client_chooses_is_cut(recorder: Recorder, own: None) -> None:
+    path, address = f"/{'a' * 60_000}", "x" * 15_000
+    log("uvicorn.access", logging.INFO, '%s - "%s %s HTTP/%s" %d', f"{address}:0", "GET", path, "1.1", 404)
+    log("uvicorn.error", logging.INFO, WEBSOCKET, f"{address}:0", path)
+    assert recorder.lines == [
+        f'{"x" * 256}... (15002 characters) - "GET /{"a" * 255}... (60001 characters) HTTP/1.1" 404',
+        f'{"x" * 256}... (15002 characters) - "WebSocket /{"a" * 255}... (60001 characters)" [accepted]',
+    ]
+
+
 @pytest.mark.parametrize("own_process", [True, False])
 @pytest.mark.parametrize("path", ["/lib/websockets/server.py", "/lib/websockets/legacy/server.py"])
 def test_headers_and_frames_are_not_logged(
