@@ -256,3 +256,20 @@ async def test_a_stranger_cannot_fill_the_log_with_a_few_requests() -> None:
         process.signal(signal.SIGINT)
         await process.wait()
     assert len(process.output) - before < 10_000
+
+
+async def test_the_lines_about_refused_requests_are_summed_up() -> None:
+    async with run_module(*SERVE, settings={"JWT_KEY": KEY}) as process:
+        url = (await process.line(r"ws://\S+"))[0]
+        for _ in range(150):
+            async with RawClient.open(url) as raw:
+                await raw.handshake("/nothing")
+            async with RawClient.open(url) as raw:
+                await raw.handshake("/ws", ("Authorization", "Bearer nonsense"))
+        process.signal(signal.SIGINT)
+        await process.wait()
+    logged = len(re.findall(r'"WebSocket /|connection (?:refused|rejected)', process.output))
+    left_out = re.findall(r"(\d+) lines about refused requests are left out: more than 100 in 10 s", process.output)
+    assert left_out
+    # For each handshake uvicorn and websockets have a line; the gateway has one for a token.
+    assert logged + sum(map(int, left_out)) == 150 * 2 + 150 * 3
