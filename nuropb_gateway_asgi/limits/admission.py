@@ -21,6 +21,10 @@ MAX_WAITING: Final = 1000
 MAX_WAITING_PER_ADDRESS: Final = 100
 #: Additional handshakes that one with a refused token counts as.
 FAILURE_COST: Final = 9
+#: Characters of an address; an IPv6 address has 45 at most, and a proxy may pass on names.
+MAX_ADDRESS_LENGTH: Final = 64
+#: The address of all clients whose address is longer.
+TOO_LONG: Final = "an address that is too long"
 
 
 class Admission:
@@ -143,11 +147,15 @@ def _counted(counter: Counter[str], key: str) -> Iterator[None]:
 def address_of(client: Any) -> str:
     """Return the address that a connection counts for: the host of an ASGI scope's ``client``, or its IPv6 /64 network.
 
-    A customer of a provider has a /64 or more (RFC 6177). Returns "" for an unknown address, as with a UNIX socket.
+    A customer of a provider has a /64 or more (RFC 6177). Returns "" for an unknown address, as with a UNIX socket. A
+    trusted proxy may pass on any text as an address: long ones count as one, because every address that is counted is
+    kept for a while, and logged.
     """
     host = client[0] if client else None
     if not isinstance(host, str):
         return ""
+    if len(host) > MAX_ADDRESS_LENGTH:
+        return TOO_LONG
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

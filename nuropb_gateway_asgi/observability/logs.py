@@ -18,15 +18,22 @@ from typing import Any, Final
 
 from ..exceptions import GatewayError
 from ..settings import Settings
+from .refusal_lines import RefusalFilter
 
 __all__ = ["JSONFormatter", "LogFilter", "configure_logging", "filtered_server_logs"]
 
 _SERVER: Final = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+#: Loggers of the gateway whose lines are about refused connections and requests.
+_REFUSALS: Final = ("nuropb_gateway_asgi.handlers.refusals", "nuropb_gateway_asgi.handlers.handshake")
 #: Control characters (C0, DEL, C1), and the line separators of Unicode.
 _ESCAPED: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
     0x2028: "\\u2028",
     0x2029: "\\u2029",
 }
+#: Characters of a client's address or path in a line of the server, and of any other argument of a line. A client
+#: chooses its path (64 KiB), and behind a trusted proxy its address, so it could fill a disk with few requests.
+MAX_SERVER_TEXT: Final = 256
+MAX_TEXT: Final = 4096
 #: Exceptions whose messages are about the process and its environment, and quote no client.
 _QUOTABLE: Final = (GatewayError, OSError)
 
@@ -69,10 +76,16 @@ class LogFilter(logging.Filter):
 
 def _escaped(arg: Any, *, query: bool) -> Any:
     if isinstance(arg, BaseException):
-        return str(arg).translate(_ESCAPED)  # may contain a client's address as a proxy passed it on
+        return _cut(str(arg), MAX_TEXT).translate(_ESCAPED)  # may contain a client's address as a proxy passed it on
     if not isinstance(arg, str):
         return arg
-    return (arg if query else arg.partition("?")[0]).translate(_ESCAPED)
+    if query:
+        return _cut(arg, MAX_TEXT).translate(_ESCAPED)
+    return _cut(arg.partition("?")[0], MAX_SERVER_TEXT).translate(_ESCAPED)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
 
 
 def _traceback(error: BaseException | None) -> str:
@@ -100,16 +113,23 @@ def _indented(text: str) -> str:
 
 @contextlib.contextmanager
 def filtered_server_logs() -> Iterator[None]:
-    """Keep content of WebSocket connections out of the server's log, also in a host application's process."""
-    filter_ = LogFilter(whole=False)
-    loggers = [logging.getLogger(name) for name in _SERVER]
-    for logger in loggers:
-        logger.addFilter(filter_)
+    """Keep content of WebSocket connections out of the server's log, also in a host application's process.
+
+    The lines about refused connections are bounded there, too.
+    """
+    content, refusals = LogFilter(whole=False), RefusalFilter()
+    filters: list[tuple[str, logging.Filter]] = [(name, content) for name in _SERVER]
+    filters += [(name, refusals) for name in ("uvicorn.error", *_REFUSALS)]
+    for name, each in filters:
+        logging.getLogger(name).addFilter(each)
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.removeFilter(filter_)
+        for name, each in filters:
+            logging.getLogger(name).removeFilter(each)
+        for filter_ in (refusals, *logging.getLogger("uvicorn.access").filters):
+            if isinstance(filter_, RefusalFilter):
+                filter_.report()
 
 
 class TextFormatter(logging.Formatter):
@@ -150,5 +170,7 @@ def configure_logging(settings: Settings) -> None:
     package.setLevel(settings.log_level.upper())
     for name in (*_SERVER, "asyncio"):
         logger = logging.getLogger(name)
-        logger.filters = [each for each in logger.filters if not isinstance(each, LogFilter)]
+        logger.filters = [each for each in logger.filters if not isinstance(each, LogFilter | RefusalFilter)]
         logger.addFilter(filter_)
+    # Only here: the lines about other requests of a host application are its own matter.
+    logging.getLogger("uvicorn.access").addFilter(RefusalFilter())

@@ -139,6 +139,9 @@ LOGGERS: Final = ("uvicorn.access", "uvicorn.asgi", "uvicorn.error")
 LOG_TEXTS: Final = (
     LogText(ACCEPT_FAILED, "asyncio.selector_events", "server"),
     LogText('"WebSocket ', _SANSIO, "observability"),
+    LogText("[accepted]", _SANSIO, "observability"),
+    LogText("connection rejected", "websockets.server", "observability"),
+    LogText("Invalid HTTP request received", _H11, "observability"),
     LogText("Invalid UTF-8", _SANSIO, "observability"),
     LogText("ASGI callable returned without completing", _SANSIO, "handlers"),
 )

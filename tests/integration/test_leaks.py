@@ -239,3 +239,37 @@ async def test_what_makes_a_line_of_its_own_is_escaped() -> None:
     assert rf"too many handshakes from '1.2.3.4\x85{forged}'" in process.output
     assert re.search(r"[\x80-\x9f]", process.output) is None
     assert not any(line.startswith(forged) for line in process.output.splitlines())
+
+
+async def test_a_stranger_cannot_fill_the_log_with_a_few_requests() -> None:
+    settings = {"JWT_KEY": KEY, "HANDSHAKE_RATE_PER_ADDRESS": "1/min"}
+    async with run_module(*SERVE, "--forwarded-allow-ips", "*", settings=settings) as process:
+        url = (await process.line(r"ws://\S+"))[0]
+        before = len(process.output)
+        long = "x" * 15_000
+        for start in ("a", "b", "c"):  # they count as one address
+            async with RawClient.open(url) as raw:
+                await raw.handshake(f"/ws/{long}", ("X-Forwarded-For", start + long))
+            async with RawClient.open(url) as raw:
+                await raw.handshake("/ws", ("X-Forwarded-For", start + long))
+        await process.line("too many handshakes from an address that is too long")
+        process.signal(signal.SIGINT)
+        await process.wait()
+    assert len(process.output) - before < 10_000
+
+
+async def test_the_lines_about_refused_requests_are_summed_up() -> None:
+    async with run_module(*SERVE, settings={"JWT_KEY": KEY}) as process:
+        url = (await process.line(r"ws://\S+"))[0]
+        for _ in range(150):
+            async with RawClient.open(url) as raw:
+                await raw.handshake("/nothing")
+            async with RawClient.open(url) as raw:
+                await raw.handshake("/ws", ("Authorization", "Bearer nonsense"))
+        process.signal(signal.SIGINT)
+        await process.wait()
+    logged = len(re.findall(r'"WebSocket /|connection (?:refused|rejected)', process.output))
+    left_out = re.findall(r"(\d+) lines about refused requests are left out: more than 100 in 10 s", process.output)
+    assert left_out
+    # For each handshake uvicorn and websockets have a line; the gateway has one for a token.
+    assert logged + sum(map(int, left_out)) == 150 * 2 + 150 * 3

@@ -8,6 +8,8 @@ import pytest
 from nuropb_gateway_asgi.exceptions import ConnectionLimitReached
 from nuropb_gateway_asgi.limits import admission as admission_module
 from nuropb_gateway_asgi.limits.admission import Admission, address_of
+from nuropb_gateway_asgi.limits import admission as _admission
+from nuropb_gateway_asgi.limits.admission import TOO_LONG, Admission, address_of
 from nuropb_gateway_asgi.rates import Rate, parse_limit
 
 
@@ -163,6 +165,10 @@ def test_the_smallest_process_has_a_place_for_a_connection_without_a_token() -> 
         (("10.0.0.1", 0), "10.0.0.1"),
         (("testclient", 1), "testclient"),
         (("1.2.3.4\x85INFO: \x9b31m", 1), r"'1.2.3.4\x85INFO: \x9b31m'"),
+        (("x" * 64, 1), "x" * 64),
+        (("x" * 15_000, 1), TOO_LONG),
+        (("y" * 65, 1), TOO_LONG),
+        ((f"fe80::1%{'x' * 15_000}", 1), TOO_LONG),
         ((None, 1), ""),
         (("2001:db8:1:2:3:4:5:6", 1), "2001:db8:1:2::/64"),
         (("2001:db8:1:2::", 1), "2001:db8:1:2::/64"),

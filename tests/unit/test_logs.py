@@ -5,13 +5,14 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from nuropb_gateway_asgi import Settings
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
 from nuropb_gateway_asgi.observability.logs import LogFilter, configure_logging, filtered_server_logs
+from nuropb_gateway_asgi.observability.refusal_lines import LINES, SECONDS, RefusalFilter
 
 WEBSOCKET = '%s - "WebSocket %s" [accepted]'
 ACCESS = '%s - "%s %s HTTP/%s" %d'
@@ -112,6 +113,16 @@ def test_of_websockets_the_content_is_not_logged_in_a_process_of_its_own(
     assert recorder.lines == [line]
 
 
+def test_what_a_client_chooses_is_cut(recorder: Recorder, own: None) -> None:
+    path, address = f"/{'a' * 60_000}", "x" * 15_000
+    log("uvicorn.access", logging.INFO, '%s - "%s %s HTTP/%s" %d', f"{address}:0", "GET", path, "1.1", 404)
+    log("uvicorn.error", logging.INFO, WEBSOCKET, f"{address}:0", path)
+    assert recorder.lines == [
+        f'{"x" * 256}... (15002 characters) - "GET /{"a" * 255}... (60001 characters) HTTP/1.1" 404',
+        f'{"x" * 256}... (15002 characters) - "WebSocket /{"a" * 255}... (60001 characters)" [accepted]',
+    ]
+
+
 @pytest.mark.parametrize("own_process", [True, False])
 @pytest.mark.parametrize("path", ["/lib/websockets/server.py", "/lib/websockets/legacy/server.py"])
 def test_headers_and_frames_are_not_logged(
@@ -185,6 +196,48 @@ def test_text_that_is_not_utf8_is_no_reason_for_a_traceback(recorder: Recorder) 
             exc_info=(type(error), error, error.__traceback__),
         )
     assert recorder.lines == ["Invalid UTF-8 sequence received from client."]
+
+
+OWN: Final = "nuropb_gateway_asgi.handlers.refusals"
+
+
+def test_refusals_are_summed_up(caplog: pytest.LogCaptureFixture) -> None:
+    now = 100.0
+    filter_ = RefusalFilter(clock=lambda: now)
+
+    def passes(name: Any, text: Any, *args: Any) -> bool:
+        return filter_.filter(logging.makeLogRecord({"name": name, "msg": text, "args": args, "levelno": logging.INFO}))
+
+    refused = [
+        (OWN, "%s refused: %s", "connection", "too many"),
+        ("uvicorn.error", '%s - "WebSocket %s" 403', "a", "/ws"),
+        ("uvicorn.error", "Invalid HTTP request received."),
+        ("uvicorn.error", "connection rejected (%d %s)", 403, "Forbidden"),
+        ("uvicorn.access", '%s - "%s %s HTTP/%s" %d', "a", "GET", "/x", "1.1", 404),
+    ]
+    others = [
+        ("uvicorn.error", '%s - "WebSocket %s" [accepted]', "a", "/ws"),
+        ("uvicorn.error", "Shutting down"),
+        ("uvicorn.access", '%s - "%s %s HTTP/%s" %d', "a", "GET", "/livez", "1.1", 200),
+    ]
+    with caplog.at_level(logging.INFO, "nuropb_gateway_asgi.observability"):
+        passed = [passes(*refused[number % len(refused)]) for number in range(LINES + 7)]
+        assert passed == [True] * LINES + [False] * 7
+        assert all(passes(*each) for each in others)
+        assert not caplog.messages
+        now += SECONDS
+        assert passes(*refused[0])
+        assert caplog.messages == ["7 lines about refused requests are left out: more than 100 in 10 s"]
+        filter_.report()
+        assert len(caplog.messages) == 1
+
+
+def test_what_was_left_out_is_told_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "nuropb_gateway_asgi"), filtered_server_logs():
+        for _ in range(LINES + 3):
+            logging.getLogger(OWN).info("connection refused: %s", "why")
+    assert caplog.messages[LINES:] == ["3 lines about refused requests are left out: more than 100 in 10 s"]
+    assert not logging.getLogger(OWN).filters
 
 
 def test_the_filter_goes_with_the_gateway(recorder: Recorder) -> None:
