@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 
 from .identity import Discreet
 from .strict_json import Unacceptable, base64url_decode
-from .tokens import is_token
+from .tokens import MAX_TOKEN, is_token
 
 __all__ = ["Credentials", "bearer_from_header", "bearer_from_subprotocols", "find_credentials", "take_subprotocols"]
 
@@ -65,7 +65,7 @@ def bearer_from_header(value: str) -> str | None:
     """Return the token of ``Bearer <token>``, or of nuropb_gw's ``Bearer :<token>`` and ``Bearer:<token>``.
 
     See RFC 6750, 2.1; the case of the scheme does not matter (RFC 9110, 11.1). The result is None for any other scheme,
-    and for a token that is not 1 to 8192 visible ASCII characters.
+    and for a token that is not 1 to 16384 visible ASCII characters.
     """
     match = _BEARER.match(value)
     return None if match is None else _checked(value[match.end() :].rstrip(" \t"))
@@ -137,7 +137,7 @@ def _cookie_values(headers: Headers, name: str) -> Iterator[str]:
 
 
 def _token_from_cookie(value: str) -> str | None:
-    if len(value) > 8192:  # browsers keep up to 4096 bytes, and decoding takes time
+    if len(value) > 2 * MAX_TOKEN:  # browsers keep up to 4096 bytes, and decoding takes time
         return None
     value = unquote(value.strip(_BLANK))
     if len(value) >= 2 and value[0] == value[-1] == '"':

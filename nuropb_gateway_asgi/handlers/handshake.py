@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 
 from ..authentication.credentials import Credentials, find_credentials
 from ..authentication.origins import OriginPolicy
+from ..authentication.tokens import MAX_TOKEN
 from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
 from ..handler_manager import Handler, HandlerManager
 from ..protocol import SUBPROTOCOL
@@ -58,7 +59,8 @@ def check_credentials(headers: Headers, offered: Sequence[str], cookie: str, *, 
         logger.info("connection refused: a cookie without an origin")
         raise Refusal(Reason.ORIGIN)
     if credentials.conflict or credentials.malformed:
-        logger.info("connection refused: %s", "several tokens" if credentials.conflict else "unreadable token")
+        unreadable = f"unreadable token, or longer than {MAX_TOKEN} characters"
+        logger.info("connection refused: %s", "several tokens" if credentials.conflict else unreadable)
         raise Refusal(Reason.INVALID_TOKEN)
     return credentials
 

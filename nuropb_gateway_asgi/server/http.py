@@ -15,8 +15,8 @@ from .process import most_connections
 
 __all__ = ["HEAD_TIMEOUT", "MAX_HEAD", "MAX_HEADERS", "MAX_HEADER_LINE", "HTTPProtocol"]
 
-#: Bytes of one line of a request's head: a token may have 8 KiB.
-MAX_HEADER_LINE: Final = 16384
+#: Bytes of one line of a request's head: a token may have 16 KiB, and 22 KiB in a subprotocol.
+MAX_HEADER_LINE: Final = 24576
 #: Header lines of a request; websockets alone would take 128.
 MAX_HEADERS: Final = 100
 #: Bytes of a request's head.

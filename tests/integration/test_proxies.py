@@ -19,8 +19,8 @@ from tests.servers.proxies import PROXIES, Proxy, ProxyName, run_proxy
 SECRET = "a secret that is long enough to sign with, and no longer"
 ORIGIN = "https://app.example.com"
 TOKEN = issue_token(SECRET, "alice")
-#: 8 KiB, which is what the gateway takes.
-LARGE = issue_token(SECRET, "alice", padding="x" * 6018)
+#: 16 KiB, which is what the gateway takes.
+LARGE = issue_token(SECRET, "alice", padding="x" * 12162)
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ async def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         yield Site(proxy, gateway, url)
 
 
-@pytest.mark.parametrize("token", [TOKEN, LARGE], ids=["small token", "token of 8 KiB"])
+@pytest.mark.parametrize("token", [TOKEN, LARGE], ids=["small token", "token of 16 KiB"])
 async def test_a_token_by_every_channel(site: Site, token: str) -> None:
-    assert len(LARGE) <= 8192 < len(LARGE) + 32
+    assert len(LARGE) <= 16384 < len(LARGE) + 32
     url, tls = site.proxy.url(), site.proxy.tls
     cookie = ("Cookie", f"session={token}")
     async with (

@@ -95,8 +95,8 @@ def test_a_process_is_allowed_the_files_that_its_connections_need(
 
 
 @pytest.mark.parametrize(("more", "status"), [(0, 101), (1, 431)])
-async def test_header_lines_up_to_16_kib(running: RunningGateway, more: int, status: int) -> None:
-    line = ("X", "x" * (16384 - len("X: \r\n") + more))
+async def test_header_lines_up_to_24_kib(running: RunningGateway, more: int, status: int) -> None:
+    line = ("X", "x" * (24576 - len("X: \r\n") + more))
     async with RawClient.open(running.url) as raw:
         assert (await raw.handshake("/ws", BEARER, line)).startswith(f"HTTP/1.1 {status} ")
 

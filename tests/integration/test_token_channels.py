@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 from urllib.parse import quote
 
+import httpx
 import pytest
 
+from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.authentication.tokens import is_token
-from tests.kit.clients import bearer_subprotocol, connect
-from tests.kit.gateways import RunningGateway, make_gateway, run_gateway
+from tests.kit.clients import bearer_subprotocol, connect, refusal
+from tests.kit.gateways import DEADLINE, RunningGateway, make_gateway, run_gateway
+from tests.kit.processes import run_module
 from tests.kit.token_table import HONEST, HOSTILE, Row, clock_of_the_table, verifiers
+from tests.servers.rabbitmq import free_port
 
 ORIGIN: Final = "https://app.example.com"
 COOKIE: Final = "Authorization"
@@ -23,8 +29,8 @@ IN_HANDSHAKES: Final[dict[str, Way]] = {
     "subprotocol": lambda token: {"subprotocols": ["nuropb.v1", bearer_subprotocol(token)]},
     "cookie": lambda token: {"headers": [("Cookie", f"{COOKIE}={quote(token, safe='')}")], "origin": ORIGIN},
 }
-#: For each verifier of the gateways in this file, every seventh hostile token and every other honest one, except tokens
-#: that are too long for a header (see test_handshake.py).
+#: For each verifier of the gateways in this file, every seventh hostile token and every other honest one, except long
+#: ones, which are tested by the end of this file.
 ROWS: Final = [
     row
     for verifier in ("HS", "ES", "SET")
@@ -85,3 +91,74 @@ def test_the_sample_has_tokens_of_every_kind() -> None:
     judged = [row for row in ROWS if is_token(row.token)]
     assert len([row for row in judged if row in HONEST]) >= 10
     assert len([row for row in judged if row in HOSTILE]) >= 25
+
+
+# --- long tokens, at servers as users start them
+
+KEY: Final = "a secret that is long enough to sign with, and no longer"
+SERVE: Final = ("nuropb_gateway_asgi", "serve", "--port", "0")
+UVICORN: Final = (
+    *("uvicorn", "nuropb_gateway_asgi:app", "--port", "0"),
+    *("--http", "nuropb_gateway_asgi.server:HTTPProtocol"),
+    *("--ws", "nuropb_gateway_asgi.server:WebSocketProtocol"),
+)
+
+
+def long_token(size: int) -> str:
+    """Return a token with so many characters, or up to two fewer where base64url has no such length."""
+    padding = "x" * ((size - len(issue_token(KEY, "alice", groups=""))) * 3 // 4)
+    return issue_token(KEY, "alice", groups=padding)
+
+
+LONGEST: Final = long_token(16384)
+#: Longer than any token, and short enough for a line of a head.
+TOO_LONG: Final = long_token(16400)
+
+
+@pytest.fixture(scope="module", params=[SERVE, UVICORN], ids=["serve", "uvicorn"])
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[tuple[int, int]]:
+    """Run a server with all kinds of connections; return its ports for HTTP and TCP."""
+    tcp = free_port()
+    settings = {"JWT_KEY": KEY, "ALLOWED_ORIGINS": ORIGIN, "AUTH_COOKIE": COOKIE, "HTTP": "on"}
+    async with run_module(*request.param, settings=settings | {"TCP": f"127.0.0.1:{tcp}"}) as process:
+        pattern = (
+            r"gateway is at ws://127\.0\.0\.1:(\d+)" if request.param is SERVE else r"running on http://[^:]+:(\d+)"
+        )
+        yield int((await process.line(pattern))[1]), tcp
+        assert "Traceback" not in process.output
+
+
+async def first_frame(port: int, token: str) -> Any:
+    """Authorise by TCP, and return the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+    writer.write(json.dumps({"type": "authorize", "payload": {"token": token}}).encode() + b"\n")
+    frame = json.loads(await asyncio.wait_for(reader.readline(), DEADLINE))
+    writer.close()
+    await writer.wait_closed()
+    return frame
+
+
+async def test_a_token_of_16_kib_is_accepted_and_a_longer_one_refused(server: tuple[int, int]) -> None:
+    port, tcp = server
+    assert 16381 <= len(LONGEST) <= 16384 < len(TOO_LONG)
+    url = f"ws://127.0.0.1:{port}/ws"
+    for token, expected in ((LONGEST, "alice"), (TOO_LONG, ("unauthenticated", 4510))):
+        for name, way in IN_HANDSHAKES.items():
+            assert await _outcome(url, **way(token)) == expected, name
+        async with connect(url, hello=False) as client:
+            await client.send("authorize", token=token)
+            frame = await client.next()
+            assert frame["type"] == ("event" if expected == "alice" else "error")
+        assert (await first_frame(tcp, token))["type"] == ("event" if expected == "alice" else "error")
+        async with httpx.AsyncClient(trust_env=False, timeout=DEADLINE) as http:
+            response = await http.post(
+                f"http://127.0.0.1:{port}/rpc/demo/whoami", json={}, headers={"Authorization": f"Bearer {token}"}
+            )
+            assert response.status_code == (200 if expected == "alice" else 401)
+
+
+async def test_a_token_that_no_head_has_room_for_is_refused_by_a_status(server: tuple[int, int]) -> None:
+    port, _ = server
+    url, huge = f"ws://127.0.0.1:{port}/ws", long_token(25000)
+    for name in ("header", "subprotocol"):
+        assert (await refusal(url, origin=ORIGIN, **IN_HANDSHAKES[name](huge))).status == 431, name

@@ -101,14 +101,14 @@ def handshakes(secret: str) -> dict[str, tuple[bytes, int]]:
         "empty subprotocols": (upgrade(bearer, ("Sec-WebSocket-Protocol", ",,,")), 400),
         "subprotocol with a space": (upgrade(bearer, ("Sec-WebSocket-Protocol", f"nuropb {secret}")), 400),
         "cookie of garbage": (upgrade(("Cookie", f"=; ;;; Authorization=\xff{secret}; x")), 401),
-        "line that is too long": (upgrade(bearer, ("X", secret + "x" * 16384)), 431),
+        "line that is too long": (upgrade(bearer, ("X", secret + "x" * 24576)), 431),
         "line without an end": (whole[:-2] + b"X: " + secret.encode() + b"x" * 70000, 431),
         "too many lines": (upgrade(bearer, *((f"X-{number}", secret) for number in range(101))), 431),
         "head that is too large": (
             upgrade(bearer, *((f"X-{number}", secret + "x" * 8000) for number in range(99))),
             431,
         ),
-        "target that is too long": (whole.replace(b"/ws?", b"/ws?" + b"x" * 16384), 414),
+        "target that is too long": (whole.replace(b"/ws?", b"/ws?" + b"x" * 24576), 414),
         # The handshake itself.
         "no key": (only(host, *UPGRADE, VERSION), 400),
         "short key": (only(host, *UPGRADE, VERSION, ("Sec-WebSocket-Key", "c2hvcnQ=")), 400),

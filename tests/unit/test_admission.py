@@ -7,8 +7,6 @@ import pytest
 
 from nuropb_gateway_asgi.exceptions import ConnectionLimitReached
 from nuropb_gateway_asgi.limits import admission as admission_module
-from nuropb_gateway_asgi.limits.admission import Admission, address_of
-from nuropb_gateway_asgi.limits import admission as _admission
 from nuropb_gateway_asgi.limits.admission import TOO_LONG, Admission, address_of
 from nuropb_gateway_asgi.rates import Rate, parse_limit
 
