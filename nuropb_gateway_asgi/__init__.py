@@ -7,6 +7,9 @@ framework and no library of a broker.
 from __future__ import annotations
 
 import importlib
+import sys
+import types
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from ._version import __version__
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     )
     from .controller import ServiceMeshManagerController
     from .exceptions import AuthenticationUnavailable, CallError, GatewayError, SettingsError
-    from .gateway import Gateway, combine_lifespans, create_app
+    from .gateway import Gateway, combine_lifespans
     from .handler_manager import Handler, HandlerManager
     from .handlers.event_streams import EventStreamHandler
     from .handlers.http_calls import CallHandler
@@ -90,18 +93,60 @@ _MODULES: Final = {
     "TokenAuthenticationBackend": ".authentication",
     "WebSocketHandler": ".handlers.websocket",
     "combine_lifespans": ".gateway",
-    "create_app": ".gateway",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # For ``uvicorn nuropb_gateway_asgi:app``. Made from the environment on first access, so that importing the package
-    # needs no settings.
-    if name == "app":
-        make = globals().get("create_app") or __getattr__("create_app")
-        app = globals()["app"] = make()
-        return app
     if name in _MODULES:
         value = globals()[name] = getattr(importlib.import_module(_MODULES[name], __name__), name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# --- for servers --------------------------------------------------------------------------------------------------
+
+
+def create_app(settings: Settings | None = None, *, announce: bool = True) -> Starlette:
+    """Make the application of ``uvicorn nuropb_gateway_asgi:app``: a gateway from the environment, with its logging.
+
+    ``app.state.gateway`` is the gateway. With ``announce`` its token for development is printed, if it has one.
+    """
+    from .gateway import create_app
+
+    return create_app(settings, announce=announce)
+
+
+class _Package(types.ModuleType):
+    """The package with ``app``: made from the environment on first access, so that imports need no settings."""
+
+    _app: Starlette | None = None
+
+    @property
+    def app(self) -> Starlette:
+        """The application of ``uvicorn nuropb_gateway_asgi:app``. Exits with one line if a setting is invalid."""
+        if self._app is None:
+            from .exceptions import SettingsError
+
+            try:
+                self._app = create_app()
+            except SettingsError as error:
+                # uvicorn and gunicorn have the same exit code for a worker that cannot start, and start no other.
+                print(f"nuropb-gateway: {error}", file=sys.stderr, flush=True)  # noqa: T201
+                raise SystemExit(3) from None
+        return self._app
+
+
+class _Application:
+    """The application for servers that evaluate its name in ``vars(module)``, as hypercorn does."""
+
+    async def __call__(
+        self,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        await sys.modules[__name__].app(scope, receive, send)
+
+
+sys.modules[__name__].__class__ = _Package
+globals()["app"] = _Application()  # found by vars() alone: an access to the attribute finds the property first

@@ -223,7 +223,7 @@ def test_the_public_names_are_these() -> None:
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_name_can_be_imported(name: str) -> None:
     value = getattr(nuropb_gateway_asgi, name)
-    assert name == "__version__" or value.__module__.startswith(f"{PACKAGE}.")
+    assert name == "__version__" or f"{value.__module__}.".startswith(f"{PACKAGE}.")
     assert name == "__version__" or value.__doc__
 
 
@@ -265,7 +265,7 @@ def test_the_app_is_made_when_it_is_first_asked_for_and_only_once(monkeypatch: p
         made.append(object())
         return made[-1]
 
-    monkeypatch.delitem(vars(nuropb_gateway_asgi), "app", raising=False)
+    monkeypatch.delitem(vars(nuropb_gateway_asgi), "_app", raising=False)
     monkeypatch.setattr(nuropb_gateway_asgi, "create_app", make)
     try:
         assert made == []
@@ -273,7 +273,7 @@ def test_the_app_is_made_when_it_is_first_asked_for_and_only_once(monkeypatch: p
         assert nuropb_gateway_asgi.app is made[0]
         assert len(made) == 1
     finally:
-        vars(nuropb_gateway_asgi).pop("app", None)
+        vars(nuropb_gateway_asgi).pop("_app", None)
 
 
 def test_importing_the_client_imports_nothing_of_a_server() -> None:
@@ -293,10 +293,10 @@ def test_importing_the_package_makes_no_app_and_needs_no_settings_and_no_nuropb(
     program = (
         "import sys; sys.modules['nuropb'] = None\n"
         f"import {PACKAGE}\n"
-        f"assert 'app' not in vars({PACKAGE})\n"
+        f"assert '_app' not in vars({PACKAGE})\n"
         "assert 'uvicorn' not in sys.modules\n"
         f"from {PACKAGE} import *\n"
-        f"assert 'app' not in vars({PACKAGE})\n"
+        f"assert '_app' not in vars({PACKAGE})\n"
     )
     environment = {"NUROPB_GATEWAY_PATH": "nonsense", "PYTHONPATH": str(ROOT.parent), "PATH": ""}
     ended = subprocess.run(

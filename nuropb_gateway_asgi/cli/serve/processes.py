@@ -74,6 +74,9 @@ def run(options: Options) -> int:
         )
     if (problem := unprotected()) is not None:
         logger.warning("request heads, fragments and pings have only uvicorn's own limits: %s", problem)
+    # Until uvicorn has its handlers, a signal must not leave a Unix socket or a directory behind. After a graceful
+    # shutdown uvicorn raises the signal again that caused it; that must not look like a failure.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with listening(config, options) as listener:
         url = shown_url(listener, settings.path, tls=config.is_ssl)
         console = console_url(url, settings)
@@ -100,8 +103,6 @@ def _run_here(config: uvicorn.Config, listener: socket.socket, on_ready: workers
             if self.started:
                 on_ready()
 
-    # After a graceful shutdown uvicorn raises the signal again that caused it; that must not look like a failure.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     server = Server(config)
     tune_collector()
     with contextlib.suppress(KeyboardInterrupt):
