@@ -38,7 +38,7 @@ ifeq ($(filter setup,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
 endif
 .SECONDARY:
-.PHONY: help run check test lint format unit integration clean client vendor
+.PHONY: help run check test lint format unit integration oldest clean client vendor
 .PHONY: setup lint-python lint-javascript node programs openid peer pytest pytest-others
 
 help: ## Show this list.
@@ -83,6 +83,15 @@ clean: ## Remove all files that these commands made.
 	rm -rf $(REACT)/node_modules $(REACT)/.built
 	rm -rf $(CONSOLE)/node_modules $(CONSOLE)/.installed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The tests that use most of the dependencies' interfaces.
+OLDEST_TESTS := tests/integration/test_other_packages.py tests/integration/test_rabbitmq_mesh.py \
+    tests/integration/test_serving.py tests/integration/test_serve.py tests/integration/test_transports.py \
+    tests/integration/test_openid.py tests/integration/test_aiormq_changes.py
+
+oldest: .venv-oldest/.dev ## Run the unit tests and some others with the oldest allowed versions of all dependencies.
+	.venv-oldest/bin/python $(UNIT) -p no:cacheprovider
+	.venv-oldest/bin/python $(PYTEST) -p no:cacheprovider $(OLDEST_TESTS)
 
 # Python environments. A change of pyproject.toml makes them again.
 
@@ -138,6 +147,16 @@ $(CONSOLE)/.installed: $(CONSOLE)/package-lock.json
 # The packages of the React example.
 $(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json
 	@command -v npm > /dev/null || exit 0; cd $(REACT) && npm ci --silent --ignore-scripts && touch .built
+
+# The oldest packages that users may have, and the newest tools.
+.venv-oldest/.dev: pyproject.toml
+	@python=$$($(call find,v.minor == 11,$(PYTHONS))); \
+	if [ -z "$$python" ]; then echo "Python 3.11, the oldest allowed version, is missing" >&2; exit 1; fi; \
+	echo "Setting up $(@D) with the oldest allowed versions, which is done once"; \
+	rm -rf $(@D) && "$$python" -m venv $(@D) && "$$python" -m tests.kit.oldest > $(@D)/constraints.txt
+	@$(@D)/bin/python $(INSTALL) --upgrade "pip>=25.1"
+	@$(@D)/bin/python $(INSTALL) --constraint $(@D)/constraints.txt --editable ".[oidc,metrics,uvloop]" --group dev
+	@touch $@
 
 # The packages of the unit tests, without nuropb.
 .venv-3.%/.unit: pyproject.toml

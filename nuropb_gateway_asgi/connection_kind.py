@@ -46,8 +46,9 @@ class ConnectionKind:
         controller: ServiceMeshManagerController | None = None,
     ) -> None:
         self.name = name
+        self._gateway_settings = settings
         if name != WEBSOCKET:
-            settings = dataclasses.replace(settings, instance_id=f"{settings.instance_id[:_STEM]}-{name}")
+            settings = dataclasses.replace(settings, instance_id=self._derived_id())
             mesh = mesh.for_transport(settings.instance_id)
         self.settings = settings
         self.handler_manager = HandlerManager(settings, authenticator, policy, limits)
@@ -63,12 +64,17 @@ class ConnectionKind:
 
         No client is admitted before :meth:`open`.
         """
+        if self.name != WEBSOCKET:
+            self.settings.take_instance_id(self._derived_id())
         async with self.service_mesh_manager, anyio.create_task_group() as tasks:
             tasks.start_soon(self.handler_manager.sweep, name=f"{self.name} connections")
             try:
                 yield
             finally:
                 tasks.cancel_scope.cancel()
+
+    def _derived_id(self) -> str:
+        return f"{self._gateway_settings.instance_id[:_STEM]}-{self.name}"
 
     def open(self) -> None:
         """Admit clients."""

@@ -118,6 +118,7 @@ class ServiceMeshManagerController:
     ) -> None:
         self._service_name = service_name
         self._instance_id = instance_id
+        self._has_own_instance_id = instance_id is not None
         self._event_topic_subscriptions = tuple(event_topic_subscriptions)
         self._service_mesh_manager: MeshOperations | None = None
         self._handler_manager: HandlerManager | None = None
@@ -140,7 +141,8 @@ class ServiceMeshManagerController:
     def _take_names(self, service_name: str, instance_id: str) -> None:
         """Take the names of the settings, unless the constructor was given others."""
         self._service_name = self._service_name or service_name
-        self._instance_id = self._instance_id or instance_id
+        if not self._has_own_instance_id:
+            self._instance_id = instance_id
 
     def _bind(self, service_mesh_manager: MeshOperations, handler_manager: HandlerManager) -> None:
         """Keep both managers, for subclasses. The ServiceMeshManager calls it on construction."""

@@ -16,7 +16,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
     ├── limits, authorization         how much clients may do, and which calls they may make
     ├── wire, static, client          NuroPb's messages; files for pages; the Python client
     ├── authentication                the identity behind a token
-    └── protocol, topics, settings, rates, exceptions, generation_cache, identifiers, loopback, sockets
+    └── protocol, topics, settings, rates, exceptions, generation_cache, identifiers, loopback, sockets, tasks
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ from .observability.logs import configure_logging, filtered_server_logs
 from .observability.metrics import Metrics
 from .settings import Settings
 from .static.assets import read_asset, serve_asset
+from .tasks import in_own_task
 from .wire.interface import Mesh
 
 __all__ = ["Gateway", "combine_lifespans", "configure_logging", "create_app"]
@@ -88,6 +89,7 @@ def combine_lifespans(
 ) -> Callable[[Any], contextlib.AbstractAsyncContextManager[Mapping[str, Any]]]:
     """Combine lifespans into one: entered in this order, left in reverse, with their states merged."""
 
+    @in_own_task
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Mapping[str, Any]]:
         state: dict[str, Any] = {}
@@ -205,6 +207,7 @@ class Gateway:
         app.mount(path, self.app)
         app.router.lifespan_context = combine_lifespans(self.lifespan, app.router.lifespan_context)
 
+    @in_own_task
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
         """Run the gateway for as long as the context lasts.
@@ -213,6 +216,7 @@ class Gateway:
         """
         if self._running:
             raise RuntimeError("this gateway runs already; it needs one lifespan, not two")
+        self.settings.renew_instance_id()
         warn_of_settings(self.settings, self._policy, self._authenticator, self._secret)
         denials = DenialLogFilter()
         server_log = logging.getLogger("uvicorn.error")

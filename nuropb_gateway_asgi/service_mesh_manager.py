@@ -39,6 +39,7 @@ from .routing.receiver import GatewayReceiver
 from .routing.statistics import MeshStatistics
 from .settings import Settings
 from .wire import Description, Mesh
+from .wire.interface import NamedMesh
 
 __all__ = ["MeshStatistics", "ServiceMeshManager", "ServiceMeshManagerController"]
 
@@ -67,6 +68,7 @@ class ServiceMeshManager:
         name: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._settings = settings
         self._handler_manager = handler_manager
         self._mesh = mesh
         self._clock = clock
@@ -81,7 +83,7 @@ class ServiceMeshManager:
         catalogue = Catalogue(policy, self.calls.descriptions)
         self.client_calls = ClientCalls(settings, policy, budgets, self.calls, catalogue, self.statistics, clock)
         self.events = EventRouter(settings, handler_manager, mesh, policy, self.controller, self.statistics, clock)
-        local = LocalUsers(handler_manager, settings.instance_id)
+        self._local = local = LocalUsers(handler_manager, settings.instance_id)
         self.fleet = Fleet(mesh, settings.instance_id, clock, local.answer)
         users = FleetUsers(local, self.fleet, settings.outbox_size)
         self.revoker = Revoker(handler_manager, mesh.record)
@@ -97,6 +99,7 @@ class ServiceMeshManager:
     # --- life -------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> ServiceMeshManager:
+        self._take_instance_id()
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
@@ -109,6 +112,8 @@ class ServiceMeshManager:
             if self.online is not None:
                 tasks.start_soon(self.online.run, name="presence")
             await stack.enter_async_context(self._mesh)
+            if self.online is not None:
+                self.online.take_address()
             self._stack = stack.pop_all()
         self.calls.running = True
         return self
@@ -125,6 +130,14 @@ class ServiceMeshManager:
         self.calls.close()
         if stack is not None:
             await stack.__aexit__(exc_type, exc, traceback)
+
+    def _take_instance_id(self) -> None:
+        """Pass on the instance id, which is another one if this process was forked after the construction."""
+        instance_id = self._settings.instance_id
+        self.controller._take_names(self._settings.service_name, instance_id)  # noqa: SLF001
+        self.fleet.instance_id = self._local.instance_id = instance_id
+        if isinstance(self._mesh, NamedMesh):
+            self._mesh.take_instance_id(instance_id)
 
     @property
     def started(self) -> bool:

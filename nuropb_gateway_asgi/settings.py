@@ -34,6 +34,16 @@ _COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _GIVEN_TWICE: Final = "given twice, as a value and as a file"
 
 
+#: The process in which each random instance id was drawn.
+_drawn_in: dict[str, int] = {}
+
+
+def _draw_instance_id() -> str:
+    instance_id = new_id()
+    _drawn_in[instance_id] = os.getpid()
+    return instance_id
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
     """All settings, with their defaults; times are in seconds, sizes in bytes.
@@ -44,7 +54,7 @@ class Settings:
     mesh_url: str = "embedded://demo"
     mesh_lane: Literal["fast", "plain"] = "fast"
     service_name: str = "nuropb-gateway"
-    instance_id: str = dataclasses.field(default_factory=new_id)
+    instance_id: str = dataclasses.field(default_factory=_draw_instance_id)
     path: str = "/ws"
     http: Literal["on", "off"] | None = None
     tcp: str = ""
@@ -155,6 +165,15 @@ class Settings:
         """The host and port of TCP, or None."""
         match = _ADDRESS.fullmatch(self.tcp)
         return None if match is None else (match[1] or match[2], int(match[3]))
+
+    def renew_instance_id(self) -> None:
+        """Draw a random instance id anew if this process is a fork of the one that drew it. A given id stays."""
+        if _drawn_in.get(self.instance_id, os.getpid()) != os.getpid():
+            self.take_instance_id(_draw_instance_id())
+
+    def take_instance_id(self, instance_id: str) -> None:
+        """Change the instance id, for the gateway before it starts: all of its parts share these settings."""
+        object.__setattr__(self, "instance_id", instance_id)
 
     def __repr__(self) -> str:
         shown = (

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import inspect
 import os
 
+import anyio.pytest_plugin
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -17,6 +19,18 @@ settings.load_profile("tests")
 if lane := os.environ.get("NUROPB_TEST_LANE"):
     (Settings.__init__.__kwdefaults__ or {})["mesh_lane"] = lane
     (RabbitMQMesh.__init__.__kwdefaults__ or {})["lane"] = lane
+
+
+# The oldest allowed anyio, with which `make oldest` runs, lacks `anyio_mode = "auto"`.
+if not hasattr(anyio.pytest_plugin, "pytest_addoption"):
+
+    def pytest_addoption(parser: pytest.Parser) -> None:
+        parser.addini("anyio_mode", "which coroutine functions are tests of anyio's plugin")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pycollect_makeitem(collector: pytest.Collector, name: str, obj: object) -> None:
+        if collector.funcnamefilter(name) and inspect.iscoroutinefunction(obj):  # type: ignore[attr-defined]
+            pytest.mark.anyio(obj)
 
 
 @pytest.fixture(scope="session")

@@ -40,14 +40,14 @@ MAX_REMEMBERED: Final = 4096
 class JWTAuthenticator:
     """An authenticator of JSON web tokens (RFC 7519) in the compact form (RFC 7515), by one key or a `KeySet`.
 
-        ``key`` is a PEM public key or certificate, a secret of at least 32 bytes, or a `KeySet`. ``algorithms`` can only
-        narrow the algorithms that fit the key. The default is HS256, RS256, EdDSA or the one of the key's curve; a
-        `KeySet` has its own. A token must have the ``issuer`` and the ``audience``, if they are given; a `KeySet` that
-            knows its issuer sets the issuer. A token must have ``sub``, ``exp`` and ``user_claim``. ``leeway`` is the tolerated
-        difference of clocks, in seconds.
-    
-        An authenticator with a `KeySet` has to be entered; the gateway's lifespan does so. Raises SettingsError for an
-        unusable value; the message never contains the key.
+    ``key`` is a PEM public key or certificate, a secret of at least 32 bytes, or a `KeySet`. ``algorithms`` can only
+    narrow the algorithms that fit the key. The default is HS256, RS256, EdDSA or the one of the key's curve; a
+    `KeySet` has its own. A token must have the ``issuer`` and the ``audience``, if they are given; a `KeySet` that
+    knows its issuer sets the issuer. A token must have ``sub``, ``exp`` and ``user_claim``. ``leeway`` is the tolerated
+    difference of clocks, in seconds.
+
+    An authenticator with a `KeySet` has to be entered; the gateway's lifespan does so. Raises SettingsError for an
+    unusable value; the message never contains the key.
     """
 
     def __init__(

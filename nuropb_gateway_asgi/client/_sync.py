@@ -7,6 +7,7 @@ wait and cancels the work.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
@@ -28,7 +29,8 @@ def connect_sync(
 ) -> SyncClient:
     """Connect like :func:`connect`, without asyncio, and return the client.
 
-    Close the client, or use it as a context manager. Arguments and exceptions are those of :func:`connect`.
+    Close the client, or use it as a context manager. Arguments and exceptions are those of :func:`connect`. A client
+    belongs to the process that connected it: in a fork of that process its methods raise RuntimeError.
     """
     background = _Background()
 
@@ -143,7 +145,7 @@ class SyncClient:
         return SyncSubscription(self._background.run(subscribe()), self._background)
 
     def close(self) -> None:
-        """Close the connection for good. Repeated calls have no effect."""
+        """Close the connection for good. Repeated calls have no effect, and neither have calls in a forked process."""
         if self._background.is_running:
             self._background.run(self._client.close())
             self._background.stop()
@@ -183,7 +185,7 @@ class SyncSubscription:
         return self._background.run(receive())
 
     def unsubscribe(self) -> None:
-        """End the subscription."""
+        """End the subscription. In a forked process, the subscription of its parent stays."""
 
         async def unsubscribe() -> None:
             self._subscription.unsubscribe()
@@ -196,17 +198,23 @@ class _Background:
     """An event loop in a daemon thread, which does not keep the process alive."""
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="nuropb gateway client", daemon=True)
         self._thread.start()
 
     @property
     def is_running(self) -> bool:
-        """Whether the loop still runs: :meth:`stop` was not called."""
-        return not self._loop.is_closed()
+        """Whether the loop runs: :meth:`stop` was not called, and this process is no fork, which lacks the thread."""
+        return not self._loop.is_closed() and os.getpid() == self._process
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run ``coroutine`` on the loop and wait for its result. An interrupted wait cancels it."""
+        if os.getpid() != self._process:
+            coroutine.close()
+            raise RuntimeError(
+                f"the client was connected by process {self._process}, and this is a fork of it; connect after the fork"
+            )
         if threading.current_thread() is self._thread or not self.is_running:
             coroutine.close()
             raise RuntimeError(

@@ -63,7 +63,7 @@ class LocalUsers:
 
     def __init__(self, handler_manager: HandlerManager, instance_id: str) -> None:
         self._handlers = handler_manager
-        self._instance_id = instance_id
+        self.instance_id = instance_id
 
     def answer(self, question: Raw) -> bytes:
         """Do what ``question`` (JSON) asks, and return the answer (JSON).
@@ -84,7 +84,7 @@ class LocalUsers:
         if isinstance(asked, ListSessions):
             return _encode([self._session(handler) for handler in self._handlers.get_user_handlers([asked.user_id])])
         if isinstance(asked, Count):
-            return _encode({self._instance_id: len(self._handlers)})
+            return _encode({self.instance_id: len(self._handlers)})
         return _encode([user_id for user_id in asked.user_ids if self._handlers.get_user_handlers([user_id])])
 
     def _recipients(self, question: Recipients) -> list[Handler]:
@@ -109,7 +109,7 @@ class LocalUsers:
             session_id=handler.session_id,
             user_id=identity.user_id,
             username=identity.username,
-            instance_id=self._instance_id,
+            instance_id=self.instance_id,
             connected_at=int(handler.connected_at),
             expires_at=expiry(identity),
         )

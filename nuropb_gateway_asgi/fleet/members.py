@@ -125,7 +125,7 @@ class Fleet:
 
     def __init__(self, mesh: Mesh, instance_id: str, clock: Callable[[], float], answer: Answerer) -> None:
         self._mesh = mesh
-        self._instance_id = instance_id
+        self.instance_id = instance_id
         self._clock = clock
         self._answer = answer
         self._members: dict[str, Member] = {}
@@ -178,7 +178,7 @@ class Fleet:
         self._send(Leaving(self._mesh.address))
 
     def _say(self, *, new: bool) -> None:
-        self._send(Alive(self._mesh.address, self._instance_id, new))
+        self._send(Alive(self._mesh.address, self.instance_id, new))
 
     def _send(self, message: Message) -> None:
         try:
@@ -256,7 +256,7 @@ class Fleet:
         self._members[message.sender] = Member(message.instance_id, self._clock())
         if message.new:
             try:
-                self._mesh.tell(message.sender, _encode(Alive(self._mesh.address, self._instance_id)))
+                self._mesh.tell(message.sender, _encode(Alive(self._mesh.address, self.instance_id)))
             except MeshUnavailable:
                 logger.debug("no mesh: process %s was not greeted", message.instance_id)
         if (known is None or message.new) and self._observer is not None:

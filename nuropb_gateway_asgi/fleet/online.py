@@ -48,6 +48,12 @@ class OnlineWatch:
         self._changed: dict[str, bool] = {}
         fleet.bind_observer(self)
 
+    def take_address(self) -> None:
+        """Begin anew under the address that the mesh has drawn at its start."""
+        self._address = self._mesh.address
+        self.presence = Presence(self._address)
+        self._changed.clear()
+
     def look_at(self, user_id: str) -> None:
         """Note whether the user is connected to this process, after a connection came or went."""
         is_here = bool(self._handlers.get_user_handlers([user_id]))

@@ -16,7 +16,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Final
 
 import anyio
-from anyio.abc import TaskGroup
 
 from ..authentication import Identity
 from ..authorization.rules import Delivery
@@ -36,6 +35,7 @@ from ..protocol import (
     encode_json,
 )
 from ..settings import Settings
+from ..tasks import TaskOwner
 from .direct import FRAMES_PER_TURN
 from .handshake import register
 from .outbox import Outbox
@@ -72,7 +72,7 @@ class Connection(ABC):
         #: The address whose limits the connection counts for, see :func:`~..limits.admission.address_of`.
         self._address = address
         self._outbox = Outbox(settings.outbox_size)
-        self._tasks: TaskGroup | None = None
+        self._tasks: TaskOwner | None = None
         #: The code and reason to close with, once that is decided.
         self._close: tuple[int, str] | None = None
         self._clock = time.monotonic
@@ -151,11 +151,10 @@ class Connection(ABC):
     async def run(self) -> None:
         """Read and write until the client or the gateway closes the connection."""
         try:
-            async with anyio.create_task_group() as tasks:
+            async with TaskOwner() as tasks:
                 self._tasks = tasks
                 tasks.start_soon(self._read, name="reader")
                 await self._write()
-                tasks.cancel_scope.cancel()
         finally:
             self._tasks = None
             self._manager.unregister(self)
@@ -208,7 +207,7 @@ class Connection(ABC):
     def stop(self) -> None:
         """Stop reading and writing at once. Frames in the outbox are lost."""
         if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+            self._tasks.cancel()
 
     # --- Handler ----------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from ..handler_manager import HandlerManager
 from ..limits.admission import address_of
 from ..protocol import SUBPROTOCOL, CloseCode
 from ..settings import Settings
+from ..tasks import TaskOwner
 from .connection import ClientLeft, Connection
 from .direct import EXTENSION, DirectWebSocket
 from .handshake import admitted, check_credentials, check_origin, check_subprotocol, register
@@ -129,14 +130,13 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             await super().run()
             return
         try:
-            async with anyio.create_task_group() as tasks:
+            async with TaskOwner() as tasks:
                 self._tasks = tasks
                 self._direct = direct
                 direct.attach(self.on_message, self._flush)
                 self._flush()
                 while await self._is_connected():
                     pass
-                tasks.cancel_scope.cancel()
         finally:
             self._tasks = None
             self._manager.unregister(self)

@@ -17,11 +17,9 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
-import anyio
-from anyio.abc import TaskGroup
-
 from ..exceptions import MeshUnavailable
 from ..identifiers import new_id
+from ..tasks import TaskOwner
 from ..topics import TopicTree
 from ..wire.codec import InvalidMessage, NotJson, decode_event, decode_reply, encode_event
 from ..wire.interface import CallMessage, MeshReceiver
@@ -50,7 +48,7 @@ class EmbeddedMesh:
         self._service_name = service_name
         self._receiver: MeshReceiver | None = None
         self._subscriptions: TopicTree[str] = TopicTree()
-        self._tasks: TaskGroup | None = None
+        self._tasks: TaskOwner | None = None
         self._stack = contextlib.AsyncExitStack()
         self._address = new_id()
         #: The running meshes of all transports, by their addresses.
@@ -76,7 +74,7 @@ class EmbeddedMesh:
         return _TransportMesh(self._services, self._running, self._service_name)
 
     async def __aenter__(self) -> EmbeddedMesh:
-        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._tasks = await self._stack.enter_async_context(TaskOwner())
         self._running[self._address] = _Running(self._told, self._subscriptions)
         self._run_services(self._tasks)
         self._told.on_connection_change(connected=True)
@@ -88,14 +86,12 @@ class EmbeddedMesh:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        tasks, self._tasks = self._tasks, None
+        self._tasks = None
         self._running.pop(self._address, None)
         self._told.on_connection_change(connected=False)
-        if tasks is not None:
-            tasks.cancel_scope.cancel()
         await self._stack.aclose()
 
-    def _run_services(self, tasks: TaskGroup) -> None:
+    def _run_services(self, tasks: TaskOwner) -> None:
         for name, service in self._services.items():
             if isinstance(service, Runnable):
                 tasks.start_soon(service._run_, self._publish_any, name=f"embedded {name}")
@@ -179,7 +175,7 @@ class EmbeddedMesh:
             raise RuntimeError("bind() was not called")
         return self._receiver
 
-    def _group(self) -> TaskGroup:
+    def _group(self) -> TaskOwner:
         if self._tasks is None:
             raise MeshUnavailable("the embedded mesh is not running")
         return self._tasks
@@ -227,5 +223,5 @@ class _TransportMesh(EmbeddedMesh):
         """Set the receiver of messages."""
         self._receiver = receiver
 
-    def _run_services(self, tasks: TaskGroup) -> None:
+    def _run_services(self, tasks: TaskOwner) -> None:
         """Do nothing: the first mesh runs them."""

@@ -21,6 +21,7 @@ from ..handler_manager import HandlerManager
 from ..identifiers import new_id
 from ..service_mesh_manager import ServiceMeshManager
 from ..settings import Settings
+from ..tasks import in_own_task
 from ..topics import check_topic
 from ..wire.services import PublishEvent, Runnable, to_json, with_context
 from .rabbitmq import RabbitMQMesh
@@ -62,6 +63,7 @@ async def serve(
             await stop.wait()
 
 
+@in_own_task
 @contextlib.asynccontextmanager
 async def hosting(
     service: object,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from msgspec import Raw, Struct
 
-__all__ = ["CallMessage", "EventMessage", "Mesh", "MeshReceiver", "Reply"]
+__all__ = ["CallMessage", "EventMessage", "Mesh", "MeshReceiver", "NamedMesh", "Reply"]
 
 
 class CallMessage(Struct, gc=False):
@@ -167,3 +167,11 @@ class Mesh(Protocol):
 
     def unsubscribe(self, topic: str) -> None:
         """Receive events of this topic pattern no longer."""
+
+
+@runtime_checkable
+class NamedMesh(Protocol):
+    """A mesh that shows the instance id of its process, for example as the name of a connection."""
+
+    def take_instance_id(self, instance_id: str) -> None:
+        """Take the instance id before the start: it is another one in a process that was forked meanwhile."""

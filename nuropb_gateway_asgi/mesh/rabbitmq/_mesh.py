@@ -85,9 +85,7 @@ class RabbitMQMesh:
         self._is_gateway = role in ("gateway", "transport")
         self._service_name = service_name
         self._instance_id = instance_id or new_id()
-        unique = new_id()
-        self.reply_queue = f"nuropb-{service_name}-{unique}-rq"
-        self.event_queue = f"nuropb-{service_name}-{unique}-eq"
+        self.reply_queue, self.event_queue, peer_queue = self._draw_queue_names()
         self.service_queue = f"nuropb-{service_name}-sq"
         self.statistics = RabbitMQStatistics()
 
@@ -115,7 +113,7 @@ class RabbitMQMesh:
         self._events = EventQueue(self.event_queue, self.statistics, self.subscriptions)
         self.peers = Peers(
             service_name,
-            unique,
+            peer_queue,
             self._on_peer_message,
             self._on_record,
             expires=QUEUE_EXPIRES,
@@ -175,8 +173,23 @@ class RabbitMQMesh:
             self._url, service_name=self._service_name, instance_id=instance_id, lane=self.lane, role="transport"
         )
 
+    def _draw_queue_names(self) -> tuple[str, str, str]:
+        stem = f"nuropb-{self._service_name}-{new_id()}"
+        return f"{stem}-rq", f"{stem}-eq", f"{stem}-fq"
+
+    def _name_queues(self) -> None:
+        """Give the queues of this process new names: processes that were forked since share the former ones."""
+        self.reply_queue, self.event_queue, self.peers.queue = self._draw_queue_names()
+        self._replies.name = self.self_check.queue = self.reply_queue
+        self._events.name = self.event_queue
+
+    def take_instance_id(self, instance_id: str) -> None:
+        """Change the instance id, by which the broker's management pages name the connections."""
+        self._instance_id = instance_id
+
     async def __aenter__(self) -> RabbitMQMesh:
         _aiormq.warn_of_missing_names()
+        self._name_queues()
         self.subscriptions.open()
         self._stopping = False
         await self._stack.enter_async_context(self.service_host)

@@ -57,14 +57,14 @@ class Peers:
     def __init__(
         self,
         service_name: str,
-        unique: str,
+        queue: str,
         on_message: Callable[[bytes], None],
         on_record: Callable[[bytes], None],
         *,
         expires: int,
     ) -> None:
         self.exchange = f"nuropb-{service_name}-fx"
-        self.queue = f"nuropb-{service_name}-{unique}-fq"
+        self.queue = queue
         self.stream = f"nuropb-{service_name}-records"
         #: Whether there is an exchange to send to, and a stream to write to: the user may be allowed neither.
         self.can_talk = False

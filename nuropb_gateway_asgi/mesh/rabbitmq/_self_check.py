@@ -49,7 +49,7 @@ class SelfCheck:
         self.proven = False
         #: Seconds that the latest messages took. Their reader takes them away.
         self.round_trips: deque[float] = deque(maxlen=100)
-        self._queue = queue
+        self.queue = queue
         self._links = links
         self._get_publisher = publisher
         self._is_blocked = blocked
@@ -74,7 +74,7 @@ class SelfCheck:
         frames = encode_publish(
             channel=publisher.plain_channel,
             exchange="",
-            routing_key=self._queue,
+            routing_key=self.queue,
             kind="response",
             correlation_id=self.message_id,
             trace_id=None,

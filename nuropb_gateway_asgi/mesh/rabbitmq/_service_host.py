@@ -10,14 +10,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-import anyio
 import msgspec
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import AMQPException, ChannelInvalidStateError
-from anyio.abc import TaskGroup
 
 from ...exceptions import MeshUnavailable
 from ...generation_cache import GenerationCache
+from ...tasks import TaskOwner
 from ...wire import codec
 from ...wire.encryption import UndecryptableMessage, decrypt_call, encrypt
 from ...wire.services import Outcome, call_service, deliver_event
@@ -80,7 +79,7 @@ class ServiceHost:
         self._channel: AbstractChannel | None = None
         #: The tag by which the broker knows the consumer of the queue.
         self.consumer_tag = ""
-        self._tasks: TaskGroup | None = None
+        self._tasks: TaskOwner | None = None
         self._stack = contextlib.AsyncExitStack()
         self._idle = asyncio.Event()
         self._count = 0
@@ -89,8 +88,7 @@ class ServiceHost:
         self._handled: GenerationCache[str, Send | None] = GenerationCache(REMEMBERED)
 
     async def __aenter__(self) -> ServiceHost:
-        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
-        self._stack.callback(self._tasks.cancel_scope.cancel)
+        self._tasks = await self._stack.enter_async_context(TaskOwner())
         self._idle = asyncio.Event()
         self._idle.set()
         return self
