@@ -75,6 +75,7 @@ def make_authenticator(settings: Settings) -> tuple[Authenticator, str | None]:
         leeway=settings.jwt_leeway,
         user_claim=settings.jwt_user_claim,
         username_claim=settings.jwt_username_claim,
+        client_id=settings.jwt_client_id or None,
     )
     return authenticator, secret
 
@@ -148,6 +149,10 @@ def warn_of_settings(settings: Settings, policy: Policy, authenticator: Authenti
             "for example to 'orders.*,users.me', or name a file of rules in NUROPB_GATEWAY_POLICY"
         )
     if isinstance(authenticator, JWTAuthenticator) and secret is None:
-        for name in ("JWT_ISSUER", "JWT_AUDIENCE"):
-            if not getattr(settings, name.lower()) and not (name == "JWT_ISSUER" and settings.jwt_oidc_issuer):
+        checks = {
+            "JWT_ISSUER": settings.jwt_issuer or settings.jwt_oidc_issuer,
+            "JWT_AUDIENCE": settings.jwt_audience or settings.jwt_client_id,
+        }
+        for name, value in checks.items():
+            if not value:
                 logger.warning("NUROPB_GATEWAY_%s is not set: tokens are not checked for it", name)

@@ -58,7 +58,8 @@ class Settings:
     jwt_jwks_url: str = ""
     jwt_oidc_issuer: str = ""
     jwt_issuer: str = ""
-    jwt_audience: str = ""
+    jwt_audience: Sequence[str] = ()
+    jwt_client_id: Sequence[str] = ()
     jwt_leeway: float = 10.0
     jwt_user_claim: str = "sub"
     jwt_username_claim: str = "preferred_username"

@@ -16,9 +16,9 @@ from nuropb_gateway_asgi import AuthenticationUnavailable, Gateway, JWTAuthentic
 from nuropb_gateway_asgi.authentication import key_sets
 from nuropb_gateway_asgi.authentication.fetching import MAX_SIZE, Fetcher
 from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
-from tests.kit.clients import refusal
+from tests.kit.clients import connect, refusal
 from tests.kit.gateways import DEADLINE, eventually, run_gateway
-from tests.kit.tokens import RSA_KEY, RSA_OTHER, as_json, claims, jwk, make
+from tests.kit.tokens import NOW, RSA_KEY, RSA_OTHER, as_json, claims, jwk, key_set, make
 from tests.servers.rabbitmq import free_port
 from tests.servers.web import Answer, WebServer, page
 
@@ -243,3 +243,29 @@ async def test_a_large_key_set_with_a_faulty_key_serves_the_others() -> None:
         assert identity is not None
         assert authenticator.key_set is not None
         assert authenticator.key_set.size == 499
+
+
+async def test_access_tokens_of_amazon_cognito() -> None:
+    issuer = "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_Abc"
+    shape = {"iss": issuer, "exp": NOW, "iat": 1, "sub": "7c0e"}
+    access = shape | {"client_id": "spa", "token_use": "access", "scope": "openid", "username": "alice"}
+    async with WebServer.run(page(key_set(jwk(RSA_KEY, "k", alg="RS256", use="sig")))) as server:
+        gateway = Gateway(
+            Settings(
+                jwt_jwks_url=server.url("/keys"),
+                jwt_issuer=issuer,
+                jwt_client_id="other,spa",
+                jwt_user_claim="username",
+                allowed_origins=[],
+            )
+        )
+        async with run_gateway(gateway) as running:
+            for form in (access, {name: value for name, value in access.items() if name != "sub"}):
+                async with connect(running.url, make(form, alg="RS256", key=RSA_KEY, kid="k")) as client:
+                    assert client.hello["user_id"] == "alice"
+            for strange in (
+                access | {"client_id": "evil"},
+                shape | {"aud": "spa", "token_use": "id", "username": "alice"},
+                {name: value for name, value in access.items() if name != "username"},
+            ):
+                assert (await refusal(running.url, make(strange, alg="RS256", key=RSA_KEY, kid="k"))).status == 401
