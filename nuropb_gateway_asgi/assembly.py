@@ -56,9 +56,9 @@ def make_authenticator(settings: Settings) -> tuple[Authenticator, str | None]:
     key: str | KeySet = settings.jwt_key
     secret: str | None = None
     if settings.jwt_jwks_url:
-        key = KeySet(settings.jwt_jwks_url, algorithms=algorithms)
+        key = KeySet(settings.jwt_jwks_url, algorithms=algorithms, allow_http=settings.jwt_allow_http == "on")
     elif settings.jwt_oidc_issuer:
-        key = KeySet(issuer=settings.jwt_oidc_issuer, algorithms=algorithms)
+        key = KeySet(issuer=settings.jwt_oidc_issuer, algorithms=algorithms, allow_http=settings.jwt_allow_http == "on")
     elif not key:
         if not settings.embedded:
             raise SettingsError(
@@ -142,6 +142,11 @@ def warn_of_settings(settings: Settings, policy: Policy, authenticator: Authenti
         logger.warning(
             "NUROPB_GATEWAY_TCP is open to the network without TLS, so tokens can be read on the way; set "
             "NUROPB_GATEWAY_TCP_CERTIFICATE, unless a proxy in front of it has TLS"
+        )
+    if settings.jwt_allow_http == "on":
+        logger.warning(
+            "NUROPB_GATEWAY_JWT_ALLOW_HTTP is on: every machine between the gateway and the provider of its keys can "
+            "change the keys, and sign in as any user; use https where the network is not your own"
         )
     if not policy.exposes_anything:
         logger.warning(

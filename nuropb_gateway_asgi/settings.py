@@ -57,6 +57,8 @@ class Settings:
     jwt_algorithms: Sequence[str] = ()
     jwt_jwks_url: str = ""
     jwt_oidc_issuer: str = ""
+    #: Whether keys may come by plain http from other machines.
+    jwt_allow_http: Literal["off", "on"] = "off"
     jwt_issuer: str = ""
     jwt_audience: Sequence[str] = ()
     jwt_client_id: Sequence[str] = ()

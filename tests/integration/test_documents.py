@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from nuropb_gateway_asgi import AuthenticationUnavailable, Gateway, JWTAuthenticator, KeySet, Settings
+from nuropb_gateway_asgi import AuthenticationUnavailable, Gateway, JWTAuthenticator, KeySet, Settings, SettingsError
 from nuropb_gateway_asgi.authentication import key_sets
 from nuropb_gateway_asgi.authentication.fetching import MAX_SIZE, Fetcher
 from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
@@ -269,3 +269,15 @@ async def test_access_tokens_of_amazon_cognito() -> None:
                 {name: value for name, value in access.items() if name != "username"},
             ):
                 assert (await refusal(running.url, make(strange, alg="RS256", key=RSA_KEY, kid="k"))).status == 401
+
+
+async def test_keys_by_http_inside_a_cluster_have_to_be_allowed(caplog: pytest.LogCaptureFixture) -> None:
+    async with WebServer.run(page(key_set(jwk(RSA_KEY, "k")))) as server:
+        url = server.url("/keys", host="127.1")  # a name that is not known to be this machine's
+        with pytest.raises(SettingsError, match="NUROPB_GATEWAY_JWT_ALLOW_HTTP=on"):
+            Gateway(Settings(jwt_jwks_url=url))
+        token = make(claims(iat=1), alg="RS256", key=RSA_KEY, kid="k")
+        gateway = Gateway(Settings(jwt_jwks_url=url, jwt_allow_http="on"))
+        async with run_gateway(gateway) as running, connect(running.url, token) as client:
+            assert client.hello["user_id"] == "alice"
+    assert "NUROPB_GATEWAY_JWT_ALLOW_HTTP is on: every machine" in caplog.text

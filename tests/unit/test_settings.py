@@ -51,6 +51,7 @@ FIELDS = [
     ("JWT_ALGORITHMS", "RS256, RS384", (), ("RS256", "RS384")),
     ("JWT_JWKS_URL", "https://id.example/keys", "", None),
     ("JWT_OIDC_ISSUER", "https://id.example", "", None),
+    ("JWT_ALLOW_HTTP", "ON", "off", "on"),
     ("JWT_ISSUER", "https://id.example", "", None),
     ("JWT_AUDIENCE", "web, urn:other", (), ("web", "urn:other")),
     ("JWT_CLIENT_ID", "spa,app", (), ("spa", "app")),
