@@ -56,9 +56,9 @@ def make_authenticator(settings: Settings) -> tuple[Authenticator, str | None]:
     key: str | KeySet = settings.jwt_key
     secret: str | None = None
     if settings.jwt_jwks_url:
-        key = KeySet(settings.jwt_jwks_url, algorithms=algorithms)
+        key = KeySet(settings.jwt_jwks_url, algorithms=algorithms, allow_http=settings.jwt_allow_http == "on")
     elif settings.jwt_oidc_issuer:
-        key = KeySet(issuer=settings.jwt_oidc_issuer, algorithms=algorithms)
+        key = KeySet(issuer=settings.jwt_oidc_issuer, algorithms=algorithms, allow_http=settings.jwt_allow_http == "on")
     elif not key:
         if not settings.embedded:
             raise SettingsError(
@@ -75,6 +75,7 @@ def make_authenticator(settings: Settings) -> tuple[Authenticator, str | None]:
         leeway=settings.jwt_leeway,
         user_claim=settings.jwt_user_claim,
         username_claim=settings.jwt_username_claim,
+        client_id=settings.jwt_client_id or None,
     )
     return authenticator, secret
 
@@ -142,12 +143,21 @@ def warn_of_settings(settings: Settings, policy: Policy, authenticator: Authenti
             "NUROPB_GATEWAY_TCP is open to the network without TLS, so tokens can be read on the way; set "
             "NUROPB_GATEWAY_TCP_CERTIFICATE, unless a proxy in front of it has TLS"
         )
+    if settings.jwt_allow_http == "on":
+        logger.warning(
+            "NUROPB_GATEWAY_JWT_ALLOW_HTTP is on: every machine between the gateway and the provider of its keys can "
+            "change the keys, and sign in as any user; use https where the network is not your own"
+        )
     if not policy.exposes_anything:
         logger.warning(
             "nothing is exposed: clients can connect, but cannot call any service; set NUROPB_GATEWAY_EXPOSE, "
             "for example to 'orders.*,users.me', or name a file of rules in NUROPB_GATEWAY_POLICY"
         )
     if isinstance(authenticator, JWTAuthenticator) and secret is None:
-        for name in ("JWT_ISSUER", "JWT_AUDIENCE"):
-            if not getattr(settings, name.lower()) and not (name == "JWT_ISSUER" and settings.jwt_oidc_issuer):
+        checks = {
+            "JWT_ISSUER": settings.jwt_issuer or settings.jwt_oidc_issuer,
+            "JWT_AUDIENCE": settings.jwt_audience or settings.jwt_client_id,
+        }
+        for name, value in checks.items():
+            if not value:
                 logger.warning("NUROPB_GATEWAY_%s is not set: tokens are not checked for it", name)

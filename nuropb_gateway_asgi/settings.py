@@ -68,8 +68,11 @@ class Settings:
     jwt_algorithms: Sequence[str] = ()
     jwt_jwks_url: str = ""
     jwt_oidc_issuer: str = ""
+    #: Whether keys may come by plain http from other machines.
+    jwt_allow_http: Literal["off", "on"] = "off"
     jwt_issuer: str = ""
-    jwt_audience: str = ""
+    jwt_audience: Sequence[str] = ()
+    jwt_client_id: Sequence[str] = ()
     jwt_leeway: float = 10.0
     jwt_user_claim: str = "sub"
     jwt_username_claim: str = "preferred_username"

@@ -35,16 +35,20 @@ class Document(msgspec.Struct, frozen=True):
     max_age: float | None
 
 
-def check_url(url: str) -> None:
+def check_url(url: str, *, allow_http: bool = False) -> None:
     """Raise Unacceptable for a URL that keys must not come from.
 
-    Changed keys would let an attacker sign in as any user, so plain http is for this machine only.
+    Changed keys would let an attacker sign in as any user, so plain http is for this machine only, unless
+    ``allow_http``.
     """
     match = URL_PATTERN.fullmatch(url) if len(url) <= 2000 else None
     if match is None or not _is_host(match[2]) or int(match[3] or 0) > 65535:
         raise Unacceptable("not an accepted URL; expected https://host[:port]/path, without user and fragment")
-    if match[1].lower() == "http" and not is_loopback_host(match[2]):
-        raise Unacceptable("http is accepted only for this machine; use https")
+    if not (allow_http or is_secure(url) or is_loopback_host(match[2])):
+        raise Unacceptable(
+            "http is accepted only for this machine; use https, or set NUROPB_GATEWAY_JWT_ALLOW_HTTP=on if the whole "
+            "network up to the provider is yours"
+        )
 
 
 def is_secure(url: str) -> bool:
@@ -81,7 +85,7 @@ class Fetcher:
         the connection.
         """
         httpx = self._httpx
-        # Of https, a proxy of the environment sees only the destination; a connection to this machine needs no proxy.
+        # Of https, a proxy of the environment sees only the destination; http stays within the own network.
         client = httpx.AsyncClient(verify=self._tls, trust_env=is_secure(url), follow_redirects=False, timeout=None)
         headers = {
             "Accept": "application/json",

@@ -42,9 +42,10 @@ class JWTAuthenticator:
 
     ``key`` is a PEM public key or certificate, a secret of at least 32 bytes, or a `KeySet`. ``algorithms`` can only
     narrow the algorithms that fit the key. The default is HS256, RS256, EdDSA or the one of the key's curve; a
-    `KeySet` has its own. A token must have the ``issuer`` and the ``audience``, if they are given; a `KeySet` that
-    knows its issuer sets the issuer. A token must have ``sub``, ``exp`` and ``user_claim``. ``leeway`` is the tolerated
-    difference of clocks, in seconds.
+    `KeySet` has its own. A token must have the ``issuer`` and one of the ``audience``, if they are given; a `KeySet`
+    that knows its issuer sets the issuer. With ``client_id``, tokens without ``aud`` are accepted if their
+    ``client_id`` and ``azp`` are among these; without ``audience`` this is required of all tokens. A token must have
+    ``exp`` and ``user_claim``. ``leeway`` is the tolerated difference of clocks, in seconds.
 
     An authenticator with a `KeySet` has to be entered; the gateway's lifespan does so. Raises SettingsError for an
     unusable value; the message never contains the key.
@@ -55,15 +56,15 @@ class JWTAuthenticator:
         key: str | bytes | KeySet,
         algorithms: Sequence[str] | None = None,
         issuer: str | None = None,
-        audience: str | None = None,
+        audience: str | Sequence[str] | None = None,
         leeway: float = 10,
         user_claim: str = "sub",
         username_claim: str = "preferred_username",
+        client_id: str | Sequence[str] | None = None,
     ) -> None:
         # An empty variable in a deployment must not silently switch a check off.
         for name, value in {
             "JWT_ISSUER": issuer,
-            "JWT_AUDIENCE": audience,
             "JWT_USER_CLAIM": user_claim,
             "JWT_USERNAME_CLAIM": username_claim,
         }.items():
@@ -83,7 +84,8 @@ class JWTAuthenticator:
         else:
             self._fixed = KeyRing([read_key(key, algorithms)])
         self._issuer = issuer
-        self._audience = audience
+        self._audiences = _names("JWT_AUDIENCE", audience)
+        self._client_ids = _names("JWT_CLIENT_ID", client_id)
         self._leeway = leeway
         self._user_claim = user_claim
         self._username_claim = username_claim
@@ -189,7 +191,8 @@ class JWTAuthenticator:
             raise Unacceptable("iss is not the configured issuer")
         self._check_audience(claims)
         user_id = claims.get(self._user_claim)
-        if not (is_name(claims.get("sub")) and is_name(user_id)):
+        # Without sub a token is accepted only by another claim; a strange sub is a sign of a strange token.
+        if not (is_name(claims.get("sub", user_id)) and is_name(user_id)):
             raise Unacceptable("sub or the user claim is not a printable string of 1 to 256 characters")
         username = claims.get(self._username_claim)
         return Identity(
@@ -207,5 +210,21 @@ class JWTAuthenticator:
             audiences = [audiences]
         if not (isinstance(audiences, list) and all(isinstance(audience, str) for audience in audiences)):
             raise Unacceptable("aud is not a string or a list of strings")
-        if self._audience is not None and self._audience not in audiences:
-            raise Unacceptable("aud does not contain the configured audience")
+        if self._audiences and ("aud" in claims or not self._client_ids):
+            if self._audiences.isdisjoint(audiences):
+                raise Unacceptable("aud does not contain the configured audience")
+        elif self._client_ids:
+            self._check_client(claims)
+
+    def _check_client(self, claims: dict[str, Any]) -> None:
+        # RFC 9068, 2.2 for client_id, OpenID Connect Core 1.0, 2 for azp. Two that differ are a strange token.
+        named = [claims[name] for name in ("client_id", "azp") if name in claims]
+        if not named or not all(isinstance(name, str) and name in self._client_ids for name in named):
+            raise Unacceptable("client_id or azp is not a configured client")
+
+
+def _names(setting: str, value: str | Sequence[str] | None) -> frozenset[str]:
+    names = [] if value is None else [value] if isinstance(value, str) else list(value)
+    if "" in names or (value is not None and not names):
+        raise SettingsError(f"{setting}: empty; give a value, or do not set it")
+    return frozenset(names)

@@ -16,7 +16,7 @@ import anyio.to_thread
 from ..exceptions import AuthenticationUnavailable, NotStartedError, SettingsError
 from .fetching import Document, Fetcher, check_url, is_secure
 from .freshness import Freshness
-from .keys import PUBLIC_ALGORITHMS, IgnoredKey, KeyRing, check_algorithms, read_key_set
+from .keys import PUBLIC_ALGORITHMS, IgnoredKey, KeyRing, check_algorithms, read_key_set, reasons
 from .strict_json import Unacceptable, parse_object
 
 __all__ = ["KeySet"]
@@ -29,8 +29,6 @@ FETCH_TIMEOUT: Final = 5.0
 
 #: Bytes of a key set that is read on the event loop. Larger ones are read in a thread: 500 keys take 0.1 s.
 SMALL: Final = 16384
-#: Ignored keys whose reason is logged.
-MAX_REASONS: Final = 20
 
 _NOT_STARTED: Final = (
     "the key set is not running; enter it (or the JWTAuthenticator that has it) with 'async with', or give it to a "
@@ -42,6 +40,7 @@ class KeySet:
     """The keys at a URL (RFC 7517), or those of an OpenID provider, which publishes the URL (OpenID Discovery 1.0).
 
     ``issuer`` is compared exactly with the issuer in the provider's discovery document and with the ``iss`` of tokens.
+    With ``allow_http`` keys may come by plain http from other machines.
     ``algorithms`` narrows the algorithms that keys are used with. By default each key is used with the algorithms that
     it is made for, among RS256 to RS512, PS256 to PS512, ES256 to ES512 and EdDSA. ``fetch`` gets a document; the
     default is httpx (the extra ``oidc``). ``clock`` is monotonic, and ``chance`` random, from 0 to 1.
@@ -56,6 +55,7 @@ class KeySet:
         *,
         issuer: str | None = None,
         algorithms: Sequence[str] | None = None,
+        allow_http: bool = False,
         fetch: Callable[[str], Awaitable[Document]] | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
@@ -64,7 +64,7 @@ class KeySet:
             raise SettingsError("JWT_JWKS_URL: JWT_OIDC_ISSUER is set, too; set only one, as the issuer has the URL")
         name, url = ("JWT_JWKS_URL", jwks_url) if issuer is None else ("JWT_OIDC_ISSUER", issuer)
         try:
-            check_url(url or "")
+            check_url(url or "", allow_http=allow_http)
             if issuer is not None and "?" in issuer:  # OpenID Connect Core 1.0, 2
                 raise Unacceptable("the issuer has a query; expected a URL without one")
             self._fetch: Callable[[str], Awaitable[Document]] = Fetcher() if fetch is None else fetch
@@ -73,6 +73,7 @@ class KeySet:
         self.issuer = issuer
         self._url = url or ""
         self._algorithms = None if algorithms is None else check_algorithms(algorithms, PUBLIC_ALGORITHMS)
+        self._allow_http = allow_http
         self._clock = clock
         self._chance = chance
         self._freshness = Freshness()
@@ -185,7 +186,7 @@ class KeySet:
         if not isinstance(jwks_url, str):
             raise Unacceptable("the discovery document has no jwks_uri")
         try:
-            check_url(jwks_url)
+            check_url(jwks_url, allow_http=self._allow_http)
         except Unacceptable as error:
             raise Unacceptable(f"the discovery document's jwks_uri: {error}") from error
         if is_secure(self.issuer) and not is_secure(jwks_url):
@@ -290,10 +291,7 @@ async def _read(body: bytes, algorithms: Sequence[str] | None) -> tuple[KeyRing,
 
 
 def _log_keys(url: str, ring: KeyRing, ignored: Sequence[IgnoredKey]) -> None:
-    reasons = "".join(f"; number {key.position} is ignored: {key.reason}" for key in ignored[:MAX_REASONS])
-    if len(ignored) > MAX_REASONS:
-        reasons += f"; {len(ignored) - MAX_REASONS} more are ignored"
-    logger.info("keys: %d of %s%s", len(ring.keys), url, reasons)
+    logger.info("keys: %d of %s%s", len(ring.keys), url, reasons(ignored))
     if any(key.shows_secret for key in ignored):
         logger.warning(
             "keys: %s publishes private keys, and every reader can sign tokens with them; replace these keys", url

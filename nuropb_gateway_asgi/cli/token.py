@@ -66,7 +66,8 @@ def token(user: str, username: str | None, lifetime: int, claims: dict[str, Any]
         raise SettingsError(f"{ENV_PREFIX}JWT_ALGORITHMS: this command makes tokens for HS256 only")
     own = {
         "iss": settings.jwt_issuer,
-        "aud": settings.jwt_audience,
+        "aud": settings.jwt_audience[0] if len(settings.jwt_audience) == 1 else list(settings.jwt_audience),
+        "client_id": next(iter(settings.jwt_client_id), ""),
         settings.jwt_user_claim: user,
         settings.jwt_username_claim: username or "",
     }

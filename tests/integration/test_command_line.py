@@ -211,8 +211,18 @@ async def test_the_shell_completes_commands_and_options() -> None:
 # --- token ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_token_for_development(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = {"JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "gateway", "JWT_USER_CLAIM": "uid"}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "gateway", "JWT_USER_CLAIM": "uid"},
+        {"JWT_AUDIENCE": "gateway,other", "JWT_CLIENT_ID": "app"},
+        {"JWT_CLIENT_ID": "app, spa"},
+    ],
+    ids=["one audience", "several audiences", "client"],
+)
+async def test_a_token_for_development(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("NUROPB_GATEWAY_JWT_KEY", SECRET)
     for name, value in settings.items():
         monkeypatch.setenv(f"NUROPB_GATEWAY_{name}", value)

@@ -12,13 +12,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from nuropb_gateway_asgi import AuthenticationUnavailable, Gateway, JWTAuthenticator, KeySet, Settings
+from nuropb_gateway_asgi import AuthenticationUnavailable, Gateway, JWTAuthenticator, KeySet, Settings, SettingsError
 from nuropb_gateway_asgi.authentication import key_sets
 from nuropb_gateway_asgi.authentication.fetching import MAX_SIZE, Fetcher
 from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
-from tests.kit.clients import refusal
+from tests.kit.clients import connect, refusal
 from tests.kit.gateways import DEADLINE, eventually, run_gateway
-from tests.kit.tokens import RSA_KEY, RSA_OTHER, as_json, claims, jwk, make
+from tests.kit.tokens import NOW, RSA_KEY, RSA_OTHER, as_json, claims, jwk, key_set, make
 from tests.servers.rabbitmq import free_port
 from tests.servers.web import Answer, WebServer, page
 
@@ -243,3 +243,41 @@ async def test_a_large_key_set_with_a_faulty_key_serves_the_others() -> None:
         assert identity is not None
         assert authenticator.key_set is not None
         assert authenticator.key_set.size == 499
+
+
+async def test_access_tokens_of_amazon_cognito() -> None:
+    issuer = "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_Abc"
+    shape = {"iss": issuer, "exp": NOW, "iat": 1, "sub": "7c0e"}
+    access = shape | {"client_id": "spa", "token_use": "access", "scope": "openid", "username": "alice"}
+    async with WebServer.run(page(key_set(jwk(RSA_KEY, "k", alg="RS256", use="sig")))) as server:
+        gateway = Gateway(
+            Settings(
+                jwt_jwks_url=server.url("/keys"),
+                jwt_issuer=issuer,
+                jwt_client_id="other,spa",
+                jwt_user_claim="username",
+                allowed_origins=[],
+            )
+        )
+        async with run_gateway(gateway) as running:
+            for form in (access, {name: value for name, value in access.items() if name != "sub"}):
+                async with connect(running.url, make(form, alg="RS256", key=RSA_KEY, kid="k")) as client:
+                    assert client.hello["user_id"] == "alice"
+            for strange in (
+                access | {"client_id": "evil"},
+                shape | {"aud": "spa", "token_use": "id", "username": "alice"},
+                {name: value for name, value in access.items() if name != "username"},
+            ):
+                assert (await refusal(running.url, make(strange, alg="RS256", key=RSA_KEY, kid="k"))).status == 401
+
+
+async def test_keys_by_http_inside_a_cluster_have_to_be_allowed(caplog: pytest.LogCaptureFixture) -> None:
+    async with WebServer.run(page(key_set(jwk(RSA_KEY, "k")))) as server:
+        url = server.url("/keys", host="127.1")  # a name that is not known to be this machine's
+        with pytest.raises(SettingsError, match="NUROPB_GATEWAY_JWT_ALLOW_HTTP=on"):
+            Gateway(Settings(jwt_jwks_url=url))
+        token = make(claims(iat=1), alg="RS256", key=RSA_KEY, kid="k")
+        gateway = Gateway(Settings(jwt_jwks_url=url, jwt_allow_http="on"))
+        async with run_gateway(gateway) as running, connect(running.url, token) as client:
+            assert client.hello["user_id"] == "alice"
+    assert "NUROPB_GATEWAY_JWT_ALLOW_HTTP is on: every machine" in caplog.text

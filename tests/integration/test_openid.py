@@ -400,6 +400,7 @@ def test_settings_that_contradict_each_other_stop_the_start(settings: dict[str, 
         ({"jwt_oidc_issuer": "http://127.0.0.1:1"}, ["JWT_AUDIENCE"]),
         ({"jwt_jwks_url": "http://127.0.0.1:1/keys"}, ["JWT_ISSUER", "JWT_AUDIENCE"]),
         ({"jwt_jwks_url": "http://127.0.0.1:1/keys", "jwt_issuer": "i", "jwt_audience": "a"}, []),
+        ({"jwt_jwks_url": "http://127.0.0.1:1/keys", "jwt_issuer": "i", "jwt_client_id": "a"}, []),
     ],
 )
 async def test_what_tokens_are_not_checked_for_is_said_at_the_start(

@@ -629,3 +629,50 @@ def test_a_missing_library_is_named_with_the_extra(monkeypatch: pytest.MonkeyPat
 )
 def test_how_long_a_document_may_be_kept(cache_control: str, max_age: float | None) -> None:
     assert max_age_of(cache_control) == max_age
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("http://keys.svc.cluster.local:8080/keys", True),
+        ("http://10.0.0.7/keys", True),
+        ("https://issuer.example/keys", True),
+        ("http://user@keys.svc/keys", False),
+        ("ftp://keys.svc/keys", False),
+        ("http:/keys", False),
+    ],
+)
+def test_http_from_other_machines_has_to_be_allowed(url: str, allowed: bool) -> None:
+    if url.startswith("http:"):
+        with pytest.raises(SettingsError, match=r"JWT_JWKS_URL: (http is accepted only|not an accepted URL)"):
+            KeySet(url)
+    if allowed:
+        KeySet(url, allow_http=True)
+    else:
+        with pytest.raises(SettingsError, match="JWT_JWKS_URL: not an accepted URL"):
+            KeySet(url, allow_http=True)
+
+
+@pytest.mark.parametrize(
+    ("issuer", "jwks_url", "allow_http", "problem"),
+    [
+        ("http://id.svc", "http://id.svc/keys", True, None),
+        ("http://id.svc", "https://id.svc/keys", True, None),
+        ("https://id.svc", "http://id.svc/keys", True, "the discovery document leads from https to http"),
+        ("https://id.svc", "http://id.svc/keys", False, "the discovery document's jwks_uri: http is accepted only"),
+        ("http://127.0.0.1", "http://id.svc/keys", False, "the discovery document's jwks_uri: http is accepted only"),
+    ],
+)
+async def test_a_discovery_document_leads_to_http_only_where_it_came_by_http(
+    issuer: str, jwks_url: str, allow_http: bool, problem: str | None
+) -> None:
+    scene = Scene(issuer=issuer, allow_http=allow_http)
+    document = as_json({"issuer": issuer, "jwks_uri": jwks_url})
+    scene.provider.publish(document, url=f"{issuer}/.well-known/openid-configuration")
+    scene.provider.publish(ONE, url=jwks_url)
+    async with scene.keys:
+        await until(lambda: not scene.keys.is_fetching)
+        if problem is None:
+            assert scene.keys.problem is None
+        else:
+            assert (scene.keys.problem or "").startswith(problem)

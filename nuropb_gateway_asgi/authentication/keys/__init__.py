@@ -11,7 +11,7 @@ from __future__ import annotations
 from .configured import read_key
 from .development import issue_token, new_secret
 from .key import PUBLIC_ALGORITHMS, Key, KeyRing, check_algorithms
-from .published import IgnoredKey, read_key_set
+from .published import IgnoredKey, read_key_set, reasons
 
 __all__ = [
     "PUBLIC_ALGORITHMS",
@@ -23,4 +23,5 @@ __all__ = [
     "new_secret",
     "read_key",
     "read_key_set",
+    "reasons",
 ]

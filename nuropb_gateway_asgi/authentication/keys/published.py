@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from ..strict_json import Unacceptable, base64url_decode, parse_items
 from .key import Key, KeyRing, check_public_key, check_rsa, describe, is_slow, to_pem
 
-__all__ = ["IgnoredKey", "read_key_set"]
+__all__ = ["IgnoredKey", "read_key_set", "reasons"]
 
 _MAX_KEYS: Final = 500
 _CURVES: Final[Mapping[str, ec.EllipticCurve]] = {
@@ -20,6 +20,8 @@ _CURVES: Final[Mapping[str, ec.EllipticCurve]] = {
     "P-384": ec.SECP384R1(),
     "P-521": ec.SECP521R1(),
 }
+#: Ignored keys whose reason is told.
+_MAX_REASONS: Final = 20
 _PRIVATE_PARTS: Final = frozenset(["d", "p", "q", "dp", "dq", "qi", "oth", "k"])
 
 
@@ -62,6 +64,13 @@ def read_key_set(data: bytes, algorithms: Sequence[str] | None = None) -> tuple[
     ambiguous = {position for position, key in found.items() if key.kid is not None and names[key.kid] > 1}
     ignored += [IgnoredKey(position, "another key has the same kid") for position in sorted(ambiguous)]
     return KeyRing([key for position, key in found.items() if position not in ambiguous]), ignored
+
+
+def reasons(ignored: Sequence[IgnoredKey]) -> str:
+    """Return the reasons for a log line, each behind a semicolon."""
+    text = "".join(f"; number {key.position} is ignored: {key.reason}" for key in ignored[:_MAX_REASONS])
+    more = len(ignored) - _MAX_REASONS
+    return f"{text}; {more} more are ignored" if more > 0 else text
 
 
 def _read_jwk(entry: object, algorithms: Sequence[str] | None) -> Key:

@@ -173,7 +173,8 @@ class Steps:
             return wrong(printable(str(error)), "a token is one word, alone in its file or variable"), None
         if token is None:
             return wrong("no token was given", f"set {TOKEN_VARIABLE}, or use --token-file"), None
-        environment = {name: os.environ.get(f"{ENV_PREFIX}JWT_{name.upper()}", "") for name in ("issuer", "audience")}
+        names = ("issuer", "audience", "client_id", "user_claim")
+        environment = {name: os.environ.get(f"{ENV_PREFIX}JWT_{name.upper()}", "") for name in names}
         return about_claims(read_claims(token), time.time() + skew, **environment), token
 
     async def _shake_hands(

@@ -28,10 +28,18 @@ def read_claims(token: str) -> dict[str, Any] | None:
     return claims if isinstance(claims, dict) else None
 
 
-def about_claims(claims: Mapping[str, Any] | None, now: float, *, issuer: str = "", audience: str = "") -> Finding:
+def about_claims(
+    claims: Mapping[str, Any] | None,
+    now: float,
+    *,
+    issuer: str = "",
+    audience: str = "",
+    client_id: str = "",
+    user_claim: str = "",
+) -> Finding:
     """Check lifetime, issuer and audience. ``claims`` is None for an opaque token, ``now`` the gateway's time.
 
-    ``issuer`` and ``audience`` are the values of the gateway's settings, if these are known here.
+    The keyword arguments are the values of the gateway's settings, if these are known here.
     """
     if claims is None:
         return not_checked("not a JSON web token; only the gateway can check it")
@@ -44,20 +52,25 @@ def about_claims(claims: Mapping[str, Any] | None, now: float, *, issuer: str = 
     if begins is not None and begins > now + LEEWAY:
         return wrong(f"the token is not valid yet: its nbf is {span(begins - now)} ahead", "wait, or set the clocks")
     advice = []
-    if "sub" not in claims:
-        advice.append("the token has no sub claim, which a gateway requires")
+    user_claim = user_claim or "sub"
+    if user_claim not in claims:
+        advice.append(f"the token has no {printable(user_claim)} claim, which a gateway requires")
+    by_client = client_id and ("aud" not in claims or not audience)
+    clients = [str(claims[name]) for name in ("client_id", "azp") if name in claims]
     for claim, named, setting, wanted in (
-        ("aud", _audiences(claims), "JWT_AUDIENCE", audience),
+        ("aud", _audiences(claims), "JWT_AUDIENCE", "" if by_client else audience),
+        ("client_id or azp", clients, "JWT_CLIENT_ID", client_id if by_client else ""),
         ("iss", [str(claims.get("iss", ""))], "JWT_ISSUER", issuer),
     ):
-        if wanted and wanted not in named:
+        accepted = [wanted] if claim == "iss" else [each.strip() for each in wanted.split(",")]
+        if wanted and set(accepted).isdisjoint(named):
             has = printable(", ".join(named)) or "missing"
             advice.append(f"its {claim} is {has}, but {setting} here is {printable(wanted)}")
     validity = f"valid for {span(expires - now)}"
     if expires <= now:
         validity = f"expired {span(now - expires)} ago, within the leeway of {LEEWAY:g} s"
         advice.append(renew)
-    found = f"user {printable(str(claims.get('sub', 'unknown')))}, {validity}"
+    found = f"user {printable(str(claims.get(user_claim, 'unknown')))}, {validity}"
     return ok(found, "; ".join(advice) or None)
 
 
