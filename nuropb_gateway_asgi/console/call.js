@@ -1,5 +1,5 @@
 /** Services and their methods, the form of a call, and answers. */
-import { fieldsOf, isOpen, readFields, readObject, textsOf, understood } from "./form.js";
+import { fieldsOf, isOpen, own, readFields, readObject, textsOf, understood, withEntry } from "./form.js";
 import { bytes, clock, duration, plain, pretty, short } from "./text.js";
 import { Json, html, saveFile, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "./ui.js";
 
@@ -78,7 +78,7 @@ export function Services({ session, chosen, onChoose }) {
 export function CallPanel({ session, chosen, onChoose }) {
   const [shown, setShown] = useState(/** @type {number | null} */ (null));
   const [draft, setDraft] = useState(/** @type {{ number: number, params: Record<string, unknown> } | null} */ (null));
-  const method = chosen === null ? undefined : session.description?.services[chosen.service]?.methods[chosen.method];
+  const method = chosen === null ? undefined : own(own(session.description?.services, chosen.service)?.methods, chosen.method);
   const title = useRef(/** @type {HTMLElement | null} */ (null));
   const isFirst = useRef(true);
   // After choosing a method, a person continues in its form: the next Tab leads to the first field, and on a phone the
@@ -170,7 +170,7 @@ function Form({ chosen, method, draft, onCall }) {
             problem=${reading.problems[""] ?? ""} />`
         : fields.map((field) => html`<${Input} key=${field.name} id="${id}-${field.name}" field=${field}
             value=${texts[field.name] ?? ""} problem=${tried ? (reading.problems[field.name] ?? "") : ""}
-            onValue=${(/** @type {string} */ text) => setTexts({ ...texts, [field.name]: text })} />`)}
+            onValue=${(/** @type {string} */ text) => setTexts(withEntry(texts, field.name, text))} />`)}
       ${!asJson && fields.length === 0 && html`<p class="muted">This method takes no parameters.</p>`}
       <div class="actions">
         <button type="submit" class="primary">Call</button>

@@ -6,17 +6,41 @@
  * @typedef {{ params: Record<string, unknown>, problems: Record<string, string> }} Reading
  */
 
-/** Kinds of fields by the Python type that a service declares. @type {Record<string, Kind>} */
-const KINDS = {
-  str: "text",
-  int: "integer",
-  float: "number",
-  bool: "boolean",
-  list: "json",
-  tuple: "json",
-  set: "json",
-  dict: "json",
-};
+/** Kinds of fields by the Python type that a service declares. @type {Map<string, Kind>} */
+const KINDS = new Map([
+  ["str", "text"],
+  ["int", "integer"],
+  ["float", "number"],
+  ["bool", "boolean"],
+  ["list", "json"],
+  ["tuple", "json"],
+  ["set", "json"],
+  ["dict", "json"],
+]);
+
+/**
+ * The own member of an object. Services choose names, and every object has a `constructor` and a `toString`.
+ * @template T
+ * @param {Record<string, T> | undefined} object
+ * @param {string} name
+ * @returns {T | undefined}
+ */
+export function own(object, name) {
+  return object !== undefined && Object.hasOwn(object, name) ? object[name] : undefined;
+}
+
+/**
+ * A copy of a map from names to values, with one more entry. It has no prototype, so that each name, even `__proto__`, is
+ * a name like any other.
+ * @template T
+ * @param {Record<string, T>} map
+ * @param {string} name
+ * @param {T} value
+ * @returns {Record<string, T>}
+ */
+export function withEntry(map, name, value) {
+  return Object.assign(Object.create(null), map, { [name]: value });
+}
 
 /**
  * The fields of a method's form, required fields first.
@@ -33,7 +57,7 @@ export function fieldsOf({ properties = {}, required = [] }) {
       return {
         name,
         type,
-        kind: KINDS[type] ?? "any",
+        kind: KINDS.get(type) ?? "any",
         required: required.includes(name),
         hint: fallback === "" ? "" : `${fallback} if empty`,
       };
@@ -43,7 +67,7 @@ export function fieldsOf({ properties = {}, required = [] }) {
 
 /** Whether the method accepts arguments that have no field. @param {{ properties?: Record<string, unknown> }} parameters */
 export function isOpen({ properties = {} }) {
-  return "kwargs" in properties;
+  return Object.hasOwn(properties, "kwargs");
 }
 
 /**
@@ -54,7 +78,7 @@ export function isOpen({ properties = {} }) {
  */
 export function readFields(fields, texts) {
   /** @type {Reading} */
-  const reading = { params: {}, problems: {} };
+  const reading = { params: Object.create(null), problems: Object.create(null) };
   for (const { name, kind } of fields) {
     const text = texts[name] ?? "";
     if (text === "") continue;
@@ -128,9 +152,9 @@ export function readObject(text) {
 /** The text of each field for these parameters. @param {Field[]} fields @param {Record<string, unknown>} params */
 export function textsOf(fields, params) {
   /** @type {Record<string, string>} */
-  const texts = {};
+  const texts = Object.create(null);
   for (const { name, kind } of fields) {
-    if (!(name in params)) continue;
+    if (!Object.hasOwn(params, name)) continue;
     const value = params[name];
     texts[name] = kind === "text" && typeof value === "string" ? value : (JSON.stringify(value) ?? "");
   }

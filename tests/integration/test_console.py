@@ -389,6 +389,41 @@ async def test_a_big_answer_does_not_freeze_the_page(pages: Pages) -> None:
         await page.misses("more characters", within=".answer")
 
 
+async def test_names_that_every_object_has_are_names_like_any_other(pages: Pages) -> None:
+    class Objects:
+        _service_name = "constructor"
+
+        def toString(self, constructor: str, __proto__: int, toString: Any, valueOf: str = "") -> list[Any]:  # noqa: N803
+            """Answer with the parameters."""
+            return [constructor, __proto__, toString, valueOf]
+
+    class Plain:
+        _service_name = "plain"
+
+        def hasOwnProperty(self, __proto__: Any = None, watch: str = "") -> Any:
+            """Answer with the parameter."""
+            return [__proto__, watch]
+
+    mesh = EmbeddedMesh({"constructor": Objects(), "plain": Plain()}, service_name="nuropb-gateway")
+    gateways = run_gateway(make_gateway(mesh=mesh, expose=["constructor.*", "plain.*"]))
+    async with gateways as gateway, console(pages, gateway) as page:
+        await call(page, constructor="c", __proto__="one", toString="t")
+        await page.sees("Enter a whole number, such as 42.")
+        await call(page, __proto__="1")
+        await page.sees("constructor.toString answered", within=".answer")
+        answer = await page.text(".answer pre")
+        assert json.loads(answer.partition("[")[1] + answer.partition("[")[2]) == ["c", 1, "t", ""]
+        await page.click("Edit as JSON")
+        written = json.loads(await page.evaluate("document.querySelector('.call textarea').value"))
+        assert written == {"constructor": "c", "__proto__": 1, "toString": "t"}
+        await page.click("Edit as fields")
+        await call(page, valueOf="v")
+        await page.sees('"v"', within=".answer pre")
+        await choose(page, "hasOwnProperty")
+        await call(page, __proto__='{"a": 1}')
+        await page.sees('"a": 1', within=".answer pre")
+
+
 async def test_the_contract_can_be_kept_as_a_file(pages: Pages, gateway: RunningGateway) -> None:
     async with console(pages, gateway) as page:
         for button, name, member in (("AsyncAPI", "asyncapi.json", "asyncapi"), ("OpenAPI", "openapi.json", "openapi")):
