@@ -29,7 +29,8 @@ if not hasattr(anyio.pytest_plugin, "pytest_addoption"):
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pycollect_makeitem(collector: pytest.Collector, name: str, obj: object) -> None:
-        if collector.funcnamefilter(name) and inspect.iscoroutinefunction(obj):  # type: ignore[attr-defined]
+        test = getattr(getattr(obj, "hypothesis", None), "inner_test", obj)
+        if name.startswith("test") and inspect.iscoroutinefunction(test):
             pytest.mark.anyio(obj)
 
 
