@@ -99,7 +99,12 @@ class ServiceMeshManager:
     # --- life -------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> ServiceMeshManager:
-        self._take_instance_id()
+        # The instance id is another one if this process was forked after the construction.
+        instance_id = self._settings.instance_id
+        self.controller._take_names(self._settings.service_name, instance_id)  # noqa: SLF001
+        self.fleet.instance_id = self._local.instance_id = instance_id
+        if isinstance(self._mesh, NamedMesh):
+            self._mesh.take_instance_id(instance_id)
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
@@ -130,14 +135,6 @@ class ServiceMeshManager:
         self.calls.close()
         if stack is not None:
             await stack.__aexit__(exc_type, exc, traceback)
-
-    def _take_instance_id(self) -> None:
-        """Pass on the instance id, which is another one if this process was forked after the construction."""
-        instance_id = self._settings.instance_id
-        self.controller._take_names(self._settings.service_name, instance_id)  # noqa: SLF001
-        self.fleet.instance_id = self._local.instance_id = instance_id
-        if isinstance(self._mesh, NamedMesh):
-            self._mesh.take_instance_id(instance_id)
 
     @property
     def started(self) -> bool:
