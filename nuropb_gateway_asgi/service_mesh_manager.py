@@ -345,7 +345,8 @@ class ServiceMeshManager:
 
         Takes effect in this process at once, in the others within moments, and in processes that start later. Raises
         CallError (``mesh_unavailable``) when the record may not have been written: the revocation then holds in this
-        process alone and has to be repeated. Raises ValueError for any other combination of arguments.
+        process alone and has to be repeated. Raises ValueError for any other combination of arguments, and for an
+        ``issued_before`` in the future.
         """
         await self._application.revoke(
             user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before, until=until

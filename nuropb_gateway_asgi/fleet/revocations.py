@@ -44,7 +44,7 @@ class Revoker:
         self._retry = retry
         self._record = record
         self._forget_at = 0.0
-        #: Records that could not be read.
+        #: Records without effect: invalid ones, and those with an ``issued_before`` in the future.
         self.unreadable = 0
         #: Revoked tokens of sessions, still to be recorded.
         self._to_write: deque[Revocation] = deque()
@@ -65,6 +65,8 @@ class Revoker:
             raise ValueError(f"until: not a time in the future, at most {MAX_KEPT / 86400:g} days from now")
         if user_id is not None and issued_before is None:
             issued_before = now
+        if issued_before is not None and self._is_future(issued_before, now):
+            raise ValueError("issued_before: a time in the future; expected unix seconds, not milliseconds")
         revocation = Revocation(
             user_id=user_id,
             session_id=session_id,
@@ -97,7 +99,16 @@ class Revoker:
             self.unreadable += 1
             logger.warning("a record of a revocation cannot be read; it has no effect")
             return
-        self._apply(revocation, time.time())
+        now = time.time()
+        if revocation.issued_before is not None and self._is_future(revocation.issued_before, now):
+            # It would also refuse all tokens that are issued from now on, until the revocation expires.
+            self.unreadable += 1
+            logger.warning("a record of a revocation has an issued_before in the future; it has no effect")
+            return
+        self._apply(revocation, now)
+
+    def _is_future(self, issued_before: float, now: float) -> bool:
+        return issued_before > now + self._leeway
 
     def _apply(self, revocation: Revocation, now: float) -> None:
         if revocation.session_id is not None:

@@ -20,6 +20,7 @@ from nuropb_gateway_asgi.fleet.members import ANSWER_TIMEOUT, SILENCE
 from nuropb_gateway_asgi.fleet.online import OFFLINE, ONLINE
 from nuropb_gateway_asgi.fleet.presence import DEBOUNCE
 from nuropb_gateway_asgi.fleet.users import MAX_USERS
+from nuropb_gateway_asgi.settings import Settings
 from nuropb_gateway_asgi.wire.errors import NuropbTransportError, NuropbValidationError
 from nuropb_gateway_asgi.wire.services import call_service, describe_service
 
@@ -197,6 +198,10 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("revoke", {"user_id": "a", "until": 1.0}),
     ("revoke", {"user_id": "a", "until": time.time() * 2}),
     ("revoke", {"user_id": ""}),
+    # Milliseconds.
+    ("revoke", {"issued_before": time.time() * 1000}),
+    ("revoke", {"user_id": "a", "issued_before": time.time() * 1000}),
+    ("revoke", {"issued_before": time.time() + 3600}),
 ]
 
 
@@ -463,6 +468,22 @@ async def test_a_record_that_cannot_be_read_has_no_effect(record: bytes, caplog:
         assert one.manager.revoker.unreadable == 1
         assert not handler.closes
     assert "cannot be read" in caplog.text
+
+
+async def test_a_record_of_the_future_locks_nobody_out(caplog: pytest.LogCaptureFixture) -> None:
+    now = time.time()
+    async with processes(1) as (one,):
+        handler = await one.connect("alice")
+        for record in ({"issued_before": now * 1000}, {"user_id": "alice", "issued_before": now + 3600}):
+            one.manager.receiver.on_record(json.dumps({**record, "until": now + 3600}).encode())
+        assert one.manager.revoker.unreadable == 2
+        assert not handler.closes
+        await one.connect("alice/2")
+        # The clocks of two processes may differ by the leeway.
+        skewed = {"user_id": "alice", "issued_before": now + Settings().jwt_leeway / 2, "until": now + 3600}
+        one.manager.receiver.on_record(json.dumps(skewed).encode())
+        assert handler.closes[0][0] == 4511
+    assert "issued_before in the future; it has no effect" in caplog.text
 
 
 async def test_what_is_over_is_forgotten() -> None:
