@@ -86,7 +86,7 @@ class ServiceMeshManager:
         self._local = local = LocalUsers(handler_manager, settings.instance_id)
         self.fleet = Fleet(mesh, settings.instance_id, clock, local.answer)
         users = FleetUsers(local, self.fleet, settings.outbox_size)
-        self.revoker = Revoker(handler_manager, mesh.record)
+        self.revoker = Revoker(handler_manager, mesh.record, leeway=settings.jwt_leeway)
         self._application = Application(settings, mesh, self.calls, catalogue, users, self.revoker, clock)
         self.online: OnlineWatch | None = None
         if settings.presence_events == "on":

@@ -30,7 +30,8 @@ class Revoker:
     """Applies revocations to this process, and records them for all processes.
 
     ``record`` writes a record; it raises MeshUnavailable when the record may not have been written. A record that
-    cannot be written is tried again after ``retry`` seconds.
+    cannot be written is tried again after ``retry`` seconds. An ``issued_before`` may be at most ``leeway`` seconds
+    ahead of this machine's clock.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class Revoker:
         handler_manager: HandlerManager,
         record: Callable[[bytes], Awaitable[None]],
         *,
+        leeway: float = 0.0,
         retry: float = RECORD_RETRY,
     ) -> None:
         self._handlers = handler_manager
+        self._leeway = leeway
         self._retry = retry
         self._record = record
         self._forget_at = 0.0
