@@ -4,6 +4,8 @@ import dataclasses
 import logging
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -559,3 +561,31 @@ def test_no_refusal_quotes_a_secret(name: str) -> None:
 )
 def test_a_password_in_a_url_is_hidden(url: str, shown: str) -> None:
     assert hide_password(url) == shown
+
+
+FORK = """
+import dataclasses, os
+from nuropb_gateway_asgi import Settings
+
+random, chosen = Settings(), Settings(instance_id="one")
+each = (random, dataclasses.replace(random), chosen)
+read, write = os.pipe()
+if os.fork() == 0:
+    for settings in each:
+        settings.renew_instance_id()
+    os.write(write, " ".join(settings.instance_id for settings in each).encode())
+    os._exit(0)
+os.wait()
+before = random.instance_id
+random.renew_instance_id()
+assert random.instance_id == before
+print(before, os.read(read, 1000).decode())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_draws_a_random_instance_id_anew_and_keeps_a_chosen_one() -> None:
+    run = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True, timeout=60)
+    parent, child, copied, chosen = run.stdout.split()
+    assert len({parent, child, copied}) == 3
+    assert chosen == "one"
