@@ -44,12 +44,17 @@ SignalHandler: TypeAlias = Callable[[int, FrameType | None], Any]
 
 
 class Drain:
-    """Drains the connections of a gateway, on a signal or when asked to. ``timeout`` is in seconds."""
+    """Drains the connections of a gateway, on a signal or when asked to.
 
-    def __init__(self, kinds: Collection[ConnectionKind], timeout: float) -> None:
+    ``timeout`` is in seconds. From a signal to the drain, ``delay`` seconds pass, in which clients are still admitted:
+    a load balancer that has seen that the process is not ready needs a while to send its clients elsewhere.
+    """
+
+    def __init__(self, kinds: Collection[ConnectionKind], timeout: float, delay: float = 0.0) -> None:
         self._kinds = kinds
         self._timeout = timeout
-        #: Whether a drain has begun.
+        self._delay = delay
+        #: Whether a drain has begun, or its delay.
         self.draining = False
 
     async def run(self) -> None:
@@ -99,7 +104,7 @@ class Drain:
 
         uvicorn closes every connection before it ends the lifespan, so a drain in the lifespan would come too late. But
         uvicorn installs its signal handlers before the lifespan begins, so that they can be wrapped here. A second
-        signal goes straight to the server. ``tasks`` owns the drain.
+        signal ends the delay, if there is one; a further signal goes straight to the server. ``tasks`` owns the drain.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -107,14 +112,20 @@ class Drain:
         loop = asyncio.get_running_loop()
         saved: dict[int, SignalHandler] = {}
         first: list[int] = []
-        signalled = asyncio.Event()
+        signalled, again = asyncio.Event(), asyncio.Event()
+        is_delayed = False
 
         def on_signal(number: int, frame: FrameType | None) -> None:
-            if self.draining:
+            nonlocal is_delayed
+            if is_delayed:
+                is_delayed = False
+                loop.call_soon_threadsafe(again.set)
+            elif self.draining:
                 loop.call_soon_threadsafe(_bound_shutdown, saved[number])
                 saved[number](number, frame)
             else:
                 self.draining = True
+                is_delayed = self._delay > 0
                 first.append(number)
                 loop.call_soon_threadsafe(signalled.set)
 
@@ -125,7 +136,14 @@ class Drain:
                 saved[number](number, None)
 
         async def drain_when_signalled() -> None:
+            nonlocal is_delayed
             await signalled.wait()
+            if is_delayed:
+                logger.info("draining in %g s: not ready, but clients are still admitted", self._delay)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._delay):
+                        await again.wait()
+                is_delayed = False
             logger.info("draining: %d requests in flight", sum(manager.in_flight for manager in self._busy()))
             try:
                 await self.run()

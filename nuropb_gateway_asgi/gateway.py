@@ -160,7 +160,7 @@ class Gateway:
             self._tcp = TCPServer(tcp.handler_manager, tcp.settings, make_tls(settings))
         kinds = self.connection_kinds.values()
         self._metrics = Metrics.create(kinds, policy_file=self._policy_file, key_set=self.key_set)
-        self._drain = Drain(kinds, settings.drain_timeout)
+        self._drain = Drain(kinds, settings.drain_timeout, settings.shutdown_delay)
         self._health = Health(
             kinds, self._authenticator, self._policy_file, self._metrics, lambda: self._drain.draining
         )

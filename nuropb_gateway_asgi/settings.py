@@ -30,6 +30,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
 #: A name, an IPv4 address, or an IPv6 address in brackets; then a port.
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
+#: http or https, a host, and the path of a prefix.
+_PUBLIC_URL = re.compile(
+    r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?"
+)
 _COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _GIVEN_TWICE: Final = "given twice, as a value and as a file"
 
@@ -56,6 +60,8 @@ class Settings:
     service_name: str = "nuropb-gateway"
     instance_id: str = dataclasses.field(default_factory=_draw_instance_id)
     path: str = "/ws"
+    #: The gateway's URL for clients, where a proxy changes it; empty for the URL of each request.
+    public_url: str = ""
     http: Literal["on", "off"] | None = None
     tcp: str = ""
     #: PEM files; without TCP_CERTIFICATE_KEY the certificate's file holds both.
@@ -106,6 +112,8 @@ class Settings:
     ping_interval: float = 25.0
     ping_timeout: float = 10.0
     drain_timeout: float = 10.0
+    #: From SIGTERM to the drain: not ready any more, but clients are still admitted.
+    shutdown_delay: float = 0.0
 
     console: Literal["auto", "on", "off"] = "auto"
     presence_events: Literal["off", "on"] = "off"
@@ -222,6 +230,8 @@ class Settings:
                 )
         if not _PATH.fullmatch(self.path):
             raise _refusal("path", "not a path", "a slash, and then characters of a URL's path, as in /ws")
+        if self.public_url and not _PUBLIC_URL.fullmatch(self.public_url):
+            raise _refusal("public_url", "not a URL of clients", "https://host[:port][/prefix]")
         if self.auth_cookie and not _COOKIE_NAME.fullmatch(self.auth_cookie):
             raise _refusal("auth_cookie", "not a cookie name", "a token of RFC 6265, such as Authorization")
         if self.auth_cookie and "*" in (self.allowed_origins or ()):
@@ -262,6 +272,7 @@ _TYPES: Final[dict[str, Any]] = typing.get_type_hints(Settings)
 _MINIMUM: Final = {
     "jwt_leeway": 0,
     "drain_timeout": 0,
+    "shutdown_delay": 0,
     "max_message_size": 256,
     "max_json_depth": 3,
     "max_in_flight": 1,

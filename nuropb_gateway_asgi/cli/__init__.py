@@ -22,12 +22,15 @@ Shared by the commands: ``_options`` (URL and token), ``_target`` (a URL, parsed
 from __future__ import annotations
 
 import io
+import os
+import sys
 from collections.abc import Sequence
 
 import click
 
 from .._version import __version__
 from ..exceptions import SettingsError
+from ..settings import ENV_PREFIX
 from ._output import printable_lines
 from .bench import bench
 from .call import call
@@ -69,10 +72,19 @@ class _Commands(click.Group):
     """The commands; ``serve`` is the default."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        is_unnamed = not args or (args[0].startswith("-") and args[0] not in ("--help", "--version"))
-        if is_unnamed and not ctx.resilient_parsing:  # completion offers the names of all commands
+        if _is_unnamed(args) and not ctx.resilient_parsing:  # completion offers the names of all commands
             args = ["serve", *args]
         return super().parse_args(ctx, args)
+
+
+def _is_unnamed(args: Sequence[str]) -> bool:
+    return not args or (args[0].startswith("-") and args[0] not in ("--help", "--version"))
+
+
+def _serves_with_json(args: Sequence[str]) -> bool:
+    """Whether the command is ``serve``, and LOG_FORMAT is json: read here, so that errors of settings are JSON, too."""
+    is_json = os.environ.get(f"{ENV_PREFIX}LOG_FORMAT", "").lower() == "json"
+    return is_json and "--help" not in args and (_is_unnamed(args) or args[0] == "serve")
 
 
 @click.group(cls=_Commands, epilog=EPILOG)
@@ -96,6 +108,10 @@ commands.add_command(doctor)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    if _serves_with_json(sys.argv[1:] if arguments is None else arguments):
+        from ..observability.logs import print_json_lines
+
+        print_json_lines()
     try:
         return commands.main(arguments, prog_name="nuropb-gateway", standalone_mode=False) or 0
     except click.ClickException as error:

@@ -68,6 +68,7 @@ class Contracts:
         origins: OriginPolicy,
     ) -> None:
         self._settings = settings
+        self._public_place = Place.at(settings.public_url) if settings.public_url else None
         self._handler_manager = handler_manager
         self._service_mesh_manager = service_mesh_manager
         self._policy = policy
@@ -103,7 +104,8 @@ class Contracts:
             response.headers["Cache-Control"] = "no-store"
             return response
         # The key is the token of the request: an authenticator may give the identities of many callers the same token.
-        key = _Key(kind, hashlib.sha256((token or "").encode()).digest(), _place(request))
+        place = self._public_place or _place(request)
+        key = _Key(kind, hashlib.sha256((token or "").encode()).digest(), place)
         document = self._cached(key)
         if document is None:
             found = await self._service_mesh_manager.describe_for(identity, patience=DESCRIBE_TIMEOUT)

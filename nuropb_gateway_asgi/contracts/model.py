@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -84,6 +85,12 @@ class Place(msgspec.Struct, frozen=True):
     def of(cls, host: str, *, secure: bool, root: str, otherwise: str = "localhost") -> Place:
         """Return the place that a request names, with ``otherwise`` in place of an invalid host."""
         return cls(host if _HOST.fullmatch(host) else otherwise, secure, root.rstrip("/"))
+
+    @classmethod
+    def at(cls, url: str) -> Place:
+        """Return the place with this URL, which the settings have checked."""
+        parts = urlsplit(url)
+        return cls(parts.netloc, parts.scheme == "https", parts.path.rstrip("/"))
 
 
 def contract_for(identity: Identity, policy: Policy, found: Mapping[str, Description | Failure]) -> Contract:

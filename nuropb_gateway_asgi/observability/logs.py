@@ -7,6 +7,7 @@ level debug, and the message of an exception may quote its cause.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -14,13 +15,13 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from ..exceptions import GatewayError
 from ..settings import Settings
 from .refusal_lines import RefusalFilter
 
-__all__ = ["JSONFormatter", "LogFilter", "configure_logging", "filtered_server_logs"]
+__all__ = ["JSONFormatter", "LogFilter", "configure_logging", "filtered_server_logs", "print_json_lines"]
 
 _SERVER: Final = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 #: Loggers of the gateway whose lines are about refused connections and requests.
@@ -153,6 +154,53 @@ class JSONFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = record.exc_text or self.formatException(record.exc_info)
         return json.dumps(entry)
+
+
+class _JSONLines:
+    """A text stream whose lines are JSON. A line that is not, such as one of a traceback, becomes a message."""
+
+    def __init__(self, stream: TextIO, name: str, level: int) -> None:
+        self._stream = stream
+        self._name = name
+        self._level = level
+        self._formatter = JSONFormatter()
+        self._unfinished = ""
+
+    def write(self, text: str) -> int:
+        """Write all whole lines; the beginning of another waits for its end."""
+        if not isinstance(text, str):  # click tries bytes, to find out
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        *lines, self._unfinished = f"{self._unfinished}{text}".split("\n")
+        for line in filter(str.strip, lines):
+            self._stream.write(f"{line if _is_object(line) else self._message(line)}\n")
+        return len(text)
+
+    def finish(self) -> None:
+        """Write a last line without its end."""
+        self.write("\n")
+        self._stream.flush()
+
+    def _message(self, line: str) -> str:
+        return self._formatter.format(logging.LogRecord(self._name, self._level, "", 0, line, None, None))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _is_object(line: str) -> bool:
+    with contextlib.suppress(ValueError, RecursionError):
+        return line.startswith("{") and isinstance(json.loads(line), dict)
+    return False
+
+
+def print_json_lines() -> None:
+    """Have every line on standard output and standard error be JSON, whatever writes it."""
+    for name, level in (("stdout", logging.INFO), ("stderr", logging.WARNING)):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _JSONLines):
+            wrapped = _JSONLines(stream, name, level)
+            setattr(sys, name, wrapped)
+            atexit.register(wrapped.finish)
 
 
 def configure_logging(settings: Settings) -> None:

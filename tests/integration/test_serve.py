@@ -43,7 +43,7 @@ async def serving(
         environment=environment,
         start_new_session=start_new_session,
     ) as process:
-        yield process, (await process.line(r"^The gateway is at (\S+)"))[1]
+        yield process, (await process.line(r"The gateway is at ([^\s\"]+)"))[1]
 
 
 def workers(process: Process) -> list[int]:
@@ -274,6 +274,8 @@ async def test_tls_without_a_proxy(tmp_path: Path) -> None:
         (["--workers", "0"], "--workers"),
         (["--log-level", "loud"], "--log-level"),
         (["--ssl-certfile", "cert.pem"], "give both"),
+        (["--root-path", "gw"], "begins with a slash"),
+        (["--shutdown-delay", "-1"], "NUROPB_GATEWAY_SHUTDOWN_DELAY: -1.0 is out of range"),
         (["--ssl-certfile", "/nowhere.pem", "--ssl-keyfile", "/nowhere.key"], "--ssl-certfile, --ssl-keyfile: "),
     ],
 )
@@ -281,6 +283,7 @@ def test_options_that_do_not_do(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NUROPB_GATEWAY_JWT_KEY", SECRET)
+    monkeypatch.setenv("NUROPB_GATEWAY_SHUTDOWN_DELAY", "0")  # the option changes it
     assert main(["serve", *arguments]) == 2
     output, errors = capsys.readouterr()
     assert output == ""
@@ -324,15 +327,126 @@ async def test_a_change_of_a_file_starts_it_again_with_the_same_token(tmp_path: 
         assert workers(process) == []
 
 
-async def test_json_is_all_that_is_logged() -> None:
-    async with serving("--log-level", "debug", LOG_FORMAT="json", LOG_LEVEL="error") as (process, url):
+@pytest.mark.parametrize(
+    ("arguments", "count"), [((), 1), (("--workers", "2"), 2), (("--reload",), 1)], ids=["alone", "workers", "reload"]
+)
+async def test_json_is_all_that_is_printed(arguments: tuple[str, ...], count: int, tmp_path: Path) -> None:
+    # A warning of Python, a library that prints, and a library that logs.
+    (tmp_path / "prometheus_client.py").write_text(
+        "import logging, sys, warnings\n"
+        "warnings.warn('old')\nprint('{printed', end='')\nlogging.getLogger('other').warning('logged')\n"
+        "raise ModuleNotFoundError('not here')\n"
+    )
+    async with serving(
+        *("--log-level", "debug", *arguments),
+        environment={"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])},
+        LOG_FORMAT="json",
+        LOG_LEVEL="error",
+        MAX_CONNECTION="3",  # misspelt
+    ) as (process, url):
+        await ready(process, count)
         assert (await refusal(f"{url}?secret", "nobody's")).status == 401
         process.signal(signal.SIGTERM)
         assert await process.wait() == 0
-    entries = [json.loads(line) for line in process.stderr]
-    assert {"uvicorn.error", "nuropb_gateway_asgi.gateway"} <= {entry["logger"] for entry in entries}
+    entries = [json.loads(line) for line in process.stdout + process.stderr]
+    assert {"uvicorn.error", "nuropb_gateway_asgi.gateway", "stdout", "stderr"} <= {each["logger"] for each in entries}
     assert "debug" in {entry["level"] for entry in entries}
-    assert any(entry["message"].endswith('"WebSocket /ws" 401') for entry in entries)
+    messages = [entry["message"] for entry in entries]
+    assert any(message.endswith('"WebSocket /ws" 401') for message in messages)
+    assert any(message.endswith("UserWarning: old") for message in messages)
+    assert any(message.startswith("NUROPB_GATEWAY_MAX_CONNECTION is not a setting") for message in messages)
+    assert {"logged", "{printed"} <= set(messages)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "said"),
+    [
+        ((), {"MAX_IN_FLIGHT": "many"}, "NUROPB_GATEWAY_MAX_IN_FLIGHT: not a number"),
+        (("--uds", "a", "--fd", "3"), {}, "--uds and --fd cannot be combined"),
+        (("--no-such-option",), {}, "No such option"),
+        (("--uds", "/nowhere/socket"), {}, "/nowhere/socket: No such file or directory"),
+    ],
+    ids=["setting", "options", "unknown option", "address"],
+)
+async def test_what_stops_the_start_is_json(arguments: tuple[str, ...], settings: dict[str, str], said: str) -> None:
+    chosen = {"JWT_KEY": SECRET, "LOG_FORMAT": "JSON", **settings}
+    async with run_module(PACKAGE, "serve", *arguments, settings=chosen) as process:
+        assert await process.wait() == 2
+    assert said in [json.loads(line) for line in process.stdout + process.stderr][-1]["message"]
+
+
+async def test_workers_without_a_temporary_directory_go_on_without_shared_metrics() -> None:
+    # A process that may not write files, as in a container with read-only file systems.
+    command = f"ulimit -f 0 && exec {sys.executable} -m {PACKAGE} serve --port 0 --workers 2"
+    async with run_process("bash", "-c", command, settings={"JWT_KEY": SECRET}) as process:
+        url = (await process.line(r"^The gateway is at (\S+)"))[1]
+        await process.line(r"WARNING: .*no temporary directory for metrics .* TMPDIR or PROMETHEUS_MULTIPROC_DIR$")
+        async with connect(url, TOKEN) as client:
+            assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
+        process.signal(signal.SIGTERM)
+        assert await process.wait() == 0
+        assert "Traceback" not in process.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "http", "sockets"),
+    [
+        (("--root-path", "/gw/"), {}, "http://example.com/gw", ("ws", "example.com", "/gw")),
+        ((), {"PUBLIC_URL": "https://api.example:8443/a/b/"}, "https://api.example:8443/a/b", None),
+        (
+            ("--root-path", "/gw", "--workers", "2"),
+            {"PUBLIC_URL": "https://api.example"},
+            "https://api.example",
+            ("wss", "api.example", None),
+        ),
+    ],
+    ids=["prefix", "URL", "both, with workers"],
+)
+async def test_documents_name_the_server_in_front_of_a_proxy_that_strips_a_prefix(
+    arguments: tuple[str, ...], settings: dict[str, str], http: str, sockets: tuple[str, str, str | None] | None
+) -> None:
+    async with (
+        serving(*arguments, environment=None, start_new_session=False, **settings) as (_, url),
+        httpx.AsyncClient(trust_env=False) as browser,
+    ):
+        base = url.replace("ws://", "http://").removesuffix("/ws")
+        headers = {"Authorization": f"Bearer {TOKEN}", "Host": "example.com"}
+        openapi = (await browser.get(f"{base}/openapi.json", headers=headers)).json()
+        assert [server["url"] for server in openapi["servers"]] == [http]
+        server = (await browser.get(f"{base}/asyncapi.json", headers=headers)).json()["servers"]["gateway"]
+        found = (server["protocol"], server["host"], server.get("pathname"))
+        assert found == (sockets or ("wss", "api.example:8443", "/a/b"))
+        async with connect(url, TOKEN) as client:
+            assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_clients_are_admitted_in_the_delay_of_a_shutdown(workers: str) -> None:
+    # The next signal ends the delay, which would outlast the test.
+    async with serving("--shutdown-delay", "3600", "--workers", workers) as (process, url):
+        await ready(process, int(workers))
+        readyz = url.replace("ws://", "http://").replace("/ws", "/readyz")
+        async with connect(url, TOKEN) as before, httpx.AsyncClient(trust_env=False) as browser:
+            process.signal(signal.SIGTERM)
+            pattern = "draining in 3600 s: not ready, but clients are still admitted"
+            await eventually(lambda: process.output.count(pattern) == int(workers))
+            answer = await browser.get(readyz)
+            assert (answer.status_code, answer.json()["reasons"]) == (503, ["draining"])
+            async with connect(url, TOKEN) as newcomer:
+                assert await newcomer.result("demo.add", {"a": 1, "b": 1}) == 2
+                process.signal(signal.SIGTERM)
+                for client in (before, newcomer):
+                    assert (await client.event("goodbye"))["event"]["reason"] == "draining"
+                    assert (await client.closed()).code == 1012
+        assert await process.wait() == 0
+
+
+async def test_the_drain_begins_when_the_delay_is_over() -> None:
+    async with serving(SHUTDOWN_DELAY="0.2") as (process, url), connect(url, TOKEN) as client:
+        process.signal(signal.SIGTERM)
+        await process.line("draining in 0.2 s")
+        assert (await client.event("goodbye"))["event"]["reason"] == "draining"
+        assert await process.wait() == 0
 
 
 async def test_compression_is_a_choice() -> None:

@@ -44,6 +44,7 @@ FIELDS = [
     ("SERVICE_NAME", "web.gateway-1_x", "nuropb-gateway", None),
     ("INSTANCE_ID", "one", ..., None),
     ("PATH", "/gateway/ws", "/ws", None),
+    ("PUBLIC_URL", "https://example.com:8443/gateway", "", None),
     ("HTTP", "On", None, "on"),
     ("TCP", "127.0.0.1:8001", "", None),
     ("TCP_CERTIFICATE", "/etc/cert.pem", "", None),
@@ -90,6 +91,7 @@ FIELDS = [
     ("PING_INTERVAL", " 20 ", 25.0, 20.0),
     ("PING_TIMEOUT", "5.5", 10.0, 5.5),
     ("DRAIN_TIMEOUT", "0", 10.0, 0.0),
+    ("SHUTDOWN_DELAY", "5", 0.0, 5.0),
     ("CONSOLE", "On", "auto", "on"),
     ("PRESENCE_EVENTS", "ON", "off", "on"),
     ("ERROR_DETAILS", "ALL", "nuropb", "all"),
@@ -224,6 +226,7 @@ NO_MESH = "unknown embedded mesh; expected embedded://demo"
 NO_HOST = "no host; expected amqp://user:password@host:5672/vhost"
 NAME = "not a name; expected 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit"
 PATH = "not a path; expected a slash, and then characters of a URL's path, as in /ws"
+PUBLIC = "not a URL of clients; expected https://host[:port][/prefix]"
 COOKIE = "not a cookie name; expected a token of RFC 6265, such as Authorization"
 WHOLE = "not a number; expected a whole number"
 SECONDS = "not a number; expected a number of seconds"
@@ -270,6 +273,10 @@ WRONG = [
     *(
         ("TCP", text, "not an address; expected host:port, as in 127.0.0.1:8001 or [::1]:8001")
         for text in ("8001", ":8001", "::1:8001", "[::1]", "[host]:1", "host:", "host:65536", "host:-1", "tcp://h:1")
+    ),
+    *(
+        ("PUBLIC_URL", text, PUBLIC)
+        for text in ("x", "ws://a", "https://", "https://u:p@a", "https://a/?b", "http://a/\n")
     ),
     *(("AUTH_COOKIE", text, COOKIE) for text in (" ", "a b", "a=b", "a;b", "a,b", '"a"', "é", "a\n")),
     *((name, text, WHOLE) for name, _ in WHOLE_NUMBERS for text in (SECRET, "1.5", "1e3", "0x10", "nan", "inf")),

@@ -71,6 +71,18 @@ Exit codes:
 )
 @click.option("--ssl-certfile", metavar="PATH", help="Certificate, for TLS without a proxy.")
 @click.option("--ssl-keyfile", metavar="PATH", help="Private key of the certificate.")
+@click.option(
+    "--root-path",
+    metavar="PATH",
+    default="",
+    help=f"Prefix that a proxy strips, for the documents of the contract; {ENV_PREFIX}PUBLIC_URL also names the host.",
+)
+@click.option(
+    "--shutdown-delay",
+    type=float,
+    metavar="SECONDS",
+    help=f"Overrides {ENV_PREFIX}SHUTDOWN_DELAY: from a stop signal to the drain; /readyz says no, clients may come.",
+)
 @click.option("--deflate/--no-deflate", default=False, show_default=True, help="Compress messages.")
 @click.option(
     "--log-level",
@@ -88,4 +100,8 @@ def serve(**options: Any) -> int:
         raise click.UsageError("--ssl-certfile and --ssl-keyfile need each other: give both")
     if chosen.log_level is not None:
         os.environ[f"{ENV_PREFIX}LOG_LEVEL"] = chosen.log_level  # worker processes read it, too
+    if chosen.shutdown_delay is not None:
+        os.environ[f"{ENV_PREFIX}SHUTDOWN_DELAY"] = str(chosen.shutdown_delay)
+    if chosen.root_path and not chosen.root_path.startswith("/"):
+        raise click.UsageError("--root-path begins with a slash, as in /gateway")
     return run(chosen)

@@ -22,4 +22,6 @@ class Options:
     ssl_certfile: str | None
     ssl_keyfile: str | None
     deflate: bool
+    root_path: str
+    shutdown_delay: float | None
     log_level: str | None

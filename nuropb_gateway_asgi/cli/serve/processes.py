@@ -64,6 +64,7 @@ def run(options: Options) -> int:
         ssl_certfile=options.ssl_certfile,
         ssl_keyfile=options.ssl_keyfile,
         ws_per_message_deflate=options.deflate,
+        root_path=options.root_path.rstrip("/"),
     )
     if (room := allow_files(settings.max_connections)) is not None:
         logger.warning(

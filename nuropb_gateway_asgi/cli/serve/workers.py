@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import click
 
 from ...exceptions import SettingsError
+from ...settings import ENV_PREFIX
 
 if TYPE_CHECKING:
     import uvicorn
@@ -49,7 +50,18 @@ def _metrics_directory() -> Iterator[None]:
     if name in os.environ or importlib.util.find_spec("prometheus_client") is None:
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="nuropb-gateway-metrics-") as directory:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="nuropb-gateway-metrics-")
+    except OSError as error:  # a container with read-only file systems
+        logger.warning(
+            "no temporary directory for metrics (%s), so each worker answers /metrics with its own figures only; "
+            "name a writable directory in TMPDIR or %s",
+            error.strerror,
+            name,
+        )
+        yield
+        return
+    with temporary as directory:
         os.environ[name] = directory
         yield
 
@@ -67,7 +79,11 @@ def worker_app() -> Starlette:
 def reloaded_app() -> Starlette:
     """Make the application of a process that ends with its parent, whatever ends the parent."""
     from ...gateway import create_app
+    from ...observability.logs import print_json_lines
     from ...server import tune_collector
+
+    if os.environ.get(f"{ENV_PREFIX}LOG_FORMAT", "").lower() == "json":
+        print_json_lines()
 
     def follow() -> None:
         parent = multiprocessing.parent_process()
