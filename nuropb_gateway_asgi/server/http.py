@@ -53,7 +53,7 @@ class _Requests(h11.Connection):
             raise h11.RemoteProtocolError("target too long", error_status_hint=414)
         names = [name for name, _ in request.headers]
         if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
-            # RFC 9112, 6.1: a proxy may have taken the other length, and what follows for a request of somebody else.
+            # RFC 9112, 6.1: a proxy may take the other length, and the bytes after it for a request of somebody else.
             raise h11.RemoteProtocolError("ambiguous length", error_status_hint=400)
 
 
