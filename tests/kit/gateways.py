@@ -17,6 +17,8 @@ import uvicorn
 from nuropb_gateway_asgi import FunctionAuthenticator, Gateway, Settings
 from nuropb_gateway_asgi.server import HTTPProtocol, WebSocketProtocol
 
+from .waiting import DEADLINE, eventually
+
 __all__ = [
     "DEADLINE",
     "SERVERS",
@@ -29,9 +31,6 @@ __all__ = [
     "run_gateway",
     "serve",
 ]
-
-#: Seconds that a test waits at most. Far more than needed, even on a busy machine.
-DEADLINE: Final = 20.0
 
 #: uvicorn as ``nuropb-gateway serve`` runs it, uvicorn with its own protocols, and another server.
 Server: TypeAlias = Literal["nuropb-gateway", "websockets-sansio", "wsproto", "hypercorn"]
@@ -75,13 +74,6 @@ class RunningGateway:
         registered = sum(len(kind.handler_manager) for kind in kinds)
         in_flight = sum(kind.service_mesh_manager.in_flight for kind in kinds)
         return len(self.gateway.handler_manager.admission), registered, in_flight
-
-
-async def eventually(condition: Callable[[], object]) -> None:
-    """Poll until ``condition`` holds."""
-    async with asyncio.timeout(DEADLINE):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def authorise_from_token(token: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import pytest
 import sniffio
 
 from nuropb_gateway_asgi.tasks import TaskOwner, in_own_task
-from tests.kit.gateways import eventually
+from tests.kit.waiting import eventually
 
 
 class Fault(Exception):
