@@ -37,7 +37,7 @@ PACKAGE = "nuropb_gateway_asgi"
 async def serving(*arguments: str, **settings: str) -> AsyncIterator[tuple[Process, str]]:
     """Run the gateway on a free port with the key of TOKEN, and yield its URL."""
     async with run_module(PACKAGE, *arguments, "--port", "0", settings={"JWT_KEY": SECRET, **settings}) as process:
-        yield process, (await process.line(r"ws://\S+"))[0]
+        yield process, (await process.line(r'ws://[^\s"]+'))[0]
 
 
 def http(url: str) -> str:
