@@ -12,6 +12,7 @@ import aio_pika
 import anyio
 import pytest
 
+from nuropb_gateway_asgi.fleet import members
 from nuropb_gateway_asgi.limits.circuits import PAUSE
 from nuropb_gateway_asgi.mesh.rabbitmq import _self_check
 from nuropb_gateway_asgi.wire import codec
@@ -272,7 +273,8 @@ async def test_no_frame_of_a_client_hurts_a_service(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
     """Frames that would kill a NuroPb service, or make RabbitMQ close a connection, are refused before a publish."""
-    monkeypatch.setattr(_self_check, "PING_INTERVAL", 3600.0)  # no message but calls is published
+    for module, name in ((_self_check, "PING_INTERVAL"), (members, "ALIVE_INTERVAL")):
+        monkeypatch.setattr(module, name, 3600.0)  # no message but calls is published
     name = f"fragile-{secrets.token_hex(4)}"
     with ServiceProcess(amqp_url, name, events=()) as service:
         async with scene(amqp_url) as set_:

@@ -21,7 +21,21 @@ from tests.kit.processes import ROOT, SECRET, Process, run_process, token_of
 
 MODULE: Final = (sys.executable, "-m", "nuropb_gateway_asgi")
 SCRIPT: Final = (sys.executable, "-c", "import sys; from nuropb_gateway_asgi.__main__ import main; sys.exit(main())")
-IN_A_CONTAINER: Final = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
+#: Coverage of the process would handle SIGTERM first.
+IN_A_CONTAINER: Final = (
+    "env",
+    "-u",
+    "COVERAGE_PROCESS_CONFIG",
+    "-u",
+    "COVERAGE_PROCESS_START",
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+)
 #: A module that takes for ever to import.
 ENDLESS: Final = 'import time\nprint("importing", flush=True)\ntime.sleep(3600)\n'
 

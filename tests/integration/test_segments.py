@@ -162,19 +162,18 @@ async def test_the_connection_to_the_broker(lane: str, tmp_path: Path) -> None:
                 pass
         writer.close()
 
-    def look() -> list[bool]:
+    def look() -> bool:
         with contextlib.suppress(LookupError):  # the gateway has given up on the connection, and makes another
-            return [holds_nothing_back(process, ports[-1])]
-        return []
+            return holds_nothing_back(process, ports[-1])
+        return False
 
     async with await asyncio.start_server(greeted, "127.0.0.1", 0) as broker:
         address = broker.sockets[0].getsockname()
         url = f"amqp://guest:guest@127.0.0.1:{address[1]}/"
         async with running(SERVE, tmp_path, MESH_URL=url, MESH_LANE=lane) as (process, _):
             async with asyncio.timeout(DEADLINE):
-                while not (seen := look()):
+                while not look():  # the option is set in a moment: this side may be connected earlier
                     await asyncio.sleep(0.05)
-            assert seen == [True]
 
 
 # --- make run ---------------------------------------------------------------------------------------------------
