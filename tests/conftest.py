@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 
 import anyio.pytest_plugin
 import pytest
@@ -14,6 +15,10 @@ from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
+
+# A shell ignores SIGINT for commands in the background, and their children inherit that: tests send it, though.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Everything runs on the fast lane, and on the plain one when it is asked for.
 if lane := os.environ.get("NUROPB_TEST_LANE"):

@@ -377,7 +377,11 @@ async def test_what_stops_the_start_is_json(arguments: tuple[str, ...], settings
 
 async def test_workers_without_a_temporary_directory_go_on_without_shared_metrics() -> None:
     # A process that may not write files, as in a container with read-only file systems.
-    command = f"ulimit -f 0 && exec {sys.executable} -m {PACKAGE} serve --port 0 --workers 2"
+    # Coverage of the process would want to write its data.
+    command = (
+        "unset COVERAGE_PROCESS_CONFIG COVERAGE_PROCESS_START && ulimit -f 0 && "
+        f"exec {sys.executable} -m {PACKAGE} serve --port 0 --workers 2"
+    )
     async with run_process("bash", "-c", command, settings={"JWT_KEY": SECRET}) as process:
         url = (await process.line(r"^The gateway is at (\S+)"))[1]
         await process.line(r"WARNING: .*no temporary directory for metrics .* TMPDIR or PROMETHEUS_MULTIPROC_DIR$")
