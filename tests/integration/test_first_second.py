@@ -18,6 +18,7 @@ import pytest
 from tests.kit.clients import connect
 from tests.kit.gateways import DEADLINE, eventually
 from tests.kit.processes import ROOT, SECRET, Process, run_process, token_of
+from tests.servers.processes import unavailable
 
 MODULE: Final = (sys.executable, "-m", "nuropb_gateway_asgi")
 SCRIPT: Final = (sys.executable, "-c", "import sys; from nuropb_gateway_asgi.__main__ import main; sys.exit(main())")
@@ -53,7 +54,7 @@ def place(request: pytest.FixtureRequest) -> tuple[str, ...]:
     if request.param == "process":
         return ()
     if not has_containers():
-        pytest.skip("no namespaces of process ids here")
+        unavailable("no namespaces of process ids here")
     return IN_A_CONTAINER
 
 

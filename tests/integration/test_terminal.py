@@ -24,6 +24,7 @@ from websockets.typing import Subprotocol
 
 from nuropb_gateway_asgi.__main__ import main
 from tests.kit.processes import ROOT
+from tests.servers.processes import unavailable
 
 #: Sets the title of a window, moves the cursor, begins a line, hides text, and is one byte long.
 ESCAPES: Final = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202e\u200b\x7f\x08"
@@ -129,7 +130,7 @@ def environment_for(url: str, tmp_path: Path) -> dict[str, str]:
 def bash() -> str:
     found = shutil.which("bash")
     if found is None:
-        pytest.skip("bash is not installed")
+        unavailable("bash is not installed")
     return found
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import nuropb_gateway_asgi
 import nuropb_gateway_asgi.gateway
+from tests.unit.test_public_names import PATHS
 
 PACKAGE = nuropb_gateway_asgi.__name__
 ROOT = Path(nuropb_gateway_asgi.__file__).parent
@@ -187,33 +188,7 @@ def test_no_other_library_is_needed() -> None:
 
 # --- public names -----------------------------------------------------------------------------------------------
 
-PUBLIC = [
-    "AuthenticationUnavailable",
-    "Authenticator",
-    "CallError",
-    "CallHandler",
-    "CloseCode",
-    "ErrorCode",
-    "EventStreamHandler",
-    "FunctionAuthenticator",
-    "Gateway",
-    "GatewayError",
-    "Handler",
-    "HandlerManager",
-    "Identity",
-    "JWTAuthenticator",
-    "KeySet",
-    "ServiceMeshManager",
-    "ServiceMeshManagerController",
-    "Settings",
-    "SettingsError",
-    "TCPHandler",
-    "TokenAuthenticationBackend",
-    "WebSocketHandler",
-    "__version__",
-    "combine_lifespans",
-    "create_app",
-]
+PUBLIC = PATHS["nuropb_gateway_asgi"]
 
 
 def test_the_public_names_are_these() -> None:
