@@ -38,8 +38,10 @@ from ..settings import Settings
 from ..tasks import TaskOwner
 from .direct import FRAMES_PER_TURN
 from .handshake import register
+from .kept_frames import SessionOutbox
 from .outbox import Outbox
 from .refusals import Reason, Refusal
+from .session import Session
 
 __all__ = ["ClientLeft", "Connection"]
 
@@ -53,6 +55,10 @@ MAX_CLOSE_REASON: Final = 123
 _DISCARDING: Final = frozenset({CloseCode.SLOW_CONSUMER, CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REVOKED})
 
 
+#: The first of the close codes after which a client is not to come back.
+FINAL: Final = 4500
+
+
 class ClientLeft(Exception):
     """Raised when the client has disconnected."""
 
@@ -62,6 +68,11 @@ class Connection(ABC):
 
     #: Whether clients of nuropb_gw may use this kind of connection. They do not answer pings.
     may_be_legacy: ClassVar[bool] = False
+    #: Whether a session may outlive this kind of connection, and whether it forgets the oldest frames of a full buffer.
+    is_resumable: ClassVar[bool] = True
+    forgets_frames: ClassVar[bool] = False
+    #: The session that has this connection, once it is resumable.
+    _session: Session | None = None
 
     def __init__(self, handler_manager: HandlerManager, settings: Settings, address: str = "") -> None:
         self.session_id = new_id()
@@ -156,8 +167,25 @@ class Connection(ABC):
                 tasks.start_soon(self._read, name="reader")
                 await self._write()
         finally:
-            self._tasks = None
-            self._manager.unregister(self)
+            self.end()
+
+    def end(self) -> None:
+        """Note the end of the connection: its session is parked if it may outlive it, else it is unregistered."""
+        self._tasks = None
+        self._manager.unregister(self)
+        session, self._session = self._session, None
+        if session is not None:
+            session.on_line_ended(self, on_purpose=self.ended_on_purpose, told=self.has_told_end)
+
+    @property
+    def ended_on_purpose(self) -> bool:
+        """Whether client or gateway ended the connection for good."""
+        return self._close is not None and self._close[0] >= FINAL
+
+    @property
+    def has_told_end(self) -> bool:
+        """Whether the client was told of the end in a frame."""
+        return False
 
     async def _read(self) -> None:
         """Hand every message to the manager, which never waits: pongs are read even while the client is slow."""
@@ -184,7 +212,12 @@ class Connection(ABC):
         self._heard_at = self._clock()
         if self._close is not None:
             return
-        frame = self._manager.on_handler_message(self, message)
+        session = self._session
+        if session is None:
+            frame = self._manager.on_handler_message(self, message)
+        else:
+            session.proven = True
+            frame = self._manager.on_handler_message(session, message)
         # Only clients of nuropb_gw send a trace id without an id. They do not answer pings, so stop sending them.
         if self.may_be_legacy and isinstance(frame, Request) and frame.id is None and frame.trace_id is not None:
             self._sends_pings = False
@@ -192,10 +225,15 @@ class Connection(ABC):
     async def _write(self) -> None:
         """Write the frames in the outbox, then the reason to close if the gateway closes the connection."""
         try:
-            while (text := await self._outbox.get()) is not None:
-                self._writing_since = self._clock()
-                await self.send_text(text)
-                self._writing_since = None
+            while True:
+                outbox = self._outbox
+                text = await outbox.get()
+                if text is not None:
+                    self._writing_since = self._clock()
+                    await self.send_text(text)
+                    self._writing_since = None
+                elif outbox is self._outbox:  # else a session came or left
+                    break
             if self._close is not None:
                 self._writing_since = self._clock()
                 await self.send_close(*self._close)
@@ -229,6 +267,8 @@ class Connection(ABC):
                 "ping_interval": settings.ping_interval,
             },
         }
+        if self.is_resumable and settings.resume_window:
+            hello["resume"] = True
         self.send_frame(encode_event("hello", encode_json(hello)))
 
     def send_frame(self, text: str) -> None:
@@ -250,6 +290,28 @@ class Connection(ABC):
             self._manager.statistics.closed[int(code)] += 1
             self._outbox.close(discard=code in _DISCARDING)
             logger.debug("session %s: closing with %d", self.session_id, code)
+
+    # --- the session that may outlive the connection ------------------------------------------------------------
+
+    def open_session(self) -> Session:
+        """Make a session of the connection's own, which :meth:`~.session.Session.attach` will give to it."""
+        assert self.identity is not None  # noqa: S101 - it is registered
+        settings = self._settings
+        outbox = SessionOutbox(settings.outbox_size, settings.resume_buffer, forgets=self.forgets_frames)
+        return Session(self.session_id, self.identity, self.connected_at, outbox, self._manager)
+
+    def carry(self, session: Session | None) -> None:
+        """Give the client's messages to ``session`` and send the frames of its outbox; stop with None."""
+        self._session = session
+        former, self._outbox = self._outbox, Outbox(0) if session is None else session.outbox
+        if session is not None:
+            while (text := former.get_nowait()) is not None:
+                session.outbox.put_first(text)
+            self.session_id = session.session_id
+        former.close()
+
+    def wake(self) -> None:  # noqa: B027 - not abstract: the writer, if there is one, is awake already
+        """Send the frames in the outbox."""
 
     @property
     def outbox_size(self) -> int:

@@ -32,6 +32,8 @@ _OWN_TOPIC = re.compile(rb'\{"topic":"(%b)"' % b"|".join(topic.encode() for topi
 class EventStreamHandler(Connection):
     """A stream of events. Its client cannot send anything; it can only leave."""
 
+    is_resumable = False
+
     def __init__(
         self, exchange: Exchange, topics: Sequence[str], handler_manager: HandlerManager, settings: Settings
     ) -> None:

@@ -124,6 +124,38 @@ class ClientCalls:
             if self._calls.abandon(correlation_id):
                 self._statistics.abandoned += 1
 
+    # --- sessions that outlive their connections --------------------------------------------------------------
+
+    def knows(self, handler: Handler) -> bool:
+        """Tell whether a connection has sent a call."""
+        return handler.session_id in self._sessions
+
+    def ids(self, handler: Handler) -> list[str]:
+        """Return the client's ids of its calls in flight."""
+        calls = map(self._calls.table.get, self._sessions.get(handler.session_id, {}).values())
+        return [call.id for call in calls if isinstance(call, ClientCall) and call.id is not None]
+
+    def places_of(self, handler: Handler) -> dict[str, str]:
+        """Return the places of a session's calls: correlation ids by the ids that the client chose."""
+        return self._sessions.setdefault(handler.session_id, {})
+
+    def replace(self, handler: Handler, successor: Handler) -> None:
+        """Give a connection's calls in flight to another handler with the same session id."""
+        for correlation_id in self._sessions.get(handler.session_id, {}).values():
+            call = self._calls.table.get(correlation_id)
+            if isinstance(call, ClientCall):
+                call.handler = successor
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a session's calls another session id."""
+        places = self._sessions.pop(old, None)
+        if places is not None:
+            self._sessions[new] = places
+
+    def detach(self, handler: Handler) -> dict[str, str]:
+        """Forget a session but not its calls in flight; return their places."""
+        return dict(self._sessions.pop(handler.session_id, {}))
+
     # --- describe ---------------------------------------------------------------------------------------------
 
     def on_describe(self, handler: Handler, frame: Describe) -> None:
