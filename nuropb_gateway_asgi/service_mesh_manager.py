@@ -151,7 +151,7 @@ class ServiceMeshManager:
         """Answer the requests that are still in flight with ``mesh_unavailable``, and disconnect from the mesh."""
         stack, self._stack = self._stack, None
         self.calls.close()
-        await self.resumption.flush()
+        await self.resumption.departures.flush()
         self.fleet.leave()
         if stack is not None:
             await stack.__aexit__(exc_type, exc, traceback)

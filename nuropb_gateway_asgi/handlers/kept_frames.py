@@ -18,8 +18,9 @@ FRAME_OVERHEAD: Final = 160
 class SessionOutbox(Outbox):
     """An outbox that keeps the counted frames that it has handed out, until they are acknowledged.
 
-    It outlives its connections: :meth:`begin` begins the reading by one of them, :meth:`close` ends it. ``keep`` bounds the bytes of kept frames and, while no connection reads, of waiting frames, too. Beyond
-    it the session has overflowed and cannot be resumed; with ``forgets``, the oldest frames are forgotten instead.
+    It outlives its connections: :meth:`begin` begins the reading by one of them, :meth:`close` ends it. ``keep`` bounds
+    the bytes of kept frames and, while no connection reads, of waiting frames, too. Beyond it the session has
+    overflowed and cannot be resumed; with ``forgets``, the oldest frames are forgotten instead.
     """
 
     __slots__ = (

@@ -1,9 +1,10 @@
 """What outlives a connection? Sessions that a client comes back to, at this process or at another one.
 
-* ``resumption``: the frames ``resume`` and ``ack``, and the end of sessions that nobody came back to
-* ``store``: the sessions of a process by the digests of their keys, those without a connection, and how others ended
-* ``keys``: the keys that clients come back with
-* ``handover``: a session on its way to another process; ``forwarding``: the answers of its calls in flight
+* ``resumption``: the frames ``resume`` and ``ack``
+* ``keeper``: sessions without a connection, and the end of sessions; ``store``: the tables of both; ``keys``: the keys
+  that clients come back with
+* ``departures``: sessions that another process takes; ``arrivals``: sessions that come from another process;
+  ``handover``: the messages between both; ``forwarding``: the answers of calls that stayed behind
 * ``interface``: a connection and a session, as this room sees them
 """
 

@@ -7,14 +7,29 @@ delivered since the claim, so none comes twice.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
 from .store import Reason
 
-__all__ = ["CallState", "Cancel", "Claim", "Claimed", "Forward", "Question", "State", "Take", "decode_question"]
+__all__ = [
+    "SUBJECT",
+    "CallState",
+    "Cancel",
+    "Claim",
+    "Claimed",
+    "Forward",
+    "Question",
+    "State",
+    "Take",
+    "decode_question",
+]
+
+
+#: The subject of all questions about sessions.
+SUBJECT: Final = "session"
 
 
 class Claim(Struct, tag="claim"):
@@ -77,7 +92,6 @@ class State(Struct, omit_defaults=True):
     """A session as it leaves a process."""
 
     session_id: str
-    acknowledged: int
     #: The frames that the client has not got.
     kept: list[str]
     topics: list[str]

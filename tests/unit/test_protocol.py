@@ -14,6 +14,7 @@ from nuropb_gateway_asgi.exceptions import ProtocolError
 from nuropb_gateway_asgi.protocol import (
     PING,
     SUBPROTOCOL,
+    Ack,
     Authorize,
     Cancel,
     ClientFrame,
@@ -27,6 +28,7 @@ from nuropb_gateway_asgi.protocol import (
     Ping,
     Pong,
     Request,
+    Resume,
     Subscribe,
     Unsubscribe,
     check_limits,
@@ -50,6 +52,8 @@ FRAMES = {
     "unsubscribe": Unsubscribe,
     "cancel": Cancel,
     "authorize": Authorize,
+    "resume": Resume,
+    "ack": Ack,
     "ping": Ping,
     "pong": Pong,
 }
@@ -679,7 +683,7 @@ def test_a_glance_sees_the_ids_that_decoding_finds(message: str | bytes) -> None
     found = attempt(message)
     if isinstance(found, ProtocolError):
         assert (found.id, found.trace_id) in ((glance.id, glance.trace_id), (None, None))
-    elif not isinstance(found, Ping | Pong):
+    elif not isinstance(found, Ping | Pong | Ack):
         assert glance.id == found.id
         assert glance.trace_id == getattr(found, "trace_id", None) or isinstance(found, Cancel)
         assert glance.type == type(found).__name__.lower()
