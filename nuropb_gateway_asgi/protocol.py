@@ -47,6 +47,7 @@ __all__ = [
     "encode_json",
     "encode_pong",
     "encode_response",
+    "encode_resume",
     "encode_subscribe",
     "error_members",
     "is_counted",
@@ -638,6 +639,12 @@ def encode_call(
 def encode_subscribe(topics: Sequence[str], *, id_: str, trace_id: str) -> bytes:
     """Encode the frame of a subscription."""
     return b'{"type":"subscribe","payload":{%b"topics":%b}}' % (_ids(id_, trace_id), encode_json(topics))
+
+
+def encode_resume(key: str | None, received: int, *, id_: str, trace_id: str) -> bytes:
+    """Encode the frame that resumes a session, or without a key makes one resumable."""
+    more = b"" if key is None else b',"key":%b,"received":%d' % (encode_json(key), received)
+    return b'{"type":"resume","payload":{%b%b}}' % (_ids(id_, trace_id).rstrip(b","), more)
 
 
 # --- frames from the gateway ----------------------------------------------------------------------------------

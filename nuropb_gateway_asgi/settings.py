@@ -285,6 +285,9 @@ _MINIMUM: Final = {
     "max_connections_per_user": 1,
     "max_connections_per_address": 0,
     "outbox_size": 1024,
+    "resume_window": 0,
+    "resume_buffer": 1024,
+    "resume_memory": 0,
 }
 #: Seconds; the longest time that becomes an AMQP expiration.
 _LONGEST_TIME: Final = 86400.0

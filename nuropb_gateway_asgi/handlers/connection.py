@@ -310,6 +310,10 @@ class Connection(ABC):
             self.session_id = session.session_id
         former.close()
 
+    def take_answer(self, answer: str) -> bool:
+        """Leave the answer to ``resume`` to the client."""
+        return False
+
     def wake(self) -> None:  # noqa: B027 - not abstract: the writer, if there is one, is awake already
         """Send the frames in the outbox."""
 

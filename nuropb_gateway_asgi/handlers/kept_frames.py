@@ -137,10 +137,11 @@ class SessionOutbox(Outbox):
                 self._items.remove(item)  # type: ignore[union-attr]
                 self._size -= item[1]
 
-    def go_on(self, answer: str) -> None:
-        """Hand out ``answer``, all kept frames once more, and then those that come."""
+    def go_on(self, answer: str | None) -> None:
+        """Hand out ``answer``, if there is one, all kept frames once more, and then those that come."""
         self._held = False
-        self._again.append(answer)
+        if answer is not None:
+            self._again.append(answer)
         self._again.extend(text for text, _ in self._kept)
         self._wake()
 

@@ -22,6 +22,10 @@ class Line(Protocol):
     def carry(self, session: Session | None) -> None:
         """Give the client's messages to ``session`` and send the frames of its outbox; stop with None."""
 
+    def take_answer(self, answer: str) -> bool:
+        """Take the answer to ``resume`` if it is the connection's own and not its client's."""
+        ...
+
     def wake(self) -> None:
         """Send the frames that wait in the outbox."""
 
@@ -95,9 +99,10 @@ class Session:
     def go_on(self, answer: str) -> None:
         """Send the answer to ``resume``, then all kept frames."""
         self.outbox.settle()
-        self.outbox.go_on(answer)
-        if self._line is not None:
-            self._line.wake()
+        line = self._line
+        self.outbox.go_on(None if line is not None and line.take_answer(answer) else answer)
+        if line is not None:
+            line.wake()
 
     def detach(self) -> None:
         """Close the present connection, if there is one, and continue without it."""
@@ -134,6 +139,10 @@ class Session:
         if self._told_end and received == self.outbox.sent + 1:
             received -= 1  # the client has counted the last frame of a connection, which belonged to that alone
         return self.outbox.acknowledge(received)
+
+    def may_lack(self, text: str) -> bool:
+        """Tell whether the client may not have this very frame."""
+        return self.outbox.holds(text)
 
     # --- Handler ----------------------------------------------------------------------------------------------
 

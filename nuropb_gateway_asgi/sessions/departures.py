@@ -145,7 +145,7 @@ class Departures:
             call.handler = Forwarder(
                 session.session_id, session.identity, functools.partial(self._send, place, process)
             )
-            calls.append(CallState(key, call.id, call.trace_id, call.message.deadline - self._clock()))
+            calls.append(CallState(key, call.id_of(key), call.trace_id, call.message.deadline - self._clock()))
         return calls
 
     def _send(self, place: tuple[str, str], process: str, text: str) -> None:
