@@ -21,7 +21,6 @@ from ..authentication import Identity
 from ..authorization.rules import Delivery
 from ..exceptions import ProtocolError
 from ..handler_manager import HandlerManager, encode_authorized, encode_malformed, encode_refusal, expiry
-from ..identifiers import new_id
 from ..protocol import (
     PING,
     SUBPROTOCOL,
@@ -38,10 +37,8 @@ from ..settings import Settings
 from ..tasks import TaskOwner
 from .direct import FRAMES_PER_TURN
 from .handshake import register
-from .kept_frames import SessionOutbox
-from .outbox import Outbox
 from .refusals import Reason, Refusal
-from .session import Session
+from .session_carrier import SessionCarrier
 
 __all__ = ["ClientLeft", "Connection"]
 
@@ -55,37 +52,21 @@ MAX_CLOSE_REASON: Final = 123
 _DISCARDING: Final = frozenset({CloseCode.SLOW_CONSUMER, CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REVOKED})
 
 
-#: The first of the close codes after which a client is not to come back.
-FINAL: Final = 4500
-
-
 class ClientLeft(Exception):
     """Raised when the client has disconnected."""
 
 
-class Connection(ABC):
+class Connection(SessionCarrier, ABC):
     """A connection of any kind, as a :class:`~nuropb_gateway_asgi.Handler`."""
 
     #: Whether clients of nuropb_gw may use this kind of connection. They do not answer pings.
     may_be_legacy: ClassVar[bool] = False
-    #: Whether a session may outlive this kind of connection, and whether it forgets the oldest frames of a full buffer.
-    is_resumable: ClassVar[bool] = True
-    forgets_frames: ClassVar[bool] = False
-    #: The session that has this connection, once it is resumable.
-    _session: Session | None = None
 
     def __init__(self, handler_manager: HandlerManager, settings: Settings, address: str = "") -> None:
-        self.session_id = new_id()
-        self.identity: Identity | None = None
-        self.connected_at = 0.0
-        self._manager = handler_manager
-        self._settings = settings
+        super().__init__(handler_manager, settings)
         #: The address whose limits the connection counts for, see :func:`~..limits.admission.address_of`.
         self._address = address
-        self._outbox = Outbox(settings.outbox_size)
         self._tasks: TaskOwner | None = None
-        #: The code and reason to close with, once that is decided.
-        self._close: tuple[int, str] | None = None
         self._clock = time.monotonic
         self._writing_since: float | None = None
         self._heard_at = self._pinged_at = self._clock()
@@ -167,25 +148,15 @@ class Connection(ABC):
                 tasks.start_soon(self._read, name="reader")
                 await self._write()
         finally:
+            self._tasks = None
             self.end()
 
     def end(self) -> None:
         """Note the end of the connection: its session is parked if it may outlive it, else it is unregistered."""
-        self._tasks = None
         self._manager.unregister(self)
         session, self._session = self._session, None
         if session is not None:
             session.on_line_ended(self, on_purpose=self.ended_on_purpose, told=self.has_told_end)
-
-    @property
-    def ended_on_purpose(self) -> bool:
-        """Whether client or gateway ended the connection for good."""
-        return self._close is not None and self._close[0] >= FINAL
-
-    @property
-    def has_told_end(self) -> bool:
-        """Whether the client was told of the end in a frame."""
-        return False
 
     async def _read(self) -> None:
         """Hand every message to the manager, which never waits: pongs are read even while the client is slow."""
@@ -290,32 +261,6 @@ class Connection(ABC):
             self._manager.statistics.closed[int(code)] += 1
             self._outbox.close(discard=code in _DISCARDING)
             logger.debug("session %s: closing with %d", self.session_id, code)
-
-    # --- the session that may outlive the connection ------------------------------------------------------------
-
-    def open_session(self) -> Session:
-        """Make a session of the connection's own, which :meth:`~.session.Session.attach` will give to it."""
-        assert self.identity is not None  # noqa: S101 - it is registered
-        settings = self._settings
-        outbox = SessionOutbox(settings.outbox_size, settings.resume_buffer, forgets=self.forgets_frames)
-        return Session(self.session_id, self.identity, self.connected_at, outbox, self._manager)
-
-    def carry(self, session: Session | None) -> None:
-        """Give the client's messages to ``session`` and send the frames of its outbox; stop with None."""
-        self._session = session
-        former, self._outbox = self._outbox, Outbox(0) if session is None else session.outbox
-        if session is not None:
-            while (text := former.get_nowait()) is not None:
-                session.outbox.put_first(text)
-            self.session_id = session.session_id
-        former.close()
-
-    def take_answer(self, answer: str) -> bool:
-        """Leave the answer to ``resume`` to the client."""
-        return False
-
-    def wake(self) -> None:  # noqa: B027 - not abstract: the writer, if there is one, is awake already
-        """Send the frames in the outbox."""
 
     @property
     def outbox_size(self) -> int:

@@ -138,6 +138,7 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
                 while await self._is_connected():
                     pass
         finally:
+            self._tasks = None
             self.end()
 
     @property
