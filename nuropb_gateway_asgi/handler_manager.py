@@ -413,8 +413,8 @@ class HandlerManager:
         kind, id_, trace_id = self._decoder.glance(data)
         if kind == "cancel":  # the id is that of a request, which has an answer of its own
             id_ = None
-        # A pong has no answer.
-        answer = None if kind == "pong" else functools.partial(_encode_answer, id_, trace_id)
+        # A pong has no answer, nor has an ack.
+        answer = None if kind in ("pong", "ack") else functools.partial(_encode_answer, id_, trace_id)
         self._on_excess(handler, excess, answer)
 
     def _on_excess(self, handler: Handler, excess: Excess, answer: Callable[[Failure], str] | None) -> None:

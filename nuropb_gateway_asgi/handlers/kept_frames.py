@@ -13,6 +13,8 @@ __all__ = ["SessionOutbox"]
 
 #: Bytes that a kept frame takes beside its text: the tuple, the string's head and two places in queues.
 FRAME_OVERHEAD: Final = 160
+#: Seconds after which frames are forgotten at the earliest, and half of the time after which they are at the latest.
+FORGET_AFTER: Final = 15.0
 
 
 class SessionOutbox(Outbox):
@@ -24,12 +26,14 @@ class SessionOutbox(Outbox):
     """
 
     __slots__ = (
+        "_aged_at",
         "_again",
         "_forgets",
         "_held",
         "_keep",
         "_kept",
         "_kept_size",
+        "_old",
         "_reading",
         "acknowledged",
         "overflowed",
@@ -51,6 +55,8 @@ class SessionOutbox(Outbox):
         self.overflowed = False
         #: The number of the connection that reads.
         self._reading = 0
+        #: The number of the last frame that was sent before the last look at their age, and the time of that.
+        self._old, self._aged_at = 0, 0.0
 
     @property
     def size(self) -> int:
@@ -158,9 +164,28 @@ class SessionOutbox(Outbox):
         self._again.append(text)
         self._wake()
 
-    def fits(self, size: int) -> bool:
-        """Tell whether ``size`` bytes more fit while no connection reads."""
-        return self._forgets or self._kept_size + self._size + size <= self._keep
+    def has_room_for(self, text: str) -> bool:
+        """Tell whether a frame fits while no connection reads."""
+        size = len(text) if text.isascii() else len(text.encode())
+        return self._kept_size + self._size + size <= self._keep
+
+    def store(self, text: str) -> bool:
+        """Take a counted frame while no connection reads, or return False if it does not fit."""
+        if self._forgets:
+            self.settle()
+        elif not self.has_room_for(text):
+            return False
+        return self.put(text)
+
+    def age(self, now: float) -> None:
+        """Forget frames that were sent some time ago, of a client that cannot acknowledge any.
+
+        The network and proxies hold frames for seconds; 10,000 full buffers would take gigabytes.
+        """
+        if self._forgets and now - self._aged_at >= FORGET_AFTER:
+            while self.acknowledged < self._old:
+                self._forget_first()
+            self._old, self._aged_at = self.sent, now
 
     def holds(self, text: str) -> bool:
         """Tell whether this very frame waits or is kept."""

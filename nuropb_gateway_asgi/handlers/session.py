@@ -160,8 +160,7 @@ class Session:
             elif self.tap is None:
                 line.wake()
         elif is_counted(text):
-            if self.outbox.fits(len(text) if text.isascii() else len(text.encode())):
-                self.outbox.put(text)
+            if self.outbox.store(text):
                 self._grow()
             else:
                 self.outbox.overflow()
@@ -171,12 +170,9 @@ class Session:
 
     def send_event(self, text: str, topic: str, delivery: Delivery) -> None:
         """Put an event into the outbox; ``delivery`` decides what happens if there is no room for it."""
-        if delivery == "close":
-            self.send_frame(text)
-            return
         line = self._line
-        if line is None and not self.outbox.fits(len(text)):
-            self.send_frame(text)  # overflows
+        if delivery == "close" or (line is None and not self.outbox.has_room_for(text)):
+            self.send_frame(text)
             return
         self._manager.statistics.lost_events += self.outbox.put_event(text, topic, delivery)
         if self.tap is not None:
@@ -211,3 +207,4 @@ class Session:
         """Check pings and deadlines of the connection."""
         if self._line is not None:
             self._line.check(now)
+            self.outbox.age(now)

@@ -16,6 +16,8 @@ __all__ = ["SessionCarrier"]
 
 #: The first of the close codes after which a client is not to come back.
 FINAL: Final = 4500
+#: Bytes that are kept at most for a client that cannot acknowledge frames: about what network and proxies hold.
+FORGETFUL_BUFFER: Final = 65536
 
 
 class SessionCarrier:
@@ -51,7 +53,8 @@ class SessionCarrier:
         """Make a session of the connection's own, which :meth:`~.session.Session.attach` will give to it."""
         assert self.identity is not None  # noqa: S101 - it is registered
         settings = self._settings
-        outbox = SessionOutbox(settings.outbox_size, settings.resume_buffer, forgets=self.forgets_frames)
+        keep = min(settings.resume_buffer, FORGETFUL_BUFFER) if self.forgets_frames else settings.resume_buffer
+        outbox = SessionOutbox(settings.outbox_size, keep, forgets=self.forgets_frames)
         return Session(self.session_id, self.identity, self.connected_at, outbox, self._manager)
 
     def carry(self, session: Session | None) -> None:

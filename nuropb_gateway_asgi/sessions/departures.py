@@ -88,6 +88,9 @@ class Departures:
         if session.connected:  # the old connection is dead, but this process has not noticed
             session.detach()
             self._keeper.on_parked(session)
+        if session.outbox.overflowed:
+            self._keeper.end(found, "overflow")
+            return Claimed(reason="overflow")
         if self._keeper.store.get(session.session_id) is not found:
             return Claimed(reason="expired")
         events: list[str] = []

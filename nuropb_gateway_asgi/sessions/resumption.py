@@ -170,8 +170,13 @@ class Resumption:
     def _go_on(self, record: Record, connection: ResumableConnection, frame: Resume, used: bytes) -> None:
         """Give a session of this process a new connection."""
         session = record.session
-        if session.connected:  # the old connection is dead, but nobody has noticed
+        if session.connected:  # the old connection is dead, but this process has not noticed
             session.detach()
+            if session.outbox.overflowed:
+                self._handlers.park(session)
+                self.keeper.end(record, "overflow")
+                self._start_anew(self._install(connection), frame, "overflow")
+                return
             self._handlers.park(session)
         self._handlers.unpark(session, connection)
         self.store.unpark(record)
