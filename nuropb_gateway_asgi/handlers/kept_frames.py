@@ -26,8 +26,8 @@ class SessionOutbox(Outbox):
     """
 
     __slots__ = (
-        "_aged_at",
         "_again",
+        "_aged_at",
         "_forgets",
         "_held",
         "_keep",
