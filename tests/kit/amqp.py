@@ -105,6 +105,9 @@ class Receiver:
     def on_record(self, record: bytes) -> None:
         self.records.append(record)
 
+    def on_records_read(self) -> None:
+        self.records_read += 1
+
     def on_connection_change(self, *, connected: bool) -> None:
         self.connections.append(connected)
 

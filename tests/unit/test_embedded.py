@@ -62,6 +62,8 @@ class Receiver:
     def on_record(self, record: bytes) -> None:
         self.said.append(record)
 
+    def on_records_read(self) -> None: ...
+
     def on_connection_change(self, *, connected: bool) -> None:
         self.changes.append(connected)
 
