@@ -163,12 +163,15 @@ class Revocations:
             self._drop_token(revocation.token)
         elif revocation.token_id is not None:
             self._token_ids.pop(revocation.token_id, None)
-        elif revocation.issued_before is not None and revocation.user_id is None:
-            if self._everybody[0] <= revocation.issued_before:
-                self._everybody = _NEVER
-        elif revocation.issued_before is not None and revocation.user_id is not None:
-            if self._users.get(revocation.user_id, _NEVER)[0] <= revocation.issued_before:
-                self._users.pop(revocation.user_id, None)
+        elif revocation.issued_before is not None:
+            self._remove_issued_before(revocation.user_id, revocation.issued_before)
+
+    def _remove_issued_before(self, user_id: str | None, issued_before: float) -> None:
+        if user_id is not None:
+            if self._users.get(user_id, _NEVER)[0] <= issued_before:
+                self._users.pop(user_id, None)
+        elif self._everybody[0] <= issued_before:
+            self._everybody = _NEVER
 
     def _drop_token(self, token: str) -> None:
         _, session_id = self._tokens.pop(token, (0.0, None))
@@ -197,7 +200,7 @@ class Revocations:
             self._unchecked = [
                 (kind, name)
                 for kind, names in (("token", self._tokens), ("token_id", self._token_ids), ("user", self._users))
-                for name in names  # type: ignore[attr-defined]
+                for name in names
             ]
         for _ in range(min(FORGET_AT_ONCE, len(self._unchecked))):
             self._forget_one(*self._unchecked.pop(), now)

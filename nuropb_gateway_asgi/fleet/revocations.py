@@ -34,7 +34,7 @@ FORGET_INTERVAL: Final = 60.0
 RECORD_RETRY: Final = 1.0
 #: Connections that are looked at in one turn of the event loop: well under a millisecond's work.
 CLOSE_AT_ONCE: Final = 100
-#: Seconds by which the clock of the process that wrote a record may be ahead. A larger leeway for tokens counts instead.
+#: Seconds by which the clock of the process that wrote a record may be ahead, or the leeway if that is more.
 CLOCK_SKEW: Final = 300.0
 
 
@@ -84,9 +84,7 @@ class Revoker:
 
     def on_records_read(self) -> None:
         """Accept tokens: all records from before the start are read, or there are none."""
-        if not self._revocations.complete:
-            self._revocations.complete = True
-            logger.info("revocations: %d records read, %d in effect", self.read, len(self._revocations))
+        self._revocations.complete = True
 
     @property
     def problem(self) -> str | None:
@@ -203,8 +201,11 @@ class Revoker:
     def _apply(self, revocation: Revocation, now: float) -> None:
         if revocation.session_id is not None:
             self._revoke_session(revocation, now)
-        elif self._revocations.add(revocation, now):
-            self._close_soon(affected_by(revocation))
+        else:
+            # Another transport of this process may have added it already: they share the revocations.
+            self._revocations.add(revocation, now)
+            if revocation.until > now:
+                self._close_soon(affected_by(revocation))
 
     def _revoke_session(self, revocation: Revocation, now: float) -> None:
         """Revoke the tokens that a session of this process has used, in whatever process they are used next."""
@@ -217,7 +218,7 @@ class Revoker:
             of_token = Revocation(token=token, of_session=session_id, until=until)
             if self._revocations.add(of_token, now):
                 self._to_write.append(of_token)
-                self._close_soon(affected_by(of_token))
+            self._close_soon(affected_by(of_token))
         self._wake.set()
         if (handler := self._handlers.get_session(session_id)) is not None:
             handler.close(CloseCode.TOKEN_REVOKED, "token revoked")

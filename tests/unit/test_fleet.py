@@ -567,6 +567,15 @@ async def test_many_records_are_not_compared_with_every_connection(monkeypatch: 
         assert len(one.handlers.revocations) == 15_002
 
 
+async def test_a_record_that_another_transport_has_added_closes_the_connections_of_this_one() -> None:
+    async with running() as one:
+        handler = await one.connect("alice")
+        revocation = Revocation(user_id="alice", issued_before=time.time(), until=time.time() + 1000)
+        one.handlers.shared_limits.revocations.add(revocation, time.time())
+        one.manager.receiver.on_record(encode_record(revocation))
+        await until(lambda: handler.closes)
+
+
 async def test_a_revocation_of_all_tokens_yields_to_other_clients() -> None:
     async with running() as one:
         handlers = [await one.connect(f"user-{number}/1") for number in range(2 * CLOSE_AT_ONCE + 10)]

@@ -210,7 +210,7 @@ async def test_until_all_revocations_are_known_no_token_is_accepted() -> None:
 def test_a_revocation_that_is_known_changes_nothing(fields: dict[str, Any], changed: bool) -> None:
     revocations = Revocations()
     for known in ({"token": "a"}, {"token_id": "a"}, {"user_id": "alice", **BEFORE}, BEFORE):
-        assert revocations.add(Revocation(until=NOW + 1000, **known), NOW)  # type: ignore[arg-type]
+        assert revocations.add(Revocation(until=NOW + 1000, **known), NOW)
     assert revocations.add(Revocation(**fields), NOW) is changed
 
 
@@ -296,7 +296,9 @@ def test_older_releases_do_not_take_one_for_the_other() -> None:
         decode_revocation(encode_record(Unrevocation(Revocation(token_id="j", until=NOW))))
 
 
-@pytest.mark.parametrize("record", [b'{"unrevoke"', b'{"unrevoke":{}}', b'{"unrevoke":null}', b'{"unrevoke":{"until":1}}'])
+@pytest.mark.parametrize(
+    "record", [b'{"unrevoke"', b'{"unrevoke":{}}', b'{"unrevoke":null}', b'{"unrevoke":{"until":1}}']
+)
 def test_a_record_that_takes_nothing_back_is_refused(record: bytes) -> None:
     with pytest.raises(msgspec.MsgspecError):
         decode_record(record)

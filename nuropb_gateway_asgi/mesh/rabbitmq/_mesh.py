@@ -550,6 +550,8 @@ class RabbitMQMesh:
 
     def _on_records_read(self) -> None:
         self._records_read = True
+        if self._is_gateway:
+            logger.info("mesh: revocations are read")
         self._told.on_records_read()
 
     def _on_cancelled(self) -> None:
