@@ -258,7 +258,7 @@ class HandlerManager:
             self._user_sessions.setdefault(identity.user_id, set()).add(handler.session_id)
         else:
             self._callers[handler.session_id] = handler
-        self.tokens.begin(handler.session_id, identity)
+        self.tokens.begin(handler.session_id, identity, brief=not listens)
         handler.on_registered(identity)
         if listens and self._receiver is not None:
             self._receiver.on_handler_registered(handler)
@@ -271,8 +271,7 @@ class HandlerManager:
             return
         assert handler.identity is not None  # noqa: S101 - it was registered
         self.admission.leave(handler.identity.user_id)
-        # A call over HTTP is a session, too; so many would leave no place for the tokens of connections.
-        self.tokens.end(handler.session_id, handler.identity, keep=handler.session_id in self._handlers)
+        self.tokens.end(handler.session_id, handler.identity, brief=handler.session_id in self._callers)
         if self._callers.pop(handler.session_id, None) is None:
             del self._handlers[handler.session_id]
             sessions = self._user_sessions[handler.identity.user_id]

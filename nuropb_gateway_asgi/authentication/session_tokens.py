@@ -41,29 +41,36 @@ class SessionTokens:
     """The tokens that the sessions of a transport use and have used, as fingerprints.
 
     A revocation finds the connections that it concerns without a look at all the others. For a session that has ended,
-    its tokens are kept for a while: someone else may have them.
+    its tokens are kept for a while: someone else may have them. Sessions of a single call are ``brief``: their tokens
+    are hashed only if a revocation comes meanwhile, and are not kept.
     """
 
-    __slots__ = ("_by", "_ended", "_revoked", "_sessions")
+    __slots__ = ("_brief", "_by", "_ended", "_revoked", "_sessions")
 
     def __init__(self, *, ended: int = MAX_ENDED) -> None:
         self._sessions: dict[str, tuple[UsedToken, ...]] = {}
+        #: Brief sessions that are not entered anywhere else.
+        self._brief: dict[str, Identity] = {}
         self._by: dict[str, _Index] = {"user": _Index(), "token_id": _Index(), "token": _Index()}
         #: Sessions that were revoked, and have not ended yet.
         self._revoked: set[str] = set()
         self._ended: GenerationCache[str, tuple[UsedToken, ...]] = GenerationCache(ended)
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        return len(self._sessions) + len(self._brief)
 
-    def begin(self, session_id: str, identity: Identity) -> None:
+    def begin(self, session_id: str, identity: Identity, *, brief: bool = False) -> None:
         """Note the first token of a session."""
+        if brief:
+            self._brief[session_id] = identity
+            return
         used = UsedToken(fingerprint(identity.token), identity.ends_at)
         self._sessions[session_id] = (used,)
         self._enter(session_id, identity, used.token)
 
     def refresh(self, session_id: str, former: Identity, identity: Identity, now: float) -> None:
         """Note a newer token of a session."""
+        self._enter_brief()
         earlier = self._sessions[session_id]
         self._leave(session_id, former, earlier[-1].token)
         used = UsedToken(fingerprint(identity.token), identity.ends_at)
@@ -71,20 +78,24 @@ class SessionTokens:
         self._sessions[session_id] = (*valid[1 - MAX_USED :], used)
         self._enter(session_id, identity, used.token)
 
-    def end(self, session_id: str, identity: Identity, *, keep: bool) -> None:
-        """Note the end of a session, and ``keep`` its tokens for a while or not."""
+    def end(self, session_id: str, identity: Identity, *, brief: bool = False) -> None:
+        """Note the end of a session."""
+        if self._brief.pop(session_id, None) is not None:
+            return
         used = self._sessions.pop(session_id)
         self._leave(session_id, identity, used[-1].token)
         self._revoked.discard(session_id)
-        if keep:
+        if not brief:
             self._ended.add(session_id, used)
 
     def used_by(self, session_id: str) -> tuple[UsedToken, ...]:
         """Return the tokens that a session has used; none if it is unknown."""
+        self._enter_brief()
         return self._sessions.get(session_id) or self._ended.get(session_id) or ()
 
     def revoke(self, session_id: str) -> None:
         """Note that a session is revoked, and with it the tokens that it uses until its end."""
+        self._enter_brief()
         if session_id in self._sessions:
             self._revoked.add(session_id)
 
@@ -94,6 +105,7 @@ class SessionTokens:
 
     def sessions(self, affected: Affected) -> tuple[str, ...]:
         """Return the sessions whose present token has a property."""
+        self._enter_brief()
         kind, name = affected
         if kind == "everybody":
             return tuple(self._sessions)
@@ -102,11 +114,16 @@ class SessionTokens:
 
     def any(self, affected: Affected) -> bool:
         """Return whether there is a session whose present token has a property."""
+        self._enter_brief()
         kind, name = affected
         if kind == "everybody":
             return bool(self._sessions)
         index = self._by.get(kind)
         return index is not None and name in index
+
+    def _enter_brief(self) -> None:
+        while self._brief:
+            self.begin(*self._brief.popitem())
 
     def _enter(self, session_id: str, identity: Identity, token: str) -> None:
         self._by["user"].add(identity.user_id, session_id)

@@ -48,19 +48,30 @@ def test_sessions_are_found_by_user_token_id_and_token() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_an_ended_session_is_found_no_more(count: int) -> None:
+@pytest.mark.parametrize("brief", [False, True])
+def test_an_ended_session_is_found_no_more(count: int, brief: bool) -> None:
     tokens = SessionTokens()
     who = identity(jti="j")
     for number in range(count):
-        tokens.begin(str(number), who)
+        tokens.begin(str(number), who, brief=brief)
+    assert len(tokens) == count
     for number in range(count):
         assert len(tokens.sessions(("user", "alice"))) == count - number
-        tokens.end(str(number), who, keep=False)
+        tokens.end(str(number), who, brief=brief)
     for affected in (("user", "alice"), ("token_id", "j"), ("token", fingerprint("t")), ("everybody", "")):
         assert tokens.sessions(affected) == ()
         assert not tokens.any(affected)
     assert len(tokens) == 0
-    assert tokens.used_by("0") == ()
+    assert bool(tokens.used_by("0")) is not brief
+
+
+def test_a_brief_session_that_ends_before_any_revocation_leaves_nothing() -> None:
+    tokens = SessionTokens()
+    tokens.begin("s", identity(), brief=True)
+    assert len(tokens) == 1
+    tokens.end("s", identity(), brief=True)
+    assert len(tokens) == 0
+    assert tokens.used_by("s") == ()
 
 
 def test_a_session_is_found_by_its_present_token_and_has_used_the_earlier_ones() -> None:
@@ -100,7 +111,7 @@ def test_the_tokens_of_ended_connections_are_kept_for_a_while() -> None:
     who = identity()
     for session_id in ("1", "2", "3", "4", "5"):
         tokens.begin(session_id, who)
-        tokens.end(session_id, who, keep=True)
+        tokens.end(session_id, who)
     assert tokens.used_by("5") == tokens.used_by("4") == (UsedToken(fingerprint("t"), None),)
     assert tokens.used_by("1") == ()
     assert len(tokens) == 0
@@ -113,7 +124,7 @@ def test_a_session_is_revoked_until_its_end() -> None:
     tokens.begin("s", identity())
     tokens.revoke("s")
     assert tokens.is_revoked("s")
-    tokens.end("s", identity(), keep=True)
+    tokens.end("s", identity())
     assert not tokens.is_revoked("s")
 
 
