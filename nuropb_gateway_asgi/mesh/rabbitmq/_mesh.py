@@ -196,6 +196,7 @@ class RabbitMQMesh:
         self.subscriptions.open()
         self._stopping = False
         self._records_read = False
+        self.peers.begin()
         if not self._is_gateway:
             self._on_records_read()  # no clients have to wait for the records
         await self._stack.enter_async_context(self.service_host)
@@ -371,11 +372,12 @@ class RabbitMQMesh:
         if self.connected != self._connected:
             self._connected = self.connected
             self._told.on_connection_change(connected=self._connected)
-            if self._connected and not self._records_read:
-                self._find_end_of_records()
+            self._find_end_of_records()
 
     def _find_end_of_records(self) -> None:
         """Write a marker into the stream: when it is read, all earlier records are read, too."""
+        if self._records_read or not self._connected:
+            return
         if self.peers.can_record:
             with contextlib.suppress(MeshUnavailable):  # lost again: the next connection writes another marker
                 self._publish("event", "", self.peers.stream, new_id(), self.peers.draw_marker())
@@ -573,6 +575,7 @@ class RabbitMQMesh:
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await self._bind_service(topology)
             self.subscriptions.rebind()
+            self._find_end_of_records()  # the broker may have lost the marker, as at the failure of a node
 
     # --- for the controller -----------------------------------------------------------------------------------
 

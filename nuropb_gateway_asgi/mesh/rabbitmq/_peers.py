@@ -76,8 +76,8 @@ class Peers:
         self._on_message = on_message
         self._on_record = on_record
         self._on_records_read = on_records_read
-        #: The record that this process has written last to find the end of the stream.
-        self._marker: bytes | None = None
+        #: The records that this process has written to find the end of the stream; the first that is read marks it.
+        self._markers: set[bytes] = set()
         self._expires = expires
         #: The offset in the stream of the latest record that was read.
         self.offset: int | None = None
@@ -128,10 +128,15 @@ class Peers:
         offset: Any = "first" if self.offset is None else self.offset + 1
         return [await consume(self.stream, self._take_record, {"x-stream-offset": offset})]
 
+    def begin(self) -> None:
+        """Forget the markers of an earlier run: records may have been written since."""
+        self._markers.clear()
+
     def draw_marker(self) -> bytes:
         """Return a new record without effect, also for releases that know no markers: a revocation that is over."""
-        self._marker = encode_record(Revocation(token=new_id(), until=0.0))
-        return self._marker
+        marker = encode_record(Revocation(token=new_id(), until=0.0))
+        self._markers.add(marker)
+        return marker
 
     async def _declare_stream(self, connection: Connection) -> None:
         if self.offset is not None:
@@ -152,8 +157,8 @@ class Peers:
             if self.offset is not None and offset <= self.offset:
                 return  # the broker sends a stream from the beginning of a chunk
             self.offset = offset
-        if message.body == self._marker:
-            self._marker = None
+        if message.body in self._markers:
+            self._markers.clear()
             self._on_records_read()
         else:
             self._on_record(message.body)
