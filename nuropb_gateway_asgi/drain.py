@@ -58,10 +58,10 @@ class Drain:
         self.draining = False
 
     async def run(self) -> None:
-        """Admit no clients, say goodbye, and wait until no calls are in flight or the timeout is over.
+        """Admit no clients, say goodbye, wait until no calls are in flight or the timeout is over, and close.
 
-        Each client gets its own time to reconnect. WebSockets stay open for the server to close them. The drain
-        does not wait for a mesh that stays away, since no answer can come, nor for clients that do not read.
+        Each client gets its own time to reconnect, and the close code 1012. The drain does not wait for a mesh that
+        stays away, since no answer can come, nor for clients that do not read.
         """
         self.draining = True
         for kind in self._kinds:
