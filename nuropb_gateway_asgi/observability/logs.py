@@ -39,7 +39,10 @@ _ESCAPED: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F
 MAX_SERVER_TEXT: Final = 256
 MAX_TEXT: Final = 4096
 #: The end of a text that has been cut. A record may pass several filters.
-_IS_CUT: Final = re.compile(r"\.\.\. \([0-9]{1,20} characters\)")
+_CUT_END: Final = re.compile(r"\.\.\. \([0-9]{1,20} characters\)\Z")
+#: Characters of that end at most, and of one escaped character.
+_CUT_END_LENGTH: Final = 37
+_ESCAPED_LENGTH: Final = 6
 #: Exceptions whose messages are about the process and its environment, and quote no client.
 _QUOTABLE: Final = (GatewayError, OSError)
 
@@ -91,7 +94,9 @@ def _escaped(arg: Any, *, query: bool) -> Any:
 
 
 def _cut(text: str, length: int) -> str:
-    if len(text) <= length or _IS_CUT.fullmatch(text, length):
+    if len(text) <= length:
+        return text
+    if len(text) <= _ESCAPED_LENGTH * length + _CUT_END_LENGTH and _CUT_END.search(text, length):
         return text
     return f"{text[:length]}... ({len(text)} characters)"
 
