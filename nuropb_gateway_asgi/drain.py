@@ -39,7 +39,9 @@ FLUSH_TIMEOUT: Final = 1.0
 #: Checks in a row without progress, after which a drain no longer waits for the last frames.
 FLUSH_LOOKS: Final = 5
 #: Seconds between two looks at who learns of signals.
-TAKE_INTERVAL: Final = 1.0
+TAKE_INTERVAL: Final = 0.5
+#: Turns of the event loop with a look each, from the start on; granian's first run ends after about three.
+FIRST_TURNS: Final = 20
 #: Seconds for uvicorn to close its connections after the drain.
 SERVER_CLOSE_TIMEOUT: Final = 1
 
@@ -195,19 +197,25 @@ def _kept_from_loop(loop: asyncio.AbstractEventLoop, is_kept: Callable[[int], bo
     hypercorn, granian and gunicorn's asgi worker leave their signals to the event loop, which learns of a signal not by
     its handler, but by the file descriptor to which Python writes the number of every signal.
     """
-    of_loop = -1
+    of_loop, turns = -1, 0
     timer: asyncio.TimerHandle | None = None
 
     def take() -> None:
-        # More than once: granian runs the loop again after the start of the lifespan, and uvloop sets its own file
+        # More than once: granian runs the loop again after the start of the lifespan, and uvloop makes a new file
         # descriptor whenever it begins to run.
-        nonlocal of_loop, timer
+        nonlocal of_loop
         found = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         if found != writer.fileno():
             of_loop = found
-        timer = loop.call_later(TAKE_INTERVAL, take)
+
+    def take_again() -> None:
+        nonlocal timer, turns
+        take()
+        turns += 1  # the first turns of the loop come before any client
+        timer = loop.call_later(0.0 if turns < FIRST_TURNS else TAKE_INTERVAL, take_again)
 
     def tell_loop(number: int) -> None:
+        take()
         with contextlib.suppress(OSError):  # full, or closed with the loop
             os.write(of_loop, bytes((number,)))
 
@@ -220,7 +228,7 @@ def _kept_from_loop(loop: asyncio.AbstractEventLoop, is_kept: Callable[[int], bo
     with reader, writer:
         reader.setblocking(False)
         writer.setblocking(False)
-        take()
+        take_again()
         loop.add_reader(reader, on_signals)
         try:
             yield tell_loop
@@ -228,9 +236,11 @@ def _kept_from_loop(loop: asyncio.AbstractEventLoop, is_kept: Callable[[int], bo
             if timer is not None:
                 timer.cancel()
             loop.remove_reader(reader)
-            found = signal.set_wakeup_fd(of_loop)
-            if found != writer.fileno():  # the loop's or someone else's by now
-                signal.set_wakeup_fd(found)
+            take()
+            try:
+                signal.set_wakeup_fd(of_loop)
+            except (OSError, ValueError):  # closed
+                signal.set_wakeup_fd(-1)
 
 
 def _bound_shutdown(signal_handler: object) -> None:

@@ -167,7 +167,7 @@ async def test_a_stream_of_events_lasts(running: tuple[Running, Server]) -> None
         lines = stream.aiter_lines()
         for number in range(3):
             async for line in lines:
-                if line == ("event: hello" if number == 0 else f'data: {{"topic":"demo.news","event":{number}}}'):
+                if line.startswith(f'data: {{"topic":"demo.news","event":{number},' if number else "event: hello"):
                     break
                 assert "closed" not in line
             event = {"topic": "demo.news", "event": number + 1}
@@ -231,10 +231,9 @@ async def test_a_message_above_the_servers_own_limit(running: tuple[Running, Ser
 
 async def test_the_address_of_a_client(running: tuple[Running, Server]) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        for _ in range(PLACES):
-            await stack.enter_async_context(connect(running[0].url, TOKEN))
-        with pytest.raises(InvalidStatus):
-            await stack.enter_async_context(connect(running[0].url, TOKEN))
+        with contextlib.suppress(InvalidStatus):
+            for _ in range(PLACES + 1):  # the connections of other tests may not have ended yet
+                await stack.enter_async_context(connect(running[0].url, TOKEN))
     assert "127.0.0.1 has reached MAX_CONNECTIONS_PER_ADDRESS" in running[0].process.output
 
 
@@ -262,7 +261,7 @@ async def test_sigterm_says_goodbye_answers_calls_and_ends_the_process(name: str
         await http.aclose()
         assert await process.wait() == server.exit_status, process.output
         assert re.search(r"gateway \S+ stopped", process.output)
-        assert "Traceback" not in process.output
+        assert "Traceback" not in process.output, process.output
 
 
 async def test_clients_are_admitted_in_the_delay_of_a_shutdown_where_the_event_loop_takes_the_signals() -> None:
@@ -281,7 +280,7 @@ async def test_clients_are_admitted_in_the_delay_of_a_shutdown_where_the_event_l
 
 
 async def test_hypercorns_worker_never_hears_the_signal() -> None:
-    async with hypercorn("--graceful-timeout", "0.1").run() as running:
+    async with hypercorn("--graceful-timeout", "1").run() as running:
         async with connect(running.url, TOKEN) as client:
             await eventually(lambda: "Running on" in running.process.output)
             running.process.signal(signal.SIGTERM)
