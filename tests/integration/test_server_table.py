@@ -118,7 +118,6 @@ SERVERS: Final = {
     ),
     "gunicorn -k asgi": gunicorn("-k", "asgi", "--websocket-max-message-size", "262144", refusal=403),
     "hypercorn --workers 0": hypercorn("--workers", "0", too_big=None),
-    "hypercorn --workers 0 -k uvloop": hypercorn("--workers", "0", "-k", "uvloop", too_big=None, package="uvloop"),
     "granian --interface asgi": granian("--interface", "asgi", too_big=None),
 }
 #: The rows that answer every client with 503, by their names in the table.
