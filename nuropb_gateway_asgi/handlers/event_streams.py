@@ -46,11 +46,14 @@ class EventStreamHandler(Connection):
         self._topics = topics
         self._subscribed: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
         self._resumed: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        #: The response to a subscription that is refused.
+        self._refused: Answer | None = None
+        self._has_begun = False
         self._count = 0
         #: The beginning of the ids of events.
         self._stem = ""
 
-    async def resume(self) -> None:
+    async def _resume(self) -> None:
         """Continue the session of the stream that the client had before, or make a resumable one."""
         last = self._exchange.headers.get("last-event-id", "")
         if not self._settings.resume_window:
@@ -63,7 +66,7 @@ class EventStreamHandler(Connection):
         self._manager.on_handler_message(
             self, encode_resume(key if known else None, number, id_=FRAME_ID, trace_id=self._exchange.trace_id)
         )
-        answer = await self._exchange.wait_for(self._resumed)
+        answer = await self._resumed
         found = _decode_resumed(answer.body) if answer.status == 200 else _NOT_RESUMED
         self._stem = f"{found.key}:" if found.key else ""
         self._count = number if found.resumed else 0
@@ -80,7 +83,31 @@ class EventStreamHandler(Connection):
             self._resumed.set_result(taken)
         return True
 
-    async def subscribe(self) -> Answer | None:
+    async def run(self) -> None:
+        """Subscribe, and send events until the client or the gateway closes the connection.
+
+        Raises Refusal if the subscription takes too long.
+        """
+        await super().run()
+        if self._refused is None:
+            self._exchange.break_off()
+        else:
+            await self._exchange.respond(self._refused)
+
+    async def _write(self) -> None:
+        """Continue the client's session, subscribe, then write events.
+
+        The reader runs already: one task waits for the client to leave, from the first to the last moment of the
+        stream. Some servers, such as gunicorn's asgi worker, take a ``receive()`` that is cancelled for a client that
+        has left.
+        """
+        await self._resume()
+        self._refused = await self._subscribe()
+        if self._refused is None:
+            self._has_begun = True
+            await super()._write()
+
+    async def _subscribe(self) -> Answer | None:
         """Subscribe to the topics. Returns the response if the subscription is refused, else None. Raises Refusal."""
         if not self._topics:
             self._subscribed.set_result(None)
@@ -92,7 +119,7 @@ class EventStreamHandler(Connection):
         self._manager.on_handler_message(self if session is None else session, frame)
         try:
             with anyio.fail_after(self._settings.request_timeout):
-                answer = await self._exchange.wait_for(self._subscribed)
+                answer = await self._subscribed
         except TimeoutError as error:
             raise Refusal(Reason.SUBSCRIBE_TIMEOUT) from error
         finally:
@@ -100,20 +127,14 @@ class EventStreamHandler(Connection):
                 session.tap = None
         return None if answer is None or answer.status == 200 else answer
 
-    async def run(self) -> None:
-        """Send events until the client or the gateway closes the connection."""
-        await super().run()
-        self._exchange.break_off()
-
     def _hear(self, text: str) -> None:
         if not self._subscribed.done() and (answer := read_answer(text)) is not None:
             self._subscribed.set_result(answer)
 
-    def abandon(self) -> None:
-        """End the session of a stream that is not begun."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.on_line_ended(self, on_purpose=True)
+    @property
+    def ended_on_purpose(self) -> bool:
+        """Whether the gateway ended the stream for good, or never began it."""
+        return super().ended_on_purpose or not self._has_begun
 
     def send_frame(self, text: str) -> None:
         """Put a frame into the outbox, except the answer to the subscription."""
