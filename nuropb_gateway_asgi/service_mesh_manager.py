@@ -32,11 +32,24 @@ from .fleet import (
     Sessions,
 )
 from .handler_manager import Handler, HandlerManager
-from .protocol import Cancel, ClientFrame, CloseCode, Command, Describe, Failure, Request, Subscribe, Unsubscribe
+from .protocol import (
+    Ack,
+    Cancel,
+    ClientFrame,
+    CloseCode,
+    Command,
+    Describe,
+    Failure,
+    Request,
+    Resume,
+    Subscribe,
+    Unsubscribe,
+)
 from .routing import Application, CallsInFlight, Catalogue, ClientCalls, EventRouter
 from .routing.calls import SLOT_SECONDS
 from .routing.receiver import GatewayReceiver
 from .routing.statistics import MeshStatistics
+from .sessions import Resumption
 from .settings import Settings
 from .wire import Description, Mesh
 from .wire.interface import NamedMesh
@@ -92,6 +105,9 @@ class ServiceMeshManager:
         if settings.presence_events == "on":
             self.online = OnlineWatch(self.fleet, handler_manager, mesh, clock)
 
+        self.resumption = Resumption(
+            settings, handler_manager, self.fleet, mesh, self.events, self.calls, self.client_calls, clock
+        )
         handler_manager.bind_receiver(self)
         self.receiver = GatewayReceiver(self.calls, self.events, self.fleet, self.revoker, name)
         mesh.bind(self.receiver, self.controller)
@@ -108,7 +124,9 @@ class ServiceMeshManager:
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            tasks.start_soon(_sweep, self._clock, (self.calls, self.events, self.revoker), name="deadlines")
+            tasks.start_soon(
+                _sweep, self._clock, (self.calls, self.events, self.revoker, self.resumption), name="deadlines"
+            )
             self.events.start()
             stack.callback(self.events.stop)
             tasks.start_soon(self.events.for_controller.feed, name="controller events")
@@ -118,6 +136,7 @@ class ServiceMeshManager:
             tasks.start_soon(self.revoker.close_connections, name="revoked connections")
             if self.online is not None:
                 tasks.start_soon(self.online.run, name="presence")
+            await stack.enter_async_context(self.resumption)
             await stack.enter_async_context(self._mesh)
             if self.online is not None:
                 self.online.take_address()
@@ -132,9 +151,10 @@ class ServiceMeshManager:
         traceback: TracebackType | None,
     ) -> None:
         """Answer the requests that are still in flight with ``mesh_unavailable``, and disconnect from the mesh."""
-        self.fleet.leave()
         stack, self._stack = self._stack, None
         self.calls.close()
+        await self.resumption.departures.flush()
+        self.fleet.leave()
         if stack is not None:
             await stack.__aexit__(exc_type, exc, traceback)
 
@@ -182,6 +202,10 @@ class ServiceMeshManager:
             self.events.subscribe(handler, frame)
         elif isinstance(frame, Unsubscribe):
             self.events.unsubscribe(handler, frame)
+        elif isinstance(frame, Ack):
+            self.resumption.on_ack(handler, frame)
+        elif isinstance(frame, Resume):
+            self.resumption.on_resume(handler, frame)
         else:
             raise TypeError(f"{type(frame).__name__} is not for the mesh")
 
@@ -200,6 +224,11 @@ class ServiceMeshManager:
             self.online.look_at(handler.identity.user_id)
         self.client_calls.forget(handler)
         self.events.forget(handler)
+
+    def on_handler_parked(self, handler: Handler) -> None:
+        """Note that the handler's user left, if this was the user's last connection here."""
+        if self.online is not None and handler.identity is not None:
+            self.online.look_at(handler.identity.user_id)
 
     def on_handler_refreshed(self, handler: Handler) -> None:
         """End the subscriptions that the newer token does not allow, and tell the client."""

@@ -88,6 +88,17 @@ class SessionTokens:
         if not brief:
             self._ended.add(session_id, used)
 
+    def rename(self, session_id: str, new: str, identity: Identity) -> None:
+        """Note that a session has another id from now on."""
+        self._enter_brief()
+        used = self._sessions.pop(session_id)
+        self._leave(session_id, identity, used[-1].token)
+        self._sessions[new] = used
+        self._enter(new, identity, used[-1].token)
+        if session_id in self._revoked:
+            self._revoked.discard(session_id)
+            self._revoked.add(new)
+
     def used_by(self, session_id: str) -> tuple[UsedToken, ...]:
         """Return the tokens that a session has used; none if it is unknown."""
         self._enter_brief()

@@ -47,6 +47,8 @@ class EventMessage(Struct, gc=False):
     trace_id: str | None = None
     target: list[str] | None = None
     context: bytes | Raw = b"{}"
+    #: The publisher's id of the event, the same in every process.
+    id: str | None = None
 
 
 class MeshReceiver(Protocol):
@@ -161,6 +163,12 @@ class Mesh(Protocol):
 
     def forget(self, correlation_id: str) -> None:
         """Drop everything that is kept for a reply (a key, a place in a queue): its caller waits no longer."""
+
+    def when_events_are_in(self, done: Callable[[], None]) -> None:
+        """Call ``done`` once all events that were routed to this process before have been received.
+
+        Raises MeshUnavailable. ``done`` is not called if the connection is lost before.
+        """
 
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
         """Receive events of this AMQP topic pattern, across reconnections too.

@@ -260,6 +260,10 @@ class FakeMesh:
     def forget(self, correlation_id: str) -> None:
         self.forgotten.append(correlation_id)
 
+    def when_events_are_in(self, done: Callable[[], None]) -> None:
+        self._check()
+        asyncio.get_running_loop().call_soon(done)
+
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
         self.bindings.append(("+", topic))
         if self.binds_at_once:
@@ -518,6 +522,9 @@ class FakeReceiver:
 
     def on_handler_unregistered(self, handler: Handler) -> None:
         self.gone.append(handler)
+
+    def on_handler_parked(self, handler: Handler) -> None:
+        pass
 
     def on_handler_refreshed(self, handler: Handler) -> None:
         if self.on_refreshed is not None:

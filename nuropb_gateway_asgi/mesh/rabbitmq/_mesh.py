@@ -278,6 +278,12 @@ class RabbitMQMesh:
     def _tell(self, exchange: str, routing_key: str, message: bytes) -> None:
         self._publish("event", exchange, routing_key, new_id(), message, expires=MESSAGE_EXPIRES)
 
+    def when_events_are_in(self, done: Callable[[], None]) -> None:
+        """Send a message to this process's own event queue, and call ``done`` when it arrives."""
+        correlation_id = new_id()
+        self._publish("event", "", self.event_queue, correlation_id, b"{}", expires=MESSAGE_EXPIRES)
+        self._events.expect_marker(correlation_id, done)
+
     async def record(self, record: bytes) -> None:
         """Write ``record`` into the stream, and wait for the broker's confirm."""
         if not self.peers.can_record:
