@@ -67,6 +67,7 @@ class Receiver:
     gaps: list[str] = field(default_factory=list)
     siblings: list[bytes] = field(default_factory=list)
     records: list[bytes] = field(default_factory=list)
+    dead_letters: list[str] = field(default_factory=list)
 
     def expects(self, correlation_id: str) -> bool:
         if correlation_id in self.expected:
@@ -92,6 +93,9 @@ class Receiver:
 
     def on_unconfirmed(self, correlation_id: str) -> None:
         self._tell("lost", correlation_id)
+
+    def on_dead_lettered(self, correlation_id: str) -> None:
+        self.dead_letters.append(correlation_id)
 
     def on_event(self, event: EventMessage) -> None:
         self.events.append((event.topic, json.loads(bytes(event.event))))

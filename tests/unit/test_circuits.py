@@ -81,7 +81,7 @@ def test_an_answer_in_between_begins_the_count_anew() -> None:
     for number in range(3 * OPEN_AFTER):
         assert circuits.on_timeout("orders", "alice", str(number), 1.0, 0.0) is False
         if number % (OPEN_AFTER - 1) == 0:
-            assert not circuits.on_answer("orders")
+            assert not circuits.on_answer("orders", 0.1, 0.0)
     assert circuits.open() == []
 
 
@@ -125,8 +125,8 @@ def test_a_probe_that_times_out_is_followed_by_the_next() -> None:
 @pytest.mark.parametrize("callers", CALLERS)
 def test_the_first_answer_closes_a_circuit(callers: list[Caller]) -> None:
     circuits = opened(callers=callers)
-    assert circuits.on_answer("orders")
-    assert not circuits.on_answer("orders")
+    assert circuits.on_answer("orders", 0.1, LATER)
+    assert not circuits.on_answer("orders", 0.1, LATER)
     assert circuits.open() == []
     assert circuits.refuses("orders", "alice", "a", LATER) is None
     assert circuits.refuses("orders", "alice", "b", LATER) is None
