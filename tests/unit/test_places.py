@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+
+from nuropb_gateway_asgi.limits.places import Orphans, SentCommands, Shares
+
+
+def nothing() -> None:
+    pass
+
+
+@pytest.fixture
+def resumed() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def resuming(resumed: list[str]) -> Callable[[str], Callable[[], None]]:
+    return lambda name: functools.partial(resumed.append, name)
+
+
+# --- calls that were given up ---------------------------------------------------------------------------
+
+
+def test_calls_that_were_given_up_are_counted_by_user() -> None:
+    orphans = Orphans()
+    orphans.add("alice")
+    orphans.add("alice")
+    orphans.add("bob")
+    orphans.remove("alice")
+    assert (orphans.of("alice"), orphans.of("bob"), orphans.of("carol")) == (1, 1, 0)
+
+
+def test_nothing_is_kept_for_users_without_such_calls() -> None:
+    orphans = Orphans()
+    orphans.add("alice")
+    orphans.remove("alice")
+    orphans.remove("alice")
+    assert len(orphans) == 0
+    assert orphans.of("alice") == 0
+
+
+# --- shares ---------------------------------------------------------------------------------------------
+
+
+def test_a_user_has_so_many_places_at_each_service() -> None:
+    shares = Shares(2)
+    assert [shares.take("alice", "orders") for _ in range(3)] == [True, True, False]
+    assert shares.take("alice", "users")
+    assert shares.take("bob", "orders")
+
+
+def test_a_place_goes_to_the_call_that_has_waited_longest(
+    resumed: list[str], resuming: Callable[[str], Callable[[], None]]
+) -> None:
+    shares = Shares(1)
+    shares.take("alice", "orders")
+    for name in ("1", "2", "3"):
+        shares.wait("alice", "orders", name, resuming(name))
+    shares.withdraw("alice", "orders", "2")
+    while (resume := shares.give_back("alice", "orders")) is not None:
+        assert not shares.take("alice", "orders")  # the place has been passed on
+        resume()
+    assert resumed == ["1", "3"]
+    assert len(shares) == 0
+
+
+def test_a_wait_that_is_over_is_withdrawn_without_effect() -> None:
+    shares = Shares(1)
+    shares.withdraw("alice", "orders", "1")
+    shares.take("alice", "orders")
+    shares.wait("alice", "orders", "1", nothing)
+    shares.withdraw("alice", "orders", "1")
+    shares.withdraw("alice", "orders", "1")
+    assert shares.give_back("alice", "orders") is None
+    assert shares.take("alice", "orders")
+
+
+# --- commands -------------------------------------------------------------------------------------------
+
+
+def test_an_answer_proves_that_the_commands_before_its_request_are_taken() -> None:
+    commands = SentCommands()
+    for now, user_id in ((1.0, "alice"), (2.0, "bob"), (3.0, "alice")):
+        commands.add("orders", user_id, now)
+    commands.add("users", "carol", 1.0)
+    assert commands.on_answer("orders", 0.5) == []
+    assert commands.on_answer("orders", 2.0) == ["alice", "bob"]
+    assert commands.on_answer("orders", 9.0) == ["alice"]
+    assert "orders" not in commands
+    assert "users" in commands
+
+
+def test_commands_expire_with_their_messages() -> None:
+    commands = SentCommands()
+    commands.add("orders", "alice", 1.0)
+    commands.add("users", "bob", 2.0)
+    commands.add("users", "bob", 4.0)
+    assert sorted(commands.expired(3.0)) == [("alice", "orders"), ("bob", "users")]
+    assert commands.expired(4.0) == [("bob", "users")]
+    assert len(commands) == 0
