@@ -7,12 +7,18 @@ finds its places as it left them. Times are of one monotonic clock, in seconds, 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 __all__ = ["Orphans", "Resume", "SentCommands", "Shares"]
 
+#: Seconds. A service is slow for SLOW_FOR seconds after an answer that took longer.
+SLOW: Final = 1.0
+SLOW_FOR: Final = 600.0
+#: Services kept; beyond it the oldest is forgotten.
+MAX_SERVICES: Final = 10_000
 #: Starts a call that had to wait for a place.
 Resume: TypeAlias = Callable[[], None]
 
@@ -49,30 +55,47 @@ class Orphans:
 class Shares:
     """The places of each user at each service: ``limit`` of them. Further calls wait in the order of their arrival.
 
-    A service has one queue for all of its callers, so the calls of one user delay those of all others. They delay them
-    by ``limit`` calls at most.
+    A service has one queue for all of its callers, so the calls of one user delay those of all others: by ``limit``
+    calls at most. Requests to a quick service delay nobody for long, so they have as many places as they need. A
+    service is quick once it has answered, until an answer is slow.
     """
 
-    __slots__ = ("_counts", "_limit", "_waiting")
+    __slots__ = ("_counts", "_limit", "_slow_until", "_waiting")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._counts: dict[tuple[str, str], int] = {}
         #: Calls without a place, by user and service; then by correlation id.
         self._waiting: dict[tuple[str, str], OrderedDict[str, Resume]] = {}
+        #: Services that have answered: the time until which each counts as slow.
+        self._slow_until: dict[str, float] = {}
 
     def __len__(self) -> int:
         """The number of pairs of a user and a service with calls."""
         return len(self._counts)
 
-    def take(self, user_id: str, service: str) -> bool:
+    def take(self, user_id: str, service: str, *, without_limit: bool = False) -> bool:
         """Take a place, and return True; or return False if there is none."""
         key = (user_id, service)
         count = self._counts.get(key, 0)
-        if count >= self._limit:
+        if count >= self._limit and not without_limit:
             return False
         self._counts[key] = count + 1
         return True
+
+    def is_quick(self, service: str, now: float) -> bool:
+        """Tell whether a service has answered, and has not been slow lately."""
+        return now >= self._slow_until.get(service, math.inf)
+
+    def is_news(self, service: str, seconds: float) -> bool:
+        """Tell whether an answer that took ``seconds`` changes anything for :meth:`on_answer`."""
+        return seconds >= SLOW or service not in self._slow_until
+
+    def on_answer(self, service: str, seconds: float, now: float) -> None:
+        """Note how long an answer of a service to a user took, or how long a user waited for one in vain."""
+        if service not in self._slow_until and len(self._slow_until) >= MAX_SERVICES:
+            del self._slow_until[next(iter(self._slow_until))]
+        self._slow_until[service] = now + SLOW_FOR if seconds >= SLOW else -math.inf
 
     def wait(self, user_id: str, service: str, correlation_id: str, resume: Resume) -> None:
         """Have a call wait for a place, which :meth:`give_back` will pass on to it."""

@@ -277,6 +277,7 @@ class CallsInFlight:
         if self.mesh_stayed(call):
             self.count_error(call)
             self.breakers.on_timeout(call, now)
+            self.places.on_silence(call, now)
 
     def mesh_stayed(self, call: Call) -> bool:
         """Tell whether the mesh was connected all the time since a call began."""

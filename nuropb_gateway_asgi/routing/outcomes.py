@@ -92,9 +92,9 @@ class Outcomes:
                 return None
             self._statistics.late_replies += 1
         self._calls.table.answered(correlation_id)
-        service = call.message.service
-        self._calls.breakers.on_answer(service, call.began, self._clock())
-        self._calls.places.on_answer(service, call.began)
+        now = self._clock()
+        self._calls.breakers.on_answer(call.message.service, call.began, now)
+        self._calls.places.on_answer(call, now)
         return call
 
     def on_returned(self, correlation_id: str) -> None:

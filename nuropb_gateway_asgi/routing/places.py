@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from msgspec import Raw
 
-from ..limits.places import Resume, SentCommands
+from ..limits.places import SLOW, Resume, SentCommands
 from ..limits.shared import SharedLimits
 from ..protocol import Failure
 from .calls import Call
@@ -59,7 +59,12 @@ class ServicePlaces:
         ``begin`` is called with a call that has waited, once it has a place.
         """
         service = call.message.service
-        if self._shares.take(caller, service):
+        if self._shares.take(caller, service) or (
+            # The limit is for commands all the same: how long they take, nothing tells.
+            call.message.kind == "request"
+            and self._shares.is_quick(service, self._clock())
+            and self._shares.take(caller, service, without_limit=True)
+        ):
             call.state = "started"
             return True
         call.state = "waiting"
@@ -115,11 +120,19 @@ class ServicePlaces:
         if self.waiting:
             self._ask_about_commands(call.message.service)
 
-    def on_answer(self, service: str, began: float) -> None:
-        """Free the places of commands confirmed before ``began``, the time of a request that the service answered."""
+    def on_answer(self, call: Call, now: float) -> None:
+        """Note the answer of a service to a request, and free the places of the commands that it must have taken."""
+        service, began = call.message.service, call.began
+        if self._shares.is_news(service, now - began) and call.caller is not None:
+            self._shares.on_answer(service, now - began, now)
         if service in self._commands:
             for user_id in self._commands.on_answer(service, began):
                 self._free(user_id, service)
+
+    def on_silence(self, call: Call, now: float) -> None:
+        """Note that a service did not answer in time."""
+        if call.caller is not None and now - call.began >= SLOW:
+            self._shares.on_answer(call.message.service, now - call.began, now)
 
     def sweep(self, now: float) -> None:
         """Free the places of commands that the broker has dropped by now, if no service has taken them."""

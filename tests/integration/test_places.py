@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from nuropb_gateway_asgi.limits.circuits import ERRORS_ALLOWED, OPEN_AFTER
+from nuropb_gateway_asgi.limits.places import SLOW
 from nuropb_gateway_asgi.wire import codec
 from tests.integration.scene import Caller, Record, Scene, delete_queues, scene
 from tests.kit.clients import connect
@@ -101,10 +102,15 @@ async def working(url: str, concurrency: int = 1) -> AsyncIterator[tuple[str, On
     await delete_queues(url, mesh)
 
 
-async def test_the_many_calls_of_one_user_delay_another_by_that_users_share(amqp_url: str) -> None:
+@pytest.mark.parametrize("known", ["as slow", "not at all"])
+async def test_the_many_calls_of_one_user_delay_another_by_that_users_share(amqp_url: str, known: str) -> None:
     async with working(amqp_url) as (name, service), scene(amqp_url) as set_:
         greedy, other = set_.callers
-        assert await greedy.call("work", service=name) == "ok"
+        if known == "as slow":
+            service.seconds = SLOW
+            assert await greedy.call("work", service=name) == "ok"
+            service.seconds = 0.03
+            assert await greedy.call("work", service=name) == "ok"
         before = service.done.total()
         many = await greedy.start("work", 64, service=name)
         places = set_.running.gateway.service_mesh_manager.calls.places

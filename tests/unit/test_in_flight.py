@@ -507,6 +507,40 @@ async def test_waiting_calls_are_answered_when_the_gateway_stops() -> None:
         assert len(gateway.mesh.calls) == 1
 
 
+async def test_requests_to_a_service_that_answers_quickly_do_not_wait() -> None:
+    async with running(max_in_flight_per_service=1) as gateway:
+        gateway.know()
+        handler = await gateway.connect()
+        gateway.request(handler)
+        gateway.mesh.reply(gateway.mesh.calls[0])
+        for number in range(10):
+            gateway.request(handler, id=str(number))
+        assert len(gateway.mesh.calls) == 11
+        gateway.receive(handler, "command", service="orders", method="put")
+        assert len(gateway.mesh.calls) == 11  # how long commands take, nothing tells
+        for message in gateway.mesh.calls[1:]:
+            gateway.mesh.reply(message)
+        assert len(gateway.mesh.calls) == 12
+
+
+@pytest.mark.parametrize("how", ["late", "never", "given up"])
+async def test_requests_wait_again_once_the_service_was_slow(how: str) -> None:
+    async with running(max_in_flight_per_service=1) as gateway:
+        gateway.know()
+        handler = await gateway.connect()
+        gateway.request(handler, id="1")
+        gateway.mesh.reply(gateway.mesh.calls[0])
+        gateway.request(handler, id="2", timeout=5)
+        if how == "given up":
+            gateway.receive(handler, "cancel", id="2")
+        await gateway.sweep(6.0 if how == "never" else 2.0)
+        if how != "never":
+            gateway.mesh.reply(gateway.mesh.calls[1])
+        for number in range(3, 6):
+            gateway.request(handler, id=str(number))
+        assert len(gateway.mesh.calls) == 3
+
+
 # --- commands -------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from nuropb_gateway_asgi.limits.places import Orphans, SentCommands, Shares
+from nuropb_gateway_asgi.limits import places as places_module
+from nuropb_gateway_asgi.limits.places import SLOW, SLOW_FOR, Orphans, SentCommands, Shares
 
 
 def nothing() -> None:
@@ -77,6 +78,38 @@ def test_a_wait_that_is_over_is_withdrawn_without_effect() -> None:
     shares.withdraw("alice", "orders", "1")
     assert shares.give_back("alice", "orders") is None
     assert shares.take("alice", "orders")
+
+
+def test_a_service_is_quick_from_its_first_answer_to_a_slow_one() -> None:
+    shares = Shares(1)
+    assert not shares.is_quick("orders", 0.0)
+    assert shares.is_news("orders", 0.01)
+    shares.on_answer("orders", 0.01, 0.0)
+    assert shares.is_quick("orders", 0.0)
+    assert not shares.is_news("orders", 0.01)
+    assert not shares.is_quick("users", 0.0)
+    assert shares.is_news("orders", SLOW)
+    shares.on_answer("orders", SLOW, 10.0)
+    assert not shares.is_news("orders", 0.01)  # a quick method does not hide a slow one
+    assert not shares.is_quick("orders", 9.9 + SLOW_FOR)
+    assert shares.is_quick("orders", 10.0 + SLOW_FOR)
+
+
+def test_places_without_limit_are_given_back_like_others() -> None:
+    shares = Shares(1)
+    assert [shares.take("alice", "orders", without_limit=True) for _ in range(3)] == [True, True, True]
+    assert not shares.take("alice", "orders")
+    for _ in range(3):
+        shares.give_back("alice", "orders")
+    assert len(shares) == 0
+
+
+def test_services_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places_module, "MAX_SERVICES", 3)
+    shares = Shares(1)
+    for number in range(4):
+        shares.on_answer(f"service{number}", 0.1, 0.0)
+    assert [shares.is_quick(f"service{number}", 0.0) for number in range(4)] == [False, True, True, True]
 
 
 # --- commands -------------------------------------------------------------------------------------------
