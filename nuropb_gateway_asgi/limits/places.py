@@ -56,8 +56,8 @@ class Shares:
     """The places of each user at each service: ``limit`` of them. Further calls wait in the order of their arrival.
 
     A service has one queue for all of its callers, so the calls of one user delay those of all others: by ``limit``
-    calls at most. Requests to a quick service delay nobody for long, so they have as many places as they need. A
-    service is quick once it has answered, until an answer is slow.
+    calls at most. Calls to a quick service delay nobody for long, so they have as many places as they need. A service
+    is quick once :meth:`on_answer` has been told of an answer, until it is told of a slow one.
     """
 
     __slots__ = ("_counts", "_limit", "_slow_until", "_waiting")
@@ -74,11 +74,11 @@ class Shares:
         """The number of pairs of a user and a service with calls."""
         return len(self._counts)
 
-    def take(self, user_id: str, service: str, *, without_limit: bool = False) -> bool:
+    def take(self, user_id: str, service: str, now: float) -> bool:
         """Take a place, and return True; or return False if there is none."""
         key = (user_id, service)
         count = self._counts.get(key, 0)
-        if count >= self._limit and not without_limit:
+        if count >= self._limit and not self.is_quick(service, now):
             return False
         self._counts[key] = count + 1
         return True
@@ -110,18 +110,19 @@ class Shares:
             if not waiting:
                 del self._waiting[key]
 
-    def give_back(self, user_id: str, service: str) -> Resume | None:
+    def give_back(self, user_id: str, service: str, now: float) -> Resume | None:
         """Give a place back; return the call that has it from now on, if one waits."""
         key = (user_id, service)
+        count = self._counts[key]
         waiting = self._waiting.get(key)
-        if waiting is not None:
+        # There are more places than the limit where the service was quick until now.
+        if waiting is not None and (count <= self._limit or self.is_quick(service, now)):
             _, resume = waiting.popitem(last=False)
             if not waiting:
                 del self._waiting[key]
             return resume
-        count = self._counts[key] - 1
-        if count:
-            self._counts[key] = count
+        if count > 1:
+            self._counts[key] = count - 1
         else:
             del self._counts[key]
         return None

@@ -31,11 +31,12 @@ class SharedLimits:
     admission: Admission
     rates: RateLimits
     budgets: ErrorBudgets
-    #: Places of users at services.
+    #: Calls that users have given up, and users' places at services.
     orphans: Orphans
-    shares: Shares
+    request_places: Shares
+    command_places: Shares
     #: Users of commands that the broker has confirmed, by correlation ids: such a command may still fail.
-    commands: GenerationCache[str, str]
+    command_users: GenerationCache[str, str]
     #: Revoked tokens, which are refused even if the authenticator accepts them.
     revocations: Revocations
 
@@ -53,6 +54,7 @@ class SharedLimits:
             RateLimits(parse_limit(settings.rate_limit), parse_limit(settings.rate_limit_user)),
             ErrorBudgets(),
             Orphans(),
+            Shares(settings.max_in_flight_per_service),
             Shares(settings.max_in_flight_per_service),
             GenerationCache(REMEMBERED_COMMANDS),
             Revocations(),

@@ -112,7 +112,7 @@ class Outcomes:
             return
         self._calls.places.on_confirmed(call)
         if call.caller is not None:
-            self._limits.commands.add(correlation_id, call.caller)
+            self._limits.command_users.add(correlation_id, call.caller)
         if self._calls.end_orphan(correlation_id) is None and self._calls.take(correlation_id) is not None:
             self._calls.finish(call, None)
 
@@ -137,7 +137,7 @@ class Outcomes:
 
     def on_dead_lettered(self, correlation_id: str) -> None:
         """Count a command that its service failed to run, or did not take in time. Failed requests have answers."""
-        user_id = self._limits.commands.get(correlation_id)
+        user_id = self._limits.command_users.get(correlation_id)
         if user_id is None:  # the confirm may come after it
             call = self._find(correlation_id)
             user_id = call.caller if call is not None and call.message.kind == "command" else None

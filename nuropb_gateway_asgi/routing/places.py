@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from msgspec import Raw
 
-from ..limits.places import SLOW, Resume, SentCommands
+from ..limits.places import SLOW, Resume, SentCommands, Shares
 from ..limits.shared import SharedLimits
 from ..protocol import Failure
 from .calls import Call
@@ -21,6 +21,7 @@ __all__ = ["ServicePlaces"]
 class ServicePlaces:
     """The places of one transport's calls at services. The counts are shared with the other transports.
 
+    Requests and commands have places of their own: how long commands take, nothing tells, so no service is quick there.
     A command keeps its place after the broker's confirm, as it may wait in the service's queue for long. Services do
     not answer commands, so the place is free when the service answers a later request, or when the broker has dropped
     the command. ``ask`` asks a service for its description, the request that every service answers; ``request_timeout``
@@ -31,16 +32,18 @@ class ServicePlaces:
         "_ask",
         "_asked",
         "_clock",
+        "_command_places",
         "_commands",
         "_is_resuming",
         "_ready",
+        "_request_places",
         "_request_timeout",
-        "_shares",
         "waiting",
     )
 
     def __init__(self, limits: SharedLimits, request_timeout: float, ask: Fetch, clock: Callable[[], float]) -> None:
-        self._shares = limits.shares
+        self._request_places = limits.request_places
+        self._command_places = limits.command_places
         self._request_timeout = request_timeout
         self._ask = ask
         self._clock = clock
@@ -58,21 +61,20 @@ class ServicePlaces:
 
         ``begin`` is called with a call that has waited, once it has a place.
         """
-        service = call.message.service
-        if self._shares.take(caller, service) or (
-            # The limit is for commands all the same: how long they take, nothing tells.
-            call.message.kind == "request"
-            and self._shares.is_quick(service, self._clock())
-            and self._shares.take(caller, service, without_limit=True)
-        ):
+        message = call.message
+        places = self._places(call)
+        if places.take(caller, message.service, call.began):
             call.state = "started"
             return True
         call.state = "waiting"
         self.waiting += 1
         resume = functools.partial(self._resume, call, begin)
-        self._shares.wait(caller, service, call.message.correlation_id, resume)
-        self._ask_about_commands(service)
+        places.wait(caller, message.service, message.correlation_id, resume)
+        self._ask_about_commands(message.service)
         return False
+
+    def _places(self, call: Call) -> Shares:
+        return self._request_places if call.message.kind == "request" else self._command_places
 
     def _resume(self, call: Call, begin: Callable[[Call], None]) -> None:
         self.waiting -= 1
@@ -85,17 +87,17 @@ class ServicePlaces:
         caller = call.caller
         if call.state == "free" or caller is None:
             return
-        service = call.message.service
+        message = call.message
         if call.state == "waiting":
             self.waiting -= 1
-            self._shares.withdraw(caller, service, call.message.correlation_id)
+            self._places(call).withdraw(caller, message.service, message.correlation_id)
         else:
-            self._free(caller, service)
+            self._free(self._places(call), caller, message.service)
         call.state = "free"
 
-    def _free(self, user_id: str, service: str) -> None:
+    def _free(self, places: Shares, user_id: str, service: str) -> None:
         """Free a place, and start the call that has waited for it longest, which may be of another transport."""
-        resume = self._shares.give_back(user_id, service)
+        resume = places.give_back(user_id, service, self._clock())
         if resume is None:
             return
         self._ready.append(resume)
@@ -123,22 +125,22 @@ class ServicePlaces:
     def on_answer(self, call: Call, now: float) -> None:
         """Note the answer of a service to a request, and free the places of the commands that it must have taken."""
         service, began = call.message.service, call.began
-        if self._shares.is_news(service, now - began) and call.caller is not None:
-            self._shares.on_answer(service, now - began, now)
+        if self._request_places.is_news(service, now - began) and call.caller is not None:
+            self._request_places.on_answer(service, now - began, now)
         if service in self._commands:
             for user_id in self._commands.on_answer(service, began):
-                self._free(user_id, service)
+                self._free(self._command_places, user_id, service)
 
     def on_silence(self, call: Call, now: float) -> None:
         """Note that a service did not answer in time."""
         if call.caller is not None and now - call.began >= SLOW:
-            self._shares.on_answer(call.message.service, now - call.began, now)
+            self._request_places.on_answer(call.message.service, now - call.began, now)
 
     def sweep(self, now: float) -> None:
         """Free the places of commands that the broker has dropped by now, if no service has taken them."""
         if len(self._commands):
             for user_id, service in self._commands.expired(now - self._request_timeout):
-                self._free(user_id, service)
+                self._free(self._command_places, user_id, service)
 
     def close(self) -> None:
         """Free the places of all commands."""

@@ -49,21 +49,21 @@ def test_nothing_is_kept_for_users_without_such_calls() -> None:
 
 def test_a_user_has_so_many_places_at_each_service() -> None:
     shares = Shares(2)
-    assert [shares.take("alice", "orders") for _ in range(3)] == [True, True, False]
-    assert shares.take("alice", "users")
-    assert shares.take("bob", "orders")
+    assert [shares.take("alice", "orders", 0.0) for _ in range(3)] == [True, True, False]
+    assert shares.take("alice", "users", 0.0)
+    assert shares.take("bob", "orders", 0.0)
 
 
 def test_a_place_goes_to_the_call_that_has_waited_longest(
     resumed: list[str], resuming: Callable[[str], Callable[[], None]]
 ) -> None:
     shares = Shares(1)
-    shares.take("alice", "orders")
+    shares.take("alice", "orders", 0.0)
     for name in ("1", "2", "3"):
         shares.wait("alice", "orders", name, resuming(name))
     shares.withdraw("alice", "orders", "2")
-    while (resume := shares.give_back("alice", "orders")) is not None:
-        assert not shares.take("alice", "orders")  # the place has been passed on
+    while (resume := shares.give_back("alice", "orders", 0.0)) is not None:
+        assert not shares.take("alice", "orders", 0.0)  # the place has been passed on
         resume()
     assert resumed == ["1", "3"]
     assert len(shares) == 0
@@ -72,12 +72,12 @@ def test_a_place_goes_to_the_call_that_has_waited_longest(
 def test_a_wait_that_is_over_is_withdrawn_without_effect() -> None:
     shares = Shares(1)
     shares.withdraw("alice", "orders", "1")
-    shares.take("alice", "orders")
+    shares.take("alice", "orders", 0.0)
     shares.wait("alice", "orders", "1", nothing)
     shares.withdraw("alice", "orders", "1")
     shares.withdraw("alice", "orders", "1")
-    assert shares.give_back("alice", "orders") is None
-    assert shares.take("alice", "orders")
+    assert shares.give_back("alice", "orders", 0.0) is None
+    assert shares.take("alice", "orders", 0.0)
 
 
 def test_a_service_is_quick_from_its_first_answer_to_a_slow_one() -> None:
@@ -95,13 +95,39 @@ def test_a_service_is_quick_from_its_first_answer_to_a_slow_one() -> None:
     assert shares.is_quick("orders", 10.0 + SLOW_FOR)
 
 
-def test_places_without_limit_are_given_back_like_others() -> None:
-    shares = Shares(1)
-    assert [shares.take("alice", "orders", without_limit=True) for _ in range(3)] == [True, True, True]
-    assert not shares.take("alice", "orders")
+def quick(limit: int) -> Shares:
+    """Make shares in which the service orders is quick."""
+    shares = Shares(limit)
+    shares.on_answer("orders", 0.01, 0.0)
+    return shares
+
+
+def test_a_quick_service_has_places_without_limit_which_are_given_back_like_others() -> None:
+    shares = quick(1)
+    assert [shares.take("alice", "orders", 0.0) for _ in range(3)] == [True, True, True]
     for _ in range(3):
-        shares.give_back("alice", "orders")
+        assert shares.give_back("alice", "orders", 0.0) is None
     assert len(shares) == 0
+
+
+def test_a_service_that_becomes_slow_has_as_few_places_as_others() -> None:
+    shares = quick(2)
+    assert all(shares.take("alice", "orders", 0.0) for _ in range(5))
+    shares.on_answer("orders", SLOW, 1.0)
+    assert not shares.take("alice", "orders", 1.0)
+    shares.wait("alice", "orders", "1", nothing)
+    passed_on = [shares.give_back("alice", "orders", 1.0) is not None for _ in range(4)]
+    assert passed_on == [False, False, False, True]
+
+
+def test_calls_that_wait_while_a_service_becomes_quick_are_next() -> None:
+    shares = Shares(1)
+    shares.take("alice", "orders", 0.0)
+    for name in ("1", "2"):
+        shares.wait("alice", "orders", name, nothing)
+    shares.on_answer("orders", 0.01, 0.0)
+    assert shares.take("alice", "orders", 0.0)
+    assert [shares.give_back("alice", "orders", 0.0) for _ in range(4)] == [nothing, nothing, None, None]
 
 
 def test_services_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
