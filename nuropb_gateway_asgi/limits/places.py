@@ -14,8 +14,9 @@ from typing import Final, TypeAlias
 
 __all__ = ["Orphans", "Resume", "SentCommands", "Shares"]
 
-#: Seconds. A service is slow for SLOW_FOR seconds after an answer that took longer.
-SLOW: Final = 1.0
+#: Seconds. A service is slow for SLOW_FOR seconds after an answer that took as long. The time includes the wait in the
+#: service's queue, and in the gateway itself under load.
+SLOW: Final = 2.0
 SLOW_FOR: Final = 600.0
 #: Services kept; beyond it the oldest is forgotten.
 MAX_SERVICES: Final = 10_000
