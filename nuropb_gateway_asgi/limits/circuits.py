@@ -45,27 +45,18 @@ Caller: TypeAlias = str | None
 class _Pace:
     """The time that a service takes to answer: the slowest of its latest answers, in two generations."""
 
-    __slots__ = ("_before", "_slowest", "_turns_at", "answered_at")
+    __slots__ = ("answered_at", "before", "slowest", "turns_at")
 
     def __init__(self, now: float) -> None:
         self.answered_at = now
-        self._slowest = self._before = 0.0
-        self._turns_at = now + MEMORY
-
-    def on_answer(self, seconds: float, now: float) -> None:
-        self.answered_at = now
-        if now >= self._turns_at:
-            self._before = self._slowest if now < self._turns_at + MEMORY else 0.0
-            self._slowest = seconds
-            self._turns_at = now + MEMORY
-        elif seconds > self._slowest:
-            self._slowest = seconds
+        self.slowest = self.before = 0.0
+        self.turns_at = now + MEMORY
 
     def says_nothing(self, timeout: float, now: float) -> bool:
         """Tell whether a service at this pace may be well although a call had no answer in ``timeout`` seconds."""
-        needs = max(self._slowest, self._before)
-        if now >= self._turns_at:
-            needs = self._slowest if now < self._turns_at + MEMORY else 0.0
+        needs = max(self.slowest, self.before)
+        if now >= self.turns_at:
+            needs = self.slowest if now < self.turns_at + MEMORY else 0.0
         return timeout < needs or now - self.answered_at < max(timeout, SILENCE)
 
 
@@ -102,22 +93,23 @@ class Circuits:
     within the last second, and each of the calls had as much time as the service has lately needed.
     """
 
-    __slots__ = ("_circuits", "_paces")
+    __slots__ = ("_paces", "troubled")
 
     def __init__(self) -> None:
-        self._circuits: dict[str, _Circuit] = {}
+        #: By the names of services with timeouts since their last answer.
+        self.troubled: dict[str, _Circuit] = {}
         #: By the names of services that have answered.
         self._paces: dict[str, _Pace] = {}
 
     def __len__(self) -> int:
-        return max(len(self._circuits), len(self._paces))
+        return max(len(self.troubled), len(self._paces))
 
     def refuses(self, service: str, caller: Caller, correlation_id: str, now: float) -> float | None:
         """Return the seconds until a call may be tried again, or None if this call may be made.
 
         A call that an open circuit lets through is its probe.
         """
-        circuit = self._circuits.get(service)
+        circuit = self.troubled.get(service)
         whom = False if circuit is None else circuit.open_for(caller)
         if circuit is None or whom is False:
             return None
@@ -135,11 +127,11 @@ class Circuits:
         self.on_ended(service, caller, correlation_id)
         if timeout < SHORTEST_COUNTED_TIMEOUT:
             return False
-        circuit = self._circuits.get(service)
+        circuit = self.troubled.get(service)
         if circuit is None:
-            if len(self._circuits) >= MAX_ENTRIES:
-                del self._circuits[next(iter(self._circuits))]
-            circuit = self._circuits[service] = _Circuit()
+            if len(self.troubled) >= MAX_ENTRIES:
+                del self.troubled[next(iter(self.troubled))]
+            circuit = self.troubled[service] = _Circuit()
         before = circuit.open_for(caller)
         circuit.timeouts[caller] += 1
         pace = self._paces.get(service)
@@ -152,7 +144,7 @@ class Circuits:
 
     def on_ended(self, service: str, caller: Caller, correlation_id: str) -> None:
         """Note that a call ended without an answer: cancelled, abandoned or not sent."""
-        circuit = self._circuits.get(service)
+        circuit = self.troubled.get(service)
         if circuit is not None:
             for whom in (EVERYBODY, caller):
                 if circuit.probes.get(whom) == correlation_id:
@@ -168,19 +160,25 @@ class Circuits:
             if len(self._paces) >= MAX_ENTRIES:
                 del self._paces[next(iter(self._paces))]
             pace = self._paces[service] = _Pace(now)
-        pace.on_answer(seconds, now)
-        if not self._circuits:
+        pace.answered_at = now
+        if now >= pace.turns_at:
+            pace.before = pace.slowest if now < pace.turns_at + MEMORY else 0.0
+            pace.slowest = seconds
+            pace.turns_at = now + MEMORY
+        elif seconds > pace.slowest:
+            pace.slowest = seconds
+        if not self.troubled:
             return False
-        circuit = self._circuits.pop(service, None)
+        circuit = self.troubled.pop(service, None)
         return circuit is not None and circuit.is_open
 
     def open(self) -> list[str]:
         """Return the services whose circuits are open, for all callers or for some."""
-        return [service for service, circuit in self._circuits.items() if circuit.is_open]
+        return [service for service, circuit in self.troubled.items() if circuit.is_open]
 
     def reset(self) -> None:
         """Close all circuits: the mesh was away, not the services."""
-        self._circuits.clear()
+        self.troubled.clear()
 
 
 class _Budget:

@@ -27,30 +27,27 @@ Resume: TypeAlias = Callable[[], None]
 class Orphans:
     """The number of each user's calls at services whose client waits no longer: cancelled it, or left."""
 
-    __slots__ = ("_counts",)
+    __slots__ = ("counts",)
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
+        #: The number of calls, by user; users without such calls are left out.
+        self.counts: dict[str, int] = {}
 
     def __len__(self) -> int:
         """The number of users with such calls."""
-        return len(self._counts)
-
-    def of(self, user_id: str) -> int:
-        """Return the number of this user's calls."""
-        return self._counts.get(user_id, 0)
+        return len(self.counts)
 
     def add(self, user_id: str) -> None:
         """Count a call of this user."""
-        self._counts[user_id] = self._counts.get(user_id, 0) + 1
+        self.counts[user_id] = self.counts.get(user_id, 0) + 1
 
     def remove(self, user_id: str) -> None:
         """Count a call of this user no longer: its answer or its deadline has come."""
-        count = self._counts.get(user_id, 0)
+        count = self.counts.get(user_id, 0)
         if count > 1:
-            self._counts[user_id] = count - 1
+            self.counts[user_id] = count - 1
         else:
-            self._counts.pop(user_id, None)
+            self.counts.pop(user_id, None)
 
 
 class Shares:

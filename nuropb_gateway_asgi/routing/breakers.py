@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from ..limits.circuits import EVERYBODY, Circuits
 from ..protocol import ErrorCode, Failure
@@ -18,6 +19,8 @@ class Breakers:
 
     def __init__(self) -> None:
         self._circuits = Circuits()
+        #: Empty while every service answers, as nearly always: then there is nothing to check.
+        self.troubled: Mapping[str, object] = self._circuits.troubled
 
     def check(self, call: Call, now: float) -> Failure | None:
         """Return the refusal of a request whose service does not answer, or None."""

@@ -43,18 +43,15 @@ State: TypeAlias = Literal["free", "waiting", "started", "sent"]
 class Call:
     """A request or command in flight."""
 
-    __slots__ = ("began", "message", "state")
+    __slots__ = ("began", "caller", "message", "state")
 
-    def __init__(self, message: CallMessage) -> None:
+    def __init__(self, message: CallMessage, caller: str | None = None) -> None:
         self.message = message
+        #: The id of the calling user; None for calls of this process itself.
+        self.caller = caller
         self.state: State = "free"
         #: The time from which the service could work on it.
         self.began = message.deadline - message.timeout
-
-    @property
-    def caller(self) -> str | None:
-        """The id of the calling user; None for calls of this process itself."""
-        return None
 
     def release(self) -> None:
         """Give back the call's place among those of its connection, if it has one."""
@@ -76,16 +73,11 @@ class ClientCall(Call):
     def __init__(
         self, message: CallMessage, handler: Handler, id_: str | None, trace_id: str | None, places: dict[str, str]
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, None if handler.identity is None else handler.identity.user_id)
         self.handler = handler
         self.id = id_
         self.trace_id = trace_id
         self.places = places
-
-    @property
-    def caller(self) -> str | None:
-        """The id of the connection's user."""
-        return None if self.handler.identity is None else self.handler.identity.user_id
 
     def release(self) -> None:
         """Give back the place among the connection's calls."""
@@ -141,18 +133,13 @@ class LookUpCall(Call):
 class OrphanCall(Call):
     """A call that a service may be working on for a client that waits no longer."""
 
-    __slots__ = ("_caller",)
+    __slots__ = ()
 
     def __init__(self, call: Call) -> None:
-        super().__init__(msgspec.structs.replace(call.message, params=b"{}", context=b"{}"))  # these may be large
+        message = msgspec.structs.replace(call.message, params=b"{}", context=b"{}")  # these may be large
+        super().__init__(message, call.caller)
         self.state = call.state
         self.began = call.began
-        self._caller = call.caller
-
-    @property
-    def caller(self) -> str | None:
-        """The id of the user that made it."""
-        return self._caller
 
 
 def refuse_unless(names: Callable[[Identity, str, str], bool], call: Call | None, description: str) -> Failure | None:

@@ -108,7 +108,7 @@ class ClientCalls:
             return Failure(ErrorCode.MESH_UNAVAILABLE, "The gateway is not running")
         if id_ is not None and id_ in places:
             return Failure(ErrorCode.DUPLICATE_ID, "A request with this id is in flight")
-        if len(places) + self._limits.orphans.of(identity.user_id) >= self._settings.max_in_flight:
+        if len(places) + self._limits.orphans.counts.get(identity.user_id, 0) >= self._settings.max_in_flight:
             description = (
                 f"{self._settings.max_in_flight} requests are in flight, cancelled ones included; "
                 "wait for an answer first"

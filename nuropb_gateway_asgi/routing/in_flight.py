@@ -103,7 +103,7 @@ class CallsInFlight:
         if not self._mesh.connected:
             self.fail(message.correlation_id, MESH_UNAVAILABLE)
             return
-        failure = self.breakers.check(call, self._clock())
+        failure = self.breakers.check(call, self._clock()) if self.breakers.troubled else None
         if failure is not None:
             self.fail(message.correlation_id, failure)
             return
@@ -193,7 +193,8 @@ class CallsInFlight:
         call = self.table.take(correlation_id)
         if call is not None:
             call.release()
-            self.breakers.on_ended(call)
+            if self.breakers.troubled:
+                self.breakers.on_ended(call)
             self.places.give_back(call)
         return call
 

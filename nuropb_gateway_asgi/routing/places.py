@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from msgspec import Raw
 
-from ..limits.places import SLOW, Resume, SentCommands, Shares
+from ..limits.places import SLOW, Resume, SentCommands
 from ..limits.shared import SharedLimits
 from ..protocol import Failure
 from .calls import Call
@@ -62,7 +62,7 @@ class ServicePlaces:
         ``begin`` is called with a call that has waited, once it has a place.
         """
         message = call.message
-        places = self._places(call)
+        places = self._request_places if message.kind == "request" else self._command_places
         if places.take(caller, message.service, call.began):
             call.state = "started"
             return True
@@ -72,9 +72,6 @@ class ServicePlaces:
         places.wait(caller, message.service, message.correlation_id, resume)
         self._ask_about_commands(message.service)
         return False
-
-    def _places(self, call: Call) -> Shares:
-        return self._request_places if call.message.kind == "request" else self._command_places
 
     def _resume(self, call: Call, begin: Callable[[Call], None]) -> None:
         self.waiting -= 1
@@ -88,18 +85,20 @@ class ServicePlaces:
         if call.state == "free" or caller is None:
             return
         message = call.message
+        places = self._request_places if message.kind == "request" else self._command_places
         if call.state == "waiting":
             self.waiting -= 1
-            self._places(call).withdraw(caller, message.service, message.correlation_id)
-        else:
-            self._free(self._places(call), caller, message.service)
+            places.withdraw(caller, message.service, message.correlation_id)
+        elif (resume := places.give_back(caller, message.service, self._clock())) is not None:
+            self._start(resume)
         call.state = "free"
 
-    def _free(self, places: Shares, user_id: str, service: str) -> None:
-        """Free a place, and start the call that has waited for it longest, which may be of another transport."""
-        resume = places.give_back(user_id, service, self._clock())
-        if resume is None:
-            return
+    def _free_commands(self, user_id: str, service: str) -> None:
+        if (resume := self._command_places.give_back(user_id, service, self._clock())) is not None:
+            self._start(resume)
+
+    def _start(self, resume: Resume) -> None:
+        """Start the call that has waited for a place longest, which may be of another transport."""
         self._ready.append(resume)
         if self._is_resuming:
             return  # a call that could not be started ends, and makes way for the next one: a loop, no recursion
@@ -129,7 +128,7 @@ class ServicePlaces:
             self._request_places.on_answer(service, now - began, now)
         if service in self._commands:
             for user_id in self._commands.on_answer(service, began):
-                self._free(self._command_places, user_id, service)
+                self._free_commands(user_id, service)
 
     def on_silence(self, call: Call, now: float) -> None:
         """Note that a service did not answer in time."""
@@ -140,7 +139,7 @@ class ServicePlaces:
         """Free the places of commands that the broker has dropped by now, if no service has taken them."""
         if len(self._commands):
             for user_id, service in self._commands.expired(now - self._request_timeout):
-                self._free(self._command_places, user_id, service)
+                self._free_commands(user_id, service)
 
     def close(self) -> None:
         """Free the places of all commands."""
