@@ -47,6 +47,7 @@ from .protocol import (
 )
 from .routing import Application, CallsInFlight, Catalogue, ClientCalls, EventRouter
 from .routing.calls import SLOT_SECONDS
+from .routing.outcomes import Outcomes
 from .routing.receiver import GatewayReceiver
 from .routing.statistics import MeshStatistics
 from .sessions import Resumption
@@ -90,11 +91,11 @@ class ServiceMeshManager:
         self.controller._take_names(settings.service_name, settings.instance_id)  # noqa: SLF001
         self.controller._bind(self, handler_manager)  # noqa: SLF001 - its public methods are for other services
         self.statistics = MeshStatistics()
-        budgets = handler_manager.shared_limits.budgets
+        limits = handler_manager.shared_limits
 
-        self.calls = CallsInFlight(settings, mesh, policy, budgets, self.statistics, clock)
+        self.calls = CallsInFlight(settings, mesh, policy, limits, self.statistics, clock)
         catalogue = Catalogue(policy, self.calls.descriptions)
-        self.client_calls = ClientCalls(settings, policy, budgets, self.calls, catalogue, self.statistics, clock)
+        self.client_calls = ClientCalls(settings, policy, limits, self.calls, catalogue, self.statistics, clock)
         self.events = EventRouter(settings, handler_manager, mesh, policy, self.controller, self.statistics, clock)
         self._local = local = LocalUsers(handler_manager, settings.instance_id)
         self.fleet = Fleet(mesh, settings.instance_id, clock, local.answer)
@@ -109,7 +110,8 @@ class ServiceMeshManager:
             settings, handler_manager, self.fleet, mesh, self.events, self.calls, self.client_calls, clock
         )
         handler_manager.bind_receiver(self)
-        self.receiver = GatewayReceiver(self.calls, self.events, self.fleet, self.revoker, name)
+        outcomes = Outcomes(settings, self.calls, limits, self.statistics, clock)
+        self.receiver = GatewayReceiver(self.calls, outcomes, self.events, self.fleet, self.revoker, name)
         mesh.bind(self.receiver, self.controller)
 
     # --- life -------------------------------------------------------------------------------------------------

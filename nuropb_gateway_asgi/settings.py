@@ -97,6 +97,8 @@ class Settings:
     max_message_size: int = 65536
     max_json_depth: int = 32
     max_in_flight: int = 64
+    #: Calls of one user at one service; further calls of the user wait in the gateway.
+    max_in_flight_per_service: int = 16
     rate_limit: str = "2000/s burst 10000"
     rate_limit_user: str = "5000/s burst 25000"
     max_connections: int = 10000
@@ -283,6 +285,7 @@ _MINIMUM: Final = {
     "max_message_size": 256,
     "max_json_depth": 3,
     "max_in_flight": 1,
+    "max_in_flight_per_service": 1,
     "max_connections": 1,
     "max_connections_per_user": 1,
     "max_connections_per_address": 0,

@@ -208,6 +208,8 @@ class EmbeddedMesh:
             outcome = await call(redelivered=True)
         for topic, payload, target in outcome.events:
             self._publish_any(topic, payload, target)
+        if message.kind == "command" and outcome.action != "ack":
+            self._told.on_dead_lettered(message.correlation_id)
         if message.kind != "request" or not self._told.expects(message.correlation_id):
             return
         try:

@@ -41,6 +41,16 @@ _LAGS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 _GAUGES: Final[Sequence[tuple[str, str, Callable[[ConnectionKind], float]]]] = (
     ("connections", "Registered connections", lambda each: len(each.handler_manager)),
     ("in_flight", "Calls in flight", lambda each: each.service_mesh_manager.in_flight),
+    (
+        "orphaned_calls",
+        "Calls that services may be working on for clients that wait no longer",
+        lambda each: len(each.service_mesh_manager.calls.table.orphans),
+    ),
+    (
+        "waiting_calls",
+        "Calls that wait for a place among those of their user at their service",
+        lambda each: each.service_mesh_manager.calls.places.waiting,
+    ),
     ("mesh_connected", "Processes with a connection to the mesh", lambda each: each.service_mesh_manager.connected),
     (
         "open_circuits",

@@ -11,7 +11,7 @@ from ..authentication import Identity
 from ..authorization import Policy
 from ..handler_manager import Handler
 from ..identifiers import new_id
-from ..limits.circuits import ErrorBudgets
+from ..limits.shared import SharedLimits
 from ..protocol import Cancel, CloseCode, Command, Describe, ErrorCode, Failure, Request, encode_failure, encode_json
 from ..settings import Settings
 from ..wire.context import context_of
@@ -36,7 +36,7 @@ class ClientCalls:
         self,
         settings: Settings,
         policy: Policy,
-        budgets: ErrorBudgets,
+        limits: SharedLimits,
         calls: CallsInFlight,
         catalogue: Catalogue,
         statistics: MeshStatistics,
@@ -44,7 +44,7 @@ class ClientCalls:
     ) -> None:
         self._settings = settings
         self._policy = policy
-        self._budgets = budgets
+        self._limits = limits
         self._calls = calls
         self._catalogue = catalogue
         self._statistics = statistics
@@ -67,7 +67,7 @@ class ClientCalls:
         correlation_id = new_id()
         trace_id = frame.trace_id if frame.trace_id is not None else new_id()
         places = self._sessions.setdefault(handler.session_id, {})
-        failure = self._check_budget(handler, identity) or self._reserve(places, frame.id, correlation_id)
+        failure = self._check_budget(handler, identity) or self._reserve(identity, places, frame.id, correlation_id)
         if failure is None and frame.idempotency_key is not None:
             place = correlation_id if frame.id is None else frame.id
             joined = self.idempotent.join(handler, frame, places, place)
@@ -107,21 +107,26 @@ class ClientCalls:
 
     def _check_budget(self, handler: Handler, identity: Identity) -> Failure | None:
         """Refuse a user whose calls failed too often; close the connection of one who ignores the refusals."""
-        wait = self._budgets.refuses(identity.user_id, self._clock()) if self._calls.running else None
+        wait = self._limits.budgets.refuses(identity.user_id, self._clock()) if self._calls.running else None
         if wait is None:
             return None
-        if self._budgets.exhausted(identity.user_id):
+        if self._limits.budgets.exhausted(identity.user_id):
             handler.close(CloseCode.TOO_MANY_ERRORS, "too many failed calls")
         return Failure(ErrorCode.TOO_MANY_REQUESTS, "Too many calls failed", retry_after_ms=int(wait * 1000) + 1)
 
-    def _reserve(self, places: dict[str, str], id_: str | None, correlation_id: str) -> Failure | None:
+    def _reserve(
+        self, identity: Identity, places: dict[str, str], id_: str | None, correlation_id: str
+    ) -> Failure | None:
         """Reserve a place among the connection's calls, or return the reason why there is none."""
         if not self._calls.running:
             return Failure(ErrorCode.MESH_UNAVAILABLE, "The gateway is not running")
         if id_ is not None and id_ in places:
             return Failure(ErrorCode.DUPLICATE_ID, "A request with this id is in flight")
-        if len(places) >= self._settings.max_in_flight:
-            description = f"{self._settings.max_in_flight} requests are in flight; wait for an answer first"
+        if len(places) + self._limits.orphans.counts.get(identity.user_id, 0) >= self._settings.max_in_flight:
+            description = (
+                f"{self._settings.max_in_flight} requests are in flight, cancelled ones included; "
+                "wait for an answer first"
+            )
             return Failure(ErrorCode.TOO_MANY_REQUESTS, description, retry_after_ms=1000)
         places[correlation_id if id_ is None else id_] = correlation_id
         return None
@@ -195,7 +200,7 @@ class ClientCalls:
             services = {frame.service}
             if not self._policy.may_describe(identity, frame.service):
                 failure = _may_not_describe(frame.service)
-        failure = failure or self._reserve(places, frame.id, correlation_id)
+        failure = failure or self._reserve(identity, places, frame.id, correlation_id)
         if failure is not None:
             handler.send_frame(encode_failure(frame.id, trace_id, failure))
             return

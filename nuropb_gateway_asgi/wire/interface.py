@@ -76,6 +76,9 @@ class MeshReceiver(Protocol):
     def on_unconfirmed(self, correlation_id: str) -> None:
         """Take note that the connection ended before the command was confirmed: it may have run."""
 
+    def on_dead_lettered(self, correlation_id: str) -> None:
+        """Take note that a message has been dead-lettered, of this process or of any other."""
+
     def on_event(self, event: EventMessage) -> None:
         """Take an event of a subscribed topic."""
 

@@ -259,7 +259,7 @@ async def delete_queues(url: str, *meshes: RabbitMQMesh) -> None:
     async with await aio_pika.connect(url) as connection:
         for mesh in meshes:
             async with connection.channel() as channel:
-                for queue in (mesh.reply_queue, mesh.event_queue, mesh.peers.queue):
+                for queue in (mesh.reply_queue, mesh.event_queue, mesh.peers.queue, mesh.dead_letters.queue):
                     await channel.queue_delete(queue)
             with contextlib.suppress(ChannelPreconditionFailed):
                 async with connection.channel() as channel:

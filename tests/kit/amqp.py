@@ -69,6 +69,7 @@ class Receiver:
     records: list[bytes] = field(default_factory=list)
     #: Calls of on_records_read.
     records_read: int = 0
+    dead_letters: list[str] = field(default_factory=list)
 
     def expects(self, correlation_id: str) -> bool:
         if correlation_id in self.expected:
@@ -94,6 +95,9 @@ class Receiver:
 
     def on_unconfirmed(self, correlation_id: str) -> None:
         self._tell("lost", correlation_id)
+
+    def on_dead_lettered(self, correlation_id: str) -> None:
+        self.dead_letters.append(correlation_id)
 
     def on_event(self, event: EventMessage) -> None:
         self.events.append((event.topic, json.loads(bytes(event.event))))

@@ -77,6 +77,7 @@ FIELDS = [
     ("MAX_MESSAGE_SIZE", "256", 65536, 256),
     ("MAX_JSON_DEPTH", "256", 32, 256),
     ("MAX_IN_FLIGHT", "1", 64, 1),
+    ("MAX_IN_FLIGHT_PER_SERVICE", "1", 16, 1),
     ("RATE_LIMIT", "5/min", "2000/s burst 10000", None),
     ("RATE_LIMIT_USER", "off", "5000/s burst 25000", None),
     ("MAX_CONNECTIONS", "1000000", 10000, 1000000),
@@ -246,6 +247,7 @@ WITH_POLICY = (
 WHOLE_NUMBERS = [
     ("MAX_MESSAGE_SIZE", 256),
     ("MAX_IN_FLIGHT", 1),
+    ("MAX_IN_FLIGHT_PER_SERVICE", 1),
     ("MAX_CONNECTIONS", 1),
     ("MAX_CONNECTIONS_PER_USER", 1),
     ("OUTBOX_SIZE", 1024),

@@ -24,6 +24,7 @@ from ...wire.publish import encode_publish, expiration
 from ...wire.services import to_json
 from . import _aiormq
 from ._connection import Connection, connect
+from ._dead_letters import DeadLetters
 from ._events import EventQueue
 from ._exchanges import declare_exchanges
 from ._frames import Incoming
@@ -85,7 +86,7 @@ class RabbitMQMesh:
         self._is_gateway = role in ("gateway", "transport")
         self._service_name = service_name
         self._instance_id = instance_id or new_id()
-        self.reply_queue, self.event_queue, peer_queue = self._draw_queue_names()
+        self.reply_queue, self.event_queue, peer_queue, dead_letter_queue = self._draw_queue_names()
         self.service_queue = f"nuropb-{service_name}-sq"
         self.statistics = RabbitMQStatistics()
 
@@ -119,6 +120,7 @@ class RabbitMQMesh:
             self._on_records_read,
             expires=QUEUE_EXPIRES,
         )
+        self.dead_letters = DeadLetters(dead_letter_queue, self._on_dead_lettered, expires=QUEUE_EXPIRES)
         self._records = Records()
         #: Whether all records from before the start are read.
         self._records_read = False
@@ -176,13 +178,13 @@ class RabbitMQMesh:
             self._url, service_name=self._service_name, instance_id=instance_id, lane=self.lane, role="transport"
         )
 
-    def _draw_queue_names(self) -> tuple[str, str, str]:
+    def _draw_queue_names(self) -> tuple[str, str, str, str]:
         stem = f"nuropb-{self._service_name}-{new_id()}"
-        return f"{stem}-rq", f"{stem}-eq", f"{stem}-fq"
+        return f"{stem}-rq", f"{stem}-eq", f"{stem}-fq", f"{stem}-dq"
 
     def _name_queues(self) -> None:
         """Give the queues of this process new names: processes that were forked since share the former ones."""
-        self.reply_queue, self.event_queue, self.peers.queue = self._draw_queue_names()
+        self.reply_queue, self.event_queue, self.peers.queue, self.dead_letters.queue = self._draw_queue_names()
         self._replies.name = self.self_check.queue = self.reply_queue
         self._events.name = self.event_queue
 
@@ -482,6 +484,8 @@ class RabbitMQMesh:
             await topology.queue_declare(self.event_queue, durable=True, arguments=_expiring() | self._events.limits())
             events = await own(self.event_queue, self._events.on_message)
             channels += events, *await self.peers.set_up(connection, own)
+        if self._role == "gateway":
+            channels += await self.dead_letters.set_up(connection, own)
         if self._role == "observer":
             channels += await self.peers.read_records(connection, own)
         if self._has_service_queue:
@@ -553,6 +557,9 @@ class RabbitMQMesh:
     def _on_peer_message(self, message: bytes) -> None:
         self._told.on_peer_message(message)
 
+    def _on_dead_lettered(self, correlation_id: str) -> None:
+        self._told.on_dead_lettered(correlation_id)
+
     def _on_record(self, record: bytes) -> None:
         self._told.on_record(record)
 
@@ -577,6 +584,9 @@ class RabbitMQMesh:
                     await self.peers.reassert(connection)
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await self._events.report_losses(connection)
+            if self._role == "gateway":
+                async with asyncio.timeout(TOPOLOGY_TIMEOUT):
+                    await self.dead_letters.reassert(connection)
             if self._has_service_queue:
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await self._bind_service(topology)
