@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -22,10 +22,13 @@ from .authentication.revocation import RevocationCheck
 from .authorization import CallVerdict, Policy, completed
 from .authorization.patterns import is_private
 from .authorization.rules import Delivery
+from .authorization.topic_checks import TopicChecks
 from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError
 from .limits.buckets import Excess
 from .limits.lifetimes import Lifetimes
+from .limits.prices import BYTES_PER_UNIT, extra_for_size, extra_for_topics
 from .limits.shared import SharedLimits
+from .limits.slices import TOPICS_PER_SLICE
 from .protocol import (
     Authorize,
     Cancel,
@@ -39,6 +42,7 @@ from .protocol import (
     Pong,
     Request,
     Subscribe,
+    Unsubscribe,
     encode_error,
     encode_failure,
     encode_json,
@@ -187,6 +191,10 @@ class HandlerManager:
         #: Sessions whose newer token is being checked.
         self._refreshing: set[str] = set()
         self._limits = shared.rates
+        #: Frames whose work is done in slices.
+        self.slices = shared.slices
+        self._busy = shared.slices.held
+        self.topic_checks = TopicChecks(self._policy, TOPICS_PER_SLICE)
         self._lifetimes = Lifetimes(settings.max_connection_lifetime, settings.drain_timeout)
         self._clock = clock
         self.statistics = HandlerStatistics()
@@ -222,7 +230,7 @@ class HandlerManager:
     def is_idle(self) -> bool:
         """Whether nothing is kept for any connection."""
         tables = (self._handlers, self._callers, self._user_sessions, self._malformed, self._refreshing)
-        return not (any(tables) or len(self._lifetimes))
+        return not (any(tables) or len(self._lifetimes) or len(self.slices))
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -277,6 +285,7 @@ class HandlerManager:
         self._refreshing.discard(handler.session_id)
         self._lifetimes.forget(handler.session_id)
         self._limits.forget(handler.session_id)
+        self.slices.forget(handler.session_id)
         if self._receiver is not None:
             self._receiver.on_handler_unregistered(handler)
         logger.debug("session %s unregistered, %d connections", handler.session_id, len(self._handlers))
@@ -322,10 +331,13 @@ class HandlerManager:
         """Check a message of a registered handler, and answer it or pass its frame on.
 
         Never waits, and never raises for anything that a client sent. Returns the frame, or None for a message that
-        could not be decoded.
+        could not be decoded, or that waits behind a frame whose work is done in slices: see :attr:`slices`.
         """
         session_id = handler.session_id
         if self._handlers.get(session_id) is not handler and self._callers.get(session_id) is not handler:
+            return None
+        if session_id in self._busy:
+            self.slices.hold(session_id, data)
             return None
         if self._decoder.is_too_big(data):
             description = f"Message of more than {self._settings.max_message_size} bytes"
@@ -337,6 +349,9 @@ class HandlerManager:
         if excess is not None:
             self._refuse_at_a_glance(handler, data, excess)
             return None
+        if len(data) > BYTES_PER_UNIT:
+            extra = extra_for_size(len(data))
+            self._limits.charge(session_id, handler.identity.user_id, self._clock(), extra)
         try:
             frame = self._decoder.decode(data)
         except ProtocolError as error:
@@ -349,9 +364,7 @@ class HandlerManager:
                     raise RuntimeError("no receiver is bound to this HandlerManager")
                 self._receiver.on_handler_message_received(handler, frame)
         except Exception:
-            logger.exception("session %s: a frame could not be handled", session_id)
-            failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
-            handler.send_frame(encode_refusal(frame, failure))
+            _on_defect(handler, frame)
         return frame
 
     def _refuse_at_a_glance(self, handler: Handler, data: str | bytes, excess: Excess) -> None:
@@ -404,12 +417,15 @@ class HandlerManager:
         elif isinstance(frame, Authorize):
             self._start_refresh(handler, frame)
             return False
-        elif isinstance(frame, Subscribe):
-            for topic in frame.topics:
-                if not self._policy.may_subscribe(identity, topic):
-                    description = f"Subscribing to {topic} is not allowed"
-                    handler.send_frame(encode_refusal(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
-                    return False
+        elif isinstance(frame, Subscribe | Unsubscribe):
+            extra = extra_for_topics(len(frame.topics))
+            if extra:
+                self._limits.charge(handler.session_id, identity.user_id, self._clock(), extra)
+            if isinstance(frame, Subscribe):
+                steps = _subscribe(handler, frame, self.topic_checks, self._receiver)
+                resume = functools.partial(self.on_handler_message, handler)
+                self.slices.run(steps, handler.session_id, resume)
+                return False
         return True
 
     def _start_refresh(self, handler: Handler, frame: Authorize) -> None:
@@ -519,6 +535,26 @@ class HandlerManager:
                 elif step == "close":
                     handler.close(CloseCode.DRAINING, "maximum lifetime of a connection")
                 handler.check(now)  # also while it closes: it may hang in a write
+
+
+def _subscribe(handler: Handler, frame: Subscribe, checks: TopicChecks, receiver: Receiver | None) -> Iterator[None]:
+    """Pass a ``subscribe`` on if all of its topics are allowed. Yields between two slices, and never raises."""
+    try:
+        denied = yield from checks.first_denied(lambda: handler.identity, frame.topics)
+        if denied is not None:
+            failure = Failure(ErrorCode.PERMISSION_DENIED, f"Subscribing to {denied} is not allowed")
+            handler.send_frame(encode_refusal(frame, failure))
+        elif receiver is not None:
+            receiver.on_handler_message_received(handler, frame)
+    except Exception:
+        _on_defect(handler, frame)
+
+
+def _on_defect(handler: Handler, frame: ClientFrame) -> None:
+    """Log the current exception, and answer the frame that raised it."""
+    logger.exception("session %s: a frame could not be handled", handler.session_id)
+    failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
+    handler.send_frame(encode_refusal(frame, failure))
 
 
 def _send(handlers: Iterable[Handler], message: Any) -> SendCount:

@@ -77,11 +77,11 @@ class ServiceMeshManager:
         self.controller._take_names(settings.service_name, settings.instance_id)  # noqa: SLF001
         self.controller._bind(self, handler_manager)  # noqa: SLF001 - its public methods are for other services
         self.statistics = MeshStatistics()
-        budgets = handler_manager.shared_limits.budgets
+        limits = handler_manager.shared_limits
 
-        self.calls = CallsInFlight(settings, mesh, policy, budgets, self.statistics, clock)
+        self.calls = CallsInFlight(settings, mesh, policy, limits.budgets, self.statistics, clock)
         catalogue = Catalogue(policy, self.calls.descriptions)
-        self.client_calls = ClientCalls(settings, policy, budgets, self.calls, catalogue, self.statistics, clock)
+        self.client_calls = ClientCalls(settings, policy, limits, self.calls, catalogue, self.statistics, clock)
         self.events = EventRouter(settings, handler_manager, mesh, policy, self.controller, self.statistics, clock)
         self._local = local = LocalUsers(handler_manager, settings.instance_id)
         self.fleet = Fleet(mesh, settings.instance_id, clock, local.answer)
@@ -209,6 +209,7 @@ class ServiceMeshManager:
 
     async def on_policy_changed(self) -> None:
         """End the subscriptions that the policy does not allow any longer, yielding after each connection."""
+        self._handler_manager.topic_checks.restart()
         for handler in self._handler_manager.handlers:
             self.events.end_denied(handler)
             await asyncio.sleep(0)

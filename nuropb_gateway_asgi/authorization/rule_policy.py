@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_REMEMBERED_CALLS", "RulePolicy"]
 
-#: The greatest number of methods in one generation of those whose candidates are remembered, beside the methods that the
+#: Methods in one generation of those whose candidates are remembered, beside the methods that the
 #: rules name in full. Clients can make up any number of method names.
 MAX_REMEMBERED_CALLS: Final = 1024
 

@@ -68,6 +68,14 @@ class TokenBuckets:
         """Take ``count`` tokens from the bucket of ``key``, or all that it has."""
         self._young[key] = min(self._full_at(key, now) + count * self._interval, now + self._fill_time)
 
+    def charge(self, key: Hashable, now: float, count: int) -> None:
+        """Take ``count`` tokens from the bucket of ``key``, on credit if it has fewer.
+
+        The next token comes once the debt is paid. A bucket owes as many tokens as it holds at most, so that something
+        which costs more than a whole bucket is possible.
+        """
+        self._young[key] = min(self._full_at(key, now) + count * self._interval, now + 2 * self._fill_time)
+
     def _full_at(self, key: Hashable, now: float) -> float:
         if now >= self._rotation or len(self._young) >= self._most:
             self._old, self._young = self._young, {}
@@ -116,6 +124,13 @@ class RateLimits:
             if wait:
                 return Excess("user", wait)
         return None
+
+    def charge(self, session_id: str, user_id: str, now: float, count: int) -> None:
+        """Charge a counted frame for its real price: ``count`` units more. Later frames wait until it is paid."""
+        if self._connections is not None:
+            self._connections.charge(session_id, now, count)
+        if self._users is not None:
+            self._users.charge(user_id, now, count)
 
     def on_call(self, limit: CallRate, user_id: str, now: float) -> Excess | None:
         """Count a call of a rule with ``limit``; return the excess if it is over the limit."""

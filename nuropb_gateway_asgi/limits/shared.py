@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from ..authentication.revocation import Revocations
@@ -11,13 +11,14 @@ from ..settings import Settings
 from .admission import Admission
 from .buckets import RateLimits
 from .circuits import ErrorBudgets
+from .slices import Slices
 
 __all__ = ["SharedLimits"]
 
 
 @dataclass(frozen=True, slots=True)
 class SharedLimits:
-    """Rate limits, admission, error budgets and revocations shared by all connection kinds of one process.
+    """Rate limits, admission, error budgets, revocations and slices shared by all connection kinds of one process.
 
     So a limit per process or per user counts the connections of every kind.
     """
@@ -28,6 +29,8 @@ class SharedLimits:
     budgets: ErrorBudgets
     #: Revoked tokens, which are refused even if the authenticator accepts them.
     revocations: Revocations
+    #: Long work, done in slices.
+    slices: Slices = field(default_factory=Slices)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
