@@ -260,19 +260,27 @@ async def opened(port: int, user: str) -> AsyncIterator[ClientConnection]:
 
 
 async def call_for(port: int, seconds: float) -> list[float]:
-    """Call for some seconds; return the latencies, in seconds."""
+    """Call for some seconds, at times that do not depend on the answers; return the sorted latencies, in seconds."""
+    began: list[float] = []
     latencies: list[float] = []
     async with opened(port, "alice") as connection:
-        ends = time.monotonic() + seconds
-        for number in itertools.count():
-            await asyncio.sleep(PAUSE * random.random() * 2)
-            began = time.monotonic()
-            if began > ends:
-                return sorted(latencies)
+
+        async def read() -> None:
+            async for text in connection:
+                number = int(json.loads(text)["payload"]["id"])
+                latencies.append(time.monotonic() - began[number])
+
+        reading = asyncio.create_task(read())
+        for number in range(int(seconds / PAUSE)):
+            began.append(time.monotonic())
             await connection.send(frame("request", number, service="quick", method="echo", params={}))
-            await connection.recv()
-            latencies.append(time.monotonic() - began)
-    raise AssertionError
+            await asyncio.sleep(PAUSE * random.random() * 2)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(20):
+                while len(latencies) < len(began):
+                    await asyncio.sleep(0.01)
+        reading.cancel()
+    return sorted(latencies)
 
 
 async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: str) -> str:

@@ -552,7 +552,7 @@ def _subscribe(handler: Handler, frame: Subscribe, checks: TopicChecks, receiver
 
 def _on_defect(handler: Handler, frame: ClientFrame) -> None:
     """Log the current exception, and answer the frame that raised it."""
-    logger.exception("session %s: a frame could not be handled", handler.session_id)
+    logger.error("session %s: a frame could not be handled", handler.session_id, exc_info=True)
     failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
     handler.send_frame(encode_refusal(frame, failure))
 
