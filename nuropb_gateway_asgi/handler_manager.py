@@ -363,8 +363,8 @@ class HandlerManager:
                 if self._receiver is None:
                     raise RuntimeError("no receiver is bound to this HandlerManager")
                 self._receiver.on_handler_message_received(handler, frame)
-        except Exception:
-            _on_defect(handler, frame)
+        except Exception as error:
+            _on_defect(handler, frame, error)
         return frame
 
     def _refuse_at_a_glance(self, handler: Handler, data: str | bytes, excess: Excess) -> None:
@@ -546,13 +546,13 @@ def _subscribe(handler: Handler, frame: Subscribe, checks: TopicChecks, receiver
             handler.send_frame(encode_refusal(frame, failure))
         elif receiver is not None:
             receiver.on_handler_message_received(handler, frame)
-    except Exception:
-        _on_defect(handler, frame)
+    except Exception as error:
+        _on_defect(handler, frame, error)
 
 
-def _on_defect(handler: Handler, frame: ClientFrame) -> None:
-    """Log the current exception, and answer the frame that raised it."""
-    logger.error("session %s: a frame could not be handled", handler.session_id, exc_info=True)
+def _on_defect(handler: Handler, frame: ClientFrame, error: Exception) -> None:
+    """Log an exception, and answer the frame that raised it."""
+    logger.error("session %s: a frame could not be handled", handler.session_id, exc_info=error)
     failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
     handler.send_frame(encode_refusal(frame, failure))
 
