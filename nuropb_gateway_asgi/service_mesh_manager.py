@@ -259,8 +259,8 @@ class ServiceMeshManager:
     ) -> None:
         """Publish an event to the mesh: for all subscribers, or for the users in ``target``.
 
-        The event is handed over without a wait and without a receipt. Raises CallError (``mesh_unavailable``), and
-        ValueError for an invalid topic.
+        The event is handed over without a wait and without a receipt. Raises CallError (``mesh_unavailable``, or
+        ``payload_too_large`` above the broker's limit), and ValueError for an invalid topic.
         """
         self._application.publish_event(topic, event, target=target, identity=identity, trace_id=trace_id)
 

@@ -29,6 +29,7 @@ class GatewayReceiver:
         self.on_returned = calls.on_returned
         self.on_confirmed = calls.on_confirmed
         self.on_rejected = calls.on_rejected
+        self.on_too_large = calls.on_too_large
         self.on_unconfirmed = calls.on_unconfirmed
         self.on_event = events.on_event
         self.on_gap = events.on_gap

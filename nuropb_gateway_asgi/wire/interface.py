@@ -71,6 +71,9 @@ class MeshReceiver(Protocol):
     def on_rejected(self, correlation_id: str) -> None:
         """Take note that the mesh has not accepted the message: it was not delivered."""
 
+    def on_too_large(self, correlation_id: str, description: str) -> None:
+        """Take note that the message was not delivered, as it is above the size that the mesh takes."""
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         """Take note that the connection ended before the command was confirmed: it may have run."""
 
@@ -133,10 +136,10 @@ class Mesh(Protocol):
         ...
 
     def send(self, message: CallMessage) -> None:
-        """Send a request or command. Raises MeshUnavailable if it was not sent."""
+        """Send a request or command. Raises MeshUnavailable or MessageTooLarge if it was not sent."""
 
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
-        """Publish an event. Raises MeshUnavailable."""
+        """Publish an event. Raises MeshUnavailable or MessageTooLarge."""
 
     @property
     def address(self) -> str:
@@ -144,10 +147,10 @@ class Mesh(Protocol):
         ...
 
     def broadcast(self, message: bytes) -> None:
-        """Send a message to all peer processes. It expires within a few seconds. Raises MeshUnavailable."""
+        """Send a message to all peer processes. It expires within a few seconds. Raises as :meth:`send`."""
 
     def tell(self, address: str, message: bytes) -> None:
-        """Send a message to the peer process at ``address``. It expires likewise. Raises MeshUnavailable."""
+        """Send a message to the peer process at ``address``. It expires likewise. Raises as :meth:`send`."""
 
     async def record(self, record: bytes) -> None:
         """Write a record for every process of this gateway: those that run now, and those that start within a month.

@@ -90,6 +90,9 @@ class Receiver:
     def on_rejected(self, correlation_id: str) -> None:
         self._tell("failed", correlation_id)
 
+    def on_too_large(self, correlation_id: str, description: str) -> None:
+        self._tell("too large", correlation_id)
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         self._tell("lost", correlation_id)
 

@@ -48,6 +48,9 @@ class Receiver:
     def on_rejected(self, correlation_id: str) -> None:
         self.told.append(("failed", correlation_id))
 
+    def on_too_large(self, correlation_id: str, description: str) -> None:
+        raise AssertionError
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         self.told.append(("lost", correlation_id))
 

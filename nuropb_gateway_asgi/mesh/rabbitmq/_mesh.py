@@ -23,16 +23,18 @@ from ...wire.interface import CallMessage, MeshReceiver
 from ...wire.publish import encode_publish, expiration
 from ...wire.services import to_json
 from . import _aiormq
+from ._confirms import Confirms
 from ._connection import Connection, connect
 from ._events import EventQueue
 from ._exchanges import declare_exchanges
 from ._frames import Incoming
 from ._lane import Acknowledger, LaneName, OnMessage, Publisher
 from ._link import Link
-from ._peers import MESSAGE_EXPIRES, Peers, Records
+from ._peers import MESSAGE_EXPIRES, Peers
 from ._replies import ReplyQueue
 from ._self_check import SelfCheck
 from ._service_host import SERVICE_PREFETCH, ServiceHost
+from ._sizes import SizeLimit
 from ._statistics import RabbitMQStatistics
 from ._subscriptions import TOPOLOGY_TIMEOUT, Subscriptions
 
@@ -118,7 +120,8 @@ class RabbitMQMesh:
             self._on_record,
             expires=QUEUE_EXPIRES,
         )
-        self._records = Records()
+        self._confirms = Confirms()
+        self.size_limit = SizeLimit()
         self.service_host = ServiceHost(
             service_name,
             lambda: self._controller,
@@ -235,6 +238,7 @@ class RabbitMQMesh:
         key: bytes | None = None
         if message.public_key is not None:
             key, body = encrypt(body, load_public_key(message.public_key))
+        self.size_limit.check(body)
         confirmed = message.kind == "command"
         frames = encode_publish(
             channel=publisher.confirmed_channel if confirmed else publisher.plain_channel,
@@ -275,25 +279,30 @@ class RabbitMQMesh:
         """Write ``record`` into the stream, and wait for the broker's confirm."""
         if not self.peers.can_record:
             raise MeshUnavailable("there is no stream for records")
-        publisher, correlation_id = self._take_publisher(), new_id()
+        publisher = self._take_publisher()
         frames = encode_publish(
             channel=publisher.confirmed_channel,
             exchange="",
             routing_key=self.peers.stream,
             kind="event",
-            correlation_id=correlation_id,
+            correlation_id=new_id(),
             trace_id=None,
             body=record,
             frame_max=publisher.frame_max,
             mandatory=True,
         )
-        accepted = self._records.expect(correlation_id)
+        await self._put_confirmed(publisher, frames)
+
+    async def _put_confirmed(self, publisher: Publisher, frames: bytes) -> None:
+        """Queue a message and wait for the broker's confirm. Raises MeshUnavailable or MessageTooLarge without one."""
+        key, settled = self._confirms.expect()
         try:
-            publisher.put(float("inf"), correlation_id, frames, confirmed=True)
-            if not await accepted:
-                raise MeshUnavailable("the broker did not confirm the record")
+            publisher.put(float("inf"), key, frames, confirmed=True)
+            error = await settled
         finally:
-            self._records.settle(correlation_id, accepted=False)
+            self._confirms.settle(key)
+        if error is not None:
+            raise error
 
     def forget(self, correlation_id: str) -> None:
         """Drop the key of a call whose caller has gone or has its answer."""
@@ -319,6 +328,7 @@ class RabbitMQMesh:
         expires: float | None = None,
     ) -> None:
         publisher = self._take_publisher()
+        self.size_limit.check(body)
         frames = encode_publish(
             channel=publisher.plain_channel,
             exchange=exchange,
@@ -398,13 +408,30 @@ class RabbitMQMesh:
                 yield plain, confirmed
             finally:
                 self._publisher = None
+                refused = self._settle_refused(publisher, self.size_limit.learn((plain, confirmed)))
                 for correlation_id in publisher.unsent():
-                    self._replies.keys.pop(correlation_id, None)
-                    if not self._records.settle(correlation_id, accepted=False):
-                        self._told.on_rejected(correlation_id)
+                    self._reject(correlation_id)
                 for correlation_id in publisher.unconfirmed():
-                    if not self._records.settle(correlation_id, accepted=False):
+                    if correlation_id not in refused and not self._confirms.settle(correlation_id):
                         self._told.on_unconfirmed(correlation_id)
+
+    def _settle_refused(self, publisher: Publisher, size: int | None) -> list[str]:
+        """Report and return the message of ``size`` bytes for which the broker closed a channel, and those after it."""
+        refused = [] if size is None else publisher.refused(size)
+        for correlation_id in refused[:1]:
+            error = self.size_limit.error()
+            self._replies.keys.pop(correlation_id, None)
+            if not self._confirms.settle(correlation_id, error):
+                self._told.on_too_large(correlation_id, str(error))
+        for correlation_id in refused[1:]:
+            self._reject(correlation_id)
+        return refused
+
+    def _reject(self, correlation_id: str) -> None:
+        """Report a message that the broker did not get."""
+        self._replies.keys.pop(correlation_id, None)
+        if not self._confirms.settle(correlation_id):
+            self._told.on_rejected(correlation_id)
 
     async def _watch_blocked(self, publisher: Publisher) -> None:
         while True:
@@ -424,18 +451,18 @@ class RabbitMQMesh:
             self._update()
 
     def _on_returned(self, correlation_id: str) -> None:
-        if correlation_id == self.self_check.message_id or self._records.settle(correlation_id, accepted=False):
+        if correlation_id == self.self_check.message_id or self._confirms.settle(correlation_id):
             return
         self._replies.keys.pop(correlation_id, None)
         self._told.on_returned(correlation_id)
 
     def _on_confirm(self, correlation_id: str, accepted: bool) -> None:
-        if self._records.settle(correlation_id, accepted):
-            return
         if accepted:
+            if self._confirms.settle(correlation_id, None):
+                return
             self._told.on_confirmed(correlation_id)
         else:
-            self._told.on_rejected(correlation_id)
+            self._reject(correlation_id)
 
     # --- the consuming connection -----------------------------------------------------------------------------
 
@@ -554,14 +581,15 @@ class RabbitMQMesh:
 
     # --- for the controller -----------------------------------------------------------------------------------
 
-    def _send_reply(
+    async def _send_reply(
         self, reply_to: str, *, correlation_id: str, trace_id: str | None, body: bytes, encrypted: bool
     ) -> None:
         publisher = self._publisher
         if publisher is None:
             raise MeshUnavailable(self.problem or "not connected")
+        self.size_limit.check(body)
         frames = encode_publish(
-            channel=publisher.plain_channel,
+            channel=publisher.confirmed_channel,
             exchange="",
             routing_key=reply_to,
             kind="response",
@@ -571,7 +599,7 @@ class RabbitMQMesh:
             frame_max=publisher.frame_max,
             encrypted=encrypted,
         )
-        publisher.put(float("inf"), correlation_id, frames)
+        await self._put_confirmed(publisher, frames)
 
     def _publish_for_controller(self, topic: str, event: Any, target: list[str] | None) -> None:
         self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)

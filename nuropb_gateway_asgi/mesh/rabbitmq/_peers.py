@@ -7,7 +7,6 @@ whose messages stay when they are read, so that a process that starts later read
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -20,7 +19,7 @@ from ._errors import explain
 from ._frames import Incoming
 from ._lane import OnMessage
 
-__all__ = ["MESSAGE_EXPIRES", "Peers", "Records"]
+__all__ = ["MESSAGE_EXPIRES", "Peers"]
 
 logger = logging.getLogger(__name__)
 
@@ -146,24 +145,3 @@ class Peers:
         if what not in self._warned:
             self._warned.add(what)
             logger.warning("mesh: %s: %s", what, explain(error))
-
-
-class Records:
-    """Records on their way to the stream, each with the future of the caller that waits for the broker's confirm."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, asyncio.Future[bool]] = {}
-
-    def expect(self, correlation_id: str) -> asyncio.Future[bool]:
-        """Return the future of a record: whether the broker has it."""
-        future = self._waiting[correlation_id] = asyncio.get_running_loop().create_future()
-        return future
-
-    def settle(self, correlation_id: str, accepted: bool) -> bool:
-        """Set a record's outcome; return False if the correlation id belongs to no record."""
-        future = self._waiting.pop(correlation_id, None)
-        if future is None:
-            return False
-        if not future.done():
-            future.set_result(accepted)
-        return True
