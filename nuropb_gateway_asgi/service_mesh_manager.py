@@ -157,6 +157,11 @@ class ServiceMeshManager:
         return self._mesh.problem
 
     @property
+    def warnings(self) -> list[str]:
+        """The parts of the gateway that do without a permission of the broker, in words for an operator."""
+        return [*self._mesh.warnings, *self.events.warnings]
+
+    @property
     def in_flight(self) -> int:
         """The number of calls without an answer yet, those of the host application included."""
         return len(self.calls.table)

@@ -87,6 +87,9 @@ class MeshReceiver(Protocol):
         away for too long), or ``disconnected`` (the broker did not know of the subscription yet).
         """
 
+    def on_topic_refused(self, topic: str) -> None:
+        """Take note that the broker refuses a subscribed topic from now on."""
+
     def on_peer_message(self, message: bytes) -> None:
         """Take a message from a process of this gateway; a process also gets its own broadcasts."""
 
@@ -125,6 +128,11 @@ class Mesh(Protocol):
         """The reason why the mesh is not connected, in words for an operator (without secrets), or None."""
         ...
 
+    @property
+    def warnings(self) -> list[str]:
+        """The parts of the gateway that do without a permission of the broker, in words for an operator."""
+        ...
+
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
         """Set the receiver of messages, and the object that other services may call. Once, before entering."""
 
@@ -161,11 +169,12 @@ class Mesh(Protocol):
     def forget(self, correlation_id: str) -> None:
         """Drop everything that is kept for a reply (a key, a place in a queue): its caller waits no longer."""
 
-    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
+    def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
         """Receive events of this AMQP topic pattern, across reconnections too.
 
-        ``done`` is called once: when events arrive from then on, or when that has to wait for a connection. Subscribing
-        to the same pattern again is allowed and changes nothing.
+        ``done`` is called once: with True when events arrive from then on, or when that has to wait for a connection;
+        with False when the broker refuses the topic to this user. Subscribing to the same pattern again is allowed and
+        changes nothing.
         """
 
     def unsubscribe(self, topic: str) -> None:

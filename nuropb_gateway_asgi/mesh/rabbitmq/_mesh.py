@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 from aiormq.abc import AbstractChannel
+from aiormq.exceptions import ChannelAccessRefused
 
 from ...exceptions import MeshUnavailable
 from ...identifiers import new_id
@@ -25,6 +26,7 @@ from ...wire.services import to_json
 from . import _aiormq
 from ._confirms import Confirms
 from ._connection import Connection, connect
+from ._errors import explain
 from ._events import EventQueue
 from ._exchanges import declare_exchanges
 from ._frames import Incoming
@@ -108,7 +110,7 @@ class RabbitMQMesh:
             blocked=lambda: self._blocked,
             on_change=self._update,
         )
-        self.subscriptions = Subscriptions(self._on_gap)
+        self.subscriptions = Subscriptions(self._on_gap, self._on_topic_refused)
         self._replies = ReplyQueue(
             self.reply_queue, self.statistics, self.self_check.message_id, self.self_check.on_return
         )
@@ -121,6 +123,7 @@ class RabbitMQMesh:
             expires=QUEUE_EXPIRES,
         )
         self._confirms = Confirms()
+        self._refused_service_topics: dict[str, str] = {}
         self.size_limit = SizeLimit()
         self.service_host = ServiceHost(
             service_name,
@@ -147,6 +150,11 @@ class RabbitMQMesh:
         if self._blocked:
             return BLOCKED
         return "waiting for a first message to come back from the broker"
+
+    @property
+    def warnings(self) -> list[str]:
+        """The parts of the gateway that do without a permission of the broker, in words for an operator."""
+        return [*self.peers.warnings.values(), *self._refused_service_topics.values()]
 
     @property
     def round_trips(self) -> deque[float]:
@@ -343,8 +351,8 @@ class RabbitMQMesh:
         deadline = float("inf") if expires is None else time.monotonic() + expires
         publisher.put(deadline, correlation_id, frames)
 
-    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
-        """Bind the event queue to ``topic``; call ``done`` once it is bound, or if that has to wait."""
+    def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
+        """Bind the event queue to ``topic``; call ``done`` once it is bound or refused, or if that has to wait."""
         if not self._is_gateway:
             raise ValueError("only a gateway has a queue for events; a service has service_topics")
         self.subscriptions.add(topic, done, connected=self.consuming.up)
@@ -491,13 +499,13 @@ class RabbitMQMesh:
             await topology.queue_declare(
                 self.service_queue, durable=True, arguments={"x-dead-letter-exchange": codec.DEAD_LETTER_EXCHANGE}
             )
-            await self._bind_service(topology)
+            await self._bind_service(topology, connection)
             if not self._stopping:
                 channels.append(await self._take_calls(connection))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_asserted, topology, connection, name="mesh topology")
             if self._is_gateway:
-                tasks.start_soon(self.subscriptions.keep_bound, topology, self.event_queue, name="mesh bindings")
+                tasks.start_soon(self.subscriptions.keep_bound, connection, self.event_queue, name="mesh bindings")
                 tasks.start_soon(self._events.notice_stalls, connection, name="mesh stalls")
             try:
                 yield channels
@@ -523,11 +531,20 @@ class RabbitMQMesh:
         )
         return channel
 
-    async def _bind_service(self, channel: AbstractChannel) -> None:
-        """Bind the service's queue to its calls, and to the events that it wants."""
+    async def _bind_service(self, channel: AbstractChannel, connection: Connection) -> None:
+        """Bind the service's queue to its calls, and to the events that it wants and may have."""
         await channel.queue_bind(self.service_queue, codec.RPC_EXCHANGE, self._service_name)
         for topic in self._service_topics:
-            await channel.queue_bind(self.service_queue, codec.EVENTS_EXCHANGE, topic)
+            try:
+                async with connection.channel() as own:  # which the broker closes if it refuses
+                    await own.queue_bind(self.service_queue, codec.EVENTS_EXCHANGE, topic)
+            except ChannelAccessRefused as error:
+                if topic not in self._refused_service_topics:
+                    warning = f"events of the topic {topic} do not come: {explain(error)}"
+                    self._refused_service_topics[topic] = warning
+                    logger.warning("mesh: %s", warning)
+            else:
+                self._refused_service_topics.pop(topic, None)
 
     async def _consume(
         self,
@@ -553,6 +570,9 @@ class RabbitMQMesh:
     def _on_gap(self, reason: str) -> None:
         self._told.on_gap(reason)
 
+    def _on_topic_refused(self, topic: str) -> None:
+        self._told.on_topic_refused(topic)
+
     def _on_peer_message(self, message: bytes) -> None:
         self._told.on_peer_message(message)
 
@@ -576,7 +596,7 @@ class RabbitMQMesh:
                     await self._events.report_losses(connection)
             if self._has_service_queue:
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
-                    await self._bind_service(topology)
+                    await self._bind_service(topology, connection)
             self.subscriptions.rebind()
 
     # --- for the controller -----------------------------------------------------------------------------------
