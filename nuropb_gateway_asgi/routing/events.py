@@ -79,6 +79,9 @@ class EventRouter:
         self.for_controller = ControllerEvents(controller, statistics)
         #: Set once events with a target come; None before they are asked for.
         self._targeted: asyncio.Event | None = None
+        #: The gateway's own topics, for events with a target and for the controller, that the broker refuses.
+        self._refused: dict[str, None] = {}
+        self._own_topics = set(settings.targeted_topics)
         self._statistics = statistics
 
     # --- life -------------------------------------------------------------------------------------------------
@@ -86,6 +89,7 @@ class EventRouter:
     def start(self) -> None:
         """Subscribe to the controller's events."""
         for topic in self.for_controller.start():
+            self._own_topics.add(topic)
             self._interest.add(topic)
 
     def stop(self) -> None:
@@ -114,7 +118,9 @@ class EventRouter:
         self._targeted = bound = asyncio.Event()
         waiting = set(self._settings.targeted_topics)
 
-        def on_bound(topic: str) -> None:
+        def on_bound(topic: str, known: bool) -> None:
+            # A refused topic is a warning for the operator, and no reason for clients to wait.
+            self._note_own(topic, refused=not known)
             waiting.discard(topic)
             if not waiting:
                 bound.set()
@@ -124,6 +130,31 @@ class EventRouter:
         if not waiting:
             bound.set()
         return bound
+
+    def on_connection_change(self, *, connected: bool) -> None:
+        """Bind the topics of events with a target for a moment: an operator learns of a refusal before any client."""
+        if connected and self._targeted is None:
+            for topic in self._settings.targeted_topics:
+                self._interest.add(topic, functools.partial(self._on_tried, topic))
+                self._interest.remove(topic)
+
+    def _on_tried(self, topic: str, bound: bool) -> None:
+        self._note_own(topic, refused=not bound)
+
+    def _note_own(self, topic: str, *, refused: bool) -> None:
+        if refused:
+            self._refused[topic] = None
+        else:
+            self._refused.pop(topic, None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """The gateway's own topics whose events do not come, in words for an operator."""
+        return [
+            f"events of the topic {topic} do not come: the broker refuses them to this user; grant the topic "
+            "permission, or change TARGETED_TOPICS or the controller's topics"
+            for topic in self._refused
+        ]
 
     def subscribe(self, handler: Handler, frame: Subscribe) -> None:
         """Answer a ``subscribe`` once events of all its topics come."""
@@ -137,12 +168,23 @@ class EventRouter:
         # The answer waits until every topic is bound, so that the client misses no event published after it. A topic
         # that was asked for before may not be bound yet either.
         waiting = set(topics)
+        refused: list[str] = []
 
         def answer() -> None:
+            if refused:
+                for each in new:
+                    self._drop(handler, each)
+                failure = Failure(
+                    ErrorCode.PERMISSION_DENIED, f"Subscribing to {refused[0]} is not allowed by the broker"
+                )
+                handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
+                return
             handler.send_frame(encode_response(frame.id, frame.trace_id, encode_topics(list(subscribed))))
 
-        def on_subscribed(topic: str) -> None:
+        def on_subscribed(topic: str, bound: bool) -> None:
             waiting.discard(topic)
+            if not bound:
+                refused.append(topic)
             if not waiting:
                 answer()
 
@@ -202,7 +244,7 @@ class EventRouter:
             return False
 
     def _drop(self, handler: Handler, topic: str) -> None:
-        delivery = self._topics[handler.session_id].pop(topic, None)
+        delivery = self._topics.get(handler.session_id, {}).pop(topic, None)
         if delivery is None:
             return
         if delivery == "close":
@@ -210,6 +252,17 @@ class EventRouter:
         else:
             self._lossy.remove(topic, (handler, delivery))
         self._interest.remove(topic)
+
+    def on_topic_refused(self, topic: str) -> None:
+        """End the subscriptions to a topic that the broker refuses from now on, and tell the clients."""
+        if topic in self._own_topics:
+            self._note_own(topic, refused=True)
+        for session_id, topics in tuple(self._topics.items()):
+            handler = self._handler_manager.get_handler(session_id)
+            if handler is not None and topic in topics:
+                self._drop(handler, topic)
+                self._statistics.denied_subscriptions += 1
+                handler.send_frame(encode_event("unsubscribed", encode_json({"topics": [topic], "reason": "broker"})))
 
     @property
     def topics(self) -> frozenset[str]:

@@ -276,6 +276,10 @@ class CallsInFlight:
         """Fail a call that the mesh did not take."""
         self.fail(correlation_id, MESH_UNAVAILABLE)
 
+    def on_too_large(self, correlation_id: str, description: str) -> None:
+        """Fail a call whose message is above the size that the mesh takes."""
+        self.fail(correlation_id, Failure(ErrorCode.PAYLOAD_TOO_LARGE, description))
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         """Fail a command that the mesh may have taken or not."""
         description = "The connection to the mesh was lost; whether it took the command is unknown"

@@ -19,8 +19,9 @@ UNBIND_AFTER: Final = 5.0
 class Subscribes(Protocol):
     """The part of a mesh that binds topics."""
 
-    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
-        """Bind ``topic``; ``done`` is called once its events come, or have to wait for a connection."""
+    def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
+        """Bind ``topic``; call ``done`` once: with True when its events come or have to wait for a connection, with
+        False when the broker refuses the topic."""
 
     def unsubscribe(self, topic: str) -> None:
         """Unbind ``topic``."""
@@ -41,13 +42,13 @@ class Interest:
     def __contains__(self, topic: str) -> bool:
         return topic in self._wanted or topic in self._idle
 
-    def add(self, topic: str, done: Callable[[], None] | None = None) -> None:
+    def add(self, topic: str, done: Callable[[bool], None] | None = None) -> None:
         """Count one more subscriber of ``topic``; ``done`` is called as by :meth:`Subscribes.subscribe`."""
         self._wanted[topic] += 1
         self._idle.pop(topic, None)
         self._mesh.subscribe(topic, done or _unobserved)
 
-    def when_bound(self, topic: str, done: Callable[[], None]) -> None:
+    def when_bound(self, topic: str, done: Callable[[bool], None]) -> None:
         """Call ``done`` as :meth:`add` does, for a topic that has subscribers already."""
         self._mesh.subscribe(topic, done)
 
@@ -75,5 +76,5 @@ class Interest:
         self._idle.clear()
 
 
-def _unobserved() -> None:
+def _unobserved(bound: bool) -> None:
     """Take the news of a binding that no caller waits for."""

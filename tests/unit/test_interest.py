@@ -5,7 +5,7 @@ from nuropb_gateway_asgi.routing.interest import UNBIND_AFTER, Interest
 from .fakes import Clock, FakeMesh
 
 
-def no_observer() -> None: ...
+def no_observer(bound: bool) -> None: ...
 
 
 def made() -> tuple[Interest, FakeMesh, Clock]:
