@@ -65,6 +65,7 @@ _EXCESSES: Final = {
     "connection": "Too many frames on this connection",
     "user": "Too many frames on all connections of this user",
     "rule": "Too many calls of this kind",
+    "bindings": "Too many new topics of this user",
 }
 
 #: Private methods are not for clients, whatever the policy says.
@@ -374,9 +375,9 @@ class HandlerManager:
             id_ = None
         # A pong has no answer.
         answer = None if kind == "pong" else functools.partial(_encode_answer, id_, trace_id)
-        self._on_excess(handler, excess, answer)
+        self.on_excess(handler, excess, answer)
 
-    def _on_excess(self, handler: Handler, excess: Excess, answer: Callable[[Failure], str] | None) -> None:
+    def on_excess(self, handler: Handler, excess: Excess, answer: Callable[[Failure], str] | None) -> None:
         """Refuse a frame over a rate limit; close the connection of a client that ignores the refusals."""
         self.statistics.limited[excess.scope] += 1
         if answer is not None:
@@ -407,7 +408,7 @@ class HandlerManager:
                 return False
             excess = None if rate is None else self._limits.on_call(rate, identity.user_id, self._clock())
             if excess is not None:
-                self._on_excess(handler, excess, functools.partial(encode_refusal, frame))
+                self.on_excess(handler, excess, functools.partial(encode_refusal, frame))
                 return False
         elif isinstance(frame, Ping):
             handler.send_frame(encode_pong(frame.payload))

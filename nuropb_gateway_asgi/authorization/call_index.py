@@ -1,15 +1,14 @@
 """An index of a policy's call patterns: finds those about a method or a service. Pure.
 
-Most patterns name their service, so a search looks at the patterns of its service and at those with a wildcard or a
-placeholder in the service's name. Patterns are split once, when the policy is read.
+A search looks only at patterns whose names begin as those of the call, so the number of the others hardly matters.
+Patterns are split once, when the policy is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from heapq import merge
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
 
 from .globs import Glob
 from .patterns import CallPattern
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from ..authentication import Identity
 
 __all__ = ["CallIndex", "Test", "make_test"]
+
+T = TypeVar("T")
 
 #: The test whether an entry about a method applies to an identity. None: it applies to every identity.
 Test: TypeAlias = "Callable[[Identity], bool] | None"
@@ -33,37 +34,66 @@ class _Row(NamedTuple):
     entry: Entry[CallPattern]
 
 
+class _Prefixes(Generic[T]):
+    """Values by prefixes of names: a search takes one look-up for each length that prefixes have."""
+
+    __slots__ = ("lengths", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[str, T] = {}
+        self.lengths: set[int] = set()
+
+    def add(self, prefix: str, value: T) -> T:
+        """Return the value of ``prefix``, which is set if it is missing."""
+        self.lengths.add(len(prefix))
+        return self.values.setdefault(prefix, value)
+
+    def of(self, name: str) -> Iterator[T]:
+        """Yield the values of all prefixes of ``name``."""
+        for length in self.lengths:
+            value = self.values.get(name[:length]) if length <= len(name) else None
+            if value is not None:
+                yield value
+
+
 class CallIndex:
     """The call patterns of a policy. ``entries`` come with the strongest first, and are found in this order.
 
     Patterns find ``own_service``, the gateway's own name, only if they spell it out.
     """
 
-    __slots__ = ("_by_service", "_own_service", "_wide")
+    __slots__ = ("_named", "_own_service", "_wide")
 
     def __init__(self, entries: Iterable[Entry[CallPattern]], own_service: str = "") -> None:
         self._own_service = own_service
-        self._by_service: dict[str, list[_Row]] = {}
-        self._wide: list[_Row] = []
+        #: Rows by the name of their service, or by the beginning of a service's name with a wildcard or placeholder;
+        #: and then by the beginning of the method's name.
+        self._named: dict[str, _Prefixes[list[_Row]]] = {}
+        self._wide: _Prefixes[_Prefixes[list[_Row]]] = _Prefixes()
         for place, entry in enumerate(entries):
             pattern = entry.pattern
             row = _Row(place, pattern.service.widest, pattern.method.widest, entry)
             if pattern.service.is_literal:
-                name = "".join(part for part in pattern.service.parts if isinstance(part, str))
-                self._by_service.setdefault(name, []).append(row)
+                methods = self._named.setdefault(row.service.prefix, _Prefixes())
             else:
-                self._wide.append(row)
+                methods = self._wide.add(row.service.prefix, _Prefixes())
+            methods.add(row.method.prefix, []).append(row)
 
-    def about(self, service: str, method: str | None = None) -> Iterator[Entry[CallPattern]]:
-        """Yield the entries that may apply to this method, or to any method of the service, strongest first."""
-        rows: Iterable[_Row] = self._by_service.get(service, ())
+    def about(self, service: str, method: str | None = None) -> list[Entry[CallPattern]]:
+        """Return the entries that may apply to this method, or to any method of the service, strongest first."""
+        tables = [self._named[service]] if service in self._named else []
         # Denials with a wildcard do not concern the own service, either: they are weaker than those without.
-        if service != self._own_service and self._wide:
-            wide = (row for row in self._wide if row.service.matches(service))
-            rows = merge(rows, wide, key=itemgetter(0)) if rows else wide
-        for row in rows:
-            if method is None or row.method.matches(method):
-                yield row.entry
+        if service != self._own_service:
+            tables += self._wide.of(service)
+        rows = [
+            row
+            for table in tables
+            for some in (table.values.values() if method is None else table.of(method))
+            for row in some
+            if row.service.matches(service) and (method is None or row.method.matches(method))
+        ]
+        rows.sort(key=itemgetter(0))
+        return [row.entry for row in rows]
 
 
 def make_test(entry: Entry[CallPattern], service: str, method: str) -> Test:

@@ -20,6 +20,11 @@ class Glob:
         self._last = others.pop() if others else None
         self._middle = others
 
+    @property
+    def prefix(self) -> str:
+        """The text before the first ``*``: the beginning of every name that matches."""
+        return self._first
+
     def matches(self, name: str) -> bool:
         """Return whether the pattern matches ``name``."""
         first, last = self._first, self._last

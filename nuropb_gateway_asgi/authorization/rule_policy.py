@@ -47,6 +47,8 @@ class RulePolicy:
         self.rules = tuple(rules)
         self._calls = sort_entries((rule, pattern) for rule in self.rules for pattern in rule.methods)
         self._topics = sort_entries((rule, pattern) for rule in self.rules for pattern in rule.topics)
+        #: Whether all rules have the same delivery, so that none has to be found.
+        self._all_close = all(rule.delivery == "close" for rule in self.rules)
         self._index = CallIndex(self._calls, self._own_service)
         self._allowing = TopicIndex((entry.pattern, entry) for entry in self._topics if entry.rule.allows)
         self._denying = TopicIndex((entry.pattern, entry) for entry in self._topics if not entry.rule.allows)
@@ -243,6 +245,8 @@ class RulePolicy:
 
     def delivery(self, identity: Identity, pattern: str) -> Delivery:
         """Return the delivery of the rule that decides."""
+        if self._all_close:
+            return "close"
         decision = self.decide_subscribe(identity, pattern)
         return decision.rule.delivery if decision.allowed and decision.rule is not None else "close"
 

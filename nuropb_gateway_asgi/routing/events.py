@@ -14,7 +14,7 @@ from ..authorization import Policy
 from ..authorization.rules import Delivery
 from ..controller import ServiceMeshManagerController
 from ..exceptions import SettingsError
-from ..handler_manager import Handler, HandlerManager
+from ..handler_manager import Handler, HandlerManager, encode_refusal
 from ..protocol import (
     MAX_SUBSCRIPTIONS,
     ErrorCode,
@@ -70,6 +70,7 @@ class EventRouter:
         self._settings = settings
         self._handler_manager = handler_manager
         self._policy = policy
+        self._clock = clock
         self._interest = Interest(mesh, clock)
         self._subscriptions: TopicTree[Handler] = TopicTree()
         #: Subscriptions whose events a slow client may lose.
@@ -136,10 +137,10 @@ class EventRouter:
         if connected and self._targeted is None:
             for topic in self._settings.targeted_topics:
                 self._interest.add(topic, functools.partial(self._on_tried, topic))
-                self._interest.remove(topic)
 
     def _on_tried(self, topic: str, bound: bool) -> None:
         self._note_own(topic, refused=not bound)
+        self._interest.remove(topic)
 
     def _note_own(self, topic: str, *, refused: bool) -> None:
         if refused:
@@ -164,6 +165,8 @@ class EventRouter:
         if len(subscribed) + len(new) > MAX_SUBSCRIPTIONS:
             description = f"payload.topics: a connection may have {MAX_SUBSCRIPTIONS} subscriptions"
             handler.send_frame(encode_failure(frame.id, frame.trace_id, Failure(ErrorCode.BAD_REQUEST, description)))
+            return
+        if self._refuse_bindings(handler, frame, sum(topic not in self._interest for topic in new)):
             return
         # The answer waits until every topic is bound, so that the client misses no event published after it. A topic
         # that was asked for before may not be bound yet either.
@@ -190,11 +193,26 @@ class EventRouter:
 
         for topic in new:
             self._add(handler, topic)
+        user_id = "" if handler.identity is None else handler.identity.user_id
+        unasked = set(new)
         for topic in topics:
-            ask = self._interest.add if topic in new else self._interest.when_bound
-            ask(topic, functools.partial(on_subscribed, topic))
+            if topic in unasked:
+                self._interest.add(topic, functools.partial(on_subscribed, topic), user_id=user_id)
+            else:
+                self._interest.when_bound(topic, functools.partial(on_subscribed, topic))
         if not topics:
             answer()
+
+    def _refuse_bindings(self, handler: Handler, frame: Subscribe, count: int) -> bool:
+        """Count new bindings of the process for a user; refuse the frame, and return True, if there are too many."""
+        if not count or handler.identity is None:
+            return False
+        limits = self._handler_manager.shared_limits.rates
+        excess = limits.on_bindings(handler.identity.user_id, self._clock(), count)
+        if excess is None:
+            return False
+        self._handler_manager.on_excess(handler, excess, functools.partial(encode_refusal, frame))
+        return True
 
     def _add(self, handler: Handler, topic: str) -> None:
         identity = handler.identity

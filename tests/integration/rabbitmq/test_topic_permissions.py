@@ -64,6 +64,16 @@ async def test_a_refused_topic_fails_alone_and_costs_no_connection(limited: Limi
         assert (gateway.mesh.statistics.reconnects, gateway.receiver.connections) == (0, [True])
 
 
+async def test_one_refused_topic_among_many_that_are_bound_together_fails_alone(limited: Limited) -> None:
+    async with running(limited.limited_url) as gateway:
+        topics = [f"orders.{number}" for number in range(100)]
+        topics[50] = "users.new"
+        answers = await asyncio.gather(*(subscribe(gateway, topic) for topic in topics))
+        assert [topic for topic, bound in zip(topics, answers, strict=True) if not bound] == ["users.new"]
+        assert gateway.mesh.subscriptions.bindings == set(topics) - {"users.new"}
+        assert gateway.mesh.statistics.reconnects == 0
+
+
 async def test_a_refused_topic_is_tried_again_on_the_next_connection(limited: Limited) -> None:
     async with running(limited.limited_url) as gateway:
         assert not await subscribe(gateway, "users.new")
