@@ -17,7 +17,7 @@ __all__ = ["ASKED_AT_ONCE", "UNBIND_AFTER", "Interest"]
 UNBIND_AFTER: Final = 5.0
 #: Topics that the mesh is asked to bind at a time. The others wait in a queue for each user, and users take turns: a
 #: user with thousands of new topics delays the one new topic of another user by these at most.
-ASKED_AT_ONCE: Final = 32
+ASKED_AT_ONCE: Final = 8
 
 #: Called with True once the events of a topic come, with False if the broker refuses the topic.
 Done: TypeAlias = Callable[[bool], None]

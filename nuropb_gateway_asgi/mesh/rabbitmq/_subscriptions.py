@@ -23,7 +23,7 @@ TOPOLOGY_TIMEOUT: Final = 10.0
 #: Seconds until the broker is asked again for a topic that it refused: each refusal costs a channel.
 REFUSED_FOR: Final = 60.0
 #: Bindings that are on their way to the broker at a time.
-BINDINGS_AT_ONCE: Final = 32
+BINDINGS_AT_ONCE: Final = 8
 #: Refused topics that are remembered; beyond it the oldest is forgotten.
 MAX_REFUSED: Final = 10_000
 
