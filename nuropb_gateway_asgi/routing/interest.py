@@ -49,7 +49,7 @@ class Interest:
         self._known: set[str] = set()
         #: Topics that the mesh was asked to bind, and has not answered yet.
         self._asked: set[str] = set()
-        #: Topics that the mesh is still to be asked for: whose turn they wait for, and the callbacks that wait for them.
+        #: Topics that the mesh is still to be asked for: the user whose turn they wait for, and the waiting callbacks.
         self._queued: dict[str, tuple[str, list[Done]]] = {}
         #: The same topics by user, in the order of the users' turns.
         self._queues: dict[str, dict[str, None]] = {}
