@@ -19,7 +19,7 @@ def counting(to: list[str], name: str, count: int) -> Iterator[None]:
 
 async def test_work_of_one_slice_is_done_at_once() -> None:
     slices, done = Slices(), list[str]()
-    slices.run(counting(done, "a", 1), "session", done.append)
+    slices.run(counting(done, "a", 1), "session", lambda message: done.append(str(message)))
     assert done == ["a0"]
     assert (slices.count, len(slices), slices.held) == (0, 0, {})
 
@@ -53,7 +53,7 @@ async def test_messages_behind_the_work_of_their_session_follow_it_in_their_orde
 
 async def test_the_work_of_a_session_that_has_ended_is_given_up() -> None:
     slices, done = Slices(), list[str]()
-    slices.run(counting(done, "a", 3), "one", done.append)
+    slices.run(counting(done, "a", 3), "one", lambda message: done.append(str(message)))
     slices.hold("one", "lost")
     slices.forget("one")
     await until(lambda: not len(slices))
