@@ -12,6 +12,7 @@
     │   └── ConnectionLimitReached the client's: the user or the process has too many connections
     ├── AuthenticationUnavailable  the gateway's: it cannot check a token now
     ├── MeshUnavailable            the gateway's: it cannot hand a message to the mesh now
+    ├── MessageTooLarge            the sender's: a message is above the size that the mesh takes
     └── CallError                  a service's: a call of the host application ended with an error
 
 Exceptions of other libraries are translated in one place each (aio-pika in ``mesh.rabbitmq``, cryptography in
@@ -29,6 +30,7 @@ __all__ = [
     "GatewayError",
     "HandshakeRefused",
     "MeshUnavailable",
+    "MessageTooLarge",
     "NotStartedError",
     "PolicyError",
     "ProtocolError",
@@ -92,6 +94,10 @@ class AuthenticationUnavailable(GatewayError):
 
 class MeshUnavailable(GatewayError):
     """The mesh did not take the message, for it is disconnected or blocked. Nothing was sent."""
+
+
+class MessageTooLarge(GatewayError, ValueError):
+    """A message is above the size that the mesh takes. It was not sent; the text names the limit."""
 
 
 class CallError(GatewayError):

@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -23,10 +23,13 @@ from .authentication.session_tokens import SessionTokens
 from .authorization import CallVerdict, Policy, completed
 from .authorization.patterns import is_private
 from .authorization.rules import Delivery
+from .authorization.topic_checks import TopicChecks
 from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError
 from .limits.buckets import Excess
 from .limits.lifetimes import Lifetimes
+from .limits.prices import BYTES_PER_UNIT, extra_for_size, extra_for_topics
 from .limits.shared import SharedLimits
+from .limits.slices import TOPICS_PER_SLICE
 from .protocol import (
     Authorize,
     Cancel,
@@ -40,6 +43,7 @@ from .protocol import (
     Pong,
     Request,
     Subscribe,
+    Unsubscribe,
     encode_error,
     encode_failure,
     encode_json,
@@ -62,6 +66,7 @@ _EXCESSES: Final = {
     "connection": "Too many frames on this connection",
     "user": "Too many frames on all connections of this user",
     "rule": "Too many calls of this kind",
+    "bindings": "Too many new topics of this user",
 }
 
 #: Private methods are not for clients, whatever the policy says.
@@ -195,6 +200,10 @@ class HandlerManager:
         #: Sessions whose newer token is being checked.
         self._refreshing: set[str] = set()
         self._limits = shared.rates
+        #: Frames whose work is done in slices.
+        self.slices = shared.slices
+        self._busy = shared.slices.held
+        self.topic_checks = TopicChecks(self._policy, TOPICS_PER_SLICE)
         self._lifetimes = Lifetimes(settings.max_connection_lifetime, settings.drain_timeout)
         self._clock = clock
         self.statistics = HandlerStatistics()
@@ -231,7 +240,7 @@ class HandlerManager:
     def is_idle(self) -> bool:
         """Whether nothing is kept for any connection."""
         tables = (self._handlers, self._parked, self._callers, self._user_sessions, self._malformed, self._refreshing)
-        return not (any(tables) or len(self._lifetimes) or len(self.tokens))
+        return not (any(tables) or len(self._lifetimes) or len(self.tokens) or len(self.slices))
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -291,6 +300,7 @@ class HandlerManager:
         self._refreshing.discard(handler.session_id)
         self._lifetimes.forget(handler.session_id)
         self._limits.forget(handler.session_id)
+        self.slices.forget(handler.session_id)
         if self._receiver is not None:
             self._receiver.on_handler_unregistered(handler)
         logger.debug("session %s unregistered, %d connections", handler.session_id, len(self._handlers))
@@ -384,10 +394,13 @@ class HandlerManager:
         """Check a message of a registered handler, and answer it or pass its frame on.
 
         Never waits, and never raises for anything that a client sent. Returns the frame, or None for a message that
-        could not be decoded.
+        could not be decoded, or that waits behind a frame whose work is done in slices: see :attr:`slices`.
         """
         session_id = handler.session_id
         if self._handlers.get(session_id) is not handler and self._callers.get(session_id) is not handler:
+            return None
+        if session_id in self._busy:
+            self.slices.hold(session_id, data)
             return None
         if self._decoder.is_too_big(data):
             description = f"Message of more than {self._settings.max_message_size} bytes"
@@ -399,6 +412,9 @@ class HandlerManager:
         if excess is not None:
             self._refuse_at_a_glance(handler, data, excess)
             return None
+        if len(data) > BYTES_PER_UNIT:
+            extra = extra_for_size(len(data))
+            self._limits.charge(session_id, handler.identity.user_id, self._clock(), extra)
         try:
             frame = self._decoder.decode(data)
         except ProtocolError as error:
@@ -410,10 +426,8 @@ class HandlerManager:
                 if self._receiver is None:
                     raise RuntimeError("no receiver is bound to this HandlerManager")
                 self._receiver.on_handler_message_received(handler, frame)
-        except Exception:
-            logger.exception("session %s: a frame could not be handled", session_id)
-            failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
-            handler.send_frame(encode_refusal(frame, failure))
+        except Exception as error:
+            _on_defect(handler, frame, error)
         return frame
 
     def _refuse_at_a_glance(self, handler: Handler, data: str | bytes, excess: Excess) -> None:
@@ -423,9 +437,9 @@ class HandlerManager:
             id_ = None
         # A pong has no answer, nor has an ack.
         answer = None if kind in ("pong", "ack") else functools.partial(_encode_answer, id_, trace_id)
-        self._on_excess(handler, excess, answer)
+        self.on_excess(handler, excess, answer)
 
-    def _on_excess(self, handler: Handler, excess: Excess, answer: Callable[[Failure], str] | None) -> None:
+    def on_excess(self, handler: Handler, excess: Excess, answer: Callable[[Failure], str] | None) -> None:
         """Refuse a frame over a rate limit; close the connection of a client that ignores the refusals."""
         self.statistics.limited[excess.scope] += 1
         if answer is not None:
@@ -456,7 +470,7 @@ class HandlerManager:
                 return False
             excess = None if rate is None else self._limits.on_call(rate, identity.user_id, self._clock())
             if excess is not None:
-                self._on_excess(handler, excess, functools.partial(encode_refusal, frame))
+                self.on_excess(handler, excess, functools.partial(encode_refusal, frame))
                 return False
         elif isinstance(frame, Ping):
             handler.send_frame(encode_pong(frame.payload))
@@ -466,12 +480,15 @@ class HandlerManager:
         elif isinstance(frame, Authorize):
             self._start_refresh(handler, frame)
             return False
-        elif isinstance(frame, Subscribe):
-            for topic in frame.topics:
-                if not self._policy.may_subscribe(identity, topic):
-                    description = f"Subscribing to {topic} is not allowed"
-                    handler.send_frame(encode_refusal(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
-                    return False
+        elif isinstance(frame, Subscribe | Unsubscribe):
+            extra = extra_for_topics(len(frame.topics))
+            if extra:
+                self._limits.charge(handler.session_id, identity.user_id, self._clock(), extra)
+            if isinstance(frame, Subscribe):
+                steps = _subscribe(handler, frame, self.topic_checks, self._receiver)
+                resume = functools.partial(self.on_handler_message, handler)
+                self.slices.run(steps, handler.session_id, resume)
+                return False
         return True
 
     def _start_refresh(self, handler: Handler, frame: Authorize) -> None:
@@ -582,6 +599,26 @@ class HandlerManager:
                 elif step == "close":
                     handler.close(CloseCode.DRAINING, "maximum lifetime of a connection")
                 handler.check(now)  # also while it closes: it may hang in a write
+
+
+def _subscribe(handler: Handler, frame: Subscribe, checks: TopicChecks, receiver: Receiver | None) -> Iterator[None]:
+    """Pass a ``subscribe`` on if all of its topics are allowed. Yields between two slices, and never raises."""
+    try:
+        denied = yield from checks.first_denied(lambda: handler.identity, frame.topics)
+        if denied is not None:
+            failure = Failure(ErrorCode.PERMISSION_DENIED, f"Subscribing to {denied} is not allowed")
+            handler.send_frame(encode_refusal(frame, failure))
+        elif receiver is not None:
+            receiver.on_handler_message_received(handler, frame)
+    except Exception as error:
+        _on_defect(handler, frame, error)
+
+
+def _on_defect(handler: Handler, frame: ClientFrame, error: Exception) -> None:
+    """Log an exception, and answer the frame that raised it."""
+    logger.error("session %s: a frame could not be handled", handler.session_id, exc_info=error)
+    failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
+    handler.send_frame(encode_refusal(frame, failure))
 
 
 def _send(handlers: Iterable[Handler], message: Any) -> SendCount:

@@ -181,6 +181,11 @@ class ServiceMeshManager:
         return self._mesh.problem
 
     @property
+    def warnings(self) -> list[str]:
+        """The parts of the gateway that do without a permission of the broker, in words for an operator."""
+        return [*self._mesh.warnings, *self.events.warnings]
+
+    @property
     def in_flight(self) -> int:
         """The number of calls without an answer yet, those of the host application included."""
         return len(self.calls.table)
@@ -243,6 +248,7 @@ class ServiceMeshManager:
 
     async def on_policy_changed(self) -> None:
         """End the subscriptions that the policy does not allow any longer, yielding after each connection."""
+        self._handler_manager.topic_checks.restart()
         for handler in self._handler_manager.handlers:
             self.events.end_denied(handler)
             await asyncio.sleep(0)
@@ -293,8 +299,8 @@ class ServiceMeshManager:
     ) -> None:
         """Publish an event to the mesh: for all subscribers, or for the users in ``target``.
 
-        The event is handed over without a wait and without a receipt. Raises CallError (``mesh_unavailable``), and
-        ValueError for an invalid topic.
+        The event is handed over without a wait and without a receipt. Raises CallError (``mesh_unavailable``, or
+        ``payload_too_large`` above the broker's limit), and ValueError for an invalid topic.
         """
         self._application.publish_event(topic, event, target=target, identity=identity, trace_id=trace_id)
 

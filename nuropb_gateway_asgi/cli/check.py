@@ -95,7 +95,7 @@ def _broker(settings: Settings) -> str:
         return "none; the mesh is embedded"
     from ..mesh.rabbitmq import probe
 
-    return asyncio.run(probe(settings.mesh_url, settings.service_name))
+    return asyncio.run(probe(settings.mesh_url, settings.service_name, settings.targeted_topics))
 
 
 #: By the name that is printed. A check returns its result, or None if an earlier check has to succeed first.

@@ -16,7 +16,7 @@ from typing import Final, Protocol, TypeAlias
 import msgspec
 from msgspec import Raw, Struct
 
-from ..exceptions import MeshUnavailable
+from ..exceptions import MeshUnavailable, MessageTooLarge
 from ..identifiers import new_id
 from ..wire.interface import Mesh
 
@@ -221,6 +221,8 @@ class Fleet:
                     await asked.done
         except (TimeoutError, MeshUnavailable):
             pass  # the silent processes are named
+        except MessageTooLarge as error:
+            logger.warning("the peer processes were not asked: %s", error)
         finally:
             del self._asked[id_]
         missing = [self._members[address].instance_id for address in asked.missing if address in self._members]
@@ -253,6 +255,8 @@ class Fleet:
                 self._mesh.tell(address, message)
         except MeshUnavailable:
             logger.debug("no mesh: the peer processes were not told of %s", topic)
+        except MessageTooLarge as error:
+            logger.warning("the peer processes were not told of %s: %s", topic, error)
 
     # --- from peer processes ----------------------------------------------------------------------------------------
 
@@ -299,6 +303,8 @@ class Fleet:
                 self._mesh.tell(message.sender, _encode(Answer(self._mesh.address, message.id, Raw(answer))))
             except MeshUnavailable:
                 logger.debug("no mesh: an answer to another process is lost")
+            except MessageTooLarge as error:
+                logger.warning("an answer to another process is lost: %s", error)
 
         try:
             if message.subject:

@@ -8,7 +8,6 @@ task, the outbox, pings and deadlines.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -21,6 +20,7 @@ from ..authentication import Identity
 from ..authorization.rules import Delivery
 from ..exceptions import ProtocolError
 from ..handler_manager import HandlerManager, encode_authorized, encode_malformed, encode_refusal, expiry
+from ..limits.prices import extra_for_size
 from ..protocol import (
     PING,
     SUBPROTOCOL,
@@ -160,8 +160,10 @@ class Connection(SessionCarrier, ABC):
 
     async def _read(self) -> None:
         """Hand every message to the manager, which never waits: pongs are read even while the client is slow."""
-        for count in itertools.count(1):
-            if count % FRAMES_PER_TURN == 0:
+        count = 0
+        while True:
+            while count >= FRAMES_PER_TURN or self.is_busy():
+                count = 0
                 await asyncio.sleep(0)  # receive_message() does not suspend while messages are buffered
             try:
                 message = await self.receive_message()
@@ -171,6 +173,7 @@ class Connection(SessionCarrier, ABC):
             if message is None:
                 self.on_left()
                 return
+            count += 1 + extra_for_size(len(message))
             self.on_message(message)
 
     def on_left(self) -> None:
@@ -192,6 +195,10 @@ class Connection(SessionCarrier, ABC):
         # Only clients of nuropb_gw send a trace id without an id. They do not answer pings, so stop sending them.
         if self.may_be_legacy and isinstance(frame, Request) and frame.id is None and frame.trace_id is not None:
             self._sends_pings = False
+
+    def is_busy(self) -> bool:
+        """Return whether the client's last frame is still being worked on, so that later ones have to wait."""
+        return self.session_id in self._manager.slices.held
 
     async def _write(self) -> None:
         """Write the frames in the outbox, then the reason to close if the gateway closes the connection."""

@@ -9,7 +9,8 @@ __all__ = ["EXTENSION", "FRAMES_PER_TURN", "DirectWebSocket"]
 
 #: The key of a DirectWebSocket in the ``extensions`` of a WebSocket's ASGI scope.
 EXTENSION: Final = "nuropb.direct"
-#: Frames of one connection that are handled in a row before other connections get their turn.
+#: Frames of one connection that are handled in a row before other connections get their turn. A large frame counts as
+#: several, as for the rate limits.
 FRAMES_PER_TURN: Final = 16
 
 
@@ -20,10 +21,13 @@ class DirectWebSocket(Protocol):
     usual. Messages sent by ASGI after :meth:`attach` keep their order: both ways write to the transport at once.
     """
 
-    def attach(self, on_text: Callable[[str], object], on_writable: Callable[[], None]) -> None:
+    def attach(
+        self, on_text: Callable[[str], object], on_writable: Callable[[], None], is_busy: Callable[[], bool]
+    ) -> None:
         """Have text messages given to ``on_text``, in order. Messages that wait for ``receive()`` come first.
 
         To be called once, after the handshake. The server calls ``on_writable`` when :attr:`is_writable` becomes true.
+        It asks ``is_busy`` after each message, and reads no more of the client before the answer is False.
         """
 
     @property

@@ -133,7 +133,7 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             async with TaskOwner() as tasks:
                 self._tasks = tasks
                 self._direct = direct
-                direct.attach(self.on_message, self._flush)
+                direct.attach(self.on_message, self._flush, self.is_busy)
                 self._flush()
                 while await self._is_connected():
                     pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 from ..authentication.revocation import Revocations
@@ -13,6 +13,7 @@ from .admission import Admission
 from .buckets import RateLimits
 from .circuits import ErrorBudgets
 from .places import Orphans, Shares
+from .slices import Slices
 
 __all__ = ["SharedLimits"]
 
@@ -22,7 +23,9 @@ REMEMBERED_COMMANDS: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class SharedLimits:
-    """Rate limits, admission, places, error budgets and revocations shared by all connection kinds of one process.
+    """Rate limits, admission, places, error budgets, revocations and slices shared by all connection kinds.
+
+    All of one process share them.
 
     So a limit per process or per user counts the connections of every kind.
     """
@@ -39,6 +42,8 @@ class SharedLimits:
     command_users: GenerationCache[str, str]
     #: Revoked tokens, which are refused even if the authenticator accepts them.
     revocations: Revocations
+    #: Long work, done in slices.
+    slices: Slices = field(default_factory=Slices)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:

@@ -64,6 +64,11 @@ class EmbeddedMesh:
         """The reason why the mesh is not connected."""
         return None if self.connected else "the mesh is not running"
 
+    @property
+    def warnings(self) -> list[str]:
+        """None: there are no permissions."""
+        return []
+
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
         """Set the receiver of messages, and let services call ``controller`` under the gateway's own name."""
         self._receiver = receiver
@@ -168,10 +173,10 @@ class EmbeddedMesh:
         self._group()
         asyncio.get_running_loop().call_soon(done)
 
-    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
+    def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
         """Receive events of this topic pattern."""
         self._subscriptions.add(topic, topic)
-        done()
+        done(True)
 
     def unsubscribe(self, topic: str) -> None:
         """Receive events of this topic pattern no longer."""

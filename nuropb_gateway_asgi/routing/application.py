@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from ..authentication import Identity
-from ..exceptions import MeshUnavailable, NotStartedError
+from ..exceptions import MeshUnavailable, MessageTooLarge, NotStartedError
 from ..fleet import FleetUsers, Revoker
 from ..identifiers import new_id
 from ..protocol import ErrorCode, Failure
@@ -145,6 +145,8 @@ class Application:
             self._mesh.publish(topic, to_json(event), context=context, trace_id=trace_id, target=users)
         except MeshUnavailable as error:
             raise call_error(MESH_UNAVAILABLE) from error
+        except MessageTooLarge as error:
+            raise call_error(Failure(ErrorCode.PAYLOAD_TOO_LARGE, str(error))) from error
 
     async def describe(self, service: str) -> Description:
         """Ask a service for its description."""

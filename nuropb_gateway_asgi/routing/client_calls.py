@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from ..authentication import Identity
 from ..authorization import Policy
 from ..handler_manager import Handler
 from ..identifiers import new_id
+from ..limits.prices import extra_for_methods
 from ..limits.shared import SharedLimits
 from ..protocol import Cancel, CloseCode, Command, Describe, ErrorCode, Failure, Request, encode_failure, encode_json
 from ..settings import Settings
@@ -210,25 +211,33 @@ class ClientCalls:
         message = CallMessage("request", correlation_id, trace_id, "", "", b"{}", b"{}", deadline, timeout)
         self._calls.table.add(ClientCall(message, handler, frame.id, trace_id, places))
         found: dict[str, Description | Failure] = {}
+        answer = self._answer_describe(correlation_id, identity, handler.session_id, found, only=frame.service)
 
         def on_description(service: str, description: Description | Failure) -> None:
             found[service] = description
             if len(found) == len(services):
-                self._answer_describe(correlation_id, identity, found, only=frame.service)
+                self._limits.slices.run(answer)
 
         for service in sorted(services):
             self._calls.descriptions.look_up(service, MAX_AGE_SECONDS, functools.partial(on_description, service))
         if not services:
-            self._answer_describe(correlation_id, identity, found, only=None)
+            self._limits.slices.run(answer)
 
     def _answer_describe(
         self,
         correlation_id: str,
         identity: Identity,
+        session_id: str,
         found: Mapping[str, Description | Failure],
         *,
         only: str | None,
-    ) -> None:
+    ) -> Iterator[None]:
+        """Answer a ``describe``. Yields between two slices of the work, and never raises."""
+        if correlation_id not in self._calls.table:
+            return  # cancelled, or its connection has ended
+        methods = sum(len(each.methods or ()) for each in found.values() if isinstance(each, Description))
+        if extra := extra_for_methods(methods):
+            self._limits.rates.charge(session_id, identity.user_id, self._clock(), extra)
         services: dict[str, Any] = {}
         unavailable = []
         for name, description in sorted(found.items()):
@@ -239,7 +248,7 @@ class ClientCalls:
                 unavailable.append(name)
                 continue
             try:
-                entry = self._catalogue.entry(identity, name, description)
+                entry = yield from self._catalogue.entry(identity, name, description)
             except Exception:  # no caller above knows which client to answer
                 logger.exception("the policy failed for service %s", name)
                 self._calls.fail(correlation_id, INTERNAL)

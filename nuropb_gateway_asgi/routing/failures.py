@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..exceptions import CallError, MeshUnavailable
+from ..exceptions import CallError, MeshUnavailable, MessageTooLarge
 from ..protocol import ErrorCode, Failure
 from ..settings import Settings
 from ..wire.interface import CallMessage
@@ -54,6 +54,8 @@ def send_failure(error: Exception, message: CallMessage) -> Failure:
     """Translate an error of a mesh that was to send a call."""
     if isinstance(error, MeshUnavailable):
         return MESH_UNAVAILABLE
+    if isinstance(error, MessageTooLarge):
+        return Failure(ErrorCode.PAYLOAD_TOO_LARGE, str(error))
     if isinstance(error, ValueError):  # a name that does not fit AMQP's limits
         return Failure(ErrorCode.BAD_REQUEST, str(error))
     logger.error("trace %s: the mesh failed to send", message.trace_id, exc_info=error)

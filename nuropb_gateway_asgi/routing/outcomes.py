@@ -129,6 +129,10 @@ class Outcomes:
         self._calls.end_orphan(call.message.correlation_id)
         self._calls.fail(call.message.correlation_id, failure)
 
+    def on_too_large(self, correlation_id: str, description: str) -> None:
+        """Fail a call whose message is above the size that the mesh takes."""
+        self._calls.fail(correlation_id, Failure(ErrorCode.PAYLOAD_TOO_LARGE, description))
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         """Fail a command that the mesh may have taken or not."""
         self._calls.end_orphan(correlation_id)

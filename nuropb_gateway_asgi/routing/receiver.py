@@ -36,20 +36,24 @@ class GatewayReceiver:
         self.on_returned = outcomes.on_returned
         self.on_confirmed = outcomes.on_confirmed
         self.on_rejected = outcomes.on_rejected
+        self.on_too_large = outcomes.on_too_large
         self.on_unconfirmed = outcomes.on_unconfirmed
         self.on_dead_lettered = outcomes.on_dead_lettered
         self.on_event = events.on_event
         self.on_gap = events.on_gap
+        self.on_topic_refused = events.on_topic_refused
         self.on_peer_message = fleet.on_message
         self.on_record = revoker.on_record
         self.on_records_read = revoker.on_records_read
         self._calls = calls
+        self._events = events
         self._fleet = fleet
         self._suffix = f" ({name})" if name else ""
 
     def on_connection_change(self, *, connected: bool) -> None:
         """Log that the mesh came or went, and tell the parts that it concerns. Connections of clients stay."""
         self._fleet.on_connection_change(connected=connected)
+        self._events.on_connection_change(connected=connected)
         self._calls.on_connection_change()
         level = logging.INFO if connected or not self._calls.running else logging.WARNING
         logger.log(level, "mesh %s%s", "connected" if connected else "disconnected", self._suffix)

@@ -15,6 +15,7 @@ import websockets.http11
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from ..handlers.direct import EXTENSION, FRAMES_PER_TURN
+from ..limits.prices import BYTES_PER_UNIT
 from .closing import close_after_reading, refusal
 from .frame_limits import LimitedServerProtocol
 from .http import MAX_HEADER_LINE
@@ -61,6 +62,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._fragmented = False
         self._on_text: Callable[[str], object] | None = None
         self._on_writable: Callable[[], None] | None = None
+        self._is_busy: Callable[[], bool] = bool  # no application yet: never busy
         self._waits_for_turn = False
 
     def data_received(self, data: bytes) -> None:
@@ -120,10 +122,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                     break
                 end = len(buffer)  # the library refuses the frame by its head
             if self._on_text is not None:
-                if count >= FRAMES_PER_TURN:
+                if count >= FRAMES_PER_TURN or self._is_busy():
                     self._wait_for_turn()
                     break
-                count += 1
+                count += 1 + size // BYTES_PER_UNIT
                 text = None if self._fragmented or self.close_sent else decode_text(buffer, start, end)
                 if text is not None:
                     start = end
@@ -144,7 +146,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _take_turn(self) -> None:
         self._waits_for_turn = False
-        if not self.transport.is_closing():
+        if self._is_busy():
+            self._wait_for_turn()
+        elif not self.transport.is_closing():
             self._parse()
             if not (self._waits_for_turn or self.read_paused):
                 self.transport.resume_reading()
@@ -172,9 +176,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             extensions: dict[Any, Any] = self.scope["extensions"]
             extensions[EXTENSION] = self
 
-    def attach(self, on_text: Callable[[str], object], on_writable: Callable[[], None]) -> None:
+    def attach(
+        self, on_text: Callable[[str], object], on_writable: Callable[[], None], is_busy: Callable[[], bool]
+    ) -> None:
         """Give text messages to ``on_text``, the waiting messages first."""
-        self._on_text, self._on_writable = on_text, on_writable
+        self._on_text, self._on_writable, self._is_busy = on_text, on_writable, is_busy
         waiting = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
         for message in waiting:
             text = message.get("text")

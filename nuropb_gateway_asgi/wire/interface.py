@@ -73,6 +73,9 @@ class MeshReceiver(Protocol):
     def on_rejected(self, correlation_id: str) -> None:
         """Take note that the mesh has not accepted the message: it was not delivered."""
 
+    def on_too_large(self, correlation_id: str, description: str) -> None:
+        """Take note that the message was not delivered, as it is above the size that the mesh takes."""
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         """Take note that the connection ended before the command was confirmed: it may have run."""
 
@@ -88,6 +91,9 @@ class MeshReceiver(Protocol):
         ``reason`` is ``overflow`` (more than the broker keeps for a process that is away), ``expired`` (the process was
         away for too long), or ``disconnected`` (the broker did not know of the subscription yet).
         """
+
+    def on_topic_refused(self, topic: str) -> None:
+        """Take note that the broker refuses a subscribed topic from now on."""
 
     def on_peer_message(self, message: bytes) -> None:
         """Take a message from a process of this gateway; a process also gets its own broadcasts."""
@@ -131,6 +137,11 @@ class Mesh(Protocol):
         """The reason why the mesh is not connected, in words for an operator (without secrets), or None."""
         ...
 
+    @property
+    def warnings(self) -> list[str]:
+        """The parts of the gateway that do without a permission of the broker, in words for an operator."""
+        ...
+
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
         """Set the receiver of messages, and the object that other services may call. Once, before entering."""
 
@@ -142,10 +153,10 @@ class Mesh(Protocol):
         ...
 
     def send(self, message: CallMessage) -> None:
-        """Send a request or command. Raises MeshUnavailable if it was not sent."""
+        """Send a request or command. Raises MeshUnavailable or MessageTooLarge if it was not sent."""
 
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
-        """Publish an event. Raises MeshUnavailable."""
+        """Publish an event. Raises MeshUnavailable or MessageTooLarge."""
 
     @property
     def address(self) -> str:
@@ -153,10 +164,10 @@ class Mesh(Protocol):
         ...
 
     def broadcast(self, message: bytes) -> None:
-        """Send a message to all peer processes. It expires within a few seconds. Raises MeshUnavailable."""
+        """Send a message to all peer processes. It expires within a few seconds. Raises as :meth:`send`."""
 
     def tell(self, address: str, message: bytes) -> None:
-        """Send a message to the peer process at ``address``. It expires likewise. Raises MeshUnavailable."""
+        """Send a message to the peer process at ``address``. It expires likewise. Raises as :meth:`send`."""
 
     async def record(self, record: bytes) -> None:
         """Write a record for every process of this gateway: those that run now, and those that start within a month.
@@ -173,11 +184,12 @@ class Mesh(Protocol):
         Raises MeshUnavailable. ``done`` is not called if the connection is lost before.
         """
 
-    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
+    def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
         """Receive events of this AMQP topic pattern, across reconnections too.
 
-        ``done`` is called once: when events arrive from then on, or when that has to wait for a connection. Subscribing
-        to the same pattern again is allowed and changes nothing.
+        ``done`` is called once: with True when events arrive from then on, or when that has to wait for a connection;
+        with False when the broker refuses the topic to this user. Subscribing to the same pattern again is allowed and
+        changes nothing.
         """
 
     def unsubscribe(self, topic: str) -> None:

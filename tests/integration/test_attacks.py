@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nuropb_gateway_asgi.authentication import issue_token
-from tests.kit.attacks import FLOODS, Flood, bomb, frames, handshakes
+from tests.kit.attacks import COSTLY, FLOODS, Flood, bomb, frames, handshakes
 from tests.kit.certificates import Certificate
 from tests.kit.clients import CONTINUATION, TEXT, RawClient, connect
 from tests.kit.processes import Process, run_module
@@ -21,6 +22,8 @@ KEY = "a secret that is long enough to sign with, and no longer"
 TOKEN = issue_token(KEY, "alice")
 BEARER = ("Authorization", f"Bearer {TOKEN}")
 NOBODYS = "bm9ib2R5cw.dG9rZW4.aXRzZWxm"
+#: Error codes of calls that the demo service or the policy refuses.
+REFUSALS = {"method_not_found", "permission_denied", "invalid_params", "too_many_requests", "service_error"}
 #: The most bytes of memory that an attack may cost a server.
 GROWTH = 64 * 2**20
 
@@ -136,6 +139,25 @@ async def test_others_are_served_during_all_floods_at_once(target: Target) -> No
         while not floods.done():
             await client.result("demo.echo")
         await floods
+
+
+async def test_costly_frames_are_answered_once_each_and_others_are_served_meanwhile(target: Target) -> None:
+    async with target.unharmed(), connect(target.url, TOKEN) as attacker, connect(target.url, TOKEN) as client:
+        wanted = [str(number) for number in range(10 * len(COSTLY))]
+
+        async def attack() -> list[str]:
+            for id_, make in zip(wanted, itertools.cycle(COSTLY.values()), strict=False):
+                await attacker.send_text(make(id_))
+            found = [(await attacker.wait_for(lambda frame: frame["type"] == "response"))["payload"] for _ in wanted]
+            assert {each["error"]["code"] for each in found if each["error"]} <= REFUSALS
+            return [each["id"] for each in found]
+
+        attacking = asyncio.create_task(attack())
+        await client.result("demo.echo")
+        while not attacking.done():
+            await client.result("demo.echo")
+        assert sorted(await attacking) == sorted(wanted)
+        assert await attacker.settled() == []
 
 
 DEFLATE = ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")

@@ -356,7 +356,7 @@ async def close_on_the_first_text(heard: list[str], scope: Any, receive: Any, se
 
     await receive()
     await send({"type": "websocket.accept"})
-    direct.attach(on_text, lambda: None)
+    direct.attach(on_text, lambda: None, lambda: False)
     while (await receive())["type"] != "websocket.disconnect":
         pass
 

@@ -70,6 +70,8 @@ class Receiver:
     #: Calls of on_records_read.
     records_read: int = 0
     dead_letters: list[str] = field(default_factory=list)
+    #: Topics that the broker refused after they had been subscribed to.
+    refused: list[str] = field(default_factory=list)
 
     def expects(self, correlation_id: str) -> bool:
         if correlation_id in self.expected:
@@ -93,6 +95,9 @@ class Receiver:
     def on_rejected(self, correlation_id: str) -> None:
         self._tell("failed", correlation_id)
 
+    def on_too_large(self, correlation_id: str, description: str) -> None:
+        self._tell("too large", correlation_id)
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         self._tell("lost", correlation_id)
 
@@ -104,6 +109,9 @@ class Receiver:
 
     def on_gap(self, reason: str) -> None:
         self.gaps.append(reason)
+
+    def on_topic_refused(self, topic: str) -> None:
+        self.refused.append(topic)
 
     def on_peer_message(self, message: bytes) -> None:
         self.siblings.append(message)
@@ -171,7 +179,7 @@ class Gateway:
 
     async def subscribe(self, topic: str) -> None:
         done = asyncio.Event()
-        self.mesh.subscribe(topic, done.set)
+        self.mesh.subscribe(topic, lambda bound: done.set())
         with anyio.fail_after(DEADLINE):
             await done.wait()
 

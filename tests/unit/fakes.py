@@ -193,8 +193,11 @@ class FakeMesh:
     #: Bindings made and removed, in order: ``("+", topic)`` and ``("-", topic)``.
     bindings: list[tuple[str, str]] = field(default_factory=list)
     #: Callbacks of bindings that are not made yet, by topic; empty while ``binds_at_once``.
-    waiting: dict[str, list[Callable[[], None]]] = field(default_factory=dict)
+    waiting: dict[str, list[Callable[[bool], None]]] = field(default_factory=dict)
     binds_at_once: bool = True
+    #: Topics that the broker refuses, and warnings for the operator.
+    refused: set[str] = field(default_factory=set)
+    warnings: list[str] = field(default_factory=list)
     #: Raised by sending, entering, publishing and recording.
     error: Exception | None = None
     runs: bool = False
@@ -264,17 +267,17 @@ class FakeMesh:
         self._check()
         asyncio.get_running_loop().call_soon(done)
 
-    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
+    def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
         self.bindings.append(("+", topic))
         if self.binds_at_once:
-            done()
+            done(topic not in self.refused)
         else:
             self.waiting.setdefault(topic, []).append(done)
 
     def unsubscribe(self, topic: str) -> None:
         self.bindings.append(("-", topic))
         for done in self.waiting.pop(topic, ()):
-            done()
+            done(True)
 
     def _check(self) -> None:
         if self.error is not None:
@@ -323,7 +326,7 @@ class FakeMesh:
     def bound(self, topic: str) -> None:
         """Confirm the binding of ``topic``."""
         for done in self.waiting.pop(topic):
-            done()
+            done(topic not in self.refused)
 
     def event(self, topic: str, event: Any = None, *, target: list[str] | None = None, **more: Any) -> None:
         """Deliver an event."""

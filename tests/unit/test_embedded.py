@@ -53,6 +53,9 @@ class Receiver:
     def on_dead_lettered(self, correlation_id: str) -> None:
         self.told.append(("dead-lettered", correlation_id))
 
+    def on_too_large(self, correlation_id: str, description: str) -> None:
+        raise AssertionError
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         self.told.append(("lost", correlation_id))
 
@@ -60,6 +63,9 @@ class Receiver:
         self.events.append(event)
 
     def on_gap(self, reason: str) -> None: ...
+
+    def on_topic_refused(self, topic: str) -> None:
+        raise AssertionError
 
     def on_peer_message(self, message: bytes) -> None:
         self.said.append(message)
@@ -391,14 +397,14 @@ async def test_a_service_that_misbehaves_harms_nobody_else(house: House, act: Ca
 # --- events ---------------------------------------------------------------------------------------------
 
 
-def done() -> None:
+def done(bound: bool) -> None:
     """It is bound."""
 
 
 async def test_an_event_comes_to_the_gateway_if_it_subscribed(house: House) -> None:
     bound: list[str] = []
     async with house.mesh:
-        house.mesh.subscribe("orders.*", lambda: bound.append("orders.*"))
+        house.mesh.subscribe("orders.*", lambda ok: bound.append("orders.*"))
         assert bound == ["orders.*"]
         house.mesh.subscribe("orders.*", done)
         house.mesh.subscribe("orders.new", done)

@@ -79,7 +79,6 @@ async def test_the_answer_tells_what_is_so_when_it_is_given(gateway: FakeGateway
     subscribe(gateway, handler, "a", "b", id="1")
     unsubscribe(gateway, handler, "a", id="2")
     gateway.mesh.bound("b")
-    gateway.mesh.bound("a")
     assert answers(handler) == [("2", {"topics": ["b"]}, None), ("1", {"topics": ["b"]}, None)]
 
 
@@ -99,7 +98,6 @@ async def test_who_leaves_before_the_binding_is_answered_at_most_once(gateway: F
     subscribe(gateway, handler, "a", "b")
     unsubscribe(gateway, handler, "a")
     gateway.mesh.bound("b")
-    gateway.mesh.bound("a")
     assert len(handler.frames) == 2
     subscribe(gateway, handler, "c")
     gateway.handlers.unregister(handler)
@@ -135,6 +133,7 @@ async def test_who_leaves_is_subscribed_to_nothing(gateway: FakeGateway) -> None
 async def test_a_connection_has_only_so_many_subscriptions(gateway: FakeGateway) -> None:
     handler = await gateway.connect()
     subscribe(gateway, handler, *[f"t.{number}" for number in range(MAX_SUBSCRIPTIONS - 1)])
+    await until(lambda: handler.frames)  # its topics are checked in slices
     bindings = len(gateway.mesh.bindings)
     subscribe(gateway, handler, "x", "y", id="1")
     assert answers(handler)[1] == ("1", None, "bad_request")
@@ -243,8 +242,7 @@ async def test_a_topic_that_waits_for_its_binding_is_not_in_the_answer_once_it_i
         policy.replace(ExposePolicy([], ["users.#"]).rules)
         gateway.manager.on_handler_refreshed(handler)
         assert handler.take() == [unsubscribed("orders.new")]
-        for topic in ("users.new", "orders.new"):
-            gateway.mesh.bound(topic)
+        gateway.mesh.bound("users.new")
         assert answers(handler) == [("1", {"topics": ["users.new"]}, None)]
 
 

@@ -177,6 +177,7 @@ class _DirectPublisher(Publisher):
             if confirmed:
                 self._tag += 1
                 self._unconfirmed[self._tag] = correlation_id
+            self._remember(correlation_id, data, confirmed=confirmed)
             frames.append(data)
         self._size = 0
         self._statistics.published += len(frames)

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 from aiormq.abc import AbstractChannel
+from aiormq.exceptions import ChannelAccessRefused
 
 from ...exceptions import MeshUnavailable
 from ...identifiers import new_id
@@ -23,17 +24,20 @@ from ...wire.interface import CallMessage, MeshReceiver
 from ...wire.publish import encode_publish, expiration
 from ...wire.services import to_json
 from . import _aiormq
+from ._confirms import Confirms
 from ._connection import Connection, connect
 from ._dead_letters import DeadLetters
+from ._errors import explain
 from ._events import EventQueue
 from ._exchanges import declare_exchanges
 from ._frames import Incoming
 from ._lane import Acknowledger, LaneName, OnMessage, Publisher
 from ._link import Link
-from ._peers import MESSAGE_EXPIRES, Peers, Records
+from ._peers import MESSAGE_EXPIRES, Peers
 from ._replies import ReplyQueue
 from ._self_check import SelfCheck
 from ._service_host import SERVICE_PREFETCH, ServiceHost
+from ._sizes import SizeLimit
 from ._statistics import RabbitMQStatistics
 from ._subscriptions import TOPOLOGY_TIMEOUT, Subscriptions
 
@@ -107,7 +111,7 @@ class RabbitMQMesh:
             blocked=lambda: self._blocked,
             on_change=self._update,
         )
-        self.subscriptions = Subscriptions(self._on_gap)
+        self.subscriptions = Subscriptions(self._on_gap, self._on_topic_refused)
         self._replies = ReplyQueue(
             self.reply_queue, self.statistics, self.self_check.message_id, self.self_check.on_return
         )
@@ -121,7 +125,9 @@ class RabbitMQMesh:
             expires=QUEUE_EXPIRES,
         )
         self.dead_letters = DeadLetters(dead_letter_queue, self._on_dead_lettered, expires=QUEUE_EXPIRES)
-        self._records = Records()
+        self._confirms = Confirms()
+        self._refused_service_topics: dict[str, str] = {}
+        self.size_limit = SizeLimit()
         #: Whether all records from before the start are read.
         self._records_read = False
         self.service_host = ServiceHost(
@@ -149,6 +155,11 @@ class RabbitMQMesh:
         if self._blocked:
             return BLOCKED
         return "waiting for a first message to come back from the broker"
+
+    @property
+    def warnings(self) -> list[str]:
+        """The parts of the gateway that do without a permission of the broker, in words for an operator."""
+        return [*self.peers.warnings.values(), *self._refused_service_topics.values()]
 
     @property
     def round_trips(self) -> deque[float]:
@@ -244,6 +255,7 @@ class RabbitMQMesh:
         key: bytes | None = None
         if message.public_key is not None:
             key, body = encrypt(body, load_public_key(message.public_key))
+        self.size_limit.check(body)
         confirmed = message.kind == "command"
         frames = encode_publish(
             channel=publisher.confirmed_channel if confirmed else publisher.plain_channel,
@@ -290,25 +302,30 @@ class RabbitMQMesh:
         """Write ``record`` into the stream, and wait for the broker's confirm."""
         if not self.peers.can_record:
             raise MeshUnavailable("there is no stream for records")
-        publisher, correlation_id = self._take_publisher(), new_id()
+        publisher = self._take_publisher()
         frames = encode_publish(
             channel=publisher.confirmed_channel,
             exchange="",
             routing_key=self.peers.stream,
             kind="event",
-            correlation_id=correlation_id,
+            correlation_id=new_id(),
             trace_id=None,
             body=record,
             frame_max=publisher.frame_max,
             mandatory=True,
         )
-        accepted = self._records.expect(correlation_id)
+        await self._put_confirmed(publisher, frames)
+
+    async def _put_confirmed(self, publisher: Publisher, frames: bytes) -> None:
+        """Queue a message and wait for the broker's confirm. Raises MeshUnavailable or MessageTooLarge without one."""
+        key, settled = self._confirms.expect()
         try:
-            publisher.put(float("inf"), correlation_id, frames, confirmed=True)
-            if not await accepted:
-                raise MeshUnavailable("the broker did not confirm the record")
+            publisher.put(float("inf"), key, frames, confirmed=True)
+            error = await settled
         finally:
-            self._records.settle(correlation_id, accepted=False)
+            self._confirms.settle(key)
+        if error is not None:
+            raise error
 
     def forget(self, correlation_id: str) -> None:
         """Drop the key of a call whose caller has gone or has its answer."""
@@ -334,6 +351,7 @@ class RabbitMQMesh:
         expires: float | None = None,
     ) -> None:
         publisher = self._take_publisher()
+        self.size_limit.check(body)
         frames = encode_publish(
             channel=publisher.plain_channel,
             exchange=exchange,
@@ -348,8 +366,8 @@ class RabbitMQMesh:
         deadline = float("inf") if expires is None else time.monotonic() + expires
         publisher.put(deadline, correlation_id, frames)
 
-    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
-        """Bind the event queue to ``topic``; call ``done`` once it is bound, or if that has to wait."""
+    def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
+        """Bind the event queue to ``topic``; call ``done`` once it is bound or refused, or if that has to wait."""
         if not self._is_gateway:
             raise ValueError("only a gateway has a queue for events; a service has service_topics")
         self.subscriptions.add(topic, done, connected=self.consuming.up)
@@ -424,13 +442,30 @@ class RabbitMQMesh:
                 yield plain, confirmed
             finally:
                 self._publisher = None
+                refused = self._settle_refused(publisher, self.size_limit.learn((plain, confirmed)))
                 for correlation_id in publisher.unsent():
-                    self._replies.keys.pop(correlation_id, None)
-                    if not self._records.settle(correlation_id, accepted=False):
-                        self._told.on_rejected(correlation_id)
+                    self._reject(correlation_id)
                 for correlation_id in publisher.unconfirmed():
-                    if not self._records.settle(correlation_id, accepted=False):
+                    if correlation_id not in refused and not self._confirms.settle(correlation_id):
                         self._told.on_unconfirmed(correlation_id)
+
+    def _settle_refused(self, publisher: Publisher, size: int | None) -> list[str]:
+        """Report and return the message of ``size`` bytes for which the broker closed a channel, and those after it."""
+        refused = [] if size is None else publisher.refused(size)
+        for correlation_id in refused[:1]:
+            error = self.size_limit.error()
+            self._replies.keys.pop(correlation_id, None)
+            if not self._confirms.settle(correlation_id, error):
+                self._told.on_too_large(correlation_id, str(error))
+        for correlation_id in refused[1:]:
+            self._reject(correlation_id)
+        return refused
+
+    def _reject(self, correlation_id: str) -> None:
+        """Report a message that the broker did not get."""
+        self._replies.keys.pop(correlation_id, None)
+        if not self._confirms.settle(correlation_id):
+            self._told.on_rejected(correlation_id)
 
     async def _watch_blocked(self, publisher: Publisher) -> None:
         while True:
@@ -450,18 +485,18 @@ class RabbitMQMesh:
             self._update()
 
     def _on_returned(self, correlation_id: str) -> None:
-        if correlation_id == self.self_check.message_id or self._records.settle(correlation_id, accepted=False):
+        if correlation_id == self.self_check.message_id or self._confirms.settle(correlation_id):
             return
         self._replies.keys.pop(correlation_id, None)
         self._told.on_returned(correlation_id)
 
     def _on_confirm(self, correlation_id: str, accepted: bool) -> None:
-        if self._records.settle(correlation_id, accepted):
-            return
         if accepted:
+            if self._confirms.settle(correlation_id, None):
+                return
             self._told.on_confirmed(correlation_id)
         else:
-            self._told.on_rejected(correlation_id)
+            self._reject(correlation_id)
 
     # --- the consuming connection -----------------------------------------------------------------------------
 
@@ -492,13 +527,13 @@ class RabbitMQMesh:
             await topology.queue_declare(
                 self.service_queue, durable=True, arguments={"x-dead-letter-exchange": codec.DEAD_LETTER_EXCHANGE}
             )
-            await self._bind_service(topology)
+            await self._bind_service(topology, connection)
             if not self._stopping:
                 channels.append(await self._take_calls(connection))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_asserted, topology, connection, name="mesh topology")
             if self._is_gateway:
-                tasks.start_soon(self.subscriptions.keep_bound, topology, self.event_queue, name="mesh bindings")
+                tasks.start_soon(self.subscriptions.keep_bound, connection, self.event_queue, name="mesh bindings")
                 tasks.start_soon(self._events.notice_stalls, connection, name="mesh stalls")
             try:
                 yield channels
@@ -524,11 +559,20 @@ class RabbitMQMesh:
         )
         return channel
 
-    async def _bind_service(self, channel: AbstractChannel) -> None:
-        """Bind the service's queue to its calls, and to the events that it wants."""
+    async def _bind_service(self, channel: AbstractChannel, connection: Connection) -> None:
+        """Bind the service's queue to its calls, and to the events that it wants and may have."""
         await channel.queue_bind(self.service_queue, codec.RPC_EXCHANGE, self._service_name)
         for topic in self._service_topics:
-            await channel.queue_bind(self.service_queue, codec.EVENTS_EXCHANGE, topic)
+            try:
+                async with connection.channel() as own:  # which the broker closes if it refuses
+                    await own.queue_bind(self.service_queue, codec.EVENTS_EXCHANGE, topic)
+            except ChannelAccessRefused as error:
+                if topic not in self._refused_service_topics:
+                    warning = f"events of the topic {topic} do not come: {explain(error)}"
+                    self._refused_service_topics[topic] = warning
+                    logger.warning("mesh: %s", warning)
+            else:
+                self._refused_service_topics.pop(topic, None)
 
     async def _consume(
         self,
@@ -553,6 +597,9 @@ class RabbitMQMesh:
 
     def _on_gap(self, reason: str) -> None:
         self._told.on_gap(reason)
+
+    def _on_topic_refused(self, topic: str) -> None:
+        self._told.on_topic_refused(topic)
 
     def _on_peer_message(self, message: bytes) -> None:
         self._told.on_peer_message(message)
@@ -589,20 +636,21 @@ class RabbitMQMesh:
                     await self.dead_letters.reassert(connection)
             if self._has_service_queue:
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
-                    await self._bind_service(topology)
+                    await self._bind_service(topology, connection)
             self.subscriptions.rebind()
             self._find_end_of_records()  # the broker may have lost the marker, as at the failure of a node
 
     # --- for the controller -----------------------------------------------------------------------------------
 
-    def _send_reply(
+    async def _send_reply(
         self, reply_to: str, *, correlation_id: str, trace_id: str | None, body: bytes, encrypted: bool
     ) -> None:
         publisher = self._publisher
         if publisher is None:
             raise MeshUnavailable(self.problem or "not connected")
+        self.size_limit.check(body)
         frames = encode_publish(
-            channel=publisher.plain_channel,
+            channel=publisher.confirmed_channel,
             exchange="",
             routing_key=reply_to,
             kind="response",
@@ -612,7 +660,7 @@ class RabbitMQMesh:
             frame_max=publisher.frame_max,
             encrypted=encrypted,
         )
-        publisher.put(float("inf"), correlation_id, frames)
+        await self._put_confirmed(publisher, frames)
 
     def _publish_for_controller(self, topic: str, event: Any, target: list[str] | None) -> None:
         self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)

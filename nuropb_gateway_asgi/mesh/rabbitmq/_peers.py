@@ -7,7 +7,6 @@ whose messages stay when they are read, so that a process that starts later read
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -22,7 +21,7 @@ from ._errors import explain
 from ._frames import Incoming
 from ._lane import OnMessage
 
-__all__ = ["MESSAGE_EXPIRES", "Peers", "Records"]
+__all__ = ["MESSAGE_EXPIRES", "Peers"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +80,8 @@ class Peers:
         self._expires = expires
         #: The offset in the stream of the latest record that was read.
         self.offset: int | None = None
-        self._warned: set[str] = set()
+        #: What this process does without, in words for an operator.
+        self.warnings: dict[str, str] = {}
 
     async def declare(self, connection: Connection) -> None:
         """Declare the exchange: a message to a missing one would close its channel."""
@@ -90,18 +90,23 @@ class Peers:
                 await channel.exchange_declare(self.exchange, exchange_type="fanout", durable=True)
         except _REFUSED as error:
             self.can_talk = False
-            self._warn(f"messages to users reach this process only, as {self.exchange} cannot be declared", error)
+            self._warn("messages to users reach this process only", self.exchange, error)
         else:
             self.can_talk = True
+            self.warnings.pop(self.exchange, None)
 
     async def reassert(self, connection: Connection) -> None:
         """Declare exchange, queue and binding: the broker tells nobody of their end."""
         await self.declare(connection)
         if self.can_talk:
             arguments: dict[str, Any] = {"x-expires": self._expires * 1000, "x-max-length": QUEUE_LENGTH}
-            async with connection.channel() as channel:
-                await channel.queue_declare(self.queue, durable=True, arguments=arguments)
-                await channel.queue_bind(self.queue, self.exchange, self.queue)
+            try:
+                async with connection.channel() as channel:
+                    await channel.queue_declare(self.queue, durable=True, arguments=arguments)
+                    await channel.queue_bind(self.queue, self.exchange, self.queue)
+            except ChannelAccessRefused as error:
+                self.can_talk = False
+                self._warn("messages to users reach this process only", self.exchange, error)
 
     async def set_up(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:
         """Declare queue and stream and consume them; return the channels, whose end is the connection's end."""
@@ -113,9 +118,10 @@ class Peers:
             await self._declare_stream(connection)
         except _REFUSED as error:
             self.can_record = False
-            self._warn(f"revocations reach this process only, as the stream {self.stream} cannot be declared", error)
+            self._warn("revocations reach this process only", self.stream, error)
             return channels
         self.can_record = True
+        self.warnings.pop(self.stream, None)
         return channels + await self.read_records(connection, consume)
 
     async def read_records(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:
@@ -148,6 +154,35 @@ class Peers:
         async with connection.channel() as channel:
             await channel.queue_declare(self.stream, durable=True, arguments=STREAM)
 
+    async def probe(self, connection: Connection) -> None:
+        """Try exchange and stream, leave nothing behind that was not there, and note refusals in :attr:`warnings`."""
+        try:
+            async with connection.channel() as channel:
+                await channel.exchange_declare(self.exchange, passive=True)
+        except ChannelNotFoundEntity:
+            await self.declare(connection)
+            if self.can_talk:
+                async with connection.channel() as channel:
+                    await channel.exchange_delete(self.exchange, if_unused=True)
+        else:
+            await self.declare(connection)
+        try:
+            async with connection.channel() as channel:
+                await channel.queue_declare(self.stream, durable=True, passive=True)
+        except ChannelNotFoundEntity:
+            # The permission is one for a name. A stream that a gateway began to use meanwhile must not be deleted.
+            arguments: dict[str, Any] = {}
+            more = {"exclusive": True, "auto_delete": True}
+        else:
+            arguments, more = STREAM, {"durable": True}
+        try:
+            async with connection.channel() as channel:
+                await channel.queue_declare(self.stream, arguments=arguments, **more)
+                if "exclusive" in more:
+                    await channel.queue_delete(self.stream)
+        except _REFUSED as error:
+            self._warn("revocations reach this process only", self.stream, error)
+
     def _take_message(self, message: Incoming) -> None:
         self._on_message(message.body)
 
@@ -163,28 +198,8 @@ class Peers:
         else:
             self._on_record(message.body)
 
-    def _warn(self, what: str, error: BaseException) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            logger.warning("mesh: %s: %s", what, explain(error))
-
-
-class Records:
-    """Records on their way to the stream, each with the future of the caller that waits for the broker's confirm."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, asyncio.Future[bool]] = {}
-
-    def expect(self, correlation_id: str) -> asyncio.Future[bool]:
-        """Return the future of a record: whether the broker has it."""
-        future = self._waiting[correlation_id] = asyncio.get_running_loop().create_future()
-        return future
-
-    def settle(self, correlation_id: str, accepted: bool) -> bool:
-        """Set a record's outcome; return False if the correlation id belongs to no record."""
-        future = self._waiting.pop(correlation_id, None)
-        if future is None:
-            return False
-        if not future.done():
-            future.set_result(accepted)
-        return True
+    def _warn(self, effect: str, name: str, error: BaseException) -> None:
+        """Log, once, the effect of a refusal that concerns the exchange or stream ``name``."""
+        if name not in self.warnings:
+            self.warnings[name] = f"{effect}, as {name} cannot be used: {explain(error)}"
+            logger.warning("mesh: %s", self.warnings[name])

@@ -122,7 +122,7 @@ async def test_who_subscribes_again_while_a_binding_is_removed_is_told_when_it_i
     await anyio.wait_all_tasks_blocked()
     again = [asyncio.Event(), asyncio.Event()]
     for each, done in zip((topic, f"{topic}.other"), again, strict=True):
-        proxied.mesh.subscribe(each, done.set)
+        proxied.mesh.subscribe(each, lambda bound, done=done: done.set())
     await anyio.wait_all_tasks_blocked()
     # One of the two bindings is being removed now.
     assert sum(done.is_set() for done in again) <= 1
