@@ -318,16 +318,17 @@ class HandlerManager:
 
     # --- messages from clients --------------------------------------------------------------------------------
 
-    def on_handler_message(self, handler: Handler, data: str | bytes) -> ClientFrame | None:
+    def on_handler_message(self, handler: Handler, data: str | bytes, *, added: int = 0) -> ClientFrame | None:
         """Check a message of a registered handler, and answer it or pass its frame on.
 
+        ``added`` bytes of it are the gateway's own, around a client's text, and count for no limit.
         Never waits, and never raises for anything that a client sent. Returns the frame, or None for a message that
         could not be decoded.
         """
         session_id = handler.session_id
         if self._handlers.get(session_id) is not handler and self._callers.get(session_id) is not handler:
             return None
-        if self._decoder.is_too_big(data):
+        if self._decoder.is_too_big(data) and (not added or len(data) - added > self._decoder.max_size):
             description = f"Message of more than {self._settings.max_message_size} bytes"
             handler.send_frame(encode_error(Failure(ErrorCode.PAYLOAD_TOO_LARGE, description)))
             handler.close(CloseCode.MESSAGE_TOO_BIG, "message too big")

@@ -144,5 +144,13 @@ class RevocationCheck:
         return None if identity is None or self._revocations.refuses(identity) else identity
 
 
-#: Decodes the record of a revocation; raises msgspec.MsgspecError for an invalid one.
-decode_revocation: Final[Callable[[bytes], Revocation]] = msgspec.json.Decoder(Revocation).decode
+_decode: Final[Callable[[bytes], Revocation]] = msgspec.json.Decoder(Revocation).decode
+
+
+def decode_revocation(record: bytes) -> Revocation:
+    """Decode the record of a revocation. Raises ValueError for bytes that are none, of whatever kind they are."""
+    try:
+        record.decode()  # msgspec skips members that it does not know, without a look at their text
+        return _decode(record)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError("not the record of a revocation") from error

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -74,7 +74,11 @@ Message: TypeAlias = Alive | Leaving | Ask | Answer | News
 #: Answers a question of a peer process: JSON in, JSON out.
 Answerer: TypeAlias = Callable[[Raw], bytes]
 
+T = TypeVar("T")
+
 _encode = msgspec.json.encode
+#: Every error of decoding bytes of any kind.
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _decode: Final[Callable[[bytes], Message]] = msgspec.json.Decoder(Message).decode
 
 
@@ -195,10 +199,10 @@ class Fleet:
 
     # --- questions and news -----------------------------------------------------------------------------------
 
-    async def ask(self, question: bytes) -> tuple[list[Raw], list[str]]:
+    async def ask(self, question: bytes, decode: Callable[[Raw], T]) -> tuple[list[T], list[str]]:
         """Ask all peer processes; return their answers, and the instance ids of those silent for ANSWER_TIMEOUT.
 
-        Raises nothing: without a mesh there are no answers. After a cancellation late answers are dropped.
+        A process whose answer ``decode`` cannot read counts as silent, too. Raises nothing: without a mesh there are no answers. After a cancellation late answers are dropped.
         """
         id_ = new_id()
         asked = self._asked[id_] = _Asked(set(self._members), others=self._clock() < self._settled_at)
@@ -213,8 +217,15 @@ class Fleet:
             logger.warning("the peer processes were not asked: %s", error)
         finally:
             del self._asked[id_]
+        answers = []
+        for address, answer in asked.answers.items():
+            try:
+                answers.append(decode(answer))
+            except _UNREADABLE:
+                self._on_unreadable()
+                asked.missing.add(address)
         missing = [self._members[address].instance_id for address in asked.missing if address in self._members]
-        return list(asked.answers.values()), sorted(missing)
+        return answers, sorted(missing)
 
     def tell(self, topic: str, news: bytes, address: str | None = None) -> None:
         """Tell news to one peer process, or to all. A process that cannot be reached misses them."""
@@ -235,9 +246,8 @@ class Fleet:
         """Take a message of a peer process."""
         try:
             message = _decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self.unreadable += 1
-            logger.debug("a message of a peer process could not be read")
+        except _UNREADABLE:
+            self._on_unreadable()
             return
         if message.sender == self._mesh.address:
             return
@@ -255,6 +265,10 @@ class Fleet:
         elif message.sender in self._members and self._observer is not None:
             self._observer.on_news(message.sender, message.topic, message.news)
 
+    def _on_unreadable(self) -> None:
+        self.unreadable += 1
+        logger.debug("a message of a peer process could not be read")
+
     def _on_alive(self, message: Alive) -> None:
         known = self._members.get(message.sender)
         self._members[message.sender] = Member(message.instance_id, self._clock())
@@ -269,9 +283,9 @@ class Fleet:
     def _on_ask(self, message: Ask) -> None:
         try:
             answer = self._answer(message.question)
-        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             # The question is one of another version. The process that asked names this one as missing.
-            logger.warning("a question of another process cannot be answered: %s", type(error).__name__)
+            logger.warning("a question of another process cannot be answered: %s", error)
             return
         try:
             self._mesh.tell(message.sender, _encode(Answer(self._mesh.address, message.id, Raw(answer))))

@@ -211,9 +211,14 @@ class CallsInFlight:
         message = call.message
         # A call that was in flight when the mesh came or went proves nothing about its caller or its service.
         if self._mesh.connected and message.deadline - message.timeout >= self._connection_changed_at:
-            self._count_error(call)
-            self.breakers.on_timeout(call, now)
+            # Nor does one that was lost on a connection which is dead, and is not known to be.
+            self._mesh.when_proven(lambda: self._on_silence(call, now))
         self.fail(correlation_id, Failure(ErrorCode.TIMEOUT, "No answer in time; whether it ran is unknown"))
+
+    def _on_silence(self, call: Call, now: float) -> None:
+        """Count a call that its service, and not the mesh, has left without an answer."""
+        self._count_error(call)
+        self.breakers.on_timeout(call, now)
 
     def _count_error(self, call: Call) -> None:
         if isinstance(call, ClientCall) and call.handler.identity is not None:

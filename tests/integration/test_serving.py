@@ -296,7 +296,7 @@ async def test_a_reply_on_a_dead_connection_is_sent_again_by_the_next_one(amqp_u
     async with (
         FaultProxy(amqp_url) as proxy,
         running(amqp_url, object()) as (caller, _),
-        running(proxy.url, orders, clean=amqp_url) as (hosted, name),
+        running(proxy.url, orders, clean=amqp_url) as (_, name),
     ):
         call = asyncio.create_task(caller.request(name, "hold", {"id": "1"}))
         await eventually(lambda: orders.at_once == 1)

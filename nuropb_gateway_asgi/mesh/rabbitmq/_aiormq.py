@@ -57,7 +57,15 @@ REQUIRED: Final[dict[str, tuple[str, ...]]] = {
     "aiormq.Connection": ("channel", "closing", "ready", "server_properties"),
     "aiormq.Channel": (
         *("basic_ack", "basic_cancel", "basic_consume", "basic_get", "basic_nack", "basic_publish", "basic_qos"),
-        *("basic_reject", "close", "closing", "exchange_declare", "exchange_delete", "is_closed", "on_consumer_cancel_callbacks"),
+        *(
+            "basic_reject",
+            "close",
+            "closing",
+            "exchange_declare",
+            "exchange_delete",
+            "is_closed",
+            "on_consumer_cancel_callbacks",
+        ),
         *("queue_bind", "queue_declare", "queue_delete", "queue_unbind"),
     ),
     "aiormq.abc": ("AbstractChannel", "AbstractConnection", "DeliveredMessage"),

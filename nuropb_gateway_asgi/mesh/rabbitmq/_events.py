@@ -14,6 +14,7 @@ from ...wire import codec
 from ...wire.interface import MeshReceiver
 from ._connection import Connection
 from ._frames import Incoming
+from ._logs import Occasional
 from ._statistics import RabbitMQStatistics
 from ._subscriptions import TOPOLOGY_TIMEOUT, Subscriptions
 
@@ -45,6 +46,7 @@ class EventQueue:
         self._recent: GenerationCache[str, None] = GenerationCache(REMEMBERED_EVENTS)
         #: Events that were taken since it was certain that none had been dropped.
         self._uncertain = 0
+        self._warn = Occasional()
 
     def bind(self, receiver: MeshReceiver) -> None:
         """Set the receiver of events and gaps."""
@@ -63,7 +65,7 @@ class EventQueue:
             event = codec.decode_event(message.body)
         except codec.InvalidMessage as error:
             self._statistics.dropped_events += 1
-            logger.debug("mesh: a message on the event queue was dropped: %s", error)
+            self._warn(logger, "mesh: a message on the event queue was dropped: %s", error)
             return
         self._uncertain += 1
         correlation_id = message.correlation_id

@@ -39,6 +39,7 @@ from ._service_host import SERVICE_PREFETCH, ServiceHost
 from ._sizes import SizeLimit
 from ._statistics import RabbitMQStatistics
 from ._subscriptions import TOPOLOGY_TIMEOUT, Subscriptions
+from ._tls import is_verified
 
 __all__ = ["RabbitMQMesh"]
 
@@ -207,6 +208,11 @@ class RabbitMQMesh:
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(tasks.cancel_scope.cancel)
         logger.info("mesh: connecting to %s as %s", hide_password(self._url), self._service_name)
+        if self._role != "transport" and not is_verified(self._url):
+            logger.warning(
+                "mesh: the broker's certificate is not verified (no_verify_ssl in the URL): anyone on the way can read "
+                "and change all messages, tokens included; name its certificate authority by cafile in its place"
+            )
         tasks.start_soon(self.publishing.run, name="mesh publishing")
         tasks.start_soon(self.consuming.run, name="mesh consuming")
         tasks.start_soon(self.self_check.run, name="mesh self-check")
@@ -311,6 +317,10 @@ class RabbitMQMesh:
             self._confirms.settle(key)
         if error is not None:
             raise error
+
+    def when_proven(self, proven: Callable[[], None]) -> None:
+        """Call ``proven`` once a message that this process sends itself now has come back."""
+        self.self_check.when_proven(proven)
 
     def forget(self, correlation_id: str) -> None:
         """Drop the key of a call whose caller has gone or has its answer."""

@@ -114,7 +114,7 @@ class Subscriptions:
                     channel = await connection.open_channel()
                 self.bindings.discard(topic)
             wanted = {topic for topic in self._topics if not self._is_refused(topic)}
-            if not self.bound == wanted or self.bindings - self._topics.keys():
+            if self.bound != wanted or self.bindings - self._topics.keys():
                 continue
             missed, self._missed = self._missed, None
             if missed is not None:
