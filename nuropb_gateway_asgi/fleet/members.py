@@ -202,7 +202,8 @@ class Fleet:
     async def ask(self, question: bytes, decode: Callable[[Raw], T]) -> tuple[list[T], list[str]]:
         """Ask all peer processes; return their answers, and the instance ids of those silent for ANSWER_TIMEOUT.
 
-        A process whose answer ``decode`` cannot read counts as silent, too. Raises nothing: without a mesh there are no answers. After a cancellation late answers are dropped.
+        A process whose answer ``decode`` cannot read counts as silent, too. Raises nothing: without a mesh there are no
+        answers. After a cancellation late answers are dropped.
         """
         id_ = new_id()
         asked = self._asked[id_] = _Asked(set(self._members), others=self._clock() < self._settled_at)

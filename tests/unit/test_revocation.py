@@ -95,7 +95,7 @@ def test_what_means_nothing_is_refused(fields: dict[str, Any]) -> None:
     "record", [b"", b"{}", b"[]", b'{"until":1}', b'{"token":1,"until":1}', b"\xff", b'{"token":"t"}']
 )
 def test_a_record_that_is_none_is_refused(record: bytes) -> None:
-    with pytest.raises((msgspec.MsgspecError, UnicodeDecodeError)):
+    with pytest.raises(ValueError, match=r"not the record of a revocation|invalid start byte"):
         decode_revocation(record)
 
 

@@ -20,7 +20,7 @@ INTERVAL: Final = 60.0
 class Occasional:
     """Logs a warning at most once a minute, and the others of its kind, which a peer may cause by thousands, as debug.
 
-    A warning tells how many there were since the last one.
+    The next warning tells how many there were meanwhile.
     """
 
     def __init__(self) -> None:
@@ -34,9 +34,10 @@ class Occasional:
             self._left_out += 1
             log.debug(text, *args)
             return
-        more = f" (and {self._left_out} more before)" if self._left_out else ""
+        log.warning(text, *args)
+        if self._left_out:
+            log.warning("%d more of this kind were not shown", self._left_out)
         self._due, self._left_out = now + INTERVAL, 0
-        log.warning(text + more, *args)
 
 
 #: Set in the task of a link, and so in the tasks that aiormq starts for its connection.

@@ -209,7 +209,7 @@ class ServiceHost:
                 await running.channel.basic_nack(running.tag, requeue=True, wait=False)
 
     async def _handle_safely(self, message: Incoming) -> tuple[Action, Send | None]:
-        """Do as :meth:`_handle`, and refuse a message that a service's own attributes fail for: others have to go on."""
+        """Do as :meth:`_handle`, and refuse a message for which the service itself fails: others have to go on."""
         try:
             return await self._handle(message)
         except Exception:
