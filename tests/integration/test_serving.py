@@ -350,6 +350,21 @@ async def test_only_so_many_messages_are_remembered(amqp_url: str, monkeypatch: 
         assert manager.mesh.service_host.running == 0
 
 
+async def test_a_property_of_a_service_that_fails_is_an_error_of_its_call_alone(amqp_url: str) -> None:
+    class Broken(Orders):
+        @property
+        def total(self) -> int:
+            raise ZeroDivisionError("by mistake")
+
+    async with running(amqp_url, Broken()) as (manager, name):
+        for method in ("total", "nuropb_describe", "total"):
+            with pytest.raises(CallError) as caught:
+                await manager.request(name, method)
+            assert caught.value.code == "service_error"
+        assert isinstance(manager.mesh, RabbitMQMesh)
+        assert (manager.connected, manager.mesh.service_host.running) == (True, 0)
+
+
 async def test_messages_that_are_none_are_refused_once(amqp_url: str) -> None:
     async with running(amqp_url, Orders()) as (manager, name):
         async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:

@@ -12,6 +12,8 @@ __all__ = ["check_files", "explain_certificate", "is_verified"]
 #: OpenSSL's codes (X509_V_ERR_*, x509_vfy.h) of certificates that only its strict mode refuses. Python 3.13 switched
 #: that mode on (ssl.VERIFY_X509_STRICT).
 _STRICT_CODES: Final = range(80, 95)
+#: Errors on the way to the cause of a failed connection.
+_CAUSES: Final = 10
 
 
 def is_verified(url: str) -> bool:
@@ -54,9 +56,11 @@ def check_files(url: str) -> None:
 def explain_certificate(error: BaseException) -> str | None:
     """Describe the refusal of a certificate that caused ``error``, or return None if none did."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+    for _ in range(_CAUSES):  # aiormq raises errors that are, over some others, causes of their own
+        if cause is None or isinstance(cause, ssl.SSLCertVerificationError):
+            break
         cause = cause.__cause__ or cause.__context__
-    if cause is None:
+    if not isinstance(cause, ssl.SSLCertVerificationError):
         return None
     text = f"the broker's certificate is refused: certificate verify failed: {cause.verify_message}"
     if cause.verify_code in _STRICT_CODES:
