@@ -515,7 +515,10 @@ class RabbitMQMesh:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_asserted, topology, connection, name="mesh topology")
             if self._is_gateway:
-                tasks.start_soon(self.subscriptions.keep_bound, connection, self.event_queue, name="mesh bindings")
+                bindings = await connection.open_channel()
+                tasks.start_soon(
+                    self.subscriptions.keep_bound, bindings, connection, self.event_queue, name="mesh bindings"
+                )
                 tasks.start_soon(self._events.notice_stalls, connection, name="mesh stalls")
             try:
                 yield channels

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused
 
 from ...wire import codec
@@ -87,11 +88,14 @@ class Subscriptions:
         for topic in tuple(self._topics):
             self._call_waiting(topic)
 
-    async def keep_bound(self, connection: Connection, queue: str) -> None:
-        """Bind ``queue`` to the subscribed topics and to no others, until cancelled."""
+    async def keep_bound(self, channel: AbstractChannel, connection: Connection, queue: str) -> None:
+        """Bind ``queue`` to the subscribed topics and to no others, until cancelled.
+
+        ``channel`` is for bindings alone. The broker closes it for a topic that it refuses, and ``connection`` opens the
+        next one.
+        """
         self.bound.clear()
         self._refused.clear()
-        channel = await connection.open_channel()
         while True:
             self._changed.clear()
             for topic in [topic for topic in self._topics if topic not in self.bound and not self._is_refused(topic)]:
