@@ -91,8 +91,7 @@ class Subscriptions:
     async def keep_bound(self, channel: AbstractChannel, connection: Connection, queue: str) -> None:
         """Bind ``queue`` to the subscribed topics and to no others, until cancelled.
 
-        ``channel`` is for bindings alone. The broker closes it for a topic that it refuses, and ``connection`` opens the
-        next one.
+        ``channel`` is for bindings alone. The broker closes it for a topic that it refuses; ``connection`` opens another.
         """
         self.bound.clear()
         self._refused.clear()
