@@ -91,7 +91,8 @@ class Subscriptions:
     async def keep_bound(self, channel: AbstractChannel, connection: Connection, queue: str) -> None:
         """Bind ``queue`` to the subscribed topics and to no others, until cancelled.
 
-        ``channel`` is for bindings alone. The broker closes it for a topic that it refuses; ``connection`` opens another.
+        ``channel`` is for bindings alone: the broker closes it for a topic that it refuses. ``connection`` then opens
+        another.
         """
         self.bound.clear()
         self._refused.clear()
