@@ -390,9 +390,10 @@ class HandlerManager:
 
     # --- messages from clients --------------------------------------------------------------------------------
 
-    def on_handler_message(self, handler: Handler, data: str | bytes) -> ClientFrame | None:
+    def on_handler_message(self, handler: Handler, data: str | bytes, *, added: int = 0) -> ClientFrame | None:
         """Check a message of a registered handler, and answer it or pass its frame on.
 
+        ``added`` bytes of it are the gateway's own, around a client's text, and count for no limit.
         Never waits, and never raises for anything that a client sent. Returns the frame, or None for a message that
         could not be decoded, or that waits behind a frame whose work is done in slices: see :attr:`slices`.
         """
@@ -402,7 +403,7 @@ class HandlerManager:
         if session_id in self._busy:
             self.slices.hold(session_id, data)
             return None
-        if self._decoder.is_too_big(data):
+        if self._decoder.is_too_big(data) and (not added or len(data) - added > self._decoder.max_size):
             description = f"Message of more than {self._settings.max_message_size} bytes"
             handler.send_frame(encode_error(Failure(ErrorCode.PAYLOAD_TOO_LARGE, description)))
             handler.close(CloseCode.MESSAGE_TOO_BIG, "message too big")

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from .exceptions import SettingsError
 from .identifiers import new_id
@@ -35,6 +35,22 @@ _PUBLIC_URL = re.compile(
     r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?"
 )
 _COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_ANY: Final = re.compile(r".+", re.DOTALL)
+#: The parameters of an AMQP URL, with their values.
+_MESH_PARAMETERS: Final = {
+    "heartbeat": re.compile(r"[0-9]{1,4}"),
+    "no_verify_ssl": re.compile(r"[01]"),
+    "timeout": re.compile(r"[0-9]{1,9}"),
+    "auth": re.compile(r"plain|external|amqplain", re.IGNORECASE),
+    **dict.fromkeys(("cafile", "capath", "cadata", "certfile", "keyfile", "name"), _ANY),
+}
+_MESH_VALUES: Final = {
+    "heartbeat": "whole seconds, from 0 (off) to 9999, as in heartbeat=30",
+    "no_verify_ssl": "0, or 1 to accept every certificate",
+    "timeout": "whole seconds",
+    "auth": "plain, amqplain or external",
+    **dict.fromkeys(("cafile", "capath", "cadata", "certfile", "keyfile", "name"), "a text that is not empty"),
+}
 _GIVEN_TWICE: Final = "given twice, as a value and as a file"
 
 
@@ -232,6 +248,7 @@ class Settings:
             raise _refusal("mesh_url", "unknown embedded mesh", "embedded://demo")
         if scheme != "embedded" and not host:
             raise _refusal("mesh_url", "no host", "amqp://user:password@host:5672/vhost")
+        _check_mesh_parameters(self.mesh_url)
         for name in ("service_name", "instance_id"):
             if not _NAME.fullmatch(getattr(self, name)):
                 raise _refusal(
@@ -301,6 +318,21 @@ _MAXIMUM: Final = {
     "max_json_depth": 256,
     "max_connection_lifetime": 30 * 86400.0,
 }
+
+
+def _check_mesh_parameters(url: str) -> None:
+    """Check the query of a mesh's URL: aiormq takes a wrong heartbeat for none, and ``no_verify_ssl=false`` for on."""
+    given = parse_qsl(url.partition("#")[0].partition("?")[2], keep_blank_values=True)
+    if twice := [name for number, (name, _) in enumerate(given) if name in dict(given[:number])]:
+        raise _refusal("mesh_url", f"{twice[0]}: given twice", "each parameter once")
+    for name, value in given:
+        expected = _MESH_PARAMETERS.get(name)
+        if expected is None:
+            similar = difflib.get_close_matches(name, _MESH_PARAMETERS, n=1, cutoff=0.6)
+            meant = f"; is {similar[0]} meant?" if similar else ""
+            logger.warning("%sMESH_URL: %s is not a parameter and is ignored%s", ENV_PREFIX, ascii(name), meant)
+        elif not expected.fullmatch(value):
+            raise _refusal("mesh_url", f"{name}: not a valid value", _MESH_VALUES[name])
 
 
 def hide_password(url: str) -> str:

@@ -245,10 +245,13 @@ def encode_record(record: Revocation | Unrevocation) -> bytes:
 
 
 def decode_record(record: bytes) -> Revocation | Unrevocation:
-    """Decode a record, as :func:`encode_record` writes it. Raises msgspec.MsgspecError or UnicodeDecodeError."""
-    return _decode_unrevocation(record) if record.startswith(b'{"unrevoke"') else decode_revocation(record)
+    """Decode a record, as :func:`encode_record` writes it. Raises ValueError for any other bytes."""
+    try:
+        record.decode()  # msgspec skips members that it does not know, without a look at their text
+        return _decode_unrevocation(record) if record.startswith(b'{"unrevoke"') else _decode_revocation(record)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError("not the record of a revocation") from error
 
 
-#: Decodes the record of a revocation; raises msgspec.MsgspecError for an invalid one.
-decode_revocation: Final[Callable[[bytes], Revocation]] = msgspec.json.Decoder(Revocation).decode
+_decode_revocation: Final[Callable[[bytes], Revocation]] = msgspec.json.Decoder(Revocation).decode
 _decode_unrevocation: Final[Callable[[bytes], Unrevocation]] = msgspec.json.Decoder(Unrevocation).decode

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -77,7 +77,11 @@ Answerer: TypeAlias = Callable[[Raw], bytes]
 #: Answers a question of a peer process, now or later: the second argument takes the answer.
 LateAnswerer: TypeAlias = Callable[[Raw, Callable[[bytes], None]], None]
 
+T = TypeVar("T")
+
 _encode = msgspec.json.encode
+#: Every error of decoding bytes of any kind.
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _decode: Final[Callable[[bytes], Message]] = msgspec.json.Decoder(Message).decode
 
 
@@ -207,10 +211,11 @@ class Fleet:
 
     # --- questions and news -----------------------------------------------------------------------------------
 
-    async def ask(self, question: bytes) -> tuple[list[Raw], list[str]]:
+    async def ask(self, question: bytes, decode: Callable[[Raw], T]) -> tuple[list[T], list[str]]:
         """Ask all peer processes; return their answers, and the instance ids of those silent for ANSWER_TIMEOUT.
 
-        Raises nothing: without a mesh there are no answers. After a cancellation late answers are dropped.
+        A process whose answer ``decode`` cannot read counts as silent, too. Raises nothing: without a mesh there are no
+        answers. After a cancellation late answers are dropped.
         """
         id_ = new_id()
         asked = self._asked[id_] = _Asked(set(self._members), others=self._clock() < self._settled_at)
@@ -225,8 +230,15 @@ class Fleet:
             logger.warning("the peer processes were not asked: %s", error)
         finally:
             del self._asked[id_]
+        answers = []
+        for address, answer in asked.answers.items():
+            try:
+                answers.append(decode(answer))
+            except _UNREADABLE:
+                self._on_unreadable()
+                asked.missing.add(address)
         missing = [self._members[address].instance_id for address in asked.missing if address in self._members]
-        return list(asked.answers.values()), sorted(missing)
+        return answers, sorted(missing)
 
     async def ask_one(self, address: str, subject: str, question: bytes) -> Raw | None:
         """Ask one peer process; return its answer, or None if it is silent for ANSWER_TIMEOUT or gone.
@@ -241,6 +253,8 @@ class Fleet:
                 await asked.done
         except (TimeoutError, MeshUnavailable):
             pass  # there is no answer
+        except MessageTooLarge as error:
+            logger.warning("a peer process was not asked: %s", error)
         finally:
             del self._asked[id_]
         return asked.answers.get(address)
@@ -264,9 +278,8 @@ class Fleet:
         """Take a message of a peer process."""
         try:
             message = _decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self.unreadable += 1
-            logger.debug("a message of a peer process could not be read")
+        except _UNREADABLE:
+            self._on_unreadable()
             return
         if message.sender == self._mesh.address:
             return
@@ -284,6 +297,10 @@ class Fleet:
         elif message.sender in self._members:
             for observer in self._observers:
                 observer.on_news(message.sender, message.topic, message.news)
+
+    def _on_unreadable(self) -> None:
+        self.unreadable += 1
+        logger.debug("a message of a peer process could not be read")
 
     def _on_alive(self, message: Alive) -> None:
         known = self._members.get(message.sender)
@@ -311,6 +328,6 @@ class Fleet:
                 self._late_answerers[message.subject](message.question, reply)
             else:
                 reply(self._answer(message.question))
-        except (msgspec.MsgspecError, LookupError, ValueError, TypeError) as error:
+        except (msgspec.MsgspecError, LookupError, ValueError, TypeError, RecursionError) as error:
             # The question is one of another version. The process that asked names this one as missing.
             logger.warning("a question of another process cannot be answered: %s", type(error).__name__)

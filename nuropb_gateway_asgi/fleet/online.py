@@ -28,7 +28,7 @@ INTERVAL: Final = 0.25
 _encode = msgspec.json.encode
 _decode_changes = msgspec.json.Decoder(dict[str, bool]).decode
 _decode_snapshot = msgspec.json.Decoder(Snapshot).decode
-_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError)
+_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class OnlineWatch:

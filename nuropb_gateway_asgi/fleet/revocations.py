@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import msgspec
-
 from ..authentication.revocation import (
     DEFAULT_KEPT,
     MAX_KEPT,
@@ -168,7 +166,7 @@ class Revoker:
         self.read += 1
         try:
             decoded = decode_record(record)
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+        except ValueError:
             self.unreadable += 1
             logger.warning("a record of a revocation cannot be read; it has no effect")
             return

@@ -111,7 +111,7 @@ class CallEndpoint(Endpoint):
             if body and not kinds:
                 raise Refusal(Reason.NOT_JSON)
             frame, applied = self._frame(exchange, body)
-            self._manager.on_handler_message(call, frame)
+            self._manager.on_handler_message(call, frame, added=len(frame) - len(body))
             answer = await exchange.wait_for(call.answer)
             if answer.status == 200:
                 status = 202 if applied.get("Preference-Applied") == "respond-async" else 200

@@ -23,7 +23,7 @@ from ..tasks import TaskOwner
 from ..topics import TopicTree
 from ..wire.codec import InvalidMessage, NotJson, decode_event, decode_reply, encode_event
 from ..wire.interface import CallMessage, MeshReceiver
-from ..wire.services import Runnable, call_service, deliver_event, to_json
+from ..wire.services import Runnable, as_target, call_service, deliver_event, to_json
 
 __all__ = ["EmbeddedMesh"]
 
@@ -136,6 +136,10 @@ class EmbeddedMesh:
         for each in tuple(self._running.values()):
             each.receiver.on_record(record)
 
+    def when_proven(self, proven: Callable[[], None]) -> None:
+        """Call ``proven``: this mesh is never in doubt."""
+        proven()
+
     def forget(self, correlation_id: str) -> None:
         """Let the call run on, as with a service behind a broker, which cannot be interrupted."""
 
@@ -195,7 +199,7 @@ class EmbeddedMesh:
 
     def _publish_any(self, topic: str, event: Any, target: list[str] | None = None) -> None:
         with contextlib.suppress(MeshUnavailable):  # a tick that is due while the mesh stops
-            self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)
+            self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=as_target(target))
 
     async def _call(self, service: object, message: CallMessage) -> None:
         if time.monotonic() >= message.deadline:

@@ -20,7 +20,7 @@ from ..topics import check_topic
 from ..wire.context import context_of
 from ..wire.description import Description
 from ..wire.interface import CallMessage, Mesh
-from ..wire.services import to_json
+from ..wire.services import as_target, to_json
 from .calls import ApplicationCall
 from .catalogue import Catalogue
 from .failures import MESH_UNAVAILABLE, call_error
@@ -139,7 +139,7 @@ class Application:
             raise ValueError(f"topic: {reason}")
         self._check_started()
         trace_id = trace_id or new_id()
-        users = None if target is None else list(target)
+        users = as_target(target)
         context = context_of(identity, trace_id, None)
         try:
             self._mesh.publish(topic, to_json(event), context=context, trace_id=trace_id, target=users)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -260,7 +261,7 @@ class CallsInFlight:
     def _expire(self, correlation_id: str, now: float) -> None:
         orphan = self.end_orphan(correlation_id)
         if orphan is not None:
-            self._on_silence(orphan, now)
+            self._note_silence(orphan, now)
             return
         call = self.table.get(correlation_id)
         if call is None:
@@ -270,15 +271,19 @@ class CallsInFlight:
         if call.state == "waiting":
             self.fail(correlation_id, NO_PLACE)
             return
-        self._on_silence(call, now)
+        self._note_silence(call, now)
         self.fail(correlation_id, Failure(ErrorCode.TIMEOUT, "No answer in time; whether it ran is unknown"))
 
-    def _on_silence(self, call: Call, now: float) -> None:
-        """Count a call that was not answered in time."""
+    def _note_silence(self, call: Call, now: float) -> None:
         if self.mesh_stayed(call):
-            self.count_error(call)
-            self.breakers.on_timeout(call, now)
-            self.places.on_silence(call, now)
+            # A call that was lost on a connection which is dead, and is not known to be, proves nothing either.
+            self._mesh.when_proven(functools.partial(self._on_silence, call, now))
+
+    def _on_silence(self, call: Call, now: float) -> None:
+        """Count a call that its service, and not the mesh, has left without an answer."""
+        self.count_error(call)
+        self.breakers.on_timeout(call, now)
+        self.places.on_silence(call, now)
 
     def mesh_stayed(self, call: Call) -> bool:
         """Tell whether the mesh was connected all the time since a call began."""

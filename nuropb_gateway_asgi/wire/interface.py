@@ -175,6 +175,12 @@ class Mesh(Protocol):
         Raises MeshUnavailable if the broker did not confirm it. Cancelling does not take the record back.
         """
 
+    def when_proven(self, proven: Callable[[], None]) -> None:
+        """Call ``proven`` once it is certain that the mesh carries messages now; never, if it proves not to.
+
+        Silence of a service says something about the service only then.
+        """
+
     def forget(self, correlation_id: str) -> None:
         """Drop everything that is kept for a reply (a key, a place in a queue): its caller waits no longer."""
 

@@ -93,6 +93,20 @@ async def test_a_half_open_connection_is_noticed(
         set_.check(record_property, f"stall ({direction}) of {purpose or 'both'}", in_flight)
 
 
+async def test_no_service_is_blamed_for_calls_on_a_half_open_connection(amqp_url: str) -> None:
+    async with scene(amqp_url, clients=3) as set_:
+        set_.proxy.stall()
+        for _ in range(4):
+            # More than enough to open the circuit of a silent service.
+            ids = [(caller, await caller.start(count=3, timeout=0.3)) for caller in set_.callers]
+            assert [await caller.ended(each) for caller, each in ids] == [{"timeout": 3}] * 3
+        assert set_.running.gateway.service_mesh_manager.open_circuits == []
+        await set_.notices(HALF_OPEN_NOTICED)
+        assert set_.running.gateway.service_mesh_manager.open_circuits == []
+        set_.proxy.resume()
+        await set_.recovers(RECOVERED)
+
+
 async def test_a_network_that_swallows_everything_for_a_while(amqp_url: str, record_property: Record) -> None:
     async with scene(amqp_url) as set_:
         set_.begin()

@@ -296,7 +296,7 @@ async def test_a_reply_on_a_dead_connection_is_sent_again_by_the_next_one(amqp_u
     async with (
         FaultProxy(amqp_url) as proxy,
         running(amqp_url, object()) as (caller, _),
-        running(proxy.url, orders, clean=amqp_url) as (hosted, name),
+        running(proxy.url, orders, clean=amqp_url) as (_, name),
     ):
         call = asyncio.create_task(caller.request(name, "hold", {"id": "1"}))
         await eventually(lambda: orders.at_once == 1)
@@ -348,6 +348,21 @@ async def test_only_so_many_messages_are_remembered(amqp_url: str, monkeypatch: 
         assert isinstance(manager.mesh, RabbitMQMesh)
         assert 5 <= manager.mesh.service_host.remembered <= 10
         assert manager.mesh.service_host.running == 0
+
+
+async def test_a_property_of_a_service_that_fails_is_an_error_of_its_call_alone(amqp_url: str) -> None:
+    class Broken(Orders):
+        @property
+        def total(self) -> int:
+            raise ZeroDivisionError("by mistake")
+
+    async with running(amqp_url, Broken()) as (manager, name):
+        for method in ("total", "nuropb_describe", "total"):
+            with pytest.raises(CallError) as caught:
+                await manager.request(name, method)
+            assert caught.value.code == "service_error"
+        assert isinstance(manager.mesh, RabbitMQMesh)
+        assert (manager.connected, manager.mesh.service_host.running) == (True, 0)
 
 
 async def test_messages_that_are_none_are_refused_once(amqp_url: str) -> None:

@@ -195,6 +195,9 @@ class FakeMesh:
     #: Callbacks of bindings that are not made yet, by topic; empty while ``binds_at_once``.
     waiting: dict[str, list[Callable[[bool], None]]] = field(default_factory=dict)
     binds_at_once: bool = True
+    #: Whether it is certain that the mesh carries messages; else, the callbacks for when it is.
+    proves: bool = True
+    unproven: list[Callable[[], None]] = field(default_factory=list)
     #: Topics that the broker refuses, and warnings for the operator.
     refused: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
@@ -259,6 +262,12 @@ class FakeMesh:
         self.records.append(strict_json(record))
         if self.network is not None:
             self.network.keep(record)
+
+    def when_proven(self, proven: Callable[[], None]) -> None:
+        if self.proves:
+            proven()
+        else:
+            self.unproven.append(proven)
 
     def forget(self, correlation_id: str) -> None:
         self.forgotten.append(correlation_id)

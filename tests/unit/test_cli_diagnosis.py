@@ -68,6 +68,7 @@ WRONG: list[tuple[Finding, str, str]] = [
     (about_tls(verification(18), TARGET), "is self-signed", "SSL_CERT_FILE"),
     (about_tls(verification(20), TARGET), "unknown authority", "intermediate certificates"),
     (about_tls(verification(62), TARGET), "another name", "a name that it contains"),
+    (about_tls(verification(85), TARGET), "as OpenSSL says it", "Python 3.13 and newer verify strictly"),
     (about_tls(verification(7), TARGET), "as OpenSSL says it", "a valid one"),
     (about_tls(tls("WRONG_VERSION_NUMBER"), TARGET), "port 443 does not use TLS", "ws://"),
     (about_tls(tls("TLSV1_ALERT_PROTOCOL_VERSION"), TARGET), "TLSV1_ALERT", "version in common"),

@@ -13,6 +13,7 @@ from nuropb_gateway_asgi.exceptions import (
     GatewayError,
     HandshakeRefused,
     MeshUnavailable,
+    MessageTooLarge,
     NotStartedError,
     PolicyError,
     ProtocolError,
@@ -30,6 +31,7 @@ TREE = [
     (ConnectionLimitReached, (HandshakeRefused,)),
     (AuthenticationUnavailable, (GatewayError,)),
     (MeshUnavailable, (GatewayError,)),
+    (MessageTooLarge, (GatewayError, ValueError)),
     (CallError, (GatewayError,)),
 ]
 

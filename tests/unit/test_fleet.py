@@ -259,6 +259,21 @@ async def test_an_answer_that_comes_twice_or_late_counts_once() -> None:
         assert not one.manager.fleet.questions
 
 
+@pytest.mark.parametrize("wrong", ['"many"', "[" * 2000 + "]" * 2000, '{"process-1":"5"}'])
+async def test_a_process_whose_answer_cannot_be_read_is_named(wrong: str) -> None:
+    network = Network()
+    async with processes(2, network) as (one, two):
+        network.cut_off.add(two.mesh.address)
+        asking = asyncio.create_task(one.manager.count())
+        await until(lambda: one.manager.fleet.questions)
+        (id_,) = one.manager.fleet.questions
+        answer = f'{{"type":"answer","sender":"{two.mesh.address}","id":"{id_}","answer":{wrong}}}'
+        one.manager.receiver.on_peer_message(answer.encode())
+        found = await asking
+        assert (found.count, found.processes, found.missing) == (0, 1, ["process-1"])
+        assert one.manager.fleet.unreadable == 1
+
+
 async def test_who_gives_up_asking_leaves_nothing() -> None:
     network = Network()
     async with processes(2, network) as (one, two):
@@ -469,7 +484,9 @@ async def test_the_token_of_a_revoked_session_is_written_once_that_is_possible()
         assert "alice" not in str(one.mesh.records)
 
 
-@pytest.mark.parametrize("record", [b"", b"{}", b'{"until":1,"token":5}', b"\xff", b'{"until":1}'])
+@pytest.mark.parametrize(
+    "record", [b"", b"{}", b'{"until":1,"token":5}', b"\xff", b'{"until":1}', b'{"a":' + b"[" * 100_000]
+)
 async def test_a_record_that_cannot_be_read_has_no_effect(record: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with processes(1) as (one,):
         handler = await one.connect("alice")
@@ -755,6 +772,39 @@ async def test_what_other_services_do_wrong_is_told_by_nuropbs_names() -> None:
         assert (await called(controller, "revoke", user_id="alice"))["error"] == "NuropbTransportError"
         assert issubclass(NuropbTransportError, Exception)
         assert issubclass(NuropbValidationError, Exception)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("send_to_users", {"users": ["alice"], "topic": "t"}),
+        ("send_to_users", {"user_ids": ["alice"]}),
+        ("send_to_all", {"topic": "t", "payload": 1}),
+        ("send_to_session", {"session": "s", "topic": "t"}),
+        ("disconnect_users", {"user_ids": ["alice"], "status": 4000}),
+        ("disconnect_session", {}),
+        ("list_sessions", {"user": "alice"}),
+        ("count", {"user_id": "alice"}),
+        ("is_online", {"users": ["alice"]}),
+        ("revoke", {"user": "alice"}),
+    ],
+)
+async def test_a_wrong_parameter_of_the_controller_is_nuropbs_validation_error(
+    method: str, params: dict[str, Any]
+) -> None:
+    async with processes(1) as (one,):
+        error = await called(one.manager.controller, method, **params)
+        assert error["error"] == "NuropbValidationError"
+        assert error["description"].startswith(f"{method}: ")
+        assert "argument" in error["description"]
+
+
+async def test_a_type_error_within_a_method_of_the_controller_is_none_of_its_caller() -> None:
+    class Controller(ServiceMeshManagerController):
+        def crash(self) -> None:
+            raise TypeError("by mistake")
+
+    assert (await called(Controller(), "crash"))["error"] == "NuropbException"
 
 
 def test_what_the_controller_can_do_is_described() -> None:

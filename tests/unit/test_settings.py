@@ -602,3 +602,35 @@ def test_a_forked_process_draws_a_random_instance_id_anew_and_keeps_a_chosen_one
     parent, child, copied, chosen = run.stdout.split()
     assert len({parent, child, copied}) == 3
     assert chosen == "one"
+
+
+@pytest.mark.parametrize(
+    ("query", "fact"),
+    [
+        ("heartbeat=soon", "heartbeat: not a valid value; expected whole seconds"),
+        ("heartbeat=-1", "heartbeat: not a valid value"),
+        ("heartbeat=", "heartbeat: not a valid value"),
+        ("heartbeat=1.5", "heartbeat: not a valid value"),
+        ("heartbeat=10&heartbeat=20", "heartbeat: given twice"),
+        ("no_verify_ssl=false", "no_verify_ssl: not a valid value; expected 0, or 1 to accept every certificate"),
+        ("cafile=", "cafile: not a valid value"),
+        ("timeout=1s", "timeout: not a valid value"),
+        ("auth=magic", "auth: not a valid value"),
+    ],
+)
+def test_a_bad_parameter_of_the_mesh_url_is_an_error_in_one_line(query: str, fact: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings(mesh_url=f"amqps://user:hunter2@mq/v?{query}")
+    assert str(caught.value).startswith(f"NUROPB_GATEWAY_MESH_URL: {fact}")
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_good_parameters_of_the_mesh_url_are_taken() -> None:
+    Settings(mesh_url="amqps://mq/v?heartbeat=30&no_verify_ssl=0&cafile=/etc/ca.pem&certfile=a&keyfile=b&auth=EXTERNAL")
+
+
+def test_an_unknown_parameter_of_the_mesh_url_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    Settings(mesh_url="amqps://mq/v?cafiel=/etc/ca.pem&retries=3")
+    assert "MESH_URL: 'cafiel' is not a parameter and is ignored; is cafile meant?" in caplog.text
+    assert "MESH_URL: 'retries' is not a parameter and is ignored" in caplog.text

@@ -13,14 +13,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 import aio_pika
 from aiormq.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import ConnectionClosed
+from aiormq.exceptions import ConnectionClosed, InvalidFrameError
 from yarl import URL
 
 from . import _aiormq
+from ._errors import BrokerRefused
 from ._fast import FastLane
 from ._lane import Lane, LaneName
 from ._plain import PlainLane
 from ._sockets import Socket
+from ._tls import check_files
 
 __all__ = ["Connection", "connect"]
 
@@ -83,16 +85,20 @@ async def connect(url: str, name: str, lane: LaneName = "fast") -> Connection:
     if socket is not None:
         pika.kwargs["transport_factory"] = socket
     try:
+        await asyncio.to_thread(check_files, url)
         await pika.connect()
         transport = pika.transport
         if transport is None:
             raise ConnectionError("the connection was lost at once")
         raw = transport.connection
         await raw.ready()
-    except BaseException:
+    except BaseException as error:
+        words = socket.last_words() if socket is not None and isinstance(error, InvalidFrameError) else ""
         if socket is not None:
             socket.abort()
         await pika.close()  # else, collected as garbage, it would start a task to close itself
+        if words:
+            raise BrokerRefused(words) from error
         raise
     raw.closing.add_done_callback(Socket.on_closed)
     return Connection(pika, raw, lane_, socket)

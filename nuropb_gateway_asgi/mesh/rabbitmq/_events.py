@@ -15,6 +15,7 @@ from ...wire import codec
 from ...wire.interface import MeshReceiver
 from ._connection import Connection
 from ._frames import Incoming
+from ._logs import Occasional
 from ._statistics import RabbitMQStatistics
 from ._subscriptions import TOPOLOGY_TIMEOUT, Subscriptions
 
@@ -50,6 +51,7 @@ class EventQueue:
         self._uncertain = 0
         #: Messages that this process sends to its own queue: they follow all events that were routed before.
         self._markers: dict[str, Callable[[], None]] = {}
+        self._warn = Occasional()
 
     def bind(self, receiver: MeshReceiver) -> None:
         """Set the receiver of events and gaps."""
@@ -77,7 +79,7 @@ class EventQueue:
             event = codec.decode_event(message.body)
         except codec.InvalidMessage as error:
             self._statistics.dropped_events += 1
-            logger.debug("mesh: a message on the event queue was dropped: %s", error)
+            self._warn(logger, "mesh: a message on the event queue was dropped: %s", error)
             return
         self._uncertain += 1
         event.id = correlation_id = message.correlation_id

@@ -22,7 +22,18 @@ from ._frames import Incoming
 from ._sockets import SocketListener
 from ._statistics import RabbitMQStatistics
 
-__all__ = ["Acknowledger", "Lane", "LaneName", "OnConfirm", "OnMessage", "OnReturn", "Publisher", "guarded"]
+__all__ = [
+    "SMALL",
+    "Acknowledger",
+    "Lane",
+    "LaneName",
+    "OnConfirm",
+    "OnMessage",
+    "OnReturn",
+    "Publisher",
+    "body_size",
+    "guarded",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +46,7 @@ ACKNOWLEDGE_WITHIN: Final = 0.02
 #: more than are under way between two turns of the event loop.
 REMEMBERED: Final = 10_000
 #: Bytes of a message's frames from which on the size of its body matters.
-_SMALL: Final = 1024
+SMALL: Final = 1024
 
 OnMessage: TypeAlias = Callable[[Incoming], None]
 #: Called with the correlation id of a message that the broker sent back.
@@ -96,10 +107,6 @@ class Publisher(ABC):
     def unsent(self) -> list[str]:
         """Return the messages that were not handed to the connection."""
         return [item[1] for item in self._items]
-
-    def _remember(self, correlation_id: str, frames: bytes, *, confirmed: bool) -> None:
-        """Note that a message has been handed to the connection."""
-        self._written.append((correlation_id, 0 if len(frames) < _SMALL else body_size(frames), confirmed))
 
     def refused(self, size: int) -> list[str]:
         """Return the messages that were lost as the broker closed a channel for one of ``size`` bytes: that one first.

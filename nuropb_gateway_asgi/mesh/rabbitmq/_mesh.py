@@ -40,6 +40,7 @@ from ._service_host import SERVICE_PREFETCH, ServiceHost
 from ._sizes import SizeLimit
 from ._statistics import RabbitMQStatistics
 from ._subscriptions import TOPOLOGY_TIMEOUT, Subscriptions
+from ._tls import is_verified
 
 __all__ = ["RabbitMQMesh"]
 
@@ -216,6 +217,11 @@ class RabbitMQMesh:
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(tasks.cancel_scope.cancel)
         logger.info("mesh: connecting to %s as %s", hide_password(self._url), self._service_name)
+        if self._role != "transport" and not is_verified(self._url):
+            logger.warning(
+                "mesh: the broker's certificate is not verified (no_verify_ssl in the URL): anyone on the way can read "
+                "and change all messages, tokens included; name its certificate authority by cafile in its place"
+            )
         tasks.start_soon(self.publishing.run, name="mesh publishing")
         tasks.start_soon(self.consuming.run, name="mesh consuming")
         tasks.start_soon(self.self_check.run, name="mesh self-check")
@@ -326,6 +332,10 @@ class RabbitMQMesh:
             self._confirms.settle(key)
         if error is not None:
             raise error
+
+    def when_proven(self, proven: Callable[[], None]) -> None:
+        """Call ``proven`` once a message that this process sends itself now has come back."""
+        self.self_check.when_proven(proven)
 
     def forget(self, correlation_id: str) -> None:
         """Drop the key of a call whose caller has gone or has its answer."""
@@ -533,7 +543,10 @@ class RabbitMQMesh:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_asserted, topology, connection, name="mesh topology")
             if self._is_gateway:
-                tasks.start_soon(self.subscriptions.keep_bound, connection, self.event_queue, name="mesh bindings")
+                bindings = await connection.open_channel()
+                tasks.start_soon(
+                    self.subscriptions.keep_bound, bindings, connection, self.event_queue, name="mesh bindings"
+                )
                 tasks.start_soon(self._events.notice_stalls, connection, name="mesh stalls")
             try:
                 yield channels

@@ -169,16 +169,16 @@ class Peers:
         try:
             async with connection.channel() as channel:
                 await channel.queue_declare(self.stream, durable=True, passive=True)
+            there = True
         except ChannelNotFoundEntity:
-            # The permission is one for a name. A stream that a gateway began to use meanwhile must not be deleted.
-            arguments: dict[str, Any] = {}
-            more = {"exclusive": True, "auto_delete": True}
-        else:
-            arguments, more = STREAM, {"durable": True}
+            there = False
         try:
             async with connection.channel() as channel:
-                await channel.queue_declare(self.stream, arguments=arguments, **more)
-                if "exclusive" in more:
+                if there:
+                    await channel.queue_declare(self.stream, durable=True, arguments=STREAM)
+                else:
+                    # The permission is one for a name. A stream that a gateway has just made must not be deleted.
+                    await channel.queue_declare(self.stream, exclusive=True, auto_delete=True)
                     await channel.queue_delete(self.stream)
         except _REFUSED as error:
             self._warn("revocations reach this process only", self.stream, error)

@@ -215,7 +215,7 @@ class _TaskPublisher(Publisher):
         publish, header, body = _read(frames)
         self._statistics.published += 1
         # Requests go by the confirmed channel, too.
-        self._remember(correlation_id, frames, confirmed=confirmed or publish.mandatory)
+        self._written.append((correlation_id, len(body), confirmed or publish.mandatory))
         tag: int | None = None
         if confirmed:
             tag = self._tag = self._tag + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, PublishError
 from pamqp import commands
@@ -56,7 +56,7 @@ async def probe(url: str, service_name: str, topics: Sequence[str] = ()) -> str:
 async def _try_service_queue(connection: Connection, service_name: str) -> None:
     """Declare and bind the service's queue; delete it if it was not there."""
     queue = f"nuropb-{service_name}-sq"
-    arguments = {"x-dead-letter-exchange": codec.DEAD_LETTER_EXCHANGE}
+    arguments: dict[str, Any] = {"x-dead-letter-exchange": codec.DEAD_LETTER_EXCHANGE}
     there = await _is_there(connection, queue)
     channel = await connection.open_channel()
     await channel.queue_declare(queue, durable=True, arguments=arguments)
@@ -79,7 +79,7 @@ async def _is_there(connection: Connection, queue: str) -> bool:
 
 async def _find_refusals(connection: Connection, service_name: str, queue: str, topics: Sequence[str]) -> list[str]:
     """Try what a gateway can do without; return the effects of the broker's refusals."""
-    peers = Peers(service_name, "", lambda body: None, lambda body: None, expires=0)
+    peers = Peers(service_name, "", lambda body: None, lambda body: None, lambda: None, expires=0)
     await peers.probe(connection)
     refused = list(peers.warnings.values())
     for topic in topics:

@@ -154,7 +154,7 @@ class ServiceHost:
     async def _run(self, message: Incoming, running: _Running) -> None:
         id_ = message.correlation_id or ""
         try:
-            action, send = await self._handle(message)
+            action, send = await self._handle_safely(message)
             sent = send is None or await self._deliver(send, running)
             if self._running.get(id_) is running:
                 del self._running[id_]
@@ -187,6 +187,9 @@ class ServiceHost:
                 await send()
             except MeshUnavailable as error:
                 logger.debug("mesh: a reply of %s has to wait: %s", self._name, error)
+            except Exception:
+                logger.exception("mesh: a reply of %s cannot be sent", self._name)
+                return True
             else:
                 return True
             if running.channel.is_closed:
@@ -204,6 +207,14 @@ class ServiceHost:
                 await running.channel.basic_reject(running.tag, requeue=False, wait=False)
             else:
                 await running.channel.basic_nack(running.tag, requeue=True, wait=False)
+
+    async def _handle_safely(self, message: Incoming) -> tuple[Action, Send | None]:
+        """Do as :meth:`_handle`, and refuse a message for which the service itself fails: others have to go on."""
+        try:
+            return await self._handle(message)
+        except Exception:
+            logger.exception("mesh: a message to %s could not be handled", self._name)
+            return "reject", None
 
     async def _handle(self, message: Incoming) -> tuple[Action, Send | None]:
         """Make the call that a message asks for; return how to settle the message, and how to send its reply."""
@@ -247,7 +258,10 @@ class ServiceHost:
         await deliver_event(self._service, event.topic, payload, event.target, context)
 
     async def _call(self, call: codec.ServiceCall, *, encrypted: bool, redelivered: bool) -> Outcome:
-        method = None if call.method.startswith("_") else getattr(self._service, call.method, None)
+        method = None
+        if not call.method.startswith("_"):
+            with contextlib.suppress(Exception):  # a property's error is the call's: call_service() meets it again
+                method = getattr(self._service, call.method, None)
         if getattr(method, "__nuropb_requires_encryption__", False) and not encrypted:
             description = f"{call.method} has to be called encrypted"
             return Outcome("reject", error={"error": "NuropbAuthorizationError", "description": description})

@@ -100,12 +100,15 @@ class Subscriptions:
         for topic in tuple(self._topics):
             self._call_waiting(topic)
 
-    async def keep_bound(self, connection: Connection, queue: str) -> None:
-        """Bind ``queue`` to the subscribed topics and to no others, until cancelled."""
+    async def keep_bound(self, channel: AbstractChannel, connection: Connection, queue: str) -> None:
+        """Bind ``queue`` to the subscribed topics and to no others, until cancelled.
+
+        ``channel`` is for bindings alone: the broker closes it for a topic that it refuses. ``connection`` then opens
+        another.
+        """
         self._refused.clear()
         self.rebind()
         self._unwanted = dict.fromkeys(self.bindings - self._topics.keys())
-        channel = await connection.open_channel()
         while True:
             self._changed.clear()
             if topics := self._next_topics():

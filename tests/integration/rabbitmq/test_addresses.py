@@ -10,7 +10,7 @@ import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pamqp.frame
 import pytest
@@ -103,16 +103,22 @@ def tune_of(sent: bytes) -> commands.Connection.TuneOk:
     raise AssertionError("nothing was agreed to")
 
 
+KEY_USAGES: Final = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+    *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
+
+
 @dataclass(frozen=True)
 class Certificates:
     """Certificates in one directory: of an authority, of its server and its client, and of a second authority."""
 
     directory: Path
 
-    def context(self) -> ssl.SSLContext:
+    def context(self, name: str = "server") -> ssl.SSLContext:
         """Make the context of a server that asks for a client certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.directory / "server.pem", self.directory / "server.key")
+        context.load_cert_chain(self.directory / f"{name}.pem", self.directory / f"{name}.key")
         context.load_verify_locations(self.directory / "authority.pem")
         context.verify_mode = ssl.CERT_REQUIRED
         return context
@@ -130,13 +136,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     directory = tmp_path_factory.mktemp("certificates")
     keys = {
         name: ec.generate_private_key(ec.SECP256R1())
-        for name in ("authority", "stranger", "server", "client", "forger")
+        for name in ("authority", "stranger", "server", "client", "forger", "plain")
     }
     now = dt.datetime.now(dt.UTC)
     for name, key in keys.items():
-        issuer = {"server": "authority", "client": "authority", "forger": "stranger"}.get(name, name)
+        issuers = {"server": "authority", "client": "authority", "plain": "authority", "forger": "stranger"}
+        issuer = issuers.get(name, name)
         names = {each: x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in (name, issuer)}
-        certificate = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(names[name])
             .issuer_name(names[issuer])
@@ -146,8 +153,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
             .not_valid_after(now + dt.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=issuer == name, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-            .sign(keys[issuer], hashes.SHA256())
         )
+        if name != "plain":  # Python 3.13 refuses a certificate without these extensions
+            signer = keys[issuer].public_key()
+            identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer)
+            builder = builder.add_extension(identifier, critical=False).add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+            )
+        if issuer == name:
+            usage = dict.fromkeys(KEY_USAGES, False) | {"key_cert_sign": True, "crl_sign": True}
+            builder = builder.add_extension(x509.KeyUsage(**usage), critical=True)
+        certificate = builder.sign(keys[issuer], hashes.SHA256())
         (directory / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         (directory / f"{name}.key").write_bytes(
             key.private_bytes(
@@ -156,6 +172,16 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
                 serialization.NoEncryption(),
             )
         )
+    for name in ("no.pem", "no.key"):
+        (directory / name).write_text("no certificate")
+    (directory / "locked.pem").write_bytes((directory / "client.pem").read_bytes())
+    (directory / "locked.key").write_bytes(
+        keys["client"].private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"password"),
+        )
+    )
     return Certificates(directory)
 
 
@@ -182,10 +208,16 @@ async def test_tls_with_an_authority_and_a_client_certificate(
         ({}, "127.0.0.1", "certificate verify failed|IP address mismatch"),
         ({"client": None}, "localhost", "SSL|closed"),
         ({"client": "forger"}, "localhost", "SSL|closed"),
-        ({"authority": "missing"}, "localhost", "No such file"),
-        ({"client": "missing"}, "localhost", "No such file"),
+        ({"authority": "missing"}, "localhost", r"cafile: .*missing\.pem cannot be read \(No such file"),
+        ({"client": "missing"}, "localhost", r"certfile: .*missing\.pem cannot be read \(No such file"),
+        ({"authority": "no"}, "localhost", r"cafile: .*no\.pem holds no certificate"),
+        ({"client": "no"}, "localhost", r"certfile: .*no\.pem cannot be used with its key"),
+        ({"client": "locked"}, "localhost", r"certfile: .*locked\.pem cannot be used with its key"),
     ],
-    ids=["authority", "name", "no certificate", "certificate", "no authority file", "no certificate file"],
+    ids=[
+        *("authority", "name", "no certificate", "certificate", "no authority file", "no certificate file"),
+        *("authority that is none", "certificate that is none", "key with a password"),
+    ],
 )
 async def test_tls_that_does_not_hold_is_refused_and_explained(
     amqp_url: str, certificates: Certificates, files: dict[str, str | None], host: str, said: str
@@ -199,3 +231,33 @@ async def test_tls_that_does_not_hold_is_refused_and_explained(
             assert problem is not None
             assert re.search(said, problem), problem
             assert not gateway.mesh.connected
+
+
+async def test_a_certificate_that_newer_pythons_refuse_is_explained(
+    amqp_url: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = ssl.create_default_context
+
+    def strict(*args: Any, **more: Any) -> ssl.SSLContext:
+        context = make(*args, **more)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # as by default since Python 3.13
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    async with (
+        Proxy(amqp_url, tls=certificates.context("plain")) as proxy,
+        running(proxy.url(**certificates.query()), wait=False) as gateway,
+    ):
+        await gateway.says("Missing Authority Key Identifier; Python 3.13 and newer verify strictly")
+        assert not gateway.mesh.connected
+
+
+async def test_a_certificate_that_is_not_verified_is_a_warning_at_every_start(
+    amqp_url: str, certificates: Certificates, remover: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    query = certificates.query(authority="stranger") | {"no_verify_ssl": "1"}
+    async with Proxy(amqp_url, tls=certificates.context()) as proxy, running(proxy.url(**query)) as gateway:
+        remover += queues_of(gateway)
+        async with running(proxy.url(**query)) as second:
+            remover += queues_of(second)
+    assert caplog.text.count("the broker's certificate is not verified (no_verify_ssl in the URL)") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,3 +121,34 @@ async def test_connections_that_the_broker_closes_are_made_again(restricted: Res
             await peer.event("topic", 1)
             await eventually(lambda: gateway.receiver.events == [("topic", 1)])
             await peer.channel.queue_delete(service)
+
+
+@pytest.mark.parametrize(
+    ("command", "limits", "words"),
+    [
+        ("set_vhost_limits", '{"max-connections": 0}', "connection limit (0) is reached"),
+        ("set_vhost_limits", '{"max-queues": 0}', "queue limit in vhost"),
+        ("set_user_limits", '{"max-connections": 0}', "user connection limit (0) is reached"),
+        ("set_user_limits", '{"max-channels": 1}', "maximum allowed user limit of (1)"),
+    ],
+    ids=["connections of the vhost", "queues of the vhost", "connections of the user", "channels of the user"],
+)
+async def test_a_limit_of_the_broker_is_told_in_its_own_words(
+    restricted: Restricted, command: str, limits: str, words: str
+) -> None:
+    scope = ("--vhost", restricted.vhost) if command == "set_vhost_limits" else (restricted.vhost,)
+    ctl = restricted.node.ctl
+    async with running(restricted.url, "gateway-x"):
+        pass  # all exchanges are there
+    await asyncio.to_thread(ctl, command, *scope, limits)
+    try:
+        async with running(restricted.restricted_url, "gateway-x", wait=False) as gateway:
+            await gateway.says(words)
+            problem = gateway.mesh.problem or ""
+            assert "the broker refuses more: one of its limits is reached" in problem
+            assert "vhost: it does not exist" not in problem
+    finally:
+        clear = (
+            ("clear_vhost_limits", *scope) if command == "set_vhost_limits" else ("clear_user_limits", *scope, "all")
+        )
+        await asyncio.to_thread(ctl, *clear)

@@ -96,8 +96,7 @@ async def test_a_topic_that_is_refused_later_is_reported(limited: Limited) -> No
 
 
 async def test_one_clients_refused_subscription_is_its_own_affair(limited: Limited) -> None:
-    settings = {"expose_topics": ["#"], "targeted_topics": []}
-    async with scene(limited.limited_url, service_url=limited.url, **settings) as set_:
+    async with scene(limited.limited_url, service_url=limited.url, expose_topics=["#"], targeted_topics=[]) as set_:
         alice, bob = set_.callers
         await bob.subscribe("orders.new")
         await alice.client.send("subscribe", topics=["orders.old", "users.new"], id="refused")
