@@ -36,6 +36,7 @@ class GatewayReceiver:
         self.on_topic_refused = events.on_topic_refused
         self.on_peer_message = fleet.on_message
         self.on_record = revoker.on_record
+        self.on_records_read = revoker.on_records_read
         self._calls = calls
         self._events = events
         self._fleet = fleet

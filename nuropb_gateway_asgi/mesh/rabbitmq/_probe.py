@@ -79,7 +79,7 @@ async def _is_there(connection: Connection, queue: str) -> bool:
 
 async def _find_refusals(connection: Connection, service_name: str, queue: str, topics: Sequence[str]) -> list[str]:
     """Try what a gateway can do without; return the effects of the broker's refusals."""
-    peers = Peers(service_name, "", lambda body: None, lambda body: None, expires=0)
+    peers = Peers(service_name, "", lambda body: None, lambda body: None, lambda: None, expires=0)
     await peers.probe(connection)
     refused = list(peers.warnings.values())
     for topic in topics:
