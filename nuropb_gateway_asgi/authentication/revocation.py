@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ MAX_NAME_LENGTH: Final = 1024
 #: Revocations that one call of :meth:`Revocations.forget` looks at: less than a millisecond's work.
 FORGET_AT_ONCE: Final = 1000
 
+
+T = TypeVar("T")
 
 #: Tokens issued before the first time are refused until the second time.
 _NEVER: Final = (-math.inf, -math.inf)
@@ -246,9 +248,20 @@ def encode_record(record: Revocation | Unrevocation) -> bytes:
 
 def decode_record(record: bytes) -> Revocation | Unrevocation:
     """Decode a record, as :func:`encode_record` writes it. Raises ValueError for any other bytes."""
+    if record.startswith(b'{"unrevoke"'):
+        return _decode(record, _decode_unrevocation)
+    return _decode(record, _decode_revocation)
+
+
+def decode_revocation(record: bytes) -> Revocation:
+    """Decode the record of a revocation. Raises ValueError for any other bytes."""
+    return _decode(record, _decode_revocation)
+
+
+def _decode(record: bytes, decode: Callable[[bytes], T]) -> T:
     try:
         record.decode()  # msgspec skips members that it does not know, without a look at their text
-        return _decode_unrevocation(record) if record.startswith(b'{"unrevoke"') else _decode_revocation(record)
+        return decode(record)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError("not the record of a revocation") from error
 

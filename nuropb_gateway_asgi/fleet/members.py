@@ -328,6 +328,6 @@ class Fleet:
                 self._late_answerers[message.subject](message.question, reply)
             else:
                 reply(self._answer(message.question))
-        except (msgspec.MsgspecError, LookupError, ValueError, TypeError, RecursionError) as error:
+        except (msgspec.MsgspecError, RecursionError, LookupError, ValueError, TypeError) as error:
             # The question is one of another version. The process that asked names this one as missing.
             logger.warning("a question of another process cannot be answered: %s", type(error).__name__)

@@ -273,6 +273,20 @@ class EventRouter:
             self._lossy.remove(topic, (handler, delivery))
         self._interest.remove(topic)
 
+    def on_topic_refused(self, topic: str) -> None:
+        """End the subscriptions to a topic that the broker refuses from now on, and tell the clients."""
+        if topic in self._own_topics:
+            self._note_own(topic, refused=True)
+        for session_id, topics in tuple(self._topics.items()):
+            handler = self._handler_manager.get_handler(session_id)
+            if handler is not None and topic in topics:
+                self._end_refused(handler, topic)
+
+    def _end_refused(self, handler: Handler, topic: str) -> None:
+        self._drop(handler, topic)
+        self._statistics.denied_subscriptions += 1
+        handler.send_frame(encode_event("unsubscribed", encode_json({"topics": [topic], "reason": "broker"})))
+
     # --- sessions that outlive their connections --------------------------------------------------------------
 
     def topics_of(self, handler: Handler) -> list[str]:
@@ -304,7 +318,9 @@ class EventRouter:
         bound = asyncio.Event()
         waiting = {topic for topic in topics if topic not in subscribed}
 
-        def on_bound(topic: str, _: bool) -> None:
+        def on_bound(topic: str, accepted: bool) -> None:
+            if not accepted:
+                self._end_refused(handler, topic)
             waiting.discard(topic)
             if not waiting:
                 bound.set()
@@ -315,17 +331,6 @@ class EventRouter:
         if waiting:
             async with asyncio.timeout(BINDING_TIMEOUT):
                 await bound.wait()
-
-    def on_topic_refused(self, topic: str) -> None:
-        """End the subscriptions to a topic that the broker refuses from now on, and tell the clients."""
-        if topic in self._own_topics:
-            self._note_own(topic, refused=True)
-        for session_id, topics in tuple(self._topics.items()):
-            handler = self._handler_manager.get_handler(session_id)
-            if handler is not None and topic in topics:
-                self._drop(handler, topic)
-                self._statistics.denied_subscriptions += 1
-                handler.send_frame(encode_event("unsubscribed", encode_json({"topics": [topic], "reason": "broker"})))
 
     @property
     def topics(self) -> frozenset[str]:

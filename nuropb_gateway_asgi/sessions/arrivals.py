@@ -96,7 +96,7 @@ class Arrivals:
             answer = await self._fleet.ask_one(found.address, SUBJECT, _encode(Take(found.claimed.claim)))
             if answer is not None:
                 return Found(found.address, _decode_state(answer), heard)
-        except (TimeoutError, MeshUnavailable, msgspec.MsgspecError):
+        except (TimeoutError, MeshUnavailable, msgspec.MsgspecError, RecursionError):
             logger.debug("session %s: another process has it, but it could not be taken", session.session_id)
         finally:
             session.tap = None

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from nuropb_gateway_asgi.authentication.revocation import decode_record
+from nuropb_gateway_asgi.authentication.revocation import decode_revocation
 from nuropb_gateway_asgi.protocol import encode_json
 from nuropb_gateway_asgi.routing.failures import service_failure
 from nuropb_gateway_asgi.settings import Settings
@@ -126,7 +126,7 @@ MESSAGES: Final[dict[str, tuple[Callable[[bytes], object], dict[str, Any], list[
         (),
     ),
     "revocation": (
-        decode_record,
+        decode_revocation,
         {"user_id": "u", "issued_before": 1.0, "until": 2.0},
         ["user_id", "session_id", "token_id", "token", "issued_before", "until", "more"],
         ValueError,

@@ -49,9 +49,9 @@ class EventQueue:
         self._recent: GenerationCache[str, None] = GenerationCache(REMEMBERED_EVENTS)
         #: Events that were taken since it was certain that none had been dropped.
         self._uncertain = 0
+        self._warn = Occasional()
         #: Messages that this process sends to its own queue: they follow all events that were routed before.
         self._markers: dict[str, Callable[[], None]] = {}
-        self._warn = Occasional()
 
     def bind(self, receiver: MeshReceiver) -> None:
         """Set the receiver of events and gaps."""
