@@ -149,22 +149,22 @@ class JWTAuthenticator:
         if self.key_set is None:
             (key,) = ring.keys  # whatever kid the token has
         else:
-            key, ring = await self._find_key(self.key_set, ring, compact)
+            key, ring = await self._find_key(self.key_set, ring, token, compact)
         await self._verify(key, compact)
         identity = self._identity(token, parse_claims(compact.payload))
         assert identity.ends_at is not None  # noqa: S101 - exp is required
         self._verified.add(digest, ring, identity.ends_at)
         return identity
 
-    @staticmethod
-    async def _find_key(key_set: KeySet, ring: KeyRing, compact: Compact) -> tuple[Key, KeyRing]:
+    async def _find_key(self, key_set: KeySet, ring: KeyRing, token: str, compact: Compact) -> tuple[Key, KeyRing]:
         key = ring.find(compact)
-        if key is None:
-            ring = await key_set.newer_ring()
-            key = ring.find(compact)
-        if key is None:
-            raise Unacceptable("there is no key with the token's kid")
-        return key, ring
+        if key is not None:
+            return key, ring
+        # A token that would be refused with any key causes no fetch.
+        claims = parse_claims(compact.payload)
+        self._identity(token, claims)
+        age = time.time() - numeric_date(claims["iat"], "iat") - self._leeway if "iat" in claims else 0.0
+        return await key_set.find_newer(compact, max(age, 0.0))
 
     async def _verify(self, key: Key, compact: Compact) -> None:
         if not key.is_slow:

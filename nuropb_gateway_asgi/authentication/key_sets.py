@@ -13,11 +13,12 @@ from typing import Final, Self
 
 import anyio.to_thread
 
-from ..exceptions import AuthenticationUnavailable, NotStartedError, SettingsError
+from ..exceptions import AuthenticationUnavailable, NotStartedError, SettingsError, UnknownKey
 from .fetching import Document, Fetcher, check_url, is_secure
 from .freshness import Freshness
-from .keys import PUBLIC_ALGORITHMS, IgnoredKey, KeyRing, check_algorithms, read_key_set, reasons
+from .keys import PUBLIC_ALGORITHMS, IgnoredKey, Key, KeyRing, check_algorithms, read_key_set, reasons
 from .strict_json import Unacceptable, parse_object
+from .tokens import Compact
 
 __all__ = ["KeySet"]
 
@@ -230,6 +231,23 @@ class KeySet:
         if self._failure is not None:
             raise AuthenticationUnavailable(f"keys: {self._failure}")
         return await self.ring()
+
+    async def find_newer(self, compact: Compact, token_age: float = 0.0) -> tuple[Key, KeyRing]:
+        """Return the key of a token that names a key unknown until now, and its ring, after another fetch if allowed.
+
+        ``token_age``: the key signed the token at least so many seconds ago, so it was published by then. Raises
+        Unacceptable if the keys were fetched since then and lack it. Raises UnknownKey if they were not: a client that
+        makes up names of keys uses up the fetches, and must not cause final refusals of tokens with a new key. Raises
+        AuthenticationUnavailable like :meth:`newer_ring`.
+        """
+        signed_at = self._clock() - token_age
+        ring = await self.newer_ring()
+        key = ring.find(compact)
+        if key is not None:
+            return key, ring
+        if self._freshness.fetched_at < signed_at:
+            raise UnknownKey(f"keys: no key with the token's kid {self.age:.0f} s ago, when they were fetched")
+        raise Unacceptable("there is no key with the token's kid")
 
     async def probe(self) -> str:
         """Fetch the keys once and describe them. Raises ConnectionError."""

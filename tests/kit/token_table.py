@@ -118,7 +118,7 @@ async def verifiers() -> AsyncIterator[Mapping[str, JWTAuthenticator]]:
     async def fetch(url: str) -> Document:
         return Document(KEY_SET, None)
 
-    keys_of_provider = KeySet("https://issuer.example/keys", fetch=fetch)
+    keys_of_provider = KeySet("https://issuer.example/keys", fetch=fetch, clock=lambda: NOW)
     async with JWTAuthenticator(keys_of_provider, None, ISSUER, AUDIENCE) as authenticator:
         yield {**_fixed(), "SET": authenticator}
 

@@ -17,6 +17,7 @@ from nuropb_gateway_asgi.exceptions import (
     PolicyError,
     ProtocolError,
     SettingsError,
+    UnknownKey,
 )
 
 TREE = [
@@ -29,6 +30,7 @@ TREE = [
     (AuthenticationFailed, (HandshakeRefused,)),
     (ConnectionLimitReached, (HandshakeRefused,)),
     (AuthenticationUnavailable, (GatewayError,)),
+    (UnknownKey, (AuthenticationUnavailable,)),
     (MeshUnavailable, (GatewayError,)),
     (CallError, (GatewayError,)),
 ]
