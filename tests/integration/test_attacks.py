@@ -64,8 +64,8 @@ PROTOCOLS = (
 
 
 @contextlib.asynccontextmanager
-async def running(*command: str) -> AsyncIterator[Target]:
-    settings = {"JWT_KEY": KEY, "AUTH_COOKIE": "Authorization", "ALLOWED_ORIGINS": "https://app.example.com"}
+async def running(*command: str, **more: str) -> AsyncIterator[Target]:
+    settings = {"JWT_KEY": KEY, "AUTH_COOKIE": "Authorization", "ALLOWED_ORIGINS": "https://app.example.com"} | more
     async with run_module(*command, settings=settings) as process:
         last = (
             r"gateway is at wss?://127\.0\.0\.1:(\d+)" if command[:2] == SERVE[:2] else r"running on http://[^:]+:(\d+)"
@@ -139,6 +139,39 @@ async def test_others_are_served_during_all_floods_at_once(target: Target) -> No
 
 
 DEFLATE = ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")
+
+
+async def test_silent_clients_of_ten_addresses_leave_places_for_others() -> None:
+    async with (
+        running(*SERVE, MAX_CONNECTIONS="100", TCP="127.0.0.1:0") as target,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        port = (await target.process.line(r"listening on tcp://127\.0\.0\.1:(\d+)"))[1]
+        for number in range(60):
+            raw = await stack.enter_async_context(RawClient.open(target.url))
+            forwarded = ("X-Forwarded-For", f"192.0.2.{number % 10}")
+            assert (await raw.handshake("/ws", forwarded)).startswith("HTTP/1.1 101 ")
+            await stack.enter_async_context(RawClient.open(f"tcp://127.0.0.1:{port}"))
+        await target.is_well()
+        async with connect(target.url, hello=False) as client:
+            await client.send("authorize", token=TOKEN)
+            await client.event("hello")
+        async with RawClient.open(f"tcp://127.0.0.1:{port}") as raw:
+            await raw.send(b'{"type":"authorize","payload":{"token":"%b"}}\n' % TOKEN.encode())
+            assert b'"hello"' in await raw.read_until(b"\n")
+
+
+async def test_handshakes_of_twelve_addresses_without_a_token_leave_others_their_rate() -> None:
+    limits = {"HANDSHAKE_RATE": "1/min burst 100", "HANDSHAKE_RATE_PER_ADDRESS": "1/min burst 100"}
+    async with running(*SERVE, **limits) as target:
+        statuses = set()
+        for number in range(180):
+            for headers in ((), (("Authorization", f"Bearer {NOBODYS}"),), (("Sec-WebSocket-Protocol", "unknown"),)):
+                async with RawClient.open(target.url) as raw:
+                    forwarded = ("X-Forwarded-For", f"192.0.2.{number % 12}")
+                    statuses.add((await raw.handshake("/ws", forwarded, *headers)).split()[1])
+        assert statuses == {"101", "400", "401", "503"}
+        await target.is_well()
 
 
 async def test_a_compression_bomb_goes_off_nowhere(target: Target) -> None:
