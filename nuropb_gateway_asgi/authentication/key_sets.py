@@ -74,7 +74,7 @@ class KeySet:
         self.issuer = issuer
         self._url = url or ""
         self._algorithms = None if algorithms is None else check_algorithms(algorithms, PUBLIC_ALGORITHMS)
-        self._allow_http = allow_http
+        self.allow_http = allow_http
         self._clock = clock
         self._chance = chance
         self._freshness = Freshness()
@@ -187,7 +187,7 @@ class KeySet:
         if not isinstance(jwks_url, str):
             raise Unacceptable("the discovery document has no jwks_uri")
         try:
-            check_url(jwks_url, allow_http=self._allow_http)
+            check_url(jwks_url, allow_http=self.allow_http)
         except Unacceptable as error:
             raise Unacceptable(f"the discovery document's jwks_uri: {error}") from error
         if is_secure(self.issuer) and not is_secure(jwks_url):
