@@ -51,6 +51,8 @@ from .settings import Settings
 __all__ = ["Handler", "HandlerManager", "HandlerStatistics", "Receiver", "SendCount"]
 
 logger = logging.getLogger(__name__)
+#: For the lines about refused newer tokens, whose number is bounded.
+refresh_logger = logging.getLogger(f"{__name__}.refreshes")
 
 #: Malformed frames in a row after which a connection is closed with 4501.
 MAX_MALFORMED_FRAMES: Final = 10
@@ -432,7 +434,7 @@ class HandlerManager:
         try:
             identity = await self.authenticate(frame.token)
         except AuthenticationFailed as error:
-            logger.info("session %s: token refresh refused: %s", handler.session_id, error)
+            refresh_logger.info("session %s: token refresh refused: %s", handler.session_id, error)
             failure = Failure(ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
             assert handler.identity is not None  # noqa: S101 - it was registered
@@ -442,7 +444,7 @@ class HandlerManager:
         except AuthenticationUnavailable as error:
             if isinstance(error, UnknownKey):
                 self.admission.on_failure(handler.address, Arrival.WITH_TOKEN, self._clock(), UNKNOWN_KEY_COST)
-            logger.info("session %s: token refresh postponed: %s", handler.session_id, error)
+            refresh_logger.info("session %s: token refresh postponed: %s", handler.session_id, error)
             handler.send_frame(encode_failure(frame.id, frame.trace_id, CANNOT_AUTHENTICATE))
             return
         except Exception as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from nuropb_gateway_asgi.authentication import issue_token
-from tests.kit.attacks import FLOODS, Flood, bomb, frames, handshakes
+from tests.kit.attacks import FLOODS, Flood, bomb, frames, handshakes, head
 from tests.kit.certificates import Certificate
 from tests.kit.clients import CONTINUATION, TEXT, RawClient, connect
-from tests.kit.processes import Process, run_module
+from tests.kit.processes import Process, run_module, run_process
 
 KEY = "a secret that is long enough to sign with, and no longer"
 TOKEN = issue_token(KEY, "alice")
@@ -25,6 +27,12 @@ NOBODYS = "bm9ib2R5cw.dG9rZW4.aXRzZWxm"
 GROWTH = 64 * 2**20
 
 HANDSHAKES = handshakes(NOBODYS)
+
+
+def request(method: str, path: str, *headers: tuple[str, str]) -> bytes:
+    return head(f"{method} {path} HTTP/1.1", ("Host", "gateway"), ("Connection", "close"), *headers)
+
+
 FRAMES = frames("secret")
 
 
@@ -172,6 +180,67 @@ async def test_handshakes_of_twelve_addresses_without_a_token_leave_others_their
                     statuses.add((await raw.handshake("/ws", forwarded, *headers)).split()[1])
         assert statuses == {"101", "400", "401", "503"}
         await target.is_well()
+
+
+#: Requests that a stranger can make without end, by the place where they are refused or served.
+CHEAP = {
+    "path": request("GET", f"/{'p' * 20_000}"),
+    "address": request("GET", "/x", ("X-Forwarded-For", "9" * 14_000)),
+    "path of a WebSocket": RawClient.upgrade(f"/{'p' * 20_000}"),
+    "token": RawClient.upgrade("/ws", ("Authorization", f"Bearer {NOBODYS}")),
+    "origin": RawClient.upgrade("/ws", ("Origin", f"https://{'e' * 5000}.example")),
+    "subprotocol": RawClient.upgrade("/ws", ("Sec-WebSocket-Protocol", "x" * 5000)),
+    "no token": RawClient.upgrade("/ws"),
+    "invalid UTF-8": RawClient.upgrade("/ws"),
+    "malformed HTTP": b"\x00\x01\x02 garbage\r\n\r\n",
+    "long head": request("GET", "/", ("X-Long", "y" * 70_000)),
+    "events": request("GET", f"/events?topic={'t' * 9000}", ("Authorization", f"Bearer {NOBODYS}")),
+    "call": request("POST", "/rpc/a/b", ("Authorization", f"Bearer {NOBODYS}"), ("Content-Length", "0")),
+    "method": request("GET", f"/rpc/a/{'m' * 5000}"),
+    "contract": request("GET", "/asyncapi.json", ("Authorization", f"Bearer {NOBODYS}")),
+    "health": request("GET", "/livez"),
+    "line": b"\x00\xff\n" * 12,
+    "token in a line": b'{"type":"authorize","payload":{"token":"%b"}}\n' % NOBODYS.encode(),
+}
+#: What follows the answer to some of them.
+THEN = {"invalid UTF-8": RawClient.frame(b"\xff\xff")}
+
+
+#: ``serve`` with a smaller bound on lines that never ends, so that the number of lines does not depend on time.
+BOUNDED = """
+import sys
+from nuropb_gateway_asgi.observability import refusal_lines
+refusal_lines.LINES, refusal_lines.SECONDS = 10, 1e9
+from nuropb_gateway_asgi.__main__ import main
+sys.exit(main(["serve", "--port", "0"]))
+"""
+
+
+async def test_no_request_of_a_stranger_fills_the_log() -> None:
+    settings = {"JWT_KEY": KEY, "HTTP": "on", "TCP": "127.0.0.1:0", "ALLOWED_ORIGINS": "https://app.example.com"}
+    settings |= {"HANDSHAKE_RATE": "off", "HANDSHAKE_RATE_PER_ADDRESS": "off"}
+    async with run_process(sys.executable, "-c", BOUNDED, settings=settings) as process:
+        tcp = (await process.line(r"listening on tcp://127\.0\.0\.1:(\d+)"))[1]
+        port = (await process.line(r"gateway is at ws://127\.0\.0\.1:(\d+)"))[1]
+
+        async def attack(name: str) -> None:
+            is_line = "line" in name
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                async with RawClient.open(f"tcp://127.0.0.1:{tcp if is_line else port}") as raw:
+                    await raw.send(CHEAP[name])
+                    await raw.read_until(b"\n" if is_line else b"\r\n\r\n")
+                    await raw.send(THEN.get(name, b""))
+
+        for _ in range(15):
+            await asyncio.gather(*map(attack, CHEAP))
+        # Ten lines each about refusals, about refused requests, and about connections and other requests without a
+        # token; and a few about the start.
+        written = process.stdout + process.stderr
+        assert len(written) <= 3 * 10 + 15
+        assert max(map(len, written)) < 1000
+        process.signal(signal.SIGTERM)
+        assert await process.wait() == 0
+        assert sum("are left out: more than 10 in" in line for line in process.stderr) == 3
 
 
 async def test_a_compression_bomb_goes_off_nowhere(target: Target) -> None:
