@@ -6,7 +6,7 @@
 * ``starlette_backend``: the same tokens for the host application's own HTTP routes
 * ``credentials``: the token of a handshake, in a header, a subprotocol or a cookie; ``tokens``: its parts, not verified
 * ``keys``: the keys that verify it; ``verified_tokens``: a cache of verified signatures
-* ``key_sets``, ``freshness``, ``fetching``: keys of a provider, when they are fetched, and how
+* ``key_sets``, ``freshness``, ``fetching``, ``key_documents``: keys of a provider, when they are fetched, and how
 * ``revocation``: tokens that are refused before they expire; ``origins``: pages that may connect
 * ``strict_json``: readers for untrusted JSON and base64url
 """

@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-import anyio.to_thread
-
 from ..exceptions import AuthenticationUnavailable, NotStartedError, SettingsError, UnknownKey
 from .fetching import Document, Fetcher, check_url, is_secure
 from .freshness import Freshness
-from .keys import PUBLIC_ALGORITHMS, IgnoredKey, Key, KeyRing, check_algorithms, read_key_set, reasons
+from .key_documents import log_keys, read_document
+from .keys import PUBLIC_ALGORITHMS, Key, KeyRing, check_algorithms
 from .strict_json import Unacceptable, parse_object
 from .tokens import Compact
 
@@ -27,9 +26,6 @@ logger = logging.getLogger(__name__)
 #: Seconds for one attempt, from the resolution of the host's name to the last byte, because a server may send one byte
 #: at a time. Less than clients have for their authorisation.
 FETCH_TIMEOUT: Final = 5.0
-
-#: Bytes of a key set that is read on the event loop. Larger ones are read in a thread: 500 keys take 0.1 s.
-SMALL: Final = 16384
 
 _NOT_STARTED: Final = (
     "the key set is not running; enter it (or the JWTAuthenticator that has it) with 'async with', or give it to a "
@@ -144,9 +140,9 @@ class KeySet:
                 document = await self._fetched("the key set", url)
             ring = self._ring
             if ring is None or document.body != self._body:
-                ring, ignored = await _read(document.body, self._algorithms)
+                ring, ignored = await read_document(document.body, self._algorithms)
                 self._body, self._ring = document.body, ring
-                _log_keys(url, ring, ignored)
+                log_keys(url, ring, ignored)
         except Unacceptable as error:
             self._on_failed(str(error))
         except TimeoutError:
@@ -300,17 +296,3 @@ class KeySet:
     def size(self) -> int:
         """The number of keys that tokens can be checked with now."""
         return 0 if self._ring is None or self.problem is not None else len(self._ring.keys)
-
-
-async def _read(body: bytes, algorithms: Sequence[str] | None) -> tuple[KeyRing, list[IgnoredKey]]:
-    if len(body) <= SMALL:
-        return read_key_set(body, algorithms)
-    return await anyio.to_thread.run_sync(read_key_set, body, algorithms, abandon_on_cancel=True)
-
-
-def _log_keys(url: str, ring: KeyRing, ignored: Sequence[IgnoredKey]) -> None:
-    logger.info("keys: %d of %s%s", len(ring.keys), url, reasons(ignored))
-    if any(key.shows_secret for key in ignored):
-        logger.warning(
-            "keys: %s publishes private keys, and every reader can sign tokens with them; replace these keys", url
-        )

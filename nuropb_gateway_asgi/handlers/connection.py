@@ -135,9 +135,8 @@ class Connection(ABC):
                     return await self._receive_authorize()
         except TimeoutError as error:
             if turned_out:
-                raise log_refusal(
-                    ConnectionLimitReached("too many connections without a token", per_user=False)
-                ) from error
+                full = ConnectionLimitReached("too many connections without a token", per_user=False)
+                raise log_refusal(full) from error
             raise Refusal(Reason.NO_TOKEN_IN_TIME) from error
 
     async def _receive_authorize(self) -> Authorize | None:
