@@ -21,8 +21,8 @@ from ..authorization import Policy
 from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
 from ..handler_manager import HandlerManager
 from ..handlers.cross_origin import CrossOrigin
-from ..handlers.handshake import count_failure
-from ..handlers.refusals import Reason, Refusal, log_refusal
+from ..handlers.handshake import closed, count_failure
+from ..handlers.refusals import Refusal, log_refusal
 from ..limits.admission import Arrival, address_of
 from ..protocol import encode_json
 from ..service_mesh_manager import ServiceMeshManager
@@ -120,7 +120,7 @@ class Contracts:
         A request counts as a handshake: it costs as much, and an attacker could guess tokens by it.
         """
         if not self._service_mesh_manager.started:
-            raise Refusal(Reason.GATEWAY_CLOSED)
+            raise closed(self._handler_manager)
         admission = self._handler_manager.admission
         arrival = Arrival.WITHOUT_TOKEN if token is None else Arrival.WITH_TOKEN
         try:

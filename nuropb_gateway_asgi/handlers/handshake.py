@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_credentials",
     "check_origin",
     "check_subprotocol",
+    "closed",
     "count_failure",
     "register",
 ]
@@ -45,7 +47,7 @@ def admitted(manager: HandlerManager, address: str, arrival: Arrival) -> Iterato
     try:
         with admission.connection(address):
             if manager.closed_for is not None:
-                raise Refusal(Reason.GATEWAY_CLOSED)
+                raise closed(manager)
             yield
     except (ConnectionLimitReached, Refusal) as error:
         admission.on_refusal(arrival, time.monotonic())
@@ -55,6 +57,11 @@ def admitted(manager: HandlerManager, address: str, arrival: Arrival) -> Iterato
 def arrival_of(credentials: Credentials) -> Arrival:
     """Return whether a handshake has a token, readable or not."""
     return Arrival.WITHOUT_TOKEN if credentials == Credentials() else Arrival.WITH_TOKEN
+
+
+def closed(manager: HandlerManager) -> Refusal:
+    """Return the refusal of every client, while the gateway admits none."""
+    return Refusal(Reason.NOT_STARTED if manager.closed_for == math.inf else Reason.GATEWAY_CLOSED)
 
 
 def check_origin(headers: Headers, origins: OriginPolicy) -> None:
@@ -98,7 +105,7 @@ def count_failure(admission: Admission, address: str, arrival: Arrival, error: E
 async def register(manager: HandlerManager, handler: Handler, token: str, address: str, arrival: Arrival) -> None:
     """Authorise and register ``handler``, of a client at ``address``. Raises Refusal; then it is not registered."""
     if manager.closed_for is not None:
-        raise Refusal(Reason.GATEWAY_CLOSED)
+        raise closed(manager)
     try:
         await manager.register(handler, token, listens=arrival is not Arrival.CALL)
     except (AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached) as error:
@@ -106,4 +113,4 @@ async def register(manager: HandlerManager, handler: Handler, token: str, addres
         raise log_refusal(error) from error
     if manager.closed_for is not None:  # since the handshake began
         manager.unregister(handler)
-        raise Refusal(Reason.GATEWAY_CLOSED)
+        raise closed(manager)
