@@ -11,6 +11,7 @@
     │   ├── AuthenticationFailed   the client's: the token is missing or invalid
     │   └── ConnectionLimitReached the client's: the user or the process has too many connections
     ├── AuthenticationUnavailable  the gateway's: it cannot check a token now
+    │   └── UnknownKey             its provider may have published the token's key since the last fetch
     ├── MeshUnavailable            the gateway's: it cannot hand a message to the mesh now
     ├── MessageTooLarge            the sender's: a message is above the size that the mesh takes
     └── CallError                  a service's: a call of the host application ended with an error
@@ -35,6 +36,7 @@ __all__ = [
     "PolicyError",
     "ProtocolError",
     "SettingsError",
+    "UnknownKey",
 ]
 
 
@@ -89,6 +91,13 @@ class AuthenticationUnavailable(GatewayError):
 
     Authenticators raise it, those of host applications too. The message is for the log and never contains the
     token.
+    """
+
+
+class UnknownKey(AuthenticationUnavailable):
+    """A token names a key that its provider may have published since the last fetch, and that may not be fetched yet.
+
+    A client can make up such a token, so it counts as one more handshake of its address.
     """
 
 

@@ -45,7 +45,7 @@ from .assembly import (
     open_policy_file,
     warn_of_settings,
 )
-from .authentication import Authenticator
+from .authentication import Authenticator, IssuersAuthenticator
 from .authentication.key_sets import KeySet
 from .authentication.keys import issue_token
 from .authorization import AuthorizedPolicy, Authorizer, Policy, completed
@@ -165,7 +165,7 @@ class Gateway:
             tcp = add_kind("tcp")
             self._tcp = TCPServer(tcp.handler_manager, tcp.settings, make_tls(settings))
         kinds = self.connection_kinds.values()
-        self._metrics = Metrics.create(kinds, policy_file=self._policy_file, key_set=self.key_set)
+        self._metrics = Metrics.create(kinds, policy_file=self._policy_file, key_sets=self.key_sets)
         self._drain = Drain(kinds, settings.drain_timeout, settings.shutdown_delay)
         self._health = Health(
             kinds, self._authenticator, self._policy_file, self._metrics, lambda: self._drain.draining
@@ -295,8 +295,15 @@ class Gateway:
 
     @property
     def key_set(self) -> KeySet | None:
-        """The fetched keys of a provider; None if the authenticator has none."""
+        """The fetched keys of a provider; None if the authenticator has none, or has those of several issuers."""
         return getattr(self._authenticator, "key_set", None)
+
+    @property
+    def key_sets(self) -> Mapping[str, KeySet]:
+        """The fetched keys of all issuers, by issuer; the name of a single one may be empty."""
+        if isinstance(self._authenticator, IssuersAuthenticator):
+            return self._authenticator.key_sets
+        return {} if self.key_set is None else {self.key_set.issuer or "": self.key_set}
 
     @property
     def development_token(self) -> str | None:

@@ -24,7 +24,8 @@ from .authorization import CallVerdict, Policy, completed
 from .authorization.patterns import is_private
 from .authorization.rules import Delivery
 from .authorization.topic_checks import TopicChecks
-from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError
+from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError, UnknownKey
+from .limits.admission import UNKNOWN_KEY_COST, Arrival
 from .limits.buckets import Excess
 from .limits.lifetimes import Lifetimes
 from .limits.prices import BYTES_PER_UNIT, extra_for_size, extra_for_topics
@@ -55,6 +56,8 @@ from .settings import Settings
 __all__ = ["Handler", "HandlerManager", "HandlerStatistics", "Receiver", "SendCount"]
 
 logger = logging.getLogger(__name__)
+#: For the lines about refused newer tokens, whose number is bounded.
+refresh_logger = logging.getLogger(f"{__name__}.refreshes")
 
 #: Malformed frames in a row after which a connection is closed with 4501.
 MAX_MALFORMED_FRAMES: Final = 10
@@ -82,6 +85,8 @@ class Handler(Hashable, Protocol):
 
     #: Unique among all connections of all gateways.
     session_id: str
+    #: The address whose limits the connection counts for, see :func:`~.limits.admission.address_of`; "" for none.
+    address: str
     #: The authenticated caller; None until the handler is registered.
     identity: Identity | None
     #: Time of registration, in unix seconds; set by the manager.
@@ -502,16 +507,24 @@ class HandlerManager:
         handler.start_soon(self._refresh, handler, frame)
 
     async def _refresh(self, handler: Handler, frame: Authorize) -> None:
-        """Check a newer token for a live connection. A refused token leaves the connection as it is."""
+        """Check a newer token for a live connection.
+
+        A refused token leaves the connection as it is, but counts like one in a handshake; too many close it.
+        """
         try:
             identity = await self.authenticate(frame.token)
         except AuthenticationFailed as error:
-            logger.info("session %s: token refresh refused: %s", handler.session_id, error)
+            refresh_logger.info("session %s: token refresh refused: %s", handler.session_id, error)
             failure = Failure(ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
+            assert handler.identity is not None  # noqa: S101 - it was registered
+            if self.admission.on_wrong_token(handler.address, handler.identity.user_id, self._clock()):
+                handler.close(CloseCode.INVALID_TOKEN, "too many wrong tokens")
             return
         except AuthenticationUnavailable as error:
-            logger.info("session %s: token refresh postponed: %s", handler.session_id, error)
+            if isinstance(error, UnknownKey):
+                self.admission.on_failure(handler.address, Arrival.WITH_TOKEN, self._clock(), UNKNOWN_KEY_COST)
+            refresh_logger.info("session %s: token refresh postponed: %s", handler.session_id, error)
             handler.send_frame(encode_failure(frame.id, frame.trace_id, CANNOT_AUTHENTICATE))
             return
         except Exception as error:

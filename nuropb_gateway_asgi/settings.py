@@ -98,6 +98,8 @@ class Settings:
     jwt_leeway: float = 10.0
     jwt_user_claim: str = "sub"
     jwt_username_claim: str = "preferred_username"
+    #: A file with several issuers, each with its keys; it takes the place of all other JWT settings.
+    jwt_issuers: str = ""
 
     expose: Sequence[str] | None = None
     expose_topics: Sequence[str] | None = None
@@ -274,6 +276,14 @@ class Settings:
                     name,
                     "set together with POLICY, and would allow more than the file says",
                     "one of the two; the same patterns can be a [[rule]] in the file",
+                )
+        for field in dataclasses.fields(self) if self.jwt_issuers else ():
+            name = field.name
+            if name.startswith("jwt_") and name != "jwt_issuers" and getattr(self, name) not in (field.default, ""):
+                raise _refusal(
+                    name,
+                    "set together with JWT_ISSUERS, whose file has it for each issuer",
+                    f"{name.removeprefix('jwt_')} in that file, or no JWT_ISSUERS",
                 )
         for name in ("rate_limit", "rate_limit_user", "handshake_rate", "handshake_rate_per_address"):
             try:

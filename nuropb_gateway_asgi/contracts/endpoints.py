@@ -23,9 +23,9 @@ from ..authorization import Policy
 from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
 from ..handler_manager import HandlerManager
 from ..handlers.cross_origin import CrossOrigin
-from ..handlers.handshake import closed
+from ..handlers.handshake import closed, count_failure
 from ..handlers.refusals import Refusal, log_refusal
-from ..limits.admission import address_of
+from ..limits.admission import Arrival, address_of
 from ..protocol import Failure, encode_json
 from ..service_mesh_manager import ServiceMeshManager
 from ..settings import Settings
@@ -134,16 +134,18 @@ class Contracts:
         if not self._service_mesh_manager.started:
             raise closed(self._handler_manager)
         admission = self._handler_manager.admission
+        arrival = Arrival.WITHOUT_TOKEN if token is None else Arrival.WITH_TOKEN
         try:
-            admission.on_handshake(address, time.monotonic())
+            admission.on_arrival(address, arrival, time.monotonic())
+        except ConnectionLimitReached as error:
+            raise log_refusal(error, "contract") from error
+        try:
             if token is None:
                 raise AuthenticationFailed("no token, or an unreadable one")
-            try:
-                return await self._handler_manager.authenticate(token)
-            except AuthenticationFailed:
-                admission.on_failure(address, time.monotonic())
-                raise
-        except (AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached) as error:
+            return await self._handler_manager.authenticate(token)
+        except (AuthenticationFailed, AuthenticationUnavailable) as error:
+            admission.on_refusal(arrival, time.monotonic())
+            count_failure(admission, address, arrival, error)
             raise log_refusal(error, "contract") from error
 
     def _cached(self, key: _Key) -> _Document | None:

@@ -18,8 +18,9 @@ import anyio
 
 from ..authentication import Identity
 from ..authorization.rules import Delivery
-from ..exceptions import ProtocolError
+from ..exceptions import ConnectionLimitReached, ProtocolError
 from ..handler_manager import HandlerManager, encode_authorized, encode_malformed, encode_refusal, expiry
+from ..limits.admission import Arrival
 from ..limits.prices import extra_for_size
 from ..protocol import (
     PING,
@@ -37,7 +38,7 @@ from ..settings import Settings
 from ..tasks import TaskOwner
 from .direct import FRAMES_PER_TURN
 from .handshake import register
-from .refusals import Reason, Refusal
+from .refusals import Reason, Refusal, log_refusal
 from .session_carrier import SessionCarrier
 
 __all__ = ["ClientLeft", "Connection"]
@@ -64,8 +65,7 @@ class Connection(SessionCarrier, ABC):
 
     def __init__(self, handler_manager: HandlerManager, settings: Settings, address: str = "") -> None:
         super().__init__(handler_manager, settings)
-        #: The address whose limits the connection counts for, see :func:`~..limits.admission.address_of`.
-        self._address = address
+        self.address = address
         self._tasks: TaskOwner | None = None
         self._clock = time.monotonic
         self._writing_since: float | None = None
@@ -98,20 +98,38 @@ class Connection(SessionCarrier, ABC):
         """
         frame: Authorize | None = None
         try:
-            async with asyncio.timeout(self._settings.auth_timeout):
-                frame = await self._receive_authorize()
-            if frame is None:
-                return False
-            await register(self._manager, self, frame.token, self._address)
-        except TimeoutError:
-            await self.send_refusal(Refusal(Reason.NO_TOKEN_IN_TIME))
-            return False
+            frame = await self._await_authorize()
+            if frame is not None:
+                await register(self._manager, self, frame.token, self.address, Arrival.WITHOUT_TOKEN)
         except Refusal as refusal:
             await self.send_refusal(refusal, frame)
+        finally:
+            if frame is None:
+                self._manager.admission.on_failure(self.address, Arrival.WITHOUT_TOKEN, time.monotonic())
+        if frame is None or self.identity is None:
             return False
-        assert self.identity is not None  # noqa: S101 - it is registered
         self.send_frame(encode_authorized(frame, self.identity))
         return True
+
+    async def _await_authorize(self) -> Authorize | None:
+        """Return the client's authorize frame, or None if it left. Raises Refusal if its time or its place is over."""
+        turned_out = False
+
+        def turn_out() -> None:
+            nonlocal turned_out
+            if not deadline.expired():
+                turned_out = True
+                deadline.reschedule(asyncio.get_running_loop().time())
+
+        try:
+            async with asyncio.timeout(self._settings.auth_timeout) as deadline:
+                with self._manager.admission.waiting(self.address, turn_out):
+                    return await self._receive_authorize()
+        except TimeoutError as error:
+            if turned_out:
+                full = ConnectionLimitReached("too many connections without a token", per_user=False)
+                raise log_refusal(full) from error
+            raise Refusal(Reason.NO_TOKEN_IN_TIME) from error
 
     async def _receive_authorize(self) -> Authorize | None:
         """Return the client's authorize frame, or None if it left. Every other frame is answered with an error."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Final, Literal
@@ -15,16 +16,18 @@ from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..authentication.credentials import find_credentials
 from ..authentication.origins import OriginPolicy
 from ..exceptions import ProtocolError
 from ..handler_manager import HandlerManager
+from ..limits.admission import Arrival
 from ..protocol import ErrorCode, Failure, encode_call
 from ..settings import Settings
 from .connection import ClientLeft
 from .cross_origin import CrossOrigin
 from .event_streams import EventStreamHandler
 from .exchange import FRAME_ID, Exchange, failed, refused, too_big
-from .handshake import admitted, check_credentials, check_origin, register
+from .handshake import admitted, arrival_of, check_credentials, check_origin, register
 from .http_calls import CallHandler
 from .refusals import Reason, Refusal
 
@@ -74,13 +77,16 @@ class Endpoint(ABC):
             await exchange.respond(failed(failure)._replace(status=405, headers=allowed))
             return
         check_origin(exchange.headers, self._origins)
-        with admitted(self._manager, exchange.address, is_call=self.takes_calls):
+        credentials = find_credentials(exchange.headers, (), self._settings.auth_cookie or None)
+        arrival = Arrival.CALL if self.takes_calls else arrival_of(credentials)
+        with admitted(self._manager, exchange.address, arrival):
             # Browsers send no Origin with a page's GET requests to its own site, but they send this header, which no
             # page can set.
             same_site = method == "GET" and exchange.headers.getlist("sec-fetch-site") == ["same-origin"]
-            cookie = self._settings.auth_cookie
-            credentials = check_credentials(exchange.headers, (), cookie, same_site=same_site)
+            check_credentials(credentials, exchange.headers, same_site=same_site)
             if credentials.token is None:
+                if arrival is Arrival.WITHOUT_TOKEN:
+                    self._manager.admission.on_failure(exchange.address, arrival, time.monotonic())
                 raise Refusal(Reason.INVALID_TOKEN)
             await self.serve(exchange, credentials.token)
 
@@ -104,8 +110,8 @@ class CallEndpoint(Endpoint):
         limit = self._settings.max_message_size
         if any(not size.isdecimal() or len(size) > 18 or int(size) > limit for size in sizes):
             raise too_big(limit)
-        call = CallHandler()
-        await register(self._manager, call, token, exchange.address, listens=False)
+        call = CallHandler(exchange.address)
+        await register(self._manager, call, token, exchange.address, Arrival.CALL)
         try:
             body = await exchange.body()
             if body and not kinds:
@@ -167,7 +173,7 @@ class EventsEndpoint(Endpoint):
         topics = list(dict.fromkeys(value for name, value in query if name == "topic"))
         stream = EventStreamHandler(exchange, topics, self._manager, self._settings)
         try:
-            await register(self._manager, stream, token, exchange.address)
+            await register(self._manager, stream, token, exchange.address, Arrival.WITH_TOKEN)
             await stream.run()
         finally:
             self._manager.unregister(stream)

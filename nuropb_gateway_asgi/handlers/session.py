@@ -18,6 +18,7 @@ class Line(Protocol):
     """The connection that a session has at present."""
 
     session_id: str
+    address: str
 
     def carry(self, session: Session | None) -> None:
         """Give the client's messages to ``session`` and send the frames of its outbox; stop with None."""
@@ -70,6 +71,8 @@ class Session:
         self.proven = False
         #: Called with each frame while the session moves between processes.
         self.tap: Callable[[str], None] | None = None
+        #: The address of the latest connection, whose limits the session counts for.
+        self.address = ""
         self._line: Line | None = None
         self._manager = manager
         self._observer: SessionObserver | None = None
@@ -91,7 +94,7 @@ class Session:
     def attach(self, line: Line) -> None:
         """Continue on ``line``, whose client gets no frames before :meth:`go_on`."""
         self.detach()
-        self._line = line
+        self._line, self.address = line, line.address
         self._told_end = self.proven = False
         self.outbox.begin()
         line.carry(self)

@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import ssl
+import time
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
@@ -18,7 +19,7 @@ from anyio.streams.tls import TLSStream
 
 from ..exceptions import SettingsError
 from ..handler_manager import HandlerManager
-from ..limits.admission import address_of
+from ..limits.admission import Arrival, address_of
 from ..protocol import CloseCode, encode_event, encode_json, on_one_line
 from ..settings import ENV_PREFIX, Settings
 from ..sockets import set_options
@@ -233,19 +234,23 @@ class TCPServer:
 
     async def _admit(self, stream: SocketStream) -> None:
         address = address_of(stream.extra(SocketAttribute.remote_address, None))
+        closed: ByteStream | None = None
         try:
-            with admitted(self._manager, address):
-                await self._handle(stream, address)
+            with admitted(self._manager, address, Arrival.WITHOUT_TOKEN):
+                closed = await self._handle(stream, address)
         except Refusal as refusal:
             self._manager.statistics.refused[refusal.label] += 1
             if self._tls is None:  # a TLS handshake would cost more than the refusal is worth
                 handler = TCPHandler(stream, self._manager, self._settings, address)
                 await handler.send_refusal(refusal)
-                await _linger(stream, stream)
+                closed = stream
+        if closed is not None:  # its place is another client's already
+            await _linger(closed, stream)
 
-    async def _handle(self, raw: SocketStream, address: str) -> None:
-        with self._manager.admission.waiting(address), self._authorising():
-            stream = raw if self._tls is None else await _shake_hands(raw, self._tls)
+    async def _handle(self, raw: SocketStream, address: str) -> ByteStream | None:
+        """Serve a connection. Returns its stream if the gateway closed it and the client has not left."""
+        with self._authorising():
+            stream = raw if self._tls is None else await self._secure(raw, self._tls, address)
             handler = TCPHandler(stream, self._manager, self._settings, address)
             try:
                 authorised = await handler.authorise_by_frame()
@@ -258,8 +263,15 @@ class TCPServer:
                 await handler.run()
         finally:
             self._manager.unregister(handler)
-        if handler.has_sent_close:
-            await _linger(stream, raw)
+        return stream if handler.has_sent_close else None
+
+    async def _secure(self, raw: SocketStream, tls: ssl.SSLContext, address: str) -> ByteStream:
+        """Make the TLS handshake. Raises ClientLeft if it fails, or if another client needs the place."""
+        admission = self._manager.admission
+        with anyio.CancelScope() as scope, admission.waiting(address, scope.cancel), contextlib.suppress(ClientLeft):
+            return await _shake_hands(raw, tls)
+        admission.on_failure(address, Arrival.WITHOUT_TOKEN, time.monotonic())
+        raise ClientLeft
 
 
 async def _shake_hands(raw: SocketStream, tls: ssl.SSLContext) -> ByteStream:

@@ -13,17 +13,17 @@ from starlette.exceptions import WebSocketException
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ..authentication.credentials import take_subprotocols
+from ..authentication.credentials import Credentials, find_credentials, take_subprotocols
 from ..authentication.origins import OriginPolicy
 from ..authorization.rules import Delivery
 from ..handler_manager import HandlerManager
-from ..limits.admission import address_of
+from ..limits.admission import Arrival, address_of
 from ..protocol import SUBPROTOCOL, CloseCode
 from ..settings import Settings
 from ..tasks import TaskOwner
 from .connection import ClientLeft, Connection
 from .direct import EXTENSION, DirectWebSocket
-from .handshake import admitted, check_credentials, check_origin, check_subprotocol, register
+from .handshake import admitted, arrival_of, check_credentials, check_origin, check_subprotocol, register
 from .refusals import DenialLogFilter, Reason, Refusal
 
 __all__ = ["WebSocketHandler"]
@@ -74,8 +74,9 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
                 # The origin comes first: a refusal by close code accepts the connection, and a page of a foreign
                 # origin must not get that far.
                 check_origin(websocket.headers, self._origins)
-                with admitted(self._manager, self._address):
-                    await self._serve(websocket)
+                credentials = find_credentials(websocket.headers, self._offered, self._settings.auth_cookie or None)
+                with admitted(self._manager, self.address, arrival_of(credentials)):
+                    await self._serve(websocket, credentials)
             except Refusal as refusal:
                 await self._refuse(websocket, refusal)
         except ClientLeft:
@@ -89,20 +90,19 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
                     await self._send({"type": "websocket.close", "code": int(CloseCode.INTERNAL_ERROR)})
             raise
 
-    async def _serve(self, websocket: WebSocket) -> None:
+    async def _serve(self, websocket: WebSocket, credentials: Credentials) -> None:
         subprotocol = check_subprotocol(self._offered)
-        credentials = check_credentials(websocket.headers, self._offered, self._settings.auth_cookie)
+        check_credentials(credentials, websocket.headers)
         self._offered = ()
         try:
             if credentials.token is not None:
                 self._sends_pings = not credentials.legacy
-                await register(self._manager, self, credentials.token, self._address)
+                await register(self._manager, self, credentials.token, self.address, Arrival.WITH_TOKEN)
                 await self._accept(subprotocol)
             else:
-                with self._manager.admission.waiting(self._address):
-                    await self._accept(subprotocol)
-                    if not await self.authorise_by_frame():
-                        return
+                await self._accept(subprotocol)
+                if not await self.authorise_by_frame():
+                    return
             await self.on_connect(websocket)
             try:
                 await self.run()

@@ -15,8 +15,9 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -84,20 +85,25 @@ _COUNTERS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
     ("policy_reloads", "Reloads of the policy file, by result", ("result",)),
     ("published", "Messages published to the broker", ("transport",)),
 )
-_KEY_FAILURES: Final = ("key_fetch_failures", "Failed attempts to fetch the keys", ())
+_KEY_FAILURES: Final = ("key_fetch_failures", "Failed attempts to fetch the keys")
 
 
 class Metrics:
     """The metrics of one gateway."""
 
     def __init__(
-        self, kinds: Collection[ConnectionKind], policy_file: PolicyFile | None = None, key_set: KeySet | None = None
+        self,
+        kinds: Collection[ConnectionKind],
+        policy_file: PolicyFile | None = None,
+        key_sets: Mapping[str, KeySet] = MappingProxyType({}),
     ) -> None:
         import prometheus_client as prometheus
 
         self._kinds = kinds
         self._policy_file = policy_file
-        self._key_set = key_set
+        #: By the labels of their series: the issuer, if there are several.
+        self._key_sets = {(issuer,) if len(key_sets) > 1 else (): each for issuer, each in key_sets.items()}
+        by_issuer = ("issuer",) if len(key_sets) > 1 else ()
         self._render = prometheus.exposition.generate_latest
         self._content_type = prometheus.CONTENT_TYPE_LATEST
         self._registry = registry = prometheus.CollectorRegistry()
@@ -134,14 +140,18 @@ class Metrics:
         for name, text, value in _GAUGES:
             by_transport = gauge(name, text, labels=("transport",))
             self._gauges += [(by_transport.labels(each.name), functools.partial(value, each)) for each in kinds]
-        if key_set is not None:
+        if key_sets:
             # Of several processes, report the one that is worst off.
-            keys = gauge("keys", "Keys for checking tokens", "livemin")
-            age = gauge("keys_age_seconds", "Seconds since the keys were fetched", "livemax")
-            self._gauges += [(keys, lambda: key_set.size), (age, lambda: key_set.age)]
+            keys = gauge("keys", "Keys for checking tokens", "livemin", by_issuer)
+            age = gauge("keys_age_seconds", "Seconds since the keys were fetched", "livemax", by_issuer)
+            for labels, each in self._key_sets.items():
+                self._gauges += [
+                    (keys.labels(*labels) if labels else keys, functools.partial(getattr, each, "size")),
+                    (age.labels(*labels) if labels else age, functools.partial(getattr, each, "age")),
+                ]
         self._counters: dict[str, Counter] = {
             name: prometheus.Counter(f"nuropb_gateway_{name}", text, labels, registry=registry)
-            for name, text, labels in (_COUNTERS if key_set is None else (*_COUNTERS, _KEY_FAILURES))
+            for name, text, labels in (*_COUNTERS, *([(*_KEY_FAILURES, by_issuer)] if key_sets else []))
         }
         self._carried: dict[tuple[str, tuple[str, ...]], int] = {}
         for kind in kinds:
@@ -149,11 +159,14 @@ class Metrics:
 
     @classmethod
     def create(
-        cls, kinds: Collection[ConnectionKind], policy_file: PolicyFile | None = None, key_set: KeySet | None = None
+        cls,
+        kinds: Collection[ConnectionKind],
+        policy_file: PolicyFile | None = None,
+        key_sets: Mapping[str, KeySet] = MappingProxyType({}),
     ) -> Metrics | None:
         """Return the metrics, or None if prometheus-client is not installed."""
         try:
-            return cls(kinds, policy_file, key_set)
+            return cls(kinds, policy_file, key_sets)
         except ModuleNotFoundError:
             return None
 
@@ -166,8 +179,8 @@ class Metrics:
         if self._policy_file is not None:
             for result, count in self._policy_file.reloads.items():
                 self._carry("policy_reloads", count, result)
-        if self._key_set is not None:
-            self._carry("key_fetch_failures", self._key_set.failures)
+        for labels, key_set in self._key_sets.items():
+            self._carry("key_fetch_failures", key_set.failures, *labels)
 
     def _collect_kind(self, kind: ConnectionKind) -> None:
         handlers, manager, name = kind.handler_manager, kind.service_mesh_manager, kind.name

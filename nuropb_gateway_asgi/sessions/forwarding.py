@@ -18,6 +18,7 @@ class Forwarder:
     ``send`` takes the frame of its answer.
     """
 
+    address = ""
     connected_at = 0.0
     outbox_size = 0
 

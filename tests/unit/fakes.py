@@ -98,6 +98,7 @@ class FakeHandler:
 
     def __init__(self, session_id: str | None = None) -> None:
         self.session_id = session_id or uuid4().hex
+        self.address = ""
         self.identity: Identity | None = None
         self.connected_at = 0.0
         self.registered: list[Identity] = []

@@ -18,6 +18,7 @@ from nuropb_gateway_asgi.exceptions import (
     PolicyError,
     ProtocolError,
     SettingsError,
+    UnknownKey,
 )
 
 TREE = [
@@ -30,6 +31,7 @@ TREE = [
     (AuthenticationFailed, (HandshakeRefused,)),
     (ConnectionLimitReached, (HandshakeRefused,)),
     (AuthenticationUnavailable, (GatewayError,)),
+    (UnknownKey, (AuthenticationUnavailable,)),
     (MeshUnavailable, (GatewayError,)),
     (MessageTooLarge, (GatewayError, ValueError)),
     (CallError, (GatewayError,)),
