@@ -61,6 +61,10 @@ class EventStreamHandler(Connection):
         await super().run()
         self._exchange.break_off()
 
+    def cut(self) -> None:
+        """End the connection at once, where the server has a way."""
+        self._exchange.cut()
+
     def on_registered(self, identity: Identity) -> None:
         """Send hello. A client that reconnects also gets a ``gap``, because events in between were not kept."""
         super().on_registered(identity)

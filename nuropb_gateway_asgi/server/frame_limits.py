@@ -26,13 +26,17 @@ CONTROL_RATE: Final = 10.0
 
 
 class LimitedServerProtocol(ServerProtocol):
-    """websockets' protocol that also fails connections with too many fragments, pings or pongs."""
+    """websockets' protocol that also fails connections with too many fragments, pings or pongs.
+
+    ``is_limited`` switches these limits.
+    """
 
     # In slots, as a dictionary of more than 30 attributes, the library's included, takes five times the memory.
-    __slots__ = ("_control", "_control_at", "_excess", "_fragments")
+    __slots__ = ("_control", "_control_at", "_excess", "_fragments", "is_limited")
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, is_limited: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.is_limited = is_limited
         self._fragments = 0
         self._control = 0.0
         self._control_at = time.monotonic()
@@ -50,13 +54,13 @@ class LimitedServerProtocol(ServerProtocol):
             self._fragments = self._fragments + 1 if frame.opcode is Opcode.CONT else 1
             if self._fragments > MAX_FRAGMENTS:
                 self._excess = CloseCode.MESSAGE_TOO_BIG, "too many fragments"
-        if self._excess is not None:
+        if self._excess is not None and self.is_limited:
             raise ProtocolError(self._excess[1])
         super().recv_frame(frame)
 
     def fail(self, code: int, reason: str = "") -> None:
         """Fail the connection, with the code of the exceeded limit if there is one."""
-        super().fail(*(self._excess or (code, reason)))
+        super().fail(*((self.is_limited and self._excess) or (code, reason)))
 
     def send_response(self, response: Response) -> None:
         """Send the response to a handshake, and free its headers."""

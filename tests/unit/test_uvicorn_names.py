@@ -60,18 +60,21 @@ OBJECTS: Final[dict[str, dict[str, str | None]]] = {
         "event.headers": None,
         **dict.fromkeys(["self.connections", "self.cycle.message_event", "self.loop", "self.transport"]),
         **dict.fromkeys(["_idle", "headers", "longest_idle", "self._deadline", "transport"]),
+        "self.config": "uvicorn.config:Config",
+        **dict.fromkeys(["scope", "scope.get('extensions', {})", "self.scope"]),
     },
     "WebSocketProtocol": {
         "self": SANSIO,
         "self.config": "uvicorn.config:Config",
         "self.conn": SERVER_PROTOCOL,
+        "self.response": "websockets.http11:Response",
         "plain": SERVER_PROTOCOL,
         "plain.parser": None,
         "event": "websockets.http11:Request",
         "event.headers": None,
         "failed": "websockets.frames:Close",
         **dict.fromkeys(["self.close_timer", "self.loop", "self.queue", "self.transport", "self.writable", "message"]),
-        **dict.fromkeys(["b''", "b''.join(self.frames)"]),
+        **dict.fromkeys(["b''", "b''.join(self.frames)", "self._limited", "self.response.headers"]),
     },
     "LimitedServerProtocol": {
         "self": SERVER_PROTOCOL,
@@ -247,9 +250,21 @@ def test_the_source_still_has_the_names_of_the_drain() -> None:
             assert name in source
 
 
+def test_the_source_still_has_the_names_of_the_placement() -> None:
+    source = (ROOT / "server" / "placement.py").read_text(encoding="utf-8")
+    listed = " ".join(f"{each.uses} {each.sets} {each.documented}" for each in _uvicorn.PLACEMENT)
+    used = {
+        name for receiver, name, _ in attributes(ast.parse(source)) if "lifespan" in receiver or "config" in receiver
+    }
+    texts = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+    assert {*listed.split()} == {name for name in used | {"main"} if not name.startswith("_")} - {"LifespanOn"}
+    assert {name for each in _uvicorn.PLACEMENT for name in each.sets.split()} <= texts
+
+
 def test_the_installed_libraries_have_all_names() -> None:
     assert unprotected() is None
     assert unsupervised() is None
+    assert _uvicorn.unplaced() is None
     assert [fault for each in _uvicorn.DRAIN for fault in faults(each)] == []
 
 
