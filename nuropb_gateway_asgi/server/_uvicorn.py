@@ -65,7 +65,8 @@ RELIED_ON: Final = (
     Reliance(
         owner="websockets.server:ServerProtocol",
         overrides="fail(code, reason) recv_frame(frame) reject(status, text)",
-        uses="available_extensions close_sent data_to_send extensions handshake_exc logger parser send_close",
+        uses="available_extensions close_sent data_to_send handshake_exc logger parser send_close",
+        sets="extensions",
     ),
     Reliance(
         owner="websockets.server:ServerProtocol",
@@ -76,7 +77,7 @@ RELIED_ON: Final = (
     Reliance(owner="websockets.utils", uses="apply_mask"),  # and websockets.speedups, where it could be compiled
     Reliance(owner="websockets.exceptions", documented="ProtocolError"),
     Reliance(owner="websockets.frames:Close", documented="code reason"),
-    Reliance(owner="websockets.frames:Frame", documented="opcode"),
+    Reliance(owner="websockets.frames:Frame", documented="data opcode"),
     Reliance(owner="websockets.frames:Opcode", documented="CLOSE CONT PING PONG"),
     Reliance(owner="websockets.http11:Request", documented="headers"),
     Reliance(owner="websockets.http11:Response", documented="headers"),

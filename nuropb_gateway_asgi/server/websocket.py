@@ -15,6 +15,7 @@ import websockets.http11
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from ..handlers.direct import EXTENSION, FRAMES_PER_TURN
+from ..protocol import CloseCode
 from ..sockets import hasten_end
 from .closing import close_after_reading, cut, refusal
 from .frame_limits import LimitedServerProtocol
@@ -128,7 +129,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             if not size or end > len(buffer):
                 if not size or (size <= self._max_frame and not has_invalid_head(buffer, start)):
                     break
-                end = len(buffer)  # the library refuses the frame by its head
+                end = len(buffer)  # the library refuses the frame by its head, unless its own limit is higher
+                if self._prepared and not has_invalid_head(buffer, start):
+                    self.conn.fail(CloseCode.MESSAGE_TOO_BIG, "message too big")
+                    self.handle_parser_exception()
+                    break
             if self._on_text is not None:
                 if count >= FRAMES_PER_TURN:
                     self._wait_for_turn()
@@ -185,9 +190,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def prepare(self, max_size: int) -> bool:
         """Have the connection as the gateway needs it, before the application accepts the handshake."""
         self._prepared = self._limited.is_limited = True
-        max_size = min(max_size, self.config.ws_max_size)
-        self.conn.max_message_size = max_size
-        self._max_frame = max_size + MAX_FRAME_HEAD
+        self._limited.max_message = max_size
+        self._max_frame = min(max_size, self.config.ws_max_size) + MAX_FRAME_HEAD
         if self.conn.extensions and not self.is_chosen:
             # The response has not been sent: without the header the client compresses nothing either.
             self.conn.extensions = []
