@@ -131,7 +131,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                     break
                 end = len(buffer)  # the library refuses the frame by its head, unless its own limit is higher
                 if self._prepared and not has_invalid_head(buffer, start):
-                    self.conn.fail(CloseCode.MESSAGE_TOO_BIG, "message too big")
+                    self._limited.fail(CloseCode.MESSAGE_TOO_BIG, "message too big")
                     self.handle_parser_exception()
                     break
             if self._on_text is not None:
