@@ -14,7 +14,7 @@ from ..sockets import hasten_end, set_options
 from .closing import close_after_reading, cut, refusal, unsent
 from .process import most_connections
 
-__all__ = ["HEAD_TIMEOUT", "MAX_HEAD", "MAX_HEADERS", "MAX_HEADER_LINE", "HTTPProtocol"]
+__all__ = ["HEAD_TIMEOUT", "LOOKS", "MAX_HEAD", "MAX_HEADERS", "MAX_HEADER_LINE", "STALL_TIMEOUT", "HTTPProtocol"]
 
 #: Bytes of one line of a request's head: a token may have 16 KiB, and 22 KiB in a subprotocol.
 MAX_HEADER_LINE: Final = 24576
@@ -24,6 +24,11 @@ MAX_HEADERS: Final = 100
 MAX_HEAD: Final = 65536
 #: Seconds from the accept, or from the last response, to the end of a request's head.
 HEAD_TIMEOUT: Final = 10.0
+
+
+#: Seconds in which a client has to read something of its last response, and looks at it in that time.
+STALL_TIMEOUT: Final = 8.0
+LOOKS: Final = 4
 
 
 class _Requests(h11.Connection):
@@ -72,8 +77,8 @@ class HTTPProtocol(H11Protocol):
         self.conn = self._requests = _Requests(self.config.h11_max_incomplete_event_size or MAX_HEAD)
         self._deadline: asyncio.TimerHandle | None = None
         self._upgraded = self._refused = self._idles = False
-        #: Bytes that the client had not acknowledged when the deadline began.
-        self._unsent = 0
+        #: Bytes that the client had not acknowledged when the deadline began, and looks in a row that found no less.
+        self._unsent = self._looks = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline. If files run out, abort the connection that has been idle for longest."""
@@ -137,9 +142,10 @@ class HTTPProtocol(H11Protocol):
                 extensions: dict[str, Any] = self.scope.setdefault("extensions", {})
                 extensions[CUT] = self.cut
         elif self._deadline is None:
-            self._unsent = unsent(self.transport)
+            self._unsent, self._looks = unsent(self.transport), 0
             self._idles = idle_for > HEAD_TIMEOUT and not (self._unsent or self._requests.trailing_data[0])
-            self._deadline = self.loop.call_later(idle_for if self._idles else HEAD_TIMEOUT, self._on_deadline)
+            seconds = STALL_TIMEOUT / LOOKS if self._unsent else idle_for if self._idles else HEAD_TIMEOUT
+            self._deadline = self.loop.call_later(seconds, self._on_deadline)
             _idle[self] = None
 
     def _stop_watching(self) -> None:
@@ -151,11 +157,14 @@ class HTTPProtocol(H11Protocol):
 
     def _on_deadline(self) -> None:
         self._stop_watching()
-        if left := unsent(self.transport):
-            if left < self._unsent:  # a slow client, but it reads
-                self._watch(self.config.timeout_keep_alive)
-            else:
-                cut(self.transport)
+        before, left, looks = self._unsent, unsent(self.transport), self._looks + 1
+        if left < before:  # a client that reads, however slowly, has its time from the end of the last response
+            self._watch(self.config.timeout_keep_alive)
+        elif left and looks < LOOKS:
+            self._watch()
+            self._looks = looks
+        elif left:
+            cut(self.transport)  # close() would wait for the client
         elif self._requests.trailing_data[0]:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
         else:

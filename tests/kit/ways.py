@@ -100,19 +100,28 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(way: Way, directory: Path, *more: str, **settings: str) -> AsyncIterator[Running]:
-    """Run a server until its workers serve, and yield it."""
+async def running(
+    way: Way, directory: Path, *more: str, send_buffer: int | None = None, **settings: str
+) -> AsyncIterator[Running]:
+    """Run a server until its workers serve, and yield it.
+
+    ``send_buffer`` is the kernel's for connections, in bytes, if the command takes ``{fd}``.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # the connections inherit it
         (directory / "program.py").write_text(way.program)
         filled = [each.format(directory=directory, fd=listener.fileno()) for each in (*way.command, *more)]
-        if "{fd}" not in way.command:
+        options: dict[str, Any] = {"pass_fds": [listener.fileno()]}
+        if not any("{fd}" in each for each in way.command):
+            options.clear()
             listener.close()
-        options: dict[str, Any] = {"pass_fds": [listener.fileno()]} if "{fd}" in way.command else {}
         environment = {"PYTHONPATH": f"{ROOT}:{directory}"}
         chosen = {"JWT_KEY": SECRET, **settings}
         async with run_module(*filled, settings=chosen, environment=environment, **options) as process:
             where = (
-                r"(?:running on|Listening at:) http://127\.0\.0\.1:(\d+)|unix socket (\S+)|on socket \('[^']*', (\d+)"
+                r"(?:running on http|Listening at: http|gateway is at ws)://127\.0\.0\.1:(\d+)|"
+                r"unix socket (\S+)|on socket \('[^']*', (\d+)"
             )
             match = await process.line(where)
             await eventually(lambda: process.output.count("Application startup complete") >= way.processes)
