@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..handlers.direct import SIZE_FACTOR
 from ..observability.logs import JSONFormatter
 from ..settings import Settings
-from ._uvicorn import ACCEPT_FAILED, unprotected
+from ._uvicorn import ACCEPT_FAILED, OWN_WAY, unprotected
 
 if sys.platform != "win32":
     import resource
@@ -144,6 +144,8 @@ def make_config(app: Any, settings: Settings, **options: Any) -> uvicorn.Config:
     """
     import uvicorn
 
+    # Named in each case, so that the gateway's lifespan replaces nothing.
+    options["http"], options["ws"] = OWN_WAY
     if unprotected() is None:
         options |= {"http": f"{__package__}:HTTPProtocol", "ws": f"{__package__}:WebSocketProtocol"}
     if (log_config := copy.deepcopy(getattr(uvicorn.config, "LOGGING_CONFIG", None))) is not None:
