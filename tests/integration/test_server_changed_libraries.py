@@ -36,7 +36,7 @@ UVICORN: Final = (
     *("--ws", "nuropb_gateway_asgi.server:WebSocketProtocol"),
 )
 #: uvicorn in which the gateway puts its protocols in place.
-STOCK: Final = (*UVICORN[:5], "--http", "h11")
+STOCK: Final = UVICORN[:6]
 SERVE: Final = (sys.executable, "-m", "nuropb_gateway_asgi", "serve", "--port", "0")
 #: One worker under the gateway's supervisor.
 SUPERVISED: Final = """
@@ -154,8 +154,6 @@ async def test_plain_uvicorn_without_a_name_uses_its_own_protocols(tmp_path: Pat
 
 async def test_a_uvicorn_of_another_program_without_a_name_keeps_its_own_protocols(tmp_path: Path) -> None:
     needed = {str(rename): rename for rename in renames(PLACEMENT)} | {name: RENAMES[name] for name in SOME}
-    for name in ("LOGGING_CONFIG", "auto_loop_factory"):
-        del needed[name]  # of serve alone
     assert await all_at_once(STOCK, needed.values(), tmp_path) == {}
 
 
