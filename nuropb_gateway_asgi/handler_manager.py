@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 from .authentication import Authenticator, Identity
 from .authentication.revocation import RevocationCheck
+from .authentication.session_tokens import SessionTokens
 from .authorization import CallVerdict, Policy, completed
 from .authorization.patterns import is_private
 from .authorization.rules import Delivery
@@ -175,6 +176,8 @@ class HandlerManager:
         self.shared_limits = shared = SharedLimits.of(settings) if shared_limits is None else shared_limits
         self.admission = shared.admission
         self.revocations = shared.revocations
+        #: The tokens of all sessions, those of handlers registered for their own messages included.
+        self.tokens = SessionTokens()
         self._authenticator = RevocationCheck(authenticator, self.revocations)
         self._policy = completed(policy)
         self._decoder = Decoder(max_size=settings.max_message_size, max_depth=settings.max_json_depth)
@@ -191,7 +194,8 @@ class HandlerManager:
         self._clock = clock
         self.statistics = HandlerStatistics()
         self._receiver: Receiver | None = None
-        #: Seconds until a refused client may try again, while no connection is admitted; None while connections are.
+        #: Seconds until a refused client may try again, while no connection is admitted; None while connections are,
+        #: infinite before the first is.
         self.closed_for: float | None = None
 
     def bind_receiver(self, receiver: Receiver) -> None:
@@ -222,7 +226,7 @@ class HandlerManager:
     def is_idle(self) -> bool:
         """Whether nothing is kept for any connection."""
         tables = (self._handlers, self._callers, self._user_sessions, self._malformed, self._refreshing)
-        return not (any(tables) or len(self._lifetimes))
+        return not (any(tables) or len(self._lifetimes) or len(self.tokens))
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -255,6 +259,7 @@ class HandlerManager:
             self._user_sessions.setdefault(identity.user_id, set()).add(handler.session_id)
         else:
             self._callers[handler.session_id] = handler
+        self.tokens.begin(handler.session_id, identity, brief=not listens)
         handler.on_registered(identity)
         if listens and self._receiver is not None:
             self._receiver.on_handler_registered(handler)
@@ -267,6 +272,7 @@ class HandlerManager:
             return
         assert handler.identity is not None  # noqa: S101 - it was registered
         self.admission.leave(handler.identity.user_id)
+        self.tokens.end(handler.session_id, handler.identity, brief=handler.session_id in self._callers)
         if self._callers.pop(handler.session_id, None) is None:
             del self._handlers[handler.session_id]
             sessions = self._user_sessions[handler.identity.user_id]
@@ -446,6 +452,8 @@ class HandlerManager:
             failure = Failure(ErrorCode.PERMISSION_DENIED, "The token is another user's; open a new connection with it")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
             return
+        if self.get_session(handler.session_id) is handler:
+            self.tokens.refresh(handler.session_id, handler.identity, identity, time.time())
         handler.identity = identity
         handler.send_frame(encode_authorized(frame, identity))
         if self._receiver is not None:
@@ -466,13 +474,10 @@ class HandlerManager:
         """Send to all connections of this process."""
         return _send(self.handlers, message)
 
-    def close_revoked(self) -> SendCount:
-        """Close all connections whose tokens have been revoked."""
-        revoked = [
-            handler
-            for handler in (*self.handlers, *self._callers.values())
-            if handler.identity is not None and self.revocations.refuses(handler.identity)
-        ]
+    def close_revoked(self, session_ids: Iterable[str]) -> SendCount:
+        """Close those of some connections whose tokens have been revoked."""
+        handlers = filter(None, map(self.get_session, session_ids))
+        revoked = [each for each in handlers if each.identity is not None and self.revocations.refuses(each.identity)]
         return _close(revoked, CloseCode.TOKEN_REVOKED, "token revoked")
 
     def close(self, session_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected") -> SendCount:

@@ -78,6 +78,7 @@ class EmbeddedMesh:
         self._running[self._address] = _Running(self._told, self._subscriptions)
         self._run_services(self._tasks)
         self._told.on_connection_change(connected=True)
+        self._told.on_records_read()
         return self
 
     async def __aexit__(

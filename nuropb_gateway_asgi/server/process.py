@@ -148,7 +148,9 @@ def make_config(app: Any, settings: Settings, **options: Any) -> uvicorn.Config:
     options["http"], options["ws"] = OWN_WAY
     if unprotected() is None:
         options |= {"http": f"{__package__}:HTTPProtocol", "ws": f"{__package__}:WebSocketProtocol"}
-    if (log_config := copy.deepcopy(getattr(uvicorn.config, "LOGGING_CONFIG", None))) is not None:
+    if settings.log_config:
+        options["log_config"] = None  # the gateway has loaded that file, and filters what it logs
+    elif (log_config := copy.deepcopy(getattr(uvicorn.config, "LOGGING_CONFIG", None))) is not None:
         if settings.log_format == "json":
             log_config["formatters"] = {name: {"()": JSONFormatter} for name in log_config["formatters"]}
         options["log_config"] = log_config
@@ -157,7 +159,7 @@ def make_config(app: Any, settings: Settings, **options: Any) -> uvicorn.Config:
         loop=f"{__package__}:new_event_loop",
         ws_max_size=SIZE_FACTOR * settings.max_message_size,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
-        log_level=settings.log_level,
+        log_level=None if settings.log_config else settings.log_level,
         server_header=False,
         lifespan="on",
         **options,

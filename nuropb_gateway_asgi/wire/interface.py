@@ -90,6 +90,9 @@ class MeshReceiver(Protocol):
     def on_record(self, record: bytes) -> None:
         """Take a record that a process of this gateway, possibly this one, wrote: just now, or long ago."""
 
+    def on_records_read(self) -> None:
+        """Take note that all records from before the start of this mesh were taken. May be called more than once."""
+
     def on_connection_change(self, *, connected: bool) -> None:
         """Take note that the mesh was connected or disconnected."""
 
@@ -98,7 +101,8 @@ class Mesh(Protocol):
     """A mesh. It runs from ``__aenter__`` to ``__aexit__`` and owns the tasks that it needs.
 
     Entering does not wait for a connection: a gateway may start before its broker. Sending never waits either. A mesh
-    cannot say whether a service exists: a message to a missing service is returned.
+    cannot say whether a service exists: a message to a missing service is returned. No client is let in before the mesh
+    has called ``on_records_read``; a mesh that keeps no records calls it when it is entered.
     """
 
     async def __aenter__(self) -> Any:

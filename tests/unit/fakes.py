@@ -198,6 +198,8 @@ class FakeMesh:
     #: Raised by sending, entering, publishing and recording.
     error: Exception | None = None
     runs: bool = False
+    #: Whether the records from before the start are read when the mesh is entered.
+    has_read: bool = True
     receiver: MeshReceiver | None = None
     controller: object = None
     address: str = "here"
@@ -213,6 +215,8 @@ class FakeMesh:
         if self.error is not None:
             raise self.error
         self.runs = True
+        if self.has_read:
+            self.told.on_records_read()
         return self
 
     async def __aexit__(
