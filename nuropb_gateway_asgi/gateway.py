@@ -62,6 +62,7 @@ from .limits.shared import SharedLimits
 from .observability.health import Health
 from .observability.logs import configure_logging, filtered_server_logs
 from .observability.metrics import Metrics
+from .server import protocols_in_place
 from .settings import Settings
 from .static.assets import read_asset, serve_asset
 from .tasks import in_own_task
@@ -229,6 +230,8 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             self._running = True
             stack.callback(self._reset)
+            if self.settings.server_protocols == "on":
+                stack.enter_context(protocols_in_place(self.settings.max_connections))
             server_log.addFilter(denials)
             stack.callback(server_log.removeFilter, denials)
             stack.enter_context(filtered_server_logs())

@@ -139,6 +139,8 @@ class Settings:
     drain_timeout: float = 10.0
     #: From SIGTERM to the drain: not ready any more, but clients are still admitted.
     shutdown_delay: float = 0.0
+    #: Whether a uvicorn that another program starts gets the gateway's protocols, where it would use its own.
+    server_protocols: Literal["on", "off"] = "on"
 
     console: Literal["auto", "on", "off"] = "auto"
     presence_events: Literal["off", "on"] = "off"

@@ -243,6 +243,9 @@ class Connection(SessionCarrier, ABC):
         if self._tasks is not None:
             self._tasks.cancel()
 
+    def cut(self) -> None:
+        """Override to end the connection in the kernel, at once. Its client does not read."""
+
     # --- Handler ----------------------------------------------------------------------------------------------
 
     def on_registered(self, identity: Identity) -> None:
@@ -303,6 +306,7 @@ class Connection(SessionCarrier, ABC):
             if now - self._writing_since > self._settings.write_timeout:
                 self.close(CloseCode.SLOW_CONSUMER, "slow consumer")
                 self.stop()  # the writer waits in a send, so a close frame could not be sent
+                self.cut()
             return
         if self._close is not None or not self._sends_pings:
             return

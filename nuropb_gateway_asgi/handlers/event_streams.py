@@ -127,6 +127,10 @@ class EventStreamHandler(Connection):
                 session.tap = None
         return None if answer is None or answer.status == 200 else answer
 
+    def cut(self) -> None:
+        """End the connection at once, where the server has a way."""
+        self._exchange.cut()
+
     def _hear(self, text: str) -> None:
         if not self._subscribed.done() and (answer := read_answer(text)) is not None:
             self._subscribed.set_result(answer)

@@ -22,7 +22,7 @@ from ..handler_manager import HandlerManager
 from ..limits.admission import Arrival, address_of
 from ..protocol import CloseCode, encode_event, encode_json, on_one_line
 from ..settings import ENV_PREFIX, Settings
-from ..sockets import set_options
+from ..sockets import hasten_end, set_options, skip_flush
 from .connection import ClientLeft, Connection
 from .handshake import admitted
 from .refusals import Refusal
@@ -106,6 +106,10 @@ class TCPHandler(Connection):
     def _end_if_answered(self) -> None:
         if not self._manager.in_flight(self):
             self._outbox.close()
+
+    def cut(self) -> None:
+        """Have the end of the connection drop all that the client has not read."""
+        skip_flush(self._stream.extra(SocketAttribute.raw_socket, None))
 
     async def send_text(self, text: str) -> None:
         """Send a frame. Raises ClientLeft."""
@@ -210,8 +214,11 @@ class TCPServer:
         self._open.add(stream)
         try:
             async with stream:
-                with contextlib.suppress(ClientLeft):
-                    await self._admit(stream)
+                try:
+                    with contextlib.suppress(ClientLeft):
+                        await self._admit(stream)
+                finally:
+                    hasten_end(stream.extra(SocketAttribute.raw_socket, None))
         except Exception as error:
             # The exception's message is left out, because it may quote the token.
             logger.error("TCP: a connection failed with %s", type(error).__name__)

@@ -22,7 +22,7 @@ from ..protocol import SUBPROTOCOL, CloseCode
 from ..settings import Settings
 from ..tasks import TaskOwner
 from .connection import ClientLeft, Connection
-from .direct import EXTENSION, DirectWebSocket
+from .direct import EXTENSION, SIZE_FACTOR, DirectWebSocket
 from .handshake import admitted, arrival_of, check_credentials, check_origin, check_subprotocol, register
 from .refusals import DenialLogFilter, Reason, Refusal
 
@@ -57,6 +57,9 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         self._origins = origins
         self._accepted = False
         self._left_with: int = 1006
+        #: The server's side of the fast path, and whether this connection may take it.
+        self._offered_direct: DirectWebSocket | None = scope.get("extensions", {}).get(EXTENSION)
+        self._is_direct = False
         self._direct: DirectWebSocket | None = None
         #: The client's subprotocols, which may contain a token; emptied once it is read.
         self._offered: Sequence[str] = ()
@@ -125,8 +128,8 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
 
     async def run(self) -> None:
         """Read and write until the client or the gateway closes the connection."""
-        direct: DirectWebSocket | None = self.scope.get("extensions", {}).get(EXTENSION)
-        if direct is None:
+        direct = self._offered_direct
+        if direct is None or not self._is_direct:
             await super().run()
             return
         try:
@@ -190,6 +193,11 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         else:
             self.send_frame(text)
 
+    def cut(self) -> None:
+        """End the connection at once, where the server has a way."""
+        if self._offered_direct is not None:
+            self._offered_direct.cut()
+
     def close(self, code: int, reason: str = "") -> None:
         """Begin to close the connection. The first call decides on code and reason."""
         super().close(code, reason)
@@ -226,6 +234,8 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
     # --- handshake --------------------------------------------------------------------------------------------
 
     async def _accept(self, subprotocol: str | None) -> None:
+        if self._offered_direct is not None:
+            self._is_direct = self._offered_direct.prepare(SIZE_FACTOR * self._settings.max_message_size)
         await self._send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
         self._accepted = True
 

@@ -97,6 +97,7 @@ FIELDS = [
     ("PING_TIMEOUT", "5.5", 10.0, 5.5),
     ("DRAIN_TIMEOUT", "0", 10.0, 0.0),
     ("SHUTDOWN_DELAY", "5", 0.0, 5.0),
+    ("SERVER_PROTOCOLS", "OFF", "on", "off"),
     ("CONSOLE", "On", "auto", "on"),
     ("PRESENCE_EVENTS", "ON", "off", "on"),
     ("ERROR_DETAILS", "ALL", "nuropb", "all"),
