@@ -17,7 +17,7 @@ from .limits.shared import SharedLimits
 from .protocol import CloseCode
 from .service_mesh_manager import ServiceMeshManager
 from .settings import Settings
-from .wire.interface import Mesh
+from .wire.interface import Mesh, WarningMesh
 
 __all__ = ["WEBSOCKET", "ConnectionKind"]
 
@@ -107,3 +107,10 @@ class ConnectionKind:
             return None
         where = "mesh" if self.name == WEBSOCKET else f"mesh ({self.name})"
         return f"{where}: {self.service_mesh_manager.problem or 'not connected'}"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is missing on its mesh while clients are served, in words for an operator."""
+        mesh = self.service_mesh_manager.mesh
+        where = "mesh" if self.name == WEBSOCKET else f"mesh ({self.name})"
+        return [f"{where}: {warning}" for warning in mesh.warnings] if isinstance(mesh, WarningMesh) else []

@@ -53,13 +53,18 @@ class Health:
             reasons.append(problem)
         return reasons
 
+    def warnings(self) -> list[str]:
+        """Return the faults with which clients are served nevertheless."""
+        warning = getattr(self._authenticator, "warning", None)
+        of_meshes = [warning for kind in self._kinds for warning in kind.warnings]
+        return of_meshes if warning is None else [warning, *of_meshes]
+
     async def _readyz(self, request: Request) -> Response:
         reasons = self.not_ready()
-        warning = getattr(self._authenticator, "warning", None)
         body = {
             "ready": not reasons,
             "reasons": reasons,
-            "warnings": [] if warning is None else [warning],
+            "warnings": self.warnings(),
             "mesh": {"connected": all(kind.problem is None for kind in self._kinds)},
         }
         if self._policy_file is not None:  # clients are welcome with a broken file, too: the last good rules hold

@@ -30,6 +30,7 @@ class GatewayReceiver:
         self.on_confirmed = calls.on_confirmed
         self.on_rejected = calls.on_rejected
         self.on_unconfirmed = calls.on_unconfirmed
+        self.on_replies_lost = calls.on_replies_lost
         self.on_event = events.on_event
         self.on_gap = events.on_gap
         self.on_peer_message = fleet.on_message

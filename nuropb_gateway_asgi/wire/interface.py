@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from msgspec import Raw, Struct
 
-__all__ = ["CallMessage", "EventMessage", "Mesh", "MeshReceiver", "NamedMesh", "Reply"]
+__all__ = ["CallMessage", "EventMessage", "Mesh", "MeshReceiver", "NamedMesh", "Reply", "WarningMesh"]
 
 
 class CallMessage(Struct, gc=False):
@@ -73,6 +73,9 @@ class MeshReceiver(Protocol):
 
     def on_unconfirmed(self, correlation_id: str) -> None:
         """Take note that the connection ended before the command was confirmed: it may have run."""
+
+    def on_replies_lost(self) -> None:
+        """Take note that no reply can come to the requests sent so far, and that the address may be another one."""
 
     def on_event(self, event: EventMessage) -> None:
         """Take an event of a subscribed topic."""
@@ -175,3 +178,13 @@ class NamedMesh(Protocol):
 
     def take_instance_id(self, instance_id: str) -> None:
         """Take the instance id before the start: it is another one in a process that was forked meanwhile."""
+
+
+@runtime_checkable
+class WarningMesh(Protocol):
+    """A mesh of which a part can be missing while clients are served."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """The missing parts, in words for an operator (without secrets)."""
+        ...

@@ -48,6 +48,9 @@ class Receiver:
     def on_rejected(self, correlation_id: str) -> None:
         self.told.append(("failed", correlation_id))
 
+    def on_replies_lost(self) -> None:
+        raise AssertionError("the embedded mesh loses no replies")
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         self.told.append(("lost", correlation_id))
 

@@ -17,15 +17,18 @@ from aiormq.exceptions import ConnectionClosed
 from yarl import URL
 
 from . import _aiormq
+from ._addresses import Address
 from ._fast import FastLane
 from ._lane import Lane, LaneName
 from ._plain import PlainLane
 from ._sockets import Socket
 
-__all__ = ["Connection", "connect"]
+__all__ = ["Connection", "close", "connect"]
 
 #: Seconds. aiormq notices a dead peer after (heartbeat + 1) * 3 at the latest.
 HEARTBEAT: Final = 10
+#: Seconds to close a channel.
+CHANNEL_CLOSE_TIMEOUT: Final = 3.0
 #: Connections that are closed in the background; the event loop itself keeps no reference to a task.
 _closing: set[asyncio.Task[None]] = set()
 
@@ -57,7 +60,7 @@ class Connection:
         try:
             yield channel
         finally:
-            await channel.close()
+            await close(channel)
 
     async def close(self) -> None:
         """Close in good order."""
@@ -75,11 +78,17 @@ class Connection:
         task.add_done_callback(_closing.discard)
 
 
-async def connect(url: str, name: str, lane: LaneName = "fast") -> Connection:
+async def close(channel: AbstractChannel) -> None:
+    """Close a channel. Raises TimeoutError: on a cluster, a channel can wait for a node that does not answer."""
+    async with asyncio.timeout(CHANNEL_CLOSE_TIMEOUT):
+        await channel.close()
+
+
+async def connect(address: Address, name: str, lane: LaneName = "fast") -> Connection:
     """Connect. ``name`` is for the broker's operator; ``lane`` is the preferred one."""
     lane_: Lane = FastLane() if lane == "fast" and _aiormq.FAST_LANE else PlainLane()
-    socket = Socket(lane_) if _aiormq.OWN_SOCKETS else None
-    pika = aio_pika.Connection(URL(with_heartbeat(url)), client_properties={"connection_name": name})
+    socket = Socket(lane_, address.ip) if _aiormq.OWN_SOCKETS else None
+    pika = aio_pika.Connection(URL(with_heartbeat(address.endpoint)), client_properties={"connection_name": name})
     if socket is not None:
         pika.kwargs["transport_factory"] = socket
     try:

@@ -97,19 +97,20 @@ class Peers:
                 await channel.queue_bind(self.queue, self.exchange, self.queue)
 
     async def set_up(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:
-        """Declare queue and stream and consume them; return the channels, whose end is the connection's end."""
-        channels = []
+        """Declare the queue and consume it; return the channels, whose end is the connection's end."""
         await self.reassert(connection)
-        if self.can_talk:
-            channels.append(await consume(self.queue, self._take_message))
+        return [await consume(self.queue, self._take_message)] if self.can_talk else []
+
+    async def declare_stream(self, connection: Connection) -> None:
+        """Declare the stream, if the user may."""
+        can_record = False
         try:
             await self._declare_stream(connection)
+            can_record = True
         except _REFUSED as error:
-            self.can_record = False
             self._warn(f"revocations reach this process only, as the stream {self.stream} cannot be declared", error)
-            return channels
-        self.can_record = True
-        return channels + await self.read_records(connection, consume)
+        finally:
+            self.can_record = can_record
 
     async def read_records(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:
         """Consume the stream if it exists, without declaring anything; return the channels."""
