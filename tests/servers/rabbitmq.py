@@ -23,7 +23,8 @@ from urllib.parse import quote, urlsplit
 
 __all__ = ["RabbitMQError", "RabbitMQNode", "answers_amqp", "find_program", "free_port"]
 
-BOOT_TIMEOUT = 60.0
+#: Seconds. The nodes of a cluster boot at the same time, and wait for each other.
+BOOT_TIMEOUT, CLUSTER_BOOT_TIMEOUT = 60.0, 180.0
 CTL_TIMEOUT = 60.0
 #: rabbitmqctl's words for a node without a running broker.
 NOT_RUNNING = "requires the 'rabbit' app to be running"
@@ -157,6 +158,7 @@ class RabbitMQNode:
         self.port = free_port()
         #: Random by default.
         self.name = name or f"rabbit-{secrets.token_hex(4)}@localhost"
+        self._boot_timeout = CLUSTER_BOOT_TIMEOUT if name else BOOT_TIMEOUT
         self._like = like
         self._epmd_port: int = free_port() if like is None else like._epmd_port
         self._cookie: str = secrets.token_hex(16) if like is None else like._cookie
@@ -181,6 +183,11 @@ class RabbitMQNode:
     def pid(self) -> int:
         """The process id of the running server."""
         return self._processes["server"].pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the server runs, or stands still."""
+        return "server" in self._processes
 
     def start(self) -> None:
         """Boot, or boot again after ``kill``, and wait until AMQP is answered."""
@@ -262,7 +269,7 @@ class RabbitMQNode:
         run = self._run_ctl(*arguments)
         if run.returncode != 0 and NOT_RUNNING in run.stderr and not self._app_stopped:
             # AMQP is answered a moment before the node counts as started.
-            self._run_ctl("await_startup", "--timeout", f"{BOOT_TIMEOUT:.0f}")
+            self._run_ctl("await_startup", "--timeout", f"{self._boot_timeout:.0f}")
             run = self._run_ctl(*arguments)
         if run.returncode != 0:
             raise RabbitMQError(f"rabbitmqctl {' '.join(arguments)} ended with {run.returncode}: {run.stderr}")
@@ -350,11 +357,11 @@ class RabbitMQNode:
         self._wait(lambda: answers_amqp(self.url()), "server")
 
     def _wait(self, ready: Callable[[], bool], name: str) -> None:
-        deadline = time.monotonic() + BOOT_TIMEOUT
+        deadline = time.monotonic() + self._boot_timeout
         while not ready():
             ended = self._processes[name].poll()
             if ended is not None or time.monotonic() > deadline:
-                what = f"ended with {ended}" if ended is not None else f"did not answer in {BOOT_TIMEOUT:.0f} s"
+                what = f"ended with {ended}" if ended is not None else f"did not answer in {self._boot_timeout:.0f} s"
                 raise RabbitMQError(f"RabbitMQ's {name} {what}; the end of its log:\n{self._log_tail()}")
             time.sleep(0.05)
 

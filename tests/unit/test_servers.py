@@ -77,7 +77,7 @@ def test_a_node_takes_nothing_from_the_users_environment(tmp_path: Path, monkeyp
     monkeypatch.setenv("RABBITMQ_NODENAME", "production")
     monkeypatch.setenv("RABBITMQ_USE_LONGNAME", "true")
     environment = node_environment(tmp_path, name="rabbit@localhost", amqp=1, distribution=2, port_mapper=3)
-    assert environment["RABBITMQ_NODENAME"] == f"{tmp_path.name}@localhost"
+    assert environment["RABBITMQ_NODENAME"] == "rabbit@localhost"
     assert "RABBITMQ_USE_LONGNAME" not in environment
 
 

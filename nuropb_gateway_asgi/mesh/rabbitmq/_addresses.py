@@ -48,7 +48,7 @@ class Addresses:
     def __init__(self, url: str) -> None:
         self._urls = host_urls(url)
         #: The present or latest address of each connection, by its purpose.
-        self._used: dict[str, Address] = {}
+        self.used: dict[str, Address] = {}
         #: Addresses that failed or were lost, the latest last.
         self._failed: dict[Address, None] = {}
 
@@ -58,18 +58,18 @@ class Addresses:
         The connection that was made before for the same ``purpose`` is lost. Raises the error of the only address, or
         ConnectionError with the errors of all.
         """
-        if purpose in self._used:
-            self._note_failure(self._used.pop(purpose))
+        if purpose in self.used:
+            self._note_failure(self.used.pop(purpose))
         failures: dict[str, str] = {}
         addresses = [address async for address in self._resolve(failures)]
         only = len(addresses) + len(failures) == 1
         for address in self._in_order(addresses):
-            self._used[purpose] = address
+            self.used[purpose] = address
             try:
                 async with asyncio.timeout(ONLY_CONNECT_TIMEOUT if only else EACH_CONNECT_TIMEOUT):
                     connection = await connect(address)
             except CONNECTION_ERRORS as error:
-                self._note_failure(self._used.pop(purpose))
+                self._note_failure(self.used.pop(purpose))
                 task = asyncio.current_task()
                 if only or (isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()):
                     raise
@@ -88,7 +88,7 @@ class Addresses:
         """Return ``addresses`` in the order in which they are tried."""
         failed = [address for address in self._failed if address in addresses]
         self._failed = dict.fromkeys(failed)  # those that a name had before are forgotten
-        used = set(self._used.values())
+        used = set(self.used.values())
         return sorted(
             random.sample(addresses, len(addresses)),
             key=lambda address: (failed.index(address) if address in failed else -1, address not in used),

@@ -84,7 +84,7 @@ class RabbitMQMesh:
     ) -> None:
         _aiormq.check()
         self._url = url
-        self._addresses = Addresses(url)
+        self.addresses = Addresses(url)
         self.lane = lane
         self._prefetch = prefetch
         self._service_topics = tuple(service_topics)
@@ -380,7 +380,7 @@ class RabbitMQMesh:
 
     async def _connect(self, purpose: str) -> Connection:
         name = f"{self._service_name} {self._instance_id} {purpose}"
-        return await self._addresses.connect(purpose, lambda address: connect(address, name, self.lane))
+        return await self.addresses.connect(purpose, lambda address: connect(address, name, self.lane))
 
     @property
     def _told(self) -> MeshReceiver:
