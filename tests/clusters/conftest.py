@@ -1,4 +1,4 @@
-"""A cluster of three nodes, for the tests of a module; every test leaves all of them running."""
+"""A cluster of three nodes. A test may leave some of them dead."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from tests.servers.provision import installed
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[RabbitMQCluster]:
+def whole_cluster() -> Iterator[RabbitMQCluster]:
     if not installed():
         unavailable("rabbitmq-server is not installed")
     with RabbitMQCluster() as cluster:
         yield cluster
+
+
+@pytest.fixture
+def cluster(whole_cluster: RabbitMQCluster) -> RabbitMQCluster:
+    """The cluster of the session, with all of its nodes."""
+    for node in whole_cluster.nodes:
+        if not node.running:
+            node.start()
+    whole_cluster.wait()
+    return whole_cluster

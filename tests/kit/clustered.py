@@ -128,7 +128,3 @@ async def stage(cluster: RabbitMQCluster, queue_type: str, **settings: Any) -> A
         set_ = Stage(cluster, vhost, running, home, service, service_name, caller)
         assert await caller.call() == "ok"
         yield set_
-    for node in cluster.nodes:
-        if not node.running:
-            await in_thread(node.start)
-    await in_thread(cluster.nodes[0].delete_vhost, vhost)

@@ -144,11 +144,13 @@ class RabbitMQNode:
         plugins: Sequence[str] = (),
         settings: Sequence[str] = (),
         name: str = "",
+        arguments: str = "",
         like: RabbitMQNode | None = None,
     ) -> None:
         """``plugins`` are enabled. ``settings`` are further lines of rabbitmq.conf; they have to restrict the plugins'
-        listeners, which by default listen on every address of the machine. ``name`` is that of a node in a cluster. A
-        node ``like`` another one shares its port mapper and its cookie; it has to start later, and to end earlier."""
+        listeners, which by default listen on every address of the machine. ``name`` is that of a node in a cluster, and
+        ``arguments`` are for Erlang. A node ``like`` another one shares its port mapper and its cookie; it has to start
+        later, and to end earlier."""
         server, ctl, epmd = find_program("rabbitmq-server"), find_program("rabbitmqctl"), shutil.which("epmd")
         if server is None or ctl is None or epmd is None:
             raise RabbitMQError("rabbitmq-server, with its rabbitmqctl and Erlang's epmd, is not installed")
@@ -158,6 +160,7 @@ class RabbitMQNode:
         self.port = free_port()
         #: Random by default.
         self.name = name or f"rabbit-{secrets.token_hex(4)}@localhost"
+        self._arguments = arguments
         self._boot_timeout = CLUSTER_BOOT_TIMEOUT if name else BOOT_TIMEOUT
         self._like = like
         self._epmd_port: int = free_port() if like is None else like._epmd_port
@@ -310,6 +313,7 @@ class RabbitMQNode:
         self._environment = node_environment(
             directory, name=self.name, amqp=self.port, distribution=free_port(), port_mapper=self._epmd_port
         )
+        self._environment["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += f" {self._arguments}"
         (directory / "rabbitmq.conf").write_text(config_text(self.port, self._settings))
         (directory / "rabbitmq-env.conf").touch()
         (directory / "enabled_plugins").write_text(plugins_text(self._plugins))

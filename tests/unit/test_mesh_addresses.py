@@ -80,10 +80,10 @@ async def test_a_name_without_an_address_leaves_the_other_hosts(names: Callable[
 
 
 async def test_the_error_of_the_only_address_is_not_changed(names: Callable[..., None]) -> None:
-    with pytest.raises(ConnectionRefusedError, match="^refused$"):
+    with pytest.raises(ConnectionRefusedError, match=r"^refused$"):
         await Addresses("amqp://10.0.0.1/").connect("publish", Broker().connect)
     names()
-    with pytest.raises(OSError, match="^no such name$"):
+    with pytest.raises(OSError, match=r"^no such name$"):
         await Addresses("amqp://mq/").connect("publish", Broker().connect)
 
 

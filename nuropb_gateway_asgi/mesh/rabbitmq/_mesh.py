@@ -125,7 +125,7 @@ class RabbitMQMesh:
             peer_queue,
             self._on_peer_message,
             self._on_record,
-            expires=QUEUE_EXPIRES,
+            queue_arguments=_own_arguments(),
         )
         self._records = Records()
         self._calls_part = Part(
@@ -512,7 +512,8 @@ class RabbitMQMesh:
 
     def _replace_queues(self, error: BaseException) -> None:
         """Give up the present queues, and everything on its way to them."""
-        logger.warning("mesh: new queues replace %s and its like: %s", self.reply_queue, explain(error))
+        if self._had_queues:  # and not for every attempt
+            logger.warning("mesh: new queues replace %s and its like: %s", self.reply_queue, explain(error))
         # Until the new queues are there, a call would wait for a reply that cannot come.
         self.consuming.usable = False
         self._update()
@@ -525,7 +526,7 @@ class RabbitMQMesh:
         if self._is_gateway and self.consuming.connects:
             await self._events.report_losses(connection)
         topology = await connection.open_channel()
-        await topology.queue_declare(self.reply_queue, durable=True, arguments=_expiring())
+        await topology.queue_declare(self.reply_queue, durable=True, arguments=_own_arguments())
 
         async def own(queue: str, take: OnMessage, arguments: dict[str, Any] | None = None) -> AbstractChannel:
             # The newest connection has the highest priority. An older one that is dead at this end only would otherwise
@@ -535,7 +536,9 @@ class RabbitMQMesh:
 
         channels = [topology, await own(self.reply_queue, self._replies.on_message)]
         if self._is_gateway:
-            await topology.queue_declare(self.event_queue, durable=True, arguments=_expiring() | self._events.limits())
+            await topology.queue_declare(
+                self.event_queue, durable=True, arguments=_own_arguments() | self._events.limits()
+            )
             channels += await own(self.event_queue, self._events.on_message), *await self.peers.set_up(connection, own)
         if self._role == "observer":
             channels += await self.peers.read_records(connection, own)
@@ -645,8 +648,11 @@ class RabbitMQMesh:
         self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)
 
 
-def _expiring() -> dict[str, Any]:
-    return {"x-expires": QUEUE_EXPIRES * 1000}
+def _own_arguments() -> dict[str, Any]:
+    """Return the arguments of a queue of one process."""
+    # Classic also where the vhost's default is quorum: each reply would be written to the disks of several nodes, for a
+    # process that is answered by new queues when a node dies.
+    return {"x-expires": QUEUE_EXPIRES * 1000, "x-queue-type": "classic"}
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
 from aiormq.abc import AbstractChannel
@@ -61,7 +61,7 @@ class Peers:
         on_message: Callable[[bytes], None],
         on_record: Callable[[bytes], None],
         *,
-        expires: int,
+        queue_arguments: Mapping[str, Any],
     ) -> None:
         self.exchange = f"nuropb-{service_name}-fx"
         self.queue = queue
@@ -71,7 +71,7 @@ class Peers:
         self.can_record = False
         self._on_message = on_message
         self._on_record = on_record
-        self._expires = expires
+        self._queue_arguments = {**queue_arguments, "x-max-length": QUEUE_LENGTH}
         #: The offset in the stream of the latest record that was read.
         self.offset: int | None = None
         self._warned: set[str] = set()
@@ -91,9 +91,8 @@ class Peers:
         """Declare exchange, queue and binding: the broker tells nobody of their end."""
         await self.declare(connection)
         if self.can_talk:
-            arguments: dict[str, Any] = {"x-expires": self._expires * 1000, "x-max-length": QUEUE_LENGTH}
             async with connection.channel() as channel:
-                await channel.queue_declare(self.queue, durable=True, arguments=arguments)
+                await channel.queue_declare(self.queue, durable=True, arguments=self._queue_arguments)
                 await channel.queue_bind(self.queue, self.exchange, self.queue)
 
     async def set_up(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:
