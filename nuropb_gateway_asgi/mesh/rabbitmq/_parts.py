@@ -35,7 +35,7 @@ class Part:
     """Sets up a part of a connection; when that fails, again and again, beside everything else.
 
     ``declare`` changes nothing when it is called again. ``consume`` returns the channels by which messages come.
-    ``without`` are the words for an operator on what does not work without it.
+    ``without`` names the consequence of its absence, in words for an operator.
     """
 
     def __init__(
