@@ -25,7 +25,7 @@ __all__ = ["RabbitMQError", "RabbitMQNode", "answers_amqp", "find_program", "fre
 
 #: Seconds. The nodes of a cluster boot at the same time, and wait for each other.
 BOOT_TIMEOUT, CLUSTER_BOOT_TIMEOUT = 60.0, 180.0
-CTL_TIMEOUT = 60.0
+CTL_TIMEOUT = 180.0
 #: rabbitmqctl's words for a node without a running broker.
 NOT_RUNNING = "requires the 'rabbit' app to be running"
 
