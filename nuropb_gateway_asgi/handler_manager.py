@@ -191,7 +191,8 @@ class HandlerManager:
         self._clock = clock
         self.statistics = HandlerStatistics()
         self._receiver: Receiver | None = None
-        #: Seconds until a refused client may try again, while no connection is admitted; None while connections are.
+        #: Seconds until a refused client may try again, while no connection is admitted; None while connections are,
+        #: infinite before the first is.
         self.closed_for: float | None = None
 
     def bind_receiver(self, receiver: Receiver) -> None:

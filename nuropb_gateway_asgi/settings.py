@@ -121,6 +121,8 @@ class Settings:
     error_details: Literal["nuropb", "all", "none"] = "nuropb"
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     log_format: Literal["text", "json"] = "text"
+    #: A file in the place of log_level and log_format, as uvicorn's --log-config takes it.
+    log_config: str = ""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -40,9 +40,33 @@ class EventStreamHandler(Connection):
         self._exchange = exchange
         self._topics = topics
         self._subscribed: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        #: The response to a subscription that is refused.
+        self._refused: Answer | None = None
         self._count = 0
 
-    async def subscribe(self) -> Answer | None:
+    async def run(self) -> None:
+        """Subscribe, and send events until the client or the gateway closes the connection.
+
+        Raises Refusal if the subscription takes too long.
+        """
+        await super().run()
+        if self._refused is None:
+            self._exchange.break_off()
+        else:
+            await self._exchange.respond(self._refused)
+
+    async def _write(self) -> None:
+        """Subscribe, then write events.
+
+        The reader runs already: one task waits for the client to leave, from the first to the last moment of the
+        stream. Some servers, such as gunicorn's asgi worker, take a ``receive()`` that is cancelled for a client that
+        has left.
+        """
+        self._refused = await self._subscribe()
+        if self._refused is None:
+            await super()._write()
+
+    async def _subscribe(self) -> Answer | None:
         """Subscribe to the topics. Returns the response if the subscription is refused, else None. Raises Refusal."""
         if not self._topics:
             self._subscribed.set_result(None)
@@ -51,15 +75,10 @@ class EventStreamHandler(Connection):
         self._manager.on_handler_message(self, frame)
         try:
             with anyio.fail_after(self._settings.request_timeout):
-                answer = await self._exchange.wait_for(self._subscribed)
+                answer = await self._subscribed
         except TimeoutError as error:
             raise Refusal(Reason.SUBSCRIBE_TIMEOUT) from error
         return None if answer is None or answer.status == 200 else answer
-
-    async def run(self) -> None:
-        """Send events until the client or the gateway closes the connection."""
-        await super().run()
-        self._exchange.break_off()
 
     def on_registered(self, identity: Identity) -> None:
         """Send hello. A client that reconnects also gets a ``gap``, because events in between were not kept."""

@@ -155,13 +155,9 @@ class EventsEndpoint(Endpoint):
         stream = EventStreamHandler(exchange, topics, self._manager, self._settings)
         try:
             await register(self._manager, stream, token, exchange.address)
-            refusal = await stream.subscribe()
-            if refusal is None:
-                await stream.run()
-                return
+            await stream.run()
         finally:
             self._manager.unregister(stream)
-        await exchange.respond(refusal)
 
 
 def make_endpoints(handler_manager: HandlerManager, settings: Settings, origins: OriginPolicy) -> Mapping[str, ASGIApp]:

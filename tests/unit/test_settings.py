@@ -97,6 +97,7 @@ FIELDS = [
     ("ERROR_DETAILS", "ALL", "nuropb", "all"),
     ("LOG_LEVEL", "Debug", "info", "debug"),
     ("LOG_FORMAT", "json", "text", "json"),
+    ("LOG_CONFIG", "/etc/nuropb-gateway/logging.json", "", "/etc/nuropb-gateway/logging.json"),
 ]
 
 
