@@ -109,3 +109,8 @@ class ConnectionKind:
             return None
         where = "mesh" if self.name == WEBSOCKET else f"mesh ({self.name})"
         return f"{where}: {self.service_mesh_manager.problem or 'not connected'}"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is missing on its mesh while clients are served, in words for an operator."""
+        return [f"mesh: {warning}" for warning in self.service_mesh_manager.warnings]

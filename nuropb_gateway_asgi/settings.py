@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import logging
@@ -51,6 +50,8 @@ _MESH_VALUES: Final = {
     "auth": "plain, amqplain or external",
     **dict.fromkeys(("cafile", "capath", "cadata", "certfile", "keyfile", "name"), "a text that is not empty"),
 }
+#: A URL with several hosts: scheme and user, hosts, and the rest.
+_HOSTS = re.compile(r"(amqps?://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)([/?#].*)?", re.DOTALL | re.IGNORECASE)
 _GIVEN_TWICE: Final = "given twice, as a value and as a file"
 
 
@@ -231,18 +232,25 @@ class Settings:
 
     def _mesh_parts(self) -> tuple[str, str | None]:
         """Return the scheme and the host of the mesh. Errors give no details, which could quote the password."""
-        url = self.mesh_url
-        with contextlib.suppress(ValueError):
-            parts = urlsplit(url)
-            # A password with one of "/?#" would end the host early, and appear in a log as a part of the path.
-            misplaced = "@" in parts.path + parts.query + parts.fragment
-            if parts.port != 0 and not misplaced and url.isprintable() and " " not in url:
-                return parts.scheme, parts.hostname
-        raise _refusal(
-            "mesh_url",
-            "not a URL",
-            "amqp://user:password@host:5672/vhost, with special characters percent-encoded",
-        )
+        scheme, host = "", None
+        for url in host_urls(self.mesh_url):
+            try:
+                parts = urlsplit(url)
+                # A password with one of "/?#" would end the host early, and appear in a log as a part of the path.
+                # User and password come once, before the first host; those of another host would be a part of this one.
+                misplaced = "@" in parts.path + parts.query + parts.fragment
+                misplaced = misplaced or "," in (parts.password or "").partition("@")[2]
+                well = parts.port != 0 and not misplaced and url.isprintable() and " " not in url
+                scheme, host = parts.scheme, parts.hostname
+            except ValueError:
+                well = False
+            if not well:
+                hosts = "one:5672,two:5672" if "," in self.mesh_url else "host:5672"
+                expected = f"amqp://user:password@{hosts}/vhost, with special characters percent-encoded"
+                raise _refusal("mesh_url", "not a URL", expected)
+            if not host:
+                break
+        return scheme, host
 
     def _check(self) -> None:
         scheme, host = self._mesh_parts()
@@ -347,8 +355,24 @@ def _check_mesh_parameters(url: str) -> None:
             raise _refusal("mesh_url", f"{name}: not a valid value", _MESH_VALUES[name])
 
 
+def host_urls(url: str) -> tuple[str, ...]:
+    """Return a URL for each of the comma-separated hosts of ``url``, each with its own port and with the other parts.
+
+    A URL with one host is returned unchanged.
+    """
+    match = _HOSTS.fullmatch(url)
+    if match is None:
+        return (url,)
+    start, hosts, end = match.groups(default="")
+    return tuple(f"{start}{host}{end}" for host in hosts.split(","))
+
+
 def hide_password(url: str) -> str:
     """Return ``url`` for a log, with its password replaced; a text that is not a URL is replaced as a whole."""
+    match = _HOSTS.fullmatch(url)
+    if match is not None:  # urlsplit takes a comma for a part of the port, and refuses several addresses in brackets
+        start, hosts, end = match.groups(default="")
+        return hide_password(f"{start}host{end}").replace("@host", f"@{hosts}", 1) if "@" in start else url
     try:
         parts = urlsplit(url)
     except ValueError:

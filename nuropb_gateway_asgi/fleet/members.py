@@ -123,6 +123,9 @@ class FleetObserver(Protocol):
     def on_gone(self, address: str) -> None:
         """Note the end of a peer process."""
 
+    def on_moved(self) -> None:
+        """Note that this process has another address, which its peers know by now."""
+
 
 class Fleet:
     """The peer processes of this process.
@@ -137,6 +140,8 @@ class Fleet:
         self._answer = answer
         self._members: dict[str, Member] = {}
         self._asked: dict[str, _Asked] = {}
+        #: The address by which the peer processes know this one; "" before the first message.
+        self._known_as = ""
         #: The time until which there may be peer processes that this one does not know yet.
         self._settled_at = 0.0
         self._observers: list[FleetObserver] = []
@@ -172,7 +177,14 @@ class Fleet:
         """Announce this process when the mesh came back, and hear of the peer processes."""
         if connected:
             self._settled_at = self._clock() + ANSWER_TIMEOUT
+            former, self._known_as = self._known_as, self._mesh.address
+            moved = former not in ("", self._known_as)
+            if moved:
+                self._send(Leaving(former))
             self._say(new=True)
+            if moved:
+                for observer in self._observers:
+                    observer.on_moved()
 
     async def run(self) -> None:
         """Give signs of life, and forget peer processes without any, until cancelled."""

@@ -54,6 +54,13 @@ class OnlineWatch:
         self.presence = Presence(self._address)
         self._changed.clear()
 
+    def on_moved(self) -> None:
+        """Keep all users under the new address, and tell them to the peer processes."""
+        self._address = self._mesh.address
+        self.presence.move(self._address)
+        self._changed.clear()
+        self._fleet.tell("users", _encode(self.presence.snapshot()))
+
     def look_at(self, user_id: str) -> None:
         """Note whether the user is connected to this process, after a connection came or went."""
         is_here = bool(self._handlers.get_connected([user_id]))

@@ -55,16 +55,19 @@ class Health:
             reasons.append(problem)
         return reasons
 
+    def warnings(self) -> list[str]:
+        """Return the faults with which clients are served nevertheless."""
+        warning = getattr(self._authenticator, "warning", None)
+        # All kinds are one user of the broker, and lack the same permissions.
+        of_meshes = list(dict.fromkeys(warning for kind in self._kinds for warning in kind.warnings))
+        return of_meshes if warning is None else [warning, *of_meshes]
+
     async def _readyz(self, request: Request) -> Response:
         reasons = self.not_ready()
-        warning = getattr(self._authenticator, "warning", None)
-        warnings = [] if warning is None else [warning]
-        # All kinds are one user of the broker, and lack the same permissions.
-        warnings += dict.fromkeys(each for kind in self._kinds for each in kind.service_mesh_manager.warnings)
         body = {
             "ready": not reasons,
             "reasons": reasons,
-            "warnings": warnings,
+            "warnings": self.warnings(),
             "mesh": {"connected": all(kind.problem is None for kind in self._kinds)},
         }
         if self._policy_file is not None:  # clients are welcome with a broken file, too: the last good rules hold

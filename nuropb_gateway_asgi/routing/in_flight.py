@@ -74,11 +74,14 @@ class CallsInFlight:
         """Take no more calls, and answer those in flight with ``mesh_unavailable``."""
         self.running = False
         # Look-ups end last: the calls that wait for a description would be sent otherwise.
-        for correlation_id in sorted(self.table, key=lambda each: isinstance(self.table.get(each), LookUpCall)):
+        for correlation_id in sorted(self.table, key=self._is_look_up):
             self.fail(correlation_id, Failure(ErrorCode.MESH_UNAVAILABLE, "The gateway is shutting down"))
         for correlation_id in self.table.orphans:
             self.end_orphan(correlation_id)
         self.places.close()
+
+    def _is_look_up(self, correlation_id: str) -> bool:
+        return isinstance(self.table.get(correlation_id), LookUpCall)
 
     # --- to the mesh ------------------------------------------------------------------------------------------
 
@@ -295,6 +298,18 @@ class CallsInFlight:
         caller = call.caller
         if caller is not None:
             self._limits.budgets.on_error(caller, self._clock())
+
+    def on_replies_lost(self) -> None:
+        """Fail the requests whose replies cannot come any more."""
+        # Look-ups end first: the calls that wait for a description were not sent, and are refused as such.
+        for correlation_id in sorted(self.table, key=self._is_look_up, reverse=True):
+            call = self.table.get(correlation_id)
+            if isinstance(call, LookUpCall):
+                self.fail(correlation_id, MESH_UNAVAILABLE)
+            elif call is not None and call.message.kind == "request":
+                description = "The mesh lost the answer with one of its nodes; whether the call ran is unknown"
+                self.fail(correlation_id, Failure(ErrorCode.TIMEOUT, description))
+            self._mesh.forget(correlation_id)
 
     def on_connection_change(self) -> None:
         """Reset circuit breakers and error budgets: the mesh was away, not the services."""

@@ -39,6 +39,7 @@ class GatewayReceiver:
         self.on_too_large = outcomes.on_too_large
         self.on_unconfirmed = outcomes.on_unconfirmed
         self.on_dead_lettered = outcomes.on_dead_lettered
+        self.on_replies_lost = calls.on_replies_lost
         self.on_event = events.on_event
         self.on_gap = events.on_gap
         self.on_topic_refused = events.on_topic_refused

@@ -177,6 +177,9 @@ class Arrivals:
     def on_member(self, address: str, new: bool) -> None:
         """Take no note of a new process."""
 
+    def on_moved(self) -> None:
+        """Take no note of this process's own new address."""
+
     def on_gone(self, address: str) -> None:
         """Answer the calls that a process has taken with it."""
         for place, correlation_id in tuple(self._elsewhere.items()):

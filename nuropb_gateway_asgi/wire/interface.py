@@ -82,6 +82,9 @@ class MeshReceiver(Protocol):
     def on_dead_lettered(self, correlation_id: str) -> None:
         """Take note that a message has been dead-lettered, of this process or of any other."""
 
+    def on_replies_lost(self) -> None:
+        """Take note that no reply can come to the requests sent so far, and that the address may be another one."""
+
     def on_event(self, event: EventMessage) -> None:
         """Take an event of a subscribed topic."""
 
@@ -139,7 +142,7 @@ class Mesh(Protocol):
 
     @property
     def warnings(self) -> list[str]:
-        """The parts of the gateway that do without a permission of the broker, in words for an operator."""
+        """The parts that are missing while clients are served, in words for an operator (without secrets)."""
         ...
 
     def bind(self, receiver: MeshReceiver, controller: object) -> None:

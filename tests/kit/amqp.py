@@ -104,6 +104,9 @@ class Receiver:
     def on_dead_lettered(self, correlation_id: str) -> None:
         self.dead_letters.append(correlation_id)
 
+    def on_replies_lost(self) -> None:
+        self.told.append(("replies lost", None))
+
     def on_event(self, event: EventMessage) -> None:
         self.events.append((event.topic, json.loads(bytes(event.event))))
 

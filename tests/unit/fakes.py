@@ -374,6 +374,12 @@ class Network:
         for record in self.records:
             mesh.told.on_record(record)
 
+    def move(self, mesh: FakeMesh) -> None:
+        """Give a process a new address; what is on its way to the present one is lost."""
+        del self.meshes[mesh.address]
+        mesh.address = f"{mesh.address}-moved"
+        self.meshes[mesh.address] = mesh
+
     def bring(self, address: str, message: bytes) -> None:
         loop = asyncio.get_running_loop()
         for each, mesh in self.meshes.items():

@@ -203,6 +203,12 @@ def test_a_certificate_that_ends_soon_is_worth_a_word() -> None:
     assert about(13.5) == Finding("ok", "TLSv1.3, certificate valid for 13 days", "renew the certificate soon")
 
 
+def test_warnings_of_a_gateway_that_is_ready_are_worth_a_word() -> None:
+    finding = about_health(200, 200, {"ready": True, "warnings": ["mesh: gone\n", "keys: old"]})
+    assert finding == Finding("ok", "alive and ready", "look at its warnings: mesh: gone\\u000a; keys: old")
+    assert about_health(200, 200, {"ready": True, "warnings": []}) == Finding("ok", "alive and ready", None)
+
+
 @pytest.mark.parametrize(
     "token", ["", "a", "a.b", "a.b.c", "a.bnVsbA.c", "a..c", "a.\u00e4.c", "a." + "W1tb" * 50_000 + ".c"]
 )

@@ -56,6 +56,9 @@ class Receiver:
     def on_too_large(self, correlation_id: str, description: str) -> None:
         raise AssertionError
 
+    def on_replies_lost(self) -> None:
+        raise AssertionError("the embedded mesh loses no replies")
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         self.told.append(("lost", correlation_id))
 

@@ -372,6 +372,37 @@ async def test_a_process_that_comes_later_knows_who_is_online() -> None:
             await until(lambda: sorted(published([one, new])) == [(OFFLINE, "alice"), (ONLINE, "alice")])
 
 
+async def test_a_process_with_a_new_address_is_the_same_process_with_the_same_users() -> None:
+    network = Network()
+    async with processes(3, network, presence_events="on") as gateways:
+        one, two, three = gateways
+        here, there = await one.connect("alice"), await two.connect("bob")
+        watches = [each.manager.online for each in gateways]
+        await until(lambda: all(watch and watch.presence.online == {"alice", "bob"} for watch in watches))
+        for gateway in gateways:
+            gateway.clock.now += DEBOUNCE + 1
+        await until(lambda: sorted(published(gateways)) == [(ONLINE, "alice"), (ONLINE, "bob")])
+        one.mesh.lose()
+        network.move(one.mesh)
+        for gateway in gateways:  # the others give a sign of life, too: the time has moved on
+            gateway.mesh.find()
+        for gateway in gateways:
+            gateway.clock.now += ANSWER_TIMEOUT
+        await until(lambda: one.mesh.address in three.manager.fleet.members)
+        assert await three.manager.count() == Connections(
+            count=2, by_process={"process-0": 1, "process-1": 1, "process-2": 0}, processes=3
+        )
+        assert await three.manager.send_to_users(["alice"], "news", 1) == Reached(count=1, processes=3)
+        assert len(one.manager.fleet.members) == 2
+        one.handlers.unregister(here)
+        two.handlers.unregister(there)
+        await until(lambda: not any(watch and watch.presence.online for watch in watches))
+        for gateway in gateways:
+            gateway.clock.now += DEBOUNCE + 1
+        told = [(OFFLINE, "alice"), (OFFLINE, "bob"), (ONLINE, "alice"), (ONLINE, "bob")]
+        await until(lambda: sorted(published(gateways)) == told)
+
+
 async def test_presence_is_nobodys_business_unless_it_is_asked_for() -> None:
     async with processes(2) as (one, two):
         await one.connect("alice")

@@ -179,6 +179,29 @@ async def test_news_of_a_stranger_mean_nothing(gateway: FakeGateway, event: str)
     gateway.assert_idle()
 
 
+async def test_without_their_replies_requests_are_answered_at_once_and_commands_wait_on(gateway: FakeGateway) -> None:
+    gateway.know()
+    handler = await gateway.connect()
+    gateway.request(handler, id="1")
+    gateway.request(handler, id="2")
+    gateway.receive(handler, "command", service="orders", method="put", id="3")
+    gateway.mesh.told.on_replies_lost()
+    assert handler.codes == ["timeout", "timeout"]
+    assert not gateway.mesh.reply(gateway.mesh.calls[0])
+    gateway.mesh.told.on_confirmed(gateway.mesh.calls[2].correlation_id)
+    assert handler.codes == ["timeout", "timeout", None]
+
+
+async def test_without_replies_a_call_that_waits_for_a_description_was_not_sent(gateway: FakeGateway) -> None:
+    handler = await gateway.connect()
+    gateway.request(handler, id="1")
+    assert len(gateway.mesh.describes) == 1
+    gateway.mesh.told.on_replies_lost()
+    assert handler.codes == ["mesh_unavailable"]
+    assert gateway.mesh.calls == []
+    gateway.assert_idle()
+
+
 async def test_who_takes_the_reply_first_is_not_asked_twice(gateway: FakeGateway) -> None:
     gateway.know()
     handler = await gateway.connect()

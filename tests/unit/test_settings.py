@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.exceptions import GatewayError, SettingsError
-from nuropb_gateway_asgi.settings import ENV_PREFIX, Settings, hide_password
+from nuropb_gateway_asgi.settings import ENV_PREFIX, Settings, hide_password, host_urls
 
 SECRET = "canary-canary-canary-canary-canary"
 
@@ -274,6 +274,20 @@ WRONG = [
     *(("MESH_URL", f"amqp://me:12{char}{SECRET}@mq/vhost", URL) for char in "/?#[]"),
     *(("MESH_URL", f"{char}amqp://mq/", URL) for char in " \n"),
     ("MESH_URL", "amqp://mq/vhost\n", URL),
+    *(
+        ("MESH_URL", f"amqp://{hosts}", URL.replace("host:5672", "one:5672,two:5672"))
+        for hosts in (
+            "one:5672,two:port",
+            "one:0,two",
+            "one, two",
+            "one,[::1",
+            f"me:{SECRET}/pw@one,two/vhost",
+            f"me:pw@one,you:{SECRET}@two/vhost",
+            f"me:pw@one,amqp://you:{SECRET}@two/vhost",
+        )
+    ),
+    *(("MESH_URL", f"amqp://me:pw@{hosts}/vhost", NO_HOST) for hosts in (",", "one,", ",two", "one,,two", "one,:5672")),
+    ("MESH_URL", "embedded://demo,demo", NO_MESH),
     *(("SERVICE_NAME", text, NAME) for text in (" ", "a b", "-a", ".a", "a/b", "é", "a" * 101, "a\n", "a*", "a#")),
     *(("INSTANCE_ID", text, NAME) for text in ("_a", "a:b", "\u0661")),
     *(("PATH", text, PATH) for text in ("ws", " /ws", "http://host/ws", "/ws\n", "/ws?x", "/ws#x", "/{x}", "/é")),
@@ -436,6 +450,8 @@ def test_values_that_do_not_go_together_are_refused(variables: dict[str, str], n
         {"MESH_URL": "amqp://[::1]:5672/"},
         {"MESH_URL": "amqp://me:p%2Fw%40@mq/%2F"},
         {"MESH_URL": "AMQP://mq"},
+        {"MESH_URL": "AMQP://one,two"},
+        {"MESH_URL": "amqps://me:p,w@one:5671,[::1]:5671,10.0.0.3/vhost?cafile=/ca.pem"},
         {"PATH": "/"},
         {"PATH": "/a/b-c_d~e.f%20g@h:i/"},
     ],
@@ -571,11 +587,31 @@ def test_no_refusal_quotes_a_secret(name: str) -> None:
         ("amqp://me:p@w@host/", "amqp://me:***@host/"),
         ("amqp://me:pw@[::1]:5672/", "amqp://me:***@[::1]:5672/"),
         ("amqp://me:pw@[::1", "<hidden>"),
+        ("amqp://me:pw@one:1,[::1]:2,three/vh?x=1", "amqp://me:***@one:1,[::1]:2,three/vh?x=1"),
+        ("amqp://me:p,w@one,two", "amqp://me:***@one,two"),
+        ("amqp://me@one,two/", "amqp://me@one,two/"),
+        ("amqp://one,two/", "amqp://one,two/"),
         ("embedded://demo", "embedded://demo"),
     ],
 )
 def test_a_password_in_a_url_is_hidden(url: str, shown: str) -> None:
     assert hide_password(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "each"),
+    [
+        ("amqp://me:pw@one:1/vh", ["amqp://me:pw@one:1/vh"]),
+        ("amqp://me:p,w@one/vh", ["amqp://me:p,w@one/vh"]),
+        ("amqp://one/v,h?x=a,b", ["amqp://one/v,h?x=a,b"]),
+        ("amqps://m:p@one:1,two/vh?x=1", ["amqps://m:p@one:1/vh?x=1", "amqps://m:p@two/vh?x=1"]),
+        ("amqp://[::1]:1,[::2],three", ["amqp://[::1]:1", "amqp://[::2]", "amqp://three"]),
+        ("amqp://one,two?x=1", ["amqp://one?x=1", "amqp://two?x=1"]),
+        ("embedded://demo", ["embedded://demo"]),
+    ],
+)
+def test_a_url_has_a_url_for_each_of_its_hosts(url: str, each: list[str]) -> None:
+    assert list(host_urls(url)) == each
 
 
 FORK = """

@@ -122,6 +122,9 @@ def about_health(live: int | None, ready: int | None, body: object) -> Finding:
         mend = "'nuropb-gateway check', with the gateway's settings, tests its broker and its keys"
         return wrong(f"alive, but not ready: {printable(reasons)}", mend)
     if ready == 200 and answer.get("ready") is True:
+        warnings = answer.get("warnings")
+        if isinstance(warnings, list) and warnings:
+            return ok("alive and ready", f"look at its warnings: {printable('; '.join(map(str, warnings)))}")
         return ok("alive and ready")
     if live == 200 and ready is not None and ready >= 400:
         return not_checked(f"alive; /readyz is not reachable from here (HTTP {ready}), which is usual behind a proxy")

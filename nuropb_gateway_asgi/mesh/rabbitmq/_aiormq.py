@@ -71,8 +71,9 @@ REQUIRED: Final[dict[str, tuple[str, ...]]] = {
     "aiormq.abc": ("AbstractChannel", "AbstractConnection", "DeliveredMessage"),
     "aiormq.abc.DeliveredMessage": ("body", "delivery", "header"),
     "aiormq.exceptions": (
-        *("AMQPConnectionError", "AMQPException", "AuthenticationError", "ChannelAccessRefused"),
-        *("ChannelInvalidStateError", "ChannelNotFoundEntity", "ChannelPreconditionFailed", "ConnectionClosed"),
+        *("AMQPChannelError", "AMQPConnectionError", "AMQPException", "AuthenticationError", "ChannelAccessRefused"),
+        *("ChannelInvalidStateError", "ChannelLockedResource", "ChannelNotFoundEntity", "ChannelPreconditionFailed"),
+        *("ConnectionClosed",),
         *("DeliveryError", "InvalidFrameError", "ProbableAuthenticationError", "PublishError"),
     ),
     "pamqp": ("commands", "frame"),

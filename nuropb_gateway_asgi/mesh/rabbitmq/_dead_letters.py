@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from aiormq.abc import AbstractChannel
@@ -30,10 +30,10 @@ class DeadLetters:
     in the log, and failed commands are not counted.
     """
 
-    def __init__(self, queue: str, on_message: Callable[[str], None], *, expires: int) -> None:
+    def __init__(self, queue: str, on_message: Callable[[str], None], *, queue_arguments: Mapping[str, Any]) -> None:
         self.queue = queue
         self._on_message = on_message
-        self._arguments = LIMITS | {"x-expires": expires * 1000}
+        self._arguments = {**LIMITS, **queue_arguments}
         self._has_warned = False
 
     async def set_up(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:

@@ -13,7 +13,12 @@ from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 from aiormq.abc import AbstractChannel
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
 
 from ...exceptions import MeshUnavailable
 from ...identifiers import new_id
@@ -24,15 +29,17 @@ from ...wire.interface import CallMessage, MeshReceiver
 from ...wire.publish import encode_publish, expiration
 from ...wire.services import to_json
 from . import _aiormq
+from ._addresses import Addresses
 from ._confirms import Confirms
 from ._connection import Connection, connect
 from ._dead_letters import DeadLetters
 from ._errors import explain
 from ._events import EventQueue
-from ._exchanges import declare_exchanges
+from ._exchanges import SERVICE_QUEUE, declare_exchanges
 from ._frames import Incoming
 from ._lane import Acknowledger, LaneName, OnMessage, Publisher
 from ._link import Link
+from ._parts import Part
 from ._peers import MESSAGE_EXPIRES, Peers
 from ._replies import ReplyQueue
 from ._self_check import SelfCheck
@@ -53,6 +60,8 @@ BLOCKED_INTERVAL: Final = 0.25
 BLOCKED: Final = "the broker blocks publishers (a memory or disk alarm)"
 #: Seconds between declarations of exchanges and bindings: the broker tells nobody of their end.
 REASSERT_INTERVAL: Final = 15.0
+#: Seconds to declare and consume the queues of this process.
+OWN_QUEUES_TIMEOUT: Final = 5.0
 #: Messages that the broker may send ahead of an acknowledgement.
 PREFETCH: Final = 1000
 
@@ -63,12 +72,12 @@ Role: TypeAlias = Literal["gateway", "transport", "service", "observer"]
 class RabbitMQMesh:
     """NuroPb's services on a RabbitMQ vhost. See :class:`~nuropb_gateway_asgi.wire.interface.Mesh` for the interface.
 
-    ``url`` is an AMQP URL; ``amqps`` takes ``cafile``, ``certfile`` and ``keyfile`` as query parameters. ``prefetch``
-    calls of the controller run at the same time. Its queue also gets events of ``service_topics``, each in one of the
-    processes that share the queue. Roles: a ``transport`` is a gateway that leaves the calls of its controller to
-    another mesh of its process. A ``service`` has no queue for events of its own, and no peer processes. An
-    ``observer`` takes no calls either, and leaves nothing behind: it calls services, and reads the records of a
-    gateway's processes.
+    ``url`` is an AMQP URL, with several hosts if the broker is a cluster; ``amqps`` takes ``cafile``, ``certfile`` and
+    ``keyfile`` as query parameters. ``prefetch`` calls of the controller run at the same time. Its queue also gets
+    events of ``service_topics``, each in one of the processes that share the queue. Roles: a ``transport`` is a gateway
+    that leaves the calls of its controller to another mesh of its process. A ``service`` has no queue for events of its
+    own, and no peer processes. An ``observer`` takes no calls either, and leaves nothing behind: it calls services, and
+    reads the records of a gateway's processes.
     """
 
     def __init__(
@@ -84,6 +93,7 @@ class RabbitMQMesh:
     ) -> None:
         _aiormq.check()
         self._url = url
+        self.addresses = Addresses(url)
         self.lane = lane
         self._prefetch = prefetch
         self._service_topics = tuple(service_topics)
@@ -101,6 +111,8 @@ class RabbitMQMesh:
         self._connected = False
         self._blocked = False
         self._stopping = False
+        #: Whether all present queues of this process have been there.
+        self._had_queues = False
         self._stack = contextlib.AsyncExitStack()
 
         self.publishing = Link("publishing", lambda: self._connect("publish"), self._set_up_publishing, self._update)
@@ -123,14 +135,32 @@ class RabbitMQMesh:
             self._on_peer_message,
             self._on_record,
             self._on_records_read,
-            expires=QUEUE_EXPIRES,
+            queue_arguments=_own_arguments(),
         )
-        self.dead_letters = DeadLetters(dead_letter_queue, self._on_dead_lettered, expires=QUEUE_EXPIRES)
+        self.dead_letters = DeadLetters(dead_letter_queue, self._on_dead_lettered, queue_arguments=_own_arguments())
         self._confirms = Confirms()
         self._refused_service_topics: dict[str, str] = {}
         self.size_limit = SizeLimit()
         #: Whether all records from before the start are read.
         self._records_read = False
+        self._calls_part = Part(
+            f"the queue {self.service_queue}",
+            f"other services cannot call {'the gateway' if role == 'gateway' else service_name}",
+            self._declare_service_queue,
+            self._take_calls,
+        )
+        self._records_part = Part(
+            f"the stream {self.peers.stream}",
+            "tokens that other processes revoke are still accepted here, and a process that starts admits no client",
+            self.peers.declare_stream,
+            self._read_records,
+        )
+        self._parts = {
+            "gateway": (self._calls_part, self._records_part),
+            "transport": (self._records_part,),
+            "service": (self._calls_part,),
+            "observer": (),
+        }[role]
         self.service_host = ServiceHost(
             service_name,
             lambda: self._controller,
@@ -159,8 +189,9 @@ class RabbitMQMesh:
 
     @property
     def warnings(self) -> list[str]:
-        """The parts of the gateway that do without a permission of the broker, in words for an operator."""
-        return [*self.peers.warnings.values(), *self._refused_service_topics.values()]
+        """The parts that are missing while everything else works, in words for an operator."""
+        missing = [part.warning for part in self._parts if part.warning is not None]
+        return [*missing, *self.peers.warnings.values(), *self._refused_service_topics.values()]
 
     @property
     def round_trips(self) -> deque[float]:
@@ -195,7 +226,8 @@ class RabbitMQMesh:
         return f"{stem}-rq", f"{stem}-eq", f"{stem}-fq", f"{stem}-dq"
 
     def _name_queues(self) -> None:
-        """Give the queues of this process new names: processes that were forked since share the former ones."""
+        """Give the queues of this process new names, as forked processes share the former ones, or they are lost."""
+        self._had_queues = False
         self.reply_queue, self.event_queue, self.peers.queue, self.dead_letters.queue = self._draw_queue_names()
         self._replies.name = self.self_check.queue = self.reply_queue
         self._events.name = self.event_queue
@@ -389,7 +421,8 @@ class RabbitMQMesh:
     # --- both connections -------------------------------------------------------------------------------------
 
     async def _connect(self, purpose: str) -> Connection:
-        return await connect(self._url, f"{self._service_name} {self._instance_id} {purpose}", self.lane)
+        name = f"{self._service_name} {self._instance_id} {purpose}"
+        return await self.addresses.connect(purpose, lambda address: connect(address, name, self.lane))
 
     @property
     def _told(self) -> MeshReceiver:
@@ -417,7 +450,7 @@ class RabbitMQMesh:
         if self.peers.can_record:
             with contextlib.suppress(MeshUnavailable):  # lost again: the next connection writes another marker
                 self._publish("event", "", self.peers.stream, new_id(), self.peers.draw_marker())
-        else:
+        elif self.peers.records_refused or self._records_part not in self._parts:
             self._on_records_read()
 
     # --- the publishing connection ----------------------------------------------------------------------------
@@ -513,35 +546,14 @@ class RabbitMQMesh:
     @contextlib.asynccontextmanager
     async def _set_up_consuming(self, connection: Connection) -> AsyncIterator[Sequence[AbstractChannel]]:
         await declare_exchanges(connection)
-        if self._is_gateway and self.consuming.connects:
-            await self._events.report_losses(connection)
-        topology = await connection.open_channel()
-        await topology.queue_declare(self.reply_queue, durable=True, arguments=_expiring())
-
-        async def own(queue: str, take: OnMessage, arguments: dict[str, Any] | None = None) -> AbstractChannel:
-            # The newest connection has the highest priority. An older one that is dead at this end only would otherwise
-            # go on getting its share.
-            arguments = {"x-priority": self.consuming.connects} if arguments is None else arguments
-            return await self._consume(connection, queue, take, arguments)
-
-        channels = [topology, await own(self.reply_queue, self._replies.on_message)]
-        if self._is_gateway:
-            await topology.queue_declare(self.event_queue, durable=True, arguments=_expiring() | self._events.limits())
-            events = await own(self.event_queue, self._events.on_message)
-            channels += events, *await self.peers.set_up(connection, own)
-        if self._role == "gateway":
-            channels += await self.dead_letters.set_up(connection, own)
-        if self._role == "observer":
-            channels += await self.peers.read_records(connection, own)
-        if self._has_service_queue:
-            await topology.queue_declare(
-                self.service_queue, durable=True, arguments={"x-dead-letter-exchange": codec.DEAD_LETTER_EXCHANGE}
-            )
-            await self._bind_service(topology, connection)
-            if not self._stopping:
-                channels.append(await self._take_calls(connection))
+        topology, *channels = await self._take_own_queues(connection)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._keep_asserted, topology, connection, name="mesh topology")
+            for part in self._parts:
+                tasks.start_soon(part.attempt, connection, name="mesh part")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep_asserted, connection, name="mesh topology")
+            for part in self._parts:
+                tasks.start_soon(part.keep, connection, name="mesh part")
             if self._is_gateway:
                 bindings = await connection.open_channel()
                 tasks.start_soon(
@@ -549,32 +561,78 @@ class RabbitMQMesh:
                 )
                 tasks.start_soon(self._events.notice_stalls, connection, name="mesh stalls")
             try:
-                yield channels
+                yield topology, *channels
             finally:
                 tasks.cancel_scope.cancel()
                 self.subscriptions.release()
 
-    @property
-    def _has_service_queue(self) -> bool:
-        return self._role in ("gateway", "service")
+    async def _take_own_queues(self, connection: Connection) -> Sequence[AbstractChannel]:
+        """Declare and consume the queues of this process; return the channels, the first of them for the topology.
 
-    async def _take_calls(self, connection: Connection) -> AbstractChannel:
-        """Consume the service's queue."""
-        channel = await connection.open_channel()
-        self.service_host.attach(channel)
-        self.service_host.consumer_tag = await connection.lane.consume(
-            channel,
-            self.service_queue,
-            self.service_host.on_message,
-            prefetch=self._prefetch,
-            arguments={},
-            on_cancel=self._on_cancelled,
-        )
-        return channel
+        If the broker refuses the queues, as it does when their node is down, the next connection makes new ones.
+        """
+        try:
+            async with asyncio.timeout(OWN_QUEUES_TIMEOUT):
+                return await self._consume_own_queues(connection)
+        except (ChannelNotFoundEntity, TimeoutError) as error:
+            self._replace_queues(error)
+            raise
+        except (ChannelLockedResource, ChannelPreconditionFailed) as error:
+            # New names are refused for another reason: a limit of the vhost, for example.
+            if self._had_queues:
+                self._replace_queues(error)
+            raise
 
-    async def _bind_service(self, channel: AbstractChannel, connection: Connection) -> None:
-        """Bind the service's queue to its calls, and to the events that it wants and may have."""
-        await channel.queue_bind(self.service_queue, codec.RPC_EXCHANGE, self._service_name)
+    def _replace_queues(self, error: BaseException) -> None:
+        """Give up the present queues, and everything on its way to them."""
+        if self._had_queues:  # and not for every attempt
+            logger.warning("mesh: new queues replace %s and its like: %s", self.reply_queue, explain(error))
+        # Until the new queues are there, a call would wait for a reply that cannot come.
+        self.consuming.usable = False
+        self._update()
+        self._name_queues()
+        self.self_check.forget()
+        self.subscriptions.missed("expired")
+        self._told.on_replies_lost()
+
+    async def _consume_own_queues(self, connection: Connection) -> Sequence[AbstractChannel]:
+        if self._is_gateway and self.consuming.connects:
+            await self._events.report_losses(connection)
+        topology = await connection.open_channel()
+        await topology.queue_declare(self.reply_queue, durable=True, arguments=_own_arguments())
+
+        async def own(queue: str, take: OnMessage, arguments: dict[str, Any] | None = None) -> AbstractChannel:
+            # The newest connection has the highest priority. An older one that is dead at this end only would otherwise
+            # go on getting its share.
+            arguments = {"x-priority": self.consuming.connects} if arguments is None else arguments
+            return await self._consume(connection, queue, take, arguments, self._on_cancelled)
+
+        channels = [topology, await own(self.reply_queue, self._replies.on_message)]
+        if self._is_gateway:
+            await topology.queue_declare(
+                self.event_queue, durable=True, arguments=_own_arguments() | self._events.limits()
+            )
+            channels += await own(self.event_queue, self._events.on_message), *await self.peers.set_up(connection, own)
+        if self._role == "gateway":
+            channels += await self.dead_letters.set_up(connection, own)
+        if self._role == "observer":
+            channels += await self.peers.read_records(connection, own)
+        self._had_queues = True
+        return channels
+
+    async def _read_records(self, connection: Connection) -> Sequence[AbstractChannel]:
+        async def consume(queue: str, take: OnMessage, arguments: dict[str, Any] | None = None) -> AbstractChannel:
+            return await self._consume(connection, queue, take, arguments or {}, self._records_part.lose)
+
+        channels = await self.peers.read_records(connection, consume) if self.peers.can_record else ()
+        self._find_end_of_records()
+        return channels
+
+    async def _declare_service_queue(self, connection: Connection) -> None:
+        """Declare the service's queue, and bind it to its calls, and to the events that it wants."""
+        async with connection.channel() as channel:
+            await channel.queue_declare(self.service_queue, durable=True, arguments=SERVICE_QUEUE)
+            await channel.queue_bind(self.service_queue, codec.RPC_EXCHANGE, self._service_name)
         for topic in self._service_topics:
             try:
                 async with connection.channel() as own:  # which the broker closes if it refuses
@@ -587,14 +645,31 @@ class RabbitMQMesh:
             else:
                 self._refused_service_topics.pop(topic, None)
 
+    async def _take_calls(self, connection: Connection) -> Sequence[AbstractChannel]:
+        """Consume the service's queue, unless this process stops."""
+        if self._stopping:
+            return ()
+        channel = await connection.open_channel()
+        self.service_host.attach(channel)
+        self.service_host.consumer_tag = await connection.lane.consume(
+            channel,
+            self.service_queue,
+            self.service_host.on_message,
+            prefetch=self._prefetch,
+            arguments={},
+            on_cancel=self._calls_part.lose,
+        )
+        return (channel,)
+
     async def _consume(
         self,
         connection: Connection,
         queue: str,
         take: OnMessage,
         arguments: dict[str, Any],
+        on_cancel: Callable[[], None],
     ) -> AbstractChannel:
-        """Consume one of this process's queues."""
+        """Give the messages of a queue to ``take``, and acknowledge them."""
         channel = await connection.open_channel()
         lane = connection.lane
         acknowledger = Acknowledger(lane, channel)
@@ -603,9 +678,7 @@ class RabbitMQMesh:
             acknowledger.later(message.delivery_tag)
             take(message)
 
-        await lane.consume(
-            channel, queue, on_message, prefetch=PREFETCH, arguments=arguments, on_cancel=self._on_cancelled
-        )
+        await lane.consume(channel, queue, on_message, prefetch=PREFETCH, arguments=arguments, on_cancel=on_cancel)
         return channel
 
     def _on_gap(self, reason: str) -> None:
@@ -632,7 +705,7 @@ class RabbitMQMesh:
     def _on_cancelled(self) -> None:
         self.consuming.abort("the broker ended a consumer: a queue was deleted")
 
-    async def _keep_asserted(self, topology: AbstractChannel, connection: Connection) -> None:
+    async def _keep_asserted(self, connection: Connection) -> None:
         """Declare exchanges and bindings now and then, until cancelled: the broker tells nobody of their end."""
         while True:
             await asyncio.sleep(REASSERT_INTERVAL)
@@ -647,9 +720,8 @@ class RabbitMQMesh:
             if self._role == "gateway":
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await self.dead_letters.reassert(connection)
-            if self._has_service_queue:
-                async with asyncio.timeout(TOPOLOGY_TIMEOUT):
-                    await self._bind_service(topology, connection)
+            for part in self._parts:
+                await part.reassert(connection)
             self.subscriptions.rebind()
             self._find_end_of_records()  # the broker may have lost the marker, as at the failure of a node
 
@@ -679,8 +751,11 @@ class RabbitMQMesh:
         self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)
 
 
-def _expiring() -> dict[str, Any]:
-    return {"x-expires": QUEUE_EXPIRES * 1000}
+def _own_arguments() -> dict[str, Any]:
+    """Return the arguments of a queue of one process."""
+    # Classic also where the vhost's default is quorum: each reply would be written to the disks of several nodes, for a
+    # process that is answered by new queues when a node dies.
+    return {"x-expires": QUEUE_EXPIRES * 1000, "x-queue-type": "classic"}
 
 
 @contextlib.asynccontextmanager

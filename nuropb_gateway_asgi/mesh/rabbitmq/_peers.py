@@ -8,7 +8,7 @@ whose messages stay when they are read, so that a process that starts later read
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
 from aiormq.abc import AbstractChannel
@@ -64,7 +64,7 @@ class Peers:
         on_record: Callable[[bytes], None],
         on_records_read: Callable[[], None],
         *,
-        expires: int,
+        queue_arguments: Mapping[str, Any],
     ) -> None:
         self.exchange = f"nuropb-{service_name}-fx"
         self.queue = queue
@@ -72,12 +72,14 @@ class Peers:
         #: Whether there is an exchange to send to, and a stream to write to: the user may be allowed neither.
         self.can_talk = False
         self.can_record = False
+        #: Whether the broker refuses the stream for good: there are no records to read.
+        self.records_refused = False
         self._on_message = on_message
         self._on_record = on_record
         self._on_records_read = on_records_read
         #: The records that this process has written to find the end of the stream; the first that is read marks it.
         self._markers: set[bytes] = set()
-        self._expires = expires
+        self._queue_arguments = {**queue_arguments, "x-max-length": QUEUE_LENGTH}
         #: The offset in the stream of the latest record that was read.
         self.offset: int | None = None
         #: What this process does without, in words for an operator.
@@ -99,30 +101,32 @@ class Peers:
         """Declare exchange, queue and binding: the broker tells nobody of their end."""
         await self.declare(connection)
         if self.can_talk:
-            arguments: dict[str, Any] = {"x-expires": self._expires * 1000, "x-max-length": QUEUE_LENGTH}
             try:
                 async with connection.channel() as channel:
-                    await channel.queue_declare(self.queue, durable=True, arguments=arguments)
+                    await channel.queue_declare(self.queue, durable=True, arguments=self._queue_arguments)
                     await channel.queue_bind(self.queue, self.exchange, self.queue)
             except ChannelAccessRefused as error:
                 self.can_talk = False
                 self._warn("messages to users reach this process only", self.exchange, error)
 
     async def set_up(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:
-        """Declare queue and stream and consume them; return the channels, whose end is the connection's end."""
-        channels = []
+        """Declare the queue and consume it; return the channels, whose end is the connection's end."""
         await self.reassert(connection)
-        if self.can_talk:
-            channels.append(await consume(self.queue, self._take_message))
+        return [await consume(self.queue, self._take_message)] if self.can_talk else []
+
+    async def declare_stream(self, connection: Connection) -> None:
+        """Declare the stream, if the user may."""
+        can_record = self.records_refused = False
         try:
             await self._declare_stream(connection)
+            can_record = True
         except _REFUSED as error:
-            self.can_record = False
+            self.records_refused = True
             self._warn("revocations reach this process only", self.stream, error)
-            return channels
-        self.can_record = True
-        self.warnings.pop(self.stream, None)
-        return channels + await self.read_records(connection, consume)
+        else:
+            self.warnings.pop(self.stream, None)
+        finally:
+            self.can_record = can_record
 
     async def read_records(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:
         """Consume the stream if it exists, without declaring anything; return the channels."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
+from urllib.parse import urlsplit
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, PublishError
 from pamqp import commands
 
 from ...identifiers import new_id
+from ...settings import host_urls
 from ...wire import codec
 from ...wire.publish import expiration
 from . import _aiormq
+from ._addresses import Addresses
 from ._connection import Connection, connect
 from ._errors import CONNECTION_ERRORS, explain
-from ._exchanges import declare_exchanges
+from ._exchanges import SERVICE_QUEUE, declare_exchanges
 from ._logs import quiet_aiormq
 from ._peers import Peers
 
@@ -31,13 +34,32 @@ async def probe(url: str, service_name: str, topics: Sequence[str] = ()) -> str:
 
     ``topics`` are those that the gateway subscribes to by itself. Returns the broker's product and version, and the
     parts of the gateway that would do without a permission. Raises ConnectionError, in words for an operator, if a step
-    fails.
+    fails; with several hosts, if it fails at one of them.
     """
     _aiormq.check()
+    urls = host_urls(url)
+    if len(urls) == 1:
+        return await _probe_host(url, service_name, topics)
+    versions: dict[str, str] = {}
+    failures: list[str] = []
+    for each in urls:
+        host = urlsplit(each).netloc.rpartition("@")[2]
+        try:
+            versions[host] = await _probe_host(each, service_name, topics)
+        except ConnectionError as error:
+            failures.append(f"{host}: {error}")
+    if failures:
+        working = f"; all is well at {', '.join(versions)}" if versions else ""
+        raise ConnectionError(f"{'; '.join(failures)}{working}")
+    return f"{', '.join(dict.fromkeys(versions.values()))} at {', '.join(versions)}"
+
+
+async def _probe_host(url: str, service_name: str, topics: Sequence[str]) -> str:
     quiet_aiormq()
     try:
         async with asyncio.timeout(TIMEOUT):
-            connection = await connect(url, f"{service_name} check", "plain")
+            name = f"{service_name} check"
+            connection = await Addresses(url).connect("check", lambda address: connect(address, name, "plain"))
             try:
                 await declare_exchanges(connection)
                 await _try_service_queue(connection, service_name)
@@ -56,10 +78,9 @@ async def probe(url: str, service_name: str, topics: Sequence[str] = ()) -> str:
 async def _try_service_queue(connection: Connection, service_name: str) -> None:
     """Declare and bind the service's queue; delete it if it was not there."""
     queue = f"nuropb-{service_name}-sq"
-    arguments: dict[str, Any] = {"x-dead-letter-exchange": codec.DEAD_LETTER_EXCHANGE}
     there = await _is_there(connection, queue)
     channel = await connection.open_channel()
-    await channel.queue_declare(queue, durable=True, arguments=arguments)
+    await channel.queue_declare(queue, durable=True, arguments=SERVICE_QUEUE)
     try:
         await channel.queue_bind(queue, codec.RPC_EXCHANGE, service_name)
     finally:
@@ -72,14 +93,16 @@ async def _is_there(connection: Connection, queue: str) -> bool:
     try:
         async with connection.channel() as channel:
             await channel.queue_declare(queue, passive=True)
-    except ChannelNotFoundEntity:
+    except ChannelNotFoundEntity as error:
+        if "home node" in str(error):  # it exists, on a node that is down
+            raise
         return False
     return True
 
 
 async def _find_refusals(connection: Connection, service_name: str, queue: str, topics: Sequence[str]) -> list[str]:
     """Try what a gateway can do without; return the effects of the broker's refusals."""
-    peers = Peers(service_name, "", lambda body: None, lambda body: None, lambda: None, expires=0)
+    peers = Peers(service_name, "", lambda body: None, lambda body: None, lambda: None, queue_arguments={})
     await peers.probe(connection)
     refused = list(peers.warnings.values())
     for topic in topics:

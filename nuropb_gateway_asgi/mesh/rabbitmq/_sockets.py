@@ -45,19 +45,29 @@ class Socket:
     #: undecodable frame. A check costs a second decoding.
     careful: ClassVar[bool] = False
 
-    def __init__(self, listener: SocketListener) -> None:
+    def __init__(self, listener: SocketListener, ip: str) -> None:
         self._listener = listener
+        self._ip = ip
         self._transport: asyncio.Transport | None = None
         self._protocol: _Protocol | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect; aiormq calls this. Raises AMQPConnectionError, as aiormq's own factories do."""
+        """Connect to the numeric address, under the host name of ``url``; aiormq calls this.
+
+        Raises AMQPConnectionError, as aiormq's own factories do.
+        """
         context = await kwargs["ssl_context_provider"].get_context() if url.scheme == "amqps" else None
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
         protocol = self._protocol = _Protocol(self._feed(), self._listener, reader, loop)
         try:
-            transport, _ = await loop.create_connection(lambda: protocol, url.host or "", url.port or 0, ssl=context)
+            transport, _ = await loop.create_connection(
+                lambda: protocol,
+                self._ip,
+                url.port or 0,
+                ssl=context,
+                server_hostname=None if context is None else url.host,
+            )
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
         self._transport = transport

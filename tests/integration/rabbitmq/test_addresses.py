@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import gc
 import logging
 import re
+import socket
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from pamqp import commands
 
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
+from nuropb_gateway_asgi.mesh.rabbitmq import _addresses
 from tests.kit.amqp import (
     Peer,
     changed_url,
@@ -80,6 +84,45 @@ async def test_a_mesh_comes_up_when_its_broker_does(amqp_url: str, remover: list
             proxy.refuses = False
             await gateway.connected()
             assert gateway.receiver.connections == [True]
+
+
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and never says a word, like a node that stands still."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def with_hosts(url: str, *hosts: str) -> str:
+    """Return ``url`` with these hosts in front of its own one."""
+    head, at, rest = url.rpartition("@")
+    return f"{head}{at}{','.join((*hosts, rest))}"
+
+
+async def test_hosts_that_are_away_or_silent_or_unknown_leave_the_one_that_works(
+    amqp_url: str, remover: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_addresses, "EACH_CONNECT_TIMEOUT", 1.0)
+    with silent_port() as port:
+        url = with_hosts(amqp_url, "127.0.0.1:1", f"127.0.0.1:{port}", "no-such-host.invalid")
+        async with running(url) as gateway:
+            remover += queues_of(gateway)
+            assert gateway.mesh.connected
+
+
+async def test_what_is_wrong_with_each_host_is_told_without_the_password(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_addresses, "EACH_CONNECT_TIMEOUT", 1.0)
+    url = changed_url(amqp_url, password="hunter2")
+    with silent_port() as port:
+        async with running(with_hosts(url, "127.0.0.1:1", f"127.0.0.1:{port}"), wait=False) as gateway:
+            await eventually(lambda: "none of 3 addresses" in (gateway.mesh.problem or ""))
+            problem = gateway.mesh.problem or ""
+            assert re.search("127.0.0.1:1: [^;]*[Cc]onne", problem), problem
+            assert f"127.0.0.1:{port}: no answer from the broker in time" in problem
+            assert "refuses the credentials" in problem
+            assert "hunter2" not in problem
 
 
 @pytest.mark.parametrize(("query", "heartbeat"), [({}, 10), ({"heartbeat": "7"}, 7), ({"heartbeat": "23"}, 23)])
@@ -199,6 +242,20 @@ async def test_tls_with_an_authority_and_a_client_certificate(
         await gateway.told("reply", message)
         proxy.cut()
         await reconnected(gateway, 2)
+
+
+async def test_tls_compares_the_certificate_with_the_name_of_each_host(
+    amqp_url: str, certificates: Certificates, remover: list[str]
+) -> None:
+    async with (
+        Proxy(amqp_url, tls=certificates.context()) as one,
+        Proxy(amqp_url, tls=certificates.context()) as two,
+    ):
+        url = one.url(**certificates.query()).replace("@localhost:", f"@127.0.0.1:{two.port},localhost:")
+        async with running(url) as gateway:
+            remover += queues_of(gateway)
+            assert len(one.links("publish")) == len(one.links("consume")) == 1
+            assert two.links("publish") == two.links("consume") == []
 
 
 @pytest.mark.parametrize(

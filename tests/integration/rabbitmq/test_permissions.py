@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import anyio
 import pytest
 
+from nuropb_gateway_asgi.mesh.rabbitmq import _parts
 from tests.integration.conftest import Broker
 from tests.kit.amqp import (
     DEAD_LETTERS,
@@ -92,12 +93,26 @@ async def test_queues_that_may_not_be_declared_are_named(restricted: Restricted)
         assert "hunter2" not in (gateway.mesh.problem or "")
 
 
-async def test_a_service_queue_with_other_arguments_is_named(restricted: Restricted) -> None:
+async def test_a_service_queue_with_other_arguments_is_a_warning_until_it_is_deleted(
+    restricted: Restricted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_parts, "RETRY_INTERVAL", 0.1)
     async with peer_at(restricted.url) as peer:
         await peer.channel.queue_declare("nuropb-gateway-y-sq", durable=True)
-        async with running(restricted.url, "gateway-y", wait=False) as gateway:
-            await gateway.says("nuropb-gateway-y-sq")
-            assert "x-dead-letter-exchange" in (gateway.mesh.problem or "")
+        async with running(restricted.url, "gateway-y") as gateway:
+            (warning,) = gateway.mesh.warnings
+            assert warning.startswith("the queue nuropb-gateway-y-sq is missing (")
+            assert "x-dead-letter-exchange" in warning
+            assert warning.endswith("): other services cannot call the gateway")
+            service = await peer.service()
+            message = gateway.send(service)
+            await peer.reply(await peer.take(service), 1)
+            await gateway.told("reply", message)
+            await peer.channel.queue_delete("nuropb-gateway-y-sq")
+            await eventually(lambda: not gateway.mesh.warnings)
+            declared = await peer.channel.queue_declare("nuropb-gateway-y-sq", passive=True)
+            assert declared.consumer_count == 1
+            assert gateway.receiver.connections == [True]
 
 
 async def test_connections_that_the_broker_closes_are_made_again(restricted: Restricted) -> None:

@@ -21,8 +21,8 @@ from tests.kit.amqp import (
 from tests.kit.gateways import eventually
 from tests.servers.rabbitmq import RabbitMQNode
 
-REPLY_ARGUMENTS: Final[dict[str, Any]] = {"x-expires": 60_000}
-EVENT_ARGUMENTS: Final[dict[str, Any]] = {"x-expires": 60_000, "x-max-length": 10_000, "x-overflow": "drop-head"}
+REPLY_ARGUMENTS: Final[dict[str, Any]] = {"x-expires": 60_000, "x-queue-type": "classic"}
+EVENT_ARGUMENTS: Final[dict[str, Any]] = REPLY_ARGUMENTS | {"x-max-length": 10_000, "x-overflow": "drop-head"}
 SERVICE_ARGUMENTS: Final[dict[str, Any]] = {"x-dead-letter-exchange": DEAD_LETTERS}
 
 
