@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -55,8 +56,7 @@ class ConnectionKind:
         self.service_mesh_manager = ServiceMeshManager(
             settings, self.handler_manager, mesh, policy, controller, name="" if name == WEBSOCKET else name
         )
-        # Refuse all clients until it runs.
-        self.close()
+        self.handler_manager.closed_for = math.inf  # until it runs
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -82,18 +82,20 @@ class ConnectionKind:
 
     def close(self) -> None:
         """Admit no more clients."""
-        self.handler_manager.closed_for = 0.0
+        self.handler_manager.closed_for = GOODBYE_SPREAD
 
     def say_goodbye(self) -> None:
         """Admit no more clients, and tell each of those connected when to reconnect."""
         self.handler_manager.closed_for = GOODBYE_SPREAD
+        may_move = self.service_mesh_manager.resumption.may_be_taken
         for handler in self.handler_manager.handlers:
             self.handler_manager.say_goodbye(handler, "draining")
+            if may_move and self.name == "http":  # an event stream comes back by itself, but only after its end
+                handler.close(CloseCode.SERVICE_RESTART, "service restart")
 
     def close_connections(self) -> None:
-        """Close the connections, but WebSockets: the server, which is about to stop, closes these itself."""
-        if self.name != WEBSOCKET:
-            self.handler_manager.close_all(CloseCode.SERVICE_RESTART, "service restart")
+        """Close the connections. Not every server closes WebSockets itself when it stops; some wait for them."""
+        self.handler_manager.close_all(CloseCode.SERVICE_RESTART, "service restart")
 
     @property
     def outbox_size(self) -> int:

@@ -9,6 +9,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
     ├── mesh, observability           RabbitMQ and the embedded mesh; logs and metrics
     ├── connection_kind, handlers     both managers and the mesh of a transport; WebSocket, HTTP, TCP
     ├── service_mesh_manager          calls in flight, and the clients that wait for them
+    ├── sessions                      sessions that survive their connections
     ├── routing                       brings each answer and event to its receiver
     ├── controller                    the gateway's face on the mesh
     ├── fleet                         the other processes of the gateway
@@ -73,8 +74,13 @@ logger = logging.getLogger(__name__)
 #: Lifetime of the token for development, in seconds.
 DEVELOPMENT_TOKEN_LIFETIME: Final = 24 * 3600
 _HOW_TO_START: Final = (
+    "the gateway was not started: the server did not run the lifespan. Use a server that does: uvicorn without "
+    "--lifespan off, gunicorn, hypercorn, granian with --interface asgi; daphne never does"
+)
+_HOW_TO_START_MOUNTED: Final = (
     "the gateway was not started: a mounted application's lifespan is not run by Starlette. Use "
-    'gateway.mount(app, "/gateway") or FastAPI(lifespan=gateway.lifespan)'
+    'gateway.mount(app, "/gateway") or FastAPI(lifespan=gateway.lifespan), and a server that runs the lifespan '
+    "(daphne does not, nor does granian's asginl)"
 )
 
 
@@ -266,10 +272,10 @@ class Gateway:
         self._running = self._drain.draining = False
 
     async def drain(self) -> None:
-        """Admit no clients, say goodbye, and wait until no calls are in flight or DRAIN_TIMEOUT is over.
+        """Admit no clients, say goodbye, wait until no calls are in flight or DRAIN_TIMEOUT is over, and close.
 
-        Each client gets its own time to reconnect. WebSockets stay open for the server to close them. The drain
-        does not wait for a mesh that stays away, since no answer can come, nor for clients that do not read.
+        Each client gets its own time to reconnect, and the close code 1012. The drain does not wait for a mesh that
+        stays away, since no answer can come, nor for clients that do not read.
         """
         await self._drain.run()
 
@@ -305,7 +311,9 @@ class Gateway:
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:
             if not self.service_mesh_manager.started and not self._warned:
                 self._warned = True
-                logger.error(_HOW_TO_START)
+                # Starlette keeps the outermost router in the scope.
+                is_mounted = scope.get("router") is not self.app.router
+                logger.error(_HOW_TO_START_MOUNTED if is_mounted else _HOW_TO_START)
             await application(scope, receive, send)
 
         return _Application(serve)

@@ -21,7 +21,8 @@ from ..authorization import Policy
 from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
 from ..handler_manager import HandlerManager
 from ..handlers.cross_origin import CrossOrigin
-from ..handlers.refusals import Reason, Refusal, log_refusal
+from ..handlers.handshake import closed
+from ..handlers.refusals import Refusal, log_refusal
 from ..limits.admission import address_of
 from ..protocol import encode_json
 from ..service_mesh_manager import ServiceMeshManager
@@ -119,7 +120,7 @@ class Contracts:
         A request counts as a handshake: it costs as much, and an attacker could guess tokens by it.
         """
         if not self._service_mesh_manager.started:
-            raise Refusal(Reason.GATEWAY_CLOSED)
+            raise closed(self._handler_manager)
         admission = self._handler_manager.admission
         try:
             admission.on_handshake(address, time.monotonic())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +18,7 @@ from ..handler_manager import Handler, HandlerManager
 from ..protocol import SUBPROTOCOL
 from .refusals import Reason, Refusal, log_refusal
 
-__all__ = ["admitted", "check_credentials", "check_origin", "check_subprotocol", "register"]
+__all__ = ["admitted", "check_credentials", "check_origin", "check_subprotocol", "closed", "register"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,15 @@ def admitted(manager: HandlerManager, address: str, *, is_call: bool = False) ->
         (admission.on_call if is_call else admission.on_handshake)(address, time.monotonic())
         with admission.connection(address):
             if manager.closed_for is not None:
-                raise Refusal(Reason.GATEWAY_CLOSED)
+                raise closed(manager)
             yield
     except ConnectionLimitReached as error:
         raise log_refusal(error) from error
+
+
+def closed(manager: HandlerManager) -> Refusal:
+    """Return the refusal of every client, while the gateway admits none."""
+    return Refusal(Reason.NOT_STARTED if manager.closed_for == math.inf else Reason.GATEWAY_CLOSED)
 
 
 def check_origin(headers: Headers, origins: OriginPolicy) -> None:
@@ -77,7 +83,7 @@ async def register(
 ) -> None:
     """Authorise and register ``handler``, of a client at ``address``. Raises Refusal; then it is not registered."""
     if manager.closed_for is not None:
-        raise Refusal(Reason.GATEWAY_CLOSED)
+        raise closed(manager)
     try:
         await manager.register(handler, token, listens=listens)
     except AuthenticationFailed as error:
@@ -87,4 +93,4 @@ async def register(
         raise log_refusal(error) from error
     if manager.closed_for is not None:  # since the handshake began
         manager.unregister(handler)
-        raise Refusal(Reason.GATEWAY_CLOSED)
+        raise closed(manager)

@@ -37,6 +37,12 @@ class Reason(enum.Enum):
     USER_LIMIT = 429, CloseCode.CONNECTION_LIMIT, ErrorCode.TOO_MANY_REQUESTS, "This user has too many connections"
     GATEWAY_FULL = 503, CloseCode.TRY_AGAIN_LATER, ErrorCode.TOO_MANY_REQUESTS, "The gateway is full"
     GATEWAY_CLOSED = 503, CloseCode.TRY_AGAIN_LATER, ErrorCode.MESH_UNAVAILABLE, "The gateway is not open"
+    NOT_STARTED = (
+        503,
+        CloseCode.TRY_AGAIN_LATER,
+        ErrorCode.MESH_UNAVAILABLE,
+        "The gateway was not started: its lifespan did not run; its log says what to do",
+    )
 
     # Messages and requests.
     TOO_BIG = 413, CloseCode.MESSAGE_TOO_BIG, ErrorCode.PAYLOAD_TOO_LARGE, "Message too big"

@@ -1,6 +1,7 @@
 """Which messages and figures does an operator get? Logs and metrics.
 
 * ``logs`` configures logging, and keeps content of clients out of the logs.
+* ``log_files`` loads an operator's logging configuration.
 * ``refusal_lines`` bounds the lines about refused requests.
 * ``metrics`` has the metrics for Prometheus.
 """

@@ -11,6 +11,8 @@ import atexit
 import contextlib
 import json
 import logging
+import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -18,7 +20,8 @@ from pathlib import PurePath
 from typing import Any, Final, TextIO
 
 from ..exceptions import GatewayError
-from ..settings import Settings
+from ..settings import ENV_PREFIX, Settings
+from .log_files import handlers, load_log_config
 from .refusal_lines import RefusalFilter
 
 __all__ = ["JSONFormatter", "LogFilter", "configure_logging", "filtered_server_logs", "print_json_lines"]
@@ -35,6 +38,11 @@ _ESCAPED: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F
 #: chooses its path (64 KiB), and behind a trusted proxy its address, so it could fill a disk with few requests.
 MAX_SERVER_TEXT: Final = 256
 MAX_TEXT: Final = 4096
+#: The end of a text that has been cut. A record may pass several filters.
+_CUT_END: Final = re.compile(r"\.\.\. \([0-9]{1,20} characters\)\Z")
+#: Characters of that end at most, and of one escaped character.
+_CUT_END_LENGTH: Final = 37
+_ESCAPED_LENGTH: Final = 6
 #: Exceptions whose messages are about the process and its environment, and quote no client.
 _QUOTABLE: Final = (GatewayError, OSError)
 
@@ -86,7 +94,11 @@ def _escaped(arg: Any, *, query: bool) -> Any:
 
 
 def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
+    if len(text) <= length:
+        return text
+    if len(text) <= _ESCAPED_LENGTH * length + _CUT_END_LENGTH and _CUT_END.search(text, length):
+        return text
+    return f"{text[:length]}... ({len(text)} characters)"
 
 
 def _traceback(error: BaseException | None) -> str:
@@ -110,6 +122,18 @@ def _name(error: BaseException) -> str:
 
 def _indented(text: str) -> str:
     return text.replace("\n", "\n  ")
+
+
+class _FormatterFilter(LogFilter):
+    """A filter in front of a formatter that may not use the filtered text of an exception, but the exception itself."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log the record, which is changed in place."""
+        if not super().filter(record):
+            return False
+        if record.exc_info:
+            record.exc_info = None  # every formatter writes exc_text
+        return True
 
 
 @contextlib.contextmanager
@@ -151,8 +175,8 @@ class JSONFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if record.exc_info:
-            entry["exception"] = record.exc_text or self.formatException(record.exc_info)
+        if record.exc_text or record.exc_info:
+            entry["exception"] = record.exc_text or self.formatException(record.exc_info)  # type: ignore[arg-type]
         return json.dumps(entry)
 
 
@@ -206,19 +230,38 @@ def print_json_lines() -> None:
 def configure_logging(settings: Settings) -> None:
     """Log the gateway's messages to standard error by LOG_LEVEL and LOG_FORMAT, and filter the server's log.
 
-    For processes that are the gateway's own: a host application configures logging itself.
+    With LOG_CONFIG, log by that file, and filter whatever its handlers get; its levels hold unless LOG_LEVEL is set.
+    For processes that are the gateway's own: a host application configures logging itself. Raises SettingsError for a
+    file that cannot be used.
     """
     package = logging.getLogger("nuropb_gateway_asgi")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONFormatter() if settings.log_format == "json" else TextFormatter())
     filter_ = LogFilter(whole=True)
-    handler.addFilter(filter_)
-    package.handlers = [handler]
-    package.propagate = False
-    package.setLevel(settings.log_level.upper())
+    if settings.log_config:
+        _configure_by_file(package, settings)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JSONFormatter() if settings.log_format == "json" else TextFormatter())
+        handler.addFilter(filter_)
+        package.handlers = [handler]
+        package.propagate = False
+        package.setLevel(settings.log_level.upper())
     for name in (*_SERVER, "asyncio"):
         logger = logging.getLogger(name)
         logger.filters = [each for each in logger.filters if not isinstance(each, LogFilter | RefusalFilter)]
         logger.addFilter(filter_)
     # Only here: the lines about other requests of a host application are its own matter.
     logging.getLogger("uvicorn.access").addFilter(RefusalFilter())
+
+
+def _configure_by_file(package: logging.Logger, settings: Settings) -> None:
+    package.handlers = []
+    package.propagate = True
+    package.setLevel(logging.NOTSET)
+    load_log_config(settings.log_config)
+    filter_ = _FormatterFilter(whole=True)
+    for handler in handlers():
+        if not any(isinstance(each, _FormatterFilter) for each in handler.filters):
+            handler.addFilter(filter_)
+    if settings.log_level != "info" or os.environ.get(f"{ENV_PREFIX}LOG_LEVEL"):
+        for name in (package.name, *_SERVER):
+            logging.getLogger(name).setLevel(settings.log_level.upper())

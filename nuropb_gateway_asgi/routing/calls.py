@@ -79,6 +79,14 @@ class ClientCall(Call):
         self.trace_id = trace_id
         self.places = places
 
+    def id_of(self, place: str) -> str | None:
+        """Return the client's id of the caller with this place."""
+        return self.id
+
+    def follow(self, former: Handler, handler: Handler, place: str | None = None) -> None:
+        """Send the answer to ``handler`` in the place of ``former``; ``place`` is that of a single caller."""
+        self.handler = handler
+
     def release(self) -> None:
         """Give back the place among the connection's calls."""
         self.places.pop(self.message.correlation_id if self.id is None else self.id, None)

@@ -118,7 +118,9 @@ def make_config(app: Any, settings: Settings, **options: Any) -> uvicorn.Config:
 
     if unprotected() is None:
         options |= {"http": f"{__package__}:HTTPProtocol", "ws": f"{__package__}:WebSocketProtocol"}
-    if (log_config := copy.deepcopy(getattr(uvicorn.config, "LOGGING_CONFIG", None))) is not None:
+    if settings.log_config:
+        options["log_config"] = None  # the gateway has loaded that file, and filters what it logs
+    elif (log_config := copy.deepcopy(getattr(uvicorn.config, "LOGGING_CONFIG", None))) is not None:
         if settings.log_format == "json":
             log_config["formatters"] = {name: {"()": JSONFormatter} for name in log_config["formatters"]}
         options["log_config"] = log_config
@@ -128,7 +130,7 @@ def make_config(app: Any, settings: Settings, **options: Any) -> uvicorn.Config:
         # Above the gateway's own limit, so that a message slightly above that limit gets an explanation.
         ws_max_size=4 * settings.max_message_size,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
-        log_level=settings.log_level,
+        log_level=None if settings.log_config else settings.log_level,
         server_header=False,
         lifespan="on",
         **options,

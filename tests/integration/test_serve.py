@@ -275,6 +275,7 @@ async def test_tls_without_a_proxy(tmp_path: Path) -> None:
         (["--log-level", "loud"], "--log-level"),
         (["--ssl-certfile", "cert.pem"], "give both"),
         (["--root-path", "gw"], "begins with a slash"),
+        (["--log-config", "/nowhere.json"], "NUROPB_GATEWAY_LOG_CONFIG: /nowhere.json: No such file or directory"),
         (["--shutdown-delay", "-1"], "NUROPB_GATEWAY_SHUTDOWN_DELAY: -1.0 is out of range"),
         (["--ssl-certfile", "/nowhere.pem", "--ssl-keyfile", "/nowhere.key"], "--ssl-certfile, --ssl-keyfile: "),
     ],
@@ -283,7 +284,8 @@ def test_options_that_do_not_do(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NUROPB_GATEWAY_JWT_KEY", SECRET)
-    monkeypatch.setenv("NUROPB_GATEWAY_SHUTDOWN_DELAY", "0")  # the option changes it
+    for name, value in (("SHUTDOWN_DELAY", "0"), ("LOG_CONFIG", "")):
+        monkeypatch.setenv(f"NUROPB_GATEWAY_{name}", value)  # the option changes it
     assert main(["serve", *arguments]) == 2
     output, errors = capsys.readouterr()
     assert output == ""
@@ -356,6 +358,85 @@ async def test_json_is_all_that_is_printed(arguments: tuple[str, ...], count: in
     assert any(message.endswith("UserWarning: old") for message in messages)
     assert any(message.startswith("NUROPB_GATEWAY_MAX_CONNECTION is not a setting") for message in messages)
     assert {"logged", "{printed"} <= set(messages)
+
+
+#: The same logging configuration in each of its notations. The names of loggers that it lacks are silenced by default.
+LOG_FILES = {
+    "logging.json": json.dumps(
+        {
+            "version": 1,
+            "formatters": {"short": {"format": "%(levelname)s|%(name)s|%(message)s"}},
+            "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stdout"}},
+            "root": {"level": "DEBUG", "handlers": ["out"]},
+        }
+    ),
+    "logging.yaml": """
+version: 1
+formatters: {short: {format: "%(levelname)s|%(name)s|%(message)s"}}
+handlers: {out: {class: logging.StreamHandler, formatter: short, stream: ext://sys.stdout}}
+root: {level: DEBUG, handlers: [out]}
+""",
+    "logging.ini": """
+[loggers]
+keys = root
+[handlers]
+keys = out
+[formatters]
+keys = short
+[logger_root]
+level = DEBUG
+handlers = out
+[handler_out]
+class = StreamHandler
+args = (sys.stdout,)
+formatter = short
+[formatter_short]
+format = %(levelname)s|%(name)s|%(message)s
+""",
+}
+
+
+@pytest.mark.parametrize("name", LOG_FILES)
+@pytest.mark.parametrize("count", [1, 2], ids=["alone", "workers"])
+async def test_a_logging_configuration_has_its_format_and_the_log_no_secrets(
+    name: str, count: int, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(LOG_FILES[name])
+    arguments = ("--log-config", str(tmp_path / name), "--workers", str(count))
+    async with serving(*arguments) as (process, url):
+        await eventually(lambda: process.output.count("INFO|uvicorn.error|Application startup complete") == count)
+        assert len(re.findall(r"INFO\|nuropb_gateway_asgi\.gateway\|gateway \S+ started", process.output)) == count
+        assert (await refusal(f"{url}?secret", "nobody's")).status == 401
+        async with connect(url, TOKEN) as client:
+            assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
+        async with httpx.AsyncClient(trust_env=False) as browser:
+            await browser.get(url.replace("ws://", "http://").replace("/ws", "/livez?secret"))
+        await process.line(r'^INFO\|uvicorn\.error\|\S+ - "WebSocket /ws" 401$')
+        await process.line(r'^INFO\|uvicorn\.access\|\S+ - "GET /livez HTTP/1\.1" 200$')
+        process.signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    assert "DEBUG|nuropb_gateway_asgi." in process.output
+    assert not [secret for secret in ("secret", "nobody's", TOKEN, SECRET) if secret in process.output]
+    assert process.stderr == []
+
+
+async def test_an_option_overrides_the_levels_of_a_logging_configuration(tmp_path: Path) -> None:
+    (tmp_path / "logging.json").write_text(LOG_FILES["logging.json"])
+    arguments = ("--log-config", str(tmp_path / "logging.json"), "--log-level", "warning")
+    async with serving(*arguments) as (process, _):
+        process.signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    assert "WARNING|nuropb_gateway_asgi." in process.output
+    assert not re.search(r"(INFO|DEBUG)\|(uvicorn|nuropb_gateway_asgi)\b", process.output)
+
+
+async def test_the_setting_of_a_logging_configuration_holds_under_uvicorn(tmp_path: Path) -> None:
+    (tmp_path / "logging.json").write_text(LOG_FILES["logging.json"])
+    settings = {"JWT_KEY": SECRET, "LOG_CONFIG": str(tmp_path / "logging.json")}
+    async with run_module("uvicorn", f"{PACKAGE}:app", "--port", "0", settings=settings) as process:
+        await process.line(r"^INFO\|nuropb_gateway_asgi\.gateway\|gateway \S+ started")
+        process.signal(signal.SIGTERM)
+        await process.wait()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from nuropb_gateway_asgi import Settings
+from nuropb_gateway_asgi import drain as drain_module
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.connection_kind import WEBSOCKET, ConnectionKind
 from nuropb_gateway_asgi.drain import SERVER_CLOSE_TIMEOUT, Drain
@@ -227,3 +228,90 @@ async def test_the_shutdown_of_the_server_is_bounded_before_it_gets_the_signal(
                 signal.raise_signal(signal.SIGTERM)
                 await until(lambda: server.signals)
     assert server.signals == [(bounded, True, False)]
+
+
+# --- servers that leave their signals to the event loop ---------------------------------------------------------
+
+
+@pytest.fixture
+async def told() -> AsyncIterator[list[int]]:
+    """The signals of which the event loop has told a server."""
+    loop = asyncio.get_running_loop()
+    numbers: list[int] = []
+    watched = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    previous = {number: signal.getsignal(number) for number in watched}
+    for number in watched:
+        loop.add_signal_handler(number, numbers.append, number)
+    yield numbers
+    for number in watched:
+        loop.remove_signal_handler(number)
+        signal.signal(number, previous[number])
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_the_event_loop_is_told_of_a_second_signal_at_once_and_of_the_first_after_the_drain(
+    told: list[int], number: int
+) -> None:
+    async with busy_kind() as kind, anyio.create_task_group() as tasks:
+        drain = Drain([kind], timeout=PATIENCE)
+        with drain.on_signals(tasks):
+            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGUSR1)
+            await until(lambda: told == [signal.SIGUSR1])  # not the gateway's matter
+            assert drain.draining
+            signal.raise_signal(number)
+            await until(lambda: told == [signal.SIGUSR1, number])
+    await until(lambda: told == [signal.SIGUSR1, number, number])  # the first one, at the end of the drain
+
+
+async def test_a_signal_that_the_loop_has_not_been_told_of_is_passed_on_at_the_end(told: list[int]) -> None:
+    async with busy_kind() as kind, anyio.create_task_group() as tasks:
+        with Drain([kind], timeout=PATIENCE).on_signals(tasks):
+            signal.raise_signal(signal.SIGTERM)
+        tasks.cancel_scope.cancel()
+    await until(lambda: told == [signal.SIGTERM])
+
+
+async def test_after_the_lifespan_the_event_loop_hears_of_signals_by_itself(told: list[int]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    async with anyio.create_task_group() as tasks:
+        with Drain([], timeout=PATIENCE).on_signals(tasks):
+            pass
+        tasks.cancel_scope.cancel()
+    assert signal.getsignal(signal.SIGTERM) is before
+    signal.raise_signal(signal.SIGTERM)
+    await until(lambda: told == [signal.SIGTERM])
+
+
+async def test_the_signals_are_taken_again_from_a_loop_that_took_them_back(
+    told: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drain_module, "TAKE_INTERVAL", 0.01)
+    async with anyio.create_task_group() as tasks:
+        drain = Drain([], timeout=PATIENCE)
+        with drain.on_signals(tasks):
+            # As uvloop does when it is run again.
+            mine = signal.set_wakeup_fd(-1)
+            await until(lambda: wakeup_fd() == mine)
+            signal.raise_signal(signal.SIGUSR1)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_handler_that_a_server_installs_later_gets_its_signal_at_once(told: list[int]) -> None:
+    loop, later = asyncio.get_running_loop(), list[int]()
+    async with busy_kind() as kind, anyio.create_task_group() as tasks:
+        drain = Drain([kind], timeout=PATIENCE)
+        with drain.on_signals(tasks):
+            loop.add_signal_handler(signal.SIGTERM, later.append, signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            await until(lambda: later == [signal.SIGTERM])
+            assert not drain.draining
+        tasks.cancel_scope.cancel()
+    assert told == []
+
+
+def wakeup_fd() -> int:
+    """Return the file descriptor to which Python writes the numbers of signals."""
+    found = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+    return found

@@ -86,6 +86,9 @@ FIELDS = [
     ("HANDSHAKE_RATE", "100/s", "500/s burst 5000", None),
     ("HANDSHAKE_RATE_PER_ADDRESS", "off", "50/s burst 1000", None),
     ("OUTBOX_SIZE", "65536", 1048576, 65536),
+    ("RESUME_WINDOW", "5", 60.0, 5.0),
+    ("RESUME_BUFFER", "1024", 262144, 1024),
+    ("RESUME_MEMORY", "4096", 67108864, 4096),
     ("WRITE_TIMEOUT", "1e-3", 10.0, 0.001),
     ("MAX_CONNECTION_LIFETIME", "2592000", 86400.0, 2592000.0),
     ("AUTH_TIMEOUT", "5", 10.0, 5.0),
@@ -98,6 +101,7 @@ FIELDS = [
     ("ERROR_DETAILS", "ALL", "nuropb", "all"),
     ("LOG_LEVEL", "Debug", "info", "debug"),
     ("LOG_FORMAT", "json", "text", "json"),
+    ("LOG_CONFIG", "/etc/nuropb-gateway/logging.json", "", "/etc/nuropb-gateway/logging.json"),
 ]
 
 

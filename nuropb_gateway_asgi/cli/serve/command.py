@@ -89,6 +89,11 @@ Exit codes:
     type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
     help=f"Overrides {ENV_PREFIX}LOG_LEVEL.",
 )
+@click.option(
+    "--log-config",
+    metavar="FILE",
+    help=f"Overrides {ENV_PREFIX}LOG_CONFIG: a logging configuration (.json, .yaml, .ini); secrets stay filtered.",
+)
 def serve(**options: Any) -> int:
     """Run the gateway. This is the default command."""
     chosen = Options(**options)
@@ -100,6 +105,8 @@ def serve(**options: Any) -> int:
         raise click.UsageError("--ssl-certfile and --ssl-keyfile need each other: give both")
     if chosen.log_level is not None:
         os.environ[f"{ENV_PREFIX}LOG_LEVEL"] = chosen.log_level  # worker processes read it, too
+    if chosen.log_config is not None:
+        os.environ[f"{ENV_PREFIX}LOG_CONFIG"] = chosen.log_config
     if chosen.shutdown_delay is not None:
         os.environ[f"{ENV_PREFIX}SHUTDOWN_DELAY"] = str(chosen.shutdown_delay)
     if chosen.root_path and not chosen.root_path.startswith("/"):

@@ -25,3 +25,4 @@ class Options:
     root_path: str
     shutdown_delay: float | None
     log_level: str | None
+    log_config: str | None
