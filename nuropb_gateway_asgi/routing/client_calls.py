@@ -143,10 +143,17 @@ class ClientCalls:
         for correlation_id in tuple(self._sessions.pop(handler.session_id, {}).values()):
             call = self._calls.table.get(correlation_id)
             if isinstance(call, IdempotentCall) and self.idempotent.leave(call, handler):
+                self._keep_place(call)
                 continue
             if self._calls.abandon(correlation_id):
                 self._statistics.abandoned += 1
         self.idempotent.forget(handler.session_id)
+
+    def _keep_place(self, call: IdempotentCall) -> None:
+        """Count a call that runs on without a client for its user, once, until it ends."""
+        if call.caller is not None and call.let_go is None:
+            self._limits.orphans.add(call.caller)
+            call.let_go = functools.partial(self._limits.orphans.remove, call.caller)
 
     # --- sessions that outlive their connections --------------------------------------------------------------
 

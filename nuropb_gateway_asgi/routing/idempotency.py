@@ -69,13 +69,15 @@ class _Answer(NamedTuple):
 class IdempotentCall(ClientCall):
     """A call with an idempotency key. Its answer goes to all who joined."""
 
-    __slots__ = ("digest", "joined", "key", "on_ended", "scope")
+    __slots__ = ("digest", "joined", "key", "let_go", "on_ended", "scope")
 
     scope: str
     key: str
     digest: bytes
     joined: list[_Waiting]
     on_ended: Callable[[IdempotentCall, bytes | Raw, Failure | None, str], None]
+    #: Gives back the place that the call has kept since its client left; None if it has not left.
+    let_go: Callable[[], None] | None
 
     def id_of(self, place: str) -> str | None:
         """Return the client's id of the caller with this place."""
@@ -94,6 +96,8 @@ class IdempotentCall(ClientCall):
     def release(self) -> None:
         """Give back the places of all who wait."""
         super().release()
+        if self.let_go is not None:
+            self.let_go()
         for each in self.joined:
             each.places.pop(each.place, None)
 
@@ -177,7 +181,7 @@ class IdempotentCalls:
         """Make the first call with a key."""
         call = IdempotentCall(message, handler, frame.id, trace_id, places)
         call.scope, call.key, call.digest = self.scope_of(handler), frame.idempotency_key or "", _digest(frame)
-        call.joined, call.on_ended = [], self._on_ended
+        call.joined, call.on_ended, call.let_go = [], self._on_ended, None
         self._in_flight[call.scope, call.key] = call
         return call
 
