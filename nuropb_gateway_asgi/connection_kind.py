@@ -87,8 +87,11 @@ class ConnectionKind:
     def say_goodbye(self) -> None:
         """Admit no more clients, and tell each of those connected when to reconnect."""
         self.handler_manager.closed_for = GOODBYE_SPREAD
+        may_move = self.service_mesh_manager.resumption.may_be_taken
         for handler in self.handler_manager.handlers:
             self.handler_manager.say_goodbye(handler, "draining")
+            if may_move and self.name == "http":  # an event stream comes back by itself, but only after its end
+                handler.close(CloseCode.SERVICE_RESTART, "service restart")
 
     def close_connections(self) -> None:
         """Close the connections. Not every server closes WebSockets itself when it stops; some wait for them."""

@@ -9,6 +9,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
     ├── mesh, observability           RabbitMQ and the embedded mesh; logs and metrics
     ├── connection_kind, handlers     both managers and the mesh of a transport; WebSocket, HTTP, TCP
     ├── service_mesh_manager          calls in flight, and the clients that wait for them
+    ├── sessions                      sessions that survive their connections
     ├── routing                       brings each answer and event to its receiver
     ├── controller                    the gateway's face on the mesh
     ├── fleet                         the other processes of the gateway

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 from .authentication import Authenticator, Identity
 from .authentication.revocation import RevocationCheck
+from .authentication.session_tokens import SessionTokens
 from .authorization import CallVerdict, Policy, completed
 from .authorization.patterns import is_private
 from .authorization.rules import Delivery
@@ -130,6 +131,9 @@ class Receiver(Protocol):
     def on_handler_unregistered(self, handler: Handler) -> None:
         """Forget everything that belongs to a handler."""
 
+    def on_handler_parked(self, handler: Handler) -> None:
+        """Note that a session has lost its connection, and may come back."""
+
     def on_handler_refreshed(self, handler: Handler) -> None:
         """Note that a handler has a newer token, and so maybe fewer rights."""
 
@@ -180,6 +184,8 @@ class HandlerManager:
         self.shared_limits = shared = SharedLimits.of(settings) if shared_limits is None else shared_limits
         self.admission = shared.admission
         self.revocations = shared.revocations
+        #: The tokens of all sessions, those of handlers registered for their own messages included.
+        self.tokens = SessionTokens()
         self._authenticator = RevocationCheck(authenticator, self.revocations)
         self._policy = completed(policy)
         self._decoder = Decoder(max_size=settings.max_message_size, max_depth=settings.max_json_depth)
@@ -187,6 +193,8 @@ class HandlerManager:
         self._user_sessions: dict[str, set[str]] = {}
         #: Handlers registered for their own messages only, by session.
         self._callers: dict[str, Handler] = {}
+        #: The sessions without a connection, which they had and may have again.
+        self._parked: set[str] = set()
         #: Malformed frames in a row, by session.
         self._malformed: dict[str, int] = {}
         #: Sessions whose newer token is being checked.
@@ -222,13 +230,13 @@ class HandlerManager:
         return self._decoder
 
     def __len__(self) -> int:
-        return len(self._handlers)
+        return len(self._handlers) - len(self._parked)
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is kept for any connection."""
-        tables = (self._handlers, self._callers, self._user_sessions, self._malformed, self._refreshing)
-        return not (any(tables) or len(self._lifetimes))
+        tables = (self._handlers, self._parked, self._callers, self._user_sessions, self._malformed, self._refreshing)
+        return not (any(tables) or len(self._lifetimes) or len(self.tokens))
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -261,6 +269,7 @@ class HandlerManager:
             self._user_sessions.setdefault(identity.user_id, set()).add(handler.session_id)
         else:
             self._callers[handler.session_id] = handler
+        self.tokens.begin(handler.session_id, identity, brief=not listens)
         handler.on_registered(identity)
         if listens and self._receiver is not None:
             self._receiver.on_handler_registered(handler)
@@ -272,7 +281,11 @@ class HandlerManager:
         if self.get_session(handler.session_id) is not handler:
             return
         assert handler.identity is not None  # noqa: S101 - it was registered
-        self.admission.leave(handler.identity.user_id)
+        if handler.session_id in self._parked:
+            self._parked.discard(handler.session_id)
+        else:
+            self.admission.leave(handler.identity.user_id)
+        self.tokens.end(handler.session_id, handler.identity, brief=handler.session_id in self._callers)
         if self._callers.pop(handler.session_id, None) is None:
             del self._handlers[handler.session_id]
             sessions = self._user_sessions[handler.identity.user_id]
@@ -286,6 +299,54 @@ class HandlerManager:
         if self._receiver is not None:
             self._receiver.on_handler_unregistered(handler)
         logger.debug("session %s unregistered, %d connections", handler.session_id, len(self._handlers))
+
+    # --- sessions that outlive their connections --------------------------------------------------------------
+
+    def replace(self, handler: Handler, successor: Handler) -> None:
+        """Register ``successor`` in the place of ``handler``, whose user and session id it has."""
+        self._handlers[handler.session_id] = successor
+
+    def park(self, handler: Handler) -> None:
+        """Keep a session whose connection has ended: it gives up its place among the connections."""
+        assert handler.identity is not None  # noqa: S101 - it is registered
+        self._parked.add(handler.session_id)
+        self._lifetimes.forget(handler.session_id)
+        self.admission.leave(handler.identity.user_id)
+        if self._receiver is not None:
+            self._receiver.on_handler_parked(handler)
+
+    def unpark(self, handler: Handler, connection: Handler) -> None:
+        """Give a parked session the place of a registered connection of the same user, whose own session ends."""
+        assert handler.identity is not None  # noqa: S101 - it is registered
+        assert connection.identity is not None  # noqa: S101 - it is registered
+        self.admission.enter_again(connection.identity.user_id)
+        self.unregister(connection)
+        self.tokens.refresh(handler.session_id, handler.identity, connection.identity, time.time())
+        self._parked.discard(handler.session_id)
+        handler.identity, handler.connected_at = connection.identity, connection.connected_at
+        if self._receiver is not None:
+            self._receiver.on_handler_registered(handler)
+
+    def rename(self, handler: Handler, session_id: str) -> None:
+        """Give a session another id: that which it had in another process."""
+        assert handler.identity is not None  # noqa: S101 - it is registered
+        old, handler.session_id = handler.session_id, session_id
+        self._handlers[session_id] = self._handlers.pop(old)
+        self.tokens.rename(old, session_id, handler.identity)
+        sessions = self._user_sessions[handler.identity.user_id]
+        sessions.discard(old)
+        sessions.add(session_id)
+        self._malformed.pop(old, None)
+        self._lifetimes.forget(old)
+        self._limits.forget(old)
+
+    def is_parked(self, handler: Handler) -> bool:
+        """Tell whether a session has no connection at present."""
+        return handler.session_id in self._parked
+
+    def get_connected(self, user_ids: Iterable[str]) -> list[Handler]:
+        """Return the handlers of some users that have a connection, each once. Raises TypeError for a string."""
+        return [handler for handler in self.get_user_handlers(user_ids) if handler.session_id not in self._parked]
 
     def get_handler(self, session_id: str) -> Handler | None:
         """Return the handler of a session, or None."""
@@ -365,8 +426,8 @@ class HandlerManager:
         kind, id_, trace_id = self._decoder.glance(data)
         if kind == "cancel":  # the id is that of a request, which has an answer of its own
             id_ = None
-        # A pong has no answer.
-        answer = None if kind == "pong" else functools.partial(_encode_answer, id_, trace_id)
+        # A pong has no answer, nor has an ack.
+        answer = None if kind in ("pong", "ack") else functools.partial(_encode_answer, id_, trace_id)
         self._on_excess(handler, excess, answer)
 
     def _on_excess(self, handler: Handler, excess: Excess, answer: Callable[[Failure], str] | None) -> None:
@@ -460,6 +521,8 @@ class HandlerManager:
             failure = Failure(ErrorCode.PERMISSION_DENIED, "The token is another user's; open a new connection with it")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
             return
+        if self.get_session(handler.session_id) is handler:
+            self.tokens.refresh(handler.session_id, handler.identity, identity, time.time())
         handler.identity = identity
         handler.send_frame(encode_authorized(frame, identity))
         if self._receiver is not None:
@@ -480,13 +543,10 @@ class HandlerManager:
         """Send to all connections of this process."""
         return _send(self.handlers, message)
 
-    def close_revoked(self) -> SendCount:
-        """Close all connections whose tokens have been revoked."""
-        revoked = [
-            handler
-            for handler in (*self.handlers, *self._callers.values())
-            if handler.identity is not None and self.revocations.refuses(handler.identity)
-        ]
+    def close_revoked(self, session_ids: Iterable[str]) -> SendCount:
+        """Close those of some connections whose tokens have been revoked."""
+        handlers = filter(None, map(self.get_session, session_ids))
+        revoked = [each for each in handlers if each.identity is not None and self.revocations.refuses(each.identity)]
         return _close(revoked, CloseCode.TOKEN_REVOKED, "token revoked")
 
     def close(self, session_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected") -> SendCount:
@@ -523,6 +583,8 @@ class HandlerManager:
             await asyncio.sleep(interval)
             now, wall = self._clock(), time.time()
             for handler in self.handlers:
+                if handler.session_id in self._parked:
+                    continue
                 identity = handler.identity
                 if identity is not None and identity.has_ended(wall):
                     handler.close(CloseCode.TOKEN_EXPIRED, "token expired")

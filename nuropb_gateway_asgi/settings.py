@@ -108,6 +108,11 @@ class Settings:
     handshake_rate: str = "500/s burst 5000"
     handshake_rate_per_address: str = "50/s burst 1000"
     outbox_size: int = 1048576
+    #: Seconds that a session outlives its connection; 0 for not at all.
+    resume_window: float = 60.0
+    #: Bytes of frames kept for a session, and for all sessions of a process that have no connection.
+    resume_buffer: int = 262144
+    resume_memory: int = 67108864
     write_timeout: float = 10.0
     max_connection_lifetime: float = 86400.0
     auth_timeout: float = 10.0
@@ -292,6 +297,9 @@ _MINIMUM: Final = {
     "max_connections_per_user": 1,
     "max_connections_per_address": 0,
     "outbox_size": 1024,
+    "resume_window": 0,
+    "resume_buffer": 1024,
+    "resume_memory": 0,
 }
 #: Seconds; the longest time that becomes an AMQP expiration.
 _LONGEST_TIME: Final = 86400.0

@@ -85,7 +85,7 @@ class LocalUsers:
             return _encode([self._session(handler) for handler in self._handlers.get_user_handlers([asked.user_id])])
         if isinstance(asked, Count):
             return _encode({self.instance_id: len(self._handlers)})
-        return _encode([user_id for user_id in asked.user_ids if self._handlers.get_user_handlers([user_id])])
+        return _encode([user_id for user_id in asked.user_ids if self._handlers.get_connected([user_id])])
 
     def _recipients(self, question: Recipients) -> list[Handler]:
         if question.session_id is not None:
@@ -112,4 +112,5 @@ class LocalUsers:
             instance_id=self.instance_id,
             connected_at=int(handler.connected_at),
             expires_at=expiry(identity),
+            connected=not self._handlers.is_parked(handler),
         )

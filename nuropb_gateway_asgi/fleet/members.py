@@ -46,12 +46,13 @@ class Leaving(Struct, tag="leaving", gc=False):
     sender: str
 
 
-class Ask(Struct, tag="ask", gc=False):
-    """A question to all peer processes. ``question`` is JSON."""
+class Ask(Struct, tag="ask", gc=False, omit_defaults=True):
+    """A question to all peer processes, or to one. ``question`` is JSON; ``subject`` says which part answers it."""
 
     sender: str
     id: str
     question: Raw
+    subject: str = ""
 
 
 class Answer(Struct, tag="answer", gc=False):
@@ -73,6 +74,8 @@ class News(Struct, tag="news", gc=False):
 Message: TypeAlias = Alive | Leaving | Ask | Answer | News
 #: Answers a question of a peer process: JSON in, JSON out.
 Answerer: TypeAlias = Callable[[Raw], bytes]
+#: Answers a question of a peer process, now or later: the second argument takes the answer.
+LateAnswerer: TypeAlias = Callable[[Raw, Callable[[bytes], None]], None]
 
 _encode = msgspec.json.encode
 _decode: Final[Callable[[bytes], Message]] = msgspec.json.Decoder(Message).decode
@@ -132,13 +135,22 @@ class Fleet:
         self._asked: dict[str, _Asked] = {}
         #: The time until which there may be peer processes that this one does not know yet.
         self._settled_at = 0.0
-        self._observer: FleetObserver | None = None
+        self._observers: list[FleetObserver] = []
+        self._late_answerers: dict[str, LateAnswerer] = {}
         #: Messages of peer processes that could not be read.
         self.unreadable = 0
 
     def bind_observer(self, observer: FleetObserver) -> None:
-        """Set the observer of the peer processes."""
-        self._observer = observer
+        """Add an observer of the peer processes."""
+        self._observers.append(observer)
+
+    def bind_answerer(self, subject: str, answerer: LateAnswerer) -> None:
+        """Set the part that answers the questions on a subject. It may raise as ``answer`` may."""
+        self._late_answerers[subject] = answerer
+
+    def address_of(self, instance_id: str) -> str | None:
+        """Return the address of a peer process, or None for one that is not known."""
+        return next((address for address, each in self._members.items() if each.instance_id == instance_id), None)
 
     @property
     def members(self) -> Mapping[str, Member]:
@@ -188,8 +200,8 @@ class Fleet:
 
     def _forget(self, address: str) -> None:
         if self._members.pop(address, None) is not None:
-            if self._observer is not None:
-                self._observer.on_gone(address)
+            for observer in self._observers:
+                observer.on_gone(address)
             for asked in self._asked.values():
                 asked.settle(address)
 
@@ -213,6 +225,23 @@ class Fleet:
             del self._asked[id_]
         missing = [self._members[address].instance_id for address in asked.missing if address in self._members]
         return list(asked.answers.values()), sorted(missing)
+
+    async def ask_one(self, address: str, subject: str, question: bytes) -> Raw | None:
+        """Ask one peer process; return its answer, or None if it is silent for ANSWER_TIMEOUT or gone.
+
+        Raises nothing. After a cancellation a late answer is dropped.
+        """
+        id_ = new_id()
+        asked = self._asked[id_] = _Asked({address}, others=False)
+        try:
+            self._mesh.tell(address, _encode(Ask(self._mesh.address, id_, Raw(question), subject)))
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                await asked.done
+        except (TimeoutError, MeshUnavailable):
+            pass  # there is no answer
+        finally:
+            del self._asked[id_]
+        return asked.answers.get(address)
 
     def tell(self, topic: str, news: bytes, address: str | None = None) -> None:
         """Tell news to one peer process, or to all. A process that cannot be reached misses them."""
@@ -248,8 +277,9 @@ class Fleet:
             if asked is not None:
                 asked.answers.setdefault(message.sender, message.answer)
                 asked.settle(message.sender)
-        elif message.sender in self._members and self._observer is not None:
-            self._observer.on_news(message.sender, message.topic, message.news)
+        elif message.sender in self._members:
+            for observer in self._observers:
+                observer.on_news(message.sender, message.topic, message.news)
 
     def _on_alive(self, message: Alive) -> None:
         known = self._members.get(message.sender)
@@ -259,17 +289,22 @@ class Fleet:
                 self._mesh.tell(message.sender, _encode(Alive(self._mesh.address, self.instance_id)))
             except MeshUnavailable:
                 logger.debug("no mesh: process %s was not greeted", message.instance_id)
-        if (known is None or message.new) and self._observer is not None:
-            self._observer.on_member(message.sender, message.new)
+        if known is None or message.new:
+            for observer in self._observers:
+                observer.on_member(message.sender, message.new)
 
     def _on_ask(self, message: Ask) -> None:
+        def reply(answer: bytes) -> None:
+            try:
+                self._mesh.tell(message.sender, _encode(Answer(self._mesh.address, message.id, Raw(answer))))
+            except MeshUnavailable:
+                logger.debug("no mesh: an answer to another process is lost")
+
         try:
-            answer = self._answer(message.question)
-        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+            if message.subject:
+                self._late_answerers[message.subject](message.question, reply)
+            else:
+                reply(self._answer(message.question))
+        except (msgspec.MsgspecError, LookupError, ValueError, TypeError) as error:
             # The question is one of another version. The process that asked names this one as missing.
             logger.warning("a question of another process cannot be answered: %s", type(error).__name__)
-            return
-        try:
-            self._mesh.tell(message.sender, _encode(Answer(self._mesh.address, message.id, Raw(answer))))
-        except MeshUnavailable:
-            logger.debug("no mesh: an answer to another process is lost")

@@ -56,7 +56,7 @@ class OnlineWatch:
 
     def look_at(self, user_id: str) -> None:
         """Note whether the user is connected to this process, after a connection came or went."""
-        is_here = bool(self._handlers.get_user_handlers([user_id]))
+        is_here = bool(self._handlers.get_connected([user_id]))
         if is_here == self.presence.holds(self._address, user_id):
             return  # another connection of the user, or one that is registered for its own calls only
         (self.presence.came if is_here else self.presence.left)(self._address, user_id, self._clock())

@@ -21,7 +21,6 @@ from ..authentication import Identity
 from ..authorization.rules import Delivery
 from ..exceptions import ConnectionLimitReached, ProtocolError
 from ..handler_manager import HandlerManager, encode_authorized, encode_malformed, encode_refusal, expiry
-from ..identifiers import new_id
 from ..limits.admission import Arrival
 from ..protocol import (
     PING,
@@ -39,8 +38,8 @@ from ..settings import Settings
 from ..tasks import TaskOwner
 from .direct import FRAMES_PER_TURN
 from .handshake import register
-from .outbox import Outbox
 from .refusals import Reason, Refusal, log_refusal
+from .session_carrier import SessionCarrier
 
 __all__ = ["ClientLeft", "Connection"]
 
@@ -58,23 +57,15 @@ class ClientLeft(Exception):
     """Raised when the client has disconnected."""
 
 
-class Connection(ABC):
+class Connection(SessionCarrier, ABC):
     """A connection of any kind, as a :class:`~nuropb_gateway_asgi.Handler`."""
 
     #: Whether clients of nuropb_gw may use this kind of connection. They do not answer pings.
     may_be_legacy: ClassVar[bool] = False
 
     def __init__(self, handler_manager: HandlerManager, settings: Settings, address: str = "") -> None:
-        self.session_id = new_id()
-        self.identity: Identity | None = None
-        self.connected_at = 0.0
-        self._manager = handler_manager
-        self._settings = settings
-        self.address = address
-        self._outbox = Outbox(settings.outbox_size)
+        super().__init__(handler_manager, settings, address)
         self._tasks: TaskOwner | None = None
-        #: The code and reason to close with, once that is decided.
-        self._close: tuple[int, str] | None = None
         self._clock = time.monotonic
         self._writing_since: float | None = None
         self._heard_at = self._pinged_at = self._clock()
@@ -175,7 +166,14 @@ class Connection(ABC):
                 await self._write()
         finally:
             self._tasks = None
-            self._manager.unregister(self)
+            self.end()
+
+    def end(self) -> None:
+        """Note the end of the connection: its session is parked if it may outlive it, else it is unregistered."""
+        self._manager.unregister(self)
+        session, self._session = self._session, None
+        if session is not None:
+            session.on_line_ended(self, on_purpose=self.ended_on_purpose, told=self.has_told_end)
 
     async def _read(self) -> None:
         """Hand every message to the manager, which never waits: pongs are read even while the client is slow."""
@@ -202,7 +200,12 @@ class Connection(ABC):
         self._heard_at = self._clock()
         if self._close is not None:
             return
-        frame = self._manager.on_handler_message(self, message)
+        session = self._session
+        if session is None:
+            frame = self._manager.on_handler_message(self, message)
+        else:
+            session.proven = True
+            frame = self._manager.on_handler_message(session, message)
         # Only clients of nuropb_gw send a trace id without an id. They do not answer pings, so stop sending them.
         if self.may_be_legacy and isinstance(frame, Request) and frame.id is None and frame.trace_id is not None:
             self._sends_pings = False
@@ -210,10 +213,15 @@ class Connection(ABC):
     async def _write(self) -> None:
         """Write the frames in the outbox, then the reason to close if the gateway closes the connection."""
         try:
-            while (text := await self._outbox.get()) is not None:
-                self._writing_since = self._clock()
-                await self.send_text(text)
-                self._writing_since = None
+            while True:
+                outbox = self._outbox
+                text = await outbox.get()
+                if text is not None:
+                    self._writing_since = self._clock()
+                    await self.send_text(text)
+                    self._writing_since = None
+                elif outbox is self._outbox:  # else a session came or left
+                    break
             if self._close is not None:
                 self._writing_since = self._clock()
                 await self.send_close(*self._close)
@@ -247,6 +255,8 @@ class Connection(ABC):
                 "ping_interval": settings.ping_interval,
             },
         }
+        if self.is_resumable and settings.resume_window:
+            hello["resume"] = True
         self.send_frame(encode_event("hello", encode_json(hello)))
 
     def send_frame(self, text: str) -> None:

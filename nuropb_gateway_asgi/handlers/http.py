@@ -35,7 +35,8 @@ __all__ = ["make_endpoints"]
 
 _JSON = re.compile(r'application/json[ \t]*(?:;[ \t]*charset="?utf-8"?[ \t]*)?', re.IGNORECASE)
 _WAIT = re.compile(r"wait[ \t]*=[ \t]*([1-9][0-9]{0,8})", re.IGNORECASE)
-_REQUEST_HEADERS: Final = ("Authorization", "Content-Type", "Last-Event-ID", "Prefer", "X-Trace-Id")
+_REQUEST_HEADERS: Final = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "X-Trace-Id")
+_QUOTED: Final = re.compile(r'^"([^"\\]*)"$')
 _RESPONSE_HEADERS: Final = ("Preference-Applied", "Retry-After", "WWW-Authenticate", "X-Trace-Id")
 
 
@@ -130,13 +131,25 @@ class CallEndpoint(Endpoint):
         preferences = [each.strip() for value in exchange.headers.getlist("prefer") for each in value.split(",")]
         wait = next((int(match[1]) for match in map(_WAIT.fullmatch, preferences) if match), None)
         kind: Literal["request", "command"] = "request"
+        keys = exchange.headers.getlist("idempotency-key")
+        if len(keys) > 1:
+            raise Refusal(Reason.BAD_REQUEST, "Idempotency-Key: given more than once")
+        # As a string of RFC 8941, in quotation marks, or as it is.
+        key = (_QUOTED.sub(r"\1", keys[0]) or None) if keys else None
         applied = {} if wait is None else {"Preference-Applied": f"wait={wait}"}
         if "respond-async" in map(str.lower, preferences):
             kind, wait, applied = "command", None, {"Preference-Applied": "respond-async"}
         names: Mapping[str, str] = exchange.scope["path_params"]
         try:
             frame = encode_call(
-                kind, names["service"], names["method"], body, id_=FRAME_ID, trace_id=exchange.trace_id, timeout=wait
+                kind,
+                names["service"],
+                names["method"],
+                body,
+                id_=FRAME_ID,
+                trace_id=exchange.trace_id,
+                timeout=wait,
+                idempotency_key=key,
             )
         except ProtocolError as error:
             raise Refusal(Reason.BAD_REQUEST, error.description) from error

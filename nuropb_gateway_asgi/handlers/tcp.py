@@ -77,6 +77,11 @@ class TCPHandler(Connection):
             pass
         return None
 
+    @property
+    def has_told_end(self) -> bool:
+        """Whether the client was told that the gateway closes the connection."""
+        return self.has_sent_close
+
     def on_left(self) -> None:
         """End the connection. A client that has only finished sending still gets its outstanding answers."""
         if self._has_finished:
@@ -91,6 +96,11 @@ class TCPHandler(Connection):
         """Put a frame into the outbox."""
         super().send_frame(text)
         if self._has_finished and self._tasks is not None:  # without tasks, the reader has not started yet
+            self._end_if_answered()
+
+    def wake(self) -> None:
+        """Let the client's last answer end the connection if it has finished sending."""
+        if self._has_finished and self._tasks is not None:
             self._end_if_answered()
 
     def _end_if_answered(self) -> None:

@@ -139,7 +139,17 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
                     pass
         finally:
             self._tasks = None
-            self._manager.unregister(self)
+            self.end()
+
+    @property
+    def ended_on_purpose(self) -> bool:
+        """Whether client or gateway ended the connection for good."""
+        return super().ended_on_purpose or (self._close is None and self._left_with == CloseCode.NORMAL)
+
+    def wake(self) -> None:
+        """Write the frames in the outbox while the client keeps up."""
+        if self._direct is not None and self._writing_since is None:
+            self._flush()
 
     async def _is_connected(self) -> bool:
         """Wait for an ASGI message on the fast path. Returns False at the end, True after a binary message."""

@@ -212,6 +212,10 @@ class Admission:
             raise ConnectionLimitReached("this user has reached MAX_CONNECTIONS_PER_USER", per_user=True)
         self._users[user_id] += 1
 
+    def enter_again(self, user_id: str) -> None:
+        """Take a place for a session that takes over a connection of its user, just before that gives back its own."""
+        self._users[user_id] += 1
+
     def leave(self, user_id: str) -> None:
         """Give back a place among the user's connections."""
         self._users[user_id] -= 1

@@ -78,6 +78,7 @@ class EmbeddedMesh:
         self._running[self._address] = _Running(self._told, self._subscriptions)
         self._run_services(self._tasks)
         self._told.on_connection_change(connected=True)
+        self._told.on_records_read()
         return self
 
     async def __aexit__(
@@ -138,11 +139,13 @@ class EmbeddedMesh:
         tasks = self._group()
         subscribed = [each.receiver for each in self._running.values() if each.subscriptions.match(topic)]
         if subscribed:
+            correlation_id = new_id()
             body = encode_event(
-                topic, event, context=context, trace_id=trace_id, correlation_id=new_id(), target=target
+                topic, event, context=context, trace_id=trace_id, correlation_id=correlation_id, target=target
             )
             try:
                 message = decode_event(body)
+                message.id = correlation_id
             except InvalidMessage as error:
                 logger.warning("embedded mesh: an event was dropped: %s", error)
             else:
@@ -159,6 +162,11 @@ class EmbeddedMesh:
                     json.loads(context),
                     name=f"embedded {name} event",
                 )
+
+    def when_events_are_in(self, done: Callable[[], None]) -> None:
+        """Call ``done`` after the events that are on their way."""
+        self._group()
+        asyncio.get_running_loop().call_soon(done)
 
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
         """Receive events of this topic pattern."""

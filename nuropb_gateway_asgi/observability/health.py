@@ -49,6 +49,8 @@ class Health:
             return ["the gateway was not started"]
         reasons = ["draining"] if self._is_draining() else []
         reasons += [kind.problem for kind in self._kinds if kind.problem is not None]
+        # All kinds share the revocations.
+        reasons += list(filter(None, (kind.service_mesh_manager.revoker.problem for kind in self._kinds)))[:1]
         if (problem := getattr(self._authenticator, "problem", None)) is not None:
             reasons.append(problem)
         return reasons

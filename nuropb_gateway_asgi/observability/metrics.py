@@ -49,6 +49,17 @@ _GAUGES: Final[Sequence[tuple[str, str, Callable[[ConnectionKind], float]]]] = (
         lambda each: len(each.service_mesh_manager.open_circuits),
     ),
     ("outbox_bytes", "Bytes in the outboxes of clients", lambda each: each.outbox_size),
+    ("sessions_resumable", "Resumable sessions", lambda each: len(each.service_mesh_manager.resumption.store)),
+    (
+        "sessions_parked",
+        "Resumable sessions without a connection",
+        lambda each: each.service_mesh_manager.resumption.store.parked,
+    ),
+    (
+        "sessions_parked_bytes",
+        "Bytes kept for sessions without a connection",
+        lambda each: each.service_mesh_manager.resumption.store.parked_size,
+    ),
 )
 #: Counters that are carried over: name, text and labels.
 _COUNTERS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
@@ -59,6 +70,8 @@ _COUNTERS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
     ("events", "Events received from the mesh", ("transport",)),
     ("rate_limited", "Frames over a rate limit, by the limit's scope", ("scope", "transport")),
     ("subscriptions_ended", "Subscriptions ended by the policy", ("transport",)),
+    ("sessions_resumed", "Answers to resume: resumed, or the reason why not", ("reason", "transport")),
+    ("sessions_handed_over", "Sessions that left for another process, or came from one", ("direction", "transport")),
     ("policy_reloads", "Reloads of the policy file, by result", ("result",)),
     ("published", "Messages published to the broker", ("transport",)),
 )
@@ -186,6 +199,10 @@ class Metrics:
             ("expired_unsent", mesh.get("expired_unsent", 0)),
         ):
             self._carry("dropped", count, reason, name)
+        for reason, count in manager.resumption.answers.items():
+            self._carry("sessions_resumed", count, reason, name)
+        self._carry("sessions_handed_over", manager.resumption.departures.count, "out", name)
+        self._carry("sessions_handed_over", manager.resumption.arrivals.count, "in", name)
         self._carry("events", statistics.events, name)
         self._carry("subscriptions_ended", statistics.denied_subscriptions, name)
         self._carry("mesh_reconnects", mesh.get("reconnects", 0), name)

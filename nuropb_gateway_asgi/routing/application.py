@@ -181,3 +181,15 @@ class Application:
             )
         except MeshUnavailable as error:
             raise call_error(MESH_UNAVAILABLE) from error
+
+    async def unrevoke(
+        self, *, user_id: str | None, session_id: str | None, token_id: str | None, issued_before: float | None
+    ) -> None:
+        """Take a revocation back, in every process."""
+        self._check_started()
+        try:
+            await self._revoker.unrevoke(
+                user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before
+            )
+        except MeshUnavailable as error:
+            raise call_error(MESH_UNAVAILABLE) from error

@@ -70,6 +70,14 @@ class ClientCall(Call):
         """The id of the connection's user."""
         return None if self.handler.identity is None else self.handler.identity.user_id
 
+    def id_of(self, place: str) -> str | None:
+        """Return the client's id of the caller with this place."""
+        return self.id
+
+    def follow(self, former: Handler, handler: Handler, place: str | None = None) -> None:
+        """Send the answer to ``handler`` in the place of ``former``; ``place`` is that of a single caller."""
+        self.handler = handler
+
     def release(self) -> None:
         """Give back the place among the connection's calls."""
         self.places.pop(self.message.correlation_id if self.id is None else self.id, None)

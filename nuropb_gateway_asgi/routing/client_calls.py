@@ -20,6 +20,7 @@ from ..wire.interface import CallMessage
 from .calls import SLOT_SECONDS, ClientCall
 from .catalogue import Catalogue
 from .failures import INTERNAL
+from .idempotency import IdempotentCall, IdempotentCalls
 from .in_flight import CallsInFlight
 from .statistics import MeshStatistics
 
@@ -50,6 +51,7 @@ class ClientCalls:
         self._clock = clock
         #: Calls in flight of each session: correlation ids by the ids that the client chose.
         self._sessions: dict[str, dict[str, str]] = {}
+        self.idempotent = IdempotentCalls(settings.resume_window, clock)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -66,6 +68,14 @@ class ClientCalls:
         trace_id = frame.trace_id if frame.trace_id is not None else new_id()
         places = self._sessions.setdefault(handler.session_id, {})
         failure = self._check_budget(handler, identity) or self._reserve(places, frame.id, correlation_id)
+        if failure is None and frame.idempotency_key is not None:
+            place = correlation_id if frame.id is None else frame.id
+            joined = self.idempotent.join(handler, frame, places, place)
+            if joined is True:
+                return
+            if isinstance(joined, Failure):
+                places.pop(place, None)
+                failure = joined
         if failure is not None:
             handler.send_frame(encode_failure(frame.id, trace_id, failure))
             return
@@ -85,11 +95,15 @@ class ClientCalls:
             frame.service,
             frame.method,
             frame.params,
-            context_of(identity, trace_id, handler.session_id),
+            context_of(identity, trace_id, handler.session_id, frame.idempotency_key),
             self._clock() + timeout,
             timeout,
         )
-        self._calls.start(ClientCall(message, handler, frame.id, trace_id, places))
+        if frame.idempotency_key is None:
+            call = ClientCall(message, handler, frame.id, trace_id, places)
+        else:
+            call = self.idempotent.make(message, handler, frame, trace_id, places)
+        self._calls.start(call)
 
     def _check_budget(self, handler: Handler, identity: Identity) -> Failure | None:
         """Refuse a user whose calls failed too often; close the connection of one who ignores the refusals."""
@@ -121,8 +135,50 @@ class ClientCalls:
     def forget(self, handler: Handler) -> None:
         """Abandon the calls of a connection that has ended."""
         for correlation_id in tuple(self._sessions.pop(handler.session_id, {}).values()):
+            call = self._calls.table.get(correlation_id)
+            if isinstance(call, IdempotentCall) and self.idempotent.leave(call, handler):
+                continue
             if self._calls.abandon(correlation_id):
                 self._statistics.abandoned += 1
+        self.idempotent.forget(handler.session_id)
+
+    # --- sessions that outlive their connections --------------------------------------------------------------
+
+    def knows(self, handler: Handler) -> bool:
+        """Tell whether a connection has sent a call."""
+        return handler.session_id in self._sessions
+
+    def ids(self, handler: Handler) -> list[str]:
+        """Return the client's ids of its calls in flight."""
+        ids = []
+        for place, correlation_id in self._sessions.get(handler.session_id, {}).items():
+            call = self._calls.table.get(correlation_id)
+            id_ = call.id_of(place) if isinstance(call, ClientCall) else None
+            if id_ is not None:
+                ids.append(id_)
+        return ids
+
+    def places_of(self, handler: Handler) -> dict[str, str]:
+        """Return the places of a session's calls: correlation ids by the ids that the client chose."""
+        return self._sessions.setdefault(handler.session_id, {})
+
+    def replace(self, handler: Handler, successor: Handler) -> None:
+        """Give a connection's calls in flight to another handler with the same session id."""
+        for correlation_id in self._sessions.get(handler.session_id, {}).values():
+            call = self._calls.table.get(correlation_id)
+            if isinstance(call, ClientCall):
+                call.follow(handler, successor)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a session's calls another session id."""
+        places = self._sessions.pop(old, None)
+        if places is not None:
+            self._sessions[new] = places
+        self.idempotent.rename(old, new)
+
+    def detach(self, handler: Handler) -> dict[str, str]:
+        """Forget a session but not its calls in flight; return their places."""
+        return dict(self._sessions.pop(handler.session_id, {}))
 
     # --- describe ---------------------------------------------------------------------------------------------
 

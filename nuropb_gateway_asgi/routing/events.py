@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..authentication import Identity
@@ -80,6 +80,8 @@ class EventRouter:
         #: Set once events with a target come; None before they are asked for.
         self._targeted: asyncio.Event | None = None
         self._statistics = statistics
+        #: The id of the event that is being delivered.
+        self.delivering: str | None = None
 
     # --- life -------------------------------------------------------------------------------------------------
 
@@ -175,7 +177,7 @@ class EventRouter:
         for topic in tuple(self._topics.get(handler.session_id, ())):
             self._drop(handler, topic)
         self._topics.pop(handler.session_id, None)
-        if self._targeted is not None and not len(self._handler_manager):
+        if self._targeted is not None and not self._handler_manager.handlers:
             self._targeted = None
             for topic in self._settings.targeted_topics:
                 self._interest.remove(topic)
@@ -211,6 +213,49 @@ class EventRouter:
             self._lossy.remove(topic, (handler, delivery))
         self._interest.remove(topic)
 
+    # --- sessions that outlive their connections --------------------------------------------------------------
+
+    def topics_of(self, handler: Handler) -> list[str]:
+        """Return the topic patterns of a session, in the order of subscription."""
+        return list(self._topics.get(handler.session_id, ()))
+
+    def replace(self, handler: Handler, successor: Handler) -> None:
+        """Give a connection's subscriptions to another handler with the same session id."""
+        for topic, delivery in self._topics.get(handler.session_id, {}).items():
+            if delivery == "close":
+                self._subscriptions.remove(topic, handler)
+                self._subscriptions.add(topic, successor)
+            else:
+                self._lossy.remove(topic, (handler, delivery))
+                self._lossy.add(topic, (successor, delivery))
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a session's subscriptions another session id."""
+        topics = self._topics.pop(old, None)
+        if topics is not None:
+            self._topics[new] = topics
+
+    async def adopt(self, handler: Handler, topics: Iterable[str]) -> None:
+        """Subscribe a session that comes from another process, and wait until its events come.
+
+        Raises TimeoutError after BINDING_TIMEOUT seconds; the session may then miss events.
+        """
+        subscribed = self._topics.setdefault(handler.session_id, {})
+        bound = asyncio.Event()
+        waiting = {topic for topic in topics if topic not in subscribed}
+
+        def on_bound(topic: str) -> None:
+            waiting.discard(topic)
+            if not waiting:
+                bound.set()
+
+        for topic in tuple(waiting):
+            self._add(handler, topic)
+            self._interest.add(topic, functools.partial(on_bound, topic))
+        if waiting:
+            async with asyncio.timeout(BINDING_TIMEOUT):
+                await bound.wait()
+
     @property
     def topics(self) -> frozenset[str]:
         """The topic patterns with subscribers."""
@@ -231,6 +276,11 @@ class EventRouter:
     def on_event(self, event: EventMessage) -> None:
         """Send an event to the connections of its target's users, or to its subscribers."""
         self._statistics.events += 1
+        self.delivering = event.id
+        self._deliver(event)
+        self.delivering = None
+
+    def _deliver(self, event: EventMessage) -> None:
         if len(memoryview(event.event)) > self._settings.outbox_size:
             # Every subscriber would get a copy that does not fit the outbox, and lose the connection.
             self._statistics.oversized_events += 1

@@ -34,6 +34,7 @@ class GatewayReceiver:
         self.on_gap = events.on_gap
         self.on_peer_message = fleet.on_message
         self.on_record = revoker.on_record
+        self.on_records_read = revoker.on_records_read
         self._calls = calls
         self._fleet = fleet
         self._suffix = f" ({name})" if name else ""

@@ -47,6 +47,8 @@ class EventMessage(Struct, gc=False):
     trace_id: str | None = None
     target: list[str] | None = None
     context: bytes | Raw = b"{}"
+    #: The publisher's id of the event, the same in every process.
+    id: str | None = None
 
 
 class MeshReceiver(Protocol):
@@ -90,6 +92,9 @@ class MeshReceiver(Protocol):
     def on_record(self, record: bytes) -> None:
         """Take a record that a process of this gateway, possibly this one, wrote: just now, or long ago."""
 
+    def on_records_read(self) -> None:
+        """Take note that all records from before the start of this mesh were taken. May be called more than once."""
+
     def on_connection_change(self, *, connected: bool) -> None:
         """Take note that the mesh was connected or disconnected."""
 
@@ -98,7 +103,8 @@ class Mesh(Protocol):
     """A mesh. It runs from ``__aenter__`` to ``__aexit__`` and owns the tasks that it needs.
 
     Entering does not wait for a connection: a gateway may start before its broker. Sending never waits either. A mesh
-    cannot say whether a service exists: a message to a missing service is returned.
+    cannot say whether a service exists: a message to a missing service is returned. No client is let in before the mesh
+    has called ``on_records_read``; a mesh that keeps no records calls it when it is entered.
     """
 
     async def __aenter__(self) -> Any:
@@ -157,6 +163,12 @@ class Mesh(Protocol):
 
     def forget(self, correlation_id: str) -> None:
         """Drop everything that is kept for a reply (a key, a place in a queue): its caller waits no longer."""
+
+    def when_events_are_in(self, done: Callable[[], None]) -> None:
+        """Call ``done`` once all events that were routed to this process before have been received.
+
+        Raises MeshUnavailable. ``done`` is not called if the connection is lost before.
+        """
 
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
         """Receive events of this AMQP topic pattern, across reconnections too.

@@ -230,7 +230,7 @@ async def scene(
         proxy = await stack.enter_async_context(FaultProxy(url))
         if before is not None:
             before(proxy)
-        running = await stack.enter_async_context(run_gateway(mesh_url=proxy.url, **chosen))
+        running = await stack.enter_async_context(run_gateway(mesh_url=proxy.url, is_open=ready, **chosen))
         service_mesh = await stack.enter_async_context(host(service_url or url, service_name, service))
         stack.callback(service.released.set)
         http = await stack.enter_async_context(

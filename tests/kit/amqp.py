@@ -67,6 +67,8 @@ class Receiver:
     gaps: list[str] = field(default_factory=list)
     siblings: list[bytes] = field(default_factory=list)
     records: list[bytes] = field(default_factory=list)
+    #: Calls of on_records_read.
+    records_read: int = 0
 
     def expects(self, correlation_id: str) -> bool:
         if correlation_id in self.expected:
@@ -104,6 +106,9 @@ class Receiver:
 
     def on_record(self, record: bytes) -> None:
         self.records.append(record)
+
+    def on_records_read(self) -> None:
+        self.records_read += 1
 
     def on_connection_change(self, *, connected: bool) -> None:
         self.connections.append(connected)

@@ -110,13 +110,19 @@ async def run_gateway(
     *,
     server: Server = "nuropb-gateway",
     send_buffer: int | None = None,
+    is_open: bool = True,
     **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
-    """Run ``gateway``, or a gateway that :func:`make_gateway` makes with ``settings``, on a server of its own."""
+    """Run ``gateway``, or a gateway that :func:`make_gateway` makes with ``settings``, on a server of its own.
+
+    Unless ``is_open`` is False, it lets clients in: it has read the revocations.
+    """
     gateway = make_gateway(**settings) if gateway is None else gateway
     max_size = 4 * gateway.settings.max_message_size
     async with serve(gateway.app, server=server, send_buffer=send_buffer, max_size=max_size) as site:
         running = RunningGateway(gateway, site)
+        if is_open:
+            await eventually(lambda: gateway.service_mesh_manager.revoker.problem is None)
         yield running
     assert running.occupancy == (0, 0, 0)
 

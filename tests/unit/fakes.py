@@ -199,6 +199,8 @@ class FakeMesh:
     #: Raised by sending, entering, publishing and recording.
     error: Exception | None = None
     runs: bool = False
+    #: Whether the records from before the start are read when the mesh is entered.
+    has_read: bool = True
     receiver: MeshReceiver | None = None
     controller: object = None
     address: str = "here"
@@ -214,6 +216,8 @@ class FakeMesh:
         if self.error is not None:
             raise self.error
         self.runs = True
+        if self.has_read:
+            self.told.on_records_read()
         return self
 
     async def __aexit__(
@@ -256,6 +260,10 @@ class FakeMesh:
 
     def forget(self, correlation_id: str) -> None:
         self.forgotten.append(correlation_id)
+
+    def when_events_are_in(self, done: Callable[[], None]) -> None:
+        self._check()
+        asyncio.get_running_loop().call_soon(done)
 
     def subscribe(self, topic: str, done: Callable[[], None]) -> None:
         self.bindings.append(("+", topic))
@@ -515,6 +523,9 @@ class FakeReceiver:
 
     def on_handler_unregistered(self, handler: Handler) -> None:
         self.gone.append(handler)
+
+    def on_handler_parked(self, handler: Handler) -> None:
+        pass
 
     def on_handler_refreshed(self, handler: Handler) -> None:
         if self.on_refreshed is not None:

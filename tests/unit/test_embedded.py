@@ -26,6 +26,8 @@ class Receiver:
         self.told: list[tuple[str, Any]] = []
         self.events: list[EventMessage] = []
         self.changes: list[bool] = []
+        #: Calls of on_records_read.
+        self.records_read = 0
         #: Messages of other transports, and records.
         self.said: list[bytes] = []
         self.expected = True
@@ -61,6 +63,9 @@ class Receiver:
 
     def on_record(self, record: bytes) -> None:
         self.said.append(record)
+
+    def on_records_read(self) -> None:
+        self.records_read += 1
 
     def on_connection_change(self, *, connected: bool) -> None:
         self.changes.append(connected)
@@ -187,6 +192,11 @@ async def test_it_is_connected_as_long_as_it_runs(house: House) -> None:
             assert house.mesh.problem is None
         assert not house.mesh.connected
     assert house.receiver.changes == [True, False] * 2
+
+
+async def test_it_has_no_records_to_read(house: House) -> None:
+    async with house.mesh:
+        assert house.receiver.records_read == 1
 
 
 async def test_leaving_what_was_not_entered_changes_nothing(house: House) -> None:

@@ -116,9 +116,12 @@ class RabbitMQMesh:
             peer_queue,
             self._on_peer_message,
             self._on_record,
+            self._on_records_read,
             expires=QUEUE_EXPIRES,
         )
         self._records = Records()
+        #: Whether all records from before the start are read.
+        self._records_read = False
         self.service_host = ServiceHost(
             service_name,
             lambda: self._controller,
@@ -192,6 +195,10 @@ class RabbitMQMesh:
         self._name_queues()
         self.subscriptions.open()
         self._stopping = False
+        self._records_read = False
+        self.peers.begin()
+        if not self._is_gateway:
+            self._on_records_read()  # no clients have to wait for the records
         await self._stack.enter_async_context(self.service_host)
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(tasks.cancel_scope.cancel)
@@ -270,6 +277,12 @@ class RabbitMQMesh:
 
     def _tell(self, exchange: str, routing_key: str, message: bytes) -> None:
         self._publish("event", exchange, routing_key, new_id(), message, expires=MESSAGE_EXPIRES)
+
+    def when_events_are_in(self, done: Callable[[], None]) -> None:
+        """Send a message to this process's own event queue, and call ``done`` when it arrives."""
+        correlation_id = new_id()
+        self._publish("event", "", self.event_queue, correlation_id, b"{}", expires=MESSAGE_EXPIRES)
+        self._events.expect_marker(correlation_id, done)
 
     async def record(self, record: bytes) -> None:
         """Write ``record`` into the stream, and wait for the broker's confirm."""
@@ -365,6 +378,17 @@ class RabbitMQMesh:
         if self.connected != self._connected:
             self._connected = self.connected
             self._told.on_connection_change(connected=self._connected)
+            self._find_end_of_records()
+
+    def _find_end_of_records(self) -> None:
+        """Write a marker into the stream: when it is read, all earlier records are read, too."""
+        if self._records_read or not self._connected:
+            return
+        if self.peers.can_record:
+            with contextlib.suppress(MeshUnavailable):  # lost again: the next connection writes another marker
+                self._publish("event", "", self.peers.stream, new_id(), self.peers.draw_marker())
+        else:
+            self._on_records_read()
 
     # --- the publishing connection ----------------------------------------------------------------------------
 
@@ -532,6 +556,12 @@ class RabbitMQMesh:
     def _on_record(self, record: bytes) -> None:
         self._told.on_record(record)
 
+    def _on_records_read(self) -> None:
+        self._records_read = True
+        if self._is_gateway:
+            logger.info("mesh: revocations are read")
+        self._told.on_records_read()
+
     def _on_cancelled(self) -> None:
         self.consuming.abort("the broker ended a consumer: a queue was deleted")
 
@@ -551,6 +581,7 @@ class RabbitMQMesh:
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await self._bind_service(topology)
             self.subscriptions.rebind()
+            self._find_end_of_records()  # the broker may have lost the marker, as at the failure of a node
 
     # --- for the controller -----------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ from typing import Any, Final, Protocol
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
+from ...authentication.revocation import Revocation, encode_record
+from ...identifiers import new_id
 from ._connection import Connection
 from ._errors import explain
 from ._frames import Incoming
@@ -51,7 +53,8 @@ class Consume(Protocol):
 class Peers:
     """The exchange, queue and stream shared with the other processes of a gateway.
 
-    ``on_message`` and ``on_record`` are called with the bodies that arrive.
+    ``on_message`` and ``on_record`` are called with the bodies that arrive. ``on_records_read`` is called when the
+    process's own marker, which :meth:`draw_marker` makes, is read: all that came before it in the stream is read, too.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Peers:
         queue: str,
         on_message: Callable[[bytes], None],
         on_record: Callable[[bytes], None],
+        on_records_read: Callable[[], None],
         *,
         expires: int,
     ) -> None:
@@ -71,6 +75,9 @@ class Peers:
         self.can_record = False
         self._on_message = on_message
         self._on_record = on_record
+        self._on_records_read = on_records_read
+        #: The records that this process has written to find the end of the stream; the first that is read marks it.
+        self._markers: set[bytes] = set()
         self._expires = expires
         #: The offset in the stream of the latest record that was read.
         self.offset: int | None = None
@@ -121,6 +128,16 @@ class Peers:
         offset: Any = "first" if self.offset is None else self.offset + 1
         return [await consume(self.stream, self._take_record, {"x-stream-offset": offset})]
 
+    def begin(self) -> None:
+        """Forget the markers of an earlier run: records may have been written since."""
+        self._markers.clear()
+
+    def draw_marker(self) -> bytes:
+        """Return a new record without effect, also for releases that know no markers: a revocation that is over."""
+        marker = encode_record(Revocation(token=new_id(), until=0.0))
+        self._markers.add(marker)
+        return marker
+
     async def _declare_stream(self, connection: Connection) -> None:
         if self.offset is not None:
             try:
@@ -135,12 +152,16 @@ class Peers:
         self._on_message(message.body)
 
     def _take_record(self, message: Incoming) -> None:
-        offset = (message.headers or {}).get("x-stream-offset")
-        if isinstance(offset, int):
+        offset = message.stream_offset
+        if offset is not None:
             if self.offset is not None and offset <= self.offset:
                 return  # the broker sends a stream from the beginning of a chunk
             self.offset = offset
-        self._on_record(message.body)
+        if message.body in self._markers:
+            self._markers.clear()
+            self._on_records_read()
+        else:
+            self._on_record(message.body)
 
     def _warn(self, what: str, error: BaseException) -> None:
         if what not in self._warned:
