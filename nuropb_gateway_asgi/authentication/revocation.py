@@ -88,7 +88,7 @@ def fingerprint(token: str) -> str:
     valid one, so the same token can be written in two ways.
     """
     signed = token.rpartition(".")[0] if token.count(".") == 2 else token
-    return hashlib.sha256(signed.encode()).hexdigest()
+    return hashlib.sha256(signed.encode(errors="surrogatepass")).hexdigest()
 
 
 def issued_at(identity: Identity) -> float:

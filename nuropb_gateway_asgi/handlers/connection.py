@@ -64,8 +64,7 @@ class Connection(SessionCarrier, ABC):
     may_be_legacy: ClassVar[bool] = False
 
     def __init__(self, handler_manager: HandlerManager, settings: Settings, address: str = "") -> None:
-        super().__init__(handler_manager, settings)
-        self.address = address
+        super().__init__(handler_manager, settings, address)
         self._tasks: TaskOwner | None = None
         self._clock = time.monotonic
         self._writing_since: float | None = None

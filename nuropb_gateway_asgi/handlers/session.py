@@ -64,6 +64,8 @@ class Session:
         self, session_id: str, identity: Identity, connected_at: float, outbox: SessionOutbox, manager: HandlerManager
     ) -> None:
         self.session_id = session_id
+        #: That of the present connection, or of the last one.
+        self.address = ""
         self.identity: Identity | None = identity
         self.connected_at = connected_at
         self.outbox = outbox

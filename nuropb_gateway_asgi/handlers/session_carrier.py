@@ -29,8 +29,9 @@ class SessionCarrier:
     #: The session that has this connection, once it is resumable.
     _session: Session | None = None
 
-    def __init__(self, handler_manager: HandlerManager, settings: Settings) -> None:
+    def __init__(self, handler_manager: HandlerManager, settings: Settings, address: str) -> None:
         self.session_id = new_id()
+        self.address = address
         self.identity: Identity | None = None
         self.connected_at = 0.0
         self._manager = handler_manager

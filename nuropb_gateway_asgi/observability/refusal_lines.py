@@ -22,7 +22,9 @@ def is_refusal(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.INFO
     if '"WebSocket ' in str(record.msg):
         return "[accepted]" not in str(record.msg)
-    if str(record.msg).startswith(("Invalid HTTP request received", "Invalid UTF-8", "connection rejected")):
+    if str(record.msg).startswith("Invalid HTTP request received") or str(record.msg).startswith("connection rejected"):
+        return True
+    if str(record.msg).startswith("Invalid UTF-8"):
         return True
     status = _status(record)
     return status is not None and status >= 400
@@ -30,7 +32,9 @@ def is_refusal(record: logging.LogRecord) -> bool:
 
 def is_of_anybody(record: logging.LogRecord) -> bool:
     """Return whether the record is one of uvicorn about a connection, or a request that needs no token."""
-    if "[accepted]" in str(record.msg) or str(record.msg) in ("connection open", "connection closed"):
+    if "[accepted]" in str(record.msg):
+        return True
+    if str(record.msg).startswith("connection open") or str(record.msg).startswith("connection closed"):
         return True
     status = _status(record)
     return status is not None and status < 400 and not (isinstance(record.args, tuple) and _is_call(record.args))

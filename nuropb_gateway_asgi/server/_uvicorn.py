@@ -160,6 +160,8 @@ LOG_TEXTS: Final = (
     LogText('"WebSocket ', _SANSIO, "observability"),
     LogText("[accepted]", _SANSIO, "observability"),
     LogText("connection rejected", "websockets.server", "observability"),
+    LogText("connection open", "websockets.server", "observability"),
+    LogText("connection closed", "websockets.protocol", "observability"),
     LogText("Invalid HTTP request received", _H11, "observability"),
     LogText("Invalid UTF-8", _SANSIO, "observability"),
     LogText("ASGI callable returned without completing", _SANSIO, "handlers"),

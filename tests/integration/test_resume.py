@@ -324,7 +324,7 @@ async def test_a_guessed_key_of_this_process_is_unknown() -> None:
     async with small(Lab()) as running, resuming(running) as client:
         await client.resume()
         process, _, secret = client.key.rpartition(":")
-        assert (await come_back(running, f"{process}:{secret[:-1]}A"))["reason"] == "unknown"
+        assert (await come_back(running, f"{process}:{secret[::-1]}"))["reason"] == "unknown"
 
 
 async def test_another_users_key_is_unknown_and_stays_good_for_its_user() -> None:

@@ -180,7 +180,7 @@ async def test_a_topic_that_is_refused_after_its_client_has_gone_concerns_nobody
     handler = await gateway.connect()
     subscribe(gateway, handler, "b")
     gateway.manager.on_handler_unregistered(handler)
-    gateway.mesh.bound("b")
+    assert not gateway.mesh.waiting
     assert gateway.manager.events.subscriptions == 0
 
 

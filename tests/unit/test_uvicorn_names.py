@@ -314,10 +314,10 @@ def matched_texts() -> set[tuple[str, str]]:
             if "context.get('message')" in ast.unparse(text):
                 text, place = place, text
             if "record.msg" in ast.unparse(place) or "context.get('message')" in ast.unparse(place):
-                value = (
-                    ast.literal_eval(text) if isinstance(text, ast.Constant) else getattr(_uvicorn, ast.unparse(text))
-                )
-                found.add((room, value))
+                for part in text.elts if isinstance(text, ast.Tuple) else [text]:
+                    name = ast.unparse(part)
+                    value = ast.literal_eval(part) if isinstance(part, ast.Constant) else getattr(_uvicorn, name)
+                    found.add((room, value))
     return found
 
 
