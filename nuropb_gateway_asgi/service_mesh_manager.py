@@ -222,6 +222,7 @@ class ServiceMeshManager:
 
     def on_handler_registered(self, handler: Handler) -> None:
         """Note that the handler's user came, if this is the user's first connection here."""
+        self.client_calls.unpark(handler)
         if self.online is not None and handler.identity is not None:
             self.online.look_at(handler.identity.user_id)
 
@@ -229,11 +230,13 @@ class ServiceMeshManager:
         """Forget a connection's calls in flight and its subscriptions."""
         if self.online is not None and handler.identity is not None:
             self.online.look_at(handler.identity.user_id)
+        self.client_calls.unpark(handler)
         self.client_calls.forget(handler)
         self.events.forget(handler)
 
     def on_handler_parked(self, handler: Handler) -> None:
         """Note that the handler's user left, if this was the user's last connection here."""
+        self.client_calls.park(handler)
         if self.online is not None and handler.identity is not None:
             self.online.look_at(handler.identity.user_id)
 

@@ -52,6 +52,9 @@ class ClientCalls:
         self._clock = clock
         #: Calls in flight of each session: correlation ids by the ids that the client chose.
         self._sessions: dict[str, dict[str, str]] = {}
+        #: Sessions without a connection, by user. Their calls count for the user's other connections, or a client that
+        #: breaks its connections would have more and more calls in flight.
+        self._parked: dict[str, set[str]] = {}
         self.idempotent = IdempotentCalls(settings.resume_window, clock)
 
     def __len__(self) -> int:
@@ -123,7 +126,10 @@ class ClientCalls:
             return Failure(ErrorCode.MESH_UNAVAILABLE, "The gateway is not running")
         if id_ is not None and id_ in places:
             return Failure(ErrorCode.DUPLICATE_ID, "A request with this id is in flight")
-        if len(places) + self._limits.orphans.counts.get(identity.user_id, 0) >= self._settings.max_in_flight:
+        taken = len(places) + self._limits.orphans.counts.get(identity.user_id, 0)
+        if identity.user_id in self._parked:
+            taken += sum(len(self._sessions.get(each, ())) for each in self._parked[identity.user_id])
+        if taken >= self._settings.max_in_flight:
             description = (
                 f"{self._settings.max_in_flight} requests are in flight, cancelled ones included; "
                 "wait for an answer first"
@@ -156,6 +162,21 @@ class ClientCalls:
             call.let_go = functools.partial(self._limits.orphans.remove, call.caller)
 
     # --- sessions that outlive their connections --------------------------------------------------------------
+
+    def park(self, handler: Handler) -> None:
+        """Note that a session has no connection."""
+        assert handler.identity is not None  # noqa: S101 - it is registered
+        if self._sessions.get(handler.session_id):
+            self._parked.setdefault(handler.identity.user_id, set()).add(handler.session_id)
+
+    def unpark(self, handler: Handler) -> None:
+        """Note that a session has a connection, or is over."""
+        user_id = "" if handler.identity is None else handler.identity.user_id
+        if user_id in self._parked:
+            sessions = self._parked[user_id]
+            sessions.discard(handler.session_id)
+            if not sessions:
+                del self._parked[user_id]
 
     def knows(self, handler: Handler) -> bool:
         """Tell whether a connection has sent a call."""

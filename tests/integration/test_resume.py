@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Literal
 
+import httpx
 import pytest
 
 from nuropb_gateway_asgi import JWTAuthenticator
 from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 from nuropb_gateway_asgi.sessions import Resumption
 from tests.integration.test_fleet import SECRET, fleet
 from tests.kit.clients import Client, Frame, connect
@@ -113,6 +116,51 @@ async def test_calls_and_events_survive_a_lost_connection(
 
 def _is_idle(running: RunningGateway) -> bool:
     return running.gateway.service_mesh_manager.resumption.is_idle
+
+
+async def test_a_drain_hands_over_the_session_of_a_client_that_follows_goodbye(
+    two: list[RunningGateway], echo_service: ServiceProcess
+) -> None:
+    first, second = two
+    async with resuming(first) as client, resuming(second) as again:
+        await start(first, client, echo_service.service)
+        drain = asyncio.create_task(first.gateway.drain())
+        await client.client.event("goodbye")
+        result = await again.resume(key=client.key, received=client.received)
+        assert (result["resumed"], sorted(result["in_flight"])) == (True, ["quick", "slow"])
+        await first.gateway.service_mesh_manager.publish_event("lab.drained", 1)
+        frames = await again.next(3)
+        assert {each["payload"].get("id") for each in frames} == {"quick", "slow", None}
+        await drain
+    assert resumption(first).departures.count == resumption(second).arrivals.count == 1
+
+
+async def test_a_call_of_a_session_that_moved_is_cancelled_where_it_is(
+    two: list[RunningGateway], echo_service: ServiceProcess
+) -> None:
+    first, second = two
+    async with resuming(first) as client:
+        await client.resume()
+        await client.client.request(f"{echo_service.service}.slow", {"seconds": 20}, id="slow")
+        await client.client.settled()
+        client.client.abort()
+    async with resuming(second) as again:
+        assert (await again.resume(key=client.key))["in_flight"] == ["slow"]
+        await again.client.send("cancel", id="slow")
+        assert (await again.client.answer("slow"))["error"]["code"] == "cancelled"
+        await eventually(lambda: not first.gateway.service_mesh_manager.in_flight)
+
+
+async def test_a_session_of_a_process_that_does_not_answer_is_gone(two: list[RunningGateway]) -> None:
+    first, second = two
+    async with resuming(first) as client:
+        await client.resume()
+        client.client.abort()
+    mesh = first.gateway.service_mesh_manager.mesh
+    assert isinstance(mesh, RabbitMQMesh)
+    mesh.peers._on_message = lambda body: None
+    async with resuming(second) as again:
+        assert (await again.resume(key=client.key))["reason"] == "gone"
 
 
 async def _publish(publish: Any, topic: str, count: int) -> None:
@@ -465,3 +513,120 @@ async def test_one_execution_for_two_calls_with_the_same_idempotency_key() -> No
 async def test_an_idempotency_key_is_short_and_printable(key: Any) -> None:
     async with small(Lab()) as running, resuming(running) as client:
         assert await client.client.error_code("lab.echo", idempotency_key=key) == "bad_request"
+
+
+async def test_calls_of_sessions_without_a_connection_count_for_their_user() -> None:
+    lab = Lab()
+    async with small(lab, max_in_flight=4) as running:
+        async with resuming(running) as client:
+            await client.resume()
+            for number in range(4):
+                await client.client.request("lab.wait", {"number": number}, id=str(number))
+            await client.client.settled()
+            await lose(running, client)
+        async with resuming(running) as other:
+            assert await other.client.error_code("lab.echo") == "too_many_requests"
+        async with resuming(running, "bob") as other:
+            assert await other.client.result("lab.echo", {"text": "y"}) == "y"
+        lab.gate.set()
+        await eventually(lambda: not running.gateway.service_mesh_manager.in_flight)
+        async with resuming(running) as again:
+            assert (await again.resume(key=client.key))["replay"] == 4
+            await again.next(4)
+            assert await again.client.result("lab.echo", {"text": "y"}) == "y"
+
+
+# --- other transports ---------------------------------------------------------------------------------------------
+
+
+async def test_an_event_stream_goes_on_behind_the_last_event_that_it_saw() -> None:
+    async with small(Lab(), http="on") as running:
+        publish = running.gateway.service_mesh_manager.publish_event
+        headers = {"Authorization": f"Bearer {issue_token(SECRET, 'alice', lifetime=600)}"}
+        async with httpx.AsyncClient(base_url=running.site.http(), headers=headers) as http:
+            first = await _listen(http, "", 2, lambda: publish("lab.a", 0))
+            assert [data["topic"] for _, data in first] == ["hello", "lab.a"]
+            (_, (last, _)) = first
+            for number in range(1, 4):
+                await publish("lab.a", number)
+            second = await _listen(http, last, 4, _nothing)
+            assert [data["event"] for _, data in second[1:]] == [1, 2, 3]
+            third = await _listen(http, f"{last.rpartition(':')[0]}x:7", 2, _nothing)
+            assert [data["topic"] for _, data in third] == ["hello", "gap"]
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def _listen(
+    http: httpx.AsyncClient, last: str, count: int, do: Callable[[], Awaitable[None]]
+) -> list[tuple[str, Frame]]:
+    """Return the first ``count`` events of a stream, with their ids; ``do`` is called once it has begun."""
+    events: list[tuple[str, Frame]] = []
+    headers = {"Last-Event-ID": last} if last else {}
+    async with http.stream("GET", "/events", params={"topic": "lab.#"}, headers=headers) as stream:
+        id_ = ""
+        async for line in stream.aiter_lines():
+            if line.startswith("id: "):
+                id_ = line[4:]
+            elif line.startswith("data: "):
+                events.append((id_, json.loads(line[6:])))
+                if len(events) == 1:
+                    await do()
+                if len(events) == count:
+                    break
+    return events
+
+
+async def test_a_call_over_http_that_is_repeated_with_its_key_runs_once() -> None:
+    lab = Lab()
+    async with small(lab, http="on") as running:
+        headers = {"Authorization": f"Bearer {issue_token(SECRET, 'alice', lifetime=600)}", "Idempotency-Key": "k"}
+        async with httpx.AsyncClient(base_url=running.site.http(), headers=headers) as http:
+            first = asyncio.create_task(http.post("/rpc/lab/wait", json={"number": 1}))
+            await eventually(lambda: lab.calls)
+            first.cancel()  # its client leaves
+            await asyncio.wait([first])
+            again = asyncio.create_task(http.post("/rpc/lab/wait", json={"number": 1}))
+            await eventually(lambda: running.occupancy[1] == 0)
+            lab.gate.set()
+            assert (await again).json() == 1
+            assert (await http.post("/rpc/lab/wait", json={"number": 1})).json() == 1
+            assert len(lab.calls) == 1
+            assert (await http.post("/rpc/lab/wait", json={"number": 2})).status_code == 400
+            assert (await http.post("/rpc/lab/wait", json={"number": 1}, headers={"Idempotency-Key": ""})).json() == 1
+
+
+async def test_a_session_moves_between_transports() -> None:
+    lab = Lab()
+    async with small(lab, tcp="127.0.0.1:0") as running:
+        async with resuming(running) as client:
+            await client.resume()
+            await client.client.ask("subscribe", topics=["lab.#"])
+            await client.client.request("lab.wait", {"number": 1}, id="a")
+            await client.client.settled()
+            await lose(running, client)
+        await running.gateway.service_mesh_manager.publish_event("lab.a", 1)
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.gateway.tcp_port)
+
+        async def ask(type_: str, **payload: Any) -> Frame:
+            writer.write(json.dumps({"type": type_, "payload": payload | {"id": "x"}}).encode() + b"\n")
+            while True:
+                frame: Frame = json.loads(await reader.readline())
+                if frame["type"] == "response":
+                    answer: Frame = frame["payload"]
+                    return answer
+
+        await ask("authorize", token=issue_token(SECRET, "alice", lifetime=600))
+        result = (await ask("resume", key=client.key, received=1))["result"]
+        assert (result["resumed"], result["in_flight"], result["replay"]) == (True, ["a"], 1)
+        assert json.loads(await reader.readline())["payload"]["event"] == 1
+        lab.gate.set()
+        assert json.loads(await reader.readline())["payload"] | {"trace_id": ""} == {
+            "id": "a",
+            "trace_id": "",
+            "result": 1,
+            "error": None,
+        }
+        writer.close()
