@@ -1,0 +1,260 @@
+"""A random walk over a client, two processes, their mesh and a network that cuts anywhere: nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nuropb_gateway_asgi.authentication import Identity
+from nuropb_gateway_asgi.authorization import ExposePolicy
+from nuropb_gateway_asgi.connection_kind import ConnectionKind
+from nuropb_gateway_asgi.handlers.connection import Connection
+from nuropb_gateway_asgi.limits.shared import SharedLimits
+from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
+from nuropb_gateway_asgi.protocol import CloseCode, is_counted
+from nuropb_gateway_asgi.settings import Settings
+
+#: Turns of the event loop after which nothing is on its way between two processes any more.
+TURNS: Final = 60
+
+Frame = dict[str, Any]
+
+
+class Lab:
+    """A service whose calls end when they are let go."""
+
+    def __init__(self) -> None:
+        self.runs: Counter[int] = Counter()
+        self.gates: dict[int, asyncio.Event] = {}
+
+    async def work(self, number: int) -> int:
+        """Wait for the gate of a number, and return the number."""
+        self.runs[number] += 1
+        gate = self.gates[number] = asyncio.Event()
+        await gate.wait()
+        return number
+
+
+class Wire(Connection):
+    """A connection in memory. What was sent is with the client once it reads; a cut loses the rest."""
+
+    def __init__(self, kind: ConnectionKind) -> None:
+        super().__init__(kind.handler_manager, kind.settings)
+        self.sent: deque[str] = deque()
+        self._end = asyncio.Event()
+
+    async def receive_message(self) -> str | None:
+        """Wait for the cut."""
+        await self._end.wait()
+        return None
+
+    async def send_text(self, text: str) -> None:
+        """Put a frame on the wire."""
+        self.sent.append(text)
+
+    async def send_close(self, code: int, reason: str) -> None:
+        """Close the wire."""
+
+    def cut(self) -> None:
+        """Break the connection: what the client has not read is lost."""
+        self.sent.clear()
+        self._end.set()
+
+
+class Client:
+    """A client that follows docs/resume.md."""
+
+    def __init__(self) -> None:
+        self.wire: Wire | None = None
+        self.key: str | None = None
+        self.received = 0
+        self.asked: dict[str, int] = {}
+        self.answers: Counter[int] = Counter()
+        self.events: list[int] = []
+        self._replay = 0
+        self._in_flight: set[str] | None = None
+        self._numbers = itertools.count()
+
+    def call(self) -> None:
+        """Send a call."""
+        number = next(self._numbers)
+        self.asked[str(number)] = number
+        self._send_call(number)
+
+    def _send_call(self, number: int) -> None:
+        self.send("request", id=str(number), service="lab", method="work", params={"number": number}, timeout=60)
+
+    def send(self, type_: str, **payload: Any) -> None:
+        """Send a frame, if there is a connection."""
+        if self.wire is not None:
+            self.wire.on_message(json.dumps({"type": type_, "payload": payload}))
+
+    def read(self, count: int) -> None:
+        """Read frames off the wire."""
+        while self.wire is not None and self.wire.sent and count:
+            count -= 1
+            self._take(self.wire.sent.popleft())
+
+    def _take(self, text: str) -> None:
+        frame: Frame = json.loads(text)
+        payload = frame.get("payload", {})
+        if payload.get("id") == "resume":
+            self._on_resumed(payload["result"])
+            return
+        if not is_counted(text):
+            return
+        self.received += 1
+        if frame["type"] == "response" and payload["id"] in self.asked:
+            assert payload["error"] is None, payload
+            self.answers[self.asked.pop(payload["id"])] += 1
+        elif frame["type"] == "event":
+            self.events.append(payload["event"])
+        self._replay -= 1
+        if self._replay == 0:
+            self._send_missing()
+
+    def _on_resumed(self, result: Frame) -> None:
+        first = self.key is None
+        assert result["resumed"] is not first, result
+        self.key, self.received, self._replay = result["key"], result["received"], result.get("replay", 0)
+        if first:
+            self.send("subscribe", id="s", topics=["lab.#"])
+        else:
+            self._in_flight = set(result["in_flight"])
+            if not self._replay:
+                self._send_missing()
+
+    def _send_missing(self) -> None:
+        if self._in_flight is not None:
+            missing = [number for id_, number in self.asked.items() if id_ not in self._in_flight]
+            self._in_flight = None
+            for number in missing:
+                self._send_call(number)
+
+
+class World:
+    """Two processes, a service, and a client."""
+
+    def __init__(self, kinds: list[ConnectionKind], lab: Lab) -> None:
+        self.kinds, self.lab, self.client = kinds, lab, Client()
+        self.published = 0
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def settle(self) -> None:
+        """Let everything that is on its way arrive."""
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+
+    async def connect(self, to: int) -> None:
+        """Connect to a process, and resume."""
+        client, kind = self.client, self.kinds[to]
+        wire = Wire(kind)
+        await kind.handler_manager.register(wire, "alice")
+        self.tasks.append(asyncio.create_task(wire.run()))
+        client.wire = wire
+        known = {} if client.key is None else {"key": client.key, "received": client.received}
+        client.send("resume", id="resume", **known)
+        await self.settle()
+
+    async def step(self, step: tuple[str, int]) -> None:
+        """Take a step of the walk."""
+        what, number = step
+        client = self.client
+        # Until it has read the answer to resume, a client sends nothing else.
+        may_send = client.wire is not None and client.key is not None
+        if what == "call" and may_send:
+            client.call()
+        elif what == "event":
+            await self.kinds[number % 2].service_mesh_manager.publish_event("lab.a", self.published)
+            self.published += 1
+        elif what == "answer" and self.lab.gates:
+            gates = sorted(self.lab.gates)
+            self.lab.gates[gates[number % len(gates)]].set()
+        elif what == "read":
+            client.read(number + 1)
+        elif what == "acknowledge" and may_send:
+            client.send("ack", received=client.received)
+        elif what == "cut" and client.wire is not None and client.key is not None:
+            client.wire.cut()
+            client.wire = None
+        elif what == "resume" and client.wire is None:
+            await self.connect(number % 2)
+            client.read(1)  # hello
+            client.read(1)  # the answer
+        if number % 3:
+            await asyncio.sleep(0)
+        else:
+            await self.settle()
+
+
+@contextlib.asynccontextmanager
+async def world() -> AsyncIterator[World]:
+    async def authenticate(token: str) -> Identity:
+        return Identity(user_id=token, username=token, token=token)
+
+    lab = Lab()
+    settings_ = Settings(mesh_url="embedded://demo", max_in_flight=1000)
+    mesh, limits = EmbeddedMesh({"lab": lab}), SharedLimits.of(settings_)
+    policy = ExposePolicy(["lab.*"], ["#"])
+    async with contextlib.AsyncExitStack() as stack:
+        kinds = [
+            ConnectionKind(name, settings_, authenticate, policy, mesh, limits) for name in ("websocket", "tcp")
+        ]
+        for kind in kinds:
+            await stack.enter_async_context(kind.running())
+            kind.open()
+        made = World(kinds, lab)
+        await made.settle()
+        await made.connect(0)
+        made.client.read(2)
+        await made.settle()
+        made.client.read(1)
+        yield made
+        for task in made.tasks:
+            task.cancel()
+        await asyncio.gather(*made.tasks, return_exceptions=True)
+
+
+STEPS = ["call", "event", "answer", "read", "acknowledge", "cut", "resume"]
+
+
+async def walk(steps: list[tuple[str, int]]) -> None:
+    async with world() as made:
+        for step in steps:
+            await made.step(step)
+        # In the end the client comes back, and everything is answered.
+        client = made.client
+        if client.wire is None:
+            await made.connect(0)
+        for _ in range(50):
+            for gate in made.lab.gates.values():
+                gate.set()
+            await made.settle()
+            client.read(1000)
+            if not client.asked and len(client.events) == made.published:
+                break
+        assert not client.asked
+        assert all(count == 1 for count in client.answers.values()), client.answers
+        assert all(count == 1 for count in made.lab.runs.values()), made.lab.runs
+        assert client.answers.keys() == made.lab.runs.keys()
+        assert client.events == list(range(made.published))
+        wire = client.wire
+        assert wire is not None
+        wire.close(CloseCode.DISCONNECTED, "the end")
+        await made.settle()
+        for kind in made.kinds:
+            assert kind.service_mesh_manager.resumption.is_idle
+
+
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5)), max_size=40))
+@settings(deadline=None, max_examples=100)
+def test_nothing_is_lost_doubled_or_out_of_order(steps: list[tuple[str, int]]) -> None:
+    asyncio.run(walk(steps))
