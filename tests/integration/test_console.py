@@ -531,7 +531,7 @@ async def test_an_outage_of_the_broker_is_told_and_outlived(own_node: RabbitMQNo
     settings: dict[str, Any] = {"mesh_url": own_node.url(), "console": "on", "expose": ["echo.*"]}
     with ServiceProcess(own_node.url(), "echo") as service:
         async with run_gateway(allowed_origins=["*"], **settings) as gateway:
-            await eventually(lambda: gateway.gateway.service_mesh_manager.connected)
+            await eventually(lambda: not gateway.gateway.not_ready())
             async with console(pages, gateway) as page:
                 await page.sees("echo", within=".services h3")
                 await choose(page, "echo")

@@ -51,7 +51,7 @@ async def a_gateway(mesh: MeshName, url: str, server: Server = "nuropb-gateway")
     if mesh == "rabbitmq":
         options |= {"mesh_url": url, "service_name": f"gateway-{secrets.token_hex(4)}"}
     async with run_gateway(server=server, **options) as running:
-        await eventually(lambda: running.gateway.service_mesh_manager.connected)
+        await eventually(lambda: not running.gateway.not_ready())
         yield running
     served_by = running.gateway.service_mesh_manager.mesh
     if isinstance(served_by, RabbitMQMesh):

@@ -49,7 +49,7 @@ async def process(url: str, name: str, **settings: Any) -> AsyncIterator[Running
     options: dict[str, Any] = {"expose": ["*.*"], "jwt_key": SECRET, "mesh_url": url, "service_name": name} | settings
     gateway = make_gateway(authenticator=JWTAuthenticator(SECRET), **options)
     async with run_gateway(gateway) as running:
-        await eventually(lambda: gateway.service_mesh_manager.connected)
+        await eventually(lambda: not gateway.not_ready())
         yield running
     await delete_queues(url, mesh_of(running))
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:

@@ -61,7 +61,7 @@ async def know_each_other(*gateways: RunningGateway) -> None:
     """Wait until all kinds of connections of all gateways are on the mesh, and reach each other."""
     kinds = [kind for running in gateways for kind in running.gateway.channels.values()]
     managers = [kind.service_mesh_manager for kind in kinds]
-    await eventually(lambda: all(manager.connected for manager in managers))
+    await eventually(lambda: not any(running.gateway.not_ready() for running in gateways))
     async with asyncio.timeout(DEADLINE):
         for manager in managers:
             while (await manager.count()).processes < len(managers):

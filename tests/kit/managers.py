@@ -176,7 +176,7 @@ async def running(request: pytest.FixtureRequest, services: Services, settings: 
     controller = Controller()
     async with ServiceMeshManager(settings, handlers, mesh, policy, controller) as manager:
         gateway = Gateway(services, handlers, manager, controller, [])
-        await eventually(lambda: manager.connected)
+        await eventually(lambda: manager.connected and handlers.revocations.complete)
         yield gateway
         # All frames that are still on their way to a client come before the answer to a later call.
         barrier = await gateway.connect("barrier")
