@@ -192,7 +192,7 @@ async def test_no_key_of_a_client_outlives_its_call(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(serve)
         async with ServiceMeshManager(settings, handlers, mesh, policy) as manager:
-            await eventually(lambda: mesh.connected)
+            await eventually(lambda: mesh.connected and handlers.revocations.complete)
             await handlers.register(client, "alice")
             timeout = {"timeout": {"timeout": 1.0, "cancel": 3.0, "disconnect": 3.0}.get(end, 30.0)}
             payload = {"id": "1", "service": service, "method": "secret", **timeout}
