@@ -172,12 +172,12 @@ class Resumption:
         session = record.session
         if session.connected:  # the old connection is dead, but this process has not noticed
             session.detach()
-            if session.outbox.overflowed:
-                self._handlers.park(session)
-                self.keeper.end(record, "overflow")
-                self._start_anew(self._install(connection), frame, "overflow")
-                return
             self._handlers.park(session)
+        session.outbox.settle()
+        if session.outbox.overflowed:
+            self.keeper.end(record, "overflow")
+            self._start_anew(self._install(connection), frame, "overflow")
+            return
         self._handlers.unpark(session, connection)
         self.store.unpark(record)
         session.attach(connection)
@@ -187,8 +187,9 @@ class Resumption:
         session = record.session
         key = make_key(self._settings.instance_id)
         self.store.renew(record, digest_of(key), used)
-        self._events.end_denied(session)
-        session.outbox.settle()
+        self._events.end_denied(
+            session
+        )  # the event for the client waits behind the kept frames, and takes none's place
         result = {
             "resumed": True,
             "replay": len(session.outbox.kept),
@@ -215,7 +216,8 @@ class Resumption:
         finally:
             self.keeper.arriving.discard(former)
         if self._handlers.get_session(former) is not session:
-            return  # the client has ended it meanwhile
+            self._events.forget(session)  # the client, or a revocation, has ended it meanwhile
+            return
         if isinstance(found, Found):
             self.arrivals.take_in(session, frame, found)
             record = self.store.add(session, digest_of(key))
