@@ -242,11 +242,11 @@ class EventRouter:
             for topic in self._settings.targeted_topics:
                 self._interest.remove(topic)
 
-    def end_denied(self, handler: Handler) -> None:
-        """End the subscriptions that the policy does not allow any longer, and tell the client."""
+    def end_denied(self, handler: Handler) -> list[str]:
+        """End the subscriptions that the policy does not allow any longer, tell the client, and return the topics."""
         identity = handler.identity
         if identity is None:
-            return
+            return []
         topics = tuple(self._topics.get(handler.session_id, ()))
         denied = [topic for topic in topics if not self._still_allows(identity, topic)]
         for topic in denied:
@@ -255,6 +255,7 @@ class EventRouter:
             self._statistics.denied_subscriptions += len(denied)
             logger.debug("session %s: %d subscriptions ended by the policy", handler.session_id, len(denied))
             handler.send_frame(encode_event("unsubscribed", encode_json({"topics": denied, "reason": "policy"})))
+        return denied
 
     def _still_allows(self, identity: Identity, topic: str) -> bool:
         try:

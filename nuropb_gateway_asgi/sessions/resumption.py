@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from ..fleet import Fleet
 from ..handler_manager import Handler, HandlerManager
@@ -17,6 +17,7 @@ from ..protocol import Ack, ErrorCode, Failure, Resume, encode_error, encode_fai
 from ..routing import CallsInFlight, ClientCalls, EventRouter
 from ..settings import Settings
 from ..tasks import TaskOwner
+from ..topics import GATEWAY_TOPICS, matches
 from ..wire.interface import Mesh
 from .arrivals import Arrivals, Found
 from .departures import Departures
@@ -29,6 +30,17 @@ from .store import Reason, Record
 __all__ = ["Resumption"]
 
 logger = logging.getLogger(__name__)
+
+
+class _Payload(Struct):
+    topic: str
+
+
+class _EventFrame(Struct, tag_field="type", tag="event"):
+    payload: _Payload
+
+
+_decode_event = msgspec.json.Decoder(_EventFrame).decode
 
 _BAD_NUMBER: Final = Failure(ErrorCode.BAD_REQUEST, "payload.received: not a number of frames that were sent")
 
@@ -187,9 +199,9 @@ class Resumption:
         session = record.session
         key = make_key(self._settings.instance_id)
         self.store.renew(record, digest_of(key), used)
-        self._events.end_denied(
-            session
-        )  # the event for the client waits behind the kept frames, and takes none's place
+        denied = self._events.end_denied(session)  # the event for the client waits behind the kept frames
+        if denied:
+            session.outbox.drop(_of_topics(denied, self._events.topics_of(session)))
         result = {
             "resumed": True,
             "replay": len(session.outbox.kept),
@@ -249,3 +261,18 @@ class Resumption:
         else:
             self.departures.on_cancel(asked)
             reply(b"true")
+
+
+def _of_topics(denied: list[str], allowed: list[str]) -> Callable[[str], bool]:
+    """Return a test for frames: whether one is an event that came by a denied subscription, and by no allowed one."""
+
+    def is_denied(text: str) -> bool:
+        try:
+            topic = _decode_event(text).payload.topic
+        except (msgspec.MsgspecError, RecursionError):
+            return False
+        if topic in GATEWAY_TOPICS or any(matches(pattern, topic) for pattern in allowed):
+            return False
+        return any(matches(pattern, topic) for pattern in denied)
+
+    return is_denied

@@ -335,13 +335,35 @@ async def test_a_buffer_that_is_almost_full_loses_nothing_when_the_policy_has_ch
             await client.client.ask("subscribe", topics=["lab.#"])
             await client.client.result("lab.echo", {"text": "x" * (1700 - free)})
             await lose(running, client)
-        policy.may_subscribe = lambda identity, topic: False  # type: ignore[method-assign]
+        policy.may_subscribe = lambda identity, pattern: False  # type: ignore[method-assign]
         async with resuming(running) as again:
             result = await again.resume(key=client.key)
             assert (result["resumed"], result["replay"]) == (True, 2)
             frames = await again.next(3)
             assert [each["type"] for each in frames] == ["response", "response", "event"]
             assert frames[2]["payload"]["topic"] == "unsubscribed"
+
+
+async def test_events_of_a_topic_that_the_new_token_does_not_allow_are_not_replayed() -> None:
+    policy = ExposePolicy(["lab.*"], ["#"])
+    async with small(Lab(), policy=policy) as running:
+        async with resuming(running) as client:
+            await client.resume()
+            await client.client.ask("subscribe", topics=["pay.#", "lab.#"])
+            await lose(running, client)
+        for number in range(5):
+            await running.gateway.service_mesh_manager.publish_event("pay.day", {"number": number})
+            await running.gateway.service_mesh_manager.publish_event("lab.day", {"number": number})
+        policy.may_subscribe = lambda identity, pattern: pattern != "pay.#"  # type: ignore[method-assign]
+        async with resuming(running) as again:
+            result = await again.resume(key=client.key)
+            assert (result["replay"], result["topics"]) == (6, ["lab.#"])
+            topics = [frame["payload"].get("topic") for frame in await again.next(7)]
+            assert topics == [None, *["lab.day"] * 5, "unsubscribed"]
+            await again.client.send("ack", received=7)
+            assert not await again.client.settled()
+            await lose(running, again)
+        assert (await come_back(running, again.key, 7))["resumed"]
 
 
 async def test_a_buffer_that_fills_while_no_client_is_there_ends_the_session() -> None:
