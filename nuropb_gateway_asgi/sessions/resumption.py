@@ -13,6 +13,7 @@ from msgspec import Raw, Struct
 
 from ..fleet import Fleet
 from ..handler_manager import Handler, HandlerManager
+from ..limits.prices import extra_for_topics
 from ..protocol import Ack, ErrorCode, Failure, Resume, encode_error, encode_failure, encode_json, encode_response
 from ..routing import CallsInFlight, ClientCalls, EventRouter
 from ..settings import Settings
@@ -68,6 +69,7 @@ class Resumption:
         self._fleet = fleet
         self._events = events
         self._client_calls = client_calls
+        self._clock = clock
         self._tasks = tasks = TaskOwner()
         self.keeper = keeper = SessionKeeper(settings, handler_manager, clock)
         self.store = keeper.store
@@ -199,6 +201,11 @@ class Resumption:
         session = record.session
         key = make_key(self._settings.instance_id)
         self.store.renew(record, digest_of(key), used)
+        topics = self._events.topics_of(session)
+        extra = extra_for_topics(len(topics))
+        if extra and session.identity is not None:
+            rates = self._handlers.shared_limits.rates
+            rates.charge(session.session_id, session.identity.user_id, self._clock(), extra)
         denied = self._events.end_denied(session)  # the event for the client waits behind the kept frames
         if denied:
             session.outbox.drop(_of_topics(denied, self._events.topics_of(session)))
