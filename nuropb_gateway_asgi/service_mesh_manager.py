@@ -32,6 +32,7 @@ from .fleet import (
     Sessions,
 )
 from .handler_manager import Handler, HandlerManager
+from .limits.prices import extra_for_topics
 from .protocol import (
     Ack,
     Cancel,
@@ -243,17 +244,22 @@ class ServiceMeshManager:
     def on_handler_refreshed(self, handler: Handler) -> None:
         """End the subscriptions that the newer token does not allow, and tell the client."""
         self.revoker.on_refreshed(handler)
-        self.events.end_denied(handler)
+        limits = self._handler_manager.shared_limits
+        extra = extra_for_topics(len(self.events.topics_of(handler)))
+        if extra and handler.identity is not None:
+            limits.rates.charge(handler.session_id, handler.identity.user_id, self._clock(), extra)
+        limits.slices.run(self.events.review(handler))
 
     def calls_in_flight(self, handler: Handler) -> int:
         """Count the calls of a connection that still have to be answered."""
         return self.client_calls.in_flight(handler)
 
     async def on_policy_changed(self) -> None:
-        """End the subscriptions that the policy does not allow any longer, yielding after each connection."""
+        """End the subscriptions that the policy does not allow any longer, in slices."""
         self._handler_manager.topic_checks.restart()
         for handler in self._handler_manager.handlers:
-            self.events.end_denied(handler)
+            for _ in self.events.review(handler):
+                await asyncio.sleep(0)
             await asyncio.sleep(0)
 
     # --- for the host application: services -------------------------------------------------------------------

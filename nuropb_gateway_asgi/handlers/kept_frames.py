@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from ..protocol import is_counted
@@ -220,6 +221,17 @@ class SessionOutbox(Outbox):
                 self._record(text)
             else:
                 self._again.append(text)
+
+    def drop(self, unwanted: Callable[[str], bool]) -> None:
+        """Drop kept and waiting frames, as if they had never been sent: the client counts on from the acknowledged."""
+        kept = [item for item in self._kept if not unwanted(item[0])]
+        self.sent -= len(self._kept) - len(kept)
+        self._old = min(self._old, self.sent)
+        self._kept, self._kept_size = deque(kept), sum(size for _, size in kept)
+        for item in tuple(self._items):
+            if isinstance(item, tuple) and unwanted(item[0]):
+                self._items.remove(item)  # type: ignore[union-attr]
+                self._size -= item[1]
 
     def take_waiting(self) -> list[str]:
         """Remove the waiting frames that are counted, and return them."""

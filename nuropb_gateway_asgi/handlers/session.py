@@ -102,8 +102,7 @@ class Session:
         line.carry(self)
 
     def go_on(self, answer: str) -> None:
-        """Send the answer to ``resume``, then all kept frames."""
-        self.outbox.settle()
+        """Send the answer to ``resume``, then all kept frames, then those that wait."""
         line = self._line
         self.outbox.go_on(None if line is not None and line.take_answer(answer) else answer)
         if line is not None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from ..authentication import Identity
@@ -15,6 +15,7 @@ from ..authorization.rules import Delivery
 from ..controller import ServiceMeshManagerController
 from ..exceptions import SettingsError
 from ..handler_manager import Handler, HandlerManager, encode_refusal
+from ..limits.slices import TOPICS_PER_SLICE
 from ..protocol import (
     MAX_SUBSCRIPTIONS,
     ErrorCode,
@@ -242,12 +243,26 @@ class EventRouter:
             for topic in self._settings.targeted_topics:
                 self._interest.remove(topic)
 
-    def end_denied(self, handler: Handler) -> None:
-        """End the subscriptions that the policy does not allow any longer, and tell the client."""
+    def review(self, handler: Handler) -> Iterator[None]:
+        """End the subscriptions that the policy does not allow any longer. Yields between two slices; never raises."""
+        topics = self.topics_of(handler)
+        for begin in range(0, len(topics), TOPICS_PER_SLICE):
+            if begin:
+                yield
+            present = self._handler_manager.get_handler(handler.session_id)
+            if present is not None:
+                self.end_denied(present, topics[begin : begin + TOPICS_PER_SLICE])
+
+    def end_denied(self, handler: Handler, among: Sequence[str] | None = None) -> list[str]:
+        """End the subscriptions that the policy does not allow any longer, tell the client, and return the topics.
+
+        With ``among``, only these topics are looked at.
+        """
         identity = handler.identity
         if identity is None:
-            return
-        topics = tuple(self._topics.get(handler.session_id, ()))
+            return []
+        subscribed = self._topics.get(handler.session_id, {})
+        topics = tuple(subscribed) if among is None else [topic for topic in among if topic in subscribed]
         denied = [topic for topic in topics if not self._still_allows(identity, topic)]
         for topic in denied:
             self._drop(handler, topic)
@@ -255,6 +270,7 @@ class EventRouter:
             self._statistics.denied_subscriptions += len(denied)
             logger.debug("session %s: %d subscriptions ended by the policy", handler.session_id, len(denied))
             handler.send_frame(encode_event("unsubscribed", encode_json({"topics": denied, "reason": "policy"})))
+        return denied
 
     def _still_allows(self, identity: Identity, topic: str) -> bool:
         try:

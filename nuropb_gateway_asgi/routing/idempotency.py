@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 from msgspec import Raw
 
 from ..handler_manager import Handler
+from ..limits.memory import SharedMemory
 from ..protocol import Command, ErrorCode, Failure, Request, encode_failure, encode_response
 from ..wire.interface import CallMessage
 from .calls import ClientCall
@@ -129,12 +130,17 @@ class IdempotentCalls:
         self._answers: dict[str, dict[str, _Answer]] = {}
         #: Answers over HTTP, the oldest first.
         self._http: dict[tuple[str, str], _Answer] = {}
-        self._http_size = 0
+        self._http_memory: SharedMemory[tuple[str, str]] = SharedMemory(HTTP_MEMORY)
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is kept but answers over HTTP."""
         return not (self._in_flight or self._answers)
+
+    @property
+    def remembered(self) -> int:
+        """The number of remembered answers."""
+        return len(self._http) + sum(map(len, self._answers.values()))
 
     @staticmethod
     def scope_of(handler: Handler) -> str:
@@ -200,25 +206,34 @@ class IdempotentCalls:
         answer = _Answer(call.digest, bytes(result), failure, text, self._clock() + self._window)
         if call.scope == call.handler.session_id:
             if isinstance(call.handler, _Remembers):
-                answers = self._answers.setdefault(call.scope, {})
-                answers[call.key] = answer
-                if len(answers) > MAX_ANSWERS:
-                    del answers[next(iter(answers))]
+                self._remember_for(call.handler, call, answer)
         else:
-            self._remember(call, answer)
+            self._remember(call, answer._replace(text=""))
+
+    def _remember_for(self, session: _Remembers, call: IdempotentCall, answer: _Answer) -> None:
+        """Remember an answer of a session, and forget those that its client has: they may be large."""
+        answers = self._answers.setdefault(call.scope, {})
+        answers.pop(call.key, None)
+        answers[call.key] = answer
+        while answers:
+            first = next(iter(answers))
+            if len(answers) <= MAX_ANSWERS and session.may_lack(answers[first].text):
+                return
+            del answers[first]
 
     def _remember(self, call: IdempotentCall, answer: _Answer) -> None:
-        former = self._http.pop((call.scope, call.key), None)
-        if former is not None:
-            self._http_size -= len(former.result) + ANSWER_OVERHEAD
+        self._forget_over_http((call.scope, call.key))
         self._http[call.scope, call.key] = answer
-        self._http_size += len(answer.result) + ANSWER_OVERHEAD
+        self._http_memory.put((call.scope, call.key), call.scope, len(answer.result) + ANSWER_OVERHEAD)
         now = self._clock()
-        while self._http:
-            first = next(iter(self._http))
-            if self._http_size <= HTTP_MEMORY and now < self._http[first].until:
-                break
-            self._http_size -= len(self._http.pop(first).result) + ANSWER_OVERHEAD
+        while self._http and now >= self._http[first := next(iter(self._http))].until:
+            self._forget_over_http(first)
+        while (surplus := self._http_memory.surplus(call.scope)) is not None:
+            self._forget_over_http(surplus)
+
+    def _forget_over_http(self, place: tuple[str, str]) -> None:
+        self._http.pop(place, None)
+        self._http_memory.remove(place)
 
     def forget(self, session_id: str) -> None:
         """Forget the answers of a session."""

@@ -88,6 +88,7 @@ class Departures:
         if session.connected:  # the old connection is dead, but this process has not noticed
             session.detach()
             self._keeper.on_parked(session)
+        session.outbox.settle()
         if session.outbox.overflowed:
             self._keeper.end(found, "overflow")
             return Claimed(reason="overflow")
@@ -145,9 +146,8 @@ class Departures:
                 continue
             place = session.session_id, key
             self._behind[place] = correlation_id
-            call.handler = Forwarder(
-                session.session_id, session.identity, functools.partial(self._send, place, process)
-            )
+            send = functools.partial(self._send, place, process)
+            call.follow(session, Forwarder(session.session_id, session.identity, send), key)
             calls.append(CallState(key, call.id_of(key), call.trace_id, call.message.deadline - self._clock()))
         return calls
 

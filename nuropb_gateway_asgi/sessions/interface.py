@@ -38,6 +38,9 @@ class KeptFrames(Protocol):
     def settle(self) -> None:
         """Keep the frames that wait as if they had been sent."""
 
+    def drop(self, unwanted: Callable[[str], bool]) -> None:
+        """Drop kept and waiting frames, as if they had never been sent."""
+
     def take_waiting(self) -> list[str]:
         """Remove the counted frames that wait, and return them."""
         ...

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ..handler_manager import HandlerManager
 from ..settings import Settings
 from .interface import ResumableSession
-from .store import Past, Reason, Record, SessionStore
+from .store import Past, Reason, Record, SessionStore, user_of
 
 __all__ = ["SessionKeeper"]
 
@@ -25,7 +25,7 @@ class SessionKeeper:
         self._window = settings.resume_window
         self._handlers = handler_manager
         self._clock = clock
-        self.store = SessionStore(settings.resume_memory)
+        self.store = SessionStore(settings.resume_memory, settings.max_connections_per_user)
         #: Ids of sessions that wait for their state from another process.
         self.arriving: set[str] = set()
 
@@ -44,14 +44,14 @@ class SessionKeeper:
     def park(self, record: Record) -> None:
         """Start the window of a session without a connection."""
         self.store.park(record, self._clock())
-        self._make_room()
+        self._make_room(user_of(record.session))
 
     def on_grown(self, session: ResumableSession) -> None:
         """Count the frames of a session without a connection."""
         record = self.store.get(session.session_id)
         if record is not None:
             self.store.count(record)
-            self._make_room()
+            self._make_room(user_of(session))
 
     def on_ended(self, session: ResumableSession, reason: Reason) -> None:
         """Forget a session that is over."""
@@ -61,15 +61,14 @@ class SessionKeeper:
         else:
             self._handlers.unregister(session)
 
-    def _make_room(self) -> None:
-        while (record := self.store.surplus()) is not None:
+    def _make_room(self, user_id: str) -> None:
+        while (record := self.store.surplus(user_id)) is not None:
             self.end(record, "expired")
 
     def end(self, record: Record, reason: Reason, moved_to: str = "") -> None:
         """Forget a session; ``moved_to`` is the instance id of the process that has it now."""
         session = record.session
-        user_id = "" if session.identity is None else session.identity.user_id
-        self.store.remove(record, Past(user_id, reason, moved_to))
+        self.store.remove(record, Past(user_of(session), reason, moved_to))
         self._handlers.unregister(session)
         logger.debug("session %s: %s", session.session_id, "moved" if moved_to else reason)
 

@@ -9,14 +9,16 @@ from types import TracebackType
 from typing import Any, Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from ..fleet import Fleet
 from ..handler_manager import Handler, HandlerManager
+from ..limits.prices import extra_for_topics
 from ..protocol import Ack, ErrorCode, Failure, Resume, encode_error, encode_failure, encode_json, encode_response
 from ..routing import CallsInFlight, ClientCalls, EventRouter
 from ..settings import Settings
 from ..tasks import TaskOwner
+from ..topics import GATEWAY_TOPICS, matches
 from ..wire.interface import Mesh
 from .arrivals import Arrivals, Found
 from .departures import Departures
@@ -29,6 +31,17 @@ from .store import Reason, Record
 __all__ = ["Resumption"]
 
 logger = logging.getLogger(__name__)
+
+
+class _Payload(Struct):
+    topic: str
+
+
+class _EventFrame(Struct, tag_field="type", tag="event"):
+    payload: _Payload
+
+
+_decode_event = msgspec.json.Decoder(_EventFrame).decode
 
 _BAD_NUMBER: Final = Failure(ErrorCode.BAD_REQUEST, "payload.received: not a number of frames that were sent")
 
@@ -56,6 +69,7 @@ class Resumption:
         self._fleet = fleet
         self._events = events
         self._client_calls = client_calls
+        self._clock = clock
         self._tasks = tasks = TaskOwner()
         self.keeper = keeper = SessionKeeper(settings, handler_manager, clock)
         self.store = keeper.store
@@ -172,12 +186,12 @@ class Resumption:
         session = record.session
         if session.connected:  # the old connection is dead, but this process has not noticed
             session.detach()
-            if session.outbox.overflowed:
-                self._handlers.park(session)
-                self.keeper.end(record, "overflow")
-                self._start_anew(self._install(connection), frame, "overflow")
-                return
             self._handlers.park(session)
+        session.outbox.settle()
+        if session.outbox.overflowed:
+            self.keeper.end(record, "overflow")
+            self._start_anew(self._install(connection), frame, "overflow")
+            return
         self._handlers.unpark(session, connection)
         self.store.unpark(record)
         session.attach(connection)
@@ -187,8 +201,14 @@ class Resumption:
         session = record.session
         key = make_key(self._settings.instance_id)
         self.store.renew(record, digest_of(key), used)
-        self._events.end_denied(session)
-        session.outbox.settle()
+        topics = self._events.topics_of(session)
+        extra = extra_for_topics(len(topics))
+        if extra and session.identity is not None:
+            rates = self._handlers.shared_limits.rates
+            rates.charge(session.session_id, session.identity.user_id, self._clock(), extra)
+        denied = self._events.end_denied(session)  # the event for the client waits behind the kept frames
+        if denied:
+            session.outbox.drop(_of_topics(denied, self._events.topics_of(session)))
         result = {
             "resumed": True,
             "replay": len(session.outbox.kept),
@@ -215,7 +235,8 @@ class Resumption:
         finally:
             self.keeper.arriving.discard(former)
         if self._handlers.get_session(former) is not session:
-            return  # the client has ended it meanwhile
+            self._events.forget(session)  # the client, or a revocation, has ended it meanwhile
+            return
         if isinstance(found, Found):
             self.arrivals.take_in(session, frame, found)
             record = self.store.add(session, digest_of(key))
@@ -247,3 +268,18 @@ class Resumption:
         else:
             self.departures.on_cancel(asked)
             reply(b"true")
+
+
+def _of_topics(denied: list[str], allowed: list[str]) -> Callable[[str], bool]:
+    """Return a test for frames: whether one is an event that came by a denied subscription, and by no allowed one."""
+
+    def is_denied(text: str) -> bool:
+        try:
+            topic = _decode_event(text).payload.topic
+        except (msgspec.MsgspecError, RecursionError):
+            return False
+        if topic in GATEWAY_TOPICS or any(matches(pattern, topic) for pattern in allowed):
+            return False
+        return any(matches(pattern, topic) for pattern in denied)
+
+    return is_denied

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ..generation_cache import GenerationCache
+from ..limits.memory import SharedMemory
 from .interface import ResumableSession
 
-__all__ = ["Past", "Reason", "Record", "SessionStore"]
+__all__ = ["Past", "Reason", "Record", "SessionStore", "user_of"]
 
 #: The reasons why a session cannot be resumed, for clients.
 Reason: TypeAlias = Literal["new", "expired", "overflow", "unknown", "gone", "ended", "off"]
@@ -21,10 +22,15 @@ REMEMBERED: Final = 10_000
 SESSION_OVERHEAD: Final = 4096
 
 
+def user_of(session: ResumableSession) -> str:
+    """Return the user id of a session."""
+    return "" if session.identity is None else session.identity.user_id
+
+
 class Record:
     """A resumable session with its keys."""
 
-    __slots__ = ("claim", "digests", "parked_at", "session", "size", "taker")
+    __slots__ = ("claim", "digests", "parked_at", "session", "taker")
 
     def __init__(self, session: ResumableSession, digest: bytes) -> None:
         self.session = session
@@ -32,8 +38,6 @@ class Record:
         self.digests = [digest]
         #: When the session lost its connection; None while it has one.
         self.parked_at: float | None = None
-        #: Bytes that it was last counted with.
-        self.size = 0
         #: The id under which another process is about to take the session, and that process's instance id.
         self.claim: str | None = None
         self.taker = ""
@@ -48,17 +52,18 @@ class Past(NamedTuple):
 
 
 class SessionStore:
-    """The resumable sessions of a process. ``memory`` bounds the bytes of those without a connection."""
+    """The resumable sessions of a process.
 
-    def __init__(self, memory: int) -> None:
-        self._memory = memory
+    ``memory`` bounds the bytes of those without a connection, and ``per_user`` each user's number of them.
+    """
+
+    def __init__(self, memory: int, per_user: float) -> None:
+        self._memory: SharedMemory[str] = SharedMemory(memory, per_user)
         self._by_digest: dict[bytes, Record] = {}
         self._by_session: dict[str, Record] = {}
         #: Sessions without a connection, those that lost it first at the beginning.
         self._parked: dict[str, Record] = {}
         self._past: GenerationCache[bytes, Past] = GenerationCache(REMEMBERED)
-        #: Bytes of the sessions without a connection.
-        self.parked_size = 0
 
     def __len__(self) -> int:
         return len(self._by_session)
@@ -70,6 +75,11 @@ class SessionStore:
     def parked(self) -> int:
         """The number of sessions without a connection."""
         return len(self._parked)
+
+    @property
+    def parked_size(self) -> int:
+        """Bytes of the sessions without a connection."""
+        return self._memory.size
 
     def add(self, session: ResumableSession, digest: bytes) -> Record:
         """Add a session with its first key."""
@@ -113,17 +123,15 @@ class SessionStore:
 
     def unpark(self, record: Record) -> None:
         """Note that a session has a connection again."""
-        if self._parked.pop(record.session.session_id, None) is not None:
-            self.parked_size -= record.size
-            record.size = 0
+        self._parked.pop(record.session.session_id, None)
+        self._memory.remove(record.session.session_id)
         record.parked_at = record.claim = None
 
     def count(self, record: Record) -> None:
         """Count the bytes of a session without a connection anew."""
         if record.parked_at is not None:
-            size = SESSION_OVERHEAD + record.session.outbox.memory
-            self.parked_size += size - record.size
-            record.size = size
+            session = record.session
+            self._memory.put(session.session_id, user_of(session), SESSION_OVERHEAD + session.outbox.memory)
 
     def remove(self, record: Record, past: Past | None) -> None:
         """Forget a session, but for its end."""
@@ -134,11 +142,10 @@ class SessionStore:
             if past is not None:
                 self._past.add(digest, past)
 
-    def surplus(self) -> Record | None:
-        """Return the session that has been without a connection for longest, if all of them take too much memory."""
-        if self.parked_size <= self._memory or not self._parked:
-            return None
-        return next(iter(self._parked.values()))
+    def surplus(self, user_id: str) -> Record | None:
+        """Return the session that has to end, after one of ``user_id`` lost its connection or grew; None if all fit."""
+        session_id = self._memory.surplus(user_id)
+        return None if session_id is None else self._parked[session_id]
 
     def overdue(self, before: float) -> Iterator[Record]:
         """Return the sessions that lost their connection before a time."""

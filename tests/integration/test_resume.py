@@ -14,6 +14,7 @@ import pytest
 
 from nuropb_gateway_asgi import JWTAuthenticator
 from nuropb_gateway_asgi.authentication import issue_token
+from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 from nuropb_gateway_asgi.sessions import Resumption
@@ -168,6 +169,47 @@ async def _publish(publish: Any, topic: str, count: int) -> None:
         await publish(topic, {"number": number})
         if number % 5 == 0:
             await asyncio.sleep(0.001)
+
+
+async def test_two_calls_with_one_idempotency_key_are_both_answered_at_another_process(
+    two: list[RunningGateway], echo_service: ServiceProcess
+) -> None:
+    first, second = two
+    async with resuming(first) as client:
+        await client.resume()
+        for id_ in ("a", "b"):
+            await client.client.request(f"{echo_service.service}.slow", {"seconds": 1.5}, id=id_, idempotency_key="k")
+        await client.client.settled()
+        client.client.abort()
+    async with resuming(second) as again:
+        result = await again.resume(key=client.key)
+        assert sorted(result["in_flight"]) == ["a", "b"]
+        frames = await again.next(2)
+        assert sorted(each["payload"]["id"] for each in frames) == ["a", "b"]
+        assert [each["payload"]["result"] for each in frames] == [1.5, 1.5]
+    for running in two:
+        await eventually(functools.partial(_is_idle, running))
+
+
+async def test_a_session_that_is_revoked_on_its_way_leaves_no_subscriptions(two: list[RunningGateway]) -> None:
+    first, second = two
+    async with resuming(first) as client:
+        await client.resume()
+        await client.client.ask("subscribe", topics=[f"lab.{number}" for number in range(20)])
+        client.client.abort()
+    await eventually(lambda: not len(first.gateway.handler_manager))
+    async with resuming(second) as again:
+        await again.client.send("resume", id="r", key=client.key, received=1)
+        await eventually(lambda: second.gateway.service_mesh_manager.resumption.keeper.arriving)
+        second.gateway.handler_manager.close_all()
+        await again.client.closed()
+    for running in two:
+        await eventually(functools.partial(_is_idle, running))
+        await eventually(functools.partial(_has_no_topics, running))
+
+
+def _has_no_topics(running: RunningGateway) -> bool:
+    return not running.gateway.service_mesh_manager.events.topics
 
 
 # --- one process, and the embedded mesh ---------------------------------------------------------------------------
@@ -331,6 +373,47 @@ async def test_a_full_buffer_ends_the_session_but_not_the_connection() -> None:
         assert (await come_back(running, client.key))["reason"] == "overflow"
 
 
+@pytest.mark.parametrize("free", range(0, 400, 25))
+async def test_a_buffer_that_is_almost_full_loses_nothing_when_the_policy_has_changed(free: int) -> None:
+    """The gateway's own frame about the topic needs room, too, and finds little."""
+    policy = ExposePolicy(["lab.*"], ["lab.{user_id}", "#"])
+    async with small(Lab(), resume_buffer=2048, policy=policy) as running:
+        async with resuming(running) as client:
+            await client.resume()
+            await client.client.ask("subscribe", topics=["lab.#"])
+            await client.client.result("lab.echo", {"text": "x" * (1700 - free)})
+            await lose(running, client)
+        policy.may_subscribe = lambda identity, pattern: False  # type: ignore[method-assign]
+        async with resuming(running) as again:
+            result = await again.resume(key=client.key)
+            assert (result["resumed"], result["replay"]) == (True, 2)
+            frames = await again.next(3)
+            assert [each["type"] for each in frames] == ["response", "response", "event"]
+            assert frames[2]["payload"]["topic"] == "unsubscribed"
+
+
+async def test_events_of_a_topic_that_the_new_token_does_not_allow_are_not_replayed() -> None:
+    policy = ExposePolicy(["lab.*"], ["#"])
+    async with small(Lab(), policy=policy) as running:
+        async with resuming(running) as client:
+            await client.resume()
+            await client.client.ask("subscribe", topics=["pay.#", "lab.#"])
+            await lose(running, client)
+        for number in range(5):
+            await running.gateway.service_mesh_manager.publish_event("pay.day", {"number": number})
+            await running.gateway.service_mesh_manager.publish_event("lab.day", {"number": number})
+        policy.may_subscribe = lambda identity, pattern: pattern != "pay.#"  # type: ignore[method-assign]
+        async with resuming(running) as again:
+            result = await again.resume(key=client.key)
+            assert (result["replay"], result["topics"]) == (6, ["lab.#"])
+            topics = [frame["payload"].get("topic") for frame in await again.next(7)]
+            assert topics == [None, *["lab.day"] * 5, "unsubscribed"]
+            await again.client.send("ack", received=7)
+            assert not await again.client.settled()
+            await lose(running, again)
+        assert (await come_back(running, again.key, 7))["resumed"]
+
+
 async def test_a_buffer_that_fills_while_no_client_is_there_ends_the_session() -> None:
     async with small(Lab(), resume_buffer=1024) as running:
         async with resuming(running) as client:
@@ -355,6 +438,36 @@ async def test_sessions_without_connections_take_so_much_memory_and_no_more() ->
         assert resumption(running).store.parked_size <= 3 * 4096 + 2048
         assert (await come_back(running, keys[0]))["reason"] == "expired"
         assert (await come_back(running, keys[3]))["resumed"]
+
+
+async def test_one_users_sessions_do_not_push_out_those_of_another() -> None:
+    async with small(Lab(), resume_memory=40 * 4096) as running:
+        async with resuming(running, "bob") as other:
+            await other.resume()
+            await lose(running, other)
+        for _ in range(50):
+            async with resuming(running) as client:
+                await client.resume()
+                await lose(running, client)
+        assert resumption(running).store.parked_size <= 40 * 4096
+        assert (await come_back(running, other.key, user="bob"))["resumed"]
+
+
+async def test_a_user_has_no_more_sessions_without_a_connection_than_connections() -> None:
+    lab = Lab()
+    async with small(lab, max_connections_per_user=2, max_in_flight=3) as running:
+        keys = []
+        for _ in range(8):
+            async with resuming(running) as client:
+                await client.resume()
+                keys.append(client.key)
+                await client.client.request("lab.wait", {"number": 1}, id="w")
+                await client.client.settled()
+                await lose(running, client)
+        assert resumption(running).store.parked == 2
+        assert len(lab.calls) == 5  # the calls of sessions that have ended count for their user, as if cancelled
+        assert (await come_back(running, keys[5]))["reason"] == "expired"
+        assert (await come_back(running, keys[6]))["resumed"]
 
 
 @pytest.mark.parametrize("key", ["x", "nobody:" + "x" * 43, ":" * 5, "~" * 256])

@@ -317,6 +317,29 @@ async def test_a_newer_token_that_allows_less_ends_subscriptions_after_its_answe
         assert all(frame["type"] == "response" for frame in handler.take())
 
 
+async def test_a_newer_token_is_charged_for_the_subscriptions_that_are_checked_again_in_slices() -> None:
+    topics = [f"t{number}" for number in range(100)]
+
+    class Tokens(ExposePolicy):
+        def may_subscribe(self, identity: Identity, pattern: str) -> bool:
+            return identity.token == "alice/more"
+
+    async with running(policy=Tokens([], []), rate_limit="1/s burst 250") as gateway:
+        handler = await gateway.connect("alice/more")
+        gateway.receive(handler, "subscribe", topics=topics)
+        await until(lambda: len(gateway.manager.events.topics) == 100)
+        slices = gateway.handlers.slices.count
+        gateway.receive(handler, "authorize", token="alice/less", id="1")
+        await until(lambda: not gateway.manager.events.topics)
+        assert gateway.handlers.slices.count == slices + 13
+        handler.take()
+        for _ in range(50):
+            gateway.receive(handler, "ping")
+        assert gateway.handlers.statistics.limited == {}
+        gateway.receive(handler, "ping")
+        assert gateway.handlers.statistics.limited == {"connection": 1}
+
+
 async def test_a_connection_without_subscriptions_is_not_told_anything(gateway: FakeGateway) -> None:
     handler = await gateway.connect()
     gateway.manager.on_handler_refreshed(handler)

@@ -205,9 +205,7 @@ async def world() -> AsyncIterator[World]:
     mesh, limits = EmbeddedMesh({"lab": lab}), SharedLimits.of(settings_)
     policy = ExposePolicy(["lab.*"], ["#"])
     async with contextlib.AsyncExitStack() as stack:
-        kinds = [
-            ConnectionKind(name, settings_, authenticate, policy, mesh, limits) for name in ("websocket", "tcp")
-        ]
+        kinds = [ConnectionKind(name, settings_, authenticate, policy, mesh, limits) for name in ("websocket", "tcp")]
         for kind in kinds:
             await stack.enter_async_context(kind.running())
             kind.open()
