@@ -32,7 +32,7 @@ from .asyncapi import asyncapi_document
 from .model import Contract, Place, contract_for
 from .openapi import openapi_document
 
-__all__ = ["Contracts"]
+__all__ = ["Contracts", "place_of"]
 
 Kind: TypeAlias = Literal["asyncapi", "openapi"]
 
@@ -105,7 +105,7 @@ class Contracts:
             response.headers["Cache-Control"] = "no-store"
             return response
         # The key is the token of the request: an authenticator may give the identities of many callers the same token.
-        place = self._public_place or _place(request)
+        place = self._public_place or place_of(request)
         key = _Key(kind, hashlib.sha256((token or "").encode()).digest(), place)
         document = self._cached(key)
         if document is None:
@@ -157,7 +157,7 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _place(request: Request) -> Place:
+def place_of(request: Request) -> Place:
     server = request.scope.get("server")
     otherwise = "localhost" if server is None else f"{server[0]}:{server[1]}"
     host, root = request.headers.get("host", ""), request.scope.get("root_path", "")

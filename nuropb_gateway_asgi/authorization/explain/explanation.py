@@ -137,7 +137,8 @@ def _policy(decision: Decision, considered: Sequence[Considered]) -> dict[str, A
 
 
 def _in_words(rule: Rule, pattern: str) -> str:
-    words = ["allow" if rule.allows else "deny", "call" if rule.methods else "subscribe", pattern]
+    action = "subscribe" if rule.topics else "call" if rule.tool is None else "tool"
+    words = ["allow" if rule.allows else "deny", action, pattern]
     if rule.conditions:
         words.append("when " + " and ".join(map(str, rule.conditions)))
     return " ".join(words)
