@@ -88,9 +88,7 @@ class ToolCalls:
         """Return the answer, or why there can be none."""
         try:
             params = encode_json(arguments)
-            frame = encode_call(
-                "command" if is_command else "request", *named, params, id_=FRAME_ID, trace_id=trace_id
-            )
+            frame = encode_call("command" if is_command else "request", *named, params, id_=FRAME_ID, trace_id=trace_id)
         except ProtocolError as error:
             return error.description
         except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError):

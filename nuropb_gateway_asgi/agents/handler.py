@@ -5,13 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
+
 from ..authorization.rules import Delivery
 from ..handler_manager import HandlerManager
-from ..handlers.exchange import FRAME_ID, Answer
+from ..handlers.exchange import FRAME_ID, UNREADABLE, Answer, read_answer
 from ..handlers.http_calls import CallHandler
 from ..protocol import encode_json
 
 __all__ = ["AgentHandler"]
+
+
+class _EventFrame(msgspec.Struct, tag_field="type", tag="event"):
+    payload: msgspec.Raw
+
+
+class _Event(msgspec.Struct):
+    topic: str
+
+
+_decode_event = msgspec.json.Decoder(_EventFrame).decode
+_decode_topic = msgspec.json.Decoder(_Event).decode
 
 
 class AgentHandler(CallHandler):
@@ -26,8 +40,8 @@ class AgentHandler(CallHandler):
         self.token = token
         self.trace_id = trace_id
         self.listens = listens
-        #: Called with the topic and the frame of each event.
-        self.on_event: Callable[[str, str], None] = lambda topic, text: None
+        #: Called with the topic and the payload (JSON) of each event.
+        self.on_event: Callable[[str, str], None] = lambda topic, payload: None
         #: Called once the gateway ends the request: the token has expired or is revoked, or the gateway stops.
         self.on_ended: Callable[[], None] = lambda: None
         self._closed: tuple[int, str] | None = None
@@ -55,9 +69,20 @@ class AgentHandler(CallHandler):
         if not self.answer.done():
             self._manager.on_handler_message(self, encode_json({"type": "cancel", "payload": {"id": FRAME_ID}}))
 
+    def send_frame(self, text: str) -> None:
+        """Take the answer, or hand an event on."""
+        if not self.answer.done() and (answer := read_answer(text)) is not None:
+            self.answer.set_result(answer)
+            return
+        try:
+            payload = _decode_event(text).payload
+            self.on_event(_decode_topic(payload).topic, bytes(payload).decode())
+        except UNREADABLE:
+            return  # a frame of another kind, or one that a host application has sent
+
     def send_event(self, text: str, topic: str, delivery: Delivery) -> None:
         """Hand the event on."""
-        self.on_event(topic, text)
+        self.send_frame(text)
 
     def close(self, code: int, reason: str = "") -> None:
         """Answer the frame in flight in place of the gateway, and end the request."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, TypeAlias
@@ -14,6 +15,7 @@ import msgspec
 from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
+from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from mcp.shared.subscriptions import (
     SUBSCRIPTION_ID_META_KEY,
     ResourceUpdated,
@@ -21,6 +23,8 @@ from mcp.shared.subscriptions import (
     ToolsListChanged,
     event_to_notification,
 )
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from .._version import __version__
@@ -66,7 +70,8 @@ class AgentServer:
         self._settings = settings
         self._lists = lists
         self._calls = calls
-        self._manager: StreamableHTTPSessionManager | None = None
+        #: For the stateless protocol, and for those that begin with a handshake; empty while it does not run.
+        self._managers: tuple[StreamableHTTPSessionManager, ...] = ()
         #: Called when the policy has changed, one for each request that listens.
         self._checks: set[Callable[[], None]] = set()
         self._server: Server[Any] = Server(
@@ -87,20 +92,43 @@ class AgentServer:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Answer requests for as long as the context lasts."""
-        manager = StreamableHTTPSessionManager(
-            self._server, stateless=True, max_request_body_size=self._settings.max_message_size
-        )
-        async with manager.run():
-            self._manager = manager
+        for name in ("mcp.server.streamable_http", "mcp.server.streamable_http_manager"):
+            if logging.getLogger(name).level == logging.NOTSET:
+                logging.getLogger(name).setLevel(logging.WARNING)  # it logs the end of each request
+        # A handshake protocol gets each answer as JSON: the event streams that it would get otherwise are those of
+        # sse-starlette, which starts a task that nobody owns and breaks off all streams at SIGTERM, before the drain.
+        most = self._settings.max_message_size
+        managers = [
+            StreamableHTTPSessionManager(
+                self._server, stateless=True, json_response=json_response, max_request_body_size=most
+            )
+            for json_response in (False, True)
+        ]
+        async with managers[0].run(), managers[1].run():
+            self._managers = tuple(managers)
             try:
                 yield
             finally:
-                self._manager = None
+                self._managers = ()
 
     async def serve(self, handler: AgentHandler, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request whose handler is registered."""
-        assert self._manager is not None  # noqa: S101 - no request is admitted before the start
-        await self._manager.handle_request({**scope, _HANDLER: handler}, receive, send)
+        """Answer a request whose handler is registered. Ends at once when the client leaves."""
+        modern, handshake = self._managers
+        scope = {**scope, _HANDLER: handler}
+        version = Headers(scope=scope).get(MCP_PROTOCOL_VERSION_HEADER)
+        if version is not None and version not in HANDSHAKE_PROTOCOL_VERSIONS:
+            await modern.handle_request(scope, receive, send)
+            return
+        # Here the library reads the body alone, and would not notice that the client has left.
+        body = await receive()
+
+        async def read() -> Any:
+            return body
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_watch, receive, tasks.cancel_scope)
+            await handshake.handle_request(scope, read, send)
+            tasks.cancel_scope.cancel()
 
     def on_policy_changed(self) -> None:
         """Have the requests that listen compare their tools."""
@@ -174,19 +202,18 @@ class AgentServer:
             raise MCPError(types.INVALID_PARAMS, "Unknown resource; expected topic:// and a topic")
         event: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
-        def take(text: str | None) -> None:
+        def take(payload: str | None) -> None:
             if not event.done():
-                event.set_result(text)
+                event.set_result(payload)
 
-        handler.on_event = lambda topic, text: take(text)
+        handler.on_event = lambda of, payload: take(payload) if covers(topic, of) else None
         handler.on_ended = lambda: take(None)
         await _subscribe(handler, topic)
-        text = None
+        payload = None
         with anyio.move_on_after(self._settings.request_timeout):
-            text = await event
-        if text is None:
+            payload = await event
+        if payload is None:
             raise MCPError(types.INTERNAL_ERROR, "No event of this topic came in time; listen for it, or read again")
-        payload = bytes(_decode_event(text).payload).decode()
         contents = types.TextResourceContents(uri=params.uri, mime_type=_JSON, text=payload)
         return types.ReadResourceResult(contents=[contents], ttl_ms=0, cache_scope="private")
 
@@ -212,7 +239,7 @@ class AgentServer:
             offer(None)
 
         topics: dict[str, str] = {}
-        handler.on_event = lambda topic, text: _offer_update(offer, topics, topic)
+        handler.on_event = lambda topic, payload: _offer_update(offer, topics, topic)
         handler.on_ended = send.close
         wants_tools = bool(params.notifications.tools_list_changed)
         tools = await self._tools(handler) if wants_tools else ()
@@ -251,11 +278,11 @@ class AgentServer:
         return types.SubscriptionsListenResult(_meta=meta)
 
 
-class _EventFrame(msgspec.Struct):
-    payload: msgspec.Raw
-
-
-_decode_event = msgspec.json.Decoder(_EventFrame).decode
+async def _watch(receive: Receive, scope: anyio.CancelScope) -> None:
+    """Cancel ``scope`` when the client leaves."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
 
 
 def _handler(ctx: Context) -> AgentHandler:

@@ -1,4 +1,4 @@
-"""The policy of the settings ``EXPOSE``, ``EXPOSE_TOPICS`` and ``EXPOSE_TOOLS``: the same permissions for all users. Pure."""
+"""The policy of ``EXPOSE``, ``EXPOSE_TOPICS`` and ``EXPOSE_TOOLS``: the same permissions for all users. Pure."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ from .toml_lines import Lines
 
 __all__ = ["parse_policy"]
 
-_KEYS: Final = (
-    "allow", "deny", "methods", "topics", "when", "rate", "burst", "per", "delivery", "hints", "command"
-)
+_KEYS: Final = ("allow", "deny", "methods", "topics", "when", "rate", "burst", "per", "delivery", "hints", "command")
 _HINTS: Final = ("read_only", "destructive", "idempotent", "open_world")
 _ACTIONS: Final[tuple[Action, ...]] = typing.get_args(Action)
 _DELIVERIES: Final[tuple[Delivery, ...]] = typing.get_args(Delivery)

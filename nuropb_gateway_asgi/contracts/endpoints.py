@@ -158,6 +158,7 @@ def _now() -> float:
 
 
 def place_of(request: Request) -> Place:
+    """Return the gateway's place as the client of this request sees it."""
     server = request.scope.get("server")
     otherwise = "localhost" if server is None else f"{server[0]}:{server[1]}"
     host, root = request.headers.get("host", ""), request.scope.get("root_path", "")
