@@ -10,5 +10,6 @@
 from __future__ import annotations
 
 from .agents import Agents
+from .metadata import PATH
 
-__all__ = ["Agents"]
+__all__ = ["PATH", "Agents"]

@@ -18,7 +18,7 @@ _BLANK: Final = frozenset("\u115f\u1160\u3164\uffa0\u034f\u17b4\u17b5\u2800\u202
 def plain_text(text: str, most: int) -> str:
     """Return ``text`` with at most ``most`` characters, ending in "..." if it was longer.
 
-    Invisible characters are left out, so that a text says to an agent what it says to a person. White space becomes
+    Invisible characters are left out, so that an agent and a person read the same. White space becomes
     single spaces; line breaks stay.
     """
     # More than this is not looked at: a description may be megabytes.

@@ -102,6 +102,7 @@ def _property(given: Schema) -> Schema:
         schema["description"] = plain_text(given["description"], 100)
     if "default" in given:
         encoded = encode_json(given["default"])
-        if len(encoded) <= MAX_DEFAULT and encoded.decode().isprintable():
+        # Control characters are escapes by now, and would be characters again for the agent.
+        if len(encoded) <= MAX_DEFAULT and encoded.decode().isprintable() and b"\\u" not in encoded:
             schema["default"] = given["default"]
     return schema

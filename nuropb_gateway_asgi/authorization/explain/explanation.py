@@ -21,8 +21,8 @@ from ..decisions import Considered, Decision
 from ..patterns import is_private
 from ..policy import Policy, class_name
 from ..rule_policy import RulePolicy
-from ..tool_policy import ToolPolicy
 from ..rules import Rule
+from ..tool_policy import ToolPolicy
 from .mesh import DescribingManager, ask_mesh
 from .token import check_token
 
