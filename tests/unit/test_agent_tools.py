@@ -24,8 +24,8 @@ POLICY = ToolPolicy(ExposePolicy(["*.*"], [], ["*.*"]))
 NAMES = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=80)
 
 
-def described(name: str = "orders", **methods: MethodInfo) -> list[Tool]:
-    contract = contract_for(ALICE, POLICY, {name: Description(name, 0.0, methods=methods)})
+def described(**methods: MethodInfo) -> list[Tool]:
+    contract = contract_for(ALICE, POLICY, {"orders": Description("orders", 0.0, methods=methods)})
     return tools_of(contract, ALICE, POLICY)
 
 
