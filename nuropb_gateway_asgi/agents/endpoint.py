@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 from typing import Final
 
@@ -28,8 +27,6 @@ from .metadata import ResourceMetadata
 from .server import AgentServer
 
 __all__ = ["AgentEndpoint", "make_endpoint"]
-
-logger = logging.getLogger(__name__)
 
 SESSION: Final = "mcp-session-id"
 #: The methods whose requests get events for as long as they last. The protocol has the method in this header, too.
@@ -79,9 +76,6 @@ class AgentEndpoint:
         self._metadata = metadata
         #: Requests in flight by user, session and id. A client chooses the ids, and another user's are not its own.
         self._in_flight: dict[tuple[str, str, str | int], AgentHandler] = {}
-
-    def __len__(self) -> int:
-        return len(self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

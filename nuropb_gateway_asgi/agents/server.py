@@ -31,6 +31,7 @@ from .._version import __version__
 from ..handlers.exchange import FRAME_ID
 from ..protocol import ErrorCode, encode_subscribe
 from ..settings import Settings
+from ..tasks import TaskOwner
 from ..topics import check_pattern, check_topic, covers
 from .calls import Outcome, ToolCalls, UnknownTool, trace_id_of
 from .handler import AgentHandler
@@ -328,14 +329,10 @@ async def _reporting(ctx: Context, call: Any) -> Outcome:
             seconds = round(time.monotonic() - started)
             await ctx.session.report_progress(float(seconds), None, f"In progress for {seconds} s")
 
-    reporter = asyncio.create_task(report())
-    try:
+    async with TaskOwner() as tasks:
+        tasks.start_soon(report, name="progress")
         outcome: Outcome = await call
-        return outcome
-    finally:
-        reporter.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await reporter
+    return outcome
 
 
 async def _subscribe(handler: AgentHandler, topic: str) -> None:
