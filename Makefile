@@ -38,7 +38,7 @@ ifeq ($(filter setup,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
 endif
 .SECONDARY:
-.PHONY: help run check test lint format unit integration oldest clean client vendor
+.PHONY: help run check test lint format unit integration clusters oldest clean client vendor
 .PHONY: setup lint-python lint-javascript node programs openid peer pytest pytest-others
 
 help: ## Show this list.
@@ -75,6 +75,10 @@ unit: $(VENV)/.dev ## Run the unit tests only, on one Python.
 integration: ## Run the tests with real brokers, services and servers only.
 	@$(MAKE) --no-print-directory $(JOBS) setup
 	$(BIN)/python $(PYTEST) tests/integration
+
+clusters: ## Run the tests on clusters of three brokers, whose nodes die and are restarted, in some minutes.
+	@$(MAKE) --no-print-directory $(JOBS) setup
+	$(BIN)/python -m pytest tests/clusters
 
 clean: ## Remove all files that these commands made.
 	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

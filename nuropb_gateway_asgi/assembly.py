@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from .authentication import Authenticator, JWTAuthenticator
+from .authentication import Authenticator, IssuersAuthenticator, JWTAuthenticator
+from .authentication.issuer_file import IssuerTable, complete, read_issuer_file
 from .authentication.key_sets import KeySet
 from .authentication.keys import new_secret
 from .authentication.origins import OriginPolicy
@@ -48,36 +49,60 @@ def naming_variables() -> Iterator[None]:
 
 def make_authenticator(settings: Settings) -> tuple[Authenticator, str | None]:
     """Make the authenticator; return it with the secret if one was generated for this run."""
-    algorithms = list(settings.jwt_algorithms) or None
+    if settings.jwt_issuers:
+        return _make_issuers(settings.jwt_issuers), None
     sources = [name for name in ("jwt_key", "jwt_jwks_url", "jwt_oidc_issuer") if getattr(settings, name)]
     if len(sources) > 1:
         first, second, *_ = (f"{ENV_PREFIX}{name.upper()}" for name in sources)
         raise SettingsError(f"{second}: {first} is set, too; expected one of JWT_KEY, JWT_JWKS_URL and JWT_OIDC_ISSUER")
-    key: str | KeySet = settings.jwt_key
     secret: str | None = None
-    if settings.jwt_jwks_url:
-        key = KeySet(settings.jwt_jwks_url, algorithms=algorithms, allow_http=settings.jwt_allow_http == "on")
-    elif settings.jwt_oidc_issuer:
-        key = KeySet(issuer=settings.jwt_oidc_issuer, algorithms=algorithms, allow_http=settings.jwt_allow_http == "on")
-    elif not key:
+    if not sources:
         if not settings.embedded:
             raise SettingsError(
                 "NUROPB_GATEWAY_JWT_KEY: not set; expected a secret of at least 32 bytes (HS256), or a PEM "
                 "public key (RS256, ES256, EdDSA), here or in the file named by NUROPB_GATEWAY_JWT_KEY_FILE; or "
-                "NUROPB_GATEWAY_JWT_OIDC_ISSUER or NUROPB_GATEWAY_JWT_JWKS_URL in its place"
+                "NUROPB_GATEWAY_JWT_OIDC_ISSUER, NUROPB_GATEWAY_JWT_JWKS_URL or NUROPB_GATEWAY_JWT_ISSUERS in its place"
             )
-        key = secret = new_secret()
-    authenticator = JWTAuthenticator(
+        secret = new_secret()
+    names = ("algorithms", "issuer", "audience", "client_id", "leeway", "user_claim", "username_claim")
+    table = IssuerTable(
+        key=secret or settings.jwt_key,
+        jwks_url=settings.jwt_jwks_url,
+        oidc_issuer=settings.jwt_oidc_issuer,
+        allow_http=settings.jwt_allow_http == "on",
+        **{name: getattr(settings, f"jwt_{name}") for name in names},
+    )
+    return _make_jwt_authenticator(table), secret
+
+
+def _make_issuers(path: str) -> IssuersAuthenticator:
+    authenticators = []
+    for number, table in enumerate(read_issuer_file(path), 1):
+        try:
+            authenticators.append(_make_jwt_authenticator(table))
+        except SettingsError as error:
+            raise complete(str(error), path, number) from error
+    return IssuersAuthenticator(authenticators)
+
+
+def _make_jwt_authenticator(table: IssuerTable) -> JWTAuthenticator:
+    algorithms = list(table.algorithms) or None
+    key: str | KeySet = table.key
+    if table.jwks_url:
+        key = KeySet(table.jwks_url, algorithms=algorithms, allow_http=table.allow_http)
+    elif table.oidc_issuer:
+        key = KeySet(issuer=table.oidc_issuer, algorithms=algorithms, allow_http=table.allow_http)
+    return JWTAuthenticator(
         key=key,
         algorithms=None if isinstance(key, KeySet) else algorithms,
-        issuer=settings.jwt_issuer or None,
-        audience=settings.jwt_audience or None,
-        leeway=settings.jwt_leeway,
-        user_claim=settings.jwt_user_claim,
-        username_claim=settings.jwt_username_claim,
-        client_id=settings.jwt_client_id or None,
+        issuer=table.issuer or None,
+        audience=table.audience or None,
+        leeway=table.leeway,
+        user_claim=table.user_claim,
+        username_claim=table.username_claim,
+        client_id=table.client_id or None,
+        user_prefix=table.user_prefix or "",
     )
-    return authenticator, secret
 
 
 def open_policy_file(settings: Settings) -> PolicyFile | None:
@@ -144,7 +169,12 @@ def warn_of_settings(settings: Settings, policy: Policy, authenticator: Authenti
             "NUROPB_GATEWAY_TCP is open to the network without TLS, so tokens can be read on the way; set "
             "NUROPB_GATEWAY_TCP_CERTIFICATE, unless a proxy in front of it has TLS"
         )
-    if settings.jwt_allow_http == "on":
+    key_sets: Iterable[KeySet] = ()
+    if isinstance(authenticator, IssuersAuthenticator):
+        key_sets = authenticator.key_sets.values()
+    elif isinstance(authenticator, JWTAuthenticator) and authenticator.key_set is not None:
+        key_sets = [authenticator.key_set]
+    if any(key_set.allow_http for key_set in key_sets):
         logger.warning(
             "NUROPB_GATEWAY_JWT_ALLOW_HTTP is on: every machine between the gateway and the provider of its keys can "
             "change the keys, and sign in as any user; use https where the network is not your own"
@@ -162,3 +192,7 @@ def warn_of_settings(settings: Settings, policy: Policy, authenticator: Authenti
         for name, value in checks.items():
             if not value:
                 logger.warning("NUROPB_GATEWAY_%s is not set: tokens are not checked for it", name)
+    elif isinstance(authenticator, IssuersAuthenticator):
+        for each in authenticator.authenticators:
+            if not each.checks_audience:
+                logger.warning("NUROPB_GATEWAY_JWT_ISSUERS: tokens of %s are not checked for audience", each.issuer)

@@ -87,8 +87,11 @@ class ConnectionKind:
     def say_goodbye(self) -> None:
         """Admit no more clients, and tell each of those connected when to reconnect."""
         self.handler_manager.closed_for = GOODBYE_SPREAD
+        may_move = self.service_mesh_manager.resumption.may_be_taken
         for handler in self.handler_manager.handlers:
             self.handler_manager.say_goodbye(handler, "draining")
+            if may_move and self.name == "http":  # an event stream comes back by itself, but only after its end
+                handler.close(CloseCode.SERVICE_RESTART, "service restart")
 
     def close_connections(self) -> None:
         """Close the connections. Not every server closes WebSockets itself when it stops; some wait for them."""
@@ -106,3 +109,8 @@ class ConnectionKind:
             return None
         where = "mesh" if self.name == WEBSOCKET else f"mesh ({self.name})"
         return f"{where}: {self.service_mesh_manager.problem or 'not connected'}"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is missing on its mesh while clients are served, in words for an operator."""
+        return [f"mesh: {warning}" for warning in self.service_mesh_manager.warnings]

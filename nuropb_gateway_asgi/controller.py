@@ -97,6 +97,16 @@ class MeshOperations(Protocol):
     ) -> None:
         """Refuse some tokens from now on, and close the connections that they opened."""
 
+    async def unrevoke(
+        self,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        token_id: str | None = None,
+        issued_before: float | None = None,
+    ) -> None:
+        """Take a revocation back."""
+
 
 class ServiceMeshManagerController:
     """The gateway's face on the mesh, for subclassing.
@@ -199,6 +209,20 @@ class ServiceMeshManagerController:
         await _translated(
             self._manager.revoke(
                 user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before, until=until
+            )
+        )
+
+    async def unrevoke(
+        self,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        token_id: str | None = None,
+        issued_before: float | None = None,
+    ) -> None:
+        """Take a revocation back: these tokens are accepted again until they expire. Times are unix seconds."""
+        await _translated(
+            self._manager.unrevoke(
+                user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before
             )
         )
 

@@ -11,7 +11,9 @@
     │   ├── AuthenticationFailed   the client's: the token is missing or invalid
     │   └── ConnectionLimitReached the client's: the user or the process has too many connections
     ├── AuthenticationUnavailable  the gateway's: it cannot check a token now
+    │   └── UnknownKey             its provider may have published the token's key since the last fetch
     ├── MeshUnavailable            the gateway's: it cannot hand a message to the mesh now
+    ├── MessageTooLarge            the sender's: a message is above the size that the mesh takes
     └── CallError                  a service's: a call of the host application ended with an error
 
 Exceptions of other libraries are translated in one place each (aio-pika in ``mesh.rabbitmq``, cryptography in
@@ -29,10 +31,12 @@ __all__ = [
     "GatewayError",
     "HandshakeRefused",
     "MeshUnavailable",
+    "MessageTooLarge",
     "NotStartedError",
     "PolicyError",
     "ProtocolError",
     "SettingsError",
+    "UnknownKey",
 ]
 
 
@@ -90,8 +94,19 @@ class AuthenticationUnavailable(GatewayError):
     """
 
 
+class UnknownKey(AuthenticationUnavailable):
+    """A token names a key that its provider may have published since the last fetch, and that may not be fetched yet.
+
+    A client can make up such a token, so it counts as one more handshake of its address.
+    """
+
+
 class MeshUnavailable(GatewayError):
     """The mesh did not take the message, for it is disconnected or blocked. Nothing was sent."""
+
+
+class MessageTooLarge(GatewayError, ValueError):
+    """A message is above the size that the mesh takes. It was not sent; the text names the limit."""
 
 
 class CallError(GatewayError):

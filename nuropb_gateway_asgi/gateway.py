@@ -10,6 +10,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
     ├── mesh, observability           RabbitMQ and the embedded mesh; logs and metrics
     ├── connection_kind, handlers     both managers and the mesh of a transport; WebSocket, HTTP, TCP
     ├── service_mesh_manager          calls in flight, and the clients that wait for them
+    ├── sessions                      sessions that survive their connections
     ├── routing                       brings each answer and event to its receiver
     ├── controller                    the gateway's face on the mesh
     ├── fleet                         the other processes of the gateway
@@ -46,7 +47,7 @@ from .assembly import (
     open_policy_file,
     warn_of_settings,
 )
-from .authentication import Authenticator
+from .authentication import Authenticator, IssuersAuthenticator
 from .authentication.key_sets import KeySet
 from .authentication.keys import issue_token
 from .authorization import AuthorizedPolicy, Authorizer, Policy, completed
@@ -64,6 +65,7 @@ from .limits.shared import SharedLimits
 from .observability.health import Health
 from .observability.logs import configure_logging, filtered_server_logs
 from .observability.metrics import Metrics
+from .server import protocols_in_place
 from .settings import Settings
 from .static.assets import read_asset, serve_asset
 from .tasks import in_own_task
@@ -174,7 +176,7 @@ class Gateway:
             tools = ToolPolicy(self._policy)
             self._agents = Agents(add_kind("mcp", policy=tools), tools, origins)
         kinds = self.connection_kinds.values()
-        self._metrics = Metrics.create(kinds, policy_file=self._policy_file, key_set=self.key_set)
+        self._metrics = Metrics.create(kinds, policy_file=self._policy_file, key_sets=self.key_sets)
         self._drain = Drain(kinds, settings.drain_timeout, settings.shutdown_delay)
         self._health = Health(
             kinds, self._authenticator, self._policy_file, self._metrics, lambda: self._drain.draining
@@ -245,6 +247,8 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             self._running = True
             stack.callback(self._reset)
+            if self.settings.server_protocols == "on":
+                stack.enter_context(protocols_in_place(self.settings.max_connections))
             server_log.addFilter(denials)
             stack.callback(server_log.removeFilter, denials)
             stack.enter_context(filtered_server_logs())
@@ -315,8 +319,15 @@ class Gateway:
 
     @property
     def key_set(self) -> KeySet | None:
-        """The fetched keys of a provider; None if the authenticator has none."""
+        """The fetched keys of a provider; None if the authenticator has none, or has those of several issuers."""
         return getattr(self._authenticator, "key_set", None)
+
+    @property
+    def key_sets(self) -> Mapping[str, KeySet]:
+        """The fetched keys of all issuers, by issuer; the name of a single one may be empty."""
+        if isinstance(self._authenticator, IssuersAuthenticator):
+            return self._authenticator.key_sets
+        return {} if self.key_set is None else {self.key_set.issuer or "": self.key_set}
 
     @property
     def development_token(self) -> str | None:

@@ -13,19 +13,24 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from .authentication import Authenticator, Identity
 from .authentication.revocation import RevocationCheck
+from .authentication.session_tokens import SessionTokens
 from .authorization import CallVerdict, Policy, completed
 from .authorization.patterns import is_private
 from .authorization.rules import Delivery
-from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError
+from .authorization.topic_checks import TopicChecks
+from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError, UnknownKey
+from .limits.admission import UNKNOWN_KEY_COST, Arrival
 from .limits.buckets import Excess
 from .limits.lifetimes import Lifetimes
+from .limits.prices import BYTES_PER_UNIT, extra_for_size, extra_for_topics
 from .limits.shared import SharedLimits
+from .limits.slices import TOPICS_PER_SLICE
 from .protocol import (
     Authorize,
     Cancel,
@@ -39,6 +44,7 @@ from .protocol import (
     Pong,
     Request,
     Subscribe,
+    Unsubscribe,
     encode_error,
     encode_failure,
     encode_json,
@@ -50,6 +56,8 @@ from .settings import Settings
 __all__ = ["Handler", "HandlerManager", "HandlerStatistics", "Receiver", "SendCount"]
 
 logger = logging.getLogger(__name__)
+#: For the lines about refused newer tokens, whose number is bounded.
+refresh_logger = logging.getLogger(f"{__name__}.refreshes")
 
 #: Malformed frames in a row after which a connection is closed with 4501.
 MAX_MALFORMED_FRAMES: Final = 10
@@ -61,6 +69,7 @@ _EXCESSES: Final = {
     "connection": "Too many frames on this connection",
     "user": "Too many frames on all connections of this user",
     "rule": "Too many calls of this kind",
+    "bindings": "Too many new topics of this user",
 }
 
 #: Private methods are not for clients, whatever the policy says.
@@ -76,6 +85,8 @@ class Handler(Hashable, Protocol):
 
     #: Unique among all connections of all gateways.
     session_id: str
+    #: The address whose limits the connection counts for, see :func:`~.limits.admission.address_of`; "" for none.
+    address: str
     #: The authenticated caller; None until the handler is registered.
     identity: Identity | None
     #: Time of registration, in unix seconds; set by the manager.
@@ -124,6 +135,9 @@ class Receiver(Protocol):
 
     def on_handler_unregistered(self, handler: Handler) -> None:
         """Forget everything that belongs to a handler."""
+
+    def on_handler_parked(self, handler: Handler) -> None:
+        """Note that a session has lost its connection, and may come back."""
 
     def on_handler_refreshed(self, handler: Handler) -> None:
         """Note that a handler has a newer token, and so maybe fewer rights."""
@@ -175,6 +189,8 @@ class HandlerManager:
         self.shared_limits = shared = SharedLimits.of(settings) if shared_limits is None else shared_limits
         self.admission = shared.admission
         self.revocations = shared.revocations
+        #: The tokens of all sessions, those of handlers registered for their own messages included.
+        self.tokens = SessionTokens()
         self._authenticator = RevocationCheck(authenticator, self.revocations)
         self._policy = completed(policy)
         self._decoder = Decoder(max_size=settings.max_message_size, max_depth=settings.max_json_depth)
@@ -182,11 +198,17 @@ class HandlerManager:
         self._user_sessions: dict[str, set[str]] = {}
         #: Handlers registered for their own messages only, by session.
         self._callers: dict[str, Handler] = {}
+        #: The sessions without a connection, which they had and may have again.
+        self._parked: set[str] = set()
         #: Malformed frames in a row, by session.
         self._malformed: dict[str, int] = {}
         #: Sessions whose newer token is being checked.
         self._refreshing: set[str] = set()
         self._limits = shared.rates
+        #: Frames whose work is done in slices.
+        self.slices = shared.slices
+        self._busy = shared.slices.held
+        self.topic_checks = TopicChecks(self._policy, TOPICS_PER_SLICE)
         self._lifetimes = Lifetimes(settings.max_connection_lifetime, settings.drain_timeout)
         self._clock = clock
         self.statistics = HandlerStatistics()
@@ -217,13 +239,13 @@ class HandlerManager:
         return self._decoder
 
     def __len__(self) -> int:
-        return len(self._handlers)
+        return len(self._handlers) - len(self._parked)
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is kept for any connection."""
-        tables = (self._handlers, self._callers, self._user_sessions, self._malformed, self._refreshing)
-        return not (any(tables) or len(self._lifetimes))
+        tables = (self._handlers, self._parked, self._callers, self._user_sessions, self._malformed, self._refreshing)
+        return not (any(tables) or len(self._lifetimes) or len(self.tokens) or len(self.slices))
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -256,6 +278,7 @@ class HandlerManager:
             self._user_sessions.setdefault(identity.user_id, set()).add(handler.session_id)
         else:
             self._callers[handler.session_id] = handler
+        self.tokens.begin(handler.session_id, identity, brief=not listens)
         handler.on_registered(identity)
         if listens and self._receiver is not None:
             self._receiver.on_handler_registered(handler)
@@ -267,7 +290,11 @@ class HandlerManager:
         if self.get_session(handler.session_id) is not handler:
             return
         assert handler.identity is not None  # noqa: S101 - it was registered
-        self.admission.leave(handler.identity.user_id)
+        if handler.session_id in self._parked:
+            self._parked.discard(handler.session_id)
+        else:
+            self.admission.leave(handler.identity.user_id)
+        self.tokens.end(handler.session_id, handler.identity, brief=handler.session_id in self._callers)
         if self._callers.pop(handler.session_id, None) is None:
             del self._handlers[handler.session_id]
             sessions = self._user_sessions[handler.identity.user_id]
@@ -278,9 +305,58 @@ class HandlerManager:
         self._refreshing.discard(handler.session_id)
         self._lifetimes.forget(handler.session_id)
         self._limits.forget(handler.session_id)
+        self.slices.forget(handler.session_id)
         if self._receiver is not None:
             self._receiver.on_handler_unregistered(handler)
         logger.debug("session %s unregistered, %d connections", handler.session_id, len(self._handlers))
+
+    # --- sessions that outlive their connections --------------------------------------------------------------
+
+    def replace(self, handler: Handler, successor: Handler) -> None:
+        """Register ``successor`` in the place of ``handler``, whose user and session id it has."""
+        self._handlers[handler.session_id] = successor
+
+    def park(self, handler: Handler) -> None:
+        """Keep a session whose connection has ended: it gives up its place among the connections."""
+        assert handler.identity is not None  # noqa: S101 - it is registered
+        self._parked.add(handler.session_id)
+        self._lifetimes.forget(handler.session_id)
+        self.admission.leave(handler.identity.user_id)
+        if self._receiver is not None:
+            self._receiver.on_handler_parked(handler)
+
+    def unpark(self, handler: Handler, connection: Handler) -> None:
+        """Give a parked session the place of a registered connection of the same user, whose own session ends."""
+        assert handler.identity is not None  # noqa: S101 - it is registered
+        assert connection.identity is not None  # noqa: S101 - it is registered
+        self.admission.enter_again(connection.identity.user_id)
+        self.unregister(connection)
+        self.tokens.refresh(handler.session_id, handler.identity, connection.identity, time.time())
+        self._parked.discard(handler.session_id)
+        handler.identity, handler.connected_at = connection.identity, connection.connected_at
+        if self._receiver is not None:
+            self._receiver.on_handler_registered(handler)
+
+    def rename(self, handler: Handler, session_id: str) -> None:
+        """Give a session another id: that which it had in another process."""
+        assert handler.identity is not None  # noqa: S101 - it is registered
+        old, handler.session_id = handler.session_id, session_id
+        self._handlers[session_id] = self._handlers.pop(old)
+        self.tokens.rename(old, session_id, handler.identity)
+        sessions = self._user_sessions[handler.identity.user_id]
+        sessions.discard(old)
+        sessions.add(session_id)
+        self._malformed.pop(old, None)
+        self._lifetimes.forget(old)
+        self._limits.forget(old)
+
+    def is_parked(self, handler: Handler) -> bool:
+        """Tell whether a session has no connection at present."""
+        return handler.session_id in self._parked
+
+    def get_connected(self, user_ids: Iterable[str]) -> list[Handler]:
+        """Return the handlers of some users that have a connection, each once. Raises TypeError for a string."""
+        return [handler for handler in self.get_user_handlers(user_ids) if handler.session_id not in self._parked]
 
     def get_handler(self, session_id: str) -> Handler | None:
         """Return the handler of a session, or None."""
@@ -319,16 +395,20 @@ class HandlerManager:
 
     # --- messages from clients --------------------------------------------------------------------------------
 
-    def on_handler_message(self, handler: Handler, data: str | bytes) -> ClientFrame | None:
+    def on_handler_message(self, handler: Handler, data: str | bytes, *, added: int = 0) -> ClientFrame | None:
         """Check a message of a registered handler, and answer it or pass its frame on.
 
+        ``added`` bytes of it are the gateway's own, around a client's text, and count for no limit.
         Never waits, and never raises for anything that a client sent. Returns the frame, or None for a message that
-        could not be decoded.
+        could not be decoded, or that waits behind a frame whose work is done in slices: see :attr:`slices`.
         """
         session_id = handler.session_id
         if self._handlers.get(session_id) is not handler and self._callers.get(session_id) is not handler:
             return None
-        if self._decoder.is_too_big(data):
+        if session_id in self._busy:
+            self.slices.hold(session_id, data)
+            return None
+        if self._decoder.is_too_big(data) and (not added or len(data) - added > self._decoder.max_size):
             description = f"Message of more than {self._settings.max_message_size} bytes"
             handler.send_frame(encode_error(Failure(ErrorCode.PAYLOAD_TOO_LARGE, description)))
             handler.close(CloseCode.MESSAGE_TOO_BIG, "message too big")
@@ -338,6 +418,9 @@ class HandlerManager:
         if excess is not None:
             self._refuse_at_a_glance(handler, data, excess)
             return None
+        if len(data) > BYTES_PER_UNIT:
+            extra = extra_for_size(len(data))
+            self._limits.charge(session_id, handler.identity.user_id, self._clock(), extra)
         try:
             frame = self._decoder.decode(data)
         except ProtocolError as error:
@@ -349,10 +432,8 @@ class HandlerManager:
                 if self._receiver is None:
                     raise RuntimeError("no receiver is bound to this HandlerManager")
                 self._receiver.on_handler_message_received(handler, frame)
-        except Exception:
-            logger.exception("session %s: a frame could not be handled", session_id)
-            failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
-            handler.send_frame(encode_refusal(frame, failure))
+        except Exception as error:
+            _on_defect(handler, frame, error)
         return frame
 
     def _refuse_at_a_glance(self, handler: Handler, data: str | bytes, excess: Excess) -> None:
@@ -360,11 +441,11 @@ class HandlerManager:
         kind, id_, trace_id = self._decoder.glance(data)
         if kind == "cancel":  # the id is that of a request, which has an answer of its own
             id_ = None
-        # A pong has no answer.
-        answer = None if kind == "pong" else functools.partial(_encode_answer, id_, trace_id)
-        self._on_excess(handler, excess, answer)
+        # A pong has no answer, nor has an ack.
+        answer = None if kind in ("pong", "ack") else functools.partial(_encode_answer, id_, trace_id)
+        self.on_excess(handler, excess, answer)
 
-    def _on_excess(self, handler: Handler, excess: Excess, answer: Callable[[Failure], str] | None) -> None:
+    def on_excess(self, handler: Handler, excess: Excess, answer: Callable[[Failure], str] | None) -> None:
         """Refuse a frame over a rate limit; close the connection of a client that ignores the refusals."""
         self.statistics.limited[excess.scope] += 1
         if answer is not None:
@@ -395,7 +476,7 @@ class HandlerManager:
                 return False
             excess = None if rate is None else self._limits.on_call(rate, identity.user_id, self._clock())
             if excess is not None:
-                self._on_excess(handler, excess, functools.partial(encode_refusal, frame))
+                self.on_excess(handler, excess, functools.partial(encode_refusal, frame))
                 return False
         elif isinstance(frame, Ping):
             handler.send_frame(encode_pong(frame.payload))
@@ -405,12 +486,15 @@ class HandlerManager:
         elif isinstance(frame, Authorize):
             self._start_refresh(handler, frame)
             return False
-        elif isinstance(frame, Subscribe):
-            for topic in frame.topics:
-                if not self._policy.may_subscribe(identity, topic):
-                    description = f"Subscribing to {topic} is not allowed"
-                    handler.send_frame(encode_refusal(frame, Failure(ErrorCode.PERMISSION_DENIED, description)))
-                    return False
+        elif isinstance(frame, Subscribe | Unsubscribe):
+            extra = extra_for_topics(len(frame.topics))
+            if extra:
+                self._limits.charge(handler.session_id, identity.user_id, self._clock(), extra)
+            if isinstance(frame, Subscribe):
+                steps = _subscribe(handler, frame, self.topic_checks, self._receiver)
+                resume = functools.partial(self.on_handler_message, handler)
+                self.slices.run(steps, handler.session_id, resume)
+                return False
         return True
 
     def _start_refresh(self, handler: Handler, frame: Authorize) -> None:
@@ -423,16 +507,24 @@ class HandlerManager:
         handler.start_soon(self._refresh, handler, frame)
 
     async def _refresh(self, handler: Handler, frame: Authorize) -> None:
-        """Check a newer token for a live connection. A refused token leaves the connection as it is."""
+        """Check a newer token for a live connection.
+
+        A refused token leaves the connection as it is, but counts like one in a handshake; too many close it.
+        """
         try:
             identity = await self.authenticate(frame.token)
         except AuthenticationFailed as error:
-            logger.info("session %s: token refresh refused: %s", handler.session_id, error)
+            refresh_logger.info("session %s: token refresh refused: %s", handler.session_id, error)
             failure = Failure(ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
+            assert handler.identity is not None  # noqa: S101 - it was registered
+            if self.admission.on_wrong_token(handler.address, handler.identity.user_id, self._clock()):
+                handler.close(CloseCode.INVALID_TOKEN, "too many wrong tokens")
             return
         except AuthenticationUnavailable as error:
-            logger.info("session %s: token refresh postponed: %s", handler.session_id, error)
+            if isinstance(error, UnknownKey):
+                self.admission.on_failure(handler.address, Arrival.WITH_TOKEN, self._clock(), UNKNOWN_KEY_COST)
+            refresh_logger.info("session %s: token refresh postponed: %s", handler.session_id, error)
             handler.send_frame(encode_failure(frame.id, frame.trace_id, CANNOT_AUTHENTICATE))
             return
         except Exception as error:
@@ -447,6 +539,8 @@ class HandlerManager:
             failure = Failure(ErrorCode.PERMISSION_DENIED, "The token is another user's; open a new connection with it")
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
             return
+        if self.get_session(handler.session_id) is handler:
+            self.tokens.refresh(handler.session_id, handler.identity, identity, time.time())
         handler.identity = identity
         handler.send_frame(encode_authorized(frame, identity))
         if self._receiver is not None:
@@ -467,13 +561,10 @@ class HandlerManager:
         """Send to all connections of this process."""
         return _send(self.handlers, message)
 
-    def close_revoked(self) -> SendCount:
-        """Close all connections whose tokens have been revoked."""
-        revoked = [
-            handler
-            for handler in (*self.handlers, *self._callers.values())
-            if handler.identity is not None and self.revocations.refuses(handler.identity)
-        ]
+    def close_revoked(self, session_ids: Iterable[str]) -> SendCount:
+        """Close those of some connections whose tokens have been revoked."""
+        handlers = filter(None, map(self.get_session, session_ids))
+        revoked = [each for each in handlers if each.identity is not None and self.revocations.refuses(each.identity)]
         return _close(revoked, CloseCode.TOKEN_REVOKED, "token revoked")
 
     def close(self, session_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected") -> SendCount:
@@ -510,6 +601,8 @@ class HandlerManager:
             await asyncio.sleep(interval)
             now, wall = self._clock(), time.time()
             for handler in self.handlers:
+                if handler.session_id in self._parked:
+                    continue
                 identity = handler.identity
                 if identity is not None and identity.has_ended(wall):
                     handler.close(CloseCode.TOKEN_EXPIRED, "token expired")
@@ -520,6 +613,26 @@ class HandlerManager:
                 elif step == "close":
                     handler.close(CloseCode.DRAINING, "maximum lifetime of a connection")
                 handler.check(now)  # also while it closes: it may hang in a write
+
+
+def _subscribe(handler: Handler, frame: Subscribe, checks: TopicChecks, receiver: Receiver | None) -> Iterator[None]:
+    """Pass a ``subscribe`` on if all of its topics are allowed. Yields between two slices, and never raises."""
+    try:
+        denied = yield from checks.first_denied(lambda: handler.identity, frame.topics)
+        if denied is not None:
+            failure = Failure(ErrorCode.PERMISSION_DENIED, f"Subscribing to {denied} is not allowed")
+            handler.send_frame(encode_refusal(frame, failure))
+        elif receiver is not None:
+            receiver.on_handler_message_received(handler, frame)
+    except Exception as error:
+        _on_defect(handler, frame, error)
+
+
+def _on_defect(handler: Handler, frame: ClientFrame, error: Exception) -> None:
+    """Log an exception, and answer the frame that raised it."""
+    logger.error("session %s: a frame could not be handled", handler.session_id, exc_info=error)
+    failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
+    handler.send_frame(encode_refusal(frame, failure))
 
 
 def _send(handlers: Iterable[Handler], message: Any) -> SendCount:

@@ -22,6 +22,7 @@ from .topics import check_pattern
 __all__ = [
     "PING",
     "SUBPROTOCOL",
+    "Ack",
     "Authorize",
     "Cancel",
     "ClientFrame",
@@ -35,6 +36,7 @@ __all__ = [
     "Ping",
     "Pong",
     "Request",
+    "Resume",
     "Subscribe",
     "Unsubscribe",
     "encode_call",
@@ -45,8 +47,10 @@ __all__ = [
     "encode_json",
     "encode_pong",
     "encode_response",
+    "encode_resume",
     "encode_subscribe",
     "error_members",
+    "is_counted",
     "is_method",
     "is_service",
     "on_one_line",
@@ -57,6 +61,7 @@ SUBPROTOCOL: Final = "nuropb.v1"
 MAX_NAME_BYTES: Final = 255
 MAX_ID_LENGTH: Final = 64
 MAX_TRACE_ID_LENGTH: Final = 128
+MAX_RESUME_KEY_LENGTH: Final = 256
 #: Topic patterns of one connection, and so of one frame.
 MAX_SUBSCRIPTIONS: Final = 100
 #: Characters of one number; a double needs 17 digits.
@@ -162,6 +167,7 @@ class Request(Struct, gc=False):
     id: str | None = None
     trace_id: str | None = None
     timeout: float | None = None
+    idempotency_key: str | None = None
 
 
 class Command(Struct, gc=False):
@@ -172,6 +178,7 @@ class Command(Struct, gc=False):
     params: Raw = Raw(b"{}")
     id: str | None = None
     trace_id: str | None = None
+    idempotency_key: str | None = None
 
 
 class Describe(Struct, gc=False):
@@ -215,6 +222,27 @@ class Authorize(Struct, gc=False):
         return f"Authorize(id={self.id!r}, token=<hidden>)"
 
 
+class Resume(Struct, gc=False):
+    """Make the session resumable or, with the ``key`` of an earlier one, come back to that.
+
+    ``received`` is the number of counted frames that arrived in the earlier session (see :func:`is_counted`).
+    """
+
+    id: str | None = None
+    trace_id: str | None = None
+    key: str | None = None
+    received: int = 0
+
+    def __repr__(self) -> str:
+        return f"Resume(id={self.id!r}, key=<hidden>, received={self.received})"
+
+
+class Ack(Struct, gc=False):
+    """Acknowledge the counted frames up to number ``received``. It has no answer."""
+
+    received: int
+
+
 class Ping(Struct, gc=False):
     """Ask for a pong with the same payload."""
 
@@ -225,7 +253,9 @@ class Pong(Struct, gc=False):
     """Answer the gateway's ping."""
 
 
-ClientFrame: TypeAlias = Request | Command | Describe | Subscribe | Unsubscribe | Cancel | Authorize | Ping | Pong
+ClientFrame: TypeAlias = (
+    Request | Command | Describe | Subscribe | Unsubscribe | Cancel | Authorize | Resume | Ack | Ping | Pong
+)
 
 
 class _RequestFrame(Struct, tag_field="type", tag="request", gc=False):
@@ -256,6 +286,14 @@ class _AuthorizeFrame(Struct, tag_field="type", tag="authorize", gc=False):
     payload: Authorize
 
 
+class _ResumeFrame(Struct, tag_field="type", tag="resume", gc=False):
+    payload: Resume
+
+
+class _AckFrame(Struct, tag_field="type", tag="ack", gc=False):
+    payload: Ack
+
+
 class _PingFrame(Struct, tag_field="type", tag="ping", gc=False):
     payload: Raw = Raw(b"")
 
@@ -272,6 +310,8 @@ _AnyFrame: TypeAlias = (
     | _UnsubscribeFrame
     | _CancelFrame
     | _AuthorizeFrame
+    | _ResumeFrame
+    | _AckFrame
     | _PingFrame
     | _PongFrame
 )
@@ -283,6 +323,8 @@ FRAME_TYPES: Final = (
     "unsubscribe",
     "cancel",
     "authorize",
+    "resume",
+    "ack",
     "ping",
     "pong",
 )
@@ -396,6 +438,7 @@ class Decoder:
                 _check_ids(request.id, request.trace_id)
                 or _check_call(request.service, request.method, request.params)
                 or _check_timeout(request.timeout)
+                or _check_key(request.idempotency_key)
             )
             if reason is not None:
                 raise self._error(reason, text)
@@ -509,16 +552,35 @@ def _check_timeout(timeout: float | None) -> str | None:
     return None
 
 
+def _check_key(key: str | None) -> str | None:
+    if key is not None and not (0 < len(key) <= MAX_ID_LENGTH and key.isascii() and key.isprintable()):
+        return f"payload.idempotency_key: must be 1 to {MAX_ID_LENGTH} printable ASCII characters"
+    return None
+
+
+def _check_resume(payload: Resume) -> str | None:
+    key = payload.key
+    if key is not None and not (0 < len(key) <= MAX_RESUME_KEY_LENGTH and key.isascii() and key.isprintable()):
+        return f"payload.key: must be 1 to {MAX_RESUME_KEY_LENGTH} printable ASCII characters"
+    if payload.received < 0:
+        return "payload.received: must not be negative"
+    return None
+
+
 def _check_other(
-    payload: Command | Describe | Subscribe | Unsubscribe | Cancel | Authorize,
+    payload: Command | Describe | Subscribe | Unsubscribe | Cancel | Authorize | Resume | Ack,
 ) -> str | None:
     if isinstance(payload, Cancel):
         return _check_ids(payload.id, None)
+    if isinstance(payload, Ack):
+        return "payload.received: must not be negative" if payload.received < 0 else None
     reason = _check_ids(payload.id, payload.trace_id)
     if reason is not None:
         return reason
     if isinstance(payload, Command):
-        return _check_call(payload.service, payload.method, payload.params)
+        return _check_call(payload.service, payload.method, payload.params) or _check_key(payload.idempotency_key)
+    if isinstance(payload, Resume):
+        return _check_resume(payload)
     if isinstance(payload, Subscribe | Unsubscribe):
         if len(payload.topics) > MAX_SUBSCRIPTIONS:
             return f"payload.topics: more than {MAX_SUBSCRIPTIONS}"
@@ -545,6 +607,7 @@ def encode_call(
     id_: str,
     trace_id: str,
     timeout: float | None = None,
+    idempotency_key: str | None = None,
 ) -> bytes:
     """Encode the frame of a call whose ``params`` (JSON, or empty) came apart from it.
 
@@ -561,6 +624,8 @@ def encode_call(
         what = "not valid UTF-8" if isinstance(error, UnicodeError) else "nested too deeply"
         raise ProtocolError(f"Error decoding JSON: {what}", id=id_, trace_id=trace_id) from error
     more = b"" if timeout is None else b'"timeout":%b,' % encode_json(timeout)
+    if idempotency_key is not None:
+        more += b'"idempotency_key":%b,' % encode_json(idempotency_key)
     ids = _ids(id_, trace_id)
     return b'{"type":"%b","payload":{%b%b"service":%b,"method":%b,"params":%b}}' % (
         kind.encode(),
@@ -574,6 +639,12 @@ def encode_call(
 def encode_subscribe(topics: Sequence[str], *, id_: str, trace_id: str) -> bytes:
     """Encode the frame of a subscription."""
     return b'{"type":"subscribe","payload":{%b"topics":%b}}' % (_ids(id_, trace_id), encode_json(topics))
+
+
+def encode_resume(key: str | None, received: int, *, id_: str, trace_id: str) -> bytes:
+    """Encode the frame that resumes a session, or without a key makes one resumable."""
+    more = b"" if key is None else b',"key":%b,"received":%d' % (encode_json(key), received)
+    return b'{"type":"resume","payload":{%b%b}}' % (_ids(id_, trace_id).rstrip(b","), more)
 
 
 # --- frames from the gateway ----------------------------------------------------------------------------------
@@ -647,3 +718,38 @@ def encode_pong(payload: Raw) -> str:
 def encode_topics(topics: Sequence[str]) -> bytes:
     """Encode the result of a subscribe or unsubscribe: the topics that the connection is subscribed to now."""
     return encode_json({"topics": topics})
+
+
+# --- counted frames -------------------------------------------------------------------------------------------
+
+_COUNTED: Final = ('{"type":"response"', '{"type":"event"', '{"type":"error"')
+_NOT_COUNTED: Final = tuple(f'{{"type":"event","payload":{{"topic":"{topic}"' for topic in ("hello", "goodbye"))
+_NOT_COUNTED_TOPICS: Final = ("hello", "goodbye")
+
+
+class _TypedFrame(Struct, gc=False):
+    type: Any = None
+    payload: Any = None
+
+
+_decode_typed = msgspec.json.Decoder(_TypedFrame).decode
+
+
+def is_counted(text: str) -> bool:
+    """Tell whether a resumable session counts this frame of the gateway.
+
+    Responses, events and errors are counted, but for ``hello`` and ``goodbye``, which belong to one connection.
+    """
+    if text.startswith(_COUNTED):
+        return not text.startswith(_NOT_COUNTED)
+    if text.startswith('{"type":"p'):
+        return False
+    # A frame of the host application may be written in another way.
+    try:
+        frame = _decode_typed(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    if frame.type not in ("response", "event", "error"):
+        return False
+    topic = frame.payload.get("topic") if isinstance(frame.payload, dict) else None
+    return not (frame.type == "event" and topic in _NOT_COUNTED_TOPICS)

@@ -32,11 +32,25 @@ from .fleet import (
     Sessions,
 )
 from .handler_manager import Handler, HandlerManager
-from .protocol import Cancel, ClientFrame, CloseCode, Command, Describe, Failure, Request, Subscribe, Unsubscribe
+from .protocol import (
+    Ack,
+    Cancel,
+    ClientFrame,
+    CloseCode,
+    Command,
+    Describe,
+    Failure,
+    Request,
+    Resume,
+    Subscribe,
+    Unsubscribe,
+)
 from .routing import Application, CallsInFlight, Catalogue, ClientCalls, EventRouter
 from .routing.calls import SLOT_SECONDS
+from .routing.outcomes import Outcomes
 from .routing.receiver import GatewayReceiver
 from .routing.statistics import MeshStatistics
+from .sessions import Resumption
 from .settings import Settings
 from .wire import Description, Mesh
 from .wire.interface import NamedMesh
@@ -53,7 +67,7 @@ class ServiceMeshManager:
     messages between the processes of the gateway) live as long as the context. ``name`` tells its log lines from those
     of other transports; ``clock`` is a monotonic clock, in seconds.
 
-    The methods from :meth:`request` to :meth:`revoke` are for the host application: the policy for clients does not
+    The methods from :meth:`request` to :meth:`unrevoke` are for the host application: the policy for clients does not
     apply to them, and they raise NotStartedError outside the gateway's lifespan.
     """
 
@@ -77,11 +91,11 @@ class ServiceMeshManager:
         self.controller._take_names(settings.service_name, settings.instance_id)  # noqa: SLF001
         self.controller._bind(self, handler_manager)  # noqa: SLF001 - its public methods are for other services
         self.statistics = MeshStatistics()
-        budgets = handler_manager.shared_limits.budgets
+        limits = handler_manager.shared_limits
 
-        self.calls = CallsInFlight(settings, mesh, policy, budgets, self.statistics, clock)
+        self.calls = CallsInFlight(settings, mesh, policy, limits, self.statistics, clock)
         catalogue = Catalogue(policy, self.calls.descriptions)
-        self.client_calls = ClientCalls(settings, policy, budgets, self.calls, catalogue, self.statistics, clock)
+        self.client_calls = ClientCalls(settings, policy, limits, self.calls, catalogue, self.statistics, clock)
         self.events = EventRouter(settings, handler_manager, mesh, policy, self.controller, self.statistics, clock)
         self._local = local = LocalUsers(handler_manager, settings.instance_id)
         self.fleet = Fleet(mesh, settings.instance_id, clock, local.answer)
@@ -92,8 +106,12 @@ class ServiceMeshManager:
         if settings.presence_events == "on":
             self.online = OnlineWatch(self.fleet, handler_manager, mesh, clock)
 
+        self.resumption = Resumption(
+            settings, handler_manager, self.fleet, mesh, self.events, self.calls, self.client_calls, clock
+        )
         handler_manager.bind_receiver(self)
-        self.receiver = GatewayReceiver(self.calls, self.events, self.fleet, self.revoker, name)
+        outcomes = Outcomes(settings, self.calls, limits, self.statistics, clock)
+        self.receiver = GatewayReceiver(self.calls, outcomes, self.events, self.fleet, self.revoker, name)
         mesh.bind(self.receiver, self.controller)
 
     # --- life -------------------------------------------------------------------------------------------------
@@ -108,14 +126,19 @@ class ServiceMeshManager:
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            tasks.start_soon(_sweep, self._clock, (self.calls, self.events, self.revoker), name="deadlines")
+            tasks.start_soon(
+                _sweep, self._clock, (self.calls, self.events, self.revoker, self.resumption), name="deadlines"
+            )
             self.events.start()
             stack.callback(self.events.stop)
             tasks.start_soon(self.events.for_controller.feed, name="controller events")
             tasks.start_soon(self.fleet.run, name="signs of life")
+            self.revoker.begin()
             tasks.start_soon(self.revoker.run, name="revoked sessions")
+            tasks.start_soon(self.revoker.close_connections, name="revoked connections")
             if self.online is not None:
                 tasks.start_soon(self.online.run, name="presence")
+            await stack.enter_async_context(self.resumption)
             await stack.enter_async_context(self._mesh)
             if self.online is not None:
                 self.online.take_address()
@@ -130,9 +153,10 @@ class ServiceMeshManager:
         traceback: TracebackType | None,
     ) -> None:
         """Answer the requests that are still in flight with ``mesh_unavailable``, and disconnect from the mesh."""
-        self.fleet.leave()
         stack, self._stack = self._stack, None
         self.calls.close()
+        await self.resumption.departures.flush()
+        self.fleet.leave()
         if stack is not None:
             await stack.__aexit__(exc_type, exc, traceback)
 
@@ -155,6 +179,11 @@ class ServiceMeshManager:
     def problem(self) -> str | None:
         """The reason why the mesh takes no messages, in words for an operator, or None."""
         return self._mesh.problem
+
+    @property
+    def warnings(self) -> list[str]:
+        """The parts of the gateway that do without a permission of the broker, in words for an operator."""
+        return [*self._mesh.warnings, *self.events.warnings]
 
     @property
     def in_flight(self) -> int:
@@ -180,6 +209,10 @@ class ServiceMeshManager:
             self.events.subscribe(handler, frame)
         elif isinstance(frame, Unsubscribe):
             self.events.unsubscribe(handler, frame)
+        elif isinstance(frame, Ack):
+            self.resumption.on_ack(handler, frame)
+        elif isinstance(frame, Resume):
+            self.resumption.on_resume(handler, frame)
         else:
             raise TypeError(f"{type(frame).__name__} is not for the mesh")
 
@@ -199,8 +232,14 @@ class ServiceMeshManager:
         self.client_calls.forget(handler)
         self.events.forget(handler)
 
+    def on_handler_parked(self, handler: Handler) -> None:
+        """Note that the handler's user left, if this was the user's last connection here."""
+        if self.online is not None and handler.identity is not None:
+            self.online.look_at(handler.identity.user_id)
+
     def on_handler_refreshed(self, handler: Handler) -> None:
         """End the subscriptions that the newer token does not allow, and tell the client."""
+        self.revoker.on_refreshed(handler)
         self.events.end_denied(handler)
 
     def calls_in_flight(self, handler: Handler) -> int:
@@ -209,6 +248,7 @@ class ServiceMeshManager:
 
     async def on_policy_changed(self) -> None:
         """End the subscriptions that the policy does not allow any longer, yielding after each connection."""
+        self._handler_manager.topic_checks.restart()
         for handler in self._handler_manager.handlers:
             self.events.end_denied(handler)
             await asyncio.sleep(0)
@@ -259,8 +299,8 @@ class ServiceMeshManager:
     ) -> None:
         """Publish an event to the mesh: for all subscribers, or for the users in ``target``.
 
-        The event is handed over without a wait and without a receipt. Raises CallError (``mesh_unavailable``), and
-        ValueError for an invalid topic.
+        The event is handed over without a wait and without a receipt. Raises CallError (``mesh_unavailable``, or
+        ``payload_too_large`` above the broker's limit), and ValueError for an invalid topic.
         """
         self._application.publish_event(topic, event, target=target, identity=identity, trace_id=trace_id)
 
@@ -338,10 +378,10 @@ class ServiceMeshManager:
         """Refuse some tokens from now on, in every process, and close the connections that they opened (4511).
 
         Exactly one of: ``user_id``, the user's tokens issued before ``issued_before`` (unix seconds; now by default);
-        ``session_id``, the token that authorised the session; ``token_id``, the token with this ``jti``;
+        ``session_id``, all tokens that the session has used; ``token_id``, the token with this ``jti``;
         ``issued_before`` alone, all tokens issued before. A token without ``iat`` counts as issued before any time.
         ``until`` (unix seconds, at most 30 days from now; 7 days by default) is when these tokens have expired; a
-        session's own token knows its expiry.
+        session's own tokens know their expiry.
 
         Takes effect in this process at once, in the others within moments, and in processes that start later. Raises
         CallError (``mesh_unavailable``) when the record may not have been written: the revocation then holds in this
@@ -350,6 +390,24 @@ class ServiceMeshManager:
         """
         await self._application.revoke(
             user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before, until=until
+        )
+
+    async def unrevoke(
+        self,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        token_id: str | None = None,
+        issued_before: float | None = None,
+    ) -> None:
+        """Take a revocation back, in every process: these tokens are accepted again until they expire.
+
+        The arguments are those of :meth:`revoke`, without ``until``. With ``user_id`` all revocations of the user's
+        tokens are taken back, or those up to ``issued_before`` if that is given too; ``issued_before`` alone takes back
+        the revocations of all tokens up to this time. Closed connections stay closed. Raises as :meth:`revoke`.
+        """
+        await self._application.unrevoke(
+            user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before
         )
 
 

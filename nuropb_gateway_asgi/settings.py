@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import logging
@@ -14,7 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from .exceptions import SettingsError
 from .identifiers import new_id
@@ -35,6 +34,24 @@ _PUBLIC_URL = re.compile(
     r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?"
 )
 _COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_ANY: Final = re.compile(r".+", re.DOTALL)
+#: The parameters of an AMQP URL, with their values.
+_MESH_PARAMETERS: Final = {
+    "heartbeat": re.compile(r"[0-9]{1,4}"),
+    "no_verify_ssl": re.compile(r"[01]"),
+    "timeout": re.compile(r"[0-9]{1,9}"),
+    "auth": re.compile(r"plain|external|amqplain", re.IGNORECASE),
+    **dict.fromkeys(("cafile", "capath", "cadata", "certfile", "keyfile", "name"), _ANY),
+}
+_MESH_VALUES: Final = {
+    "heartbeat": "whole seconds, from 0 (off) to 9999, as in heartbeat=30",
+    "no_verify_ssl": "0, or 1 to accept every certificate",
+    "timeout": "whole seconds",
+    "auth": "plain, amqplain or external",
+    **dict.fromkeys(("cafile", "capath", "cadata", "certfile", "keyfile", "name"), "a text that is not empty"),
+}
+#: A URL with several hosts: scheme and user, hosts, and the rest.
+_HOSTS = re.compile(r"(amqps?://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)([/?#].*)?", re.DOTALL | re.IGNORECASE)
 _GIVEN_TWICE: Final = "given twice, as a value and as a file"
 
 
@@ -83,6 +100,8 @@ class Settings:
     jwt_leeway: float = 10.0
     jwt_user_claim: str = "sub"
     jwt_username_claim: str = "preferred_username"
+    #: A file with several issuers, each with its keys; it takes the place of all other JWT settings.
+    jwt_issuers: str = ""
 
     expose: Sequence[str] | None = None
     expose_topics: Sequence[str] | None = None
@@ -99,6 +118,8 @@ class Settings:
     max_message_size: int = 65536
     max_json_depth: int = 32
     max_in_flight: int = 64
+    #: Calls of one user at one service; further calls of the user wait in the gateway.
+    max_in_flight_per_service: int = 16
     rate_limit: str = "2000/s burst 10000"
     rate_limit_user: str = "5000/s burst 25000"
     max_connections: int = 10000
@@ -108,6 +129,11 @@ class Settings:
     handshake_rate: str = "500/s burst 5000"
     handshake_rate_per_address: str = "50/s burst 1000"
     outbox_size: int = 1048576
+    #: Seconds that a session outlives its connection; 0 for not at all.
+    resume_window: float = 60.0
+    #: Bytes of frames kept for a session, and for all sessions of a process that have no connection.
+    resume_buffer: int = 262144
+    resume_memory: int = 67108864
     write_timeout: float = 10.0
     max_connection_lifetime: float = 86400.0
     auth_timeout: float = 10.0
@@ -116,6 +142,8 @@ class Settings:
     drain_timeout: float = 10.0
     #: From SIGTERM to the drain: not ready any more, but clients are still admitted.
     shutdown_delay: float = 0.0
+    #: Whether a uvicorn that another program starts gets the gateway's protocols, where it would use its own.
+    server_protocols: Literal["on", "off"] = "on"
 
     console: Literal["auto", "on", "off"] = "auto"
     presence_events: Literal["off", "on"] = "off"
@@ -213,18 +241,25 @@ class Settings:
 
     def _mesh_parts(self) -> tuple[str, str | None]:
         """Return the scheme and the host of the mesh. Errors give no details, which could quote the password."""
-        url = self.mesh_url
-        with contextlib.suppress(ValueError):
-            parts = urlsplit(url)
-            # A password with one of "/?#" would end the host early, and appear in a log as a part of the path.
-            misplaced = "@" in parts.path + parts.query + parts.fragment
-            if parts.port != 0 and not misplaced and url.isprintable() and " " not in url:
-                return parts.scheme, parts.hostname
-        raise _refusal(
-            "mesh_url",
-            "not a URL",
-            "amqp://user:password@host:5672/vhost, with special characters percent-encoded",
-        )
+        scheme, host = "", None
+        for url in host_urls(self.mesh_url):
+            try:
+                parts = urlsplit(url)
+                # A password with one of "/?#" would end the host early, and appear in a log as a part of the path.
+                # User and password come once, before the first host; those of another host would be a part of this one.
+                misplaced = "@" in parts.path + parts.query + parts.fragment
+                misplaced = misplaced or "," in (parts.password or "").partition("@")[2]
+                well = parts.port != 0 and not misplaced and url.isprintable() and " " not in url
+                scheme, host = parts.scheme, parts.hostname
+            except ValueError:
+                well = False
+            if not well:
+                hosts = "one:5672,two:5672" if "," in self.mesh_url else "host:5672"
+                expected = f"amqp://user:password@{hosts}/vhost, with special characters percent-encoded"
+                raise _refusal("mesh_url", "not a URL", expected)
+            if not host:
+                break
+        return scheme, host
 
     def _check(self) -> None:
         scheme, host = self._mesh_parts()
@@ -234,6 +269,7 @@ class Settings:
             raise _refusal("mesh_url", "unknown embedded mesh", "embedded://demo")
         if scheme != "embedded" and not host:
             raise _refusal("mesh_url", "no host", "amqp://user:password@host:5672/vhost")
+        _check_mesh_parameters(self.mesh_url)
         for name in ("service_name", "instance_id"):
             if not _NAME.fullmatch(getattr(self, name)):
                 raise _refusal(
@@ -259,6 +295,14 @@ class Settings:
                     name,
                     "set together with POLICY, and would allow more than the file says",
                     "one of the two; the same patterns can be a [[rule]] in the file",
+                )
+        for field in dataclasses.fields(self) if self.jwt_issuers else ():
+            name = field.name
+            if name.startswith("jwt_") and name != "jwt_issuers" and getattr(self, name) not in (field.default, ""):
+                raise _refusal(
+                    name,
+                    "set together with JWT_ISSUERS, whose file has it for each issuer",
+                    f"{name.removeprefix('jwt_')} in that file, or no JWT_ISSUERS",
                 )
         for name in ("rate_limit", "rate_limit_user", "handshake_rate", "handshake_rate_per_address"):
             try:
@@ -287,10 +331,14 @@ _MINIMUM: Final = {
     "max_message_size": 256,
     "max_json_depth": 3,
     "max_in_flight": 1,
+    "max_in_flight_per_service": 1,
     "max_connections": 1,
     "max_connections_per_user": 1,
     "max_connections_per_address": 0,
     "outbox_size": 1024,
+    "resume_window": 0,
+    "resume_buffer": 1024,
+    "resume_memory": 0,
 }
 #: Seconds; the longest time that becomes an AMQP expiration.
 _LONGEST_TIME: Final = 86400.0
@@ -301,8 +349,39 @@ _MAXIMUM: Final = {
 }
 
 
+def _check_mesh_parameters(url: str) -> None:
+    """Check the query of a mesh's URL: aiormq takes a wrong heartbeat for none, and ``no_verify_ssl=false`` for on."""
+    given = parse_qsl(url.partition("#")[0].partition("?")[2], keep_blank_values=True)
+    if twice := [name for number, (name, _) in enumerate(given) if name in dict(given[:number])]:
+        raise _refusal("mesh_url", f"{twice[0]}: given twice", "each parameter once")
+    for name, value in given:
+        expected = _MESH_PARAMETERS.get(name)
+        if expected is None:
+            similar = difflib.get_close_matches(name, _MESH_PARAMETERS, n=1, cutoff=0.6)
+            meant = f"; is {similar[0]} meant?" if similar else ""
+            logger.warning("%sMESH_URL: %s is not a parameter and is ignored%s", ENV_PREFIX, ascii(name), meant)
+        elif not expected.fullmatch(value):
+            raise _refusal("mesh_url", f"{name}: not a valid value", _MESH_VALUES[name])
+
+
+def host_urls(url: str) -> tuple[str, ...]:
+    """Return a URL for each of the comma-separated hosts of ``url``, each with its own port and with the other parts.
+
+    A URL with one host is returned unchanged.
+    """
+    match = _HOSTS.fullmatch(url)
+    if match is None:
+        return (url,)
+    start, hosts, end = match.groups(default="")
+    return tuple(f"{start}{host}{end}" for host in hosts.split(","))
+
+
 def hide_password(url: str) -> str:
     """Return ``url`` for a log, with its password replaced; a text that is not a URL is replaced as a whole."""
+    match = _HOSTS.fullmatch(url)
+    if match is not None:  # urlsplit takes a comma for a part of the port, and refuses several addresses in brackets
+        start, hosts, end = match.groups(default="")
+        return hide_password(f"{start}host{end}").replace("@host", f"@{hosts}", 1) if "@" in start else url
     try:
         parts = urlsplit(url)
     except ValueError:

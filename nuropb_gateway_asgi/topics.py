@@ -14,7 +14,18 @@ from collections.abc import Hashable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final, Generic, Never, TypeVar
 
-__all__ = ["GATEWAY_TOPICS", "MAX_BYTES", "TopicTree", "check_pattern", "check_topic", "covers", "matches", "overlaps"]
+__all__ = [
+    "GATEWAY_TOPICS",
+    "MAX_BYTES",
+    "TopicTree",
+    "check_pattern",
+    "check_topic",
+    "covers",
+    "matches",
+    "normalise",
+    "overlaps",
+    "split",
+]
 
 #: The topics of the events that the gateway itself sends to clients. A client obeys these (it leaves after a goodbye,
 #: it ends subscriptions), so an event of the mesh never has one of them when it reaches a client.
@@ -28,6 +39,8 @@ MAX_WORDS: Final = 32
 MAX_HASHES: Final = 2
 
 T = TypeVar("T", bound=Hashable)
+#: A word; policies have words with placeholders, too.
+W = TypeVar("W")
 
 #: Shared by the nodes without items, which are most: an empty set for each would double their size.
 _NOTHING: Final[frozenset[Never]] = frozenset()
@@ -42,7 +55,7 @@ def check_pattern(pattern: str) -> str | None:
     reason = _check_text(pattern)
     if reason is not None:
         return reason
-    words = _words(pattern)
+    words = split(pattern)
     if len(words) > MAX_WORDS:
         return f"more than {MAX_WORDS} words"
     if words.count("#") > MAX_HASHES:
@@ -68,7 +81,7 @@ def check_topic(topic: str) -> str | None:
 
 def matches(pattern: str, topic: str) -> bool:
     """Return whether an exchange routes a message with this topic to a queue bound with this pattern."""
-    return _match(_words(pattern), _words(topic))
+    return _match(split(pattern), split(topic))
 
 
 def covers(general: str, specific: str) -> bool:
@@ -77,8 +90,8 @@ def covers(general: str, specific: str) -> bool:
     True is always right. False can be wrong where only the number of words decides: ``*.#`` (at least one word)
     includes ``#.a``, but not word by word. If ``specific`` has no ``#``, the answer is exact.
     """
-    words = _normalised(_words(specific))
-    return _match(_normalised(_words(general)), [None if word == "#" else word for word in words])
+    words = normalise(split(specific))
+    return _match(normalise(split(general)), [None if word == "#" else word for word in words])
 
 
 def overlaps(one: str, other: str) -> bool:
@@ -89,7 +102,7 @@ def overlaps(one: str, other: str) -> bool:
     """
     # Pairs of positions, one in each pattern, that a common topic can lead to. Each pair is visited once, so the work
     # is at most the product of the two lengths.
-    left, right = _words(one), _words(other)
+    left, right = split(one), split(other)
     seen = {(0, 0)}
     pairs = [(0, 0)]
     while pairs:
@@ -150,7 +163,7 @@ class TopicTree(Generic[T]):
             return False
         self._items[pattern] = items = {item}
         node = self._root
-        for word in _words(pattern):
+        for word in split(pattern):
             child = node.children.get(word)
             if child is None:
                 child = node.children[word] = _Node(repeats=word == "#")
@@ -180,7 +193,7 @@ class TopicTree(Generic[T]):
         # `#`s.
         nodes: set[_Node[T]] = set()
         _enter(self._root, nodes)
-        for word in _words(topic):
+        for word in split(topic):
             following: set[_Node[T]] = set()
             for node in nodes:
                 if node.repeats:
@@ -194,7 +207,7 @@ class TopicTree(Generic[T]):
     def _prune(self, pattern: str) -> None:
         path: list[tuple[_Node[T], str]] = []
         node = self._root
-        for word in _words(pattern):
+        for word in split(pattern):
             path.append((node, word))
             node = node.children[word]
         for parent, word in reversed(path):
@@ -222,7 +235,8 @@ def _enter(node: _Node[T] | None, nodes: set[_Node[T]]) -> None:
         node = node.children.get("#")
 
 
-def _words(text: str) -> list[str]:
+def split(text: str) -> list[str]:
+    """Return the words of a topic or pattern."""
     return text.split(".") if text else []
 
 
@@ -237,20 +251,20 @@ def _check_text(text: str) -> str | None:
     return None
 
 
-def _normalised(words: Sequence[str]) -> list[str]:
+def normalise(words: Sequence[W]) -> list[W]:
     """Return an equal pattern in which every run of wildcards has its ``*`` words first, then one ``#``."""
-    result: list[str] = []
-    pending = False
+    result: list[W] = []
+    pending: W | None = None
     for word in words:
         if word == "#":
-            pending = True
+            pending = word
             continue
-        if pending and word != "*":
-            result.append("#")
-            pending = False
+        if pending is not None and word != "*":
+            result.append(pending)
+            pending = None
         result.append(word)
-    if pending:
-        result.append("#")
+    if pending is not None:
+        result.append(pending)
     return result
 
 

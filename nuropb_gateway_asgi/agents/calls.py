@@ -93,7 +93,7 @@ class ToolCalls:
             return error.description
         except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError):
             return "The arguments cannot be written as JSON"
-        return await handler.ask(frame)
+        return await handler.ask(frame, added=len(frame) - len(params))
 
 
 def trace_id_of(traceparent: object, otherwise: str) -> str:

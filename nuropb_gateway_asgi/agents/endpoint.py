@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from typing import Final
 
 import anyio
@@ -12,14 +13,16 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..authentication.credentials import find_credentials
 from ..authentication.origins import OriginPolicy
 from ..handler_manager import HandlerManager
 from ..handlers.connection import ClientLeft
 from ..handlers.cross_origin import CrossOrigin
 from ..handlers.exchange import Answer, Exchange, too_big
-from ..handlers.handshake import admitted, check_credentials, check_origin, register
+from ..handlers.handshake import admitted, arrival_of, check_credentials, check_origin, register
 from ..handlers.refusals import Reason, Refusal
 from ..identifiers import new_id
+from ..limits.admission import Arrival
 from ..protocol import CloseCode, ErrorCode, Failure, check_limits, encode_json, error_members
 from ..settings import Settings
 from .handler import AgentHandler
@@ -108,15 +111,20 @@ class AgentEndpoint:
             await exchange.respond(_answer(failure, 405)._replace(headers={"Allow": "POST, OPTIONS"}))
             return
         check_origin(exchange.headers, self._origins)
-        with admitted(self._manager, exchange.address, is_call=True):
-            # Not from a cookie: a page of another site could use it.
-            token = check_credentials(exchange.headers, (), "").token
+        # Not from a cookie: a page of another site could use it.
+        credentials = find_credentials(exchange.headers, ())
+        listens = exchange.headers.get("mcp-method") in _LISTENING
+        arrival = arrival_of(credentials) if listens else Arrival.CALL
+        with admitted(self._manager, exchange.address, arrival):
+            check_credentials(credentials, exchange.headers)
+            token = credentials.token
             if token is None:
+                if arrival is Arrival.WITHOUT_TOKEN:
+                    self._manager.admission.on_failure(exchange.address, arrival, time.monotonic())
                 raise Refusal(Reason.INVALID_TOKEN)
             self._check_head(exchange)
-            listens = exchange.headers.get("mcp-method") in _LISTENING
-            handler = AgentHandler(self._manager, token, exchange.trace_id, listens=listens)
-            await register(self._manager, handler, token, exchange.address, listens=listens)
+            handler = AgentHandler(self._manager, exchange.address, token, exchange.trace_id, listens=listens)
+            await register(self._manager, handler, token, exchange.address, arrival)
             try:
                 await self._serve(exchange, handler, receive)
             finally:

@@ -34,8 +34,8 @@ class AgentHandler(CallHandler):
     ``listens`` tells whether it is registered for events that come as long as the request lasts.
     """
 
-    def __init__(self, manager: HandlerManager, token: str, trace_id: str, *, listens: bool) -> None:
-        super().__init__()
+    def __init__(self, manager: HandlerManager, address: str, token: str, trace_id: str, *, listens: bool) -> None:
+        super().__init__(address)
         self._manager = manager
         self.token = token
         self.trace_id = trace_id
@@ -51,9 +51,10 @@ class AgentHandler(CallHandler):
         """Whether the gateway has ended the request."""
         return self._closed is not None
 
-    async def ask(self, frame: bytes) -> Answer:
+    async def ask(self, frame: bytes, *, added: int = 0) -> Answer:
         """Send a frame with the id FRAME_ID to the gateway and return its answer.
 
+        ``added`` bytes of it are the gateway's own, and count for no limit.
         A cancellation stops the wait; the call ends when the handler is unregistered.
         """
         if self.answer.done():
@@ -61,7 +62,7 @@ class AgentHandler(CallHandler):
         if self._closed is not None:
             super().close(*self._closed)
         else:
-            self._manager.on_handler_message(self, frame)
+            self._manager.on_handler_message(self, frame, added=added)
         return await asyncio.shield(self.answer)
 
     def cancel(self) -> None:

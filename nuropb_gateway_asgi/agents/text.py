@@ -22,10 +22,14 @@ def plain_text(text: str, most: int) -> str:
     single spaces; line breaks stay.
     """
     # More than this is not looked at: a description may be megabytes.
-    text = text[: 8 * most]
-    lines = (" ".join("".join(map(_visible, line)).split()) for line in text.split("\n"))
+    text = text[: 2 * most]
+    lines = (" ".join(_visible_of(line).split()) for line in text.split("\n"))
     text = "\n".join(line for line in lines if line)
     return text if len(text) <= most else f"{text[: max(most - 3, 0)].rstrip()}..."
+
+
+def _visible_of(line: str) -> str:
+    return line if line.isascii() and line.isprintable() else "".join(map(_visible, line))
 
 
 def _visible(character: str) -> str:

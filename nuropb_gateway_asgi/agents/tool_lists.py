@@ -10,10 +10,11 @@ from typing import Final
 
 from ..authentication import Identity
 from ..authorization.tool_policy import ToolPolicy
-from ..contracts.model import contract_for
+from ..contracts.endpoints import take_turns
+from ..contracts.model import contract_in_steps
 from ..generation_cache import GenerationCache
 from ..service_mesh_manager import ServiceMeshManager
-from .tools import Tool, tools_of
+from .tools import Tool, tools_in_steps
 
 __all__ = ["ToolLists"]
 
@@ -62,9 +63,9 @@ class ToolLists:
             return kept[1]
         lists = self._lists
         found = await self._manager.describe_for(identity, patience=PATIENCE)
-        contract = contract_for(identity, self._policy, found)
+        contract = await take_turns(contract_in_steps(identity, self._policy, found))
         self._note_away({service.name for service in contract.services}, contract.unavailable)
-        tools = tools_of(contract, identity, self._policy)
+        tools = await take_turns(tools_in_steps(contract, identity, self._policy))
         if lists is self._lists:  # else the policy changed meanwhile
             lists.add(key, (self._clock(), tools))
         return tools

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -12,6 +12,7 @@ import msgspec
 from ..authorization.rules import ToolOptions
 from ..authorization.tool_policy import ToolPolicy
 from ..contracts.model import Contract, Method, Schema, Service
+from ..limits.slices import METHODS_PER_SLICE
 from ..protocol import encode_json
 from .names import tool_name
 from .text import plain_text
@@ -19,7 +20,7 @@ from .text import plain_text
 if TYPE_CHECKING:
     from ..authentication import Identity
 
-__all__ = ["MAX_TOOLS_OF_SERVICE", "Tool", "tools_of"]
+__all__ = ["MAX_TOOLS_OF_SERVICE", "Tool", "tools_in_steps"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +51,18 @@ class Tool(msgspec.Struct, frozen=True):
         return f"{self.service}.{self.method}"
 
 
-def tools_of(contract: Contract, identity: Identity, policy: ToolPolicy) -> list[Tool]:
-    """Return the tools of a caller, in the order of their names. ``contract`` is one by the same policy."""
+def tools_in_steps(contract: Contract, identity: Identity, policy: ToolPolicy) -> Generator[None, None, list[Tool]]:
+    """Return the tools of a caller, in the order of their names; yields between two slices of the work.
+
+    ``contract`` is one by the same policy.
+    """
     found: dict[str, Tool] = {}
     for service in contract.services:
         if len(service.methods) > MAX_TOOLS_OF_SERVICE:
             logger.warning("service %s: only %d methods become tools", service.name, MAX_TOOLS_OF_SERVICE)
-        for method in service.methods[:MAX_TOOLS_OF_SERVICE]:
+        for number, method in enumerate(service.methods[:MAX_TOOLS_OF_SERVICE]):
+            if number % METHODS_PER_SLICE == 0:
+                yield
             tool = _tool(service, method, policy.options(identity, service.name, method.name))
             if tool is not None:
                 found.setdefault(tool.name, tool)

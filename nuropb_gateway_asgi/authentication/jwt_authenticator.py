@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 VERIFY_TIMEOUT: Final = 1.0
 #: Threads for verification, of each authenticator. More threads would compete for the cores of the event loops.
 VERIFY_THREADS: Final = 2
+#: Characters of the text before the user ids of an issuer.
+MAX_PREFIX: Final = 64
 #: The greatest number of tokens whose signature is not verified again.
 MAX_REMEMBERED: Final = 4096
 
@@ -45,7 +47,8 @@ class JWTAuthenticator:
     `KeySet` has its own. A token must have the ``issuer`` and one of the ``audience``, if they are given; a `KeySet`
     that knows its issuer sets the issuer. With ``client_id``, tokens without ``aud`` are accepted if their
     ``client_id`` and ``azp`` are among these; without ``audience`` this is required of all tokens. A token must have
-    ``exp`` and ``user_claim``. ``leeway`` is the tolerated difference of clocks, in seconds.
+    ``exp`` and ``user_claim``. ``leeway`` is the tolerated difference of clocks, in seconds. ``user_prefix`` is put
+    before the user id, so that the users of several issuers have different ids.
 
     An authenticator with a `KeySet` has to be entered; the gateway's lifespan does so. Raises SettingsError for an
     unusable value; the message never contains the key.
@@ -61,6 +64,7 @@ class JWTAuthenticator:
         user_claim: str = "sub",
         username_claim: str = "preferred_username",
         client_id: str | Sequence[str] | None = None,
+        user_prefix: str = "",
     ) -> None:
         # An empty variable in a deployment must not silently switch a check off.
         for name, value in {
@@ -72,6 +76,8 @@ class JWTAuthenticator:
                 raise SettingsError(f"{name}: empty; give a value, or do not set it")
         if not (math.isfinite(leeway) and leeway >= 0):
             raise SettingsError("JWT_LEEWAY: out of range; expected a number of seconds, 0 or more")
+        if user_prefix and not (is_name(user_prefix) and len(user_prefix) <= MAX_PREFIX):
+            raise SettingsError(f"user_prefix: not at most {MAX_PREFIX} printable characters; expected a short text")
         #: The source of the keys, or None for a given key.
         self.key_set = key if isinstance(key, KeySet) else None
         if isinstance(key, KeySet):
@@ -83,7 +89,8 @@ class JWTAuthenticator:
             self._fixed = KeyRing([])
         else:
             self._fixed = KeyRing([read_key(key, algorithms)])
-        self._issuer = issuer
+        self.issuer = issuer
+        self.user_prefix = user_prefix
         self._audiences = _names("JWT_AUDIENCE", audience)
         self._client_ids = _names("JWT_CLIENT_ID", client_id)
         self._leeway = leeway
@@ -119,6 +126,11 @@ class JWTAuthenticator:
         return None if warning is None else f"keys: {warning}"
 
     @property
+    def checks_audience(self) -> bool:
+        """Whether tokens for other applications of the same issuer are refused."""
+        return bool(self._audiences or self._client_ids)
+
+    @property
     def remembered(self) -> int:
         """The number of tokens whose signature is not verified again."""
         return len(self._verified)
@@ -149,22 +161,22 @@ class JWTAuthenticator:
         if self.key_set is None:
             (key,) = ring.keys  # whatever kid the token has
         else:
-            key, ring = await self._find_key(self.key_set, ring, compact)
+            key, ring = await self._find_key(self.key_set, ring, token, compact)
         await self._verify(key, compact)
         identity = self._identity(token, parse_claims(compact.payload))
         assert identity.ends_at is not None  # noqa: S101 - exp is required
         self._verified.add(digest, ring, identity.ends_at)
         return identity
 
-    @staticmethod
-    async def _find_key(key_set: KeySet, ring: KeyRing, compact: Compact) -> tuple[Key, KeyRing]:
+    async def _find_key(self, key_set: KeySet, ring: KeyRing, token: str, compact: Compact) -> tuple[Key, KeyRing]:
         key = ring.find(compact)
-        if key is None:
-            ring = await key_set.newer_ring()
-            key = ring.find(compact)
-        if key is None:
-            raise Unacceptable("there is no key with the token's kid")
-        return key, ring
+        if key is not None:
+            return key, ring
+        # A token that would be refused with any key causes no fetch.
+        claims = parse_claims(compact.payload)
+        self._identity(token, claims)
+        age = time.time() - numeric_date(claims["iat"], "iat") - self._leeway if "iat" in claims else 0.0
+        return await key_set.find_newer(compact, max(age, 0.0))
 
     async def _verify(self, key: Key, compact: Compact) -> None:
         if not key.is_slow:
@@ -187,13 +199,16 @@ class JWTAuthenticator:
         for name in ("nbf", "iat"):
             if name in claims and now < numeric_date(claims[name], name) - self._leeway:
                 raise Unacceptable(f"{name} is in the future")
-        if self._issuer is not None and claims.get("iss") != self._issuer:
+        if self.issuer is not None and claims.get("iss") != self.issuer:
             raise Unacceptable("iss is not the configured issuer")
         self._check_audience(claims)
         user_id = claims.get(self._user_claim)
         # Without sub a token is accepted only by another claim; a strange sub is a sign of a strange token.
         if not (is_name(claims.get("sub", user_id)) and is_name(user_id)):
             raise Unacceptable("sub or the user claim is not a printable string of 1 to 256 characters")
+        user_id = self.user_prefix + user_id
+        if not is_name(user_id):
+            raise Unacceptable("the user id is longer than 256 characters with its prefix")
         username = claims.get(self._username_claim)
         return Identity(
             user_id=user_id,

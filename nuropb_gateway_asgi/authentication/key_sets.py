@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-import anyio.to_thread
-
-from ..exceptions import AuthenticationUnavailable, NotStartedError, SettingsError
+from ..exceptions import AuthenticationUnavailable, NotStartedError, SettingsError, UnknownKey
 from .fetching import Document, Fetcher, check_url, is_secure
 from .freshness import Freshness
-from .keys import PUBLIC_ALGORITHMS, IgnoredKey, KeyRing, check_algorithms, read_key_set, reasons
+from .key_documents import log_keys, read_document
+from .keys import PUBLIC_ALGORITHMS, Key, KeyRing, check_algorithms
 from .strict_json import Unacceptable, parse_object
+from .tokens import Compact
 
 __all__ = ["KeySet"]
 
@@ -26,9 +26,6 @@ logger = logging.getLogger(__name__)
 #: Seconds for one attempt, from the resolution of the host's name to the last byte, because a server may send one byte
 #: at a time. Less than clients have for their authorisation.
 FETCH_TIMEOUT: Final = 5.0
-
-#: Bytes of a key set that is read on the event loop. Larger ones are read in a thread: 500 keys take 0.1 s.
-SMALL: Final = 16384
 
 _NOT_STARTED: Final = (
     "the key set is not running; enter it (or the JWTAuthenticator that has it) with 'async with', or give it to a "
@@ -73,7 +70,7 @@ class KeySet:
         self.issuer = issuer
         self._url = url or ""
         self._algorithms = None if algorithms is None else check_algorithms(algorithms, PUBLIC_ALGORITHMS)
-        self._allow_http = allow_http
+        self.allow_http = allow_http
         self._clock = clock
         self._chance = chance
         self._freshness = Freshness()
@@ -143,9 +140,9 @@ class KeySet:
                 document = await self._fetched("the key set", url)
             ring = self._ring
             if ring is None or document.body != self._body:
-                ring, ignored = await _read(document.body, self._algorithms)
+                ring, ignored = await read_document(document.body, self._algorithms)
                 self._body, self._ring = document.body, ring
-                _log_keys(url, ring, ignored)
+                log_keys(url, ring, ignored)
         except Unacceptable as error:
             self._on_failed(str(error))
         except TimeoutError:
@@ -186,7 +183,7 @@ class KeySet:
         if not isinstance(jwks_url, str):
             raise Unacceptable("the discovery document has no jwks_uri")
         try:
-            check_url(jwks_url, allow_http=self._allow_http)
+            check_url(jwks_url, allow_http=self.allow_http)
         except Unacceptable as error:
             raise Unacceptable(f"the discovery document's jwks_uri: {error}") from error
         if is_secure(self.issuer) and not is_secure(jwks_url):
@@ -230,6 +227,23 @@ class KeySet:
         if self._failure is not None:
             raise AuthenticationUnavailable(f"keys: {self._failure}")
         return await self.ring()
+
+    async def find_newer(self, compact: Compact, token_age: float = 0.0) -> tuple[Key, KeyRing]:
+        """Return the key of a token that names a key unknown until now, and its ring, after another fetch if allowed.
+
+        ``token_age``: the key signed the token at least so many seconds ago, so it was published by then. Raises
+        Unacceptable if the keys were fetched since then and lack it. Raises UnknownKey if they were not: a client that
+        makes up names of keys uses up the fetches, and must not cause final refusals of tokens with a new key. Raises
+        AuthenticationUnavailable like :meth:`newer_ring`.
+        """
+        signed_at = self._clock() - token_age
+        ring = await self.newer_ring()
+        key = ring.find(compact)
+        if key is not None:
+            return key, ring
+        if self._freshness.fetched_at < signed_at:
+            raise UnknownKey(f"keys: no key with the token's kid {self.age:.0f} s ago, when they were fetched")
+        raise Unacceptable("there is no key with the token's kid")
 
     async def probe(self) -> str:
         """Fetch the keys once and describe them. Raises ConnectionError."""
@@ -282,17 +296,3 @@ class KeySet:
     def size(self) -> int:
         """The number of keys that tokens can be checked with now."""
         return 0 if self._ring is None or self.problem is not None else len(self._ring.keys)
-
-
-async def _read(body: bytes, algorithms: Sequence[str] | None) -> tuple[KeyRing, list[IgnoredKey]]:
-    if len(body) <= SMALL:
-        return read_key_set(body, algorithms)
-    return await anyio.to_thread.run_sync(read_key_set, body, algorithms, abandon_on_cancel=True)
-
-
-def _log_keys(url: str, ring: KeyRing, ignored: Sequence[IgnoredKey]) -> None:
-    logger.info("keys: %d of %s%s", len(ring.keys), url, reasons(ignored))
-    if any(key.shows_secret for key in ignored):
-        logger.warning(
-            "keys: %s publishes private keys, and every reader can sign tokens with them; replace these keys", url
-        )

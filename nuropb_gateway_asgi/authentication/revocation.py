@@ -5,13 +5,23 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
+from ..exceptions import AuthenticationUnavailable
 from .identity import Authenticator, Identity
 
-__all__ = ["MAX_KEPT", "Revocation", "RevocationCheck", "Revocations", "fingerprint"]
+__all__ = [
+    "MAX_KEPT",
+    "Revocation",
+    "RevocationCheck",
+    "Revocations",
+    "Unrevocation",
+    "decode_record",
+    "encode_record",
+    "fingerprint",
+]
 
 #: The longest time that a revocation is kept, in seconds. The broker keeps its records for the same time.
 MAX_KEPT: Final = 30 * 86400.0
@@ -19,7 +29,11 @@ MAX_KEPT: Final = 30 * 86400.0
 DEFAULT_KEPT: Final = 7 * 86400.0
 #: Characters of a name in a revocation. No accepted token contains a longer name.
 MAX_NAME_LENGTH: Final = 1024
+#: Revocations that one call of :meth:`Revocations.forget` looks at: less than a millisecond's work.
+FORGET_AT_ONCE: Final = 1000
 
+
+T = TypeVar("T")
 
 #: Tokens issued before the first time are refused until the second time.
 _NEVER: Final = (-math.inf, -math.inf)
@@ -38,8 +52,10 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     token_id: str | None = None
     #: The token with this :func:`fingerprint`.
     token: str | None = None
-    #: The token of this session. Only the process that holds the session knows the token.
+    #: The tokens of this session. Only the process that holds the session knows the tokens.
     session_id: str | None = None
+    #: The session that used ``token``, if its revocation is the cause; older releases ignore this member.
+    of_session: str | None = None
     issued_before: float | None = None
     until: float
 
@@ -55,6 +71,16 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("a time is not finite; expected seconds since 1970")
 
 
+class Unrevocation(msgspec.Struct, frozen=True):
+    """A record that takes a revocation back.
+
+    With ``issued_before``, revocations of tokens issued before this time or an earlier one are taken back. Older
+    releases cannot read it, so their processes go on refusing the tokens.
+    """
+
+    unrevoke: Revocation
+
+
 def fingerprint(token: str) -> str:
     """Return the SHA-256 of a token in hexadecimal, from which the token cannot be recovered.
 
@@ -62,7 +88,7 @@ def fingerprint(token: str) -> str:
     valid one, so the same token can be written in two ways.
     """
     signed = token.rpartition(".")[0] if token.count(".") == 2 else token
-    return hashlib.sha256(signed.encode()).hexdigest()
+    return hashlib.sha256(signed.encode(errors="surrogatepass")).hexdigest()
 
 
 def issued_at(identity: Identity) -> float:
@@ -76,33 +102,85 @@ def issued_at(identity: Identity) -> float:
 class Revocations:
     """The revocations that have not expired."""
 
-    __slots__ = ("_everybody", "_token_ids", "_tokens", "_users")
+    __slots__ = ("_everybody", "_of_sessions", "_token_ids", "_tokens", "_unchecked", "_users", "complete")
 
     def __init__(self) -> None:
-        self._tokens: dict[str, float] = {}
+        #: Whether all revocations from before the start of this process are known. Until then no token is accepted.
+        self.complete = True
+        #: By fingerprint: the time until which the token is refused, and the session whose revocation is the cause.
+        self._tokens: dict[str, tuple[float, str | None]] = {}
+        #: The fingerprints of the tokens that are refused because of a session's revocation.
+        self._of_sessions: dict[str, set[str]] = {}
         self._token_ids: dict[str, float] = {}
         #: By user: tokens issued before the first time are refused until the second time.
         self._users: dict[str, tuple[float, float]] = {}
         self._everybody = _NEVER
+        #: Keys of the three dictionaries that the present round of :meth:`forget` has not looked at.
+        self._unchecked: list[tuple[str, str]] = []
 
     def __len__(self) -> int:
         everybody = self._everybody[0] > -math.inf
         return len(self._tokens) + len(self._token_ids) + len(self._users) + everybody
 
-    def add(self, revocation: Revocation, now: float) -> None:
-        """Add a revocation, unless it has expired. That of a session has no effect: add its token instead."""
+    def add(self, revocation: Revocation, now: float) -> bool:
+        """Add a revocation, unless it has expired; return whether it changed anything.
+
+        That of a session has no effect: add its tokens instead.
+        """
         until = min(revocation.until, now + MAX_KEPT)
         if until <= now:
-            return
-        for name, kept in ((revocation.token, self._tokens), (revocation.token_id, self._token_ids)):
-            if name is not None:
-                kept[name] = max(kept.get(name, until), until)
+            return False
+        if revocation.token is not None:
+            return self._add_token(revocation.token, until, revocation.of_session)
+        if revocation.token_id is not None:
+            known_until = self._token_ids.get(revocation.token_id, -math.inf)
+            self._token_ids[revocation.token_id] = max(known_until, until)
+            return until > known_until
         before = revocation.issued_before
-        if before is not None and revocation.user_id is None:
-            self._everybody = _latest(self._everybody, (before, until))
-        elif before is not None and revocation.user_id is not None:
-            known = self._users.get(revocation.user_id, _NEVER)
-            self._users[revocation.user_id] = _latest(known, (before, until))
+        if before is None:
+            return False
+        if revocation.user_id is None:
+            known, self._everybody = self._everybody, _latest(self._everybody, (before, until))
+            return self._everybody != known
+        known = self._users.get(revocation.user_id, _NEVER)
+        latest = self._users[revocation.user_id] = _latest(known, (before, until))
+        return latest != known
+
+    def _add_token(self, token: str, until: float, session_id: str | None) -> bool:
+        known_until, known_session = self._tokens.get(token, (-math.inf, None))
+        if until <= known_until:
+            return False
+        session_id = session_id if known_session is None else known_session
+        self._tokens[token] = until, session_id
+        if session_id is not None:
+            self._of_sessions.setdefault(session_id, set()).add(token)
+        return True
+
+    def remove(self, revocation: Revocation) -> None:
+        """Take a revocation back; that of a session with all tokens that are refused because of it."""
+        if revocation.session_id is not None:
+            for token in self._of_sessions.pop(revocation.session_id, ()):
+                self._tokens.pop(token, None)
+        elif revocation.token is not None:
+            self._drop_token(revocation.token)
+        elif revocation.token_id is not None:
+            self._token_ids.pop(revocation.token_id, None)
+        elif revocation.issued_before is not None:
+            self._remove_issued_before(revocation.user_id, revocation.issued_before)
+
+    def _remove_issued_before(self, user_id: str | None, issued_before: float) -> None:
+        if user_id is not None:
+            if self._users.get(user_id, _NEVER)[0] <= issued_before:
+                self._users.pop(user_id, None)
+        elif self._everybody[0] <= issued_before:
+            self._everybody = _NEVER
+
+    def _drop_token(self, token: str) -> None:
+        _, session_id = self._tokens.pop(token, (0.0, None))
+        if session_id is not None and (tokens := self._of_sessions.get(session_id)) is not None:
+            tokens.discard(token)
+            if not tokens:
+                del self._of_sessions[session_id]
 
     def refuses(self, identity: Identity) -> bool:
         """Return whether this identity's token has been revoked."""
@@ -116,15 +194,29 @@ class Revocations:
             return True
         return bool(self._tokens) and fingerprint(identity.token) in self._tokens
 
-    def forget(self, now: float) -> None:
-        """Drop expired revocations."""
-        for kept in (self._tokens, self._token_ids):
-            for name in [name for name, until in kept.items() if until <= now]:
-                del kept[name]
-        for user_id in [user_id for user_id, (_, until) in self._users.items() if until <= now]:
-            del self._users[user_id]
+    def forget(self, now: float) -> bool:
+        """Drop expired revocations, after at most :data:`FORGET_AT_ONCE` looks; return whether all were looked at."""
         if self._everybody[1] <= now:
             self._everybody = _NEVER
+        if not self._unchecked:
+            self._unchecked = [
+                (kind, name)
+                for kind, names in (("token", self._tokens), ("token_id", self._token_ids), ("user", self._users))
+                for name in names
+            ]
+        for _ in range(min(FORGET_AT_ONCE, len(self._unchecked))):
+            self._forget_one(*self._unchecked.pop(), now)
+        return not self._unchecked
+
+    def _forget_one(self, kind: str, name: str, now: float) -> None:
+        if kind == "token":
+            if self._tokens.get(name, (math.inf, None))[0] <= now:
+                self._drop_token(name)
+        elif kind == "token_id":
+            if self._token_ids.get(name, math.inf) <= now:
+                del self._token_ids[name]
+        elif self._users.get(name, (0.0, math.inf))[1] <= now:
+            del self._users[name]
 
 
 def _latest(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
@@ -139,10 +231,40 @@ class RevocationCheck:
         self._revocations = revocations
 
     async def __call__(self, token: str) -> Identity | None:
-        """Return the identity, or None for an invalid or revoked token. Raises what ``authenticator`` raises."""
+        """Return the identity, or None for an invalid or revoked token. Raises what ``authenticator`` raises.
+
+        Raises AuthenticationUnavailable until the revocations from before the start are known.
+        """
+        if not self._revocations.complete:
+            raise AuthenticationUnavailable("the revocations have not been read yet")
         identity = await self._authenticator(token)
         return None if identity is None or self._revocations.refuses(identity) else identity
 
 
-#: Decodes the record of a revocation; raises msgspec.MsgspecError for an invalid one.
-decode_revocation: Final[Callable[[bytes], Revocation]] = msgspec.json.Decoder(Revocation).decode
+def encode_record(record: Revocation | Unrevocation) -> bytes:
+    """Encode a record for all processes of the gateway."""
+    return msgspec.json.encode(record)
+
+
+def decode_record(record: bytes) -> Revocation | Unrevocation:
+    """Decode a record, as :func:`encode_record` writes it. Raises ValueError for any other bytes."""
+    if record.startswith(b'{"unrevoke"'):
+        return _decode(record, _decode_unrevocation)
+    return _decode(record, _decode_revocation)
+
+
+def decode_revocation(record: bytes) -> Revocation:
+    """Decode the record of a revocation. Raises ValueError for any other bytes."""
+    return _decode(record, _decode_revocation)
+
+
+def _decode(record: bytes, decode: Callable[[bytes], T]) -> T:
+    try:
+        record.decode()  # msgspec skips members that it does not know, without a look at their text
+        return decode(record)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError("not the record of a revocation") from error
+
+
+_decode_revocation: Final[Callable[[bytes], Revocation]] = msgspec.json.Decoder(Revocation).decode
+_decode_unrevocation: Final[Callable[[bytes], Unrevocation]] = msgspec.json.Decoder(Unrevocation).decode

@@ -15,11 +15,21 @@ from urllib.parse import quote
 
 from ..topics import check_pattern
 from .claims import find_claim
+from .globs import Glob, matches_glob
 
 if TYPE_CHECKING:
     from ..authentication import Identity
 
-__all__ = ["CallPattern", "NamePattern", "Placeholder", "TopicPattern", "escape_word", "is_private", "matches_glob"]
+__all__ = [
+    "CallPattern",
+    "NamePattern",
+    "Parts",
+    "Placeholder",
+    "TopicPattern",
+    "escape_word",
+    "fill_in",
+    "is_private",
+]
 
 #: The greater rank is the more specific one.
 Rank: TypeAlias = tuple[int, ...]
@@ -72,10 +82,10 @@ class Placeholder:
 
 
 #: Literal text and placeholders.
-_Parts: TypeAlias = tuple[str | Placeholder, ...]
+Parts: TypeAlias = tuple[str | Placeholder, ...]
 
 
-def _parse_parts(pattern: str) -> _Parts:
+def _parse_parts(pattern: str) -> Parts:
     """Parse text and placeholders.
 
     Raises ValueError for braces that are not a placeholder, and for two placeholders whose values cannot be told apart:
@@ -96,15 +106,15 @@ def _parse_parts(pattern: str) -> _Parts:
     return tuple(part for part in parts if part != "")
 
 
-def _fill_in(parts: _Parts, identity: Identity) -> Sequence[str] | None:
-    """Return the parts with the caller's values, or None if a placeholder has no value."""
+def fill_in(parts: Parts, identity: Identity) -> str | None:
+    """Return the text of the parts with the caller's values, or None if a placeholder has no value."""
     texts = []
     for part in parts:
         text = part if isinstance(part, str) else part.value(identity)
         if text is None:
             return None
         texts.append(text)
-    return texts
+    return "".join(texts)
 
 
 # --- calls ----------------------------------------------------------------------------------------------------
@@ -114,7 +124,7 @@ def _fill_in(parts: _Parts, identity: Identity) -> Sequence[str] | None:
 class NamePattern:
     """The pattern of a service's or a method's name: text, placeholders, and ``*`` for any run of characters."""
 
-    parts: _Parts
+    parts: Parts
 
     @property
     def _texts(self) -> str:
@@ -137,19 +147,19 @@ class NamePattern:
         stars = texts.count("*")
         return (not stars, len(texts) - stars, -stars)
 
-    def may_match(self, name: str) -> bool:
-        """Return whether the pattern matches for some caller, that is, for some values of its placeholders."""
-        return matches_glob("".join(part if isinstance(part, str) else "*" for part in self.parts), name)
+    @property
+    def widest(self) -> Glob:
+        """The names that the pattern matches for some caller, that is, for some values of its placeholders."""
+        return Glob("".join(part if isinstance(part, str) else "*" for part in self.parts))
 
     def matches(self, name: str, identity: Identity) -> bool:
         """Return whether the pattern matches for this caller. The values of placeholders contain no ``*``."""
-        texts = _fill_in(self.parts, identity)
-        return texts is not None and matches_glob("".join(texts), name)
+        text = fill_in(self.parts, identity)
+        return text is not None and matches_glob(text, name)
 
     def fill_in(self, identity: Identity) -> str | None:
         """Return the name for this caller, or None if the pattern has a ``*`` or a placeholder without a value."""
-        texts = _fill_in(self.parts, identity)
-        return None if texts is None or "*" in self._texts else "".join(texts)
+        return None if "*" in self._texts else fill_in(self.parts, identity)
 
     def covers(self, other: NamePattern) -> bool:
         """Return whether this pattern certainly matches every name that ``other`` matches."""
@@ -158,27 +168,6 @@ class NamePattern:
         if self.has_placeholders:
             return False
         return set(self._texts) == {"*"} or (other.is_literal and matches_glob(self._texts, other._texts))
-
-
-def matches_glob(pattern: str, text: str) -> bool:
-    """Return whether ``text`` matches ``pattern``, in which ``*`` is any run of characters.
-
-    Each piece between two ``*`` is taken at its first occurrence: a later one would leave less text for the rest. There
-    is no backtracking, so the cost stays linear in the number of ``*``.
-    """
-    first, *others = pattern.split("*")
-    if not others:
-        return first == text
-    *middle, last = others
-    if len(first) + len(last) > len(text) or not (text.startswith(first) and text.endswith(last)):
-        return False
-    at, end = len(first), len(text) - len(last)
-    for piece in middle:
-        at = text.find(piece, at, end)
-        if at < 0:
-            return False
-        at += len(piece)
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +230,7 @@ class TopicPattern:
     """A topic pattern, with placeholders as words or parts of words."""
 
     text: str
-    parts: _Parts
+    parts: Parts
 
     @classmethod
     def parse(cls, text: str) -> TopicPattern:
@@ -252,6 +241,16 @@ class TopicPattern:
         if reason is not None:
             raise ValueError(reason)
         return cls(text, parts)
+
+    @property
+    def words(self) -> list[str | Parts]:
+        """The words of the pattern; a word with placeholders is a tuple of its parts."""
+        words: list[list[str | Placeholder]] = [[]]
+        for part in self.parts:
+            first, *others = part.split(".") if isinstance(part, str) else (part,)
+            words[-1].append(first)
+            words += ([other] for other in others)
+        return [_join(word) for word in words]
 
     @property
     def rank(self) -> Rank:
@@ -268,8 +267,12 @@ class TopicPattern:
 
     def fill_in(self, identity: Identity) -> str | None:
         """Return the pattern for this caller, or None if a placeholder has no value."""
-        texts = _fill_in(self.parts, identity)
-        return None if texts is None else "".join(texts)
+        return fill_in(self.parts, identity)
 
     def __str__(self) -> str:
         return self.text
+
+
+def _join(word: Sequence[str | Placeholder]) -> str | Parts:
+    texts = [part for part in word if isinstance(part, str)]
+    return "".join(texts) if len(texts) == len(word) else tuple(part for part in word if part != "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -15,6 +15,7 @@ from ._output import printable
 
 if TYPE_CHECKING:
     from ..authentication import Identity
+    from ..authentication.key_sets import KeySet
     from ..gateway import Gateway
 
 __all__ = ["check"]
@@ -73,8 +74,11 @@ def _without_policy(settings: Settings) -> Gateway:
 
 
 def _keys(settings: Settings) -> str:
-    if _without_policy(settings).development_token is not None:
+    gateway = _without_policy(settings)
+    if gateway.development_token is not None:
         return "JWT_KEY is not set; each run generates its own key"
+    if settings.jwt_issuers:
+        return _issuers(settings.jwt_issuers)
     unset = [f"JWT_{name.upper()}" for name in ("issuer", "audience") if not getattr(settings, f"jwt_{name}")]
     if not unset:
         return "issuer and audience of tokens are checked"
@@ -82,12 +86,33 @@ def _keys(settings: Settings) -> str:
     return f"{' and '.join(unset)} {verb} not set, so tokens are not checked for {what}"
 
 
+def _issuers(path: str) -> str:
+    from ..authentication.issuer_file import read_issuer_file
+
+    issuers = read_issuer_file(path)
+    unchecked = [each.issuer or each.oidc_issuer for each in issuers if not (each.audience or each.client_id)]
+    lacking = f"; audience is not set for {', '.join(unchecked)}, so their tokens are not checked for it"
+    return f"{len(issuers)} issuers, each with its keys{lacking if unchecked else ''}"
+
+
 def _provider(settings: Settings) -> str | None:
     try:
-        key_set = _without_policy(settings).key_set
+        key_sets = _without_policy(settings).key_sets
     except SettingsError:
         return None
-    return "none; the key is in the settings" if key_set is None else asyncio.run(key_set.probe())
+    return asyncio.run(_probe(key_sets.values())) if key_sets else "none; the key is in the settings"
+
+
+async def _probe(key_sets: Iterable[KeySet]) -> str:
+    """Fetch the keys of all providers at once, and describe them. Raises ConnectionError for those that fail."""
+    found = await asyncio.gather(*(each.probe() for each in key_sets), return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException) and not isinstance(each, ConnectionError):
+            raise each
+    text = "; ".join(str(each) for each in found)
+    if any(isinstance(each, ConnectionError) for each in found):
+        raise ConnectionError(text)
+    return text
 
 
 def _broker(settings: Settings) -> str:
@@ -95,7 +120,7 @@ def _broker(settings: Settings) -> str:
         return "none; the mesh is embedded"
     from ..mesh.rabbitmq import probe
 
-    return asyncio.run(probe(settings.mesh_url, settings.service_name))
+    return asyncio.run(probe(settings.mesh_url, settings.service_name, settings.targeted_topics))
 
 
 #: By the name that is printed. A check returns its result, or None if an earlier check has to succeed first.

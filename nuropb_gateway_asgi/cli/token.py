@@ -77,9 +77,9 @@ def token(user: str, username: str | None, lifetime: int, claims: dict[str, Any]
 
 
 def _secret(settings: Settings) -> str:
-    if settings.jwt_jwks_url or settings.jwt_oidc_issuer:
+    if settings.jwt_jwks_url or settings.jwt_oidc_issuer or settings.jwt_issuers:
         raise SettingsError(
-            "the settings name an OpenID provider, and only the provider can make tokens: get one there"
+            "the settings name OpenID providers or other issuers, and only these can make tokens: get one there"
         )
     if not settings.jwt_key:
         raise SettingsError(

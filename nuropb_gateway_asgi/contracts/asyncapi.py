@@ -7,14 +7,17 @@ they hold the original names of services and methods, which the document's own k
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
 from typing import Any, Final
 
 from .._version import __version__
+from ..limits.slices import METHODS_PER_SLICE
 from ..protocol import SUBPROTOCOL, ErrorCode
 from .frames import ID, NOTICES, QUESTIONS, TRACE_ID
 from .model import Contract, Method, Place, Schema, Service, distinct_names, error_schema, sentence_of
+from .steps import finish
 
-__all__ = ["asyncapi_document"]
+__all__ = ["asyncapi_document", "asyncapi_in_steps", "asyncapi_servers"]
 
 _CHANNEL: Final = "gateway"
 _ANY_VALUE: Final[Schema] = {}
@@ -28,6 +31,23 @@ _ABOUT: Final = (
 
 def asyncapi_document(contract: Contract, place: Place, path: str = "/ws") -> dict[str, Any]:
     """Return the document for a gateway at ``place`` whose WebSocket is at ``path``."""
+    return finish(asyncapi_in_steps(contract, path)) | {"servers": asyncapi_servers(place)}
+
+
+def asyncapi_servers(place: Place) -> dict[str, Any]:
+    """Return the document's ``servers``, its only member that depends on the gateway's place."""
+    return {
+        _CHANNEL: {
+            "host": place.host,
+            "protocol": "wss" if place.secure else "ws",
+            **({"pathname": place.root} if place.root else {}),
+            "security": [{"$ref": "#/components/securitySchemes/bearer"}],
+        }
+    }
+
+
+def asyncapi_in_steps(contract: Contract, path: str) -> Generator[None, None, dict[str, Any]]:
+    """Return the document with no ``servers``; yields between two slices of the work."""
     writer = _Writer()
     for kind, (summary, payload) in QUESTIONS.items():
         writer.question(kind, summary, payload)
@@ -36,7 +56,9 @@ def asyncapi_document(contract: Contract, place: Place, path: str = "/ws") -> di
         writer.event(topic, {"const": topic}, summary, event)
     services = distinct_names(service.name for service in contract.services)
     for service in contract.services:
-        for method in service.methods:
+        for number, method in enumerate(service.methods, 1):
+            if number % METHODS_PER_SLICE == 0:
+                yield
             writer.method(f"{services[service.name]}.{method.name}", service, method)
     for topic, key in distinct_names(contract.topics, _topic_key).items():
         summary = f"Events of the topic {topic}."
@@ -50,14 +72,7 @@ def asyncapi_document(contract: Contract, place: Place, path: str = "/ws") -> di
             "tags": [_tag(service) for service in contract.services],
         },
         "defaultContentType": "application/json",
-        "servers": {
-            _CHANNEL: {
-                "host": place.host,
-                "protocol": "wss" if place.secure else "ws",
-                **({"pathname": place.root} if place.root else {}),
-                "security": [{"$ref": "#/components/securitySchemes/bearer"}],
-            }
-        },
+        "servers": {},
         "channels": {
             _CHANNEL: {
                 "address": path,

@@ -7,8 +7,10 @@ import functools
 import hashlib
 import time
 from collections import OrderedDict
-from typing import Final, Literal, NamedTuple, TypeAlias
+from collections.abc import Generator, Mapping
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
+import anyio
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,19 +23,22 @@ from ..authorization import Policy
 from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
 from ..handler_manager import HandlerManager
 from ..handlers.cross_origin import CrossOrigin
-from ..handlers.handshake import closed
+from ..handlers.handshake import closed, count_failure
 from ..handlers.refusals import Refusal, log_refusal
-from ..limits.admission import address_of
-from ..protocol import encode_json
+from ..limits.admission import Arrival, address_of
+from ..protocol import Failure, encode_json
 from ..service_mesh_manager import ServiceMeshManager
 from ..settings import Settings
 from ..static.entity_tags import entity_tag, tagged_response
-from .asyncapi import asyncapi_document
-from .model import Contract, Place, contract_for
-from .openapi import openapi_document
+from ..wire.description import Description
+from .asyncapi import asyncapi_in_steps, asyncapi_servers
+from .model import Place, contract_in_steps
+from .openapi import openapi_in_steps, openapi_servers
+from .steps import encode_in_steps
 
-__all__ = ["Contracts", "place_of"]
+__all__ = ["Contracts", "place_of", "take_turns"]
 
+T = TypeVar("T")
 Kind: TypeAlias = Literal["asyncapi", "openapi"]
 
 #: Seconds that services have to describe themselves. A request for a document waits for the slowest service.
@@ -48,13 +53,19 @@ class _Key(NamedTuple):
     kind: Kind
     #: A digest: the token itself is not kept.
     token: bytes
-    place: Place
 
 
 class _Document(NamedTuple):
-    body: bytes
-    etag: str
+    """A document around its ``servers``, which depend on the request: a client may send any name of the host."""
+
+    before: bytes
+    after: bytes
+    digest: bytes
     made_at: float
+
+    def body(self, servers: bytes) -> bytes:
+        """Return the document with these servers."""
+        return b'%b,"servers":%b,%b' % (self.before, servers, self.after)
 
 
 class Contracts:
@@ -75,6 +86,8 @@ class Contracts:
         self._policy = policy
         self._origins = origins
         self._documents: OrderedDict[_Key, _Document] = OrderedDict()
+        #: Held by the request that makes a document: one at a time, however many ask.
+        self._making = anyio.Lock()
 
     def routes(self) -> list[Route]:
         """Return the routes of the documents; OpenAPI's only if the gateway serves calls over HTTP."""
@@ -106,13 +119,12 @@ class Contracts:
             return response
         # The key is the token of the request: an authenticator may give the identities of many callers the same token.
         place = self._public_place or place_of(request)
-        key = _Key(kind, hashlib.sha256((token or "").encode()).digest(), place)
-        document = self._cached(key)
-        if document is None:
-            found = await self._service_mesh_manager.describe_for(identity, patience=DESCRIBE_TIMEOUT)
-            document = self._cache(key, contract_for(identity, self._policy, found))
+        key = _Key(kind, hashlib.sha256((token or "").encode()).digest())
+        document = self._cached(key) or await self._make(key, identity)
+        servers = encode_json(asyncapi_servers(place) if kind == "asyncapi" else openapi_servers(place))
+        body, etag = document.body(servers), entity_tag(document.digest + servers)
         headers = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
-        return tagged_response(request, document.body, document.etag, media_type="application/json", headers=headers)
+        return tagged_response(request, body, etag, media_type="application/json", headers=headers)
 
     async def _authenticate(self, token: str | None, address: str) -> Identity:
         """Return the caller's identity. Raises Refusal.
@@ -122,16 +134,18 @@ class Contracts:
         if not self._service_mesh_manager.started:
             raise closed(self._handler_manager)
         admission = self._handler_manager.admission
+        arrival = Arrival.WITHOUT_TOKEN if token is None else Arrival.WITH_TOKEN
         try:
-            admission.on_handshake(address, time.monotonic())
+            admission.on_arrival(address, arrival, time.monotonic())
+        except ConnectionLimitReached as error:
+            raise log_refusal(error, "contract") from error
+        try:
             if token is None:
                 raise AuthenticationFailed("no token, or an unreadable one")
-            try:
-                return await self._handler_manager.authenticate(token)
-            except AuthenticationFailed:
-                admission.on_failure(address, time.monotonic())
-                raise
-        except (AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached) as error:
+            return await self._handler_manager.authenticate(token)
+        except (AuthenticationFailed, AuthenticationUnavailable) as error:
+            admission.on_refusal(arrival, time.monotonic())
+            count_failure(admission, address, arrival, error)
             raise log_refusal(error, "contract") from error
 
     def _cached(self, key: _Key) -> _Document | None:
@@ -140,17 +154,47 @@ class Contracts:
             return None
         return document
 
-    def _cache(self, key: _Key, contract: Contract) -> _Document:
-        if key.kind == "asyncapi":
-            body = encode_json(asyncapi_document(contract, key.place, self._settings.path))
+    async def _make(self, key: _Key, identity: Identity) -> _Document:
+        """Make a document and put it into the cache, unless another request has done so meanwhile."""
+        found = await self._service_mesh_manager.describe_for(identity, patience=DESCRIBE_TIMEOUT)
+        async with self._making:
+            return self._cached(key) or self._cache(key, *await take_turns(self._encode(key.kind, identity, found)))
+
+    def _encode(
+        self, kind: Kind, identity: Identity, found: Mapping[str, Description | Failure]
+    ) -> Generator[None, None, tuple[bytes, bytes]]:
+        """Return the parts of a document before and after its servers."""
+        contract = yield from contract_in_steps(identity, self._policy, found)
+        if kind == "asyncapi":
+            document = yield from asyncapi_in_steps(contract, self._settings.path)
         else:
-            body = encode_json(openapi_document(contract, key.place))
-        document = _Document(body, entity_tag(body), _now())
+            document = yield from openapi_in_steps(contract)
+        names = list(document)
+        at = names.index("servers")
+        before = yield from encode_in_steps({name: document[name] for name in names[:at]})
+        after = yield from encode_in_steps({name: document[name] for name in names[at + 1 :]})
+        return before[:-1], after[1:]
+
+    def _cache(self, key: _Key, before: bytes, after: bytes) -> _Document:
+        digest = hashlib.sha256(before)
+        digest.update(after)
+        document = _Document(before, after, digest.digest(), _now())
         self._documents.pop(key, None)
         self._documents[key] = document
         if len(self._documents) > CACHE_SIZE:
             self._documents.popitem(last=False)
         return document
+
+
+async def take_turns(steps: Generator[None, None, T]) -> T:
+    """Do the steps, one in each turn of the event loop, and return the result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        await asyncio.sleep(0)
 
 
 def _now() -> float:

@@ -7,7 +7,7 @@ A :class:`Contract` combines the descriptions of services with the policy's deci
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
@@ -16,13 +16,25 @@ import msgspec
 from ..authorization import Policy
 from ..authorization.patterns import is_private
 from ..authorization.policy import callable_methods
+from ..limits.slices import METHODS_PER_SLICE
 from ..protocol import Failure, is_method, is_service
 from ..wire.description import Description, describe_for_clients
+from .steps import finish
 
 if TYPE_CHECKING:
     from ..authentication import Identity
 
-__all__ = ["Contract", "Method", "Place", "Schema", "Service", "contract_for", "distinct_names", "error_schema"]
+__all__ = [
+    "Contract",
+    "Method",
+    "Place",
+    "Schema",
+    "Service",
+    "contract_for",
+    "contract_in_steps",
+    "distinct_names",
+    "error_schema",
+]
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -98,6 +110,13 @@ def contract_for(identity: Identity, policy: Policy, found: Mapping[str, Descrip
 
     A service that did not answer is listed as unavailable; the other services are not affected.
     """
+    return finish(contract_in_steps(identity, policy, found))
+
+
+def contract_in_steps(
+    identity: Identity, policy: Policy, found: Mapping[str, Description | Failure]
+) -> Generator[None, None, Contract]:
+    """Return the contract, as :func:`contract_for`; yields between two slices of the work."""
     services, unavailable = [], []
     for name, description in sorted(found.items()):
         if not is_service(name):
@@ -106,26 +125,23 @@ def contract_for(identity: Identity, policy: Policy, found: Mapping[str, Descrip
             unavailable.append(name)
             continue
         methods = [m for m in sorted(description.methods or ()) if is_method(m) and not is_private(m)]
-        allowed = callable_methods(policy, identity, name, methods, is_gateway=description.is_gateway)
-        if allowed:
-            services.append(_service(description, name, allowed))
+        described: list[Method] = []
+        for start in range(0, len(methods), METHODS_PER_SLICE):
+            some = methods[start : start + METHODS_PER_SLICE]
+            allowed = callable_methods(policy, identity, name, some, is_gateway=description.is_gateway)
+            described += _methods(description, allowed)
+            yield
+        if described:
+            shown = describe_for_clients(description, [])
+            services.append(Service(name, _text(shown["description"]), _text(shown["version"]), tuple(described)))
     topics = (topic for topic in policy.topics(identity) if topic.isprintable())
     return Contract(tuple(services), tuple(dict.fromkeys(topics)), tuple(unavailable))
 
 
-def _service(description: Description, name: str, methods: list[str]) -> Service:
-    shown = describe_for_clients(description, methods)
-    return Service(
-        name,
-        _text(shown["description"]),
-        _text(shown["version"]),
-        tuple(
-            Method(
-                method, _text(each["description"]), parameters_schema(each["parameters"]), each["requires_encryption"]
-            )
-            for method, each in shown["methods"].items()
-        ),
-    )
+def _methods(description: Description, methods: list[str]) -> Iterator[Method]:
+    for name, each in describe_for_clients(description, methods)["methods"].items():
+        parameters = parameters_schema(each["parameters"])
+        yield Method(name, _text(each["description"]), parameters, each["requires_encryption"])
 
 
 def _text(value: object) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any, Final
 from urllib.parse import quote
 
 from .._version import __version__
+from ..limits.slices import METHODS_PER_SLICE
 from ..protocol import MAX_TRACE_ID_LENGTH, ErrorCode
 from .model import Contract, Method, Place, Service, distinct_names, error_schema, sentence_of
+from .steps import finish
 
-__all__ = ["openapi_document"]
+__all__ = ["openapi_document", "openapi_in_steps", "openapi_servers"]
 
 _ABOUT: Final = (
     "The calls and subscriptions that the bearer of the token is allowed, over plain HTTP. asyncapi.json describes the "
@@ -33,12 +36,24 @@ _PREFER_HEADER: Final = {
 
 def openapi_document(contract: Contract, place: Place) -> dict[str, Any]:
     """Return the document for a gateway at ``place``."""
+    return finish(openapi_in_steps(contract)) | {"servers": openapi_servers(place)}
+
+
+def openapi_servers(place: Place) -> list[dict[str, Any]]:
+    """Return the document's ``servers``, its only member that depends on the gateway's place."""
+    return [{"url": f"{'https' if place.secure else 'http'}://{place.host}{place.root}"}]
+
+
+def openapi_in_steps(contract: Contract) -> Generator[None, None, dict[str, Any]]:
+    """Return the document with no ``servers``; yields between two slices of the work."""
     paths: dict[str, Any] = {}
     keys = distinct_names(service.name for service in contract.services)
     for service in contract.services:
         for method in service.methods:
             path = f"/rpc/{quote(service.name, safe='')}/{quote(method.name, safe='')}"
             paths[path] = {"post": _call(service, method, f"{keys[service.name]}.{method.name}")}
+            if len(paths) % METHODS_PER_SLICE == 0:
+                yield
     if contract.topics:
         paths["/events"] = {"get": _events(contract)}
     description = _ABOUT
@@ -51,7 +66,7 @@ def openapi_document(contract: Contract, place: Place) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "NuroPb gateway", "version": __version__, "description": description},
-        "servers": [{"url": f"{'https' if place.secure else 'http'}://{place.host}{place.root}"}],
+        "servers": [],
         "security": [{"bearer": []}],
         "tags": tags,
         "paths": paths,

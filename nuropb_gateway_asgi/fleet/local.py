@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
@@ -12,7 +12,17 @@ from ..protocol import encode_event
 from ..topics import GATEWAY_TOPICS
 from .results import Session
 
-__all__ = ["Count", "Disconnect", "IsOnline", "ListSessions", "LocalUsers", "Question", "Recipients", "Send"]
+__all__ = [
+    "CLOSE_CODES",
+    "Count",
+    "Disconnect",
+    "IsOnline",
+    "ListSessions",
+    "LocalUsers",
+    "Question",
+    "Recipients",
+    "Send",
+]
 
 
 class Recipients(Struct, omit_defaults=True):
@@ -54,6 +64,9 @@ class IsOnline(Struct, tag="online"):
 
 Question: TypeAlias = Send | Disconnect | ListSessions | Count | IsOnline
 
+#: Close codes that applications may use; the gateway's own codes are among them.
+CLOSE_CODES: Final = range(4000, 5000)
+
 _encode = msgspec.json.encode
 _decode_question = msgspec.json.Decoder(Question).decode
 
@@ -68,11 +81,14 @@ class LocalUsers:
     def answer(self, question: Raw) -> bytes:
         """Do what ``question`` (JSON) asks, and return the answer (JSON).
 
-        Raises msgspec.MsgspecError and ValueError for an unreadable question.
+        Raises ValueError for an unreadable question, or one that no honest process asks: they check their arguments.
         """
-        asked = _decode_question(question)
+        try:
+            asked = _decode_question(question)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise ValueError(f"not a question of this version ({type(error).__name__})") from error
         if isinstance(asked, Send):
-            if asked.topic in GATEWAY_TOPICS:  # not by an honest process, which checks its arguments
+            if asked.topic in GATEWAY_TOPICS:
                 raise ValueError("topic: reserved for the gateway's own events")
             text = encode_event(asked.topic, asked.event)
             handlers = self._recipients(asked)
@@ -80,12 +96,14 @@ class LocalUsers:
                 handler.send_frame(text)
             return _encode(len(handlers))
         if isinstance(asked, Disconnect):
+            if asked.code not in CLOSE_CODES:
+                raise ValueError("code: not a close code for applications")
             return _encode(int(self._disconnect(asked)))
         if isinstance(asked, ListSessions):
             return _encode([self._session(handler) for handler in self._handlers.get_user_handlers([asked.user_id])])
         if isinstance(asked, Count):
             return _encode({self.instance_id: len(self._handlers)})
-        return _encode([user_id for user_id in asked.user_ids if self._handlers.get_user_handlers([user_id])])
+        return _encode([user_id for user_id in asked.user_ids if self._handlers.get_connected([user_id])])
 
     def _recipients(self, question: Recipients) -> list[Handler]:
         if question.session_id is not None:
@@ -112,4 +130,5 @@ class LocalUsers:
             instance_id=self.instance_id,
             connected_at=int(handler.connected_at),
             expires_at=expiry(identity),
+            connected=not self._handlers.is_parked(handler),
         )

@@ -11,12 +11,12 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
-from ..exceptions import MeshUnavailable
+from ..exceptions import MeshUnavailable, MessageTooLarge
 from ..identifiers import new_id
 from ..wire.interface import Mesh
 
@@ -46,12 +46,13 @@ class Leaving(Struct, tag="leaving", gc=False):
     sender: str
 
 
-class Ask(Struct, tag="ask", gc=False):
-    """A question to all peer processes. ``question`` is JSON."""
+class Ask(Struct, tag="ask", gc=False, omit_defaults=True):
+    """A question to all peer processes, or to one. ``question`` is JSON; ``subject`` says which part answers it."""
 
     sender: str
     id: str
     question: Raw
+    subject: str = ""
 
 
 class Answer(Struct, tag="answer", gc=False):
@@ -73,8 +74,14 @@ class News(Struct, tag="news", gc=False):
 Message: TypeAlias = Alive | Leaving | Ask | Answer | News
 #: Answers a question of a peer process: JSON in, JSON out.
 Answerer: TypeAlias = Callable[[Raw], bytes]
+#: Answers a question of a peer process, now or later: the second argument takes the answer.
+LateAnswerer: TypeAlias = Callable[[Raw, Callable[[bytes], None]], None]
+
+T = TypeVar("T")
 
 _encode = msgspec.json.encode
+#: Every error of decoding bytes of any kind.
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _decode: Final[Callable[[bytes], Message]] = msgspec.json.Decoder(Message).decode
 
 
@@ -116,6 +123,9 @@ class FleetObserver(Protocol):
     def on_gone(self, address: str) -> None:
         """Note the end of a peer process."""
 
+    def on_moved(self) -> None:
+        """Note that this process has another address, which its peers know by now."""
+
 
 class Fleet:
     """The peer processes of this process.
@@ -130,15 +140,26 @@ class Fleet:
         self._answer = answer
         self._members: dict[str, Member] = {}
         self._asked: dict[str, _Asked] = {}
+        #: The address by which the peer processes know this one; "" before the first message.
+        self._known_as = ""
         #: The time until which there may be peer processes that this one does not know yet.
         self._settled_at = 0.0
-        self._observer: FleetObserver | None = None
+        self._observers: list[FleetObserver] = []
+        self._late_answerers: dict[str, LateAnswerer] = {}
         #: Messages of peer processes that could not be read.
         self.unreadable = 0
 
     def bind_observer(self, observer: FleetObserver) -> None:
-        """Set the observer of the peer processes."""
-        self._observer = observer
+        """Add an observer of the peer processes."""
+        self._observers.append(observer)
+
+    def bind_answerer(self, subject: str, answerer: LateAnswerer) -> None:
+        """Set the part that answers the questions on a subject. It may raise as ``answer`` may."""
+        self._late_answerers[subject] = answerer
+
+    def address_of(self, instance_id: str) -> str | None:
+        """Return the address of a peer process, or None for one that is not known."""
+        return next((address for address, each in self._members.items() if each.instance_id == instance_id), None)
 
     @property
     def members(self) -> Mapping[str, Member]:
@@ -156,7 +177,14 @@ class Fleet:
         """Announce this process when the mesh came back, and hear of the peer processes."""
         if connected:
             self._settled_at = self._clock() + ANSWER_TIMEOUT
+            former, self._known_as = self._known_as, self._mesh.address
+            moved = former not in ("", self._known_as)
+            if moved:
+                self._send(Leaving(former))
             self._say(new=True)
+            if moved:
+                for observer in self._observers:
+                    observer.on_moved()
 
     async def run(self) -> None:
         """Give signs of life, and forget peer processes without any, until cancelled."""
@@ -188,17 +216,18 @@ class Fleet:
 
     def _forget(self, address: str) -> None:
         if self._members.pop(address, None) is not None:
-            if self._observer is not None:
-                self._observer.on_gone(address)
+            for observer in self._observers:
+                observer.on_gone(address)
             for asked in self._asked.values():
                 asked.settle(address)
 
     # --- questions and news -----------------------------------------------------------------------------------
 
-    async def ask(self, question: bytes) -> tuple[list[Raw], list[str]]:
+    async def ask(self, question: bytes, decode: Callable[[Raw], T]) -> tuple[list[T], list[str]]:
         """Ask all peer processes; return their answers, and the instance ids of those silent for ANSWER_TIMEOUT.
 
-        Raises nothing: without a mesh there are no answers. After a cancellation late answers are dropped.
+        A process whose answer ``decode`` cannot read counts as silent, too. Raises nothing: without a mesh there are no
+        answers. After a cancellation late answers are dropped.
         """
         id_ = new_id()
         asked = self._asked[id_] = _Asked(set(self._members), others=self._clock() < self._settled_at)
@@ -209,10 +238,38 @@ class Fleet:
                     await asked.done
         except (TimeoutError, MeshUnavailable):
             pass  # the silent processes are named
+        except MessageTooLarge as error:
+            logger.warning("the peer processes were not asked: %s", error)
         finally:
             del self._asked[id_]
+        answers = []
+        for address, answer in asked.answers.items():
+            try:
+                answers.append(decode(answer))
+            except _UNREADABLE:
+                self._on_unreadable()
+                asked.missing.add(address)
         missing = [self._members[address].instance_id for address in asked.missing if address in self._members]
-        return list(asked.answers.values()), sorted(missing)
+        return answers, sorted(missing)
+
+    async def ask_one(self, address: str, subject: str, question: bytes) -> Raw | None:
+        """Ask one peer process; return its answer, or None if it is silent for ANSWER_TIMEOUT or gone.
+
+        Raises nothing. After a cancellation a late answer is dropped.
+        """
+        id_ = new_id()
+        asked = self._asked[id_] = _Asked({address}, others=False)
+        try:
+            self._mesh.tell(address, _encode(Ask(self._mesh.address, id_, Raw(question), subject)))
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                await asked.done
+        except (TimeoutError, MeshUnavailable):
+            pass  # there is no answer
+        except MessageTooLarge as error:
+            logger.warning("a peer process was not asked: %s", error)
+        finally:
+            del self._asked[id_]
+        return asked.answers.get(address)
 
     def tell(self, topic: str, news: bytes, address: str | None = None) -> None:
         """Tell news to one peer process, or to all. A process that cannot be reached misses them."""
@@ -224,6 +281,8 @@ class Fleet:
                 self._mesh.tell(address, message)
         except MeshUnavailable:
             logger.debug("no mesh: the peer processes were not told of %s", topic)
+        except MessageTooLarge as error:
+            logger.warning("the peer processes were not told of %s: %s", topic, error)
 
     # --- from peer processes ----------------------------------------------------------------------------------------
 
@@ -231,9 +290,8 @@ class Fleet:
         """Take a message of a peer process."""
         try:
             message = _decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self.unreadable += 1
-            logger.debug("a message of a peer process could not be read")
+        except _UNREADABLE:
+            self._on_unreadable()
             return
         if message.sender == self._mesh.address:
             return
@@ -248,8 +306,13 @@ class Fleet:
             if asked is not None:
                 asked.answers.setdefault(message.sender, message.answer)
                 asked.settle(message.sender)
-        elif message.sender in self._members and self._observer is not None:
-            self._observer.on_news(message.sender, message.topic, message.news)
+        elif message.sender in self._members:
+            for observer in self._observers:
+                observer.on_news(message.sender, message.topic, message.news)
+
+    def _on_unreadable(self) -> None:
+        self.unreadable += 1
+        logger.debug("a message of a peer process could not be read")
 
     def _on_alive(self, message: Alive) -> None:
         known = self._members.get(message.sender)
@@ -259,17 +322,24 @@ class Fleet:
                 self._mesh.tell(message.sender, _encode(Alive(self._mesh.address, self.instance_id)))
             except MeshUnavailable:
                 logger.debug("no mesh: process %s was not greeted", message.instance_id)
-        if (known is None or message.new) and self._observer is not None:
-            self._observer.on_member(message.sender, message.new)
+        if known is None or message.new:
+            for observer in self._observers:
+                observer.on_member(message.sender, message.new)
 
     def _on_ask(self, message: Ask) -> None:
+        def reply(answer: bytes) -> None:
+            try:
+                self._mesh.tell(message.sender, _encode(Answer(self._mesh.address, message.id, Raw(answer))))
+            except MeshUnavailable:
+                logger.debug("no mesh: an answer to another process is lost")
+            except MessageTooLarge as error:
+                logger.warning("an answer to another process is lost: %s", error)
+
         try:
-            answer = self._answer(message.question)
-        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+            if message.subject:
+                self._late_answerers[message.subject](message.question, reply)
+            else:
+                reply(self._answer(message.question))
+        except (msgspec.MsgspecError, RecursionError, LookupError, ValueError, TypeError) as error:
             # The question is one of another version. The process that asked names this one as missing.
             logger.warning("a question of another process cannot be answered: %s", type(error).__name__)
-            return
-        try:
-            self._mesh.tell(message.sender, _encode(Answer(self._mesh.address, message.id, Raw(answer))))
-        except MeshUnavailable:
-            logger.debug("no mesh: an answer to another process is lost")

@@ -28,7 +28,7 @@ INTERVAL: Final = 0.25
 _encode = msgspec.json.encode
 _decode_changes = msgspec.json.Decoder(dict[str, bool]).decode
 _decode_snapshot = msgspec.json.Decoder(Snapshot).decode
-_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError)
+_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class OnlineWatch:
@@ -54,9 +54,16 @@ class OnlineWatch:
         self.presence = Presence(self._address)
         self._changed.clear()
 
+    def on_moved(self) -> None:
+        """Keep all users under the new address, and tell them to the peer processes."""
+        self._address = self._mesh.address
+        self.presence.move(self._address)
+        self._changed.clear()
+        self._fleet.tell("users", _encode(self.presence.snapshot()))
+
     def look_at(self, user_id: str) -> None:
         """Note whether the user is connected to this process, after a connection came or went."""
-        is_here = bool(self._handlers.get_user_handlers([user_id]))
+        is_here = bool(self._handlers.get_connected([user_id]))
         if is_here == self.presence.holds(self._address, user_id):
             return  # another connection of the user, or one that is registered for its own calls only
         (self.presence.came if is_here else self.presence.left)(self._address, user_id, self._clock())

@@ -55,6 +55,14 @@ class Presence:
         """Add a process, which tells its users later."""
         self._addresses.add(address)
 
+    def move(self, own: str) -> None:
+        """Change the address of this process."""
+        former, self._own = self._own, own
+        for addresses in (self._addresses, *self._holders.values()):
+            if former in addresses:
+                addresses.discard(former)
+                addresses.add(own)
+
     def gone(self, address: str, now: float) -> None:
         """Remove a process, and its users' connections."""
         self._addresses.discard(address)

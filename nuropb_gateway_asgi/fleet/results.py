@@ -24,7 +24,7 @@ class Reached(_Total):
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A connection. Times are in whole unix seconds."""
+    """A connection, or a session that waits for one to come back. Times are in whole unix seconds."""
 
     session_id: str
     user_id: str
@@ -32,6 +32,8 @@ class Session:
     instance_id: str
     connected_at: int
     expires_at: int | None
+    #: Whether the session has a connection.
+    connected: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Raw
 
 from ..topics import check_topic
 from ..wire.services import to_json
-from .local import Count, Disconnect, IsOnline, ListSessions, LocalUsers, Question, Send
+from .local import CLOSE_CODES, Count, Disconnect, IsOnline, ListSessions, LocalUsers, Question, Send
 from .members import Fleet
 from .results import Connections, Online, Reached, Session, Sessions
 
@@ -18,8 +18,8 @@ __all__ = ["FleetUsers"]
 
 #: Users that one question may name.
 MAX_USERS: Final = 10_000
-#: Close codes that applications may use; the gateway's own codes are among them.
-CLOSE_CODES: Final = range(4000, 5000)
+
+T = TypeVar("T")
 
 _encode = msgspec.json.encode
 _decode_count = msgspec.json.Decoder(int).decode
@@ -62,37 +62,37 @@ class FleetUsers:
 
     async def list_sessions(self, user_id: str) -> Sessions:
         """List the connections of a user, the oldest first."""
-        answers, missing = await self._ask(ListSessions(_name(user_id, "user_id")))
-        sessions = [session for answer in answers for session in _decode_sessions(answer)]
+        answers, missing = await self._ask(ListSessions(_name(user_id, "user_id")), _decode_sessions)
+        sessions = [session for answer in answers for session in answer]
         sessions.sort(key=lambda session: session.connected_at)
         return Sessions(sessions=sessions, processes=len(answers), missing=missing)
 
     async def count(self) -> Connections:
         """Count the connections."""
-        answers, missing = await self._ask(Count())
+        answers, missing = await self._ask(Count(), _decode_counts)
         by_process: dict[str, int] = {}
         for answer in answers:
-            by_process |= _decode_counts(answer)
+            by_process |= answer
         total = sum(by_process.values())
         return Connections(count=total, by_process=by_process, processes=len(answers), missing=missing)
 
     async def is_online(self, user_ids: Iterable[str]) -> Online:
         """Tell which of some users are connected."""
         users = _users(user_ids)
-        answers, missing = await self._ask(IsOnline(users))
-        connected = {user_id for answer in answers for user_id in _decode_users(answer)}
+        answers, missing = await self._ask(IsOnline(users), _decode_users)
+        connected = {user_id for answer in answers for user_id in answer}
         online = {user_id: user_id in connected for user_id in users}
         return Online(online=online, processes=len(answers), missing=missing)
 
     async def _reach(self, question: Send | Disconnect) -> Reached:
-        answers, missing = await self._ask(question)
-        return Reached(count=sum(map(_decode_count, answers)), processes=len(answers), missing=missing)
+        answers, missing = await self._ask(question, _decode_count)
+        return Reached(count=sum(answers), processes=len(answers), missing=missing)
 
-    async def _ask(self, question: Question) -> tuple[list[bytes | Raw], list[str]]:
+    async def _ask(self, question: Question, decode: Callable[[bytes | Raw], T]) -> tuple[list[T], list[str]]:
         asked = _encode(question)
         # This process gets the question as text, too, so that no two processes understand it differently.
-        own = self._local.answer(Raw(asked))
-        answers, missing = await self._fleet.ask(asked)
+        own = decode(self._local.answer(Raw(asked)))
+        answers, missing = await self._fleet.ask(asked, decode)
         return [own, *answers], missing
 
     def _event(

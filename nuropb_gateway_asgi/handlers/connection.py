@@ -8,7 +8,6 @@ task, the outbox, pings and deadlines.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -19,9 +18,10 @@ import anyio
 
 from ..authentication import Identity
 from ..authorization.rules import Delivery
-from ..exceptions import ProtocolError
+from ..exceptions import ConnectionLimitReached, ProtocolError
 from ..handler_manager import HandlerManager, encode_authorized, encode_malformed, encode_refusal, expiry
-from ..identifiers import new_id
+from ..limits.admission import Arrival
+from ..limits.prices import extra_for_size
 from ..protocol import (
     PING,
     SUBPROTOCOL,
@@ -38,8 +38,8 @@ from ..settings import Settings
 from ..tasks import TaskOwner
 from .direct import FRAMES_PER_TURN
 from .handshake import register
-from .outbox import Outbox
-from .refusals import Reason, Refusal
+from .refusals import Reason, Refusal, log_refusal
+from .session_carrier import SessionCarrier
 
 __all__ = ["ClientLeft", "Connection"]
 
@@ -57,24 +57,15 @@ class ClientLeft(Exception):
     """Raised when the client has disconnected."""
 
 
-class Connection(ABC):
+class Connection(SessionCarrier, ABC):
     """A connection of any kind, as a :class:`~nuropb_gateway_asgi.Handler`."""
 
     #: Whether clients of nuropb_gw may use this kind of connection. They do not answer pings.
     may_be_legacy: ClassVar[bool] = False
 
     def __init__(self, handler_manager: HandlerManager, settings: Settings, address: str = "") -> None:
-        self.session_id = new_id()
-        self.identity: Identity | None = None
-        self.connected_at = 0.0
-        self._manager = handler_manager
-        self._settings = settings
-        #: The address whose limits the connection counts for, see :func:`~..limits.admission.address_of`.
-        self._address = address
-        self._outbox = Outbox(settings.outbox_size)
+        super().__init__(handler_manager, settings, address)
         self._tasks: TaskOwner | None = None
-        #: The code and reason to close with, once that is decided.
-        self._close: tuple[int, str] | None = None
         self._clock = time.monotonic
         self._writing_since: float | None = None
         self._heard_at = self._pinged_at = self._clock()
@@ -106,20 +97,38 @@ class Connection(ABC):
         """
         frame: Authorize | None = None
         try:
-            async with asyncio.timeout(self._settings.auth_timeout):
-                frame = await self._receive_authorize()
-            if frame is None:
-                return False
-            await register(self._manager, self, frame.token, self._address)
-        except TimeoutError:
-            await self.send_refusal(Refusal(Reason.NO_TOKEN_IN_TIME))
-            return False
+            frame = await self._await_authorize()
+            if frame is not None:
+                await register(self._manager, self, frame.token, self.address, Arrival.WITHOUT_TOKEN)
         except Refusal as refusal:
             await self.send_refusal(refusal, frame)
+        finally:
+            if frame is None:
+                self._manager.admission.on_failure(self.address, Arrival.WITHOUT_TOKEN, time.monotonic())
+        if frame is None or self.identity is None:
             return False
-        assert self.identity is not None  # noqa: S101 - it is registered
         self.send_frame(encode_authorized(frame, self.identity))
         return True
+
+    async def _await_authorize(self) -> Authorize | None:
+        """Return the client's authorize frame, or None if it left. Raises Refusal if its time or its place is over."""
+        turned_out = False
+
+        def turn_out() -> None:
+            nonlocal turned_out
+            if not deadline.expired():
+                turned_out = True
+                deadline.reschedule(asyncio.get_running_loop().time())
+
+        try:
+            async with asyncio.timeout(self._settings.auth_timeout) as deadline:
+                with self._manager.admission.waiting(self.address, turn_out):
+                    return await self._receive_authorize()
+        except TimeoutError as error:
+            if turned_out:
+                full = ConnectionLimitReached("too many connections without a token", per_user=False)
+                raise log_refusal(full) from error
+            raise Refusal(Reason.NO_TOKEN_IN_TIME) from error
 
     async def _receive_authorize(self) -> Authorize | None:
         """Return the client's authorize frame, or None if it left. Every other frame is answered with an error."""
@@ -157,12 +166,21 @@ class Connection(ABC):
                 await self._write()
         finally:
             self._tasks = None
-            self._manager.unregister(self)
+            self.end()
+
+    def end(self) -> None:
+        """Note the end of the connection: its session is parked if it may outlive it, else it is unregistered."""
+        self._manager.unregister(self)
+        session, self._session = self._session, None
+        if session is not None:
+            session.on_line_ended(self, on_purpose=self.ended_on_purpose, told=self.has_told_end)
 
     async def _read(self) -> None:
         """Hand every message to the manager, which never waits: pongs are read even while the client is slow."""
-        for count in itertools.count(1):
-            if count % FRAMES_PER_TURN == 0:
+        count = 0
+        while True:
+            while count >= FRAMES_PER_TURN or self.is_busy():
+                count = 0
                 await asyncio.sleep(0)  # receive_message() does not suspend while messages are buffered
             try:
                 message = await self.receive_message()
@@ -172,6 +190,7 @@ class Connection(ABC):
             if message is None:
                 self.on_left()
                 return
+            count += 1 + extra_for_size(len(message))
             self.on_message(message)
 
     def on_left(self) -> None:
@@ -184,18 +203,32 @@ class Connection(ABC):
         self._heard_at = self._clock()
         if self._close is not None:
             return
-        frame = self._manager.on_handler_message(self, message)
+        session = self._session
+        if session is None:
+            frame = self._manager.on_handler_message(self, message)
+        else:
+            session.proven = True
+            frame = self._manager.on_handler_message(session, message)
         # Only clients of nuropb_gw send a trace id without an id. They do not answer pings, so stop sending them.
         if self.may_be_legacy and isinstance(frame, Request) and frame.id is None and frame.trace_id is not None:
             self._sends_pings = False
 
+    def is_busy(self) -> bool:
+        """Return whether the client's last frame is still being worked on, so that later ones have to wait."""
+        return self.session_id in self._manager.slices.held
+
     async def _write(self) -> None:
         """Write the frames in the outbox, then the reason to close if the gateway closes the connection."""
         try:
-            while (text := await self._outbox.get()) is not None:
-                self._writing_since = self._clock()
-                await self.send_text(text)
-                self._writing_since = None
+            while True:
+                outbox = self._outbox
+                text = await outbox.get()
+                if text is not None:
+                    self._writing_since = self._clock()
+                    await self.send_text(text)
+                    self._writing_since = None
+                elif outbox is self._outbox:  # else a session came or left
+                    break
             if self._close is not None:
                 self._writing_since = self._clock()
                 await self.send_close(*self._close)
@@ -208,6 +241,9 @@ class Connection(ABC):
         """Stop reading and writing at once. Frames in the outbox are lost."""
         if self._tasks is not None:
             self._tasks.cancel()
+
+    def cut(self) -> None:
+        """Override to end the connection in the kernel, at once. Its client does not read."""
 
     # --- Handler ----------------------------------------------------------------------------------------------
 
@@ -229,6 +265,8 @@ class Connection(ABC):
                 "ping_interval": settings.ping_interval,
             },
         }
+        if self.is_resumable and settings.resume_window:
+            hello["resume"] = True
         self.send_frame(encode_event("hello", encode_json(hello)))
 
     def send_frame(self, text: str) -> None:
@@ -267,6 +305,7 @@ class Connection(ABC):
             if now - self._writing_since > self._settings.write_timeout:
                 self.close(CloseCode.SLOW_CONSUMER, "slow consumer")
                 self.stop()  # the writer waits in a send, so a close frame could not be sent
+                self.cut()
             return
         if self._close is not None or not self._sends_pings:
             return

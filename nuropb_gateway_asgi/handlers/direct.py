@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-__all__ = ["EXTENSION", "FRAMES_PER_TURN", "DirectWebSocket"]
+__all__ = ["CUT", "EXTENSION", "FRAMES_PER_TURN", "SIZE_FACTOR", "DirectWebSocket"]
 
 #: The key of a DirectWebSocket in the ``extensions`` of a WebSocket's ASGI scope.
 EXTENSION: Final = "nuropb.direct"
-#: Frames of one connection that are handled in a row before other connections get their turn.
+#: The key of a function in the ``extensions`` of an HTTP request's ASGI scope; it ends the connection at once.
+CUT: Final = "nuropb.cut"
+#: The server's limit for a message, in multiples of MAX_MESSAGE_SIZE: a message that is slightly above the gateway's
+#: own limit gets an explanation.
+SIZE_FACTOR: Final = 4
+#: Frames of one connection that are handled in a row before other connections get their turn. A large frame counts as
+#: several, as for the rate limits.
 FRAMES_PER_TURN: Final = 16
 
 
@@ -20,10 +26,21 @@ class DirectWebSocket(Protocol):
     usual. Messages sent by ASGI after :meth:`attach` keep their order: both ways write to the transport at once.
     """
 
-    def attach(self, on_text: Callable[[str], object], on_writable: Callable[[], None]) -> None:
+    def prepare(self, max_size: int) -> bool:
+        """Limit messages to ``max_size`` bytes, and frames and pings as the server does it for the gateway.
+
+        To be called once, before the handshake is accepted. Returns whether :meth:`attach` may be called: not on a
+        connection that is compressed, because the operator has chosen so.
+        """
+        ...
+
+    def attach(
+        self, on_text: Callable[[str], object], on_writable: Callable[[], None], is_busy: Callable[[], bool]
+    ) -> None:
         """Have text messages given to ``on_text``, in order. Messages that wait for ``receive()`` come first.
 
         To be called once, after the handshake. The server calls ``on_writable`` when :attr:`is_writable` becomes true.
+        It asks ``is_busy`` after each message, and reads no more of the client before the answer is False.
         """
 
     @property
@@ -36,3 +53,6 @@ class DirectWebSocket(Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame, and wait for the client's in the background. Repeated calls change nothing."""
+
+    def cut(self) -> None:
+        """End the connection of a client that does not read: at once, in the kernel as well, without a close frame."""

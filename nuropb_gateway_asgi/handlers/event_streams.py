@@ -12,9 +12,8 @@ import anyio
 import msgspec
 from msgspec import Raw, Struct
 
-from ..authentication import Identity
 from ..handler_manager import HandlerManager
-from ..protocol import PING, encode_event, encode_json, encode_subscribe, on_one_line
+from ..protocol import PING, encode_event, encode_json, encode_resume, encode_subscribe, is_counted, on_one_line
 from ..settings import Settings
 from ..topics import GATEWAY_TOPICS
 from .connection import ClientLeft, Connection
@@ -30,7 +29,13 @@ _OWN_TOPIC = re.compile(rb'\{"topic":"(%b)"' % b"|".join(topic.encode() for topi
 
 
 class EventStreamHandler(Connection):
-    """A stream of events. Its client cannot send anything; it can only leave."""
+    """A stream of events. Its client cannot send anything; it can only leave.
+
+    A stream with a resumable session gives each event an id of the session's key and the event's number, which a
+    client sends back when it reconnects.
+    """
+
+    forgets_frames = True
 
     def __init__(
         self, exchange: Exchange, topics: Sequence[str], handler_manager: HandlerManager, settings: Settings
@@ -40,9 +45,43 @@ class EventStreamHandler(Connection):
         self._exchange = exchange
         self._topics = topics
         self._subscribed: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        self._resumed: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         #: The response to a subscription that is refused.
         self._refused: Answer | None = None
+        self._has_begun = False
         self._count = 0
+        #: The beginning of the ids of events.
+        self._stem = ""
+
+    async def _resume(self) -> None:
+        """Continue the session of the stream that the client had before, or make a resumable one."""
+        last = self._exchange.headers.get("last-event-id", "")
+        if not self._settings.resume_window:
+            if last:
+                self._send_gap()
+            return
+        key, _, count = last.rpartition(":")
+        known = bool(key) and key.isascii() and key.isprintable() and count.isdecimal() and len(count) < 16
+        number = int(count) if known else 0
+        self._manager.on_handler_message(
+            self, encode_resume(key if known else None, number, id_=FRAME_ID, trace_id=self._exchange.trace_id)
+        )
+        answer = await self._resumed
+        found = _decode_resumed(answer.body) if answer.status == 200 else _NOT_RESUMED
+        self._stem = f"{found.key}:" if found.key else ""
+        self._count = number if found.resumed else 0
+        if last and not found.resumed:
+            self._send_gap()
+
+    def _send_gap(self) -> None:
+        gap = encode_event("gap", encode_json({"reason": "reconnected", "topics": self._topics}))
+        (self if self._session is None else self._session).send_frame(gap)
+
+    def take_answer(self, answer: str) -> bool:
+        """Take the answer to ``resume``, which the client did not send."""
+        if not self._resumed.done() and (taken := read_answer(answer)) is not None:
+            self._resumed.set_result(taken)
+        return True
 
     async def run(self) -> None:
         """Subscribe, and send events until the client or the gateway closes the connection.
@@ -56,14 +95,16 @@ class EventStreamHandler(Connection):
             await self._exchange.respond(self._refused)
 
     async def _write(self) -> None:
-        """Subscribe, then write events.
+        """Continue the client's session, subscribe, then write events.
 
         The reader runs already: one task waits for the client to leave, from the first to the last moment of the
         stream. Some servers, such as gunicorn's asgi worker, take a ``receive()`` that is cancelled for a client that
         has left.
         """
+        await self._resume()
         self._refused = await self._subscribe()
         if self._refused is None:
+            self._has_begun = True
             await super()._write()
 
     async def _subscribe(self) -> Answer | None:
@@ -72,27 +113,42 @@ class EventStreamHandler(Connection):
             self._subscribed.set_result(None)
             return None
         frame = encode_subscribe(self._topics, id_=FRAME_ID, trace_id=self._exchange.trace_id)
-        self._manager.on_handler_message(self, frame)
+        session = self._session
+        if session is not None:
+            session.tap = self._hear
+        self._manager.on_handler_message(self if session is None else session, frame)
         try:
             with anyio.fail_after(self._settings.request_timeout):
                 answer = await self._subscribed
         except TimeoutError as error:
             raise Refusal(Reason.SUBSCRIBE_TIMEOUT) from error
+        finally:
+            if session is not None:
+                session.tap = None
         return None if answer is None or answer.status == 200 else answer
 
-    def on_registered(self, identity: Identity) -> None:
-        """Send hello. A client that reconnects also gets a ``gap``, because events in between were not kept."""
-        super().on_registered(identity)
-        if "last-event-id" in self._exchange.headers:
-            gap = {"reason": "reconnected", "topics": self._topics}
-            self.send_frame(encode_event("gap", encode_json(gap)))
+    def cut(self) -> None:
+        """End the connection at once, where the server has a way."""
+        self._exchange.cut()
+
+    def _hear(self, text: str) -> None:
+        if not self._subscribed.done() and (answer := read_answer(text)) is not None:
+            self._subscribed.set_result(answer)
+
+    @property
+    def ended_on_purpose(self) -> bool:
+        """Whether the gateway ended the stream for good, or never began it."""
+        return super().ended_on_purpose or not self._has_begun
 
     def send_frame(self, text: str) -> None:
         """Put a frame into the outbox, except the answer to the subscription."""
-        if not self._subscribed.done() and (answer := read_answer(text)) is not None:
-            self._subscribed.set_result(answer)
-        else:
+        answer = None if self._subscribed.done() and self._resumed.done() else read_answer(text)
+        if answer is None:
             super().send_frame(text)
+        elif not self._resumed.done():
+            self._resumed.set_result(answer)
+        elif not self._subscribed.done():
+            self._subscribed.set_result(answer)
 
     def close(self, code: int, reason: str = "") -> None:
         """Begin to close the stream."""
@@ -113,13 +169,25 @@ class EventStreamHandler(Connection):
         if text == PING:
             await self._send(b": ping\n\n")
             return
-        self._count += 1
-        await self._send(server_sent_event(text, self._count))
+        if not self._stem:
+            self._count += 1
+        elif is_counted(text):
+            self._count += 1
+            if read_answer(text) is not None:  # to a frame that the client did not send
+                return
+        await self._send(server_sent_event(text, f"{self._stem}{self._count}"))
 
     async def send_close(self, code: int, reason: str) -> None:
         """Send code and reason in a last event, and end the response."""
-        await self.send_text(encode_event("closed", encode_json({"code": code, "reason": reason})))
+        await self._send_closed(encode_event("closed", encode_json({"code": code, "reason": reason})))
         await self._exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_closed(self, text: str) -> None:
+        if not self._exchange.started:
+            await self._start()
+        if not self._stem:
+            self._count += 1
+        await self._send(server_sent_event(text, f"{self._stem}{self._count}"))
 
     async def _start(self) -> None:
         headers = {
@@ -150,20 +218,29 @@ class _Goodbye(Struct):
     event: _Retry
 
 
+class _Resumed(Struct):
+    """The result of ``resume``, as far as a stream needs it."""
+
+    resumed: bool = False
+    key: str = ""
+
+
+_NOT_RESUMED: Final = _Resumed()
+_decode_resumed = msgspec.json.Decoder(_Resumed).decode
 _decode_event_frame = msgspec.json.Decoder(_EventFrame).decode
 _decode_goodbye = msgspec.json.Decoder(_Goodbye).decode
 
 
-def server_sent_event(text: str, number: int) -> bytes:
+def server_sent_event(text: str, id_: str | int) -> bytes:
     """Format an event frame's payload as a Server-Sent Event, or any other frame as an event named "frame"."""
-    text = on_one_line(text)
+    text, number = on_one_line(text), str(id_).encode()
     try:
         payload = bytes(_decode_event_frame(text).payload)
     except UNREADABLE:  # sent by the host application
-        return b"event: frame\nid: %d\ndata: %b\n\n" % (number, text.encode())
+        return b"event: frame\nid: %b\ndata: %b\n\n" % (number, text.encode())
     own = _OWN_TOPIC.match(payload)
     head = b"" if own is None else b"event: %b\n" % own[1]
     if own is not None and own[1] == b"goodbye":
         with contextlib.suppress(*UNREADABLE):
             head += b"retry: %d\n" % max(_decode_goodbye(payload).event.retry_after_ms, 0)
-    return b"%bid: %d\ndata: %b\n\n" % (head, number, payload)
+    return b"%bid: %b\ndata: %b\n\n" % (head, number, payload)

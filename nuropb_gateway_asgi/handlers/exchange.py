@@ -20,6 +20,7 @@ from ..limits.admission import address_of
 from ..protocol import MAX_TRACE_ID_LENGTH, ErrorCode, Failure, encode_json, error_members
 from ..settings import Settings
 from .connection import ClientLeft
+from .direct import CUT
 from .refusals import DenialLogFilter, Reason, Refusal
 
 __all__ = ["FRAME_ID", "UNREADABLE", "Answer", "Exchange", "failed", "read_answer", "refused", "too_big"]
@@ -128,7 +129,15 @@ class Exchange:
                 with anyio.fail_after(self._settings.write_timeout):
                     await self.send(message)
         except TimeoutError:
+            self.cut()
             self.break_off()
+
+    def cut(self) -> None:
+        """End the connection of a client that does not read, where the server has a way to do so at once."""
+        cut = self.scope.get("extensions", {}).get(CUT)
+        if cut is not None and not self.finished:
+            self.left = True
+            cut()
 
     def break_off(self) -> None:
         """Leave the response incomplete, because the client does not read it."""

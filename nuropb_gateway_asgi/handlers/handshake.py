@@ -10,34 +10,53 @@ from collections.abc import Iterator, Sequence
 
 from starlette.datastructures import Headers
 
-from ..authentication.credentials import Credentials, find_credentials
+from ..authentication.credentials import Credentials
 from ..authentication.origins import OriginPolicy
 from ..authentication.tokens import MAX_TOKEN
-from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
+from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached, UnknownKey
 from ..handler_manager import Handler, HandlerManager
+from ..limits.admission import UNKNOWN_KEY_COST, Admission, Arrival
 from ..protocol import SUBPROTOCOL
 from .refusals import Reason, Refusal, log_refusal
 
-__all__ = ["admitted", "check_credentials", "check_origin", "check_subprotocol", "closed", "register"]
+__all__ = [
+    "admitted",
+    "arrival_of",
+    "check_credentials",
+    "check_origin",
+    "check_subprotocol",
+    "closed",
+    "count_failure",
+    "register",
+]
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def admitted(manager: HandlerManager, address: str, *, is_call: bool = False) -> Iterator[None]:
+def admitted(manager: HandlerManager, address: str, arrival: Arrival) -> Iterator[None]:
     """Hold a place for a connection, or for a call, of a client at ``address``, for as long as the context lasts.
 
     Raises Refusal if no place is left, at the start or later in the context.
     """
     admission = manager.admission
     try:
-        (admission.on_call if is_call else admission.on_handshake)(address, time.monotonic())
+        admission.on_arrival(address, arrival, time.monotonic())
+    except ConnectionLimitReached as error:
+        raise log_refusal(error) from error
+    try:
         with admission.connection(address):
             if manager.closed_for is not None:
                 raise closed(manager)
             yield
-    except ConnectionLimitReached as error:
-        raise log_refusal(error) from error
+    except (ConnectionLimitReached, Refusal) as error:
+        admission.on_refusal(arrival, time.monotonic())
+        raise error if isinstance(error, Refusal) else log_refusal(error) from error
+
+
+def arrival_of(credentials: Credentials) -> Arrival:
+    """Return whether a handshake has a token, readable or not."""
+    return Arrival.WITHOUT_TOKEN if credentials == Credentials() else Arrival.WITH_TOKEN
 
 
 def closed(manager: HandlerManager) -> Refusal:
@@ -53,14 +72,12 @@ def check_origin(headers: Headers, origins: OriginPolicy) -> None:
         raise Refusal(Reason.ORIGIN)
 
 
-def check_credentials(headers: Headers, offered: Sequence[str], cookie: str, *, same_site: bool = False) -> Credentials:
-    """Return the credentials of a handshake. Raises Refusal if they are ambiguous or unreadable.
+def check_credentials(credentials: Credentials, headers: Headers, *, same_site: bool = False) -> None:
+    """Raise Refusal for credentials that are ambiguous or unreadable.
 
-    ``cookie`` is the name of the cookie that may hold a token, or empty. Without an Origin header, which has been
-    checked before, any site could use such a cookie; it is accepted only if the browser itself marked the request as
-    ``same_site``.
+    Without an Origin header, which has been checked before, any site could use a cookie with a token; it is accepted
+    only if the browser itself marked the request as ``same_site``.
     """
-    credentials = find_credentials(headers, offered, cookie or None)
     if credentials.channel == "cookie" and "origin" not in headers and not same_site:
         logger.info("connection refused: a cookie without an origin")
         raise Refusal(Reason.ORIGIN)
@@ -68,7 +85,6 @@ def check_credentials(headers: Headers, offered: Sequence[str], cookie: str, *, 
         unreadable = f"unreadable token, or longer than {MAX_TOKEN} characters"
         logger.info("connection refused: %s", "several tokens" if credentials.conflict else unreadable)
         raise Refusal(Reason.INVALID_TOKEN)
-    return credentials
 
 
 def check_subprotocol(offered: Sequence[str]) -> str | None:
@@ -78,18 +94,22 @@ def check_subprotocol(offered: Sequence[str]) -> str | None:
     return SUBPROTOCOL if offered else None
 
 
-async def register(
-    manager: HandlerManager, handler: Handler, token: str, address: str, *, listens: bool = True
-) -> None:
+def count_failure(admission: Admission, address: str, arrival: Arrival, error: Exception) -> None:
+    """Count a token that was refused, or that a client may have made up, for its address."""
+    if isinstance(error, AuthenticationFailed):
+        admission.on_failure(address, arrival, time.monotonic())
+    elif isinstance(error, UnknownKey):
+        admission.on_failure(address, arrival, time.monotonic(), UNKNOWN_KEY_COST)
+
+
+async def register(manager: HandlerManager, handler: Handler, token: str, address: str, arrival: Arrival) -> None:
     """Authorise and register ``handler``, of a client at ``address``. Raises Refusal; then it is not registered."""
     if manager.closed_for is not None:
         raise closed(manager)
     try:
-        await manager.register(handler, token, listens=listens)
-    except AuthenticationFailed as error:
-        manager.admission.on_failure(address, time.monotonic())
-        raise log_refusal(error) from error
-    except (AuthenticationUnavailable, ConnectionLimitReached) as error:
+        await manager.register(handler, token, listens=arrival is not Arrival.CALL)
+    except (AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached) as error:
+        count_failure(manager.admission, address, arrival, error)
         raise log_refusal(error) from error
     if manager.closed_for is not None:  # since the handshake began
         manager.unregister(handler)

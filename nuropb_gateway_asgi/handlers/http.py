@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Final, Literal
@@ -15,16 +16,18 @@ from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..authentication.credentials import find_credentials
 from ..authentication.origins import OriginPolicy
 from ..exceptions import ProtocolError
 from ..handler_manager import HandlerManager
+from ..limits.admission import Arrival
 from ..protocol import ErrorCode, Failure, encode_call
 from ..settings import Settings
 from .connection import ClientLeft
 from .cross_origin import CrossOrigin
 from .event_streams import EventStreamHandler
 from .exchange import FRAME_ID, Exchange, failed, refused, too_big
-from .handshake import admitted, check_credentials, check_origin, register
+from .handshake import admitted, arrival_of, check_credentials, check_origin, register
 from .http_calls import CallHandler
 from .refusals import Reason, Refusal
 
@@ -32,7 +35,8 @@ __all__ = ["make_endpoints"]
 
 _JSON = re.compile(r'application/json[ \t]*(?:;[ \t]*charset="?utf-8"?[ \t]*)?', re.IGNORECASE)
 _WAIT = re.compile(r"wait[ \t]*=[ \t]*([1-9][0-9]{0,8})", re.IGNORECASE)
-_REQUEST_HEADERS: Final = ("Authorization", "Content-Type", "Last-Event-ID", "Prefer", "X-Trace-Id")
+_REQUEST_HEADERS: Final = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "X-Trace-Id")
+_QUOTED: Final = re.compile(r'^"([^"\\]*)"$')
 _RESPONSE_HEADERS: Final = ("Preference-Applied", "Retry-After", "WWW-Authenticate", "X-Trace-Id")
 
 
@@ -73,13 +77,16 @@ class Endpoint(ABC):
             await exchange.respond(failed(failure)._replace(status=405, headers=allowed))
             return
         check_origin(exchange.headers, self._origins)
-        with admitted(self._manager, exchange.address, is_call=self.takes_calls):
+        credentials = find_credentials(exchange.headers, (), self._settings.auth_cookie or None)
+        arrival = Arrival.CALL if self.takes_calls else arrival_of(credentials)
+        with admitted(self._manager, exchange.address, arrival):
             # Browsers send no Origin with a page's GET requests to its own site, but they send this header, which no
             # page can set.
             same_site = method == "GET" and exchange.headers.getlist("sec-fetch-site") == ["same-origin"]
-            cookie = self._settings.auth_cookie
-            credentials = check_credentials(exchange.headers, (), cookie, same_site=same_site)
+            check_credentials(credentials, exchange.headers, same_site=same_site)
             if credentials.token is None:
+                if arrival is Arrival.WITHOUT_TOKEN:
+                    self._manager.admission.on_failure(exchange.address, arrival, time.monotonic())
                 raise Refusal(Reason.INVALID_TOKEN)
             await self.serve(exchange, credentials.token)
 
@@ -103,14 +110,14 @@ class CallEndpoint(Endpoint):
         limit = self._settings.max_message_size
         if any(not size.isdecimal() or len(size) > 18 or int(size) > limit for size in sizes):
             raise too_big(limit)
-        call = CallHandler()
-        await register(self._manager, call, token, exchange.address, listens=False)
+        call = CallHandler(exchange.address)
+        await register(self._manager, call, token, exchange.address, Arrival.CALL)
         try:
             body = await exchange.body()
             if body and not kinds:
                 raise Refusal(Reason.NOT_JSON)
             frame, applied = self._frame(exchange, body)
-            self._manager.on_handler_message(call, frame)
+            self._manager.on_handler_message(call, frame, added=len(frame) - len(body))
             answer = await exchange.wait_for(call.answer)
             if answer.status == 200:
                 status = 202 if applied.get("Preference-Applied") == "respond-async" else 200
@@ -124,13 +131,25 @@ class CallEndpoint(Endpoint):
         preferences = [each.strip() for value in exchange.headers.getlist("prefer") for each in value.split(",")]
         wait = next((int(match[1]) for match in map(_WAIT.fullmatch, preferences) if match), None)
         kind: Literal["request", "command"] = "request"
+        keys = exchange.headers.getlist("idempotency-key")
+        if len(keys) > 1:
+            raise Refusal(Reason.BAD_REQUEST, "Idempotency-Key: given more than once")
+        # As a string of RFC 8941, in quotation marks, or as it is.
+        key = (_QUOTED.sub(r"\1", keys[0]) or None) if keys else None
         applied = {} if wait is None else {"Preference-Applied": f"wait={wait}"}
         if "respond-async" in map(str.lower, preferences):
             kind, wait, applied = "command", None, {"Preference-Applied": "respond-async"}
         names: Mapping[str, str] = exchange.scope["path_params"]
         try:
             frame = encode_call(
-                kind, names["service"], names["method"], body, id_=FRAME_ID, trace_id=exchange.trace_id, timeout=wait
+                kind,
+                names["service"],
+                names["method"],
+                body,
+                id_=FRAME_ID,
+                trace_id=exchange.trace_id,
+                timeout=wait,
+                idempotency_key=key,
             )
         except ProtocolError as error:
             raise Refusal(Reason.BAD_REQUEST, error.description) from error
@@ -154,7 +173,7 @@ class EventsEndpoint(Endpoint):
         topics = list(dict.fromkeys(value for name, value in query if name == "topic"))
         stream = EventStreamHandler(exchange, topics, self._manager, self._settings)
         try:
-            await register(self._manager, stream, token, exchange.address)
+            await register(self._manager, stream, token, exchange.address, Arrival.WITH_TOKEN)
             await stream.run()
         finally:
             self._manager.unregister(stream)

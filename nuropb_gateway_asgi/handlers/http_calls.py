@@ -28,8 +28,12 @@ _CLOSED_OTHERWISE: Final = Failure(ErrorCode.CANCELLED, "Ended by the operator o
 class CallHandler:
     """A single call, as a :class:`~nuropb_gateway_asgi.Handler`. The first answer frame completes :attr:`answer`."""
 
-    def __init__(self) -> None:
+    #: Whether idempotency keys are the user's, and not the session's: every call is a session of its own.
+    keys_are_the_users = True
+
+    def __init__(self, address: str) -> None:
         self.session_id = new_id()
+        self.address = address
         self.identity: Identity | None = None
         self.connected_at = 0.0
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()

@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import ssl
+import time
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
@@ -18,10 +19,10 @@ from anyio.streams.tls import TLSStream
 
 from ..exceptions import SettingsError
 from ..handler_manager import HandlerManager
-from ..limits.admission import address_of
+from ..limits.admission import Arrival, address_of
 from ..protocol import CloseCode, encode_event, encode_json, on_one_line
 from ..settings import ENV_PREFIX, Settings
-from ..sockets import set_options
+from ..sockets import hasten_end, set_options, skip_flush
 from .connection import ClientLeft, Connection
 from .handshake import admitted
 from .refusals import Refusal
@@ -76,6 +77,11 @@ class TCPHandler(Connection):
             pass
         return None
 
+    @property
+    def has_told_end(self) -> bool:
+        """Whether the client was told that the gateway closes the connection."""
+        return self.has_sent_close
+
     def on_left(self) -> None:
         """End the connection. A client that has only finished sending still gets its outstanding answers."""
         if self._has_finished:
@@ -92,9 +98,18 @@ class TCPHandler(Connection):
         if self._has_finished and self._tasks is not None:  # without tasks, the reader has not started yet
             self._end_if_answered()
 
+    def wake(self) -> None:
+        """Let the client's last answer end the connection if it has finished sending."""
+        if self._has_finished and self._tasks is not None:
+            self._end_if_answered()
+
     def _end_if_answered(self) -> None:
         if not self._manager.in_flight(self):
             self._outbox.close()
+
+    def cut(self) -> None:
+        """Have the end of the connection drop all that the client has not read."""
+        skip_flush(self._stream.extra(SocketAttribute.raw_socket, None))
 
     async def send_text(self, text: str) -> None:
         """Send a frame. Raises ClientLeft."""
@@ -199,8 +214,11 @@ class TCPServer:
         self._open.add(stream)
         try:
             async with stream:
-                with contextlib.suppress(ClientLeft):
-                    await self._admit(stream)
+                try:
+                    with contextlib.suppress(ClientLeft):
+                        await self._admit(stream)
+                finally:
+                    hasten_end(stream.extra(SocketAttribute.raw_socket, None))
         except Exception as error:
             # The exception's message is left out, because it may quote the token.
             logger.error("TCP: a connection failed with %s", type(error).__name__)
@@ -223,19 +241,23 @@ class TCPServer:
 
     async def _admit(self, stream: SocketStream) -> None:
         address = address_of(stream.extra(SocketAttribute.remote_address, None))
+        closed: ByteStream | None = None
         try:
-            with admitted(self._manager, address):
-                await self._handle(stream, address)
+            with admitted(self._manager, address, Arrival.WITHOUT_TOKEN):
+                closed = await self._handle(stream, address)
         except Refusal as refusal:
             self._manager.statistics.refused[refusal.label] += 1
             if self._tls is None:  # a TLS handshake would cost more than the refusal is worth
                 handler = TCPHandler(stream, self._manager, self._settings, address)
                 await handler.send_refusal(refusal)
-                await _linger(stream, stream)
+                closed = stream
+        if closed is not None:  # its place is another client's already
+            await _linger(closed, stream)
 
-    async def _handle(self, raw: SocketStream, address: str) -> None:
-        with self._manager.admission.waiting(address), self._authorising():
-            stream = raw if self._tls is None else await _shake_hands(raw, self._tls)
+    async def _handle(self, raw: SocketStream, address: str) -> ByteStream | None:
+        """Serve a connection. Returns its stream if the gateway closed it and the client has not left."""
+        with self._authorising():
+            stream = raw if self._tls is None else await self._secure(raw, self._tls, address)
             handler = TCPHandler(stream, self._manager, self._settings, address)
             try:
                 authorised = await handler.authorise_by_frame()
@@ -248,8 +270,15 @@ class TCPServer:
                 await handler.run()
         finally:
             self._manager.unregister(handler)
-        if handler.has_sent_close:
-            await _linger(stream, raw)
+        return stream if handler.has_sent_close else None
+
+    async def _secure(self, raw: SocketStream, tls: ssl.SSLContext, address: str) -> ByteStream:
+        """Make the TLS handshake. Raises ClientLeft if it fails, or if another client needs the place."""
+        admission = self._manager.admission
+        with anyio.CancelScope() as scope, admission.waiting(address, scope.cancel), contextlib.suppress(ClientLeft):
+            return await _shake_hands(raw, tls)
+        admission.on_failure(address, Arrival.WITHOUT_TOKEN, time.monotonic())
+        raise ClientLeft
 
 
 async def _shake_hands(raw: SocketStream, tls: ssl.SSLContext) -> ByteStream:

@@ -13,17 +13,17 @@ from starlette.exceptions import WebSocketException
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ..authentication.credentials import take_subprotocols
+from ..authentication.credentials import Credentials, find_credentials, take_subprotocols
 from ..authentication.origins import OriginPolicy
 from ..authorization.rules import Delivery
 from ..handler_manager import HandlerManager
-from ..limits.admission import address_of
+from ..limits.admission import Arrival, address_of
 from ..protocol import SUBPROTOCOL, CloseCode
 from ..settings import Settings
 from ..tasks import TaskOwner
 from .connection import ClientLeft, Connection
-from .direct import EXTENSION, DirectWebSocket
-from .handshake import admitted, check_credentials, check_origin, check_subprotocol, register
+from .direct import EXTENSION, SIZE_FACTOR, DirectWebSocket
+from .handshake import admitted, arrival_of, check_credentials, check_origin, check_subprotocol, register
 from .refusals import DenialLogFilter, Reason, Refusal
 
 __all__ = ["WebSocketHandler"]
@@ -57,6 +57,9 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         self._origins = origins
         self._accepted = False
         self._left_with: int = 1006
+        #: The server's side of the fast path, and whether this connection may take it.
+        self._offered_direct: DirectWebSocket | None = scope.get("extensions", {}).get(EXTENSION)
+        self._is_direct = False
         self._direct: DirectWebSocket | None = None
         #: The client's subprotocols, which may contain a token; emptied once it is read.
         self._offered: Sequence[str] = ()
@@ -74,8 +77,9 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
                 # The origin comes first: a refusal by close code accepts the connection, and a page of a foreign
                 # origin must not get that far.
                 check_origin(websocket.headers, self._origins)
-                with admitted(self._manager, self._address):
-                    await self._serve(websocket)
+                credentials = find_credentials(websocket.headers, self._offered, self._settings.auth_cookie or None)
+                with admitted(self._manager, self.address, arrival_of(credentials)):
+                    await self._serve(websocket, credentials)
             except Refusal as refusal:
                 await self._refuse(websocket, refusal)
         except ClientLeft:
@@ -89,20 +93,19 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
                     await self._send({"type": "websocket.close", "code": int(CloseCode.INTERNAL_ERROR)})
             raise
 
-    async def _serve(self, websocket: WebSocket) -> None:
+    async def _serve(self, websocket: WebSocket, credentials: Credentials) -> None:
         subprotocol = check_subprotocol(self._offered)
-        credentials = check_credentials(websocket.headers, self._offered, self._settings.auth_cookie)
+        check_credentials(credentials, websocket.headers)
         self._offered = ()
         try:
             if credentials.token is not None:
                 self._sends_pings = not credentials.legacy
-                await register(self._manager, self, credentials.token, self._address)
+                await register(self._manager, self, credentials.token, self.address, Arrival.WITH_TOKEN)
                 await self._accept(subprotocol)
             else:
-                with self._manager.admission.waiting(self._address):
-                    await self._accept(subprotocol)
-                    if not await self.authorise_by_frame():
-                        return
+                await self._accept(subprotocol)
+                if not await self.authorise_by_frame():
+                    return
             await self.on_connect(websocket)
             try:
                 await self.run()
@@ -125,21 +128,31 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
 
     async def run(self) -> None:
         """Read and write until the client or the gateway closes the connection."""
-        direct: DirectWebSocket | None = self.scope.get("extensions", {}).get(EXTENSION)
-        if direct is None:
+        direct = self._offered_direct
+        if direct is None or not self._is_direct:
             await super().run()
             return
         try:
             async with TaskOwner() as tasks:
                 self._tasks = tasks
                 self._direct = direct
-                direct.attach(self.on_message, self._flush)
+                direct.attach(self.on_message, self._flush, self.is_busy)
                 self._flush()
                 while await self._is_connected():
                     pass
         finally:
             self._tasks = None
-            self._manager.unregister(self)
+            self.end()
+
+    @property
+    def ended_on_purpose(self) -> bool:
+        """Whether client or gateway ended the connection for good."""
+        return super().ended_on_purpose or (self._close is None and self._left_with == CloseCode.NORMAL)
+
+    def wake(self) -> None:
+        """Write the frames in the outbox while the client keeps up."""
+        if self._direct is not None and self._writing_since is None:
+            self._flush()
 
     async def _is_connected(self) -> bool:
         """Wait for an ASGI message on the fast path. Returns False at the end, True after a binary message."""
@@ -180,6 +193,11 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         else:
             self.send_frame(text)
 
+    def cut(self) -> None:
+        """End the connection at once, where the server has a way."""
+        if self._offered_direct is not None:
+            self._offered_direct.cut()
+
     def close(self, code: int, reason: str = "") -> None:
         """Begin to close the connection. The first call decides on code and reason."""
         super().close(code, reason)
@@ -216,6 +234,8 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
     # --- handshake --------------------------------------------------------------------------------------------
 
     async def _accept(self, subprotocol: str | None) -> None:
+        if self._offered_direct is not None:
+            self._is_direct = self._offered_direct.prepare(SIZE_FACTOR * self._settings.max_message_size)
         await self._send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
         self._accepted = True
 

@@ -1,8 +1,10 @@
-"""How much? Rate limits, admission of connections, circuit breakers, error budgets and maximum lifetimes.
+"""How much? Rate limits, admission of connections, circuit breakers, error budgets, prices and maximum lifetimes.
 
 * ``buckets``: rate limits on the frames of connections and users, and on calls by the rules of the policy
 * ``admission``: limits on the number of connections and on the rate of handshakes
 * ``circuits``: circuit breakers of services, and error budgets of users
+* ``prices``: prices of frames, in units of the rate limits
+* ``slices``: long work, done in slices
 * ``lifetimes``: the maximum lifetime of connections
 * ``shared``: the limits that all connection kinds of a process share
 """

@@ -17,6 +17,10 @@ __all__ = ["Excess", "RateLimits", "TokenBuckets"]
 #: Refused frames of one connection within REFUSALS_WINDOW seconds, before it is closed.
 REFUSALS_ALLOWED: Final = 100
 REFUSALS_WINDOW: Final = 60.0
+#: New bindings of the broker for one user: at once as many as all connections of a user may subscribe to by default, so
+#: that reconnecting clients are not refused. Each takes the broker, and each process with a subscriber, about a
+#: millisecond.
+NEW_BINDINGS: Final = Rate(100, "s", 10_000)
 #: Buckets of users in one generation; beyond it the buckets not used lately are forgotten, full or not.
 MAX_BUCKETS: Final = 50_000
 
@@ -24,7 +28,7 @@ MAX_BUCKETS: Final = 50_000
 class Excess(NamedTuple):
     """A frame over a limit: the scope of the limit, and the seconds to wait."""
 
-    scope: Literal["connection", "user", "rule"]
+    scope: Literal["connection", "user", "rule", "bindings"]
     wait: float
 
 
@@ -68,6 +72,14 @@ class TokenBuckets:
         """Take ``count`` tokens from the bucket of ``key``, or all that it has."""
         self._young[key] = min(self._full_at(key, now) + count * self._interval, now + self._fill_time)
 
+    def charge(self, key: Hashable, now: float, count: int) -> None:
+        """Take ``count`` tokens from the bucket of ``key``, on credit if it has fewer.
+
+        The next token comes once the debt is paid. A bucket owes as many tokens as it holds at most, so that something
+        which costs more than a whole bucket is possible.
+        """
+        self._young[key] = min(self._full_at(key, now) + count * self._interval, now + 2 * self._fill_time)
+
     def _full_at(self, key: Hashable, now: float) -> float:
         if now >= self._rotation or len(self._young) >= self._most:
             self._old, self._young = self._young, {}
@@ -86,12 +98,13 @@ class TokenBuckets:
 class RateLimits:
     """The rate limits of a process: of connections, users, and calls of a rule. None is no limit."""
 
-    __slots__ = ("_calls", "_connections", "_refusals", "_users")
+    __slots__ = ("_bindings", "_calls", "_connections", "_refusals", "_users")
 
     def __init__(self, connection: Rate | None, user: Rate | None) -> None:
         # As many as connections at most: each bucket is dropped with its connection.
         self._connections = None if connection is None else TokenBuckets(connection, math.inf)
         self._users = None if user is None else TokenBuckets(user)
+        self._bindings = TokenBuckets(NEW_BINDINGS)
         # The buckets of a rule go with it when the policy is loaded again.
         self._calls: weakref.WeakKeyDictionary[CallRate, TokenBuckets] = weakref.WeakKeyDictionary()
         self._refusals: dict[str, tuple[float, int]] = {}
@@ -117,6 +130,13 @@ class RateLimits:
                 return Excess("user", wait)
         return None
 
+    def charge(self, session_id: str, user_id: str, now: float, count: int) -> None:
+        """Charge a counted frame for its real price: ``count`` units more. Later frames wait until it is paid."""
+        if self._connections is not None:
+            self._connections.charge(session_id, now, count)
+        if self._users is not None:
+            self._users.charge(user_id, now, count)
+
     def on_call(self, limit: CallRate, user_id: str, now: float) -> Excess | None:
         """Count a call of a rule with ``limit``; return the excess if it is over the limit."""
         buckets = self._calls.get(limit)
@@ -124,6 +144,14 @@ class RateLimits:
             buckets = self._calls[limit] = TokenBuckets(limit.rate)
         wait = buckets.take(user_id if limit.per == "user" else None, now)
         return Excess("rule", wait) if wait else None
+
+    def on_bindings(self, user_id: str, now: float, count: int) -> Excess | None:
+        """Count topics that the broker has to bind for a user; return the excess if there are too many."""
+        wait = self._bindings.take(user_id, now)
+        if wait:
+            return Excess("bindings", wait)
+        self._bindings.charge(user_id, now, count - 1)
+        return None
 
     def on_refusal(self, session_id: str, now: float) -> bool:
         """Count a refused frame; return whether the connection has had so many that it is to be closed."""

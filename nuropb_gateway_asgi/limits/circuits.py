@@ -19,6 +19,10 @@ COUNTED_OF_ONE: Final = 2
 PAUSE: Final = 1.0
 #: Seconds. A shorter timeout proves nothing about the service.
 SHORTEST_COUNTED_TIMEOUT: Final = 0.1
+#: Seconds without an answer to any caller before a circuit opens for all callers.
+SILENCE: Final = 1.0
+#: Seconds for which the slowest answer of a service is remembered at least; at most twice as long.
+MEMORY: Final = 30.0
 #: Failed calls of one user within ERROR_WINDOW, and calls refused after them until the connection is closed. NuroPb
 #: 0.1.8 dead-letters every failed call, and those queues are never emptied.
 ERRORS_ALLOWED: Final = 50
@@ -38,12 +42,32 @@ EVERYBODY: Final = _Everybody.EVERYBODY
 Caller: TypeAlias = str | None
 
 
+class _Pace:
+    """The time that a service takes to answer: the slowest of its latest answers, in two generations."""
+
+    __slots__ = ("answered_at", "before", "slowest", "turns_at")
+
+    def __init__(self, now: float) -> None:
+        self.answered_at = now
+        self.slowest = self.before = 0.0
+        self.turns_at = now + MEMORY
+
+    def says_nothing(self, timeout: float, now: float) -> bool:
+        """Tell whether a service at this pace may be well although a call had no answer in ``timeout`` seconds."""
+        needs = max(self.slowest, self.before)
+        if now >= self.turns_at:
+            needs = self.slowest if now < self.turns_at + MEMORY else 0.0
+        return timeout < needs or now - self.answered_at < max(timeout, SILENCE)
+
+
 class _Circuit:
-    __slots__ = ("probes", "retry_at", "timeouts")
+    __slots__ = ("counted", "probes", "retry_at", "timeouts")
 
     def __init__(self) -> None:
         #: Timeouts in a row, by caller.
         self.timeouts: Counter[Caller] = Counter()
+        #: Those of them that say something about the service.
+        self.counted: Counter[Caller] = Counter()
         #: The call that probes the service, for each caller for whom the circuit is open.
         self.probes: dict[Caller | _Everybody, str] = {}
         #: The time of the next probe.
@@ -51,7 +75,7 @@ class _Circuit:
 
     def open_for(self, caller: Caller) -> Caller | _Everybody | Literal[False]:
         """Return EVERYBODY or this caller if the circuit is open for them, else False."""
-        if sum(min(count, COUNTED_OF_ONE) for count in self.timeouts.values()) >= OPEN_AFTER:
+        if sum(min(count, COUNTED_OF_ONE) for count in self.counted.values()) >= OPEN_AFTER:
             return EVERYBODY
         return caller if self.timeouts[caller] >= OPEN_AFTER else False
 
@@ -65,23 +89,27 @@ class Circuits:
 
     An open circuit refuses calls; after a pause it lets one call at a time through as a probe. The timeouts of one
     caller open it for that caller alone, since a caller with impossible timeouts must not cut others off. The timeouts
-    of several callers open it for all.
+    of several callers open it for all, if these say something about the service: it answered no caller meanwhile, nor
+    within the last second, and each of the calls had as much time as the service has lately needed.
     """
 
-    __slots__ = ("_circuits",)
+    __slots__ = ("_paces", "troubled")
 
     def __init__(self) -> None:
-        self._circuits: dict[str, _Circuit] = {}
+        #: By the names of services with timeouts since their last answer.
+        self.troubled: dict[str, _Circuit] = {}
+        #: By the names of services that have answered.
+        self._paces: dict[str, _Pace] = {}
 
     def __len__(self) -> int:
-        return len(self._circuits)
+        return max(len(self.troubled), len(self._paces))
 
     def refuses(self, service: str, caller: Caller, correlation_id: str, now: float) -> float | None:
         """Return the seconds until a call may be tried again, or None if this call may be made.
 
         A call that an open circuit lets through is its probe.
         """
-        circuit = self._circuits.get(service)
+        circuit = self.troubled.get(service)
         whom = False if circuit is None else circuit.open_for(caller)
         if circuit is None or whom is False:
             return None
@@ -99,13 +127,16 @@ class Circuits:
         self.on_ended(service, caller, correlation_id)
         if timeout < SHORTEST_COUNTED_TIMEOUT:
             return False
-        circuit = self._circuits.get(service)
+        circuit = self.troubled.get(service)
         if circuit is None:
-            if len(self._circuits) >= MAX_ENTRIES:
-                del self._circuits[next(iter(self._circuits))]
-            circuit = self._circuits[service] = _Circuit()
+            if len(self.troubled) >= MAX_ENTRIES:
+                del self.troubled[next(iter(self.troubled))]
+            circuit = self.troubled[service] = _Circuit()
         before = circuit.open_for(caller)
         circuit.timeouts[caller] += 1
+        pace = self._paces.get(service)
+        if pace is None or not pace.says_nothing(timeout, now):
+            circuit.counted[caller] += 1
         after = circuit.open_for(caller)
         if after is not False:
             circuit.retry_at[after] = now + PAUSE
@@ -113,24 +144,41 @@ class Circuits:
 
     def on_ended(self, service: str, caller: Caller, correlation_id: str) -> None:
         """Note that a call ended without an answer: cancelled, abandoned or not sent."""
-        circuit = self._circuits.get(service)
+        circuit = self.troubled.get(service)
         if circuit is not None:
             for whom in (EVERYBODY, caller):
                 if circuit.probes.get(whom) == correlation_id:
                     del circuit.probes[whom]
 
-    def on_answer(self, service: str) -> bool:
-        """Note an answer of the service, late or not; return whether that closed an open circuit."""
-        circuit = self._circuits.pop(service, None)
+    def on_answer(self, service: str, seconds: float, now: float) -> bool:
+        """Note an answer of the service, late or not; return whether that closed an open circuit.
+
+        ``seconds`` is the time that the answer took.
+        """
+        pace = self._paces.get(service)
+        if pace is None:
+            if len(self._paces) >= MAX_ENTRIES:
+                del self._paces[next(iter(self._paces))]
+            pace = self._paces[service] = _Pace(now)
+        pace.answered_at = now
+        if now >= pace.turns_at:
+            pace.before = pace.slowest if now < pace.turns_at + MEMORY else 0.0
+            pace.slowest = seconds
+            pace.turns_at = now + MEMORY
+        elif seconds > pace.slowest:
+            pace.slowest = seconds
+        if not self.troubled:
+            return False
+        circuit = self.troubled.pop(service, None)
         return circuit is not None and circuit.is_open
 
     def open(self) -> list[str]:
         """Return the services whose circuits are open, for all callers or for some."""
-        return [service for service, circuit in self._circuits.items() if circuit.is_open]
+        return [service for service, circuit in self.troubled.items() if circuit.is_open]
 
     def reset(self) -> None:
         """Close all circuits: the mesh was away, not the services."""
-        self._circuits.clear()
+        self.troubled.clear()
 
 
 class _Budget:

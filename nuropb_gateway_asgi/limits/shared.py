@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Final, Self
 
 from ..authentication.revocation import Revocations
+from ..generation_cache import GenerationCache
 from ..rates import parse_limit
 from ..settings import Settings
 from .admission import Admission
 from .buckets import RateLimits
 from .circuits import ErrorBudgets
+from .places import Orphans, Shares
+from .slices import Slices
 
 __all__ = ["SharedLimits"]
+
+#: Confirmed commands that are remembered at least, to find the user of one that fails.
+REMEMBERED_COMMANDS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class SharedLimits:
-    """Rate limits, admission, error budgets and revocations shared by all connection kinds of one process.
+    """Rate limits, admission, places, error budgets, revocations and slices shared by all connection kinds.
+
+    All of one process share them.
 
     So a limit per process or per user counts the connections of every kind.
     """
@@ -26,8 +34,16 @@ class SharedLimits:
     admission: Admission
     rates: RateLimits
     budgets: ErrorBudgets
+    #: Calls that users have given up, and users' places at services.
+    orphans: Orphans
+    request_places: Shares
+    command_places: Shares
+    #: Users of commands that the broker has confirmed, by correlation ids: such a command may still fail.
+    command_users: GenerationCache[str, str]
     #: Revoked tokens, which are refused even if the authenticator accepts them.
     revocations: Revocations
+    #: Long work, done in slices.
+    slices: Slices = field(default_factory=Slices)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -42,5 +58,9 @@ class SharedLimits:
             ),
             RateLimits(parse_limit(settings.rate_limit), parse_limit(settings.rate_limit_user)),
             ErrorBudgets(),
+            Orphans(),
+            Shares(settings.max_in_flight_per_service),
+            Shares(settings.max_in_flight_per_service),
+            GenerationCache(REMEMBERED_COMMANDS),
             Revocations(),
         )

@@ -23,7 +23,7 @@ from ..tasks import TaskOwner
 from ..topics import TopicTree
 from ..wire.codec import InvalidMessage, NotJson, decode_event, decode_reply, encode_event
 from ..wire.interface import CallMessage, MeshReceiver
-from ..wire.services import Runnable, call_service, deliver_event, to_json
+from ..wire.services import Runnable, as_target, call_service, deliver_event, to_json
 
 __all__ = ["EmbeddedMesh"]
 
@@ -64,6 +64,11 @@ class EmbeddedMesh:
         """The reason why the mesh is not connected."""
         return None if self.connected else "the mesh is not running"
 
+    @property
+    def warnings(self) -> list[str]:
+        """None: there are no permissions."""
+        return []
+
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
         """Set the receiver of messages, and let services call ``controller`` under the gateway's own name."""
         self._receiver = receiver
@@ -78,6 +83,7 @@ class EmbeddedMesh:
         self._running[self._address] = _Running(self._told, self._subscriptions)
         self._run_services(self._tasks)
         self._told.on_connection_change(connected=True)
+        self._told.on_records_read()
         return self
 
     async def __aexit__(
@@ -130,6 +136,10 @@ class EmbeddedMesh:
         for each in tuple(self._running.values()):
             each.receiver.on_record(record)
 
+    def when_proven(self, proven: Callable[[], None]) -> None:
+        """Call ``proven``: this mesh is never in doubt."""
+        proven()
+
     def forget(self, correlation_id: str) -> None:
         """Let the call run on, as with a service behind a broker, which cannot be interrupted."""
 
@@ -138,11 +148,13 @@ class EmbeddedMesh:
         tasks = self._group()
         subscribed = [each.receiver for each in self._running.values() if each.subscriptions.match(topic)]
         if subscribed:
+            correlation_id = new_id()
             body = encode_event(
-                topic, event, context=context, trace_id=trace_id, correlation_id=new_id(), target=target
+                topic, event, context=context, trace_id=trace_id, correlation_id=correlation_id, target=target
             )
             try:
                 message = decode_event(body)
+                message.id = correlation_id
             except InvalidMessage as error:
                 logger.warning("embedded mesh: an event was dropped: %s", error)
             else:
@@ -160,10 +172,15 @@ class EmbeddedMesh:
                     name=f"embedded {name} event",
                 )
 
-    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
+    def when_events_are_in(self, done: Callable[[], None]) -> None:
+        """Call ``done`` after the events that are on their way."""
+        self._group()
+        asyncio.get_running_loop().call_soon(done)
+
+    def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
         """Receive events of this topic pattern."""
         self._subscriptions.add(topic, topic)
-        done()
+        done(True)
 
     def unsubscribe(self, topic: str) -> None:
         """Receive events of this topic pattern no longer."""
@@ -182,7 +199,7 @@ class EmbeddedMesh:
 
     def _publish_any(self, topic: str, event: Any, target: list[str] | None = None) -> None:
         with contextlib.suppress(MeshUnavailable):  # a tick that is due while the mesh stops
-            self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)
+            self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=as_target(target))
 
     async def _call(self, service: object, message: CallMessage) -> None:
         if time.monotonic() >= message.deadline:
@@ -200,6 +217,8 @@ class EmbeddedMesh:
             outcome = await call(redelivered=True)
         for topic, payload, target in outcome.events:
             self._publish_any(topic, payload, target)
+        if message.kind == "command" and outcome.action != "ack":
+            self._told.on_dead_lettered(message.correlation_id)
         if message.kind != "request" or not self._told.expects(message.correlation_id):
             return
         try:

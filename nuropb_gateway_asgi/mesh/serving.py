@@ -23,7 +23,7 @@ from ..service_mesh_manager import ServiceMeshManager
 from ..settings import Settings
 from ..tasks import in_own_task
 from ..topics import check_topic
-from ..wire.services import PublishEvent, Runnable, to_json, with_context
+from ..wire.services import PublishEvent, Runnable, as_target, to_json, with_context
 from .rabbitmq import RabbitMQMesh
 
 __all__ = ["PublishEvent", "hosting", "serve", "with_context"]
@@ -129,9 +129,7 @@ def _publisher(mesh: RabbitMQMesh, name: str) -> PublishEvent:
         reason = check_topic(topic)
         if reason is not None:
             raise ValueError(f"topic: {reason}")
-        if isinstance(target, str):  # each of its letters would be a user
-            raise TypeError("target: a string; expected a list of user ids")
-        body, users = to_json(event), None if target is None else list(target)
+        body, users = to_json(event), as_target(target)
         try:
             mesh.publish(topic, body, context=b"{}", trace_id=new_id(), target=users)
         except MeshUnavailable as error:

@@ -49,17 +49,25 @@ class Health:
             return ["the gateway was not started"]
         reasons = ["draining"] if self._is_draining() else []
         reasons += [kind.problem for kind in self._kinds if kind.problem is not None]
+        # All kinds share the revocations.
+        reasons += list(filter(None, (kind.service_mesh_manager.revoker.problem for kind in self._kinds)))[:1]
         if (problem := getattr(self._authenticator, "problem", None)) is not None:
             reasons.append(problem)
         return reasons
 
+    def warnings(self) -> list[str]:
+        """Return the faults with which clients are served nevertheless."""
+        warning = getattr(self._authenticator, "warning", None)
+        # All kinds are one user of the broker, and lack the same permissions.
+        of_meshes = list(dict.fromkeys(warning for kind in self._kinds for warning in kind.warnings))
+        return of_meshes if warning is None else [warning, *of_meshes]
+
     async def _readyz(self, request: Request) -> Response:
         reasons = self.not_ready()
-        warning = getattr(self._authenticator, "warning", None)
         body = {
             "ready": not reasons,
             "reasons": reasons,
-            "warnings": [] if warning is None else [warning],
+            "warnings": self.warnings(),
             "mesh": {"connected": all(kind.problem is None for kind in self._kinds)},
         }
         if self._policy_file is not None:  # clients are welcome with a broken file, too: the last good rules hold

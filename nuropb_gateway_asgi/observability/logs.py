@@ -22,13 +22,17 @@ from typing import Any, Final, TextIO
 from ..exceptions import GatewayError
 from ..settings import ENV_PREFIX, Settings
 from .log_files import handlers, load_log_config
-from .refusal_lines import RefusalFilter
+from .refusal_lines import RefusalFilter, is_of_anybody
 
 __all__ = ["JSONFormatter", "LogFilter", "configure_logging", "filtered_server_logs", "print_json_lines"]
 
 _SERVER: Final = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 #: Loggers of the gateway whose lines are about refused connections and requests.
-_REFUSALS: Final = ("nuropb_gateway_asgi.handlers.refusals", "nuropb_gateway_asgi.handlers.handshake")
+_REFUSALS: Final = (
+    "nuropb_gateway_asgi.handlers.refusals",
+    "nuropb_gateway_asgi.handlers.handshake",
+    "nuropb_gateway_asgi.handler_manager.refreshes",
+)
 #: Control characters (C0, DEL, C1), and the line separators of Unicode.
 _ESCAPED: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
     0x2028: "\\u2028",
@@ -152,7 +156,7 @@ def filtered_server_logs() -> Iterator[None]:
     finally:
         for name, each in filters:
             logging.getLogger(name).removeFilter(each)
-        for filter_ in (refusals, *logging.getLogger("uvicorn.access").filters):
+        for filter_ in (refusals, *(each for name in _SERVER for each in logging.getLogger(name).filters)):
             if isinstance(filter_, RefusalFilter):
                 filter_.report()
 
@@ -249,8 +253,11 @@ def configure_logging(settings: Settings) -> None:
         logger = logging.getLogger(name)
         logger.filters = [each for each in logger.filters if not isinstance(each, LogFilter | RefusalFilter)]
         logger.addFilter(filter_)
-    # Only here: the lines about other requests of a host application are its own matter.
+    # Only here: the lines about other connections and requests of a host application are its own matter.
     logging.getLogger("uvicorn.access").addFilter(RefusalFilter())
+    anybodys = RefusalFilter(is_of_anybody, "connections, and requests without a token,")
+    for name in ("uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).addFilter(anybodys)
 
 
 def _configure_by_file(package: logging.Logger, settings: Settings) -> None:

@@ -15,8 +15,9 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -41,6 +42,16 @@ _LAGS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 _GAUGES: Final[Sequence[tuple[str, str, Callable[[ConnectionKind], float]]]] = (
     ("connections", "Registered connections", lambda each: len(each.handler_manager)),
     ("in_flight", "Calls in flight", lambda each: each.service_mesh_manager.in_flight),
+    (
+        "orphaned_calls",
+        "Calls that services may be working on for clients that wait no longer",
+        lambda each: len(each.service_mesh_manager.calls.table.orphans),
+    ),
+    (
+        "waiting_calls",
+        "Calls that wait for a place among those of their user at their service",
+        lambda each: each.service_mesh_manager.calls.places.waiting,
+    ),
     ("mesh_connected", "Processes with a connection to the mesh", lambda each: each.service_mesh_manager.connected),
     (
         "open_circuits",
@@ -48,6 +59,17 @@ _GAUGES: Final[Sequence[tuple[str, str, Callable[[ConnectionKind], float]]]] = (
         lambda each: len(each.service_mesh_manager.open_circuits),
     ),
     ("outbox_bytes", "Bytes in the outboxes of clients", lambda each: each.outbox_size),
+    ("sessions_resumable", "Resumable sessions", lambda each: len(each.service_mesh_manager.resumption.store)),
+    (
+        "sessions_parked",
+        "Resumable sessions without a connection",
+        lambda each: each.service_mesh_manager.resumption.store.parked,
+    ),
+    (
+        "sessions_parked_bytes",
+        "Bytes kept for sessions without a connection",
+        lambda each: each.service_mesh_manager.resumption.store.parked_size,
+    ),
 )
 #: Counters that are carried over: name, text and labels.
 _COUNTERS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
@@ -58,23 +80,30 @@ _COUNTERS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
     ("events", "Events received from the mesh", ("transport",)),
     ("rate_limited", "Frames over a rate limit, by the limit's scope", ("scope", "transport")),
     ("subscriptions_ended", "Subscriptions ended by the policy", ("transport",)),
+    ("sessions_resumed", "Answers to resume: resumed, or the reason why not", ("reason", "transport")),
+    ("sessions_handed_over", "Sessions that left for another process, or came from one", ("direction", "transport")),
     ("policy_reloads", "Reloads of the policy file, by result", ("result",)),
     ("published", "Messages published to the broker", ("transport",)),
 )
-_KEY_FAILURES: Final = ("key_fetch_failures", "Failed attempts to fetch the keys", ())
+_KEY_FAILURES: Final = ("key_fetch_failures", "Failed attempts to fetch the keys")
 
 
 class Metrics:
     """The metrics of one gateway."""
 
     def __init__(
-        self, kinds: Collection[ConnectionKind], policy_file: PolicyFile | None = None, key_set: KeySet | None = None
+        self,
+        kinds: Collection[ConnectionKind],
+        policy_file: PolicyFile | None = None,
+        key_sets: Mapping[str, KeySet] = MappingProxyType({}),
     ) -> None:
         import prometheus_client as prometheus
 
         self._kinds = kinds
         self._policy_file = policy_file
-        self._key_set = key_set
+        #: By the labels of their series: the issuer, if there are several.
+        self._key_sets = {(issuer,) if len(key_sets) > 1 else (): each for issuer, each in key_sets.items()}
+        by_issuer = ("issuer",) if len(key_sets) > 1 else ()
         self._render = prometheus.exposition.generate_latest
         self._content_type = prometheus.CONTENT_TYPE_LATEST
         self._registry = registry = prometheus.CollectorRegistry()
@@ -111,14 +140,18 @@ class Metrics:
         for name, text, value in _GAUGES:
             by_transport = gauge(name, text, labels=("transport",))
             self._gauges += [(by_transport.labels(each.name), functools.partial(value, each)) for each in kinds]
-        if key_set is not None:
+        if key_sets:
             # Of several processes, report the one that is worst off.
-            keys = gauge("keys", "Keys for checking tokens", "livemin")
-            age = gauge("keys_age_seconds", "Seconds since the keys were fetched", "livemax")
-            self._gauges += [(keys, lambda: key_set.size), (age, lambda: key_set.age)]
+            keys = gauge("keys", "Keys for checking tokens", "livemin", by_issuer)
+            age = gauge("keys_age_seconds", "Seconds since the keys were fetched", "livemax", by_issuer)
+            for labels, each in self._key_sets.items():
+                self._gauges += [
+                    (keys.labels(*labels) if labels else keys, functools.partial(getattr, each, "size")),
+                    (age.labels(*labels) if labels else age, functools.partial(getattr, each, "age")),
+                ]
         self._counters: dict[str, Counter] = {
             name: prometheus.Counter(f"nuropb_gateway_{name}", text, labels, registry=registry)
-            for name, text, labels in (_COUNTERS if key_set is None else (*_COUNTERS, _KEY_FAILURES))
+            for name, text, labels in (*_COUNTERS, *([(*_KEY_FAILURES, by_issuer)] if key_sets else []))
         }
         self._carried: dict[tuple[str, tuple[str, ...]], int] = {}
         for kind in kinds:
@@ -126,11 +159,14 @@ class Metrics:
 
     @classmethod
     def create(
-        cls, kinds: Collection[ConnectionKind], policy_file: PolicyFile | None = None, key_set: KeySet | None = None
+        cls,
+        kinds: Collection[ConnectionKind],
+        policy_file: PolicyFile | None = None,
+        key_sets: Mapping[str, KeySet] = MappingProxyType({}),
     ) -> Metrics | None:
         """Return the metrics, or None if prometheus-client is not installed."""
         try:
-            return cls(kinds, policy_file, key_set)
+            return cls(kinds, policy_file, key_sets)
         except ModuleNotFoundError:
             return None
 
@@ -143,8 +179,8 @@ class Metrics:
         if self._policy_file is not None:
             for result, count in self._policy_file.reloads.items():
                 self._carry("policy_reloads", count, result)
-        if self._key_set is not None:
-            self._carry("key_fetch_failures", self._key_set.failures)
+        for labels, key_set in self._key_sets.items():
+            self._carry("key_fetch_failures", key_set.failures, *labels)
 
     def _collect_kind(self, kind: ConnectionKind) -> None:
         handlers, manager, name = kind.handler_manager, kind.service_mesh_manager, kind.name
@@ -173,6 +209,10 @@ class Metrics:
             ("expired_unsent", mesh.get("expired_unsent", 0)),
         ):
             self._carry("dropped", count, reason, name)
+        for reason, count in manager.resumption.answers.items():
+            self._carry("sessions_resumed", count, reason, name)
+        self._carry("sessions_handed_over", manager.resumption.departures.count, "out", name)
+        self._carry("sessions_handed_over", manager.resumption.arrivals.count, "in", name)
         self._carry("events", statistics.events, name)
         self._carry("subscriptions_ended", statistics.denied_subscriptions, name)
         self._carry("mesh_reconnects", mesh.get("reconnects", 0), name)

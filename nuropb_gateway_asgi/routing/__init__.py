@@ -1,7 +1,8 @@
 """Where does each answer and event go? Calls in flight, descriptions of services, subscriptions.
 
 * ``calls``: the kinds of calls, and the table in which each call ends exactly once
-* ``in_flight``: sends calls to the mesh and ends them; ``breakers``: the circuit breakers of their services
+* ``in_flight``: sends calls to the mesh and ends them; ``outcomes``: ends them by what the mesh reports
+* ``places``: places of users at services; ``breakers``: the circuit breakers of services
 * ``client_calls``: calls of clients; ``application``: calls, events and users for the host application
 * ``failures``: errors of services and of the mesh, translated for the caller
 * ``descriptions``: descriptions of services, cached; ``catalogue``: their part that one caller may use

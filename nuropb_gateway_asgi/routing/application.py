@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from ..authentication import Identity
-from ..exceptions import MeshUnavailable, NotStartedError
+from ..exceptions import MeshUnavailable, MessageTooLarge, NotStartedError
 from ..fleet import FleetUsers, Revoker
 from ..identifiers import new_id
 from ..protocol import ErrorCode, Failure
@@ -20,7 +20,7 @@ from ..topics import check_topic
 from ..wire.context import context_of
 from ..wire.description import Description
 from ..wire.interface import CallMessage, Mesh
-from ..wire.services import to_json
+from ..wire.services import as_target, to_json
 from .calls import ApplicationCall
 from .catalogue import Catalogue
 from .failures import MESH_UNAVAILABLE, call_error
@@ -139,12 +139,14 @@ class Application:
             raise ValueError(f"topic: {reason}")
         self._check_started()
         trace_id = trace_id or new_id()
-        users = None if target is None else list(target)
+        users = as_target(target)
         context = context_of(identity, trace_id, None)
         try:
             self._mesh.publish(topic, to_json(event), context=context, trace_id=trace_id, target=users)
         except MeshUnavailable as error:
             raise call_error(MESH_UNAVAILABLE) from error
+        except MessageTooLarge as error:
+            raise call_error(Failure(ErrorCode.PAYLOAD_TOO_LARGE, str(error))) from error
 
     async def describe(self, service: str) -> Description:
         """Ask a service for its description."""
@@ -178,6 +180,18 @@ class Application:
         try:
             await self._revoker.revoke(
                 user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before, until=until
+            )
+        except MeshUnavailable as error:
+            raise call_error(MESH_UNAVAILABLE) from error
+
+    async def unrevoke(
+        self, *, user_id: str | None, session_id: str | None, token_id: str | None, issued_before: float | None
+    ) -> None:
+        """Take a revocation back, in every process."""
+        self._check_started()
+        try:
+            await self._revoker.unrevoke(
+                user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before
             )
         except MeshUnavailable as error:
             raise call_error(MESH_UNAVAILABLE) from error

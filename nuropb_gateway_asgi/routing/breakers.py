@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from ..limits.circuits import EVERYBODY, Circuits
 from ..protocol import ErrorCode, Failure
@@ -18,6 +19,8 @@ class Breakers:
 
     def __init__(self) -> None:
         self._circuits = Circuits()
+        #: Empty while every service answers, as nearly always: then there is nothing to check.
+        self.troubled: Mapping[str, object] = self._circuits.troubled
 
     def check(self, call: Call, now: float) -> Failure | None:
         """Return the refusal of a request whose service does not answer, or None."""
@@ -35,15 +38,21 @@ class Breakers:
         message = call.message
         if message.kind == "command" or message.service == "":
             return
-        opened = self._circuits.on_timeout(message.service, call.caller, message.correlation_id, message.timeout, now)
+        opened = self._circuits.on_timeout(
+            message.service, call.caller, message.correlation_id, message.deadline - call.began, now
+        )
         if opened is not False:
             whose = "calls to it" if opened is EVERYBODY else "calls of one user to it"
             logger.warning("service %s does not answer; %s fail at once until it does", message.service, whose)
 
-    def on_answer(self, service: str) -> None:
-        """Close the circuit of a service that answered, late or not."""
-        if self._circuits.on_answer(service):
+    def on_answer(self, service: str, began: float, now: float) -> None:
+        """Close the circuit of a service that answered a call, which began at ``began``."""
+        if self._circuits.on_answer(service, now - began, now):
             logger.warning("service %s answers again", service)
+
+    def on_late_answer(self, service: str, now: float) -> None:
+        """Close the circuit of a service that answered a call after its deadline."""
+        self.on_answer(service, now, now)
 
     def on_ended(self, call: Call) -> None:
         """Note that a call has ended: if it was the probe of an open circuit, the next call may be."""

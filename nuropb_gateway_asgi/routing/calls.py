@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
+import msgspec
 from msgspec import Raw
 
 from ..authentication import Identity
@@ -16,7 +17,17 @@ from ..protocol import ErrorCode, Failure, encode_failure, encode_response
 from ..wire.interface import CallMessage
 from .failures import INTERNAL, call_error
 
-__all__ = ["SLOT_SECONDS", "ApplicationCall", "Call", "CallTable", "ClientCall", "LookUpCall", "refuse_unless"]
+__all__ = [
+    "SLOT_SECONDS",
+    "ApplicationCall",
+    "Call",
+    "CallTable",
+    "ClientCall",
+    "LookUpCall",
+    "OrphanCall",
+    "State",
+    "refuse_unless",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -24,20 +35,23 @@ logger = logging.getLogger(__name__)
 SLOT_SECONDS: Final = 0.05
 #: Correlation ids of ended calls that are remembered at least, to tell a late reply from an unknown one.
 REMEMBERED_CALLS: Final = 4096
+#: A call's place among those of its user at its service: it needs none, as a call of this process itself; it waits for
+#: one; it has one and is not sent yet; it has one, and the mesh has the call.
+State: TypeAlias = Literal["free", "waiting", "started", "sent"]
 
 
 class Call:
     """A request or command in flight."""
 
-    __slots__ = ("message",)
+    __slots__ = ("began", "caller", "message", "state")
 
-    def __init__(self, message: CallMessage) -> None:
+    def __init__(self, message: CallMessage, caller: str | None = None) -> None:
         self.message = message
-
-    @property
-    def caller(self) -> str | None:
-        """The id of the calling user; None for calls of this process itself."""
-        return None
+        #: The id of the calling user; None for calls of this process itself.
+        self.caller = caller
+        self.state: State = "free"
+        #: The time from which the service could work on it.
+        self.began = message.deadline - message.timeout
 
     def release(self) -> None:
         """Give back the call's place among those of its connection, if it has one."""
@@ -59,16 +73,19 @@ class ClientCall(Call):
     def __init__(
         self, message: CallMessage, handler: Handler, id_: str | None, trace_id: str | None, places: dict[str, str]
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, None if handler.identity is None else handler.identity.user_id)
         self.handler = handler
         self.id = id_
         self.trace_id = trace_id
         self.places = places
 
-    @property
-    def caller(self) -> str | None:
-        """The id of the connection's user."""
-        return None if self.handler.identity is None else self.handler.identity.user_id
+    def id_of(self, place: str) -> str | None:
+        """Return the client's id of the caller with this place."""
+        return self.id
+
+    def follow(self, former: Handler, handler: Handler, place: str | None = None) -> None:
+        """Send the answer to ``handler`` in the place of ``former``; ``place`` is that of a single caller."""
+        self.handler = handler
 
     def release(self) -> None:
         """Give back the place among the connection's calls."""
@@ -121,6 +138,18 @@ class LookUpCall(Call):
         self.done(failure)
 
 
+class OrphanCall(Call):
+    """A call that a service may be working on for a client that waits no longer."""
+
+    __slots__ = ()
+
+    def __init__(self, call: Call) -> None:
+        message = msgspec.structs.replace(call.message, params=b"{}", context=b"{}")  # these may be large
+        super().__init__(message, call.caller)
+        self.state = call.state
+        self.began = call.began
+
+
 def refuse_unless(names: Callable[[Identity, str, str], bool], call: Call | None, description: str) -> Failure | None:
     """Refuse a client's call that only a wildcard allows; ``names`` is the policy's answer to that question."""
     if not isinstance(call, ClientCall) or call.handler.identity is None:
@@ -142,11 +171,12 @@ class CallTable:
     in two dictionaries, no timer and no task.
     """
 
-    __slots__ = ("_calls", "_due", "_ended", "_slot")
+    __slots__ = ("_calls", "_due", "_ended", "_orphans", "_slot")
 
     def __init__(self, remembered: int = REMEMBERED_CALLS) -> None:
         self._calls: dict[str, Call] = {}
         self._due: dict[int, list[str]] = {}
+        self._orphans: dict[str, OrphanCall] = {}
         self._slot = 0
         #: Ended calls: the service whose reply would be late, or "" once its reply was there.
         self._ended: GenerationCache[str, str] = GenerationCache(remembered)
@@ -164,6 +194,11 @@ class CallTable:
     def deadlines(self) -> int:
         """The number of deadlines that are still to be looked at, those of ended calls included."""
         return sum(map(len, self._due.values()))
+
+    @property
+    def orphans(self) -> tuple[str, ...]:
+        """The calls that were given up by :meth:`orphan`, and whose answer or deadline is still to come."""
+        return tuple(self._orphans)
 
     @property
     def looked_at(self) -> float:
@@ -188,6 +223,18 @@ class CallTable:
             self._ended.add(correlation_id, call.message.service)
         return call
 
+    def orphan(self, call: Call) -> None:
+        """Keep a removed call until its answer or its deadline, for its place."""
+        self._orphans[call.message.correlation_id] = OrphanCall(call)
+
+    def get_orphan(self, correlation_id: str) -> OrphanCall | None:
+        """Return a call that was given up, or None."""
+        return self._orphans.get(correlation_id)
+
+    def take_orphan(self, correlation_id: str) -> OrphanCall | None:
+        """Remove a call that was given up and return it, or None."""
+        return self._orphans.pop(correlation_id, None)
+
     def answered(self, correlation_id: str) -> None:
         """Note that the service answered a removed call: another reply to it is a double."""
         self._ended.add(correlation_id, "")
@@ -197,7 +244,10 @@ class CallTable:
         return self._ended.get(correlation_id)
 
     def due(self, now: float) -> list[str]:
-        """Return the calls whose deadline has passed since the last time; ``now`` is a time of their clock."""
+        """Return the calls whose deadline has passed since the last time, also those given up.
+
+        ``now`` is a time of their clock.
+        """
         slot = int(now / SLOT_SECONDS)
         if self._slot == 0:
             self._slot = min(self._due, default=slot)
@@ -205,4 +255,4 @@ class CallTable:
         for each in range(self._slot, slot + 1):
             due += self._due.pop(each, ())
         self._slot = slot + 1
-        return [correlation_id for correlation_id in due if correlation_id in self._calls]
+        return [each for each in due if each in self._calls or each in self._orphans]

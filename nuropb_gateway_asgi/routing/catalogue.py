@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Final
 
 import anyio
+from msgspec import Raw
 
 from ..authentication import Identity
 from ..authorization import Policy
 from ..authorization.policy import callable_methods
-from ..protocol import ErrorCode, Failure
+from ..limits.slices import METHODS_PER_SLICE
+from ..protocol import ErrorCode, Failure, encode_json
 from ..wire.description import MAX_AGE_SECONDS, Description, describe_for_clients
 from .descriptions import Descriptions
 from .failures import call_error
@@ -34,16 +36,27 @@ class Catalogue:
         known = {name for name in self._descriptions if self._callable(identity, name)}
         return known.union(self._policy.services(identity))
 
-    def entry(self, identity: Identity, service: str, description: Description) -> dict[str, Any] | None:
+    def entry(
+        self, identity: Identity, service: str, description: Description
+    ) -> Generator[None, None, dict[str, Any] | None]:
         """Return a service's description for a client, with the methods that this identity may call.
 
-        Returns None if these are none: the description tells nothing of such a service. A service that cannot describe
-        itself has an entry without methods, if a rule names the service.
+        Yields between two slices of the work. The methods are JSON already. Returns None if these are none: the
+        description tells nothing of such a service. A service that cannot describe itself has an entry without methods,
+        if a rule names the service.
         """
-        methods = self._methods(identity, service, description)
+        methods: dict[str, Raw] = {}
+        every = list(description.methods or ())
+        for start in range(0, len(every), METHODS_PER_SLICE):
+            if start:
+                yield
+            some = every[start : start + METHODS_PER_SLICE]
+            allowed = callable_methods(self._policy, identity, service, some, is_gateway=description.is_gateway)
+            shown = describe_for_clients(description, allowed)["methods"]
+            methods |= {name: Raw(encode_json(method)) for name, method in shown.items()}
         if not methods and (description.methods is not None or service not in self._policy.services(identity)):
             return None
-        return describe_for_clients(description, methods)
+        return describe_for_clients(description, []) | {"methods": methods}
 
     async def describe_for(self, identity: Identity, *, patience: float) -> Mapping[str, Description | Failure]:
         """Return a description, or a failure, for each service on which this identity may call something.
@@ -84,8 +97,10 @@ class Catalogue:
 
     def _callable(self, identity: Identity, service: str) -> bool:
         description = self._descriptions.get(service)
-        return description is not None and bool(self._methods(identity, service, description))
-
-    def _methods(self, identity: Identity, service: str, description: Description) -> list[str]:
-        methods = description.methods or ()
-        return callable_methods(self._policy, identity, service, methods, is_gateway=description.is_gateway)
+        if description is None:
+            return False
+        is_gateway = description.is_gateway
+        return any(
+            callable_methods(self._policy, identity, service, (method,), is_gateway=is_gateway)
+            for method in description.methods or ()
+        )

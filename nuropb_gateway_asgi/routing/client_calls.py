@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from ..authentication import Identity
 from ..authorization import Policy
 from ..handler_manager import Handler
 from ..identifiers import new_id
-from ..limits.circuits import ErrorBudgets
+from ..limits.prices import extra_for_methods
+from ..limits.shared import SharedLimits
 from ..protocol import Cancel, CloseCode, Command, Describe, ErrorCode, Failure, Request, encode_failure, encode_json
 from ..settings import Settings
 from ..wire.context import context_of
@@ -20,6 +21,7 @@ from ..wire.interface import CallMessage
 from .calls import SLOT_SECONDS, ClientCall
 from .catalogue import Catalogue
 from .failures import INTERNAL
+from .idempotency import IdempotentCall, IdempotentCalls
 from .in_flight import CallsInFlight
 from .statistics import MeshStatistics
 
@@ -35,7 +37,7 @@ class ClientCalls:
         self,
         settings: Settings,
         policy: Policy,
-        budgets: ErrorBudgets,
+        limits: SharedLimits,
         calls: CallsInFlight,
         catalogue: Catalogue,
         statistics: MeshStatistics,
@@ -43,13 +45,14 @@ class ClientCalls:
     ) -> None:
         self._settings = settings
         self._policy = policy
-        self._budgets = budgets
+        self._limits = limits
         self._calls = calls
         self._catalogue = catalogue
         self._statistics = statistics
         self._clock = clock
         #: Calls in flight of each session: correlation ids by the ids that the client chose.
         self._sessions: dict[str, dict[str, str]] = {}
+        self.idempotent = IdempotentCalls(settings.resume_window, clock)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -65,7 +68,15 @@ class ClientCalls:
         correlation_id = new_id()
         trace_id = frame.trace_id if frame.trace_id is not None else new_id()
         places = self._sessions.setdefault(handler.session_id, {})
-        failure = self._check_budget(handler, identity) or self._reserve(places, frame.id, correlation_id)
+        failure = self._check_budget(handler, identity) or self._reserve(identity, places, frame.id, correlation_id)
+        if failure is None and frame.idempotency_key is not None:
+            place = correlation_id if frame.id is None else frame.id
+            joined = self.idempotent.join(handler, frame, places, place)
+            if joined is True:
+                return
+            if isinstance(joined, Failure):
+                places.pop(place, None)
+                failure = joined
         if failure is not None:
             handler.send_frame(encode_failure(frame.id, trace_id, failure))
             return
@@ -85,29 +96,38 @@ class ClientCalls:
             frame.service,
             frame.method,
             frame.params,
-            context_of(identity, trace_id, handler.session_id),
+            context_of(identity, trace_id, handler.session_id, frame.idempotency_key),
             self._clock() + timeout,
             timeout,
         )
-        self._calls.start(ClientCall(message, handler, frame.id, trace_id, places))
+        if frame.idempotency_key is None:
+            call = ClientCall(message, handler, frame.id, trace_id, places)
+        else:
+            call = self.idempotent.make(message, handler, frame, trace_id, places)
+        self._calls.start(call)
 
     def _check_budget(self, handler: Handler, identity: Identity) -> Failure | None:
         """Refuse a user whose calls failed too often; close the connection of one who ignores the refusals."""
-        wait = self._budgets.refuses(identity.user_id, self._clock()) if self._calls.running else None
+        wait = self._limits.budgets.refuses(identity.user_id, self._clock()) if self._calls.running else None
         if wait is None:
             return None
-        if self._budgets.exhausted(identity.user_id):
+        if self._limits.budgets.exhausted(identity.user_id):
             handler.close(CloseCode.TOO_MANY_ERRORS, "too many failed calls")
         return Failure(ErrorCode.TOO_MANY_REQUESTS, "Too many calls failed", retry_after_ms=int(wait * 1000) + 1)
 
-    def _reserve(self, places: dict[str, str], id_: str | None, correlation_id: str) -> Failure | None:
+    def _reserve(
+        self, identity: Identity, places: dict[str, str], id_: str | None, correlation_id: str
+    ) -> Failure | None:
         """Reserve a place among the connection's calls, or return the reason why there is none."""
         if not self._calls.running:
             return Failure(ErrorCode.MESH_UNAVAILABLE, "The gateway is not running")
         if id_ is not None and id_ in places:
             return Failure(ErrorCode.DUPLICATE_ID, "A request with this id is in flight")
-        if len(places) >= self._settings.max_in_flight:
-            description = f"{self._settings.max_in_flight} requests are in flight; wait for an answer first"
+        if len(places) + self._limits.orphans.counts.get(identity.user_id, 0) >= self._settings.max_in_flight:
+            description = (
+                f"{self._settings.max_in_flight} requests are in flight, cancelled ones included; "
+                "wait for an answer first"
+            )
             return Failure(ErrorCode.TOO_MANY_REQUESTS, description, retry_after_ms=1000)
         places[correlation_id if id_ is None else id_] = correlation_id
         return None
@@ -121,8 +141,57 @@ class ClientCalls:
     def forget(self, handler: Handler) -> None:
         """Abandon the calls of a connection that has ended."""
         for correlation_id in tuple(self._sessions.pop(handler.session_id, {}).values()):
+            call = self._calls.table.get(correlation_id)
+            if isinstance(call, IdempotentCall) and self.idempotent.leave(call, handler):
+                self._keep_place(call)
+                continue
             if self._calls.abandon(correlation_id):
                 self._statistics.abandoned += 1
+        self.idempotent.forget(handler.session_id)
+
+    def _keep_place(self, call: IdempotentCall) -> None:
+        """Count a call that runs on without a client for its user, once, until it ends."""
+        if call.caller is not None and call.let_go is None:
+            self._limits.orphans.add(call.caller)
+            call.let_go = functools.partial(self._limits.orphans.remove, call.caller)
+
+    # --- sessions that outlive their connections --------------------------------------------------------------
+
+    def knows(self, handler: Handler) -> bool:
+        """Tell whether a connection has sent a call."""
+        return handler.session_id in self._sessions
+
+    def ids(self, handler: Handler) -> list[str]:
+        """Return the client's ids of its calls in flight."""
+        ids = []
+        for place, correlation_id in self._sessions.get(handler.session_id, {}).items():
+            call = self._calls.table.get(correlation_id)
+            id_ = call.id_of(place) if isinstance(call, ClientCall) else None
+            if id_ is not None:
+                ids.append(id_)
+        return ids
+
+    def places_of(self, handler: Handler) -> dict[str, str]:
+        """Return the places of a session's calls: correlation ids by the ids that the client chose."""
+        return self._sessions.setdefault(handler.session_id, {})
+
+    def replace(self, handler: Handler, successor: Handler) -> None:
+        """Give a connection's calls in flight to another handler with the same session id."""
+        for correlation_id in self._sessions.get(handler.session_id, {}).values():
+            call = self._calls.table.get(correlation_id)
+            if isinstance(call, ClientCall):
+                call.follow(handler, successor)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a session's calls another session id."""
+        places = self._sessions.pop(old, None)
+        if places is not None:
+            self._sessions[new] = places
+        self.idempotent.rename(old, new)
+
+    def detach(self, handler: Handler) -> dict[str, str]:
+        """Forget a session but not its calls in flight; return their places."""
+        return dict(self._sessions.pop(handler.session_id, {}))
 
     # --- describe ---------------------------------------------------------------------------------------------
 
@@ -139,7 +208,7 @@ class ClientCalls:
             services = {frame.service}
             if not self._policy.may_describe(identity, frame.service):
                 failure = _may_not_describe(frame.service)
-        failure = failure or self._reserve(places, frame.id, correlation_id)
+        failure = failure or self._reserve(identity, places, frame.id, correlation_id)
         if failure is not None:
             handler.send_frame(encode_failure(frame.id, trace_id, failure))
             return
@@ -149,25 +218,33 @@ class ClientCalls:
         message = CallMessage("request", correlation_id, trace_id, "", "", b"{}", b"{}", deadline, timeout)
         self._calls.table.add(ClientCall(message, handler, frame.id, trace_id, places))
         found: dict[str, Description | Failure] = {}
+        answer = self._answer_describe(correlation_id, identity, handler.session_id, found, only=frame.service)
 
         def on_description(service: str, description: Description | Failure) -> None:
             found[service] = description
             if len(found) == len(services):
-                self._answer_describe(correlation_id, identity, found, only=frame.service)
+                self._limits.slices.run(answer)
 
         for service in sorted(services):
             self._calls.descriptions.look_up(service, MAX_AGE_SECONDS, functools.partial(on_description, service))
         if not services:
-            self._answer_describe(correlation_id, identity, found, only=None)
+            self._limits.slices.run(answer)
 
     def _answer_describe(
         self,
         correlation_id: str,
         identity: Identity,
+        session_id: str,
         found: Mapping[str, Description | Failure],
         *,
         only: str | None,
-    ) -> None:
+    ) -> Iterator[None]:
+        """Answer a ``describe``. Yields between two slices of the work, and never raises."""
+        if correlation_id not in self._calls.table:
+            return  # cancelled, or its connection has ended
+        methods = sum(len(each.methods or ()) for each in found.values() if isinstance(each, Description))
+        if extra := extra_for_methods(methods):
+            self._limits.rates.charge(session_id, identity.user_id, self._clock(), extra)
         services: dict[str, Any] = {}
         unavailable = []
         for name, description in sorted(found.items()):
@@ -178,7 +255,7 @@ class ClientCalls:
                 unavailable.append(name)
                 continue
             try:
-                entry = self._catalogue.entry(identity, name, description)
+                entry = yield from self._catalogue.entry(identity, name, description)
             except Exception:  # no caller above knows which client to answer
                 logger.exception("the policy failed for service %s", name)
                 self._calls.fail(correlation_id, INTERNAL)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..authentication import Identity
@@ -14,7 +14,7 @@ from ..authorization import Policy
 from ..authorization.rules import Delivery
 from ..controller import ServiceMeshManagerController
 from ..exceptions import SettingsError
-from ..handler_manager import Handler, HandlerManager
+from ..handler_manager import Handler, HandlerManager, encode_refusal
 from ..protocol import (
     MAX_SUBSCRIPTIONS,
     ErrorCode,
@@ -70,6 +70,7 @@ class EventRouter:
         self._settings = settings
         self._handler_manager = handler_manager
         self._policy = policy
+        self._clock = clock
         self._interest = Interest(mesh, clock)
         self._subscriptions: TopicTree[Handler] = TopicTree()
         #: Subscriptions whose events a slow client may lose.
@@ -79,13 +80,19 @@ class EventRouter:
         self.for_controller = ControllerEvents(controller, statistics)
         #: Set once events with a target come; None before they are asked for.
         self._targeted: asyncio.Event | None = None
+        #: The gateway's own topics, for events with a target and for the controller, that the broker refuses.
+        self._refused: dict[str, None] = {}
+        self._own_topics = set(settings.targeted_topics)
         self._statistics = statistics
+        #: The id of the event that is being delivered.
+        self.delivering: str | None = None
 
     # --- life -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Subscribe to the controller's events."""
         for topic in self.for_controller.start():
+            self._own_topics.add(topic)
             self._interest.add(topic)
 
     def stop(self) -> None:
@@ -114,7 +121,9 @@ class EventRouter:
         self._targeted = bound = asyncio.Event()
         waiting = set(self._settings.targeted_topics)
 
-        def on_bound(topic: str) -> None:
+        def on_bound(topic: str, known: bool) -> None:
+            # A refused topic is a warning for the operator, and no reason for clients to wait.
+            self._note_own(topic, refused=not known)
             waiting.discard(topic)
             if not waiting:
                 bound.set()
@@ -125,6 +134,31 @@ class EventRouter:
             bound.set()
         return bound
 
+    def on_connection_change(self, *, connected: bool) -> None:
+        """Bind the topics of events with a target for a moment: an operator learns of a refusal before any client."""
+        if connected and self._targeted is None:
+            for topic in self._settings.targeted_topics:
+                self._interest.add(topic, functools.partial(self._on_tried, topic))
+
+    def _on_tried(self, topic: str, bound: bool) -> None:
+        self._note_own(topic, refused=not bound)
+        self._interest.remove(topic)
+
+    def _note_own(self, topic: str, *, refused: bool) -> None:
+        if refused:
+            self._refused[topic] = None
+        else:
+            self._refused.pop(topic, None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """The gateway's own topics whose events do not come, in words for an operator."""
+        return [
+            f"events of the topic {topic} do not come: the broker refuses them to this user; grant the topic "
+            "permission, or change TARGETED_TOPICS or the controller's topics"
+            for topic in self._refused
+        ]
+
     def subscribe(self, handler: Handler, frame: Subscribe) -> None:
         """Answer a ``subscribe`` once events of all its topics come."""
         subscribed = self._topics.setdefault(handler.session_id, {})
@@ -134,25 +168,53 @@ class EventRouter:
             description = f"payload.topics: a connection may have {MAX_SUBSCRIPTIONS} subscriptions"
             handler.send_frame(encode_failure(frame.id, frame.trace_id, Failure(ErrorCode.BAD_REQUEST, description)))
             return
+        if self._refuse_bindings(handler, frame, sum(topic not in self._interest for topic in new)):
+            return
         # The answer waits until every topic is bound, so that the client misses no event published after it. A topic
         # that was asked for before may not be bound yet either.
         waiting = set(topics)
+        refused: list[str] = []
 
         def answer() -> None:
+            if refused:
+                for each in new:
+                    self._drop(handler, each)
+                failure = Failure(
+                    ErrorCode.PERMISSION_DENIED, f"Subscribing to {refused[0]} is not allowed by the broker"
+                )
+                handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
+                return
             handler.send_frame(encode_response(frame.id, frame.trace_id, encode_topics(list(subscribed))))
 
-        def on_subscribed(topic: str) -> None:
+        def on_subscribed(topic: str, bound: bool) -> None:
             waiting.discard(topic)
+            if not bound:
+                refused.append(topic)
             if not waiting:
                 answer()
 
         for topic in new:
             self._add(handler, topic)
+        user_id = "" if handler.identity is None else handler.identity.user_id
+        unasked = set(new)
         for topic in topics:
-            ask = self._interest.add if topic in new else self._interest.when_bound
-            ask(topic, functools.partial(on_subscribed, topic))
+            if topic in unasked:
+                self._interest.add(topic, functools.partial(on_subscribed, topic), user_id=user_id)
+            else:
+                self._interest.when_bound(topic, functools.partial(on_subscribed, topic))
         if not topics:
             answer()
+
+    def _refuse_bindings(self, handler: Handler, frame: Subscribe, count: int) -> bool:
+        """Count new bindings of the process for a user; refuse the frame, and return True, if there are too many."""
+        if not count or handler.identity is None:
+            return False
+        limits = self._handler_manager.shared_limits.rates
+        excess = limits.on_bindings(handler.identity.user_id, self._clock(), count)
+        if excess is None:
+            return False
+        self._handler_manager.on_excess(handler, excess, functools.partial(encode_refusal, frame))
+        return True
 
     def _add(self, handler: Handler, topic: str) -> None:
         identity = handler.identity
@@ -175,7 +237,7 @@ class EventRouter:
         for topic in tuple(self._topics.get(handler.session_id, ())):
             self._drop(handler, topic)
         self._topics.pop(handler.session_id, None)
-        if self._targeted is not None and not len(self._handler_manager):
+        if self._targeted is not None and not self._handler_manager.handlers:
             self._targeted = None
             for topic in self._settings.targeted_topics:
                 self._interest.remove(topic)
@@ -202,7 +264,7 @@ class EventRouter:
             return False
 
     def _drop(self, handler: Handler, topic: str) -> None:
-        delivery = self._topics[handler.session_id].pop(topic, None)
+        delivery = self._topics.get(handler.session_id, {}).pop(topic, None)
         if delivery is None:
             return
         if delivery == "close":
@@ -210,6 +272,65 @@ class EventRouter:
         else:
             self._lossy.remove(topic, (handler, delivery))
         self._interest.remove(topic)
+
+    def on_topic_refused(self, topic: str) -> None:
+        """End the subscriptions to a topic that the broker refuses from now on, and tell the clients."""
+        if topic in self._own_topics:
+            self._note_own(topic, refused=True)
+        for session_id, topics in tuple(self._topics.items()):
+            handler = self._handler_manager.get_handler(session_id)
+            if handler is not None and topic in topics:
+                self._end_refused(handler, topic)
+
+    def _end_refused(self, handler: Handler, topic: str) -> None:
+        self._drop(handler, topic)
+        self._statistics.denied_subscriptions += 1
+        handler.send_frame(encode_event("unsubscribed", encode_json({"topics": [topic], "reason": "broker"})))
+
+    # --- sessions that outlive their connections --------------------------------------------------------------
+
+    def topics_of(self, handler: Handler) -> list[str]:
+        """Return the topic patterns of a session, in the order of subscription."""
+        return list(self._topics.get(handler.session_id, ()))
+
+    def replace(self, handler: Handler, successor: Handler) -> None:
+        """Give a connection's subscriptions to another handler with the same session id."""
+        for topic, delivery in self._topics.get(handler.session_id, {}).items():
+            if delivery == "close":
+                self._subscriptions.remove(topic, handler)
+                self._subscriptions.add(topic, successor)
+            else:
+                self._lossy.remove(topic, (handler, delivery))
+                self._lossy.add(topic, (successor, delivery))
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a session's subscriptions another session id."""
+        topics = self._topics.pop(old, None)
+        if topics is not None:
+            self._topics[new] = topics
+
+    async def adopt(self, handler: Handler, topics: Iterable[str]) -> None:
+        """Subscribe a session that comes from another process, and wait until its events come.
+
+        Raises TimeoutError after BINDING_TIMEOUT seconds; the session may then miss events.
+        """
+        subscribed = self._topics.setdefault(handler.session_id, {})
+        bound = asyncio.Event()
+        waiting = {topic for topic in topics if topic not in subscribed}
+
+        def on_bound(topic: str, accepted: bool) -> None:
+            if not accepted:
+                self._end_refused(handler, topic)
+            waiting.discard(topic)
+            if not waiting:
+                bound.set()
+
+        for topic in tuple(waiting):
+            self._add(handler, topic)
+            self._interest.add(topic, functools.partial(on_bound, topic))
+        if waiting:
+            async with asyncio.timeout(BINDING_TIMEOUT):
+                await bound.wait()
 
     @property
     def topics(self) -> frozenset[str]:
@@ -231,6 +352,11 @@ class EventRouter:
     def on_event(self, event: EventMessage) -> None:
         """Send an event to the connections of its target's users, or to its subscribers."""
         self._statistics.events += 1
+        self.delivering = event.id
+        self._deliver(event)
+        self.delivering = None
+
+    def _deliver(self, event: EventMessage) -> None:
         if len(memoryview(event.event)) > self._settings.outbox_size:
             # Every subscriber would get a copy that does not fit the outbox, and lose the connection.
             self._statistics.oversized_events += 1

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..exceptions import CallError, MeshUnavailable
+from ..exceptions import CallError, MeshUnavailable, MessageTooLarge
 from ..protocol import ErrorCode, Failure
 from ..settings import Settings
 from ..wire.interface import CallMessage
@@ -15,6 +15,8 @@ __all__ = ["INTERNAL", "MESH_UNAVAILABLE", "call_error", "send_failure", "servic
 
 logger = logging.getLogger(__name__)
 
+#: Characters of a service's exception that are passed on.
+MAX_NAME_LENGTH: Final = 200
 #: The gateway failed, not the client.
 INTERNAL: Final = Failure(ErrorCode.INTERNAL, "The gateway could not handle this frame")
 #: The mesh takes no messages now.
@@ -37,7 +39,7 @@ _CODES: Final[Mapping[str, ErrorCode]] = {
 
 def service_failure(error: Mapping[str, Any], message: CallMessage, settings: Settings) -> Failure:
     """Translate a service's error for a client; ERROR_DETAILS decides whether the service's text is passed on."""
-    name, text = str(error.get("error", "")), str(error.get("description", ""))
+    name, text = str(error.get("error", ""))[:MAX_NAME_LENGTH], str(error.get("description", ""))
     details = settings.error_details
     code = _CODES.get(name, ErrorCode.SERVICE_ERROR)
     if name == "NuropbHandlingError" and text.startswith("Unknown method"):
@@ -54,6 +56,8 @@ def send_failure(error: Exception, message: CallMessage) -> Failure:
     """Translate an error of a mesh that was to send a call."""
     if isinstance(error, MeshUnavailable):
         return MESH_UNAVAILABLE
+    if isinstance(error, MessageTooLarge):
+        return Failure(ErrorCode.PAYLOAD_TOO_LARGE, str(error))
     if isinstance(error, ValueError):  # a name that does not fit AMQP's limits
         return Failure(ErrorCode.BAD_REQUEST, str(error))
     logger.error("trace %s: the mesh failed to send", message.trace_id, exc_info=error)

@@ -1,6 +1,7 @@
 """How does uvicorn face an open network? Its protocols with limits, and its configuration.
 
-``nuropb-gateway serve`` uses both; plain uvicorn gets the two protocols by name::
+``nuropb-gateway serve`` uses both. Where another program starts uvicorn, the gateway's lifespan puts the two protocols
+in place, or the operator names them::
 
     uvicorn nuropb_gateway_asgi:app --http nuropb_gateway_asgi.server:HTTPProtocol \\
         --ws nuropb_gateway_asgi.server:WebSocketProtocol
@@ -11,6 +12,7 @@
 * ``text_frames``: fast path for unfragmented text frames;
 * ``message_queue``: the receive queue of a WebSocket;
 * ``closing``: refusals, and ends of connections that the client can still read;
+* ``placement``: the protocols in a uvicorn that another program starts;
 * ``process``: open files, event loop, garbage collector, uvicorn's configuration;
 * ``supervisor``: workers, and the signals to them;
 * ``_uvicorn``: the names of uvicorn, websockets and h11 on which all this relies; ``_names`` checks them.
@@ -28,7 +30,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ._uvicorn import OWN_WAY, unprotected, unsupervised
-from .process import allow_files, make_config, new_event_loop, tune_collector
+from .placement import protocols_in_place
+from .process import allow_files, make_config, new_event_loop, provide_files, tune_collector
 
 if TYPE_CHECKING:
     from .http import HTTPProtocol
@@ -40,6 +43,8 @@ __all__ = [
     "allow_files",
     "make_config",
     "new_event_loop",
+    "protocols_in_place",
+    "provide_files",
     "tune_collector",
     "unprotected",
     "unsupervised",

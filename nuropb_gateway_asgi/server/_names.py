@@ -93,7 +93,7 @@ def faults(reliance: Reliance) -> Iterator[Fault]:
         try:
             used = _loads(_accesses(_find(caller)), attribute)
         except _Missing:  # reported with the caller's own names
-            used = {*overrides}
+            used = {*overrides, *sets}
 
     for name in [*overrides, *reliance.uses.split(), *sets, *reliance.documented.split()]:
         path = f"{owner.__name__}.{name}"

@@ -21,9 +21,11 @@ __all__ = [
     "LOGGERS",
     "LOG_TEXTS",
     "OWN_WAY",
+    "PLACEMENT",
     "RELIED_ON",
     "SUPERVISION",
     "LogText",
+    "unplaced",
     "unprotected",
     "unsupervised",
 ]
@@ -38,7 +40,7 @@ RELIED_ON: Final = (
         owner=f"{_H11}:H11Protocol",
         overrides="handle_websocket_upgrade(event) on_response_complete() send_400_response(msg)",
         replaces="send_400_response",
-        uses="connections cycle loop transport",
+        uses="config connections cycle loop scope transport",
         sets="conn",
     ),
     Reliance(
@@ -48,22 +50,23 @@ RELIED_ON: Final = (
     ),
     Reliance(
         owner=f"{_SANSIO}:WebSocketsSansIOProtocol",
-        overrides="handle_connect(event) handle_parser_exception() handle_ping() keepalive_timeout() receive() "
-        "send(message) send_receive_event_to_app()",
+        overrides="handle_close(event) handle_connect(event) handle_parser_exception() handle_ping() "
+        "keepalive_timeout() receive() send(message) send_receive_event_to_app()",
         replaces="handle_parser_exception pause_writing",
-        uses="close_timeout config curr_msg_data_type disconnected handshake_initiated loop scope transport",
+        uses="close_timeout config curr_msg_data_type disconnected handshake_initiated loop response scope transport",
         sets="close_sent close_timer conn frames handshake_complete queue read_paused writable",
         # All connections share the event: clear() would stop them all.
         lends={"queue": "empty get put_nowait", "writable": "is_set set wait"},
     ),
     Reliance(owner="uvicorn", documented="Config"),
     Reliance(owner="uvicorn.config", uses="LOGGING_CONFIG"),
-    Reliance(owner="uvicorn.config:Config", documented="ws_max_size"),
+    Reliance(owner="uvicorn.config:Config", documented="h11_max_incomplete_event_size timeout_keep_alive ws_max_size"),
     Reliance(owner="uvicorn.loops.auto", uses="auto_loop_factory"),
     Reliance(
         owner="websockets.server:ServerProtocol",
         overrides="fail(code, reason) recv_frame(frame) reject(status, text)",
-        uses="available_extensions close_sent data_to_send extensions handshake_exc logger parser send_close",
+        uses="available_extensions close_sent data_to_send handshake_exc logger parser send_close",
+        sets="extensions",
     ),
     Reliance(
         owner="websockets.server:ServerProtocol",
@@ -74,7 +77,7 @@ RELIED_ON: Final = (
     Reliance(owner="websockets.utils", uses="apply_mask"),  # and websockets.speedups, where it could be compiled
     Reliance(owner="websockets.exceptions", documented="ProtocolError"),
     Reliance(owner="websockets.frames:Close", documented="code reason"),
-    Reliance(owner="websockets.frames:Frame", documented="opcode"),
+    Reliance(owner="websockets.frames:Frame", documented="data opcode"),
     Reliance(owner="websockets.frames:Opcode", documented="CLOSE CONT PING PONG"),
     Reliance(owner="websockets.http11:Request", documented="headers"),
     Reliance(owner="websockets.http11:Response", documented="headers"),
@@ -101,6 +104,22 @@ SUPERVISION: Final = (
         uses="processes signal_queue",
     ),
     Reliance(owner="uvicorn.supervisors.multiprocess:Process", uses="exitcode is_ready pid process"),
+)
+
+#: Names for the protocols' place in a uvicorn that another program has configured.
+PLACEMENT: Final = (
+    Reliance(owner="uvicorn.lifespan.on:LifespanOn", uses="config main startup_event"),
+    Reliance(
+        owner="uvicorn.config:Config",
+        sets="http_protocol_class",
+        called_through="uvicorn.server:Server.config",
+    ),
+    Reliance(
+        owner="uvicorn.config:Config",
+        sets="ws_protocol_class",
+        called_through=f"{_H11}:H11Protocol.config",
+        documented="http is_ssl ws",
+    ),
 )
 
 #: Names for the gateway's drain. Without them uvicorn's shutdown waits for clients that do not read.
@@ -141,6 +160,8 @@ LOG_TEXTS: Final = (
     LogText('"WebSocket ', _SANSIO, "observability"),
     LogText("[accepted]", _SANSIO, "observability"),
     LogText("connection rejected", "websockets.server", "observability"),
+    LogText("connection open", "websockets.server", "observability"),
+    LogText("connection closed", "websockets.protocol", "observability"),
     LogText("Invalid HTTP request received", _H11, "observability"),
     LogText("Invalid UTF-8", _SANSIO, "observability"),
     LogText("ASGI callable returned without completing", _SANSIO, "handlers"),
@@ -154,6 +175,12 @@ def unprotected() -> str | None:
     The reason is a difference between :data:`RELIED_ON` and the installed libraries.
     """
     return describe(fault for reliance in RELIED_ON for fault in faults(reliance)) or None
+
+
+@functools.cache
+def unplaced() -> str | None:
+    """Return the reason why a uvicorn of another program keeps its protocols, or None if they can be replaced."""
+    return describe(fault for reliance in PLACEMENT for fault in faults(reliance)) or None
 
 
 @functools.cache

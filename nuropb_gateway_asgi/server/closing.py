@@ -6,7 +6,9 @@ import asyncio
 from http import HTTPStatus
 from typing import Final
 
-__all__ = ["LINGER", "close_after_reading", "refusal"]
+from ..sockets import skip_flush, unacknowledged
+
+__all__ = ["LINGER", "close_after_reading", "cut", "refusal", "unsent"]
 
 #: Seconds for a refused client to close its side.
 LINGER: Final = 2.0
@@ -18,14 +20,29 @@ def refusal(status: HTTPStatus) -> bytes:
     return f"{head}Content-Length: {len(status.phrase) + 1}\r\n\r\n{status.phrase}\n".encode()
 
 
-def close_after_reading(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> asyncio.TimerHandle | None:
-    """Close the sending side now, and abort the connection in ``LINGER`` seconds; return the timer of the abort.
+def unsent(transport: asyncio.Transport) -> int:
+    """Return the bytes that the client has not acknowledged: those of the process, and those of the kernel."""
+    return transport.get_write_buffer_size() + unacknowledged(transport.get_extra_info("socket"))
+
+
+def cut(transport: asyncio.Transport) -> None:
+    """End a connection at once, and drop what its client has not read.
+
+    ``transport.abort()`` alone drops the bytes of the process; the kernel would go on to offer its own to a client that
+    does not read.
+    """
+    skip_flush(transport.get_extra_info("socket"))
+    transport.abort()
+
+
+def close_after_reading(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> asyncio.TimerHandle:
+    """Close the sending side now, and cut the connection in ``LINGER`` seconds; return the timer of the cut.
 
     Until then the transport goes on reading, and the caller drops the data. Closing with unread data would send a
     reset, which may overtake the refusal.
     """
-    if not transport.can_write_eof():  # TLS has an end of its own
-        transport.close()
-        return None
-    transport.write_eof()
-    return loop.call_later(LINGER, transport.abort)
+    if transport.can_write_eof():
+        transport.write_eof()
+    else:
+        transport.close()  # TLS has an end of its own
+    return loop.call_later(LINGER, cut, transport)

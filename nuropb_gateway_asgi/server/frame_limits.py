@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
@@ -26,14 +27,20 @@ CONTROL_RATE: Final = 10.0
 
 
 class LimitedServerProtocol(ServerProtocol):
-    """websockets' protocol that also fails connections with too many fragments, pings or pongs."""
+    """websockets' protocol that also fails connections with too many fragments, pings or pongs.
+
+    ``is_limited`` switches these limits. ``max_message`` is a limit for the payload of a message in bytes, in addition
+    to the library's own ``max_size``.
+    """
 
     # In slots, as a dictionary of more than 30 attributes, the library's included, takes five times the memory.
-    __slots__ = ("_control", "_control_at", "_excess", "_fragments")
+    __slots__ = ("_control", "_control_at", "_excess", "_fragments", "_size", "is_limited", "max_message")
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, is_limited: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._fragments = 0
+        self.is_limited = is_limited
+        self.max_message: float = math.inf
+        self._fragments = self._size = 0
         self._control = 0.0
         self._control_at = time.monotonic()
         self._excess: tuple[CloseCode, str] | None = None
@@ -47,16 +54,21 @@ class LimitedServerProtocol(ServerProtocol):
             if self._control > CONTROL_BURST:
                 self._excess = CloseCode.TOO_MANY_REQUESTS, "too many pings"
         elif frame.opcode is not Opcode.CLOSE:
-            self._fragments = self._fragments + 1 if frame.opcode is Opcode.CONT else 1
+            if frame.opcode is not Opcode.CONT:
+                self._fragments = self._size = 0
+            self._fragments += 1
+            self._size += len(frame.data)
             if self._fragments > MAX_FRAGMENTS:
                 self._excess = CloseCode.MESSAGE_TOO_BIG, "too many fragments"
-        if self._excess is not None:
+            elif self._size > self.max_message:
+                self._excess = CloseCode.MESSAGE_TOO_BIG, "message too big"
+        if self._excess is not None and self.is_limited:
             raise ProtocolError(self._excess[1])
         super().recv_frame(frame)
 
     def fail(self, code: int, reason: str = "") -> None:
         """Fail the connection, with the code of the exceeded limit if there is one."""
-        super().fail(*(self._excess or (code, reason)))
+        super().fail(*((self.is_limited and self._excess) or (code, reason)))
 
     def send_response(self, response: Response) -> None:
         """Send the response to a handshake, and free its headers."""

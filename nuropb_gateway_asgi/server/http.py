@@ -9,11 +9,12 @@ from typing import Any, Final
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..sockets import set_options
-from .closing import close_after_reading, refusal
+from ..handlers.direct import CUT
+from ..sockets import hasten_end, set_options
+from .closing import close_after_reading, cut, refusal, unsent
 from .process import most_connections
 
-__all__ = ["HEAD_TIMEOUT", "MAX_HEAD", "MAX_HEADERS", "MAX_HEADER_LINE", "HTTPProtocol"]
+__all__ = ["HEAD_TIMEOUT", "LOOKS", "MAX_HEAD", "MAX_HEADERS", "MAX_HEADER_LINE", "STALL_TIMEOUT", "HTTPProtocol"]
 
 #: Bytes of one line of a request's head: a token may have 16 KiB, and 22 KiB in a subprotocol.
 MAX_HEADER_LINE: Final = 24576
@@ -25,12 +26,21 @@ MAX_HEAD: Final = 65536
 HEAD_TIMEOUT: Final = 10.0
 
 
-class _Requests(h11.Connection):
-    """h11's parser with limits on heads; ``refusal`` is the HTTP status for the request that it refused."""
+#: Seconds in which a client has to read something of its last response, and looks at it in that time.
+STALL_TIMEOUT: Final = 8.0
+LOOKS: Final = 4
 
-    def __init__(self) -> None:
-        super().__init__(h11.SERVER, MAX_HEAD)
+
+class _Requests(h11.Connection):
+    """h11's parser with limits on heads; ``refusal`` is the HTTP status for the request that it refused.
+
+    ``max_head`` is in bytes. If it is more than MAX_HEAD, a single line may take all of it.
+    """
+
+    def __init__(self, max_head: int) -> None:
+        super().__init__(h11.SERVER, max_head)
         self.refusal = HTTPStatus.BAD_REQUEST
+        self._max_line = MAX_HEADER_LINE if max_head <= MAX_HEAD else max_head
 
     def next_event(self) -> Any:
         try:
@@ -42,14 +52,13 @@ class _Requests(h11.Connection):
             raise
         return event
 
-    @staticmethod
-    def _check(request: h11.Request) -> None:
+    def _check(self, request: h11.Request) -> None:
         longest = max((len(name) + len(value) for name, value in request.headers), default=0)
-        if len(request.headers) > MAX_HEADERS or longest + len(": \r\n") > MAX_HEADER_LINE:
+        if len(request.headers) > MAX_HEADERS or longest + len(": \r\n") > self._max_line:
             raise h11.RemoteProtocolError("header fields too large", error_status_hint=431)
         if request.http_version not in (b"1.0", b"1.1"):
             raise h11.RemoteProtocolError("unknown version", error_status_hint=505)
-        if len(request.target) > MAX_HEADER_LINE:
+        if len(request.target) > self._max_line:
             raise h11.RemoteProtocolError("target too long", error_status_hint=414)
         names = [name for name, _ in request.headers]
         if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
@@ -58,13 +67,18 @@ class _Requests(h11.Connection):
 
 
 class HTTPProtocol(H11Protocol):
-    """HTTP/1.1. A connection without a request being served has ``HEAD_TIMEOUT`` seconds for the head of the next."""
+    """HTTP/1.1. A connection without a request being served has ``HEAD_TIMEOUT`` seconds for the head of the next.
+
+    Where uvicorn is told to keep idle connections for longer, a connection may be idle for so long between requests.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = self._requests = _Requests()
+        self.conn = self._requests = _Requests(self.config.h11_max_incomplete_event_size or MAX_HEAD)
         self._deadline: asyncio.TimerHandle | None = None
-        self._upgraded = self._refused = False
+        self._upgraded = self._refused = self._idles = False
+        #: Bytes that the client had not acknowledged when the deadline began, and looks in a row that found no less.
+        self._unsent = self._looks = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline. If files run out, abort the connection that has been idle for longest."""
@@ -81,49 +95,76 @@ class HTTPProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the deadline."""
         self._stop_watching()
+        hasten_end(self.transport.get_extra_info("socket"))
+        scope: Any = self.scope  # None before the first request
+        if scope is not None:
+            scope.get("extensions", {}).pop(CUT, None)  # breaks a reference cycle now, without the garbage collector
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse data, or drop it after a refusal."""
         if not self._refused:
+            if self._idles:
+                self._stop_watching()  # the head that begins has a deadline of its own
             super().data_received(data)
             self._watch()
 
     def on_response_complete(self) -> None:
         """Start the deadline of the next request."""
         super().on_response_complete()
-        self._watch()
+        self._watch(idle_for=self.config.timeout_keep_alive)
 
     def abort(self) -> None:
         """Abort the connection."""
         self._stop_watching()
         self.transport.abort()
 
+    def cut(self) -> None:
+        """End the connection of a client that does not read, with the request being served."""
+        if self._serving:
+            self.cycle.disconnected = True  # the application has said all; uvicorn would log the missing rest
+            self.cycle.message_event.set()
+        self._stop_watching()
+        cut(self.transport)
+
     @property
     def _serving(self) -> bool:
         """Whether a request is being served."""
         return not getattr(self.cycle, "response_complete", True)  # the cycle is None before the first request
 
-    def _watch(self) -> None:
-        """Let the deadline run while no request is served."""
+    def _watch(self, idle_for: float = 0.0) -> None:
+        """Let the deadline run while no request is served; for ``idle_for`` seconds if that is more and none began."""
         if self._refused:
             return
         if self._upgraded or self._serving:
             self._stop_watching()
+            if self._serving:
+                extensions: dict[str, Any] = self.scope.setdefault("extensions", {})
+                extensions[CUT] = self.cut
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(HEAD_TIMEOUT, self._on_deadline)
+            self._unsent, self._looks = unsent(self.transport), 0
+            self._idles = idle_for > HEAD_TIMEOUT and not (self._unsent or self._requests.trailing_data[0])
+            seconds = STALL_TIMEOUT / LOOKS if self._unsent else idle_for if self._idles else HEAD_TIMEOUT
+            self._deadline = self.loop.call_later(seconds, self._on_deadline)
             _idle[self] = None
 
     def _stop_watching(self) -> None:
         _idle.pop(self, None)
+        self._idles = False
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
     def _on_deadline(self) -> None:
         self._stop_watching()
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()  # close() would wait for a client that does not read
+        before, left, looks = self._unsent, unsent(self.transport), self._looks + 1
+        if left < before:  # a client that reads, however slowly, has its time from the end of the last response
+            self._watch(self.config.timeout_keep_alive)
+        elif left and looks < LOOKS:
+            self._watch()
+            self._looks = looks
+        elif left:
+            cut(self.transport)  # close() would wait for the client
         elif self._requests.trailing_data[0]:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
         else:

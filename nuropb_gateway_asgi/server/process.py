@@ -12,16 +12,25 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from ..handlers.direct import SIZE_FACTOR
 from ..observability.logs import JSONFormatter
 from ..settings import Settings
-from ._uvicorn import ACCEPT_FAILED, unprotected
+from ._uvicorn import ACCEPT_FAILED, OWN_WAY, unprotected
 
 if sys.platform != "win32":
     import resource
 if TYPE_CHECKING:
     import uvicorn
 
-__all__ = ["allow_files", "make_config", "most_connections", "new_event_loop", "tune_collector"]
+__all__ = [
+    "allow_files",
+    "limit_event_loop",
+    "make_config",
+    "most_connections",
+    "new_event_loop",
+    "provide_files",
+    "tune_collector",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -66,17 +75,34 @@ def allow_files(connections: int) -> int | None:
     return None if limit == resource.RLIM_INFINITY or room >= connections else max(room, 1)
 
 
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Make an event loop of uvicorn's choice, with a timeout for TLS handshakes.
+def provide_files(connections: int) -> None:
+    """Raise the limit of open files for ``connections``, with a warning if the hard limit is too low."""
+    if (room := allow_files(connections)) is not None:
+        logger.warning(
+            "the limit of open files allows only %d connections, MAX_CONNECTIONS is %d; raise the limit "
+            "(ulimit -n, LimitNOFILE=)",
+            room,
+            connections,
+        )
 
-    It logs connections that cannot be accepted once a minute; asyncio logs them thousands of times per second.
-    """
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Make an event loop of uvicorn's choice, limited by :func:`limit_event_loop`."""
     try:
         from uvicorn.loops.auto import auto_loop_factory
     except ImportError:
         loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
     else:
         loop = auto_loop_factory()()
+    limit_event_loop(loop)
+    return loop
+
+
+def limit_event_loop(loop: asyncio.AbstractEventLoop, *, tls: bool = True) -> None:
+    """Have ``loop`` log connections that cannot be accepted once a minute; asyncio logs thousands per second.
+
+    With ``tls``, its servers have a timeout for TLS handshakes, too. An application's own exception handler stays.
+    """
     logged_at = -math.inf
 
     def on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -87,7 +113,10 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
             logged_at = loop.time()
             logger.error("connections cannot be accepted: %s", context.get("exception"))
 
-    loop.set_exception_handler(on_exception)
+    if loop.get_exception_handler() is None:
+        loop.set_exception_handler(on_exception)
+    if not tls:
+        return
     create_server: Callable[..., Any] = loop.create_server
 
     def limited(*args: Any, **kwargs: Any) -> Any:
@@ -96,7 +125,6 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
         return create_server(*args, **kwargs)
 
     loop.create_server = limited  # type: ignore[method-assign]
-    return loop
 
 
 def tune_collector() -> None:
@@ -116,6 +144,8 @@ def make_config(app: Any, settings: Settings, **options: Any) -> uvicorn.Config:
     """
     import uvicorn
 
+    # Named in each case, so that the gateway's lifespan replaces nothing.
+    options["http"], options["ws"] = OWN_WAY
     if unprotected() is None:
         options |= {"http": f"{__package__}:HTTPProtocol", "ws": f"{__package__}:WebSocketProtocol"}
     if settings.log_config:
@@ -127,8 +157,7 @@ def make_config(app: Any, settings: Settings, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop=f"{__package__}:new_event_loop",
-        # Above the gateway's own limit, so that a message slightly above that limit gets an explanation.
-        ws_max_size=4 * settings.max_message_size,
+        ws_max_size=SIZE_FACTOR * settings.max_message_size,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
         log_level=None if settings.log_config else settings.log_level,
         server_header=False,

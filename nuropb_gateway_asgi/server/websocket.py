@@ -15,13 +15,16 @@ import websockets.http11
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from ..handlers.direct import EXTENSION, FRAMES_PER_TURN
-from .closing import close_after_reading, refusal
+from ..limits.prices import BYTES_PER_UNIT
+from ..protocol import CloseCode
+from ..sockets import hasten_end
+from .closing import close_after_reading, cut, refusal
 from .frame_limits import LimitedServerProtocol
 from .http import MAX_HEADER_LINE
 from .message_queue import MessageQueue
 from .text_frames import decode_text, encode_text, frame_size, has_invalid_head, is_fragment
 
-__all__ = ["FRAMES_PER_TURN", "MAX_FRAME_HEAD", "MAX_LATE", "SLICE", "WebSocketProtocol"]
+__all__ = ["FRAMES_PER_TURN", "MAX_FRAME_HEAD", "MAX_LATE", "SLICE", "PlacedWebSocketProtocol", "WebSocketProtocol"]
 
 #: Bytes that are parsed in search of a client's close frame, after the gateway has sent its own.
 MAX_LATE: Final = 65536
@@ -45,11 +48,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     The library gets whole frames only, so that text frames can be taken out in front of it.
     """
 
+    #: Whether the server's operator has chosen this class: then its limits hold for every connection, and the
+    #: operator's compression for the gateway's, too.
+    is_chosen = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         plain = self.conn
-        self.conn = LimitedServerProtocol(
-            extensions=plain.available_extensions, max_size=self.config.ws_max_size, logger=plain.logger
+        self.conn = self._limited = LimitedServerProtocol(
+            extensions=plain.available_extensions,
+            max_size=self.config.ws_max_size,
+            logger=plain.logger,
+            is_limited=self.is_chosen,
         )
         plain.parser.close()  # breaks its reference cycle now, without the garbage collector
         self.queue = MessageQueue()  # type: ignore[assignment]
@@ -57,10 +67,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._unread: bytes | bytearray = b""
         self._max_frame = self.config.ws_max_size + MAX_FRAME_HEAD
         self._late = 0
-        self._failed = False
+        self._failed = self._prepared = False
         self._fragmented = False
         self._on_text: Callable[[str], object] | None = None
         self._on_writable: Callable[[], None] | None = None
+        self._is_busy: Callable[[], bool] = bool  # no application yet: never busy
         self._waits_for_turn = False
 
     def data_received(self, data: bytes) -> None:
@@ -93,6 +104,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         """Send a message of the application."""
         await super().send(message)
+        if self._prepared and message["type"] == "websocket.close" and self.close_timer is not None:
+            self._await_close()
         self._parse()  # uvicorn resumes reading after a close frame
 
     @property
@@ -118,12 +131,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             if not size or end > len(buffer):
                 if not size or (size <= self._max_frame and not has_invalid_head(buffer, start)):
                     break
-                end = len(buffer)  # the library refuses the frame by its head
+                end = len(buffer)  # the library refuses the frame by its head, unless its own limit is higher
+                if self._prepared and not has_invalid_head(buffer, start):
+                    self._limited.fail(CloseCode.MESSAGE_TOO_BIG, "message too big")
+                    self.handle_parser_exception()
+                    break
             if self._on_text is not None:
-                if count >= FRAMES_PER_TURN:
+                if count >= FRAMES_PER_TURN or self._is_busy():
                     self._wait_for_turn()
                     break
-                count += 1
+                count += 1 + size // BYTES_PER_UNIT
                 text = None if self._fragmented or self.close_sent else decode_text(buffer, start, end)
                 if text is not None:
                     start = end
@@ -144,7 +161,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _take_turn(self) -> None:
         self._waits_for_turn = False
-        if not self.transport.is_closing():
+        if self._is_busy():
+            self._wait_for_turn()
+        elif not self.transport.is_closing():
             self._parse()
             if not (self._waits_for_turn or self.read_paused):
                 self.transport.resume_reading()
@@ -168,13 +187,26 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Start the application, and offer it the direct way."""
         super().handle_connect(event)
         event.headers.clear()  # the scope has them, and the library would keep them as well
-        if self.handshake_initiated and not self.conn.extensions and not self.close_sent:
+        if self.handshake_initiated and not self.close_sent:
             extensions: dict[Any, Any] = self.scope["extensions"]
             extensions[EXTENSION] = self
 
-    def attach(self, on_text: Callable[[str], object], on_writable: Callable[[], None]) -> None:
+    def prepare(self, max_size: int) -> bool:
+        """Have the connection as the gateway needs it, before the application accepts the handshake."""
+        self._prepared = self._limited.is_limited = True
+        self._limited.max_message = max_size
+        self._max_frame = min(max_size, self.config.ws_max_size) + MAX_FRAME_HEAD
+        if self.conn.extensions and not self.is_chosen:
+            # The response has not been sent: without the header the client compresses nothing either.
+            self.conn.extensions = []
+            del self.response.headers["Sec-WebSocket-Extensions"]
+        return not self.conn.extensions
+
+    def attach(
+        self, on_text: Callable[[str], object], on_writable: Callable[[], None], is_busy: Callable[[], bool]
+    ) -> None:
         """Give text messages to ``on_text``, the waiting messages first."""
-        self._on_text, self._on_writable = on_text, on_writable
+        self._on_text, self._on_writable, self._is_busy = on_text, on_writable, is_busy
         waiting = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
         for message in waiting:
             text = message.get("text")
@@ -205,7 +237,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.conn.send_close(code, reason)
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
-        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
+        self._await_close()
+
+    def cut(self) -> None:
+        """End the connection at once."""
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+        cut(self.transport)
 
     def pause_writing(self) -> None:
         """Have writers wait: the client does not keep up."""
@@ -219,6 +257,23 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._on_writable()
 
     # --- ends ---------------------------------------------------------------------------------------------------
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the application."""
+        hasten_end(self.transport.get_extra_info("socket"))
+        super().connection_lost(exc)
+
+    def handle_close(self, event: Any) -> None:
+        """Close the connection after the client's close frame; cut it if the client does not read what is before."""
+        super().handle_close(event)
+        if self._prepared and not self.close_sent and self.close_timer is None:
+            self._await_close()
+
+    def _await_close(self) -> None:
+        """Cut the connection if it still is there after the time for a closing handshake."""
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+        self.close_timer = self.loop.call_later(self.close_timeout, cut, self.transport)
 
     def _refuse_handshake(self) -> None:
         # uvicorn sends no response here. websockets has one, except for requests that it cannot parse at all.
@@ -253,4 +308,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Close the connection of a client that does not answer pings."""
         super().keepalive_timeout()
         if self.transport.get_write_buffer_size():
-            self.transport.abort()  # close() would wait for a client that does not read
+            cut(self.transport)  # close() would wait for a client that does not read
+
+
+class PlacedWebSocketProtocol(WebSocketProtocol):
+    """The protocol in a server that is not the gateway's own: other applications' connections keep uvicorn's limits.
+
+    Their compression is uvicorn's, too; the gateway's connections have none.
+    """
+
+    is_chosen = False

@@ -36,6 +36,9 @@ EVENTS_EXCHANGE: Final = "nuropb-events-exchange"
 DEAD_LETTER_EXCHANGE: Final = "nuropb-dl-exchange"
 PROTOCOL_VERSION: Final = "0.1.1"
 NUROPB_VERSION: Final = "0.1.8"
+#: Characters of a topic, which is a routing key of at most 255 bytes, and of a trace id; services send any number.
+MAX_TOPIC_LENGTH: Final = 255
+MAX_TRACE_ID_LENGTH: Final = 512
 MESSAGE_TYPES: Final = ("request", "response", "event", "command")
 MessageType = Literal["request", "response", "event", "command"]
 
@@ -167,8 +170,13 @@ def decode_event(body: bytes) -> EventMessage:
     try:
         body.decode()
         event = _decode_event(body)
+    except msgspec.ValidationError as error:  # which tells the member and both types, and no content
+        raise InvalidMessage(f"the event cannot be read: {error}") from error
     except _DECODE_ERRORS as error:
         raise InvalidMessage(f"the event cannot be read ({type(error).__name__})") from error
+    # Clients get both in a frame whose size is that of the event, as far as their limits are concerned.
+    if len(event.topic) > MAX_TOPIC_LENGTH or len(event.trace_id or "") > MAX_TRACE_ID_LENGTH:
+        raise InvalidMessage("the event has a topic or a trace_id that is too long")
     target = None if event.target is None else [str(user_id) for user_id in event.target]
     return EventMessage(event.topic, event.event, event.trace_id, target, event.context)
 

@@ -9,7 +9,7 @@ __all__ = ["context_for", "context_of"]
 
 
 def context_for(identity: Identity | None, trace_id: str, session_id: str | None) -> dict[str, str | None]:
-    """Make the context of a call from the caller's identity alone, never from anything that a client sent."""
+    """Make the context of a call from the caller's identity, which no client can forge."""
     return {
         "user_id": None if identity is None else identity.user_id,
         "Authorization": None if identity is None else f"Bearer {identity.token}",
@@ -18,6 +18,11 @@ def context_for(identity: Identity | None, trace_id: str, session_id: str | None
     }
 
 
-def context_of(identity: Identity | None, trace_id: str, session_id: str | None) -> bytes:
-    """Make the context of a call, as JSON."""
-    return encode_json(context_for(identity, trace_id, session_id))
+def context_of(
+    identity: Identity | None, trace_id: str, session_id: str | None, idempotency_key: str | None = None
+) -> bytes:
+    """Make the context of a call, as JSON. ``idempotency_key`` is the client's own word, if it gave one."""
+    context = context_for(identity, trace_id, session_id)
+    if idempotency_key is not None:
+        context["idempotency_key"] = idempotency_key
+    return encode_json(context)

@@ -47,6 +47,8 @@ class EventMessage(Struct, gc=False):
     trace_id: str | None = None
     target: list[str] | None = None
     context: bytes | Raw = b"{}"
+    #: The publisher's id of the event, the same in every process.
+    id: str | None = None
 
 
 class MeshReceiver(Protocol):
@@ -71,8 +73,17 @@ class MeshReceiver(Protocol):
     def on_rejected(self, correlation_id: str) -> None:
         """Take note that the mesh has not accepted the message: it was not delivered."""
 
+    def on_too_large(self, correlation_id: str, description: str) -> None:
+        """Take note that the message was not delivered, as it is above the size that the mesh takes."""
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         """Take note that the connection ended before the command was confirmed: it may have run."""
+
+    def on_dead_lettered(self, correlation_id: str) -> None:
+        """Take note that a message has been dead-lettered, of this process or of any other."""
+
+    def on_replies_lost(self) -> None:
+        """Take note that no reply can come to the requests sent so far, and that the address may be another one."""
 
     def on_event(self, event: EventMessage) -> None:
         """Take an event of a subscribed topic."""
@@ -84,11 +95,17 @@ class MeshReceiver(Protocol):
         away for too long), or ``disconnected`` (the broker did not know of the subscription yet).
         """
 
+    def on_topic_refused(self, topic: str) -> None:
+        """Take note that the broker refuses a subscribed topic from now on."""
+
     def on_peer_message(self, message: bytes) -> None:
         """Take a message from a process of this gateway; a process also gets its own broadcasts."""
 
     def on_record(self, record: bytes) -> None:
         """Take a record that a process of this gateway, possibly this one, wrote: just now, or long ago."""
+
+    def on_records_read(self) -> None:
+        """Take note that all records from before the start of this mesh were taken. May be called more than once."""
 
     def on_connection_change(self, *, connected: bool) -> None:
         """Take note that the mesh was connected or disconnected."""
@@ -98,7 +115,8 @@ class Mesh(Protocol):
     """A mesh. It runs from ``__aenter__`` to ``__aexit__`` and owns the tasks that it needs.
 
     Entering does not wait for a connection: a gateway may start before its broker. Sending never waits either. A mesh
-    cannot say whether a service exists: a message to a missing service is returned.
+    cannot say whether a service exists: a message to a missing service is returned. No client is let in before the mesh
+    has called ``on_records_read``; a mesh that keeps no records calls it when it is entered.
     """
 
     async def __aenter__(self) -> Any:
@@ -122,6 +140,11 @@ class Mesh(Protocol):
         """The reason why the mesh is not connected, in words for an operator (without secrets), or None."""
         ...
 
+    @property
+    def warnings(self) -> list[str]:
+        """The parts that are missing while clients are served, in words for an operator (without secrets)."""
+        ...
+
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
         """Set the receiver of messages, and the object that other services may call. Once, before entering."""
 
@@ -133,10 +156,10 @@ class Mesh(Protocol):
         ...
 
     def send(self, message: CallMessage) -> None:
-        """Send a request or command. Raises MeshUnavailable if it was not sent."""
+        """Send a request or command. Raises MeshUnavailable or MessageTooLarge if it was not sent."""
 
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
-        """Publish an event. Raises MeshUnavailable."""
+        """Publish an event. Raises MeshUnavailable or MessageTooLarge."""
 
     @property
     def address(self) -> str:
@@ -144,10 +167,10 @@ class Mesh(Protocol):
         ...
 
     def broadcast(self, message: bytes) -> None:
-        """Send a message to all peer processes. It expires within a few seconds. Raises MeshUnavailable."""
+        """Send a message to all peer processes. It expires within a few seconds. Raises as :meth:`send`."""
 
     def tell(self, address: str, message: bytes) -> None:
-        """Send a message to the peer process at ``address``. It expires likewise. Raises MeshUnavailable."""
+        """Send a message to the peer process at ``address``. It expires likewise. Raises as :meth:`send`."""
 
     async def record(self, record: bytes) -> None:
         """Write a record for every process of this gateway: those that run now, and those that start within a month.
@@ -155,14 +178,27 @@ class Mesh(Protocol):
         Raises MeshUnavailable if the broker did not confirm it. Cancelling does not take the record back.
         """
 
+    def when_proven(self, proven: Callable[[], None]) -> None:
+        """Call ``proven`` once it is certain that the mesh carries messages now; never, if it proves not to.
+
+        Silence of a service says something about the service only then.
+        """
+
     def forget(self, correlation_id: str) -> None:
         """Drop everything that is kept for a reply (a key, a place in a queue): its caller waits no longer."""
 
-    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
+    def when_events_are_in(self, done: Callable[[], None]) -> None:
+        """Call ``done`` once all events that were routed to this process before have been received.
+
+        Raises MeshUnavailable. ``done`` is not called if the connection is lost before.
+        """
+
+    def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
         """Receive events of this AMQP topic pattern, across reconnections too.
 
-        ``done`` is called once: when events arrive from then on, or when that has to wait for a connection. Subscribing
-        to the same pattern again is allowed and changes nothing.
+        ``done`` is called once: with True when events arrive from then on, or when that has to wait for a connection;
+        with False when the broker refuses the topic to this user. Subscribing to the same pattern again is allowed and
+        changes nothing.
         """
 
     def unsubscribe(self, topic: str) -> None:

@@ -11,15 +11,12 @@ import functools
 import struct
 from typing import Final
 
-from .codec import MESSAGE_TYPES, NUROPB_VERSION, PROTOCOL_VERSION, InvalidMessage, MessageType
+from .codec import MAX_TRACE_ID_LENGTH, MESSAGE_TYPES, NUROPB_VERSION, PROTOCOL_VERSION, InvalidMessage, MessageType
 
 __all__ = ["encode_publish", "expiration"]
 
 #: A day. No caller waits longer, and an expiration out of RabbitMQ's range closes the channel.
 MAX_EXPIRATION_MS: Final = 86_400_000
-#: Characters. Clients may send 128, and other services any number.
-MAX_PROPERTY_LENGTH: Final = 512
-
 _FRAME = struct.Struct(">BHI")
 _HEADER = struct.Struct(">HHQH")
 _LONG = struct.Struct(">I")
@@ -95,8 +92,8 @@ def encode_publish(
     Raises InvalidMessage if a name is too long for a short string, or ``trace_id`` for its frame: a header frame cannot
     be split, and one over ``frame_max`` would close the connection with all its calls in flight.
     """
-    if trace_id is not None and len(trace_id) > MAX_PROPERTY_LENGTH:
-        raise InvalidMessage(f"a trace_id has more than {MAX_PROPERTY_LENGTH} characters")
+    if trace_id is not None and len(trace_id) > MAX_TRACE_ID_LENGTH:
+        raise InvalidMessage(f"a trace_id has more than {MAX_TRACE_ID_LENGTH} characters")
     table = _TABLES[kind, encrypted]
     trace = b"V" if trace_id is None else b"S" + _long(trace_id)
     flags, expires = _FLAGS, b""

@@ -13,16 +13,18 @@ import inspect
 import json
 import logging
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from ..topics import check_topic
+from .errors import NuropbValidationError
 
 __all__ = [
     "Outcome",
     "PublishEvent",
     "Runnable",
+    "as_target",
     "call_service",
     "deliver_event",
     "describe_service",
@@ -118,9 +120,23 @@ def _start(instance: object, method: str, params: Mapping[str, Any], context: Ma
     function = None if method.startswith("_") else getattr(instance, method, None)
     if not callable(function):
         raise _UnknownMethod(f"Unknown method {method}")
-    if getattr(function, "__nuropb_context__", False):
-        return function(dict(context), **params)
-    return function(**params)
+    arguments = (dict(context),) if getattr(function, "__nuropb_context__", False) else ()
+    try:
+        return function(*arguments, **params)
+    except TypeError:
+        if getattr(instance, "_is_gateway_", False) is True:
+            _check_parameters(function, method, arguments, params)
+        raise
+
+
+def _check_parameters(
+    function: Callable[..., Any], method: str, arguments: tuple[Any, ...], params: Mapping[str, Any]
+) -> None:
+    """Raise NuropbValidationError if ``function`` has other parameters."""
+    try:
+        inspect.signature(function).bind(*arguments, **params)
+    except TypeError as error:
+        raise NuropbValidationError(f"{method}: {error}") from error
 
 
 class _UnknownMethod(Exception):
@@ -168,7 +184,16 @@ def _event(event: Mapping[str, Any]) -> tuple[str, Any, list[str] | None]:
     if reason is not None:
         raise ValueError(f"topic: {reason}")
     to_json(payload)
-    return topic, payload, None if target is None else [str(user_id) for user_id in target]
+    return topic, payload, as_target(target)
+
+
+def as_target(users: Iterable[str] | None) -> list[str] | None:
+    """Return the users that an event is for; None is everybody. Raises TypeError for a single text or for no list."""
+    if users is None:
+        return None
+    if isinstance(users, str | bytes | Mapping) or not isinstance(users, Iterable):
+        raise TypeError("target: not a list of user ids")  # each letter of a text would be a user
+    return [str(user_id) for user_id in users]
 
 
 async def deliver_event(

@@ -25,10 +25,11 @@ class Broker:
     node: RabbitMQNode | None
 
 
-def boot() -> RabbitMQNode:
+def boot(*settings: str) -> RabbitMQNode:
+    """Make a node, with further lines of rabbitmq.conf."""
     if not installed():
         unavailable("rabbitmq-server is not installed")
-    return RabbitMQNode()
+    return RabbitMQNode(settings=settings)
 
 
 @pytest.fixture(scope="session")

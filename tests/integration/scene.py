@@ -230,7 +230,7 @@ async def scene(
         proxy = await stack.enter_async_context(FaultProxy(url))
         if before is not None:
             before(proxy)
-        running = await stack.enter_async_context(run_gateway(mesh_url=proxy.url, **chosen))
+        running = await stack.enter_async_context(run_gateway(mesh_url=proxy.url, is_open=ready, **chosen))
         service_mesh = await stack.enter_async_context(host(service_url or url, service_name, service))
         stack.callback(service.released.set)
         http = await stack.enter_async_context(
@@ -259,7 +259,7 @@ async def delete_queues(url: str, *meshes: RabbitMQMesh) -> None:
     async with await aio_pika.connect(url) as connection:
         for mesh in meshes:
             async with connection.channel() as channel:
-                for queue in (mesh.reply_queue, mesh.event_queue, mesh.peers.queue):
+                for queue in (mesh.reply_queue, mesh.event_queue, mesh.peers.queue, mesh.dead_letters.queue):
                     await channel.queue_delete(queue)
             with contextlib.suppress(ChannelPreconditionFailed):
                 async with connection.channel() as channel:

@@ -127,7 +127,7 @@ async def gateway_process(url: str, port: int) -> AsyncIterator[Process]:
 
 async def ready(process: Process) -> None:
     await process.line("Application startup complete")
-    await process.line("mesh connected")
+    await process.line("mesh: revocations are read")
 
 
 async def restart(stack: contextlib.AsyncExitStack, process: Process, balancer: Balancer, port: int, url: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 from tests.integration.scene import delete_queues
 from tests.kit.costs import BlockingClient, Cost, Measured, Repeat, measure
-from tests.kit.gateways import RunningGateway, eventually, run_gateway
+from tests.kit.gateways import RunningGateway, Server, eventually, run_gateway
 from tests.servers.processes import ServiceProcess
 
 MeshName: TypeAlias = Literal["embedded", "rabbitmq"]
@@ -34,6 +34,9 @@ COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
 #: A cost above this multiple is a regression. Versions of Python and of libraries differ by less.
 MARGIN: Final = 1.2
 
+#: ``nuropb-gateway serve``, and a uvicorn that another program starts.
+SAME_COST: Final[tuple[Server, ...]] = ("nuropb-gateway", "uvicorn")
+
 #: Requests that are sent at once.
 MANY: Final = 32
 #: Connections that receive an event. The difference is the cost of deliveries, without the cost of the event itself.
@@ -42,12 +45,12 @@ TOPIC: Final = "costs.counted"
 
 
 @asynccontextmanager
-async def a_gateway(mesh: MeshName, url: str) -> AsyncIterator[RunningGateway]:
+async def a_gateway(mesh: MeshName, url: str, server: Server = "nuropb-gateway") -> AsyncIterator[RunningGateway]:
     """Run a gateway with default settings, on the default lane even if the tests run on the other one."""
     options: dict[str, Any] = {"expose": ["*.*"], "expose_topics": ["#"], "targeted_topics": [], "mesh_lane": "fast"}
     if mesh == "rabbitmq":
         options |= {"mesh_url": url, "service_name": f"gateway-{secrets.token_hex(4)}"}
-    async with run_gateway(**options) as running:
+    async with run_gateway(server=server, **options) as running:
         await eventually(lambda: running.gateway.service_mesh_manager.connected)
         yield running
     served_by = running.gateway.service_mesh_manager.mesh
@@ -111,10 +114,13 @@ def request(name: str, params: object, id_: str) -> object:
     return {"type": "request", "payload": {"service": service, "method": method, "params": params, "id": id_}}
 
 
+@pytest.mark.parametrize("server", SAME_COST)
 @pytest.mark.parametrize("mesh", ["embedded", "rabbitmq"])
-async def test_a_request_costs_what_it_may(mesh: MeshName, amqp_url: str, echo_service: ServiceProcess) -> None:
+async def test_a_request_costs_what_it_may(
+    mesh: MeshName, server: Server, amqp_url: str, echo_service: ServiceProcess
+) -> None:
     service = "demo" if mesh == "embedded" else echo_service.service
-    async with a_gateway(mesh, amqp_url) as running:
+    async with a_gateway(mesh, amqp_url, server) as running:
         measured = await measure(running, 1, requests(service, 1))
     check("request", mesh, measured.cost, measured)
 
@@ -127,10 +133,13 @@ async def test_requests_that_come_together_share_the_writes_to_the_broker(
     check("request of many", "rabbitmq", measured.cost / MANY, measured / MANY)
 
 
+@pytest.mark.parametrize("server", SAME_COST)
 @pytest.mark.parametrize("mesh", ["embedded", "rabbitmq"])
-async def test_a_delivery_costs_what_it_may(mesh: MeshName, amqp_url: str, echo_service: ServiceProcess) -> None:
+async def test_a_delivery_costs_what_it_may(
+    mesh: MeshName, server: Server, amqp_url: str, echo_service: ServiceProcess
+) -> None:
     publish = "demo.publish" if mesh == "embedded" else f"{echo_service.service}.emit"
-    async with a_gateway(mesh, amqp_url) as running:
+    async with a_gateway(mesh, amqp_url, server) as running:
         few = await measure(running, 1 + FEW_SUBSCRIBERS, events(publish))
         all_ = await measure(running, 1 + SUBSCRIBERS, events(publish))
     more = SUBSCRIBERS - FEW_SUBSCRIBERS

@@ -13,6 +13,7 @@ import aio_pika
 import anyio
 import pytest
 
+from nuropb_gateway_asgi import CallError
 from nuropb_gateway_asgi.mesh.rabbitmq import _mesh
 from nuropb_gateway_asgi.wire import codec
 from tests.integration.scene import Caller, Record, Scene, eventually_within, log_lines, scene
@@ -167,7 +168,7 @@ async def hears(set_: Scene, caller: Caller, topic: str) -> None:
         await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("which", ["reply_queue", "event_queue", "service_queue"])
+@pytest.mark.parametrize("which", ["reply_queue", "event_queue"])
 async def test_a_queue_is_deleted(amqp_url: str, which: str, record_property: Record) -> None:
     """The broker cancels its consumer with it."""
     async with scene(amqp_url, expose_topics=["#"]) as set_, operator(amqp_url) as channel:
@@ -181,6 +182,24 @@ async def test_a_queue_is_deleted(amqp_url: str, which: str, record_property: Re
         with anyio.fail_after(RECOVERED):
             await hears(set_, caller, "news")
         set_.check(record_property, f"{which} deleted")
+
+
+async def test_the_service_queue_is_deleted(amqp_url: str, record_property: Record) -> None:
+    """Clients are served meanwhile, and the connections stay."""
+    async with scene(amqp_url) as set_, operator(amqp_url) as channel:
+        manager = set_.running.gateway.service_mesh_manager
+        reconnected = set_.reconnected()
+        set_.begin()
+        await channel.queue_delete(set_.mesh.service_queue)
+        assert [await caller.call() for caller in set_.callers] == ["ok"] * len(set_.callers)
+        with anyio.fail_after(RECOVERED):
+            while True:
+                with contextlib.suppress(CallError):
+                    await manager.describe(set_.running.gateway.settings.service_name)
+                    break
+                await asyncio.sleep(0.05)
+        assert not reconnected()
+        set_.check(record_property, "service_queue deleted")
 
 
 @pytest.mark.parametrize("again", [False, True])

@@ -11,6 +11,7 @@ from typing import Literal
 import pytest
 
 from tests.integration.scene import Record, Scene, eventually_within, log_lines, scene
+from tests.kit.clients import connect, refusal
 from tests.servers.faults import Direction, Purpose
 
 #: Seconds.
@@ -92,6 +93,20 @@ async def test_a_half_open_connection_is_noticed(
         set_.check(record_property, f"stall ({direction}) of {purpose or 'both'}", in_flight)
 
 
+async def test_no_service_is_blamed_for_calls_on_a_half_open_connection(amqp_url: str) -> None:
+    async with scene(amqp_url, clients=3) as set_:
+        set_.proxy.stall()
+        for _ in range(4):
+            # More than enough to open the circuit of a silent service.
+            ids = [(caller, await caller.start(count=3, timeout=0.3)) for caller in set_.callers]
+            assert [await caller.ended(each) for caller, each in ids] == [{"timeout": 3}] * 3
+        assert set_.running.gateway.service_mesh_manager.open_circuits == []
+        await set_.notices(HALF_OPEN_NOTICED)
+        assert set_.running.gateway.service_mesh_manager.open_circuits == []
+        set_.proxy.resume()
+        await set_.recovers(RECOVERED)
+
+
 async def test_a_network_that_swallows_everything_for_a_while(amqp_url: str, record_property: Record) -> None:
     async with scene(amqp_url) as set_:
         set_.begin()
@@ -152,12 +167,15 @@ async def test_nobody_listens(amqp_url: str, caplog: pytest.LogCaptureFixture, r
 
 
 async def test_a_gateway_that_starts_before_its_broker(amqp_url: str, record_property: Record) -> None:
-    async with scene(amqp_url, before=lambda proxy: proxy.refuse(), ready=False) as set_:
+    async with scene(amqp_url, clients=0, before=lambda proxy: proxy.refuse(), ready=False) as set_:
         assert (await set_.readyz())[0] == 503
-        assert [await caller.call() for caller in set_.callers] == ["mesh_unavailable"] * 2
+        refused = await refusal(set_.running.url, "alice")  # a revocation may be in the stream that it cannot read
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
         await eventually_within(5, lambda: set_.service_mesh.connected)
         set_.proxy.accept()
-        await set_.recovers(RECOVERED)
+        await eventually_within(RECOVERED, lambda: not set_.not_ready)
+        async with connect(set_.running.url, "alice") as client:
+            assert await client.settled() == []
         set_.check(record_property, "no broker at the start")
 
 

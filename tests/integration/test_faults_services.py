@@ -136,7 +136,7 @@ async def test_poison_comes_to_no_client(amqp_url: str, record_property: Record)
 
 
 async def test_a_thousand_answers_to_one_call(amqp_url: str, record_property: Record) -> None:
-    async with unreliable(amqp_url) as (set_, raw, name):
+    async with unreliable(amqp_url, max_in_flight_per_service=20) as (set_, raw, name):
         calls = [(caller, await caller.start(count=20, service=name)) for caller in set_.callers]
         await eventually(lambda: len(raw.requests) == 40)
         for number in range(1000):

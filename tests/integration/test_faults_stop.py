@@ -92,7 +92,7 @@ async def stage(url: str, *arguments: str, prefix: str = "", clients: int = 4, *
             httpx.AsyncClient(base_url=f"http://{site}", trust_env=False, timeout=DEADLINE)
         )
         if workers > 1:  # each answers for itself
-            await eventually(lambda: process.output.count(" mesh connected") == workers)
+            await eventually(lambda: process.output.count("mesh: revocations are read") == workers)
         await eventually_status(http, 200)
         await eventually(lambda: mesh.connected)
         tasks = await stack.enter_async_context(anyio.create_task_group())
@@ -422,7 +422,7 @@ async def test_the_metrics_of_several_workers_are_added_up(
         pids = re.findall(r"Started server process \[([0-9]+)\]", set_.process.output)
         for started, pid in enumerate(pids, 3):
             os.kill(int(pid), signal.SIGKILL)
-            await eventually(lambda: set_.process.output.count(" mesh connected") == started)  # noqa: B023
+            await eventually(lambda: set_.process.output.count("mesh: revocations are read") == started)  # noqa: B023
             left = sum(caller.closed is None for caller in set_.callers)
             assert (await gauges_are(set_, connections=left))[total] == 8 * 11
         assert left == 0

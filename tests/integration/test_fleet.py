@@ -163,7 +163,7 @@ async def test_a_process_that_hangs_or_dies_is_named_and_then_forgotten(
     async with process(amqp_url, name, instance_id="witness") as witness:
         async with run_module("uvicorn", "nuropb_gateway_asgi:app", "--port", "0", settings=settings) as mortal:
             site = (await mortal.line(r"running on http://([0-9.:]+)"))[1]
-            await mortal.line(" mesh connected")
+            await mortal.line("mesh: revocations are read")
             await eventually(lambda: members(witness) == 1)
             async with connect(f"ws://{site}/ws", token_of("alice")):
                 manager = witness.gateway.service_mesh_manager
@@ -279,7 +279,7 @@ async def test_a_stream_that_was_deleted_is_made_again(amqp_url: str) -> None:
     async with fleet(amqp_url, 1) as (one,):
         manager, stream = one.gateway.service_mesh_manager, mesh_of(one).peers.stream
         await manager.revoke(token_id="a")
-        await eventually(lambda: mesh_of(one).peers.offset == 0)
+        await eventually(lambda: mesh_of(one).peers.offset == 1)  # after the marker
         before = mesh_of(one).statistics.reconnects
         async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
             await channel.queue_delete(stream)

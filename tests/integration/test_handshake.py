@@ -521,19 +521,88 @@ async def test_a_bad_token_in_the_first_frame(running: RunningGateway, token: st
 
 
 async def test_connections_that_say_nothing_leave_room_for_others() -> None:
-    async with run_gateway(max_connections=6, allowed_origins=ORIGINS) as running, contextlib.AsyncExitStack() as stack:
-        silent = [await stack.enter_async_context(connect(running.url, hello=False)) for _ in range(3)]
-        refused = await refusal(running.url)
-        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
-        code, frame = await turned_away(running.url, origin=ORIGIN)
-        assert (code, frame["code"]) == (1013, "too_many_requests")
+    async with run_gateway(max_connections=8, allowed_origins=ORIGINS) as running, contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(connect(running.url, hello=False)) for _ in range(4)]
         async with connect(running.url, "alice") as client:
             await client.settled()
-        await silent[0].send("authorize", token="alice")
-        await silent[0].event("hello")
         async with connect(running.url, hello=False) as client:
+            # The connection that has been silent for longest gives way.
+            closed = await silent[0].closed()
+            assert (closed.code, [frame["code"] for frame in closed.frames]) == (1013, ["too_many_requests"])
+            assert closed.frames[0]["retry_after_ms"] == 5000
             await client.send("authorize", token="alice")
             await client.event("hello")
+        await silent[3].send("authorize", token="alice")
+        await silent[3].event("hello")
+
+
+async def test_a_connection_whose_token_is_being_checked_gives_way_to_no_other() -> None:
+    gate = Gate()
+    async with run_gateway(make_gateway(authenticator=gate, max_connections=4)) as running:
+        async with contextlib.AsyncExitStack() as stack:
+            client = await stack.enter_async_context(connect(running.url, hello=False))
+            await client.send("authorize", token="alice")
+            await eventually(lambda: gate.waiting == 1)
+            silent = [await stack.enter_async_context(connect(running.url, hello=False)) for _ in range(3)]
+            assert (await silent[0].closed()).code == 1013
+            gate.opened.set()
+            await client.event("hello")
+        await running.is_empty()
+
+
+async def test_many_addresses_without_a_token_leave_those_with_one_their_rate() -> None:
+    limited = run_gateway(handshake_rate="1/h burst 12", handshake_rate_per_address="1/h burst 20")
+    async with limited as running:
+        for number in range(12):
+            async with connect(running.url, headers=forwarded_for(f"192.0.2.{number}"), hello=False) as client:
+                client.abort()
+            await running.is_empty()
+        refused = await refusal(running.url, headers=forwarded_for("198.51.100.1"))
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+        for number in range(12):  # also from the same addresses, as behind a proxy that does not tell them
+            async with connect(running.url, "alice", headers=forwarded_for(f"192.0.2.{number}")):
+                pass
+
+
+async def test_many_addresses_with_wrong_tokens_leave_valid_ones_their_rate() -> None:
+    limited = run_gateway(handshake_rate="1/h burst 3", handshake_rate_per_address="1/h burst 20")
+    async with limited as running:
+        for number in range(6):
+            for headers in ([], [("Sec-WebSocket-Protocol", "unknown")]):
+                status = (
+                    await refusal(running.url, "bad", headers=[*forwarded_for(f"192.0.2.{number}"), *headers])
+                ).status
+                assert status in (400, 401)
+        for _ in range(3):
+            async with connect(running.url, "alice", headers=forwarded_for("198.51.100.1")):
+                pass
+        assert (await refusal(running.url, "alice", headers=forwarded_for("198.51.100.2"))).status == 503
+
+
+async def test_an_address_whose_connections_never_bring_a_token_comes_to_its_limit_ten_times_as_fast() -> None:
+    async with run_gateway(handshake_rate_per_address="1/h burst 20", auth_timeout=0.05) as running:
+        for _ in range(2):
+            async with connect(running.url, hello=False) as client:
+                assert (await client.closed()).code == 4502
+            await running.is_empty()
+        assert (await refusal(running.url)).status == 503
+        async with connect(running.url, "alice"):
+            pass
+
+
+async def test_wrong_newer_tokens_close_the_connection_and_count_for_its_address() -> None:
+    async with run_gateway(handshake_rate_per_address="1/h burst 61") as running:
+        async with connect(running.url, "alice") as client:
+            for _ in range(5):
+                answer = await client.ask("authorize", token="bad")
+                assert answer["error"]["code"] == "unauthenticated"
+            assert await client.result("demo.add", {"a": 1, "b": 2}) == 3
+            await client.send("authorize", token="bad", id="last")
+            closed = await client.closed()
+            assert (closed.code, closed.reason) == (4510, "too many wrong tokens")
+            assert [frame["payload"]["error"]["code"] for frame in closed.frames] == ["unauthenticated"]
+        await running.is_empty()
+        assert (await refusal(running.url, "alice")).status == 503
 
 
 async def test_a_binary_first_frame(running: RunningGateway) -> None:

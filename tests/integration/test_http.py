@@ -167,6 +167,14 @@ async def test_a_body_that_is_none_is_refused(client: HTTPClient, body: bytes, k
     assert (await client.call("demo.add", {"a": 1, "b": 1})).json() == 2
 
 
+@pytest.mark.parametrize(("more", "status"), [(-1, 200), (0, 200), (1, 413)])
+async def test_the_limit_of_a_body_is_the_clients_own_text(client: HTTPClient, more: int, status: int) -> None:
+    body = b'{"text":"' + b"x" * (LIMIT + more - 11) + b'"}'
+    assert len(body) == LIMIT + more
+    response = await client.post("/rpc/demo/echo", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == status
+
+
 async def test_a_body_without_a_length_is_too_big_as_soon_as_it_is(client: HTTPClient) -> None:
     async def body() -> AsyncIterator[bytes]:
         for _ in range(1000):

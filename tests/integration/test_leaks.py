@@ -202,7 +202,7 @@ async def test_no_secret_of_the_mesh_is_logged(rabbitmq: Broker) -> None:
     with ServiceProcess(rabbitmq.url, "service-that-fails") as service:
         settings = {"MESH_URL": mesh_url, "EXPOSE": "*.*", "EXPOSE_TOPICS": "#"}
         async with running(*SERVE, **settings) as (process, url):
-            await process.line(" mesh connected$")
+            await process.line("mesh: revocations are read$")
             name = service.service
             await talk(url, name)
             async with connect(url, TOKEN) as client:

@@ -9,6 +9,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
 
@@ -353,6 +354,95 @@ async def test_a_provider_under_another_name_is_not_the_provider(provider: OpenI
     async with gateway_of(provider, ready=False, jwt_oidc_issuer=issuer) as site:
         await eventually(lambda: "names another issuer" in "".join(site.gateway.not_ready()))
         assert (await refusal(site.url, await client_credentials(provider))).status == 503
+
+
+# --- several issuers --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def second() -> Iterator[OpenIDProvider]:
+    """Run another provider, whose key has the kid of the first one's."""
+    if not installed():
+        unavailable("oidc-provider is not installed: run 'python -m tests.servers.provision openid'")
+    with OpenIDProvider([private_jwk(RSA_OTHER, "old", alg="RS256", use="sig")]) as provider:
+        yield provider
+
+
+@pytest.fixture
+def issuers(provider: OpenIDProvider, second: OpenIDProvider, tmp_path: Path) -> dict[str, Any]:
+    """Return the settings for both providers."""
+    if not second.is_running:
+        second.start()
+    file = tmp_path / "issuers.toml"
+    file.write_text(
+        f"""
+        [[issuer]]
+        oidc_issuer = "{provider.issuer}"
+        audience = "{AUDIENCE}"
+        user_prefix = ""
+
+        [[issuer]]
+        oidc_issuer = "{second.issuer}"
+        audience = "second gateway"
+        user_prefix = "second:"
+        """
+    )
+    return {"jwt_oidc_issuer": "", "jwt_audience": (), "jwt_issuers": str(file)}
+
+
+async def test_users_of_two_providers_with_the_same_name_are_two_users(
+    provider: OpenIDProvider, second: OpenIDProvider, issuers: dict[str, Any]
+) -> None:
+    async with gateway_of(provider, **issuers) as site:
+        assert await whoami(site, await client_credentials(provider)) == "script"
+        one = await client_credentials(second, "second gateway")
+        assert await whoami(site, one) == "second:script"
+        # The audience of the first provider is none of the second's.
+        assert (await refusal(site.url, await client_credentials(second))).status == 401
+        # A connection of one user takes no token of the other.
+        async with connect(site.url, await client_credentials(provider)) as client:
+            assert (await client.ask("authorize", token=one))["error"]["code"] == "permission_denied"
+
+
+async def test_a_provider_that_is_away_keeps_the_users_of_the_other_out_of_nothing(
+    provider: OpenIDProvider, second: OpenIDProvider, issuers: dict[str, Any]
+) -> None:
+    token = await client_credentials(second, "second gateway")
+    second.stop()
+    async with gateway_of(provider, **issuers) as site:
+        assert await whoami(site, await client_credentials(provider)) == "script"
+        assert (await refusal(site.url, token)).status == 503
+        ready = await site.get("/readyz")
+        assert (ready.status_code, ready.json()["reasons"]) == (200, [])
+        (warning,) = ready.json()["warnings"]
+        assert warning.startswith(f"{second.issuer}: keys: the discovery document: ConnectError")
+        assert f'nuropb_gateway_keys{{issuer="{second.issuer}"}} 0.0' in (await site.get("/metrics")).text
+
+        second.start()
+        site.clock.now += 60
+        keys = site.gateway.key_sets[second.issuer]
+        await eventually(lambda: keys.problem is None)
+        assert await whoami(site, token) == "second:script"
+        assert (await site.get("/readyz")).json()["warnings"] == []
+
+
+async def test_the_commands_know_several_issuers(
+    provider: OpenIDProvider, second: OpenIDProvider, issuers: dict[str, Any]
+) -> None:
+    settings = {"JWT_ISSUERS": issuers["jwt_issuers"]}
+
+    async def check() -> tuple[int, str]:
+        async with run_module("nuropb_gateway_asgi", "check", settings=settings) as process:
+            return await process.wait(), "\n".join(process.stdout)
+
+    status, text = await check()
+    assert status == 0
+    assert "keys      ok: 2 issuers, each with its keys" in text
+    assert f"provider  ok: 1 keys of {provider.issuer}; 1 keys of {second.issuer}" in text
+    second.stop()
+    status, text = await check()
+    assert status == 1
+    assert f"provider  WRONG: 1 keys of {provider.issuer}; the discovery document: ConnectError" in text
 
 
 # --- settings ---------------------------------------------------------------------------------------------------

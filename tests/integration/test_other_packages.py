@@ -96,7 +96,7 @@ async def test_preloaded_workers_of_gunicorn_share_no_names(amqp_url: str, echo_
         stack.callback(kill_group, process.pid)
         port = (await process.line(r"Listening at: http://127.0.0.1:(\d+)"))[1]
         # Both workers have proven their connections to the broker, for WebSockets and for HTTP.
-        await eventually(lambda: len(re.findall(r" mesh connected", process.output)) >= 4)
+        await eventually(lambda: len(re.findall("mesh: revocations are read", process.output)) >= 4)
         clients: list[Client] = []
         for _ in range(100):
             token = issue_token(SECRET, "alice")

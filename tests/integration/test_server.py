@@ -19,6 +19,7 @@ from websockets.frames import Frame
 from nuropb_gateway_asgi import server
 from nuropb_gateway_asgi.handlers.direct import EXTENSION
 from nuropb_gateway_asgi.server import frame_limits, http
+from nuropb_gateway_asgi.server.process import limit_event_loop
 from tests.kit.clients import CLOSE, PING, PONG, TEXT, RawClient, connect, refusal
 from tests.kit.gateways import RunningGateway, Site, eventually, make_gateway, run_gateway, serve
 
@@ -67,6 +68,17 @@ def test_connections_that_cannot_be_accepted_are_logged_rarely(caplog: pytest.Lo
         loop.close()
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert said == ["connections cannot be accepted: [Errno 24] Too many open files", "something else"]
+
+
+def test_an_applications_own_exception_handler_stays() -> None:
+    loop, told = asyncio.new_event_loop(), []
+    loop.set_exception_handler(lambda loop, context: told.append(context["message"]))
+    try:
+        limit_event_loop(loop)
+        loop.call_exception_handler({"message": "socket.accept() out of system resource"})
+    finally:
+        loop.close()
+    assert told == ["socket.accept() out of system resource"]
 
 
 @pytest.mark.parametrize(
@@ -356,7 +368,7 @@ async def close_on_the_first_text(heard: list[str], scope: Any, receive: Any, se
 
     await receive()
     await send({"type": "websocket.accept"})
-    direct.attach(on_text, lambda: None)
+    direct.attach(on_text, lambda: None, lambda: False)
     while (await receive())["type"] != "websocket.disconnect":
         pass
 

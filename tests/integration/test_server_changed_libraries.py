@@ -19,7 +19,7 @@ from typing import Final
 import pytest
 
 from nuropb_gateway_asgi.authentication import issue_token
-from nuropb_gateway_asgi.server._uvicorn import OWN_WAY, RELIED_ON, SUPERVISION
+from nuropb_gateway_asgi.server._uvicorn import OWN_WAY, PLACEMENT, RELIED_ON, SUPERVISION
 from tests.kit.changed_libraries import Rename, renames, renames_of_classes
 from tests.kit.clients import CLOSE, CONTINUATION, TEXT, RawClient
 from tests.kit.gateways import DEADLINE
@@ -35,6 +35,8 @@ UVICORN: Final = (
     *("--http", "nuropb_gateway_asgi.server:HTTPProtocol"),
     *("--ws", "nuropb_gateway_asgi.server:WebSocketProtocol"),
 )
+#: uvicorn in which the gateway puts its protocols in place.
+STOCK: Final = UVICORN[:6]
 SERVE: Final = (sys.executable, "-m", "nuropb_gateway_asgi", "serve", "--port", "0")
 #: One worker under the gateway's supervisor.
 SUPERVISED: Final = """
@@ -141,13 +143,18 @@ async def all_at_once(command: tuple[str, ...], tried: Iterable[Rename], directo
     return problems
 
 
-@pytest.mark.parametrize("command", [UVICORN, SERVE], ids=["uvicorn", "serve"])
+@pytest.mark.parametrize("command", [UVICORN, STOCK, SERVE], ids=["uvicorn by name", "uvicorn", "serve"])
 async def test_the_installed_releases_need_no_warning(command: tuple[str, ...]) -> None:
     assert await start_and_converse(command) == []
 
 
 async def test_plain_uvicorn_without_a_name_uses_its_own_protocols(tmp_path: Path) -> None:
     assert await all_at_once(UVICORN, RENAMES.values(), tmp_path) == {}
+
+
+async def test_a_uvicorn_of_another_program_without_a_name_keeps_its_own_protocols(tmp_path: Path) -> None:
+    needed = {str(rename): rename for rename in renames(PLACEMENT)} | {name: RENAMES[name] for name in SOME}
+    assert await all_at_once(STOCK, needed.values(), tmp_path) == {}
 
 
 async def test_the_command_line_without_a_name_uses_uvicorns_own_protocols(tmp_path: Path) -> None:

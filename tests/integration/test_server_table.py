@@ -109,16 +109,15 @@ def granian(*arguments: str, **row: Any) -> Server:
 SIZE: Final = ("--ws-max-size", "262144")
 #: The rows with a gateway, by their names in the table.
 SERVERS: Final = {
-    "uvicorn": uvicorn(*SIZE),
-    "uvicorn --ws websockets-sansio": uvicorn("--ws", "websockets-sansio", *SIZE),
+    "uvicorn": uvicorn(),
+    "uvicorn --ws websockets-sansio": uvicorn("--ws", "websockets-sansio"),
     "uvicorn --ws websockets": uvicorn("--ws", "websockets", *SIZE),
     "uvicorn --ws wsproto": uvicorn("--ws", "wsproto", *SIZE),
     "gunicorn -k uvicorn_worker.UvicornWorker": gunicorn(
-        "-k", "uvicorn_worker.UvicornWorker", package="uvicorn_worker", too_big=None
+        "-k", "uvicorn_worker.UvicornWorker", package="uvicorn_worker"
     ),
     "gunicorn -k asgi": gunicorn("-k", "asgi", "--websocket-max-message-size", "262144", refusal=403),
     "hypercorn --workers 0": hypercorn("--workers", "0", too_big=None),
-    "hypercorn --workers 0 -k uvloop": hypercorn("--workers", "0", "-k", "uvloop", too_big=None, package="uvloop"),
     "granian --interface asgi": granian("--interface", "asgi", too_big=None),
 }
 #: The rows that answer every client with 503, by their names in the table.

@@ -180,7 +180,7 @@ OWNER = """
 import sys
 from tests.servers.rabbitmq import RabbitMQNode
 node = RabbitMQNode()
-node._prepare()
+node.prepare()
 node._launch("server", node._server)
 print(node._directory, *[process.pid for process in node._processes.values()], flush=True)
 sys.stdin.read()

@@ -269,6 +269,65 @@ async def test_a_call_that_ends_while_there_is_no_connection_runs_once_and_is_an
         assert orders.calls == {"1": 1}
 
 
+async def test_a_reply_waits_for_the_publishing_connection_alone(amqp_url: str) -> None:
+    orders = Orders()
+    async with (
+        FaultProxy(amqp_url) as proxy,
+        running(amqp_url, object()) as (caller, _),
+        running(proxy.url, orders, clean=amqp_url) as (hosted, name),
+    ):
+        calls = [asyncio.create_task(caller.request(name, "hold", {"id": str(number)})) for number in range(3)]
+        await eventually(lambda: orders.at_once == 3)
+        proxy.refuse()
+        proxy.cut("publish")
+        await eventually(lambda: not hosted.connected)
+        orders.released.set()
+        await eventually(lambda: orders.at_once == 0)
+        assert isinstance(hosted.mesh, RabbitMQMesh)
+        assert hosted.mesh.service_host.running == 3  # they are not acknowledged yet
+        proxy.accept()
+        assert await asyncio.gather(*calls) == ["0", "1", "2"]
+        await eventually(lambda: hosted.mesh.service_host.running == 0)  # type: ignore[attr-defined]
+        assert orders.calls == {"0": 1, "1": 1, "2": 1}
+
+
+async def test_a_reply_on_a_dead_connection_is_sent_again_by_the_next_one(amqp_url: str) -> None:
+    orders = Orders()
+    async with (
+        FaultProxy(amqp_url) as proxy,
+        running(amqp_url, object()) as (caller, _),
+        running(proxy.url, orders, clean=amqp_url) as (_, name),
+    ):
+        call = asyncio.create_task(caller.request(name, "hold", {"id": "1"}))
+        await eventually(lambda: orders.at_once == 1)
+        proxy.stall("publish", direction="up")  # the reply is written, and arrives nowhere
+        orders.released.set()
+        await eventually(lambda: orders.at_once == 0)
+        proxy.cut("publish")
+        assert await call == "1"
+        assert orders.calls == {"1": 1}
+
+
+async def test_a_request_whose_reply_cannot_be_sent_before_the_end_is_another_process_s(amqp_url: str) -> None:
+    orders, other = Orders(), Orders()
+    other.released.set()
+    name = f"orders-{secrets.token_hex(4)}"
+    async with FaultProxy(amqp_url) as proxy, running(amqp_url, object()) as (caller, _):
+        async with hosting(orders, proxy.url, service_name=name, drain_timeout=0.1) as hosted:
+            await eventually(lambda: hosted.connected)
+            call = asyncio.create_task(caller.request(name, "hold", {"id": "1"}))
+            await eventually(lambda: orders.at_once == 1)
+            proxy.refuse()
+            proxy.cut("publish")
+            await eventually(lambda: not hosted.connected)
+            orders.released.set()
+            await eventually(lambda: orders.at_once == 0)
+        assert not call.done()
+        async with running(amqp_url, other, name):
+            assert await call == "1"
+        assert (orders.calls, other.calls) == ({"1": 1}, {"1": 1})
+
+
 async def test_a_service_comes_back_after_an_outage_of_the_broker(own_node: RabbitMQNode) -> None:
     url = own_node.url()
     async with running(url, Orders()) as (manager, name):
@@ -289,6 +348,21 @@ async def test_only_so_many_messages_are_remembered(amqp_url: str, monkeypatch: 
         assert isinstance(manager.mesh, RabbitMQMesh)
         assert 5 <= manager.mesh.service_host.remembered <= 10
         assert manager.mesh.service_host.running == 0
+
+
+async def test_a_property_of_a_service_that_fails_is_an_error_of_its_call_alone(amqp_url: str) -> None:
+    class Broken(Orders):
+        @property
+        def total(self) -> int:
+            raise ZeroDivisionError("by mistake")
+
+    async with running(amqp_url, Broken()) as (manager, name):
+        for method in ("total", "nuropb_describe", "total"):
+            with pytest.raises(CallError) as caught:
+                await manager.request(name, method)
+            assert caught.value.code == "service_error"
+        assert isinstance(manager.mesh, RabbitMQMesh)
+        assert (manager.connected, manager.mesh.service_host.running) == (True, 0)
 
 
 async def test_messages_that_are_none_are_refused_once(amqp_url: str) -> None:

@@ -241,6 +241,19 @@ async def test_handshakes_and_connections_are_limited_by_address() -> None:
         assert (await stranger.closed()).code == 1006
 
 
+async def test_silent_connections_give_way_to_new_ones() -> None:
+    async with run_gateway(tcp=FREE, max_connections=8) as running, contextlib.AsyncExitStack() as stack:
+        silent = []
+        for number in range(1, 5):  # each before the next one, so that it is clear which is the oldest
+            silent.append(await stack.enter_async_context(connect_tcp(running)))
+            await eventually(lambda number=number: len(running.gateway.handler_manager.admission) == number)  # type: ignore[misc]
+        async with connect_tcp(running, "alice") as client:
+            closed = await silent[0].closed()
+            assert closed.code == CloseCode.TRY_AGAIN_LATER
+            assert [frame["code"] for frame in closed.frames] == ["too_many_requests"]
+            assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
+
+
 async def test_at_the_end_everybody_is_told() -> None:
     gateway = make_gateway(tcp=FREE)
     async with contextlib.AsyncExitStack() as stack:
@@ -305,6 +318,22 @@ async def test_a_handshake_that_does_not_end_is_given_up(
     async with RawClient.open(f"tcp://127.0.0.1:{tls.gateway.tcp_port}") as raw:
         await raw.send(b"\x16\x03\x01")
         assert await raw.ended() == b""
+
+
+async def test_tls_handshakes_that_do_not_end_give_way_to_new_clients(certificate: Certificate) -> None:
+    gateway = make_gateway(
+        tcp=FREE,
+        max_connections=4,
+        tcp_certificate=str(certificate.certificate),
+        tcp_certificate_key=str(certificate.key),
+    )
+    async with run_gateway(gateway) as running, contextlib.AsyncExitStack() as stack:
+        url = f"tcp://127.0.0.1:{gateway.tcp_port}"
+        dripping = [await stack.enter_async_context(RawClient.open(url)) for _ in range(2)]
+        await eventually(lambda: len(gateway.handler_manager.admission) == 2)
+        async with connect_tcp(running, "alice", tls=certificate.client()) as client:
+            assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
+            assert await dripping[0].ended() == b""
 
 
 async def test_a_client_without_a_common_version_is_refused(tls: RunningGateway, certificate: Certificate) -> None:

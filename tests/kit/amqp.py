@@ -67,6 +67,11 @@ class Receiver:
     gaps: list[str] = field(default_factory=list)
     siblings: list[bytes] = field(default_factory=list)
     records: list[bytes] = field(default_factory=list)
+    #: Calls of on_records_read.
+    records_read: int = 0
+    dead_letters: list[str] = field(default_factory=list)
+    #: Topics that the broker refused after they had been subscribed to.
+    refused: list[str] = field(default_factory=list)
 
     def expects(self, correlation_id: str) -> bool:
         if correlation_id in self.expected:
@@ -90,8 +95,17 @@ class Receiver:
     def on_rejected(self, correlation_id: str) -> None:
         self._tell("failed", correlation_id)
 
+    def on_too_large(self, correlation_id: str, description: str) -> None:
+        self._tell("too large", correlation_id)
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         self._tell("lost", correlation_id)
+
+    def on_dead_lettered(self, correlation_id: str) -> None:
+        self.dead_letters.append(correlation_id)
+
+    def on_replies_lost(self) -> None:
+        self.told.append(("replies lost", None))
 
     def on_event(self, event: EventMessage) -> None:
         self.events.append((event.topic, json.loads(bytes(event.event))))
@@ -99,11 +113,17 @@ class Receiver:
     def on_gap(self, reason: str) -> None:
         self.gaps.append(reason)
 
+    def on_topic_refused(self, topic: str) -> None:
+        self.refused.append(topic)
+
     def on_peer_message(self, message: bytes) -> None:
         self.siblings.append(message)
 
     def on_record(self, record: bytes) -> None:
         self.records.append(record)
+
+    def on_records_read(self) -> None:
+        self.records_read += 1
 
     def on_connection_change(self, *, connected: bool) -> None:
         self.connections.append(connected)
@@ -162,7 +182,7 @@ class Gateway:
 
     async def subscribe(self, topic: str) -> None:
         done = asyncio.Event()
-        self.mesh.subscribe(topic, done.set)
+        self.mesh.subscribe(topic, lambda bound: done.set())
         with anyio.fail_after(DEADLINE):
             await done.wait()
 

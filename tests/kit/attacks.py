@@ -6,6 +6,7 @@ Every place in which a client could put a secret has one, so that the same table
 from __future__ import annotations
 
 import base64
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Final
 
 from .clients import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, RawClient, bearer_subprotocol
 
-__all__ = ["FLOODS", "Flood", "bomb", "frames", "handshakes"]
+__all__ = ["COSTLY", "FLOODS", "Flood", "bomb", "frames", "handshakes"]
 
 KEY: Final = ("Sec-WebSocket-Key", base64.b64encode(bytes(16)).decode())
 VERSION: Final = ("Sec-WebSocket-Version", "13")
@@ -207,6 +208,30 @@ FLOODS: Final[dict[str, Flood]] = {
     "pongs": Flood(4029, _many(b"", _FRAME(b"", PONG))),
     "empty messages": Flood(4501, _many(b"", _FRAME(b""))),
     "messages of a byte": Flood(4501, _many(b"", _FRAME(b"7"))),
+}
+
+
+def _frame(kind: str, **payload: object) -> Callable[[str], str]:
+    return lambda id_: json.dumps({"type": kind, "payload": {"id": id_, **payload}})
+
+
+def _topics(kind: str) -> Callable[[str], str]:
+    """Return frames about 99 topics, which are others with each pair of frames."""
+    return lambda id_: _frame(kind, topics=[f"demo.{int(id_) // 2}.{number}" for number in range(99)])(id_)
+
+
+#: Frames that are valid and take long, by their fault: each is made with an id, a number.
+COSTLY: Final[dict[str, Callable[[str], str]]] = {
+    "99 topics": _topics("subscribe"),
+    "99 topics less": _topics("unsubscribe"),
+    "topics of 32 wildcards": _frame("subscribe", topics=["demo" + ".*" * 31] * 100),
+    "all descriptions": _frame("describe"),
+    "nested JSON": _frame(
+        "request", service="demo", method="no", params={"a": [json.loads("[" * 20 + "]" * 20)] * 500}
+    ),
+    "60 kB": _frame("request", service="demo", method="no", params={"a": "x" * 60_000}),
+    "made-up method": lambda id_: _frame("request", service="demo", method=f"m{id_}")(id_),
+    "made-up service": lambda id_: _frame("describe", service=f"s{id_}")(id_),
 }
 
 

@@ -40,6 +40,12 @@ _PLACES: Final = {
         _Place("websockets/protocol.py", ("Protocol",)),
         _Place(_SANSIO, (), ("self.conn",)),
     ],
+    "uvicorn.lifespan.on:LifespanOn": [_Place("uvicorn/lifespan/on.py", ("LifespanOn",))],
+    "uvicorn.config:Config": [
+        _Place("uvicorn/config.py", ("Config",)),
+        _Place("uvicorn/server.py", (), ("config",)),
+        _Place(_H11, (), ("config",)),
+    ],
     "uvicorn.supervisors.multiprocess:Multiprocess": [_Place(_WORKERS, ("Multiprocess",))],
     "uvicorn.supervisors.multiprocess:Process": [
         _Place(_WORKERS, ("Process",), ("process", "old_process", "new_process"))

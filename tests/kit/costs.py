@@ -150,7 +150,9 @@ class BlockingClient:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stream = self._socket.makefile("rb")
         path = "/" + url.removeprefix("ws://").partition("/")[2]
-        self._socket.sendall(RawClient.upgrade(path, ("Authorization", f"Bearer {token}")))
+        # Compression is offered, as by browsers: it must not be taken, for compressed messages cost more.
+        deflate = ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")
+        self._socket.sendall(RawClient.upgrade(path, ("Authorization", f"Bearer {token}"), deflate))
         status = self._stream.readline()
         assert status.startswith(b"HTTP/1.1 101 "), status
         while self._stream.readline() != b"\r\n":

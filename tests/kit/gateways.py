@@ -32,9 +32,10 @@ __all__ = [
     "serve",
 ]
 
-#: uvicorn as ``nuropb-gateway serve`` runs it, uvicorn with its own protocols, and another server.
-Server: TypeAlias = Literal["nuropb-gateway", "websockets-sansio", "wsproto", "hypercorn"]
-SERVERS: Final[tuple[Server, ...]] = ("nuropb-gateway", "websockets-sansio", "wsproto", "hypercorn")
+#: uvicorn as ``nuropb-gateway serve`` runs it, uvicorn in which the gateway puts its protocols in place, uvicorn with
+#: its own protocols, and another server.
+Server: TypeAlias = Literal["nuropb-gateway", "uvicorn", "websockets-sansio", "wsproto", "hypercorn"]
+SERVERS: Final[tuple[Server, ...]] = ("nuropb-gateway", "uvicorn", "websockets-sansio", "wsproto", "hypercorn")
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,9 @@ def authorise_from_token(token: str) -> dict[str, Any] | None:
 def make_gateway(settings: Settings | None = None, /, **options: Any) -> Gateway:
     """Make a gateway that accepts the tokens of :func:`authorise_from_token` instead of JSON web tokens.
 
-    ``options`` are parts of the gateway, or settings unless ``settings`` are given.
+    ``options`` are parts of the gateway, or settings unless ``settings`` are given. A uvicorn keeps its own protocols.
     """
+    options.setdefault("server_protocols", "off")
     parts = ("authenticator", "service_controller", "policy", "authorizer", "mesh", "handler_class")
     given = {name: options.pop(name) for name in parts if name in options}
     given.setdefault("authenticator", FunctionAuthenticator(_authorise))
@@ -110,13 +112,21 @@ async def run_gateway(
     *,
     server: Server = "nuropb-gateway",
     send_buffer: int | None = None,
+    is_open: bool = True,
     **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
-    """Run ``gateway``, or a gateway that :func:`make_gateway` makes with ``settings``, on a server of its own."""
+    """Run ``gateway``, or a gateway that :func:`make_gateway` makes with ``settings``, on a server of its own.
+
+    Unless ``is_open`` is False, it lets clients in: it has read the revocations.
+    """
+    if server == "uvicorn":
+        settings.setdefault("server_protocols", "on")
     gateway = make_gateway(**settings) if gateway is None else gateway
     max_size = 4 * gateway.settings.max_message_size
     async with serve(gateway.app, server=server, send_buffer=send_buffer, max_size=max_size) as site:
         running = RunningGateway(gateway, site)
+        if is_open:
+            await eventually(lambda: gateway.service_mesh_manager.revoker.problem is None)
         yield running
     assert running.occupancy == (0, 0, 0)
 
@@ -203,7 +213,10 @@ _Run: TypeAlias = Callable[[Any, socket.socket, asyncio.Event, asyncio.Event], C
 
 
 def _uvicorn(name: str, max_size: int, options: dict[str, Any]) -> _Run:
-    options = {"ws_per_message_deflate": False, **options, "ws": name}
+    if name == "uvicorn":
+        options = {"ws": "auto", **options}
+    else:
+        options = {"ws_per_message_deflate": False, **options, "ws": name}
     if name == "nuropb-gateway":
         options |= {"http": HTTPProtocol, "ws": WebSocketProtocol}
 

@@ -144,8 +144,8 @@ class GatewayProcess:
         return f"ws://127.0.0.1:{self.port}/ws"
 
     async def ready(self) -> None:
-        """Wait until the gateway is connected to the mesh."""
-        await self.process.line(" mesh connected")
+        """Wait until the gateway lets clients in."""
+        await self.process.line("mesh: revocations are read")
 
     async def metric(self, name: str, **labels: str) -> float:
         """Return a value from ``/metrics`` for WebSockets, 0 if there is none with these labels."""

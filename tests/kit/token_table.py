@@ -1,7 +1,8 @@
 """A table of honest and hostile tokens: the verifier, the peculiarity of the token, the token.
 
 The verifiers: ``HS`` has a secret, ``RS`` and ``ES`` a public key, ``SET`` the keys of a provider. All of them want the
-same issuer and audience. The others are for one row each.
+same issuer and audience. ``ISSUERS`` has that provider, a second one with another key under the same ``kid``, and a
+third issuer with a secret. The others are for one row each.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA1
 
-from nuropb_gateway_asgi import JWTAuthenticator, KeySet
-from nuropb_gateway_asgi.authentication import function_authenticator, jwt_authenticator
+from nuropb_gateway_asgi import IssuersAuthenticator, JWTAuthenticator, KeySet
+from nuropb_gateway_asgi.authentication import Authenticator, function_authenticator, jwt_authenticator
 from nuropb_gateway_asgi.authentication.fetching import Document
 from nuropb_gateway_asgi.authentication.keys import development
 from tests.kit.tokens import (
@@ -81,6 +82,18 @@ def provided(
     return make(claims, alg=alg, key=key, kid=kid, **more)
 
 
+#: A second provider, whose key has the ``kid`` of the first one's, and an issuer with a secret.
+PARTNER: Final = "https://partner.example/"
+OWN: Final = "own"
+PARTNER_KEY_SET: Final = key_set(jwk(RSA_OTHER, "rsa", alg="RS256"), jwk(P256_KEY, "only partner", alg="ES256"))
+
+
+def partners(changes: Mapping[str, object] | None = None, *, key: object = RSA_OTHER) -> str:
+    """Return a token of the second provider, unchanged or with a peculiarity."""
+    own = {"iss": PARTNER, "aud": "partners", "uid": "alice", "sub": "some number"}
+    return provided(claims(**own | dict(changes or {})), key=key)
+
+
 class Row(NamedTuple):
     verifier: str
     name: str
@@ -112,15 +125,31 @@ def _fixed() -> dict[str, JWTAuthenticator]:
 
 
 @contextlib.asynccontextmanager
-async def verifiers() -> AsyncIterator[Mapping[str, JWTAuthenticator]]:
+async def verifiers() -> AsyncIterator[Mapping[str, Authenticator]]:
     """Run all verifiers, by name."""
 
     async def fetch(url: str) -> Document:
-        return Document(KEY_SET, None)
+        return Document(PARTNER_KEY_SET if "partner" in url else KEY_SET, None)
 
-    keys_of_provider = KeySet("https://issuer.example/keys", fetch=fetch)
-    async with JWTAuthenticator(keys_of_provider, None, ISSUER, AUDIENCE) as authenticator:
-        yield {**_fixed(), "SET": authenticator}
+    def keys(url: str) -> KeySet:
+        return KeySet(url, fetch=fetch, clock=lambda: NOW)
+
+    issuers = IssuersAuthenticator(
+        [
+            JWTAuthenticator(keys("https://issuer.example/keys"), None, ISSUER, AUDIENCE),
+            JWTAuthenticator(
+                keys("https://partner.example/keys"),
+                None,
+                PARTNER,
+                "partners",
+                user_claim="uid",
+                user_prefix="partner:",
+            ),
+            JWTAuthenticator(SECRET, ["HS256"], OWN, user_prefix="own:"),
+        ]
+    )
+    async with JWTAuthenticator(keys("https://issuer.example/keys"), None, ISSUER, AUDIENCE) as authenticator, issuers:
+        yield {**_fixed(), "SET": authenticator, "ISSUERS": issuers}
 
 
 @contextlib.contextmanager
@@ -180,6 +209,7 @@ HONEST: Final = [
     Row("HS", "a date of today, and one long ago", make(claims(nbf=0, iat=1))),
     # the keys of a provider
     Row("SET", "RS256 by its kid", provided()),
+    Row("ISSUERS", "of the first issuer", provided()),
     Row("SET", "RS256 without a kid, as one key fits", RS_TOKEN),
     Row("SET", "ES256 by its kid", make(alg="ES256", key=P256_KEY, kid="p256")),
     Row("SET", "ES384 by its kid, away from the event loop", make(alg="ES384", key=P384_KEY, kid="p384")),
@@ -547,6 +577,38 @@ HOSTILE: Final = [
         "r and s zero, away from the event loop",
         f"{make(alg='ES384', key=P384_KEY, kid='p384').rpartition('.')[0]}.{b64(bytes(96))}",
     ),
+    Row("ISSUERS", "iss of the second, key of the first", partners(key=RSA_KEY)),
+    Row("ISSUERS", "iss of the first, key of the second", provided(key=RSA_OTHER)),
+    Row(
+        "ISSUERS",
+        "iss of the first, kid and key that only the second has",
+        provided(kid="only partner", key=P256_KEY, alg="ES256"),
+    ),
+    Row("ISSUERS", "iss of the third, key of the first", provided(claims(iss=OWN))),
+    Row("ISSUERS", "iss of the first, secret of the third", make(kid="rsa")),
+    Row(
+        "ISSUERS", "the public key of the first as the secret of the third", make(claims(iss=OWN), key=public(RSA_KEY))
+    ),
+    Row("ISSUERS", "no iss", provided(without("iss"))),
+    Row("ISSUERS", "iss null", provided(claims(iss=None))),
+    Row("ISSUERS", "iss of nobody", provided(claims(iss="https://evil.example"))),
+    Row("ISSUERS", "iss in capitals", provided(claims(iss=ISSUER.upper()))),
+    Row("ISSUERS", "iss with a slash", provided(claims(iss=f"{ISSUER}/"))),
+    Row("ISSUERS", "iss without its slash", partners({"iss": PARTNER.rstrip("/")})),
+    Row("ISSUERS", "iss a list of both", provided(claims(iss=[ISSUER, PARTNER]))),
+    Row("ISSUERS", "iss an object", provided(claims(iss={"iss": ISSUER}))),
+    Row(
+        "ISSUERS",
+        "iss twice",
+        provided(as_json(CLAIMS)[:-1] + b',"iss":' + as_json(PARTNER) + b"}"),
+    ),
+    Row("ISSUERS", "iss in the header alone", provided(without("iss"), iss=ISSUER)),
+    Row("ISSUERS", "aud of the first at the second", partners({"aud": AUDIENCE})),
+    Row("ISSUERS", "aud of the second at the first", provided(claims(aud="partners"))),
+    Row("ISSUERS", "without the user claim of the second", partners({"uid": None})),
+    Row("ISSUERS", "a user of the second, named by the first", provided(claims(sub="partner:alice"))),
+    Row("ISSUERS", "a user of the third, named by the first", provided(claims(sub="own:alice"))),
+    Row("ISSUERS", "a user id too long with its prefix", partners({"uid": "u" * 250})),
     Row("SET", "expired", provided(claims(exp=NOW - 10))),
     Row("SET", "another iss", provided(claims(iss=f"{ISSUER}/"))),
     Row("SET", "another aud", provided(claims(aud="other"))),

@@ -80,9 +80,9 @@ async def try_out(url: str) -> dict[str, Any]:
     results: dict[str, Any] = {}
     async with mesh, service:
         await until(lambda: mesh.connected and service.connected)
-        subscribed = asyncio.Event()
-        mesh.subscribe(name, subscribed.set)
-        await subscribed.wait()
+        subscribed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        mesh.subscribe(name, subscribed.set_result)
+        assert await subscribed
         results["request"] = await call("request")
         results["command"] = await call("command")
         results["to nobody"] = await call("request", f"{name}-nobody")

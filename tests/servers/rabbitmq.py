@@ -23,8 +23,9 @@ from urllib.parse import quote, urlsplit
 
 __all__ = ["RabbitMQError", "RabbitMQNode", "answers_amqp", "find_program", "free_port"]
 
-BOOT_TIMEOUT = 60.0
-CTL_TIMEOUT = 60.0
+#: Seconds. The nodes of a cluster boot at the same time, and wait for each other.
+BOOT_TIMEOUT, CLUSTER_BOOT_TIMEOUT = 60.0, 180.0
+CTL_TIMEOUT = 180.0
 #: rabbitmqctl's words for a node without a running broker.
 NOT_RUNNING = "requires the 'rabbit' app to be running"
 
@@ -94,7 +95,7 @@ def plugins_text(plugins: Sequence[str]) -> str:
     return f"[{','.join(plugins)}].\n"
 
 
-def node_environment(directory: Path, *, amqp: int, distribution: int, port_mapper: int) -> dict[str, str]:
+def node_environment(directory: Path, *, name: str, amqp: int, distribution: int, port_mapper: int) -> dict[str, str]:
     """Make the environment in which server and rabbitmqctl find each other, and nothing of the machine's own broker."""
     # Erlang would start a port mapper of its own, as a daemon which outlives the node, if ours were not there
     # yet.
@@ -106,7 +107,7 @@ def node_environment(directory: Path, *, amqp: int, distribution: int, port_mapp
         "ERL_EPMD_PORT": str(port_mapper),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         # "localhost" resolves everywhere, a machine's own name does not.
-        "RABBITMQ_NODENAME": f"{directory.name}@localhost",
+        "RABBITMQ_NODENAME": name,
         "RABBITMQ_NODE_PORT": str(amqp),
         "RABBITMQ_DIST_PORT": str(distribution),
         "RABBITMQ_MNESIA_BASE": str(directory / "data"),
@@ -137,9 +138,19 @@ class RabbitMQNode:
     thread.
     """
 
-    def __init__(self, *, plugins: Sequence[str] = (), settings: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        plugins: Sequence[str] = (),
+        settings: Sequence[str] = (),
+        name: str = "",
+        arguments: str = "",
+        like: RabbitMQNode | None = None,
+    ) -> None:
         """``plugins`` are enabled. ``settings`` are further lines of rabbitmq.conf; they have to restrict the plugins'
-        listeners, which by default listen on every address of the machine."""
+        listeners, which by default listen on every address of the machine. ``name`` is that of a node in a cluster, and
+        ``arguments`` are for Erlang. A node ``like`` another one shares its port mapper and its cookie; it has to start
+        later, and to end earlier."""
         server, ctl, epmd = find_program("rabbitmq-server"), find_program("rabbitmqctl"), shutil.which("epmd")
         if server is None or ctl is None or epmd is None:
             raise RabbitMQError("rabbitmq-server, with its rabbitmqctl and Erlang's epmd, is not installed")
@@ -147,7 +158,13 @@ class RabbitMQNode:
         self._plugins = tuple(plugins)
         self._settings = tuple(settings)
         self.port = free_port()
-        self._epmd_port = free_port()
+        #: Random by default.
+        self.name = name or f"rabbit-{secrets.token_hex(4)}@localhost"
+        self._arguments = arguments
+        self._boot_timeout = CLUSTER_BOOT_TIMEOUT if name else BOOT_TIMEOUT
+        self._like = like
+        self._epmd_port: int = free_port() if like is None else like._epmd_port
+        self._cookie: str = secrets.token_hex(16) if like is None else like._cookie
         self._directory: Path | None = None
         self._environment: dict[str, str] = {}
         self._guard: subprocess.Popen[bytes] | None = None
@@ -170,10 +187,14 @@ class RabbitMQNode:
         """The process id of the running server."""
         return self._processes["server"].pid
 
+    @property
+    def running(self) -> bool:
+        """Whether the server runs, or stands still."""
+        return "server" in self._processes
+
     def start(self) -> None:
         """Boot, or boot again after ``kill``, and wait until AMQP is answered."""
-        if self._directory is None:
-            self._prepare()
+        self.prepare()
         if "server" in self._processes:
             raise RabbitMQError("the node is running already")
         try:
@@ -251,7 +272,7 @@ class RabbitMQNode:
         run = self._run_ctl(*arguments)
         if run.returncode != 0 and NOT_RUNNING in run.stderr and not self._app_stopped:
             # AMQP is answered a moment before the node counts as started.
-            self._run_ctl("await_startup", "--timeout", f"{BOOT_TIMEOUT:.0f}")
+            self._run_ctl("await_startup", "--timeout", f"{self._boot_timeout:.0f}")
             run = self._run_ctl(*arguments)
         if run.returncode != 0:
             raise RabbitMQError(f"rabbitmqctl {' '.join(arguments)} ended with {run.returncode}: {run.stderr}")
@@ -276,8 +297,10 @@ class RabbitMQNode:
         tables = {"arguments", "client_properties"}
         return [{name: table(row[name]) if name in tables else row[name] for name in columns} for row in rows]
 
-    def _prepare(self) -> None:
-        """Make everything that lasts as long as the node, over all its starts."""
+    def prepare(self) -> None:
+        """Make everything that lasts as long as the node, over all its starts; ``start`` does so by itself."""
+        if self._directory is not None:
+            return
         directory = self._directory = Path(tempfile.mkdtemp(prefix="rabbitmq-test-"))
         atexit.register(self.stop)
         self._guard = subprocess.Popen(
@@ -288,11 +311,17 @@ class RabbitMQNode:
             start_new_session=True,
         )
         self._environment = node_environment(
-            directory, amqp=self.port, distribution=free_port(), port_mapper=self._epmd_port
+            directory, name=self.name, amqp=self.port, distribution=free_port(), port_mapper=self._epmd_port
         )
+        self._environment["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += f" {self._arguments}"
         (directory / "rabbitmq.conf").write_text(config_text(self.port, self._settings))
         (directory / "rabbitmq-env.conf").touch()
         (directory / "enabled_plugins").write_text(plugins_text(self._plugins))
+        cookie = directory / ".erlang.cookie"
+        cookie.write_text(self._cookie)
+        cookie.chmod(0o400)  # Erlang refuses others
+        if self._like is not None:
+            return
         try:
             self._launch("epmd", self._epmd, "-port", str(self._epmd_port))
             self._wait(self._epmd_answers, "epmd")
@@ -332,11 +361,11 @@ class RabbitMQNode:
         self._wait(lambda: answers_amqp(self.url()), "server")
 
     def _wait(self, ready: Callable[[], bool], name: str) -> None:
-        deadline = time.monotonic() + BOOT_TIMEOUT
+        deadline = time.monotonic() + self._boot_timeout
         while not ready():
             ended = self._processes[name].poll()
             if ended is not None or time.monotonic() > deadline:
-                what = f"ended with {ended}" if ended is not None else f"did not answer in {BOOT_TIMEOUT:.0f} s"
+                what = f"ended with {ended}" if ended is not None else f"did not answer in {self._boot_timeout:.0f} s"
                 raise RabbitMQError(f"RabbitMQ's {name} {what}; the end of its log:\n{self._log_tail()}")
             time.sleep(0.05)
 

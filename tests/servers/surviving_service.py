@@ -46,8 +46,8 @@ class SurvivingService:
 
 
 @contextlib.asynccontextmanager
-async def host(url: str, name: str, service: object) -> AsyncIterator[RabbitMQMesh]:
+async def host(url: str, name: str, service: object, *, concurrency: int = 1000) -> AsyncIterator[RabbitMQMesh]:
     """Have ``service`` called as ``name``, in this event loop; it need not be reachable at once."""
-    async with hosting(service, url, service_name=name, concurrency=1000, drain_timeout=0.0) as manager:
+    async with hosting(service, url, service_name=name, concurrency=concurrency, drain_timeout=0.0) as manager:
         assert isinstance(manager.mesh, RabbitMQMesh)
         yield manager.mesh

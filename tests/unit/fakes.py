@@ -98,6 +98,7 @@ class FakeHandler:
 
     def __init__(self, session_id: str | None = None) -> None:
         self.session_id = session_id or uuid4().hex
+        self.address = ""
         self.identity: Identity | None = None
         self.connected_at = 0.0
         self.registered: list[Identity] = []
@@ -193,11 +194,19 @@ class FakeMesh:
     #: Bindings made and removed, in order: ``("+", topic)`` and ``("-", topic)``.
     bindings: list[tuple[str, str]] = field(default_factory=list)
     #: Callbacks of bindings that are not made yet, by topic; empty while ``binds_at_once``.
-    waiting: dict[str, list[Callable[[], None]]] = field(default_factory=dict)
+    waiting: dict[str, list[Callable[[bool], None]]] = field(default_factory=dict)
     binds_at_once: bool = True
+    #: Whether it is certain that the mesh carries messages; else, the callbacks for when it is.
+    proves: bool = True
+    unproven: list[Callable[[], None]] = field(default_factory=list)
+    #: Topics that the broker refuses, and warnings for the operator.
+    refused: set[str] = field(default_factory=set)
+    warnings: list[str] = field(default_factory=list)
     #: Raised by sending, entering, publishing and recording.
     error: Exception | None = None
     runs: bool = False
+    #: Whether the records from before the start are read when the mesh is entered.
+    has_read: bool = True
     receiver: MeshReceiver | None = None
     controller: object = None
     address: str = "here"
@@ -213,6 +222,8 @@ class FakeMesh:
         if self.error is not None:
             raise self.error
         self.runs = True
+        if self.has_read:
+            self.told.on_records_read()
         return self
 
     async def __aexit__(
@@ -253,20 +264,30 @@ class FakeMesh:
         if self.network is not None:
             self.network.keep(record)
 
+    def when_proven(self, proven: Callable[[], None]) -> None:
+        if self.proves:
+            proven()
+        else:
+            self.unproven.append(proven)
+
     def forget(self, correlation_id: str) -> None:
         self.forgotten.append(correlation_id)
 
-    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
+    def when_events_are_in(self, done: Callable[[], None]) -> None:
+        self._check()
+        asyncio.get_running_loop().call_soon(done)
+
+    def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
         self.bindings.append(("+", topic))
         if self.binds_at_once:
-            done()
+            done(topic not in self.refused)
         else:
             self.waiting.setdefault(topic, []).append(done)
 
     def unsubscribe(self, topic: str) -> None:
         self.bindings.append(("-", topic))
         for done in self.waiting.pop(topic, ()):
-            done()
+            done(True)
 
     def _check(self) -> None:
         if self.error is not None:
@@ -315,7 +336,7 @@ class FakeMesh:
     def bound(self, topic: str) -> None:
         """Confirm the binding of ``topic``."""
         for done in self.waiting.pop(topic):
-            done()
+            done(topic not in self.refused)
 
     def event(self, topic: str, event: Any = None, *, target: list[str] | None = None, **more: Any) -> None:
         """Deliver an event."""
@@ -352,6 +373,12 @@ class Network:
         mesh.find()
         for record in self.records:
             mesh.told.on_record(record)
+
+    def move(self, mesh: FakeMesh) -> None:
+        """Give a process a new address; what is on its way to the present one is lost."""
+        del self.meshes[mesh.address]
+        mesh.address = f"{mesh.address}-moved"
+        self.meshes[mesh.address] = mesh
 
     def bring(self, address: str, message: bytes) -> None:
         loop = asyncio.get_running_loop()
@@ -514,6 +541,9 @@ class FakeReceiver:
 
     def on_handler_unregistered(self, handler: Handler) -> None:
         self.gone.append(handler)
+
+    def on_handler_parked(self, handler: Handler) -> None:
+        pass
 
     def on_handler_refreshed(self, handler: Handler) -> None:
         if self.on_refreshed is not None:

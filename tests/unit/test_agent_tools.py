@@ -13,10 +13,11 @@ from nuropb_gateway_asgi import Identity
 from nuropb_gateway_asgi.agents.calls import trace_id_of
 from nuropb_gateway_asgi.agents.names import MAX_LENGTH, method_of, tool_name
 from nuropb_gateway_asgi.agents.text import plain_text
-from nuropb_gateway_asgi.agents.tools import MAX_TOOLS_OF_SERVICE, Tool, tools_of
+from nuropb_gateway_asgi.agents.tools import MAX_TOOLS_OF_SERVICE, Tool, tools_in_steps
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.authorization.tool_policy import ToolPolicy
 from nuropb_gateway_asgi.contracts.model import contract_for
+from nuropb_gateway_asgi.contracts.steps import finish
 from nuropb_gateway_asgi.wire.description import Description, MethodInfo
 
 ALICE = Identity(user_id="alice", token="t", username="Alice")
@@ -26,7 +27,7 @@ NAMES = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, 
 
 def described(**methods: MethodInfo) -> list[Tool]:
     contract = contract_for(ALICE, POLICY, {"orders": Description("orders", 0.0, methods=methods)})
-    return tools_of(contract, ALICE, POLICY)
+    return finish(tools_in_steps(contract, ALICE, POLICY))
 
 
 def parameter(name: str, **spec: Any) -> dict[str, Any]:

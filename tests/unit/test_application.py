@@ -11,7 +11,7 @@ import pytest
 
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
-from nuropb_gateway_asgi.exceptions import CallError, MeshUnavailable, NotStartedError
+from nuropb_gateway_asgi.exceptions import CallError, MeshUnavailable, MessageTooLarge, NotStartedError
 from nuropb_gateway_asgi.wire.interface import Reply
 
 from .fakes import FakeGateway, FakeHandler, application_call, end_call, running, strict_json, until
@@ -224,6 +224,28 @@ async def test_an_event_that_cannot_be_published_is_an_error_of_the_call(gateway
         await gateway.manager.publish_event("orders.new", {})
     assert (caught.value.code, caught.value.retryable) == ("mesh_unavailable", True)
     assert isinstance(caught.value.__cause__, MeshUnavailable)
+
+
+@pytest.mark.parametrize("target", ["bob", b"bob", {"bob": 1}, 5])
+async def test_an_event_whose_target_is_no_list_is_refused(gateway: FakeGateway, target: Any) -> None:
+    with pytest.raises(TypeError, match="target: not a list of user ids"):
+        await gateway.manager.publish_event("orders.new", 1, target=target)
+    assert not gateway.mesh.published
+
+
+async def test_an_event_that_the_mesh_finds_too_large_is_an_error(gateway: FakeGateway) -> None:
+    gateway.mesh.error = MessageTooLarge("the limit is 5 bytes")
+    with pytest.raises(CallError, match="the limit is 5 bytes") as caught:
+        await gateway.manager.publish_event("orders.new", "x" * 10)
+    assert caught.value.code == "payload_too_large"
+
+
+async def test_a_call_that_the_mesh_finds_too_large_is_an_error(gateway: FakeGateway) -> None:
+    gateway.know("orders", ["create"])
+    gateway.mesh.error = MessageTooLarge("the limit is 5 bytes")
+    with pytest.raises(CallError, match="the limit is 5 bytes") as caught:
+        await gateway.manager.request("orders", "create", {"text": "x" * 10})
+    assert caught.value.code == "payload_too_large"
 
 
 async def test_in_flight_counts_the_calls_of_the_host(gateway: FakeGateway) -> None:

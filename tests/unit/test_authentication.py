@@ -42,7 +42,7 @@ from nuropb_gateway_asgi.authentication.keys import Key, KeyRing, read_key
 from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
 from nuropb_gateway_asgi.authentication.tokens import Compact
 from nuropb_gateway_asgi.authentication.verified_tokens import VerifiedTokens
-from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, NotStartedError, SettingsError
+from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, NotStartedError, SettingsError, UnknownKey
 from tests.kit.token_table import clock_of_the_table
 from tests.kit.tokens import (
     AUDIENCE,
@@ -58,6 +58,7 @@ from tests.kit.tokens import (
     jwk,
     key_set,
     make,
+    without,
 )
 
 from .fakes import Clock, until
@@ -176,6 +177,51 @@ async def test_a_new_key_is_fetched_when_a_token_names_it_and_a_dropped_one_is_w
         assert await authenticator(old) is None  # although its signature was verified before
         assert await authenticator(new) is not None
         assert provider.asked == 3
+
+
+async def test_a_token_with_a_new_key_is_not_refused_for_good_while_made_up_keys_use_up_the_fetches() -> None:
+    new = make(alg="RS256", key=RSA_OTHER, kid="new")
+    provider, clock = Provider(jwk(RSA_KEY, "old")), Clock(0.0)
+    async with provided(provider, clock) as authenticator:
+        clock.now += 30
+        assert await authenticator(make(alg="RS256", key=RSA_KEY, kid="made up")) is None
+        provider.keys = (jwk(RSA_KEY, "old"), jwk(RSA_OTHER, "new"))
+        for _ in range(29):
+            clock.now += 1
+            with pytest.raises(UnknownKey, match="no key with the token's kid"):
+                await authenticator(new)
+            with pytest.raises(UnknownKey):
+                await authenticator(make(alg="RS256", key=RSA_KEY, kid=f"made up {clock.now}"))
+        clock.now += 1
+        assert await authenticator(make(alg="RS256", key=RSA_KEY, kid="made up again")) is None
+        assert await authenticator(new) is not None
+        assert provider.asked == 3
+
+
+async def test_a_token_is_refused_for_good_if_the_keys_are_newer_than_the_token() -> None:
+    provider, clock = Provider(jwk(RSA_KEY, "old")), Clock(0.0)
+    async with provided(provider, clock) as authenticator:
+        clock.now += 20
+        # The leeway of 10 s is for the clocks of the provider and the gateway.
+        assert await authenticator(make(claims(iat=NOW - 31), alg="RS256", key=RSA_KEY, kid="gone")) is None
+        for iat in (NOW - 29, NOW, NOW + 9):
+            with pytest.raises(UnknownKey):
+                await authenticator(make(claims(iat=iat), alg="RS256", key=RSA_KEY, kid="gone"))
+        with pytest.raises(UnknownKey):
+            await authenticator(make(without("iat"), alg="RS256", key=RSA_KEY, kid="gone"))
+        assert provider.asked == 1
+
+
+@pytest.mark.parametrize(
+    "made_up", [claims(exp=NOW - 60), claims(iss="https://other.example"), claims(aud="other"), without("sub"), b"{"]
+)
+async def test_a_token_that_no_key_could_make_valid_causes_no_fetch_of_keys(made_up: Any) -> None:
+    provider, clock = Provider(jwk(RSA_KEY, "old")), Clock(0.0)
+    async with provided(provider, clock, issuer=ISSUER, audience=AUDIENCE) as authenticator:
+        assert await authenticator(make(alg="RS256", key=RSA_KEY, kid="old")) is not None
+        clock.now += 30
+        assert await authenticator(make(made_up, alg="RS256", key=RSA_KEY, kid="new")) is None
+        assert provider.asked == 1
 
 
 async def test_a_key_that_changes_under_its_name_is_another_key() -> None:

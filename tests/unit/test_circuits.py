@@ -11,9 +11,11 @@ from nuropb_gateway_asgi.limits.circuits import (
     ERROR_WINDOW,
     ERRORS_ALLOWED,
     EVERYBODY,
+    MEMORY,
     OPEN_AFTER,
     PAUSE,
     SHORTEST_COUNTED_TIMEOUT,
+    SILENCE,
     Caller,
     Circuits,
     ErrorBudgets,
@@ -81,7 +83,7 @@ def test_an_answer_in_between_begins_the_count_anew() -> None:
     for number in range(3 * OPEN_AFTER):
         assert circuits.on_timeout("orders", "alice", str(number), 1.0, 0.0) is False
         if number % (OPEN_AFTER - 1) == 0:
-            assert not circuits.on_answer("orders")
+            assert not circuits.on_answer("orders", 0.1, 0.0)
     assert circuits.open() == []
 
 
@@ -125,8 +127,8 @@ def test_a_probe_that_times_out_is_followed_by_the_next() -> None:
 @pytest.mark.parametrize("callers", CALLERS)
 def test_the_first_answer_closes_a_circuit(callers: list[Caller]) -> None:
     circuits = opened(callers=callers)
-    assert circuits.on_answer("orders")
-    assert not circuits.on_answer("orders")
+    assert circuits.on_answer("orders", 0.1, LATER)
+    assert not circuits.on_answer("orders", 0.1, LATER)
     assert circuits.open() == []
     assert circuits.refuses("orders", "alice", "a", LATER) is None
     assert circuits.refuses("orders", "alice", "b", LATER) is None
@@ -145,6 +147,73 @@ def test_circuits_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> No
         circuits.on_timeout(f"guess{number}", "alice", "x", 1.0, 0.0)
     assert len(circuits) == 3
     assert circuits.open() == []
+
+
+# --- evidence -------------------------------------------------------------------------------------------
+
+USERS = ["alice", "bob", "carol", "dave", "eve", "frank"]
+
+
+def test_timeouts_open_no_circuit_for_everybody_while_the_service_answers() -> None:
+    circuits = Circuits()
+    for number in range(100):
+        now = number * 0.5
+        circuits.on_answer("orders", 0.2, now)
+        for user in USERS:
+            circuits.on_timeout("orders", user, "x", 5.0, now + 0.4)
+        assert circuits.refuses("orders", "zoe", "y", now + 0.4) is None
+
+
+def test_a_silence_is_longer_than_the_timeout_of_every_counted_call() -> None:
+    circuits = Circuits()
+    circuits.on_answer("orders", 0.2, 0.0)
+    for user in USERS:
+        circuits.on_timeout("orders", user, "x", 5.0, 4.9)
+    assert circuits.refuses("orders", "zoe", "y", 4.9) is None
+    opened_for = [circuits.on_timeout("orders", user, "x", 5.0, 5.0) for user in USERS]
+    assert EVERYBODY in opened_for
+
+
+def test_a_silence_takes_a_while_however_short_the_timeouts() -> None:
+    circuits = Circuits()
+    circuits.on_answer("orders", 0.01, 0.0)
+    for user in USERS:
+        assert circuits.on_timeout("orders", user, "x", 0.11, SILENCE - 0.1) is False
+    assert circuits.refuses("orders", "zoe", "y", SILENCE) is None
+
+
+@pytest.mark.parametrize("age", [0.0, MEMORY - 1, MEMORY + 1])
+def test_timeouts_shorter_than_the_service_has_lately_needed_count_for_their_users_alone(age: float) -> None:
+    circuits = Circuits()
+    circuits.on_answer("orders", 3.0, 0.0)
+    circuits.on_answer("orders", 0.01, age)  # a quick method does not hide a slow one
+    now = age + 20.0
+    for user in USERS * OPEN_AFTER:
+        circuits.on_timeout("orders", user, "x", 2.9, now)
+    assert circuits.refuses("orders", "zoe", "y", now) is None
+    assert circuits.refuses("orders", "alice", "y", now) == PAUSE
+    for user in USERS:
+        circuits.on_timeout("orders", user, "x", 3.0, now)
+    assert circuits.refuses("orders", "zoe", "y", now) == PAUSE
+
+
+@pytest.mark.parametrize("answers", [[], [MEMORY * 2.5, MEMORY * 3.6]])
+def test_the_time_that_a_service_needed_long_ago_is_forgotten(answers: list[float]) -> None:
+    circuits = Circuits()
+    circuits.on_answer("orders", 60.0, 0.0)
+    for now in answers:
+        circuits.on_answer("orders", 0.01, now)
+    now = max([0.0, *answers]) + 2 * MEMORY + 1
+    opens = [circuits.on_timeout("orders", user, "x", 1.0, now) for user in USERS]
+    assert EVERYBODY in opens
+
+
+def test_paces_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(circuits_module, "MAX_ENTRIES", 3)
+    circuits = Circuits()
+    for number in range(10):
+        circuits.on_answer(f"service{number}", 0.1, 0.0)
+    assert len(circuits) == 3
 
 
 # --- error budgets --------------------------------------------------------------------------------------

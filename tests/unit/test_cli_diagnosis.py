@@ -68,6 +68,7 @@ WRONG: list[tuple[Finding, str, str]] = [
     (about_tls(verification(18), TARGET), "is self-signed", "SSL_CERT_FILE"),
     (about_tls(verification(20), TARGET), "unknown authority", "intermediate certificates"),
     (about_tls(verification(62), TARGET), "another name", "a name that it contains"),
+    (about_tls(verification(85), TARGET), "as OpenSSL says it", "Python 3.13 and newer verify strictly"),
     (about_tls(verification(7), TARGET), "as OpenSSL says it", "a valid one"),
     (about_tls(tls("WRONG_VERSION_NUMBER"), TARGET), "port 443 does not use TLS", "ws://"),
     (about_tls(tls("TLSV1_ALERT_PROTOCOL_VERSION"), TARGET), "TLSV1_ALERT", "version in common"),
@@ -200,6 +201,12 @@ def test_a_certificate_that_ends_soon_is_worth_a_word() -> None:
 
     assert about(30) == Finding("ok", "TLSv1.3, certificate valid for 30 days", None)
     assert about(13.5) == Finding("ok", "TLSv1.3, certificate valid for 13 days", "renew the certificate soon")
+
+
+def test_warnings_of_a_gateway_that_is_ready_are_worth_a_word() -> None:
+    finding = about_health(200, 200, {"ready": True, "warnings": ["mesh: gone\n", "keys: old"]})
+    assert finding == Finding("ok", "alive and ready", "look at its warnings: mesh: gone\\u000a; keys: old")
+    assert about_health(200, 200, {"ready": True, "warnings": []}) == Finding("ok", "alive and ready", None)
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,19 @@ async def test_only_so_many_calls_are_in_flight_on_a_connection() -> None:
 # --- circuit breakers and error budgets -----------------------------------------------------------------
 
 
+async def test_no_circuit_opens_while_the_mesh_is_in_doubt(gateway: FakeGateway) -> None:
+    gateway.know()
+    gateway.mesh.proves = False
+    handler = await gateway.connect()
+    for _ in range(OPEN_AFTER):
+        gateway.request(handler, timeout=1.0)
+    await gateway.pass_time(1.1, lambda: len(handler.frames) == OPEN_AFTER)
+    assert gateway.manager.open_circuits == []
+    for proven in gateway.mesh.unproven:  # the mesh was well, and the service is silent
+        proven()
+    assert gateway.manager.open_circuits == ["orders"]
+
+
 async def test_a_service_that_does_not_answer_fails_at_once_until_it_does(gateway: FakeGateway) -> None:
     gateway.know()
     gateway.know("users", ["me"])

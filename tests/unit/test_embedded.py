@@ -26,6 +26,8 @@ class Receiver:
         self.told: list[tuple[str, Any]] = []
         self.events: list[EventMessage] = []
         self.changes: list[bool] = []
+        #: Calls of on_records_read.
+        self.records_read = 0
         #: Messages of other transports, and records.
         self.said: list[bytes] = []
         self.expected = True
@@ -48,6 +50,15 @@ class Receiver:
     def on_rejected(self, correlation_id: str) -> None:
         self.told.append(("failed", correlation_id))
 
+    def on_dead_lettered(self, correlation_id: str) -> None:
+        self.told.append(("dead-lettered", correlation_id))
+
+    def on_too_large(self, correlation_id: str, description: str) -> None:
+        raise AssertionError
+
+    def on_replies_lost(self) -> None:
+        raise AssertionError("the embedded mesh loses no replies")
+
     def on_unconfirmed(self, correlation_id: str) -> None:
         self.told.append(("lost", correlation_id))
 
@@ -56,11 +67,17 @@ class Receiver:
 
     def on_gap(self, reason: str) -> None: ...
 
+    def on_topic_refused(self, topic: str) -> None:
+        raise AssertionError
+
     def on_peer_message(self, message: bytes) -> None:
         self.said.append(message)
 
     def on_record(self, record: bytes) -> None:
         self.said.append(record)
+
+    def on_records_read(self) -> None:
+        self.records_read += 1
 
     def on_connection_change(self, *, connected: bool) -> None:
         self.changes.append(connected)
@@ -189,6 +206,11 @@ async def test_it_is_connected_as_long_as_it_runs(house: House) -> None:
     assert house.receiver.changes == [True, False] * 2
 
 
+async def test_it_has_no_records_to_read(house: House) -> None:
+    async with house.mesh:
+        assert house.receiver.records_read == 1
+
+
 async def test_leaving_what_was_not_entered_changes_nothing(house: House) -> None:
     await house.mesh.__aexit__(None, None, None)
     assert not house.mesh.connected
@@ -266,14 +288,21 @@ async def test_a_message_to_nobody_is_returned(house: House, kind: str) -> None:
         assert not house.receiver.told
 
 
-@pytest.mark.parametrize("method", ["echo", "raises", "nothing"])
-async def test_a_command_is_taken_and_never_answered(house: House, method: str) -> None:
+async def test_a_command_is_taken_and_never_answered(house: House) -> None:
     async with house.mesh:
-        correlation_id = house.send(method, kind="command")
+        correlation_id = house.send("echo", kind="command")
         assert await house.told() == ("taken", correlation_id)
         await anyio.wait_all_tasks_blocked()
         assert not house.receiver.told
-    assert house.orders.calls == ([{}] if method == "echo" else [])
+    assert house.orders.calls == [{}]
+
+
+@pytest.mark.parametrize("method", ["raises", "nothing"])
+async def test_a_command_that_fails_is_taken_and_dead_lettered(house: House, method: str) -> None:
+    async with house.mesh:
+        correlation_id = house.send(method, kind="command")
+        assert await house.told() == ("taken", correlation_id)
+        assert await house.told() == ("dead-lettered", correlation_id)
 
 
 async def test_services_describe_themselves(house: House) -> None:
@@ -371,14 +400,14 @@ async def test_a_service_that_misbehaves_harms_nobody_else(house: House, act: Ca
 # --- events ---------------------------------------------------------------------------------------------
 
 
-def done() -> None:
+def done(bound: bool) -> None:
     """It is bound."""
 
 
 async def test_an_event_comes_to_the_gateway_if_it_subscribed(house: House) -> None:
     bound: list[str] = []
     async with house.mesh:
-        house.mesh.subscribe("orders.*", lambda: bound.append("orders.*"))
+        house.mesh.subscribe("orders.*", lambda ok: bound.append("orders.*"))
         assert bound == ["orders.*"]
         house.mesh.subscribe("orders.*", done)
         house.mesh.subscribe("orders.new", done)

@@ -79,7 +79,6 @@ async def test_the_answer_tells_what_is_so_when_it_is_given(gateway: FakeGateway
     subscribe(gateway, handler, "a", "b", id="1")
     unsubscribe(gateway, handler, "a", id="2")
     gateway.mesh.bound("b")
-    gateway.mesh.bound("a")
     assert answers(handler) == [("2", {"topics": ["b"]}, None), ("1", {"topics": ["b"]}, None)]
 
 
@@ -99,7 +98,6 @@ async def test_who_leaves_before_the_binding_is_answered_at_most_once(gateway: F
     subscribe(gateway, handler, "a", "b")
     unsubscribe(gateway, handler, "a")
     gateway.mesh.bound("b")
-    gateway.mesh.bound("a")
     assert len(handler.frames) == 2
     subscribe(gateway, handler, "c")
     gateway.handlers.unregister(handler)
@@ -135,6 +133,7 @@ async def test_who_leaves_is_subscribed_to_nothing(gateway: FakeGateway) -> None
 async def test_a_connection_has_only_so_many_subscriptions(gateway: FakeGateway) -> None:
     handler = await gateway.connect()
     subscribe(gateway, handler, *[f"t.{number}" for number in range(MAX_SUBSCRIPTIONS - 1)])
+    await until(lambda: handler.frames)  # its topics are checked in slices
     bindings = len(gateway.mesh.bindings)
     subscribe(gateway, handler, "x", "y", id="1")
     assert answers(handler)[1] == ("1", None, "bad_request")
@@ -160,6 +159,57 @@ async def test_a_subscription_that_is_refused_in_part_is_refused() -> None:
 
 
 # --- subscriptions ended by the policy ------------------------------------------------------------------
+
+
+async def test_a_topic_that_the_broker_refuses_fails_its_whole_subscription(gateway: FakeGateway) -> None:
+    gateway.mesh.refused = {"b"}
+    handler, other = await gateway.connect(), await gateway.connect("bob")
+    subscribe(gateway, other, "a", id="0")
+    subscribe(gateway, handler, "a", id="1")
+    subscribe(gateway, handler, "b", "c", id="2")
+    assert answers(handler)[1] == ("2", None, "permission_denied")
+    assert handler.frames[1]["payload"]["error"]["description"] == "Subscribing to b is not allowed by the broker"
+    subscribe(gateway, handler, "a", id="3")
+    assert answers(handler)[2] == ("3", {"topics": ["a"]}, None)
+    gateway.mesh.event("c")
+    assert len(handler.frames) == 3
+
+
+async def test_a_topic_that_is_refused_after_its_client_has_gone_concerns_nobody(gateway: FakeGateway) -> None:
+    gateway.mesh.binds_at_once, gateway.mesh.refused = False, {"b"}
+    handler = await gateway.connect()
+    subscribe(gateway, handler, "b")
+    gateway.manager.on_handler_unregistered(handler)
+    assert not gateway.mesh.waiting
+    assert gateway.manager.events.subscriptions == 0
+
+
+async def test_a_topic_that_the_broker_refuses_later_ends_its_subscriptions(gateway: FakeGateway) -> None:
+    one, two, three = await gateway.connect(), await gateway.connect("bob"), await gateway.connect("carol")
+    subscribe(gateway, one, "a", "b")
+    subscribe(gateway, two, "a")
+    subscribe(gateway, three, "b")
+    gateway.mesh.told.on_topic_refused("a")
+    expected = {"topic": "unsubscribed", "event": {"topics": ["a"], "reason": "broker"}}
+    assert [handler.frames[-1]["payload"] for handler in (one, two)] == [expected] * 2
+    assert len(three.frames) == 1
+    assert gateway.manager.events.topics == {"b"}
+    assert gateway.manager.statistics.denied_subscriptions == 2
+    assert gateway.manager.warnings == []
+
+
+async def test_refused_topics_of_the_gateway_itself_are_warnings_before_any_client_comes() -> None:
+    async with running(targeted_topics=["users.#", "news"]) as gateway:
+        assert gateway.manager.warnings == []
+        gateway.mesh.refused = {"users.#"}
+        gateway.mesh.lose()
+        gateway.mesh.find()
+        (warning,) = gateway.manager.warnings
+        assert warning.startswith("events of the topic users.# do not come")
+        await gateway.connect()  # who is not kept waiting
+        gateway.mesh.refused = set()
+        gateway.mesh.lose()
+        await gateway.sweep(UNBIND_AFTER)
 
 
 def unsubscribed(*topics: str) -> dict[str, Any]:
@@ -243,8 +293,7 @@ async def test_a_topic_that_waits_for_its_binding_is_not_in_the_answer_once_it_i
         policy.replace(ExposePolicy([], ["users.#"]).rules)
         gateway.manager.on_handler_refreshed(handler)
         assert handler.take() == [unsubscribed("orders.new")]
-        for topic in ("users.new", "orders.new"):
-            gateway.mesh.bound(topic)
+        gateway.mesh.bound("users.new")
         assert answers(handler) == [("1", {"topics": ["users.new"]}, None)]
 
 

@@ -13,10 +13,12 @@ from nuropb_gateway_asgi.exceptions import (
     GatewayError,
     HandshakeRefused,
     MeshUnavailable,
+    MessageTooLarge,
     NotStartedError,
     PolicyError,
     ProtocolError,
     SettingsError,
+    UnknownKey,
 )
 
 TREE = [
@@ -29,7 +31,9 @@ TREE = [
     (AuthenticationFailed, (HandshakeRefused,)),
     (ConnectionLimitReached, (HandshakeRefused,)),
     (AuthenticationUnavailable, (GatewayError,)),
+    (UnknownKey, (AuthenticationUnavailable,)),
     (MeshUnavailable, (GatewayError,)),
+    (MessageTooLarge, (GatewayError, ValueError)),
     (CallError, (GatewayError,)),
 ]
 

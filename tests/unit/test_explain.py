@@ -292,6 +292,7 @@ async def test_the_limits_are_those_of_the_settings() -> None:
         "max_message_size": 65536,
         "outbox_size": 1048576,
         "max_in_flight": 3,
+        "max_in_flight_per_service": 16,
         "request_timeout": 7.0,
         "request_timeout_max": 60.0,
     }
@@ -374,6 +375,7 @@ async def test_an_explanation_as_text() -> None:
         "          max_message_size: 65536",
         "          outbox_size: 1048576",
         "          max_in_flight: 64",
+        "          max_in_flight_per_service: 16",
         "          request_timeout: 30.0",
         "          request_timeout_max: 60.0",
         "Mesh      reachable",

@@ -14,13 +14,15 @@ import msgspec
 import pytest
 
 from nuropb_gateway_asgi import CallError, ServiceMeshManagerController
-from nuropb_gateway_asgi.exceptions import AuthenticationFailed, NotStartedError
+from nuropb_gateway_asgi.authentication import Identity
+from nuropb_gateway_asgi.authentication.revocation import Revocation, Revocations, encode_record, fingerprint
+from nuropb_gateway_asgi.exceptions import AuthenticationFailed, AuthenticationUnavailable, NotStartedError
 from nuropb_gateway_asgi.fleet import Connections, Online, Reached, Sessions, members
 from nuropb_gateway_asgi.fleet.members import ANSWER_TIMEOUT, SILENCE
 from nuropb_gateway_asgi.fleet.online import OFFLINE, ONLINE
 from nuropb_gateway_asgi.fleet.presence import DEBOUNCE
+from nuropb_gateway_asgi.fleet.revocations import CLOCK_SKEW, CLOSE_AT_ONCE
 from nuropb_gateway_asgi.fleet.users import MAX_USERS
-from nuropb_gateway_asgi.settings import Settings
 from nuropb_gateway_asgi.wire.errors import NuropbTransportError, NuropbValidationError
 from nuropb_gateway_asgi.wire.services import call_service, describe_service
 
@@ -165,6 +167,7 @@ async def test_outside_the_lifespan_nobody_is_reached() -> None:
         manager.count,
         lambda: manager.is_online(["a"]),
         lambda: manager.revoke(user_id="a"),
+        lambda: manager.unrevoke(user_id="a"),
     ):
         with pytest.raises(NotStartedError):
             await call()
@@ -202,6 +205,10 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("revoke", {"issued_before": time.time() * 1000}),
     ("revoke", {"user_id": "a", "issued_before": time.time() * 1000}),
     ("revoke", {"issued_before": time.time() + 3600}),
+    ("unrevoke", {}),
+    ("unrevoke", {"user_id": "a", "token_id": "j"}),
+    ("unrevoke", {"session_id": "s", "issued_before": 1.0}),
+    ("unrevoke", {"token_id": ""}),
 ]
 
 
@@ -250,6 +257,21 @@ async def test_an_answer_that_comes_twice_or_late_counts_once() -> None:
         assert (await asking).count == 5
         one.manager.receiver.on_peer_message(json.dumps(answer).encode())
         assert not one.manager.fleet.questions
+
+
+@pytest.mark.parametrize("wrong", ['"many"', "[" * 2000 + "]" * 2000, '{"process-1":"5"}'])
+async def test_a_process_whose_answer_cannot_be_read_is_named(wrong: str) -> None:
+    network = Network()
+    async with processes(2, network) as (one, two):
+        network.cut_off.add(two.mesh.address)
+        asking = asyncio.create_task(one.manager.count())
+        await until(lambda: one.manager.fleet.questions)
+        (id_,) = one.manager.fleet.questions
+        answer = f'{{"type":"answer","sender":"{two.mesh.address}","id":"{id_}","answer":{wrong}}}'
+        one.manager.receiver.on_peer_message(answer.encode())
+        found = await asking
+        assert (found.count, found.processes, found.missing) == (0, 1, ["process-1"])
+        assert one.manager.fleet.unreadable == 1
 
 
 async def test_who_gives_up_asking_leaves_nothing() -> None:
@@ -350,6 +372,37 @@ async def test_a_process_that_comes_later_knows_who_is_online() -> None:
             await until(lambda: sorted(published([one, new])) == [(OFFLINE, "alice"), (ONLINE, "alice")])
 
 
+async def test_a_process_with_a_new_address_is_the_same_process_with_the_same_users() -> None:
+    network = Network()
+    async with processes(3, network, presence_events="on") as gateways:
+        one, two, three = gateways
+        here, there = await one.connect("alice"), await two.connect("bob")
+        watches = [each.manager.online for each in gateways]
+        await until(lambda: all(watch and watch.presence.online == {"alice", "bob"} for watch in watches))
+        for gateway in gateways:
+            gateway.clock.now += DEBOUNCE + 1
+        await until(lambda: sorted(published(gateways)) == [(ONLINE, "alice"), (ONLINE, "bob")])
+        one.mesh.lose()
+        network.move(one.mesh)
+        for gateway in gateways:  # the others give a sign of life, too: the time has moved on
+            gateway.mesh.find()
+        for gateway in gateways:
+            gateway.clock.now += ANSWER_TIMEOUT
+        await until(lambda: one.mesh.address in three.manager.fleet.members)
+        assert await three.manager.count() == Connections(
+            count=2, by_process={"process-0": 1, "process-1": 1, "process-2": 0}, processes=3
+        )
+        assert await three.manager.send_to_users(["alice"], "news", 1) == Reached(count=1, processes=3)
+        assert len(one.manager.fleet.members) == 2
+        one.handlers.unregister(here)
+        two.handlers.unregister(there)
+        await until(lambda: not any(watch and watch.presence.online for watch in watches))
+        for gateway in gateways:
+            gateway.clock.now += DEBOUNCE + 1
+        told = [(OFFLINE, "alice"), (OFFLINE, "bob"), (ONLINE, "alice"), (ONLINE, "bob")]
+        await until(lambda: sorted(published(gateways)) == told)
+
+
 async def test_presence_is_nobodys_business_unless_it_is_asked_for() -> None:
     async with processes(2) as (one, two):
         await one.connect("alice")
@@ -373,7 +426,9 @@ async def test_a_revoked_users_connections_end_and_the_tokens_are_refused_everyw
     async with processes(2, network) as (one, two):
         here, there, other = await one.connect("alice/1"), await two.connect("alice/2"), await two.connect("bob")
         await one.manager.revoke(user_id="alice")
-        assert here.closes[0] == there.closes[0] == (4511, "token revoked")
+        assert here.closes[0] == (4511, "token revoked")
+        await until(lambda: there.closes)
+        assert there.closes[0] == (4511, "token revoked")
         assert not other.closes
         for gateway in (one, two):
             for token in ("alice/1", "alice/2", "alice/3"):  # without a time of issue, all of them count as older
@@ -456,11 +511,13 @@ async def test_the_token_of_a_revoked_session_is_written_once_that_is_possible()
         assert one.mesh.records == []
         one.mesh.find()
         await until(lambda: one.mesh.records)
-        assert set(one.mesh.records[0]) == {"token", "until"}
+        assert set(one.mesh.records[0]) == {"token", "until", "of_session"}
         assert "alice" not in str(one.mesh.records)
 
 
-@pytest.mark.parametrize("record", [b"", b"{}", b'{"until":1,"token":5}', b"\xff", b'{"until":1}'])
+@pytest.mark.parametrize(
+    "record", [b"", b"{}", b'{"until":1,"token":5}', b"\xff", b'{"until":1}', b'{"a":' + b"[" * 100_000]
+)
 async def test_a_record_that_cannot_be_read_has_no_effect(record: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with processes(1) as (one,):
         handler = await one.connect("alice")
@@ -479,9 +536,10 @@ async def test_a_record_of_the_future_locks_nobody_out(caplog: pytest.LogCapture
         assert one.manager.revoker.unreadable == 2
         assert not handler.closes
         await one.connect("alice/2")
-        # The clocks of two processes may differ by the leeway.
-        skewed = {"user_id": "alice", "issued_before": now + Settings().jwt_leeway / 2, "until": now + 3600}
+        # The clocks of two processes may differ.
+        skewed = {"user_id": "alice", "issued_before": now + CLOCK_SKEW / 2, "until": now + 3600}
         one.manager.receiver.on_record(json.dumps(skewed).encode())
+        await until(lambda: handler.closes)
         assert handler.closes[0][0] == 4511
     assert "issued_before in the future; it has no effect" in caplog.text
 
@@ -493,6 +551,214 @@ async def test_what_is_over_is_forgotten() -> None:
         await asyncio.sleep(0.05)
         await one.sweep(100.0)
         assert len(one.handlers.revocations) == 0
+
+
+# --- revocation: from the first second ------------------------------------------------------------------
+
+
+async def test_no_client_is_let_in_before_the_records_are_read() -> None:
+    network = Network()
+    mesh = network.mesh()
+    mesh.has_read = False
+    async with running(mesh=mesh) as one:
+        network.connect(mesh)
+        assert one.manager.revoker.problem == "revocations are being read (0)"
+        for _ in range(2):
+            with pytest.raises(AuthenticationUnavailable, match="revocations"):
+                await one.connect("alice")
+            one.manager.receiver.on_record(record_of(user_id="alice", issued_before=time.time()))
+        assert one.manager.revoker.problem == "revocations are being read (2)"
+        one.manager.receiver.on_records_read()
+        assert one.manager.revoker.problem is None
+        with pytest.raises(AuthenticationFailed):
+            await one.connect("alice")
+        await one.connect("bob")
+
+
+async def test_a_gateway_that_starts_again_reads_again() -> None:
+    mesh = Network().mesh()
+    gateway = make_gateway(mesh=mesh)
+    async with gateway.manager:
+        assert gateway.manager.revoker.problem is None
+    mesh.has_read = False
+    async with gateway.manager:
+        assert gateway.manager.revoker.problem is not None
+
+
+def record_of(**fields: Any) -> bytes:
+    return encode_record(Revocation(**({"until": time.time() + 1000} | fields)))
+
+
+async def test_many_records_are_not_compared_with_every_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    refuses = Revocations.refuses
+
+    def counted(self: Revocations, identity: Identity) -> bool:
+        nonlocal looks
+        looks += 1
+        return refuses(self, identity)
+
+    async with running() as one:
+        handlers = [await one.connect(f"user-{number}/1") for number in range(500)]
+        monkeypatch.setattr(Revocations, "refuses", counted)
+        now = time.time()
+        for number in range(5000):
+            one.manager.receiver.on_record(record_of(user_id=f"other-{number}", issued_before=now))
+            one.manager.receiver.on_record(record_of(token_id=f"other-{number}"))
+            one.manager.receiver.on_record(record_of(token=f"other-{number}"))
+            # The same user, and all users, again and again, with a later time.
+            one.manager.receiver.on_record(record_of(user_id="user-0", issued_before=now - 1 + number / 5000))
+        one.manager.receiver.on_record(record_of(token=fingerprint("user-1/1")))
+        await until(lambda: handlers[0].closes and handlers[1].closes)
+        assert looks == 2
+        assert not any(handler.closes for handler in handlers[2:])
+        assert len(one.handlers.revocations) == 15_002
+
+
+async def test_a_record_that_another_transport_has_added_closes_the_connections_of_this_one() -> None:
+    async with running() as one:
+        handler = await one.connect("alice")
+        revocation = Revocation(user_id="alice", issued_before=time.time(), until=time.time() + 1000)
+        one.handlers.shared_limits.revocations.add(revocation, time.time())
+        one.manager.receiver.on_record(encode_record(revocation))
+        await until(lambda: handler.closes)
+
+
+async def test_a_revocation_of_all_tokens_yields_to_other_clients() -> None:
+    async with running() as one:
+        handlers = [await one.connect(f"user-{number}/1") for number in range(2 * CLOSE_AT_ONCE + 10)]
+        for before in (1, 2, 3):
+            one.manager.receiver.on_record(record_of(issued_before=float(before)))
+        closed: list[int] = []
+
+        def count() -> int:
+            return sum(bool(handler.closes) for handler in handlers)
+
+        while count() < len(handlers):
+            await asyncio.sleep(0)
+            closed.append(count())
+        steps = [later - earlier for earlier, later in zip([0, *closed], closed, strict=False)]
+        assert max(steps) <= CLOSE_AT_ONCE
+        assert all(len(handler.closes) == 1 for handler in handlers)
+
+
+# --- revocation: of sessions ----------------------------------------------------------------------------
+
+
+async def refreshed(gateway: FakeGateway, handler: FakeHandler, token: str) -> None:
+    gateway.receive(handler, "authorize", token=token, id="r")
+    await handler.finish()
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_revoked_session_takes_all_tokens_with_it_that_it_used(asked: int, ended: bool) -> None:
+    network = Network()
+    async with processes(2, network) as gateways:
+        has, asks = gateways[0], gateways[asked]
+        handler, other = await has.connect("alice/1"), await has.connect("alice/4")
+        await refreshed(has, handler, "alice/2")
+        await refreshed(has, handler, "alice/3")
+        if ended:
+            has.handlers.unregister(handler)
+        await asks.manager.revoke(session_id=handler.session_id)
+        assert bool(handler.closes) is not ended
+        assert not other.closes
+        await until(lambda: len(network.records) == 4)
+        async with running(mesh=(mesh := network.mesh())) as late:
+            network.connect(mesh)
+            for gateway in (*gateways, late):
+                for token in ("alice/1", "alice/2", "alice/3"):
+                    with pytest.raises(AuthenticationFailed):
+                        await gateway.connect(token)
+                await gateway.connect("alice/4")
+
+
+async def test_a_token_that_a_session_gets_while_it_is_revoked_is_revoked_too() -> None:
+    async with processes(1) as (one,):
+        handler = await one.connect("alice/1")
+        one.authenticator.gate = asyncio.Event()
+        one.receive(handler, "authorize", token="alice/2", id="r")
+        await until(lambda: "alice/2" in one.authenticator.tokens)
+        await one.manager.revoke(session_id=handler.session_id)
+        one.authenticator.gate.set()
+        await handler.finish()
+        for token in ("alice/1", "alice/2"):
+            with pytest.raises(AuthenticationFailed):
+                await one.connect(token)
+
+
+async def test_the_tokens_of_a_session_are_written_once() -> None:
+    network = Network()
+    async with processes(2, network) as (one, two):
+        one.authenticator.expires_at["alice/1"] = time.time() + 1000
+        handler = await one.connect("alice/1")
+        for _ in range(2):
+            await two.manager.revoke(session_id=handler.session_id)
+        await until(lambda: one.mesh.records)
+        await one.manager.revoke(token_id="j")
+        assert [set(record) for record in one.mesh.records] == [{"token", "until", "of_session"}, {"token_id", "until"}]
+
+
+# --- revocation: taken back -----------------------------------------------------------------------------
+
+
+async def test_a_revocation_is_taken_back_in_all_processes_and_in_later_ones() -> None:
+    network = Network()
+    async with processes(2, network) as (one, two):
+        await one.connect("alice/1")
+        session = (await two.connect("bob/1")).session_id
+        await one.manager.revoke(user_id="alice")
+        await one.manager.revoke(session_id=session)
+        await one.manager.revoke(issued_before=time.time())
+        await until(lambda: len(network.records) == 4)
+        await two.manager.unrevoke(issued_before=time.time())
+        for gateway in (one, two):
+            with pytest.raises(AuthenticationFailed):
+                await gateway.connect("alice/1")
+            await gateway.connect("carol")
+        await two.manager.unrevoke(user_id="alice")
+        await one.manager.unrevoke(session_id=session)
+        async with running(mesh=(mesh := network.mesh())) as late:
+            network.connect(mesh)
+            for gateway in (one, two, late):
+                assert len(gateway.handlers.revocations) == 0
+                for token in ("alice/1", "bob/1"):
+                    await gateway.connect(token)
+
+
+async def test_revoking_again_holds_again() -> None:
+    network = Network()
+    async with processes(2, network) as (one, two):
+        for _ in range(2):
+            await one.manager.revoke(user_id="alice")
+            await two.manager.unrevoke(user_id="alice")
+        await one.manager.revoke(user_id="alice")
+        for gateway in (one, two):
+            with pytest.raises(AuthenticationFailed):
+                await gateway.connect("alice/1")
+
+
+async def test_a_revoked_session_that_is_taken_back_before_it_was_written_is_not_written() -> None:
+    async with processes(1) as (one,):
+        handler = await one.connect("alice")
+        one.mesh.lose()
+        for operation in (one.manager.revoke, one.manager.unrevoke):
+            with pytest.raises(CallError):
+                await operation(session_id=handler.session_id)
+        one.mesh.find()
+        await one.manager.revoke(token_id="j")
+        assert [set(record) for record in one.mesh.records] == [{"token_id", "until"}]
+        await one.connect("alice")
+
+
+async def test_a_revocation_of_a_process_whose_clock_is_ahead_is_taken_back() -> None:
+    async with processes(1) as (one,):
+        one.manager.receiver.on_record(record_of(user_id="alice", issued_before=time.time() + CLOCK_SKEW / 2))
+        with pytest.raises(AuthenticationFailed):
+            await one.connect("alice")
+        await one.manager.unrevoke(user_id="alice")
+        await one.connect("alice")
 
 
 # --- calls of other services ----------------------------------------------------------------------------
@@ -523,6 +789,8 @@ async def test_other_services_reach_users_by_the_controller() -> None:
         assert await called(controller, "disconnect_session", session_id=here.session_id) == answer | {"count": 1}
         assert await called(controller, "disconnect_users", user_ids=["alice"], code=4000) == answer | {"count": 2}
         assert await called(controller, "revoke", user_id="alice") is None
+        assert await called(controller, "unrevoke", user_id="alice") is None
+        await until(lambda: len(here.closes) > 2)
         assert here.closes[:3] == [(4503, "disconnected"), (4000, "disconnected"), (4511, "token revoked")]
 
 
@@ -535,6 +803,39 @@ async def test_what_other_services_do_wrong_is_told_by_nuropbs_names() -> None:
         assert (await called(controller, "revoke", user_id="alice"))["error"] == "NuropbTransportError"
         assert issubclass(NuropbTransportError, Exception)
         assert issubclass(NuropbValidationError, Exception)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("send_to_users", {"users": ["alice"], "topic": "t"}),
+        ("send_to_users", {"user_ids": ["alice"]}),
+        ("send_to_all", {"topic": "t", "payload": 1}),
+        ("send_to_session", {"session": "s", "topic": "t"}),
+        ("disconnect_users", {"user_ids": ["alice"], "status": 4000}),
+        ("disconnect_session", {}),
+        ("list_sessions", {"user": "alice"}),
+        ("count", {"user_id": "alice"}),
+        ("is_online", {"users": ["alice"]}),
+        ("revoke", {"user": "alice"}),
+    ],
+)
+async def test_a_wrong_parameter_of_the_controller_is_nuropbs_validation_error(
+    method: str, params: dict[str, Any]
+) -> None:
+    async with processes(1) as (one,):
+        error = await called(one.manager.controller, method, **params)
+        assert error["error"] == "NuropbValidationError"
+        assert error["description"].startswith(f"{method}: ")
+        assert "argument" in error["description"]
+
+
+async def test_a_type_error_within_a_method_of_the_controller_is_none_of_its_caller() -> None:
+    class Controller(ServiceMeshManagerController):
+        def crash(self) -> None:
+            raise TypeError("by mistake")
+
+    assert (await called(Controller(), "crash"))["error"] == "NuropbException"
 
 
 def test_what_the_controller_can_do_is_described() -> None:
@@ -551,6 +852,7 @@ def test_what_the_controller_can_do_is_described() -> None:
         "count",
         "is_online",
         "revoke",
+        "unrevoke",
     }
     assert methods["send_to_users"]["parameters"]["required"] == ["user_ids", "topic"]
     assert all(method["description"] for method in methods.values())

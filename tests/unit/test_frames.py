@@ -315,3 +315,19 @@ def test_all_that_is_for_others_comes_out_in_order_whatever_the_pieces(frames: l
         at += step
     assert rest == b"".join(frame for frame in frames if frame != b"own")
     assert len(ear.messages) == frames.count(b"own")
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2**31, 2**62])
+def test_the_offset_in_a_stream_is_that_of_pamqp(offset: int) -> None:
+    found = incoming({"a": "x-stream-offset", "x-stream-offset": offset, "z": "x"})
+    assert found.headers is not None
+    assert found.stream_offset == found.headers["x-stream-offset"] == offset
+
+
+@pytest.mark.parametrize("headers", [None, {}, {"x-stream-offset": "l12345678"}, {"x-stream-offse": 2**40}])
+def test_a_message_of_a_queue_has_no_offset(headers: dict[str, Any] | None) -> None:
+    assert incoming(headers).stream_offset is None
+
+
+def incoming(headers: dict[str, Any] | None) -> Incoming:
+    return Incoming(1, False, ContentHeader(0, 0, Properties(headers=headers)).marshal(), b"")

@@ -215,7 +215,8 @@ async def test_who_does_not_listen_is_hung_up_on_as_others_are(harness: HandlerH
     assert harness.manager.close(caller.session_id, 4001, "b") == 1
     now = time.time()
     harness.manager.revocations.add(Revocation(user_id="bob", issued_before=now, until=now + HOUR), now)
-    assert harness.manager.close_revoked() == 1
+    sessions = harness.manager.tokens.sessions(("user", "bob"))
+    assert harness.manager.close_revoked([*sessions, "gone"]) == 1
     assert harness.manager.close_all(4002, "c") == 2
     assert [code for code, _ in caller.closes] == [4000, 4001, 4002]
     assert [code for code, _ in other.closes] == [CloseCode.TOKEN_REVOKED, 4002]

@@ -12,8 +12,9 @@ import pytest
 
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
-from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable
+from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, ConnectionLimitReached
 from nuropb_gateway_asgi.handler_manager import MAX_MALFORMED_FRAMES, Handler
+from nuropb_gateway_asgi.limits.admission import Arrival
 from nuropb_gateway_asgi.protocol import Cancel, CloseCode, Command, Describe, Request, Subscribe, Unsubscribe
 
 from .fakes import FakeHandler, HandlerHarness, authorize_frame, request_frame, until
@@ -257,6 +258,32 @@ async def test_a_newer_token_that_is_refused_leaves_everything_as_it_is(
     assert handler.identity.token == "alice/1"
     assert harness.manager.get_user_handlers(["bob"]) == []
     assert not handler.closes
+
+
+async def test_wrong_newer_tokens_are_answered_and_too_many_of_them_close_the_connection(
+    harness: HandlerHarness,
+) -> None:
+    handler, other = await harness.connect("alice/1"), await harness.connect("bob/1")
+    for number in range(6):
+        assert not handler.closes
+        harness.receive(handler, authorize_frame("bad", id=str(number)))
+        await handler.finish()
+    assert handler.codes == ["unauthenticated"] * 6
+    assert handler.closes == [(4510, "too many wrong tokens")]
+    harness.receive(other, authorize_frame("bad"))
+    await other.finish()
+    assert not other.closes
+
+
+async def test_a_wrong_newer_token_counts_for_the_address_like_one_in_a_handshake() -> None:
+    harness = HandlerHarness(handshake_rate_per_address="1/h burst 20")
+    handler = await harness.connect("alice/1")
+    handler.address = "192.0.2.1"
+    for _ in range(2):
+        harness.receive(handler, authorize_frame("bad"))
+        await handler.finish()
+    with pytest.raises(ConnectionLimitReached, match=r"from 192\.0\.2\.1"):
+        harness.manager.admission.on_arrival("192.0.2.1", Arrival.WITH_TOKEN, harness.clock())
 
 
 async def test_an_authenticator_that_hangs_puts_a_newer_token_off() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.handler_manager import MAX_MALFORMED_FRAMES
 from nuropb_gateway_asgi.limits.buckets import REFUSALS_ALLOWED
+from nuropb_gateway_asgi.limits.slices import TOPICS_PER_SLICE
 from nuropb_gateway_asgi.protocol import CloseCode
 from nuropb_gateway_asgi.rates import CallRate, Rate
 
-from .fakes import HandlerHarness, request_frame
+from .fakes import HandlerHarness, request_frame, until
 
 HOUR = 3600.0
 
@@ -233,3 +235,108 @@ async def test_with_the_defaults_an_eager_client_is_not_limited() -> None:
     for number in range(400):
         harness.receive(handler, request_frame(id=str(number)))
     assert handler.frames == []
+
+
+# --- prices and slices ----------------------------------------------------------------------------------
+
+
+def subscribe_frame(count: int, kind: str = "subscribe", prefix: str = "t", **payload: Any) -> dict[str, Any]:
+    return {"type": kind, "payload": {"topics": [f"{prefix}.{number}" for number in range(count)], **payload}}
+
+
+@pytest.mark.parametrize(
+    ("frame", "price"),
+    [
+        (request_frame(id="1"), 1),
+        (request_frame(params={"text": "x" * 10_000}), 5),
+        (subscribe_frame(1), 1),
+        (subscribe_frame(100), 100),
+        (subscribe_frame(100, "unsubscribe"), 100),
+    ],
+)
+async def test_a_frame_costs_what_it_takes(frame: dict[str, Any], price: int) -> None:
+    harness = limited(rate_limit="1/s burst 1000")
+    handler = await harness.connect()
+    harness.receive(handler, frame)
+    await until(lambda: not len(harness.manager.slices))
+    for _ in range(1000 - price):
+        harness.receive(handler, {"type": "pong"})
+    assert harness.manager.statistics.limited == {}
+    harness.receive(handler, {"type": "pong"})
+    assert harness.manager.statistics.limited == {"connection": 1}
+
+
+async def test_a_subscription_to_many_topics_is_checked_in_slices_and_later_frames_wait_for_it() -> None:
+    harness = limited()
+    handler = await harness.connect()
+    harness.receive(handler, subscribe_frame(100, id="1"))
+    harness.receive(handler, request_frame(id="2"))
+    harness.receive(handler, subscribe_frame(100, id="3"))
+    harness.receive(handler, request_frame(id="4"))
+    assert not harness.receiver.frames
+    await until(lambda: len(harness.receiver.frames) == 4)
+    assert [getattr(frame, "id", None) for _, frame in harness.receiver.frames] == ["1", "2", "3", "4"]
+    assert harness.manager.slices.count == 2 * math.ceil(100 / TOPICS_PER_SLICE)
+
+
+async def test_a_subscription_that_is_denied_in_a_later_slice_is_refused_as_a_whole_and_once() -> None:
+    harness = limited(topics=["t.#"])
+    handler = await harness.connect()
+    frame = subscribe_frame(99)
+    frame["payload"]["topics"].append("secret")
+    harness.receive(handler, frame | {"payload": frame["payload"] | {"id": "1"}})
+    await until(lambda: handler.frames)
+    await until(lambda: not len(harness.manager.slices))
+    assert [frame["payload"]["error"]["code"] for frame in handler.frames] == ["permission_denied"]
+    assert not harness.receiver.frames
+
+
+async def test_a_policy_that_changes_between_two_slices_decides_about_all_topics() -> None:
+    policy = ExposePolicy([], ["t.#"])
+    harness = limited(policy=policy)
+    handler = await harness.connect()
+    harness.receive(handler, subscribe_frame(100, id="1"))
+    policy.replace(ExposePolicy([], [f"t.{number}" for number in range(1, 100)]).rules)
+    harness.manager.topic_checks.restart()
+    await until(lambda: handler.frames)
+    assert handler.frames[0]["payload"]["error"]["description"] == "Subscribing to t.0 is not allowed"
+
+
+async def test_a_token_that_is_replaced_between_two_slices_decides_about_all_topics() -> None:
+    class Tokens(ExposePolicy):
+        def may_subscribe(self, identity: Identity, pattern: str) -> bool:
+            return identity.token == "alice" or pattern != "t.0"
+
+    harness = limited(policy=Tokens([], []))
+    handler = await harness.connect("alice")
+    harness.receive(handler, subscribe_frame(100, id="1"))
+    assert handler.identity is not None
+    handler.identity = Identity(user_id="alice", username="alice", token="less")
+    await until(lambda: handler.frames)
+    assert handler.frames[0]["payload"]["error"]["code"] == "permission_denied"
+    assert not harness.receiver.frames
+
+
+async def test_a_connection_that_ends_between_two_slices_leaves_nothing() -> None:
+    harness = limited()
+    handler = await harness.connect()
+    harness.receive(handler, subscribe_frame(100, id="1"))
+    harness.receive(handler, request_frame(id="2"))
+    harness.manager.unregister(handler)
+    await until(lambda: not len(harness.manager.slices))
+    assert not harness.receiver.frames
+    assert not handler.frames
+    harness.assert_empty()
+
+
+async def test_a_defect_in_a_later_slice_is_answered_and_later_frames_go_on() -> None:
+    class Broken(ExposePolicy):
+        def may_subscribe(self, identity: Identity, pattern: str) -> bool:
+            return 1 // (pattern != "t.50") > 0
+
+    harness = limited(policy=Broken(["*.*"], []))
+    handler = await harness.connect()
+    harness.receive(handler, subscribe_frame(100, id="1"))
+    harness.receive(handler, request_frame(id="2"))
+    await until(lambda: harness.receiver.frames)
+    assert [frame["payload"]["error"]["code"] for frame in handler.frames] == ["internal"]

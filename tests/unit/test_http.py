@@ -54,7 +54,7 @@ def test_what_is_no_answer_answers_nothing(text: str) -> None:
 
 
 async def test_the_first_answer_of_a_call_is_its_answer() -> None:
-    call = CallHandler()
+    call = CallHandler("")
     call.send_frame(encode_event("hello", b"{}"))
     assert not call.answer.done()
     call.send_frame(encode_response(FRAME_ID, "t", b"1"))
@@ -74,7 +74,7 @@ async def test_the_first_answer_of_a_call_is_its_answer() -> None:
     ],
 )
 async def test_a_call_that_is_hung_up_on_is_answered(code: int, status: int) -> None:
-    call = CallHandler()
+    call = CallHandler("")
     call.close(code, "a secret reason")
     call.close(4000)
     assert answer_of(call)[0] == status

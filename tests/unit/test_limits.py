@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.limits import buckets as buckets_module
-from nuropb_gateway_asgi.limits.buckets import REFUSALS_ALLOWED, REFUSALS_WINDOW, Excess, RateLimits, TokenBuckets
+from nuropb_gateway_asgi.limits.buckets import (
+    NEW_BINDINGS,
+    REFUSALS_ALLOWED,
+    REFUSALS_WINDOW,
+    Excess,
+    RateLimits,
+    TokenBuckets,
+)
+from nuropb_gateway_asgi.limits.prices import extra_for_methods, extra_for_size, extra_for_topics
 from nuropb_gateway_asgi.rates import CallRate, Rate, parse_limit, parse_rate
 
 START = 1000.0
@@ -240,3 +248,47 @@ def test_refusals_are_counted_within_a_minute() -> None:
     for minute in range(3):
         now = START + minute * REFUSALS_WINDOW
         assert [limits.on_refusal("one", now) for _ in range(REFUSALS_ALLOWED)] == [False] * REFUSALS_ALLOWED
+
+
+# --- prices ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "extra"), [(0, 0), (1, 0), (2048, 0), (2049, 1), (4096, 1), (4097, 2), (65536, 31), (65537, 32)]
+)
+def test_a_large_message_costs_a_unit_for_each_further_two_kilobytes(size: int, extra: int) -> None:
+    assert extra_for_size(size) == extra
+
+
+def test_topics_and_methods_have_their_price() -> None:
+    assert [extra_for_topics(count) for count in (0, 1, 2, 100)] == [0, 0, 1, 99]
+    assert [extra_for_methods(count) for count in (0, 9, 10, 400)] == [0, 0, 1, 40]
+
+
+def test_a_costly_frame_is_possible_and_paid_by_those_after_it() -> None:
+    limits = RateLimits(Rate(10, "s", 20), None)
+    assert limits.on_frame("one", "alice", START) is None
+    limits.charge("one", "alice", START, 29)
+    excess = limits.on_frame("one", "alice", START)
+    assert excess is not None
+    assert excess.scope == "connection"
+    assert excess.wait == pytest.approx(1.1)
+    assert limits.on_frame("two", "alice", START) is None
+    assert limits.on_frame("one", "alice", START + 1.2) is None
+
+
+def test_a_bucket_owes_no_more_than_it_holds() -> None:
+    limits = RateLimits(Rate(1, "s", 5), None)
+    assert limits.on_frame("one", "alice", START) is None
+    limits.charge("one", "alice", START, 1000)
+    assert limits.on_frame("one", "alice", START) == Excess("connection", 6.0)
+
+
+def test_new_bindings_of_a_user_have_a_rate() -> None:
+    limits = RateLimits(None, None)
+    assert limits.on_bindings("mallory", START, NEW_BINDINGS.burst) is None
+    excess = limits.on_bindings("mallory", START, 1)
+    assert excess is not None
+    assert excess.scope == "bindings"
+    assert limits.on_bindings("alice", START, 100) is None
+    assert limits.on_bindings("mallory", START + excess.wait, 1) is None

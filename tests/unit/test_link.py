@@ -13,6 +13,7 @@ from aiormq.exceptions import AMQPConnectionError, ChannelClosed
 
 from nuropb_gateway_asgi.mesh.rabbitmq import _link
 from nuropb_gateway_asgi.mesh.rabbitmq._connection import Connection
+from nuropb_gateway_asgi.mesh.rabbitmq._errors import explain
 from nuropb_gateway_asgi.mesh.rabbitmq._link import Link
 
 from .fakes import until
@@ -196,3 +197,9 @@ async def test_a_connection_that_does_not_close_is_dropped(monkeypatch: pytest.M
     async with stage.running():
         await until(lambda: stage.link.up)
     assert silent.aborted
+
+
+def test_an_error_that_is_its_own_cause_can_be_explained() -> None:
+    one, other = ConnectionError("one"), ConnectionError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert explain(one) == "ConnectionError: one"

@@ -12,7 +12,7 @@ import pytest
 from nuropb_gateway_asgi import Settings
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
 from nuropb_gateway_asgi.observability.logs import LogFilter, configure_logging, filtered_server_logs
-from nuropb_gateway_asgi.observability.refusal_lines import LINES, SECONDS, RefusalFilter
+from nuropb_gateway_asgi.observability.refusal_lines import LINES, SECONDS, RefusalFilter, is_of_anybody
 
 WEBSOCKET = '%s - "WebSocket %s" [accepted]'
 ACCESS = '%s - "%s %s HTTP/%s" %d'
@@ -59,7 +59,7 @@ def own() -> Iterator[None]:
     package.setLevel(level)
     for name in FILTERED:
         logger = logging.getLogger(name)
-        logger.filters = [each for each in logger.filters if not isinstance(each, LogFilter)]
+        logger.filters = [each for each in logger.filters if not isinstance(each, LogFilter | RefusalFilter)]
 
 
 def log(name: str, level: int, message: str, *args: Any, path: str = "/lib/uvicorn/server.py", **more: Any) -> None:
@@ -212,6 +212,7 @@ def test_refusals_are_summed_up(caplog: pytest.LogCaptureFixture) -> None:
         (OWN, "%s refused: %s", "connection", "too many"),
         ("uvicorn.error", '%s - "WebSocket %s" 403', "a", "/ws"),
         ("uvicorn.error", "Invalid HTTP request received."),
+        ("uvicorn.error", "Invalid UTF-8 sequence received from client."),
         ("uvicorn.error", "connection rejected (%d %s)", 403, "Forbidden"),
         ("uvicorn.access", '%s - "%s %s HTTP/%s" %d', "a", "GET", "/x", "1.1", 404),
     ]
@@ -230,6 +231,33 @@ def test_refusals_are_summed_up(caplog: pytest.LogCaptureFixture) -> None:
         assert caplog.messages == ["7 lines about refused requests are left out: more than 100 in 10 s"]
         filter_.report()
         assert len(caplog.messages) == 1
+
+
+def test_lines_that_anybody_can_cause_without_a_token_are_summed_up(caplog: pytest.LogCaptureFixture) -> None:
+    filter_ = RefusalFilter(is_of_anybody, "connections", clock=lambda: 100.0)
+
+    def passes(name: Any, text: Any, *args: Any) -> bool:
+        return filter_.filter(logging.makeLogRecord({"name": name, "msg": text, "args": args, "levelno": logging.INFO}))
+
+    request = '%s - "%s %s HTTP/%s" %d'
+    anybodys = [
+        ("uvicorn.error", '%s - "WebSocket %s" [accepted]', "a", "/ws"),
+        ("uvicorn.error", "connection open"),
+        ("uvicorn.error", "connection closed"),
+        ("uvicorn.access", request, "a", "GET", "/livez", "1.1", 200),
+        ("uvicorn.access", request, "a", "OPTIONS", "/rpc/a/b", "1.1", 204),
+    ]
+    others = [
+        ("uvicorn.error", "Shutting down"),
+        ("uvicorn.access", request, "a", "POST", "/gateway/rpc/a/b", "1.1", 200),
+        ("uvicorn.access", request, "a", "GET", "/x", "1.1", 404),
+    ]
+    passed = [passes(*anybodys[number % len(anybodys)]) for number in range(LINES + 7)]
+    assert passed == [True] * LINES + [False] * 7
+    assert all(passes(*each) for each in others)
+    with caplog.at_level(logging.INFO, "nuropb_gateway_asgi.observability"):
+        filter_.report()
+    assert caplog.messages == ["7 lines about connections are left out: more than 100 in 10 s"]
 
 
 def test_what_was_left_out_is_told_at_the_end(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,7 @@ from nuropb_gateway_asgi.exceptions import ProtocolError
 from nuropb_gateway_asgi.protocol import (
     PING,
     SUBPROTOCOL,
+    Ack,
     Authorize,
     Cancel,
     ClientFrame,
@@ -27,6 +28,7 @@ from nuropb_gateway_asgi.protocol import (
     Ping,
     Pong,
     Request,
+    Resume,
     Subscribe,
     Unsubscribe,
     check_limits,
@@ -50,6 +52,8 @@ FRAMES = {
     "unsubscribe": Unsubscribe,
     "cancel": Cancel,
     "authorize": Authorize,
+    "resume": Resume,
+    "ack": Ack,
     "ping": Ping,
     "pong": Pong,
 }
@@ -159,7 +163,7 @@ def decode(data: str | bytes, max_depth: int = 32) -> ClientFrame | None:
                 assert isinstance(params, dict)
                 assert same(params, payload.get("params", {}))
             else:
-                assert value == payload.get(name)
+                assert value == payload.get(name, 0 if name == "received" else None)
     return accepted
 
 
@@ -231,7 +235,7 @@ def test_of_a_member_that_is_given_twice_the_last_one_counts(first: str, second:
 
 def test_a_frame_of_two_types_is_refused() -> None:
     for one, other in itertools.permutations(FRAMES, 2):
-        payload = '"payload":{"service":"s","method":"m","topics":[],"id":"1","token":"t"}'
+        payload = '"payload":{"service":"s","method":"m","topics":[],"id":"1","token":"t","received":1}'
         assert refusal(f'{{"type":"{one}",{payload},"type":"{other}"}}').description == TYPES
         assert refusal(f'{{{payload},"type":"{one}","type":"{other}"}}').description == TYPES
 
@@ -679,7 +683,7 @@ def test_a_glance_sees_the_ids_that_decoding_finds(message: str | bytes) -> None
     found = attempt(message)
     if isinstance(found, ProtocolError):
         assert (found.id, found.trace_id) in ((glance.id, glance.trace_id), (None, None))
-    elif not isinstance(found, Ping | Pong):
+    elif not isinstance(found, Ping | Pong | Ack):
         assert glance.id == found.id
         assert glance.trace_id == getattr(found, "trace_id", None) or isinstance(found, Cancel)
         assert glance.type == type(found).__name__.lower()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -601,7 +603,52 @@ def test_what_is_remembered_of_names_that_clients_make_up_has_an_end() -> None:
     for number in range(3 * MAX_REMEMBERED_CALLS):
         assert mine.may_call(identity(), "orders", f"m{number}")
         assert not mine.may_call(identity(), "orders", f"_{number}")
-        assert mine.remembered <= MAX_REMEMBERED_CALLS
+        assert mine.remembered <= 2 * MAX_REMEMBERED_CALLS
+
+
+def calls_within(function: Callable[[], object]) -> int:
+    """Count the calls of Python functions within a call of ``function``."""
+    count = 0
+
+    def on_event(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(on_event)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_made_up_names_push_no_method_out_that_is_called_meanwhile_or_named_by_a_rule() -> None:
+    mine = policy("allow call orders.get *.*")
+    at_first = calls_within(lambda: mine.may_call(identity(), "users", "list"))
+    assert mine.may_call(identity(), "orders", "get")
+    for number in range(3 * MAX_REMEMBERED_CALLS):
+        mine.may_call(identity(), "orders", f"m{number}")
+        if number % (MAX_REMEMBERED_CALLS // 2) == 0:
+            assert calls_within(lambda: mine.may_call(identity(), "users", "list")) < at_first
+    assert calls_within(lambda: mine.may_call(identity(), "orders", "get")) < at_first
+
+
+@pytest.mark.parametrize("count", [65, 300])
+def test_a_decision_about_a_subscription_costs_the_same_whatever_the_number_of_other_patterns(count: int) -> None:
+    kinds = ("app.area{}.#", "app.*.kind{}.#", "app.{{user_id}}.own{}.*", "app.#.last{}")
+    patterns = " ".join(kinds[number % 4].format(number) for number in range(count))
+    mine = policy(f"allow subscribe {patterns} app.mine.#\ndeny subscribe {patterns.replace('app', 'secret')}")
+    for asked in ("app.mine.x", "app.x.y.last7", "app.x.nobody.here", "app.u1.own6.z"):
+        assert calls_within(functools.partial(mine.may_subscribe, identity(), asked)) < 120, asked
+
+
+@pytest.mark.parametrize("pattern", ["service{}.*", "*.method{}*", "orders.method{}", "orders.method{}*", "s{}*.m{}"])
+@pytest.mark.parametrize("count", [65, 300])
+def test_a_decision_about_a_new_method_looks_only_at_patterns_that_begin_like_it(count: int, pattern: str) -> None:
+    patterns = " ".join(pattern.format(number, number) for number in range(count))
+    mine = policy(f"allow call {patterns} *.*")
+    for service, method in (("orders", "made_up"), ("service7", "made_up"), ("orders", "method7")):
+        assert calls_within(functools.partial(mine.may_call, identity(), service, method)) < 120
 
 
 def test_a_file_decides_as_its_rules_do() -> None:

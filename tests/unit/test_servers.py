@@ -61,7 +61,7 @@ def test_a_port_is_free_and_not_one_that_the_system_hands_out() -> None:
 
 
 def test_a_node_listens_on_the_loopback_only(tmp_path: Path) -> None:
-    environment = node_environment(tmp_path, amqp=1, distribution=2, port_mapper=3)
+    environment = node_environment(tmp_path, name="rabbit@localhost", amqp=1, distribution=2, port_mapper=3)
     assert "listeners.tcp.1 = 127.0.0.1:1\n" in config_text(1)
     assert environment["ERL_EPMD_ADDRESS"] == "127.0.0.1"
     assert "inet_dist_use_interface {127,0,0,1}" in environment["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
@@ -76,8 +76,8 @@ def test_a_node_has_the_plugins_and_settings_that_it_is_given_and_no_others() ->
 def test_a_node_takes_nothing_from_the_users_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RABBITMQ_NODENAME", "production")
     monkeypatch.setenv("RABBITMQ_USE_LONGNAME", "true")
-    environment = node_environment(tmp_path, amqp=1, distribution=2, port_mapper=3)
-    assert environment["RABBITMQ_NODENAME"] == f"{tmp_path.name}@localhost"
+    environment = node_environment(tmp_path, name="rabbit@localhost", amqp=1, distribution=2, port_mapper=3)
+    assert environment["RABBITMQ_NODENAME"] == "rabbit@localhost"
     assert "RABBITMQ_USE_LONGNAME" not in environment
 
 

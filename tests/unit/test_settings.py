@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.exceptions import GatewayError, SettingsError
-from nuropb_gateway_asgi.settings import ENV_PREFIX, Settings, hide_password
+from nuropb_gateway_asgi.settings import ENV_PREFIX, Settings, hide_password, host_urls
 
 SECRET = "canary-canary-canary-canary-canary"
 
@@ -62,6 +62,7 @@ FIELDS = [
     ("JWT_LEEWAY", "0", 10.0, 0.0),
     ("JWT_USER_CLAIM", "uid", "sub", None),
     ("JWT_USERNAME_CLAIM", "name", "preferred_username", None),
+    ("JWT_ISSUERS", "/etc/issuers.toml", "", None),
     ("EXPOSE", "orders.*,users.me", None, ("orders.*", "users.me")),
     ("EXPOSE_TOPICS", "orders.#, users.{user_id}.*", None, ("orders.#", "users.{user_id}.*")),
     ("EXPOSE_TOOLS", "orders.get", None, ("orders.get",)),
@@ -79,6 +80,7 @@ FIELDS = [
     ("MAX_MESSAGE_SIZE", "256", 65536, 256),
     ("MAX_JSON_DEPTH", "256", 32, 256),
     ("MAX_IN_FLIGHT", "1", 64, 1),
+    ("MAX_IN_FLIGHT_PER_SERVICE", "1", 16, 1),
     ("RATE_LIMIT", "5/min", "2000/s burst 10000", None),
     ("RATE_LIMIT_USER", "off", "5000/s burst 25000", None),
     ("MAX_CONNECTIONS", "1000000", 10000, 1000000),
@@ -87,6 +89,9 @@ FIELDS = [
     ("HANDSHAKE_RATE", "100/s", "500/s burst 5000", None),
     ("HANDSHAKE_RATE_PER_ADDRESS", "off", "50/s burst 1000", None),
     ("OUTBOX_SIZE", "65536", 1048576, 65536),
+    ("RESUME_WINDOW", "5", 60.0, 5.0),
+    ("RESUME_BUFFER", "1024", 262144, 1024),
+    ("RESUME_MEMORY", "4096", 67108864, 4096),
     ("WRITE_TIMEOUT", "1e-3", 10.0, 0.001),
     ("MAX_CONNECTION_LIFETIME", "2592000", 86400.0, 2592000.0),
     ("AUTH_TIMEOUT", "5", 10.0, 5.0),
@@ -94,6 +99,7 @@ FIELDS = [
     ("PING_TIMEOUT", "5.5", 10.0, 5.5),
     ("DRAIN_TIMEOUT", "0", 10.0, 0.0),
     ("SHUTDOWN_DELAY", "5", 0.0, 5.0),
+    ("SERVER_PROTOCOLS", "OFF", "on", "off"),
     ("CONSOLE", "On", "auto", "on"),
     ("PRESENCE_EVENTS", "ON", "off", "on"),
     ("ERROR_DETAILS", "ALL", "nuropb", "all"),
@@ -246,6 +252,7 @@ WITH_POLICY = (
 WHOLE_NUMBERS = [
     ("MAX_MESSAGE_SIZE", 256),
     ("MAX_IN_FLIGHT", 1),
+    ("MAX_IN_FLIGHT_PER_SERVICE", 1),
     ("MAX_CONNECTIONS", 1),
     ("MAX_CONNECTIONS_PER_USER", 1),
     ("OUTBOX_SIZE", 1024),
@@ -270,6 +277,20 @@ WRONG = [
     *(("MESH_URL", f"amqp://me:12{char}{SECRET}@mq/vhost", URL) for char in "/?#[]"),
     *(("MESH_URL", f"{char}amqp://mq/", URL) for char in " \n"),
     ("MESH_URL", "amqp://mq/vhost\n", URL),
+    *(
+        ("MESH_URL", f"amqp://{hosts}", URL.replace("host:5672", "one:5672,two:5672"))
+        for hosts in (
+            "one:5672,two:port",
+            "one:0,two",
+            "one, two",
+            "one,[::1",
+            f"me:{SECRET}/pw@one,two/vhost",
+            f"me:pw@one,you:{SECRET}@two/vhost",
+            f"me:pw@one,amqp://you:{SECRET}@two/vhost",
+        )
+    ),
+    *(("MESH_URL", f"amqp://me:pw@{hosts}/vhost", NO_HOST) for hosts in (",", "one,", ",two", "one,,two", "one,:5672")),
+    ("MESH_URL", "embedded://demo,demo", NO_MESH),
     *(("SERVICE_NAME", text, NAME) for text in (" ", "a b", "-a", ".a", "a/b", "é", "a" * 101, "a\n", "a*", "a#")),
     *(("INSTANCE_ID", text, NAME) for text in ("_a", "a:b", "\u0661")),
     *(("PATH", text, PATH) for text in ("ws", " /ws", "http://host/ws", "/ws\n", "/ws?x", "/ws#x", "/{x}", "/é")),
@@ -432,6 +453,8 @@ def test_values_that_do_not_go_together_are_refused(variables: dict[str, str], n
         {"MESH_URL": "amqp://[::1]:5672/"},
         {"MESH_URL": "amqp://me:p%2Fw%40@mq/%2F"},
         {"MESH_URL": "AMQP://mq"},
+        {"MESH_URL": "AMQP://one,two"},
+        {"MESH_URL": "amqps://me:p,w@one:5671,[::1]:5671,10.0.0.3/vhost?cafile=/ca.pem"},
         {"PATH": "/"},
         {"PATH": "/a/b-c_d~e.f%20g@h:i/"},
     ],
@@ -567,11 +590,31 @@ def test_no_refusal_quotes_a_secret(name: str) -> None:
         ("amqp://me:p@w@host/", "amqp://me:***@host/"),
         ("amqp://me:pw@[::1]:5672/", "amqp://me:***@[::1]:5672/"),
         ("amqp://me:pw@[::1", "<hidden>"),
+        ("amqp://me:pw@one:1,[::1]:2,three/vh?x=1", "amqp://me:***@one:1,[::1]:2,three/vh?x=1"),
+        ("amqp://me:p,w@one,two", "amqp://me:***@one,two"),
+        ("amqp://me@one,two/", "amqp://me@one,two/"),
+        ("amqp://one,two/", "amqp://one,two/"),
         ("embedded://demo", "embedded://demo"),
     ],
 )
 def test_a_password_in_a_url_is_hidden(url: str, shown: str) -> None:
     assert hide_password(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "each"),
+    [
+        ("amqp://me:pw@one:1/vh", ["amqp://me:pw@one:1/vh"]),
+        ("amqp://me:p,w@one/vh", ["amqp://me:p,w@one/vh"]),
+        ("amqp://one/v,h?x=a,b", ["amqp://one/v,h?x=a,b"]),
+        ("amqps://m:p@one:1,two/vh?x=1", ["amqps://m:p@one:1/vh?x=1", "amqps://m:p@two/vh?x=1"]),
+        ("amqp://[::1]:1,[::2],three", ["amqp://[::1]:1", "amqp://[::2]", "amqp://three"]),
+        ("amqp://one,two?x=1", ["amqp://one?x=1", "amqp://two?x=1"]),
+        ("embedded://demo", ["embedded://demo"]),
+    ],
+)
+def test_a_url_has_a_url_for_each_of_its_hosts(url: str, each: list[str]) -> None:
+    assert list(host_urls(url)) == each
 
 
 FORK = """
@@ -600,3 +643,35 @@ def test_a_forked_process_draws_a_random_instance_id_anew_and_keeps_a_chosen_one
     parent, child, copied, chosen = run.stdout.split()
     assert len({parent, child, copied}) == 3
     assert chosen == "one"
+
+
+@pytest.mark.parametrize(
+    ("query", "fact"),
+    [
+        ("heartbeat=soon", "heartbeat: not a valid value; expected whole seconds"),
+        ("heartbeat=-1", "heartbeat: not a valid value"),
+        ("heartbeat=", "heartbeat: not a valid value"),
+        ("heartbeat=1.5", "heartbeat: not a valid value"),
+        ("heartbeat=10&heartbeat=20", "heartbeat: given twice"),
+        ("no_verify_ssl=false", "no_verify_ssl: not a valid value; expected 0, or 1 to accept every certificate"),
+        ("cafile=", "cafile: not a valid value"),
+        ("timeout=1s", "timeout: not a valid value"),
+        ("auth=magic", "auth: not a valid value"),
+    ],
+)
+def test_a_bad_parameter_of_the_mesh_url_is_an_error_in_one_line(query: str, fact: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings(mesh_url=f"amqps://user:hunter2@mq/v?{query}")
+    assert str(caught.value).startswith(f"NUROPB_GATEWAY_MESH_URL: {fact}")
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_good_parameters_of_the_mesh_url_are_taken() -> None:
+    Settings(mesh_url="amqps://mq/v?heartbeat=30&no_verify_ssl=0&cafile=/etc/ca.pem&certfile=a&keyfile=b&auth=EXTERNAL")
+
+
+def test_an_unknown_parameter_of_the_mesh_url_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    Settings(mesh_url="amqps://mq/v?cafiel=/etc/ca.pem&retries=3")
+    assert "MESH_URL: 'cafiel' is not a parameter and is ignored; is cafile meant?" in caplog.text
+    assert "MESH_URL: 'retries' is not a parameter and is ignored" in caplog.text

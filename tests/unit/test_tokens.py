@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nuropb_gateway_asgi.authentication import JWTAuthenticator, jwt_authenticator
+from nuropb_gateway_asgi.authentication import Authenticator, JWTAuthenticator, jwt_authenticator
 from tests.kit.token_table import HONEST, HOSTILE, Row, clock_of_the_table, verifiers
 from tests.kit.tokens import AUDIENCE, CLAIMS, ISSUER, SECRET, make
 
@@ -27,7 +27,7 @@ def _stopped_clock() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-async def judges() -> AsyncIterator[Mapping[str, JWTAuthenticator]]:
+async def judges() -> AsyncIterator[Mapping[str, Authenticator]]:
     async with verifiers() as all_of_them:
         yield all_of_them
 
@@ -37,7 +37,7 @@ def _name(row: Row) -> str:
 
 
 @pytest.mark.parametrize("row", HONEST, ids=_name)
-async def test_an_honest_token_identifies_its_user(judges: Mapping[str, JWTAuthenticator], row: Row) -> None:
+async def test_an_honest_token_identifies_its_user(judges: Mapping[str, Authenticator], row: Row) -> None:
     for _ in range(2):  # the second time its signature is remembered
         identity = await judges[row.verifier](row.token)
         assert identity is not None
@@ -47,7 +47,7 @@ async def test_an_honest_token_identifies_its_user(judges: Mapping[str, JWTAuthe
 
 @pytest.mark.parametrize("row", HOSTILE, ids=_name)
 async def test_a_hostile_token_identifies_nobody_and_is_not_logged(
-    judges: Mapping[str, JWTAuthenticator], row: Row, caplog: pytest.LogCaptureFixture
+    judges: Mapping[str, Authenticator], row: Row, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="nuropb_gateway_asgi")
     assert await judges[row.verifier](row.token) is None

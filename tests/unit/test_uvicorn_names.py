@@ -60,22 +60,26 @@ OBJECTS: Final[dict[str, dict[str, str | None]]] = {
         "event.headers": None,
         **dict.fromkeys(["self.connections", "self.cycle.message_event", "self.loop", "self.transport"]),
         **dict.fromkeys(["_idle", "headers", "longest_idle", "self._deadline", "transport"]),
+        "self.config": "uvicorn.config:Config",
+        **dict.fromkeys(["scope", "scope.get('extensions', {})", "self.scope"]),
     },
     "WebSocketProtocol": {
         "self": SANSIO,
         "self.config": "uvicorn.config:Config",
         "self.conn": SERVER_PROTOCOL,
+        "self.response": "websockets.http11:Response",
         "plain": SERVER_PROTOCOL,
         "plain.parser": None,
         "event": "websockets.http11:Request",
         "event.headers": None,
         "failed": "websockets.frames:Close",
         **dict.fromkeys(["self.close_timer", "self.loop", "self.queue", "self.transport", "self.writable", "message"]),
-        **dict.fromkeys(["b''", "b''.join(self.frames)"]),
+        **dict.fromkeys(["b''", "b''.join(self.frames)", "self._limited", "self.response.headers"]),
     },
     "LimitedServerProtocol": {
         "self": SERVER_PROTOCOL,
         "frame": "websockets.frames:Frame",
+        "frame.data": None,
         "Opcode": "websockets.frames:Opcode",
         "response": "websockets.http11:Response",
         "response.headers": None,
@@ -88,7 +92,7 @@ OBJECTS: Final[dict[str, dict[str, str | None]]] = {
     },
 }
 #: Python's modules, and the gateway's enumerations.
-OTHERS: Final = {"asyncio", "contextlib", "h11", "os", "signal", "time", "CloseCode", "HTTPStatus", "super()"}
+OTHERS: Final = {"asyncio", "contextlib", "h11", "math", "os", "signal", "time", "CloseCode", "HTTPStatus", "super()"}
 #: Members of asyncio's contract.
 OF_ASYNCIO: Final = {*dir(asyncio.Protocol)}
 #: Modules with the same names; websockets.speedups is an optional C extension.
@@ -247,9 +251,18 @@ def test_the_source_still_has_the_names_of_the_drain() -> None:
             assert name in source
 
 
+def test_the_source_still_has_the_names_of_the_placement() -> None:
+    source = (ROOT / "server" / "placement.py").read_text(encoding="utf-8")
+    listed = " ".join(f"{each.uses} {each.sets} {each.documented}" for each in _uvicorn.PLACEMENT)
+    receivers = ("config", "lifespan", "lifespans.LifespanOn")
+    used = {name for receiver, name, _ in attributes(ast.parse(source)) if receiver in receivers}
+    assert used == {*listed.split()}
+
+
 def test_the_installed_libraries_have_all_names() -> None:
     assert unprotected() is None
     assert unsupervised() is None
+    assert _uvicorn.unplaced() is None
     assert [fault for each in _uvicorn.DRAIN for fault in faults(each)] == []
 
 
@@ -301,10 +314,10 @@ def matched_texts() -> set[tuple[str, str]]:
             if "context.get('message')" in ast.unparse(text):
                 text, place = place, text
             if "record.msg" in ast.unparse(place) or "context.get('message')" in ast.unparse(place):
-                value = (
-                    ast.literal_eval(text) if isinstance(text, ast.Constant) else getattr(_uvicorn, ast.unparse(text))
-                )
-                found.add((room, value))
+                for part in text.elts if isinstance(text, ast.Tuple) else [text]:
+                    name = ast.unparse(part)
+                    value = ast.literal_eval(part) if isinstance(part, ast.Constant) else getattr(_uvicorn, name)
+                    found.add((room, value))
     return found
 
 

@@ -170,6 +170,7 @@ def _limits(
         | limits
         | {
             "max_in_flight": settings.max_in_flight,
+            "max_in_flight_per_service": settings.max_in_flight_per_service,
             "request_timeout": settings.request_timeout,
             "request_timeout_max": settings.request_timeout_max,
         }

@@ -75,6 +75,9 @@ _CERTIFICATE_ERRORS: Final[Mapping[int, tuple[str, str]]] = {
     64: ("is for another address", "connect by a name that it contains, not by the address"),
 }
 
+#: Those of certificates that only OpenSSL's strict mode refuses, which Python 3.13 switched on.
+_STRICT_CODES: Final = range(80, 95)
+
 
 def about_tls(error: OSError, target: Target) -> Finding:
     """Explain a failed TLS handshake."""
@@ -82,6 +85,9 @@ def about_tls(error: OSError, target: Target) -> Finding:
         known = _CERTIFICATE_ERRORS.get(error.verify_code)
         if known is not None:
             return wrong(f"the certificate of {target.host} {known[0]}", known[1])
+        if error.verify_code in _STRICT_CODES:
+            mend = "Python 3.13 and newer verify strictly (RFC 5280): have it issued with the named extension"
+            return wrong(f"invalid certificate: {printable(error.verify_message)}", mend)
         return wrong(f"invalid certificate: {printable(error.verify_message)}", "have the server send a valid one")
     if isinstance(error, TimeoutError):
         mend = f"port {target.port} may not use TLS: try ws://"
@@ -116,6 +122,9 @@ def about_health(live: int | None, ready: int | None, body: object) -> Finding:
         mend = "'nuropb-gateway check', with the gateway's settings, tests its broker and its keys"
         return wrong(f"alive, but not ready: {printable(reasons)}", mend)
     if ready == 200 and answer.get("ready") is True:
+        warnings = answer.get("warnings")
+        if isinstance(warnings, list) and warnings:
+            return ok("alive and ready", f"look at its warnings: {printable('; '.join(map(str, warnings)))}")
         return ok("alive and ready")
     if live == 200 and ready is not None and ready >= 400:
         return not_checked(f"alive; /readyz is not reachable from here (HTTP {ready}), which is usual behind a proxy")

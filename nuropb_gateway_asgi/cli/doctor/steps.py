@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from ...exceptions import SettingsError
 from ...protocol import SUBPROTOCOL
-from ...settings import ENV_PREFIX
 from .._errors import BROKEN, describe_error, refusal_text
 from .._options import TOKEN_VARIABLE
 from .._output import printable
@@ -29,7 +29,7 @@ from .network_findings import (
     about_transport,
 )
 from .probes import Proxy, get, open_connection, proxy_for
-from .token_findings import about_claims, read_claims
+from .token_findings import about_claims, expectations, read_claims
 
 if TYPE_CHECKING:
     from ...client import Client, ConnectionClosed, ConnectionLost
@@ -173,9 +173,12 @@ class Steps:
             return wrong(printable(str(error)), "a token is one word, alone in its file or variable"), None
         if token is None:
             return wrong("no token was given", f"set {TOKEN_VARIABLE}, or use --token-file"), None
-        names = ("issuer", "audience", "client_id", "user_claim")
-        environment = {name: os.environ.get(f"{ENV_PREFIX}JWT_{name.upper()}", "") for name in names}
-        return about_claims(read_claims(token), time.time() + skew, **environment), token
+        claims = read_claims(token)
+        try:
+            expected = expectations(claims, os.environ)
+        except SettingsError as error:
+            return wrong(printable(str(error)), "correct the file, or unset the setting here"), token
+        return about_claims(claims, time.time() + skew, **expected), token
 
     async def _shake_hands(
         self, target: Target, token: str, skew: float, stack: contextlib.AsyncExitStack

@@ -9,10 +9,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ...settings import ENV_PREFIX
 from .._output import printable
 from .findings import LEEWAY, Finding, not_checked, ok, span, wrong
 
-__all__ = ["about_claims", "after_refusal", "read_claims"]
+__all__ = ["about_claims", "after_refusal", "expectations", "read_claims"]
 
 
 def read_claims(token: str) -> dict[str, Any] | None:
@@ -88,6 +89,27 @@ def after_refusal(claims: Mapping[str, Any] | None, now: float) -> str:
         f"the token has {issuer} (JWT_ISSUER) and {audience} (JWT_AUDIENCE): compare these, and the signing key, with "
         f"the gateway's settings; {explain}"
     )
+
+
+def expectations(claims: Mapping[str, Any] | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of the settings that a token has to meet, as far as they are known here.
+
+    Of several issuers in the file of JWT_ISSUERS, they are those of the token's issuer. Raises SettingsError.
+    """
+    names = ("issuer", "audience", "client_id", "user_claim")
+    path = environment.get(f"{ENV_PREFIX}JWT_ISSUERS", "")
+    if not path:
+        return {name: environment.get(f"{ENV_PREFIX}JWT_{name.upper()}", "") for name in names}
+    from ...authentication.issuer_file import read_issuer_file
+
+    tables = {each.issuer or each.oidc_issuer: each for each in read_issuer_file(path)}
+    table = tables.get(str((claims or {}).get("iss")))
+    if table is None:
+        return dict.fromkeys(names, "") | {"issuer": " or ".join(tables)}
+    audience, client_id = (
+        value if isinstance(value, str) else ",".join(value) for value in (table.audience, table.client_id)
+    )
+    return {"issuer": "", "audience": audience, "client_id": client_id, "user_claim": table.user_claim}
 
 
 def _audiences(claims: Mapping[str, Any]) -> list[str]:

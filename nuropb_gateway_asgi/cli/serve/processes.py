@@ -35,7 +35,7 @@ def run(options: Options) -> int:
 
     from ...gateway import Gateway, create_app
     from ...observability.logs import configure_logging
-    from ...server import allow_files, make_config, unprotected
+    from ...server import make_config, provide_files, unprotected
 
     settings = Settings.from_env()
     _check_certificate(options)
@@ -66,13 +66,7 @@ def run(options: Options) -> int:
         ws_per_message_deflate=options.deflate,
         root_path=options.root_path.rstrip("/"),
     )
-    if (room := allow_files(settings.max_connections)) is not None:
-        logger.warning(
-            "the limit of open files allows only %d connections, MAX_CONNECTIONS is %d; raise the limit "
-            "(ulimit -n, LimitNOFILE=)",
-            room,
-            settings.max_connections,
-        )
+    provide_files(settings.max_connections)
     if (problem := unprotected()) is not None:
         logger.warning("request heads, fragments and pings have only uvicorn's own limits: %s", problem)
     # Until uvicorn has its handlers, a signal must not leave a Unix socket or a directory behind. After a graceful

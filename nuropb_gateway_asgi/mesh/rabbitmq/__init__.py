@@ -13,7 +13,9 @@ there afterwards. aiormq makes connections and channels; the messages go through
 ``_peers``          messages and records between the processes of one gateway
 ``_self_check``     the message that a process sends to itself
 ``_exchanges``      the declaration of NuroPb's exchanges
+``_parts``          the parts of a connection that clients can do without
 ``_link``           one connection, made again whenever it is lost
+``_addresses``      the addresses of the broker's hosts, and their order
 ``_connection``     one connection, until it is lost
 ``_sockets``        its socket
 ``_lane``           the way of its messages, in two kinds: ``_fast`` and ``_plain``

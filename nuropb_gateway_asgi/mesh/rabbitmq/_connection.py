@@ -13,19 +13,24 @@ from urllib.parse import urlsplit, urlunsplit
 
 import aio_pika
 from aiormq.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import ConnectionClosed
+from aiormq.exceptions import ConnectionClosed, InvalidFrameError
 from yarl import URL
 
 from . import _aiormq
+from ._addresses import Address
+from ._errors import BrokerRefused
 from ._fast import FastLane
 from ._lane import Lane, LaneName
 from ._plain import PlainLane
 from ._sockets import Socket
+from ._tls import check_files
 
-__all__ = ["Connection", "connect"]
+__all__ = ["Connection", "close", "connect"]
 
 #: Seconds. aiormq notices a dead peer after (heartbeat + 1) * 3 at the latest.
 HEARTBEAT: Final = 10
+#: Seconds to close a channel.
+CHANNEL_CLOSE_TIMEOUT: Final = 3.0
 #: Connections that are closed in the background; the event loop itself keeps no reference to a task.
 _closing: set[asyncio.Task[None]] = set()
 
@@ -57,7 +62,7 @@ class Connection:
         try:
             yield channel
         finally:
-            await channel.close()
+            await close(channel)
 
     async def close(self) -> None:
         """Close in good order."""
@@ -75,24 +80,34 @@ class Connection:
         task.add_done_callback(_closing.discard)
 
 
-async def connect(url: str, name: str, lane: LaneName = "fast") -> Connection:
+async def close(channel: AbstractChannel) -> None:
+    """Close a channel. Raises TimeoutError: on a cluster, a channel can wait for a node that does not answer."""
+    async with asyncio.timeout(CHANNEL_CLOSE_TIMEOUT):
+        await channel.close()
+
+
+async def connect(address: Address, name: str, lane: LaneName = "fast") -> Connection:
     """Connect. ``name`` is for the broker's operator; ``lane`` is the preferred one."""
     lane_: Lane = FastLane() if lane == "fast" and _aiormq.FAST_LANE else PlainLane()
-    socket = Socket(lane_) if _aiormq.OWN_SOCKETS else None
-    pika = aio_pika.Connection(URL(with_heartbeat(url)), client_properties={"connection_name": name})
+    socket = Socket(lane_, address.ip) if _aiormq.OWN_SOCKETS else None
+    pika = aio_pika.Connection(URL(with_heartbeat(address.endpoint)), client_properties={"connection_name": name})
     if socket is not None:
         pika.kwargs["transport_factory"] = socket
     try:
+        await asyncio.to_thread(check_files, address.endpoint)
         await pika.connect()
         transport = pika.transport
         if transport is None:
             raise ConnectionError("the connection was lost at once")
         raw = transport.connection
         await raw.ready()
-    except BaseException:
+    except BaseException as error:
+        words = socket.last_words() if socket is not None and isinstance(error, InvalidFrameError) else ""
         if socket is not None:
             socket.abort()
         await pika.close()  # else, collected as garbage, it would start a task to close itself
+        if words:
+            raise BrokerRefused(words) from error
         raise
     raw.closing.add_done_callback(Socket.on_closed)
     return Connection(pika, raw, lane_, socket)

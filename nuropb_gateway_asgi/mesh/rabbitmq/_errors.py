@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Final
 
 from aiormq.exceptions import AuthenticationError, InvalidFrameError, ProbableAuthenticationError
 
 from ._aiormq import REFUSED_VHOST_TEXT
+from ._tls import explain_certificate
 
-__all__ = ["CONNECTION_ERRORS", "explain"]
+__all__ = ["CONNECTION_ERRORS", "BrokerRefused", "explain"]
 
 #: Every way in which an attempt to connect, or a connection, can end. aiormq cancels the tasks that wait for an answer
 #: of the broker when a connection is lost (CancelledError), decodes tables recursively (RecursionError), and raises a
 #: bare RuntimeError or Exception for a connection that is lost at a bad moment.
 CONNECTION_ERRORS: Final = (Exception, asyncio.CancelledError)
+
+
+#: RabbitMQ's words for its limits: of connections and queues of a vhost, connections and channels of a user,
+#: connections of a node, and channels of a connection. Each has the number in parentheses.
+_LIMIT: Final = re.compile(r"limit\b[^()]*\(\d+\)|channel_max \(\d+\)")
+#: Its words for a vhost that there is not, or that this user may not use.
+_VHOST: Final = re.compile(r"vhost .* not found|access to vhost .* refused for user")
+
+
+class BrokerRefused(ConnectionError):
+    """The broker closed a connection that was being made; the message is the broker's own."""
 
 
 def explain(error: BaseException) -> str:
@@ -23,9 +36,17 @@ def explain(error: BaseException) -> str:
         return explain(error.exceptions[0])
     if isinstance(error, AuthenticationError | ProbableAuthenticationError):
         return f"the broker refuses the credentials or the vhost ({error})"
+    if _LIMIT.search(str(error)):
+        return f"the broker refuses more: one of its limits is reached ({error}); raise the limit, or free some"
+    if isinstance(error, BrokerRefused):
+        if _VHOST.search(str(error)):
+            return f"the broker refuses the vhost: it does not exist, or this user may not use it ({error})"
+        return f"the broker refuses the connection ({error})"
     if isinstance(error, InvalidFrameError) and REFUSED_VHOST_TEXT in str(error):
         # aiormq expects another frame at this point and drops the broker's own words.
         return "the broker refuses the vhost: it does not exist, or this user may not use it"
+    if (certificate := explain_certificate(error)) is not None:
+        return certificate
     if isinstance(error, TimeoutError):
         return "no answer from the broker in time"
     if isinstance(error, asyncio.CancelledError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from aiormq.exceptions import ChannelNotFoundEntity
@@ -14,6 +15,7 @@ from ...wire import codec
 from ...wire.interface import MeshReceiver
 from ._connection import Connection
 from ._frames import Incoming
+from ._logs import Occasional
 from ._statistics import RabbitMQStatistics
 from ._subscriptions import TOPOLOGY_TIMEOUT, Subscriptions
 
@@ -28,6 +30,8 @@ STALL: Final = 1.0
 #: Events whose ids are remembered, to drop repetitions after a loss of the connection: twice as many as the broker
 #: sends without an acknowledgement.
 REMEMBERED_EVENTS: Final = 2000
+#: Markers on their way at most.
+MAX_MARKERS: Final = 10_000
 
 
 class EventQueue:
@@ -45,6 +49,9 @@ class EventQueue:
         self._recent: GenerationCache[str, None] = GenerationCache(REMEMBERED_EVENTS)
         #: Events that were taken since it was certain that none had been dropped.
         self._uncertain = 0
+        self._warn = Occasional()
+        #: Messages that this process sends to its own queue: they follow all events that were routed before.
+        self._markers: dict[str, Callable[[], None]] = {}
 
     def bind(self, receiver: MeshReceiver) -> None:
         """Set the receiver of events and gaps."""
@@ -55,18 +62,27 @@ class EventQueue:
         """Return the arguments that limit the queue's length."""
         return {"x-max-length": EVENT_QUEUE_LENGTH, "x-overflow": "drop-head"}
 
+    def expect_marker(self, correlation_id: str, done: Callable[[], None]) -> None:
+        """Call ``done`` when the message with this id has come."""
+        if len(self._markers) >= MAX_MARKERS:  # those of a lost connection
+            self._markers.clear()
+        self._markers[correlation_id] = done
+
     def on_message(self, message: Incoming) -> None:
         """Take a message of the queue."""
+        if self._markers and (done := self._markers.pop(message.correlation_id or "", None)) is not None:
+            done()
+            return
         try:
             if message.kind != "event":
                 raise codec.InvalidMessage("not an event")
             event = codec.decode_event(message.body)
         except codec.InvalidMessage as error:
             self._statistics.dropped_events += 1
-            logger.debug("mesh: a message on the event queue was dropped: %s", error)
+            self._warn(logger, "mesh: a message on the event queue was dropped: %s", error)
             return
         self._uncertain += 1
-        correlation_id = message.correlation_id
+        event.id = correlation_id = message.correlation_id
         if correlation_id:
             if message.redelivered and correlation_id in self._recent:
                 self._statistics.repeated_events += 1

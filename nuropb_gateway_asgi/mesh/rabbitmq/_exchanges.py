@@ -1,21 +1,23 @@
-"""NuroPb's exchanges on the broker."""
+"""NuroPb's exchanges on the broker, and the arguments of a service's queue."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from ...wire import codec
 from ._connection import Connection
 
-__all__ = ["declare_exchanges"]
+__all__ = ["SERVICE_QUEUE", "declare_exchanges"]
 
 EXCHANGES: Final = (
     (codec.RPC_EXCHANGE, "direct"),
     (codec.EVENTS_EXCHANGE, "topic"),
     (codec.DEAD_LETTER_EXCHANGE, "fanout"),
 )
+#: The arguments of a service's queue, the same for all that declare it.
+SERVICE_QUEUE: Final[dict[str, Any]] = {"x-dead-letter-exchange": codec.DEAD_LETTER_EXCHANGE}
 
 
 async def declare_exchanges(connection: Connection) -> None:

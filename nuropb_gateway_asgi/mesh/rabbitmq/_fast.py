@@ -19,7 +19,7 @@ from pamqp import commands
 
 from ._aiormq import frame_max
 from ._frames import HEARTBEAT_FRAME, Content, Splitter
-from ._lane import Lane, LaneName, OnConfirm, OnMessage, OnReturn, Publisher, guarded
+from ._lane import SMALL, Lane, LaneName, OnConfirm, OnMessage, OnReturn, Publisher, body_size, guarded
 from ._statistics import RabbitMQStatistics
 
 __all__ = ["FastLane"]
@@ -169,6 +169,7 @@ class _DirectPublisher(Publisher):
     def _take(self, now: float) -> list[bytes]:
         """Empty the queue; return the frames of the messages that have not expired."""
         frames = []
+        remember = self._written.append
         while self._items:
             deadline, correlation_id, data, confirmed = self._items.popleft()
             if deadline <= now:
@@ -177,6 +178,7 @@ class _DirectPublisher(Publisher):
             if confirmed:
                 self._tag += 1
                 self._unconfirmed[self._tag] = correlation_id
+            remember((correlation_id, 0 if len(data) < SMALL else body_size(data), confirmed))
             frames.append(data)
         self._size = 0
         self._statistics.published += len(frames)

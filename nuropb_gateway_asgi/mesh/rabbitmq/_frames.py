@@ -46,6 +46,9 @@ _FIXED: Final = 14
 _OUR_PROTOCOL: Final = b"\x0fnuropb_protocolS\x00\x00\x00\x05" + codec.PROTOCOL_VERSION.encode()
 _IS_RESPONSE: Final = b"\x0bnuropb_typeS\x00\x00\x00\x08response"
 _IS_ENCRYPTED: Final = b"\x09encryptedS\x00\x00\x00\x03yes"
+#: The entry in which the broker says where in its stream a message is, and its value: a signed integer of 8 bytes.
+_STREAM_OFFSET: Final = b"\x0fx-stream-offsetl"
+_INTEGER: Final = struct.Struct(">q")
 
 _NO_PROPERTIES: Final = commands.Basic.Properties()
 
@@ -87,6 +90,18 @@ class Incoming:
     def encrypted(self) -> bool:
         """Whether the headers say that the body is encrypted."""
         return _IS_ENCRYPTED in self._header
+
+    @property
+    def stream_offset(self) -> int | None:
+        """The offset of the message in its stream, or None."""
+        # As RabbitMQ writes it: pamqp takes many times as long, and a process reads all records when it starts.
+        _, found, value = self._header.partition(_STREAM_OFFSET)
+        offset: Any = None
+        if found and len(value) >= _INTEGER.size:
+            offset = _INTEGER.unpack_from(value)[0]
+        elif self.headers is not None:
+            offset = self.headers.get("x-stream-offset")
+        return offset if isinstance(offset, int) else None
 
     def _read(self) -> commands.Basic.Properties:
         if self._properties is None:

@@ -22,7 +22,18 @@ from ._frames import Incoming
 from ._sockets import SocketListener
 from ._statistics import RabbitMQStatistics
 
-__all__ = ["Acknowledger", "Lane", "LaneName", "OnConfirm", "OnMessage", "OnReturn", "Publisher", "guarded"]
+__all__ = [
+    "SMALL",
+    "Acknowledger",
+    "Lane",
+    "LaneName",
+    "OnConfirm",
+    "OnMessage",
+    "OnReturn",
+    "Publisher",
+    "body_size",
+    "guarded",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +42,11 @@ MAX_BUFFERED: Final = 64 * 1024 * 1024
 #: Received messages are acknowledged together: after this many, or this many seconds after the first of them.
 ACKNOWLEDGE_AFTER: Final = 100
 ACKNOWLEDGE_WITHIN: Final = 0.02
+#: Written messages whose sizes are remembered, to tell which one the broker refused and which ones it then dropped:
+#: more than are under way between two turns of the event loop.
+REMEMBERED: Final = 10_000
+#: Bytes of a message's frames from which on the size of its body matters.
+SMALL: Final = 1024
 
 OnMessage: TypeAlias = Callable[[Incoming], None]
 #: Called with the correlation id of a message that the broker sent back.
@@ -60,6 +76,9 @@ class Publisher(ABC):
         self._size = 0
         self._tag = 0
         self._unconfirmed: dict[int, str] = {}
+        #: The latest messages handed to the connection: correlation id, size of the body (0 for a small one), and
+        #: whether by the confirmed channel.
+        self._written: deque[tuple[str, int, bool]] = deque(maxlen=REMEMBERED)
 
     def put(self, deadline: float, correlation_id: str, frames: bytes, *, confirmed: bool = False) -> None:
         """Queue a message. Raises MeshUnavailable if too many bytes wait already.
@@ -88,6 +107,18 @@ class Publisher(ABC):
     def unsent(self) -> list[str]:
         """Return the messages that were not handed to the connection."""
         return [item[1] for item in self._items]
+
+    def refused(self, size: int) -> list[str]:
+        """Return the messages that were lost as the broker closed a channel for one of ``size`` bytes: that one first.
+
+        The broker takes nothing more from the channel that it closes.
+        """
+        written = list(self._written)
+        for at, (correlation_id, each, confirmed) in enumerate(written):
+            if each == size:
+                later = [other for other, _, by in written[at + 1 :] if by is confirmed]
+                return [correlation_id, *later]
+        return []
 
     def unconfirmed(self) -> list[str]:
         """Return the messages that were handed to the connection, and that the broker has not confirmed."""
@@ -163,6 +194,12 @@ class Lane(SocketListener, ABC):
                 )
 
         return on_delivery
+
+
+def body_size(frames: bytes) -> int:
+    """Return the size of the body that the frames of one message announce (AMQP 0-9-1, section 4.2.6.1)."""
+    header = 8 + int.from_bytes(frames[3:7], "big")  # behind the method frame
+    return int.from_bytes(frames[header + 11 : header + 19], "big")
 
 
 class Acknowledger:

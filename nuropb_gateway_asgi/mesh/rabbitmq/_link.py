@@ -21,8 +21,8 @@ __all__ = ["Link", "SetUp"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for an attempt: to connect, and then to set up.
-BROKER_CONNECT_TIMEOUT: Final = 10.0
+#: Seconds to set up a connection.
+SET_UP_TIMEOUT: Final = 10.0
 #: Seconds to close a connection in good order, before it is dropped.
 BROKER_CLOSE_TIMEOUT: Final = 1.0
 #: Turns of the event loop in which aiormq ends its tasks once a connection is closed; it offers no future to wait for.
@@ -36,7 +36,10 @@ SetUp: TypeAlias = Callable[[Connection], contextlib.AbstractAsyncContextManager
 
 
 class Link:
-    """Keeps one connection, and calls ``on_change`` whenever it comes up or is lost."""
+    """Keeps one connection, and calls ``on_change`` whenever it comes up or is lost.
+
+    ``connect`` limits its own time.
+    """
 
     def __init__(
         self,
@@ -90,11 +93,10 @@ class Link:
     async def _live(self) -> None:
         """Connect, set up, and return when the connection is lost. Raises the error of an attempt that fails."""
         self._lost = asyncio.Event()
-        async with asyncio.timeout(BROKER_CONNECT_TIMEOUT):
-            connection = self._connection = await self._connect()
+        connection = self._connection = await self._connect()
         try:
             async with (
-                asyncio.timeout(BROKER_CONNECT_TIMEOUT) as setting_up,
+                asyncio.timeout(SET_UP_TIMEOUT) as setting_up,
                 self._set_up(connection) as channels,
             ):
                 setting_up.reschedule(None)

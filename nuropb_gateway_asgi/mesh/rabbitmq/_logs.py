@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextvars import ContextVar
+from typing import Final
 
 from ._aiormq import LIBRARY_LOGGERS
 
-__all__ = ["quiet_aiormq"]
+__all__ = ["Occasional", "quiet_aiormq"]
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two warnings of the same kind.
+INTERVAL: Final = 60.0
+
+
+class Occasional:
+    """Logs a warning at most once a minute, and the others of its kind, which a peer may cause by thousands, as debug.
+
+    The next warning tells how many there were meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._due = 0.0
+        self._left_out = 0
+
+    def __call__(self, log: logging.Logger, text: str, *args: object) -> None:
+        """Log ``text % args``."""
+        now = time.monotonic()
+        if now < self._due:
+            self._left_out += 1
+            log.debug(text, *args)
+            return
+        log.warning(text, *args)
+        if self._left_out:
+            log.warning("%d more of this kind were not shown", self._left_out)
+        self._due, self._left_out = now + INTERVAL, 0
+
 
 #: Set in the task of a link, and so in the tasks that aiormq starts for its connection.
 _within_link: ContextVar[bool] = ContextVar("nuropb_gateway_within_link", default=False)

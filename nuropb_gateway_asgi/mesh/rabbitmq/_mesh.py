@@ -13,6 +13,12 @@ from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 from aiormq.abc import AbstractChannel
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
 
 from ...exceptions import MeshUnavailable
 from ...identifiers import new_id
@@ -23,18 +29,25 @@ from ...wire.interface import CallMessage, MeshReceiver
 from ...wire.publish import encode_publish, expiration
 from ...wire.services import to_json
 from . import _aiormq
+from ._addresses import Addresses
+from ._confirms import Confirms
 from ._connection import Connection, connect
+from ._dead_letters import DeadLetters
+from ._errors import explain
 from ._events import EventQueue
-from ._exchanges import declare_exchanges
+from ._exchanges import SERVICE_QUEUE, declare_exchanges
 from ._frames import Incoming
 from ._lane import Acknowledger, LaneName, OnMessage, Publisher
 from ._link import Link
-from ._peers import MESSAGE_EXPIRES, Peers, Records
+from ._parts import Part
+from ._peers import MESSAGE_EXPIRES, Peers
 from ._replies import ReplyQueue
 from ._self_check import SelfCheck
 from ._service_host import SERVICE_PREFETCH, ServiceHost
+from ._sizes import SizeLimit
 from ._statistics import RabbitMQStatistics
 from ._subscriptions import TOPOLOGY_TIMEOUT, Subscriptions
+from ._tls import is_verified
 
 __all__ = ["RabbitMQMesh"]
 
@@ -47,6 +60,8 @@ BLOCKED_INTERVAL: Final = 0.25
 BLOCKED: Final = "the broker blocks publishers (a memory or disk alarm)"
 #: Seconds between declarations of exchanges and bindings: the broker tells nobody of their end.
 REASSERT_INTERVAL: Final = 15.0
+#: Seconds to declare and consume the queues of this process.
+OWN_QUEUES_TIMEOUT: Final = 5.0
 #: Messages that the broker may send ahead of an acknowledgement.
 PREFETCH: Final = 1000
 
@@ -57,12 +72,12 @@ Role: TypeAlias = Literal["gateway", "transport", "service", "observer"]
 class RabbitMQMesh:
     """NuroPb's services on a RabbitMQ vhost. See :class:`~nuropb_gateway_asgi.wire.interface.Mesh` for the interface.
 
-    ``url`` is an AMQP URL; ``amqps`` takes ``cafile``, ``certfile`` and ``keyfile`` as query parameters. ``prefetch``
-    calls of the controller run at the same time. Its queue also gets events of ``service_topics``, each in one of the
-    processes that share the queue. Roles: a ``transport`` is a gateway that leaves the calls of its controller to
-    another mesh of its process. A ``service`` has no queue for events of its own, and no peer processes. An
-    ``observer`` takes no calls either, and leaves nothing behind: it calls services, and reads the records of a
-    gateway's processes.
+    ``url`` is an AMQP URL, with several hosts if the broker is a cluster; ``amqps`` takes ``cafile``, ``certfile`` and
+    ``keyfile`` as query parameters. ``prefetch`` calls of the controller run at the same time. Its queue also gets
+    events of ``service_topics``, each in one of the processes that share the queue. Roles: a ``transport`` is a gateway
+    that leaves the calls of its controller to another mesh of its process. A ``service`` has no queue for events of its
+    own, and no peer processes. An ``observer`` takes no calls either, and leaves nothing behind: it calls services, and
+    reads the records of a gateway's processes.
     """
 
     def __init__(
@@ -78,6 +93,7 @@ class RabbitMQMesh:
     ) -> None:
         _aiormq.check()
         self._url = url
+        self.addresses = Addresses(url)
         self.lane = lane
         self._prefetch = prefetch
         self._service_topics = tuple(service_topics)
@@ -85,7 +101,7 @@ class RabbitMQMesh:
         self._is_gateway = role in ("gateway", "transport")
         self._service_name = service_name
         self._instance_id = instance_id or new_id()
-        self.reply_queue, self.event_queue, peer_queue = self._draw_queue_names()
+        self.reply_queue, self.event_queue, peer_queue, dead_letter_queue = self._draw_queue_names()
         self.service_queue = f"nuropb-{service_name}-sq"
         self.statistics = RabbitMQStatistics()
 
@@ -95,6 +111,8 @@ class RabbitMQMesh:
         self._connected = False
         self._blocked = False
         self._stopping = False
+        #: Whether all present queues of this process have been there.
+        self._had_queues = False
         self._stack = contextlib.AsyncExitStack()
 
         self.publishing = Link("publishing", lambda: self._connect("publish"), self._set_up_publishing, self._update)
@@ -106,7 +124,7 @@ class RabbitMQMesh:
             blocked=lambda: self._blocked,
             on_change=self._update,
         )
-        self.subscriptions = Subscriptions(self._on_gap)
+        self.subscriptions = Subscriptions(self._on_gap, self._on_topic_refused)
         self._replies = ReplyQueue(
             self.reply_queue, self.statistics, self.self_check.message_id, self.self_check.on_return
         )
@@ -116,9 +134,33 @@ class RabbitMQMesh:
             peer_queue,
             self._on_peer_message,
             self._on_record,
-            expires=QUEUE_EXPIRES,
+            self._on_records_read,
+            queue_arguments=_own_arguments(),
         )
-        self._records = Records()
+        self.dead_letters = DeadLetters(dead_letter_queue, self._on_dead_lettered, queue_arguments=_own_arguments())
+        self._confirms = Confirms()
+        self._refused_service_topics: dict[str, str] = {}
+        self.size_limit = SizeLimit()
+        #: Whether all records from before the start are read.
+        self._records_read = False
+        self._calls_part = Part(
+            f"the queue {self.service_queue}",
+            f"other services cannot call {'the gateway' if role == 'gateway' else service_name}",
+            self._declare_service_queue,
+            self._take_calls,
+        )
+        self._records_part = Part(
+            f"the stream {self.peers.stream}",
+            "tokens that other processes revoke are still accepted here, and a process that starts admits no client",
+            self.peers.declare_stream,
+            self._read_records,
+        )
+        self._parts = {
+            "gateway": (self._calls_part, self._records_part),
+            "transport": (self._records_part,),
+            "service": (self._calls_part,),
+            "observer": (),
+        }[role]
         self.service_host = ServiceHost(
             service_name,
             lambda: self._controller,
@@ -144,6 +186,12 @@ class RabbitMQMesh:
         if self._blocked:
             return BLOCKED
         return "waiting for a first message to come back from the broker"
+
+    @property
+    def warnings(self) -> list[str]:
+        """The parts that are missing while everything else works, in words for an operator."""
+        missing = [part.warning for part in self._parts if part.warning is not None]
+        return [*missing, *self.peers.warnings.values(), *self._refused_service_topics.values()]
 
     @property
     def round_trips(self) -> deque[float]:
@@ -173,13 +221,14 @@ class RabbitMQMesh:
             self._url, service_name=self._service_name, instance_id=instance_id, lane=self.lane, role="transport"
         )
 
-    def _draw_queue_names(self) -> tuple[str, str, str]:
+    def _draw_queue_names(self) -> tuple[str, str, str, str]:
         stem = f"nuropb-{self._service_name}-{new_id()}"
-        return f"{stem}-rq", f"{stem}-eq", f"{stem}-fq"
+        return f"{stem}-rq", f"{stem}-eq", f"{stem}-fq", f"{stem}-dq"
 
     def _name_queues(self) -> None:
-        """Give the queues of this process new names: processes that were forked since share the former ones."""
-        self.reply_queue, self.event_queue, self.peers.queue = self._draw_queue_names()
+        """Give the queues of this process new names, as forked processes share the former ones, or they are lost."""
+        self._had_queues = False
+        self.reply_queue, self.event_queue, self.peers.queue, self.dead_letters.queue = self._draw_queue_names()
         self._replies.name = self.self_check.queue = self.reply_queue
         self._events.name = self.event_queue
 
@@ -192,10 +241,19 @@ class RabbitMQMesh:
         self._name_queues()
         self.subscriptions.open()
         self._stopping = False
+        self._records_read = False
+        self.peers.begin()
+        if not self._is_gateway:
+            self._on_records_read()  # no clients have to wait for the records
         await self._stack.enter_async_context(self.service_host)
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(tasks.cancel_scope.cancel)
         logger.info("mesh: connecting to %s as %s", hide_password(self._url), self._service_name)
+        if self._role != "transport" and not is_verified(self._url):
+            logger.warning(
+                "mesh: the broker's certificate is not verified (no_verify_ssl in the URL): anyone on the way can read "
+                "and change all messages, tokens included; name its certificate authority by cafile in its place"
+            )
         tasks.start_soon(self.publishing.run, name="mesh publishing")
         tasks.start_soon(self.consuming.run, name="mesh consuming")
         tasks.start_soon(self.self_check.run, name="mesh self-check")
@@ -235,6 +293,7 @@ class RabbitMQMesh:
         key: bytes | None = None
         if message.public_key is not None:
             key, body = encrypt(body, load_public_key(message.public_key))
+        self.size_limit.check(body)
         confirmed = message.kind == "command"
         frames = encode_publish(
             channel=publisher.confirmed_channel if confirmed else publisher.plain_channel,
@@ -271,29 +330,44 @@ class RabbitMQMesh:
     def _tell(self, exchange: str, routing_key: str, message: bytes) -> None:
         self._publish("event", exchange, routing_key, new_id(), message, expires=MESSAGE_EXPIRES)
 
+    def when_events_are_in(self, done: Callable[[], None]) -> None:
+        """Send a message to this process's own event queue, and call ``done`` when it arrives."""
+        correlation_id = new_id()
+        self._publish("event", "", self.event_queue, correlation_id, b"{}", expires=MESSAGE_EXPIRES)
+        self._events.expect_marker(correlation_id, done)
+
     async def record(self, record: bytes) -> None:
         """Write ``record`` into the stream, and wait for the broker's confirm."""
         if not self.peers.can_record:
             raise MeshUnavailable("there is no stream for records")
-        publisher, correlation_id = self._take_publisher(), new_id()
+        publisher = self._take_publisher()
         frames = encode_publish(
             channel=publisher.confirmed_channel,
             exchange="",
             routing_key=self.peers.stream,
             kind="event",
-            correlation_id=correlation_id,
+            correlation_id=new_id(),
             trace_id=None,
             body=record,
             frame_max=publisher.frame_max,
             mandatory=True,
         )
-        accepted = self._records.expect(correlation_id)
+        await self._put_confirmed(publisher, frames)
+
+    async def _put_confirmed(self, publisher: Publisher, frames: bytes) -> None:
+        """Queue a message and wait for the broker's confirm. Raises MeshUnavailable or MessageTooLarge without one."""
+        key, settled = self._confirms.expect()
         try:
-            publisher.put(float("inf"), correlation_id, frames, confirmed=True)
-            if not await accepted:
-                raise MeshUnavailable("the broker did not confirm the record")
+            publisher.put(float("inf"), key, frames, confirmed=True)
+            error = await settled
         finally:
-            self._records.settle(correlation_id, accepted=False)
+            self._confirms.settle(key)
+        if error is not None:
+            raise error
+
+    def when_proven(self, proven: Callable[[], None]) -> None:
+        """Call ``proven`` once a message that this process sends itself now has come back."""
+        self.self_check.when_proven(proven)
 
     def forget(self, correlation_id: str) -> None:
         """Drop the key of a call whose caller has gone or has its answer."""
@@ -319,6 +393,7 @@ class RabbitMQMesh:
         expires: float | None = None,
     ) -> None:
         publisher = self._take_publisher()
+        self.size_limit.check(body)
         frames = encode_publish(
             channel=publisher.plain_channel,
             exchange=exchange,
@@ -333,8 +408,8 @@ class RabbitMQMesh:
         deadline = float("inf") if expires is None else time.monotonic() + expires
         publisher.put(deadline, correlation_id, frames)
 
-    def subscribe(self, topic: str, done: Callable[[], None]) -> None:
-        """Bind the event queue to ``topic``; call ``done`` once it is bound, or if that has to wait."""
+    def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
+        """Bind the event queue to ``topic``; call ``done`` once it is bound or refused, or if that has to wait."""
         if not self._is_gateway:
             raise ValueError("only a gateway has a queue for events; a service has service_topics")
         self.subscriptions.add(topic, done, connected=self.consuming.up)
@@ -346,7 +421,8 @@ class RabbitMQMesh:
     # --- both connections -------------------------------------------------------------------------------------
 
     async def _connect(self, purpose: str) -> Connection:
-        return await connect(self._url, f"{self._service_name} {self._instance_id} {purpose}", self.lane)
+        name = f"{self._service_name} {self._instance_id} {purpose}"
+        return await self.addresses.connect(purpose, lambda address: connect(address, name, self.lane))
 
     @property
     def _told(self) -> MeshReceiver:
@@ -365,6 +441,17 @@ class RabbitMQMesh:
         if self.connected != self._connected:
             self._connected = self.connected
             self._told.on_connection_change(connected=self._connected)
+            self._find_end_of_records()
+
+    def _find_end_of_records(self) -> None:
+        """Write a marker into the stream: when it is read, all earlier records are read, too."""
+        if self._records_read or not self._connected:
+            return
+        if self.peers.can_record:
+            with contextlib.suppress(MeshUnavailable):  # lost again: the next connection writes another marker
+                self._publish("event", "", self.peers.stream, new_id(), self.peers.draw_marker())
+        elif self.peers.records_refused or self._records_part not in self._parts:
+            self._on_records_read()
 
     # --- the publishing connection ----------------------------------------------------------------------------
 
@@ -398,13 +485,30 @@ class RabbitMQMesh:
                 yield plain, confirmed
             finally:
                 self._publisher = None
+                refused = self._settle_refused(publisher, self.size_limit.learn((plain, confirmed)))
                 for correlation_id in publisher.unsent():
-                    self._replies.keys.pop(correlation_id, None)
-                    if not self._records.settle(correlation_id, accepted=False):
-                        self._told.on_rejected(correlation_id)
+                    self._reject(correlation_id)
                 for correlation_id in publisher.unconfirmed():
-                    if not self._records.settle(correlation_id, accepted=False):
+                    if correlation_id not in refused and not self._confirms.settle(correlation_id):
                         self._told.on_unconfirmed(correlation_id)
+
+    def _settle_refused(self, publisher: Publisher, size: int | None) -> list[str]:
+        """Report and return the message of ``size`` bytes for which the broker closed a channel, and those after it."""
+        refused = [] if size is None else publisher.refused(size)
+        for correlation_id in refused[:1]:
+            error = self.size_limit.error()
+            self._replies.keys.pop(correlation_id, None)
+            if not self._confirms.settle(correlation_id, error):
+                self._told.on_too_large(correlation_id, str(error))
+        for correlation_id in refused[1:]:
+            self._reject(correlation_id)
+        return refused
+
+    def _reject(self, correlation_id: str) -> None:
+        """Report a message that the broker did not get."""
+        self._replies.keys.pop(correlation_id, None)
+        if not self._confirms.settle(correlation_id):
+            self._told.on_rejected(correlation_id)
 
     async def _watch_blocked(self, publisher: Publisher) -> None:
         while True:
@@ -424,66 +528,127 @@ class RabbitMQMesh:
             self._update()
 
     def _on_returned(self, correlation_id: str) -> None:
-        if correlation_id == self.self_check.message_id or self._records.settle(correlation_id, accepted=False):
+        if correlation_id == self.self_check.message_id or self._confirms.settle(correlation_id):
             return
         self._replies.keys.pop(correlation_id, None)
         self._told.on_returned(correlation_id)
 
     def _on_confirm(self, correlation_id: str, accepted: bool) -> None:
-        if self._records.settle(correlation_id, accepted):
-            return
         if accepted:
+            if self._confirms.settle(correlation_id, None):
+                return
             self._told.on_confirmed(correlation_id)
         else:
-            self._told.on_rejected(correlation_id)
+            self._reject(correlation_id)
 
     # --- the consuming connection -----------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def _set_up_consuming(self, connection: Connection) -> AsyncIterator[Sequence[AbstractChannel]]:
         await declare_exchanges(connection)
+        topology, *channels = await self._take_own_queues(connection)
+        async with anyio.create_task_group() as tasks:
+            for part in self._parts:
+                tasks.start_soon(part.attempt, connection, name="mesh part")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep_asserted, connection, name="mesh topology")
+            for part in self._parts:
+                tasks.start_soon(part.keep, connection, name="mesh part")
+            if self._is_gateway:
+                bindings = await connection.open_channel()
+                tasks.start_soon(
+                    self.subscriptions.keep_bound, bindings, connection, self.event_queue, name="mesh bindings"
+                )
+                tasks.start_soon(self._events.notice_stalls, connection, name="mesh stalls")
+            try:
+                yield topology, *channels
+            finally:
+                tasks.cancel_scope.cancel()
+                self.subscriptions.release()
+
+    async def _take_own_queues(self, connection: Connection) -> Sequence[AbstractChannel]:
+        """Declare and consume the queues of this process; return the channels, the first of them for the topology.
+
+        If the broker refuses the queues, as it does when their node is down, the next connection makes new ones.
+        """
+        try:
+            async with asyncio.timeout(OWN_QUEUES_TIMEOUT):
+                return await self._consume_own_queues(connection)
+        except (ChannelNotFoundEntity, TimeoutError) as error:
+            self._replace_queues(error)
+            raise
+        except (ChannelLockedResource, ChannelPreconditionFailed) as error:
+            # New names are refused for another reason: a limit of the vhost, for example.
+            if self._had_queues:
+                self._replace_queues(error)
+            raise
+
+    def _replace_queues(self, error: BaseException) -> None:
+        """Give up the present queues, and everything on its way to them."""
+        if self._had_queues:  # and not for every attempt
+            logger.warning("mesh: new queues replace %s and its like: %s", self.reply_queue, explain(error))
+        # Until the new queues are there, a call would wait for a reply that cannot come.
+        self.consuming.usable = False
+        self._update()
+        self._name_queues()
+        self.self_check.forget()
+        self.subscriptions.missed("expired")
+        self._told.on_replies_lost()
+
+    async def _consume_own_queues(self, connection: Connection) -> Sequence[AbstractChannel]:
         if self._is_gateway and self.consuming.connects:
             await self._events.report_losses(connection)
         topology = await connection.open_channel()
-        await topology.queue_declare(self.reply_queue, durable=True, arguments=_expiring())
+        await topology.queue_declare(self.reply_queue, durable=True, arguments=_own_arguments())
 
         async def own(queue: str, take: OnMessage, arguments: dict[str, Any] | None = None) -> AbstractChannel:
             # The newest connection has the highest priority. An older one that is dead at this end only would otherwise
             # go on getting its share.
             arguments = {"x-priority": self.consuming.connects} if arguments is None else arguments
-            return await self._consume(connection, queue, take, arguments)
+            return await self._consume(connection, queue, take, arguments, self._on_cancelled)
 
         channels = [topology, await own(self.reply_queue, self._replies.on_message)]
         if self._is_gateway:
-            await topology.queue_declare(self.event_queue, durable=True, arguments=_expiring() | self._events.limits())
-            events = await own(self.event_queue, self._events.on_message)
-            channels += events, *await self.peers.set_up(connection, own)
+            await topology.queue_declare(
+                self.event_queue, durable=True, arguments=_own_arguments() | self._events.limits()
+            )
+            channels += await own(self.event_queue, self._events.on_message), *await self.peers.set_up(connection, own)
+        if self._role == "gateway":
+            channels += await self.dead_letters.set_up(connection, own)
         if self._role == "observer":
             channels += await self.peers.read_records(connection, own)
-        if self._has_service_queue:
-            await topology.queue_declare(
-                self.service_queue, durable=True, arguments={"x-dead-letter-exchange": codec.DEAD_LETTER_EXCHANGE}
-            )
-            await self._bind_service(topology)
-            if not self._stopping:
-                channels.append(await self._take_calls(connection))
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._keep_asserted, topology, connection, name="mesh topology")
-            if self._is_gateway:
-                tasks.start_soon(self.subscriptions.keep_bound, topology, self.event_queue, name="mesh bindings")
-                tasks.start_soon(self._events.notice_stalls, connection, name="mesh stalls")
+        self._had_queues = True
+        return channels
+
+    async def _read_records(self, connection: Connection) -> Sequence[AbstractChannel]:
+        async def consume(queue: str, take: OnMessage, arguments: dict[str, Any] | None = None) -> AbstractChannel:
+            return await self._consume(connection, queue, take, arguments or {}, self._records_part.lose)
+
+        channels = await self.peers.read_records(connection, consume) if self.peers.can_record else ()
+        self._find_end_of_records()
+        return channels
+
+    async def _declare_service_queue(self, connection: Connection) -> None:
+        """Declare the service's queue, and bind it to its calls, and to the events that it wants."""
+        async with connection.channel() as channel:
+            await channel.queue_declare(self.service_queue, durable=True, arguments=SERVICE_QUEUE)
+            await channel.queue_bind(self.service_queue, codec.RPC_EXCHANGE, self._service_name)
+        for topic in self._service_topics:
             try:
-                yield channels
-            finally:
-                tasks.cancel_scope.cancel()
-                self.subscriptions.release()
+                async with connection.channel() as own:  # which the broker closes if it refuses
+                    await own.queue_bind(self.service_queue, codec.EVENTS_EXCHANGE, topic)
+            except ChannelAccessRefused as error:
+                if topic not in self._refused_service_topics:
+                    warning = f"events of the topic {topic} do not come: {explain(error)}"
+                    self._refused_service_topics[topic] = warning
+                    logger.warning("mesh: %s", warning)
+            else:
+                self._refused_service_topics.pop(topic, None)
 
-    @property
-    def _has_service_queue(self) -> bool:
-        return self._role in ("gateway", "service")
-
-    async def _take_calls(self, connection: Connection) -> AbstractChannel:
-        """Consume the service's queue."""
+    async def _take_calls(self, connection: Connection) -> Sequence[AbstractChannel]:
+        """Consume the service's queue, unless this process stops."""
+        if self._stopping:
+            return ()
         channel = await connection.open_channel()
         self.service_host.attach(channel)
         self.service_host.consumer_tag = await connection.lane.consume(
@@ -492,15 +657,9 @@ class RabbitMQMesh:
             self.service_host.on_message,
             prefetch=self._prefetch,
             arguments={},
-            on_cancel=self._on_cancelled,
+            on_cancel=self._calls_part.lose,
         )
-        return channel
-
-    async def _bind_service(self, channel: AbstractChannel) -> None:
-        """Bind the service's queue to its calls, and to the events that it wants."""
-        await channel.queue_bind(self.service_queue, codec.RPC_EXCHANGE, self._service_name)
-        for topic in self._service_topics:
-            await channel.queue_bind(self.service_queue, codec.EVENTS_EXCHANGE, topic)
+        return (channel,)
 
     async def _consume(
         self,
@@ -508,8 +667,9 @@ class RabbitMQMesh:
         queue: str,
         take: OnMessage,
         arguments: dict[str, Any],
+        on_cancel: Callable[[], None],
     ) -> AbstractChannel:
-        """Consume one of this process's queues."""
+        """Give the messages of a queue to ``take``, and acknowledge them."""
         channel = await connection.open_channel()
         lane = connection.lane
         acknowledger = Acknowledger(lane, channel)
@@ -518,24 +678,34 @@ class RabbitMQMesh:
             acknowledger.later(message.delivery_tag)
             take(message)
 
-        await lane.consume(
-            channel, queue, on_message, prefetch=PREFETCH, arguments=arguments, on_cancel=self._on_cancelled
-        )
+        await lane.consume(channel, queue, on_message, prefetch=PREFETCH, arguments=arguments, on_cancel=on_cancel)
         return channel
 
     def _on_gap(self, reason: str) -> None:
         self._told.on_gap(reason)
 
+    def _on_topic_refused(self, topic: str) -> None:
+        self._told.on_topic_refused(topic)
+
     def _on_peer_message(self, message: bytes) -> None:
         self._told.on_peer_message(message)
+
+    def _on_dead_lettered(self, correlation_id: str) -> None:
+        self._told.on_dead_lettered(correlation_id)
 
     def _on_record(self, record: bytes) -> None:
         self._told.on_record(record)
 
+    def _on_records_read(self) -> None:
+        self._records_read = True
+        if self._is_gateway:
+            logger.info("mesh: revocations are read")
+        self._told.on_records_read()
+
     def _on_cancelled(self) -> None:
         self.consuming.abort("the broker ended a consumer: a queue was deleted")
 
-    async def _keep_asserted(self, topology: AbstractChannel, connection: Connection) -> None:
+    async def _keep_asserted(self, connection: Connection) -> None:
         """Declare exchanges and bindings now and then, until cancelled: the broker tells nobody of their end."""
         while True:
             await asyncio.sleep(REASSERT_INTERVAL)
@@ -547,21 +717,25 @@ class RabbitMQMesh:
                     await self.peers.reassert(connection)
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
                     await self._events.report_losses(connection)
-            if self._has_service_queue:
+            if self._role == "gateway":
                 async with asyncio.timeout(TOPOLOGY_TIMEOUT):
-                    await self._bind_service(topology)
+                    await self.dead_letters.reassert(connection)
+            for part in self._parts:
+                await part.reassert(connection)
             self.subscriptions.rebind()
+            self._find_end_of_records()  # the broker may have lost the marker, as at the failure of a node
 
     # --- for the controller -----------------------------------------------------------------------------------
 
-    def _send_reply(
+    async def _send_reply(
         self, reply_to: str, *, correlation_id: str, trace_id: str | None, body: bytes, encrypted: bool
     ) -> None:
         publisher = self._publisher
         if publisher is None:
             raise MeshUnavailable(self.problem or "not connected")
+        self.size_limit.check(body)
         frames = encode_publish(
-            channel=publisher.plain_channel,
+            channel=publisher.confirmed_channel,
             exchange="",
             routing_key=reply_to,
             kind="response",
@@ -571,14 +745,17 @@ class RabbitMQMesh:
             frame_max=publisher.frame_max,
             encrypted=encrypted,
         )
-        publisher.put(float("inf"), correlation_id, frames)
+        await self._put_confirmed(publisher, frames)
 
     def _publish_for_controller(self, topic: str, event: Any, target: list[str] | None) -> None:
         self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)
 
 
-def _expiring() -> dict[str, Any]:
-    return {"x-expires": QUEUE_EXPIRES * 1000}
+def _own_arguments() -> dict[str, Any]:
+    """Return the arguments of a queue of one process."""
+    # Classic also where the vhost's default is quorum: each reply would be written to the disks of several nodes, for a
+    # process that is answered by new queues when a node dies.
+    return {"x-expires": QUEUE_EXPIRES * 1000, "x-queue-type": "classic"}
 
 
 @contextlib.asynccontextmanager

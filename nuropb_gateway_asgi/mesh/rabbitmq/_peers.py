@@ -7,20 +7,21 @@ whose messages stay when they are read, so that a process that starts later read
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
+from ...authentication.revocation import Revocation, encode_record
+from ...identifiers import new_id
 from ._connection import Connection
 from ._errors import explain
 from ._frames import Incoming
 from ._lane import OnMessage
 
-__all__ = ["MESSAGE_EXPIRES", "Peers", "Records"]
+__all__ = ["MESSAGE_EXPIRES", "Peers"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ class Consume(Protocol):
 class Peers:
     """The exchange, queue and stream shared with the other processes of a gateway.
 
-    ``on_message`` and ``on_record`` are called with the bodies that arrive.
+    ``on_message`` and ``on_record`` are called with the bodies that arrive. ``on_records_read`` is called when the
+    process's own marker, which :meth:`draw_marker` makes, is read: all that came before it in the stream is read, too.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Peers:
         queue: str,
         on_message: Callable[[bytes], None],
         on_record: Callable[[bytes], None],
+        on_records_read: Callable[[], None],
         *,
-        expires: int,
+        queue_arguments: Mapping[str, Any],
     ) -> None:
         self.exchange = f"nuropb-{service_name}-fx"
         self.queue = queue
@@ -69,12 +72,18 @@ class Peers:
         #: Whether there is an exchange to send to, and a stream to write to: the user may be allowed neither.
         self.can_talk = False
         self.can_record = False
+        #: Whether the broker refuses the stream for good: there are no records to read.
+        self.records_refused = False
         self._on_message = on_message
         self._on_record = on_record
-        self._expires = expires
+        self._on_records_read = on_records_read
+        #: The records that this process has written to find the end of the stream; the first that is read marks it.
+        self._markers: set[bytes] = set()
+        self._queue_arguments = {**queue_arguments, "x-max-length": QUEUE_LENGTH}
         #: The offset in the stream of the latest record that was read.
         self.offset: int | None = None
-        self._warned: set[str] = set()
+        #: What this process does without, in words for an operator.
+        self.warnings: dict[str, str] = {}
 
     async def declare(self, connection: Connection) -> None:
         """Declare the exchange: a message to a missing one would close its channel."""
@@ -83,33 +92,41 @@ class Peers:
                 await channel.exchange_declare(self.exchange, exchange_type="fanout", durable=True)
         except _REFUSED as error:
             self.can_talk = False
-            self._warn(f"messages to users reach this process only, as {self.exchange} cannot be declared", error)
+            self._warn("messages to users reach this process only", self.exchange, error)
         else:
             self.can_talk = True
+            self.warnings.pop(self.exchange, None)
 
     async def reassert(self, connection: Connection) -> None:
         """Declare exchange, queue and binding: the broker tells nobody of their end."""
         await self.declare(connection)
         if self.can_talk:
-            arguments: dict[str, Any] = {"x-expires": self._expires * 1000, "x-max-length": QUEUE_LENGTH}
-            async with connection.channel() as channel:
-                await channel.queue_declare(self.queue, durable=True, arguments=arguments)
-                await channel.queue_bind(self.queue, self.exchange, self.queue)
+            try:
+                async with connection.channel() as channel:
+                    await channel.queue_declare(self.queue, durable=True, arguments=self._queue_arguments)
+                    await channel.queue_bind(self.queue, self.exchange, self.queue)
+            except ChannelAccessRefused as error:
+                self.can_talk = False
+                self._warn("messages to users reach this process only", self.exchange, error)
 
     async def set_up(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:
-        """Declare queue and stream and consume them; return the channels, whose end is the connection's end."""
-        channels = []
+        """Declare the queue and consume it; return the channels, whose end is the connection's end."""
         await self.reassert(connection)
-        if self.can_talk:
-            channels.append(await consume(self.queue, self._take_message))
+        return [await consume(self.queue, self._take_message)] if self.can_talk else []
+
+    async def declare_stream(self, connection: Connection) -> None:
+        """Declare the stream, if the user may."""
+        can_record = self.records_refused = False
         try:
             await self._declare_stream(connection)
+            can_record = True
         except _REFUSED as error:
-            self.can_record = False
-            self._warn(f"revocations reach this process only, as the stream {self.stream} cannot be declared", error)
-            return channels
-        self.can_record = True
-        return channels + await self.read_records(connection, consume)
+            self.records_refused = True
+            self._warn("revocations reach this process only", self.stream, error)
+        else:
+            self.warnings.pop(self.stream, None)
+        finally:
+            self.can_record = can_record
 
     async def read_records(self, connection: Connection, consume: Consume) -> list[AbstractChannel]:
         """Consume the stream if it exists, without declaring anything; return the channels."""
@@ -121,6 +138,16 @@ class Peers:
         offset: Any = "first" if self.offset is None else self.offset + 1
         return [await consume(self.stream, self._take_record, {"x-stream-offset": offset})]
 
+    def begin(self) -> None:
+        """Forget the markers of an earlier run: records may have been written since."""
+        self._markers.clear()
+
+    def draw_marker(self) -> bytes:
+        """Return a new record without effect, also for releases that know no markers: a revocation that is over."""
+        marker = encode_record(Revocation(token=new_id(), until=0.0))
+        self._markers.add(marker)
+        return marker
+
     async def _declare_stream(self, connection: Connection) -> None:
         if self.offset is not None:
             try:
@@ -131,39 +158,52 @@ class Peers:
         async with connection.channel() as channel:
             await channel.queue_declare(self.stream, durable=True, arguments=STREAM)
 
+    async def probe(self, connection: Connection) -> None:
+        """Try exchange and stream, leave nothing behind that was not there, and note refusals in :attr:`warnings`."""
+        try:
+            async with connection.channel() as channel:
+                await channel.exchange_declare(self.exchange, passive=True)
+        except ChannelNotFoundEntity:
+            await self.declare(connection)
+            if self.can_talk:
+                async with connection.channel() as channel:
+                    await channel.exchange_delete(self.exchange, if_unused=True)
+        else:
+            await self.declare(connection)
+        try:
+            async with connection.channel() as channel:
+                await channel.queue_declare(self.stream, durable=True, passive=True)
+            there = True
+        except ChannelNotFoundEntity:
+            there = False
+        try:
+            async with connection.channel() as channel:
+                if there:
+                    await channel.queue_declare(self.stream, durable=True, arguments=STREAM)
+                else:
+                    # The permission is one for a name. A stream that a gateway has just made must not be deleted.
+                    await channel.queue_declare(self.stream, exclusive=True, auto_delete=True)
+                    await channel.queue_delete(self.stream)
+        except _REFUSED as error:
+            self._warn("revocations reach this process only", self.stream, error)
+
     def _take_message(self, message: Incoming) -> None:
         self._on_message(message.body)
 
     def _take_record(self, message: Incoming) -> None:
-        offset = (message.headers or {}).get("x-stream-offset")
-        if isinstance(offset, int):
+        offset = message.stream_offset
+        if offset is not None:
             if self.offset is not None and offset <= self.offset:
                 return  # the broker sends a stream from the beginning of a chunk
             self.offset = offset
-        self._on_record(message.body)
+        if message.body in self._markers:
+            self._markers.clear()
+            self._on_records_read()
+        else:
+            self._on_record(message.body)
 
-    def _warn(self, what: str, error: BaseException) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            logger.warning("mesh: %s: %s", what, explain(error))
-
-
-class Records:
-    """Records on their way to the stream, each with the future of the caller that waits for the broker's confirm."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, asyncio.Future[bool]] = {}
-
-    def expect(self, correlation_id: str) -> asyncio.Future[bool]:
-        """Return the future of a record: whether the broker has it."""
-        future = self._waiting[correlation_id] = asyncio.get_running_loop().create_future()
-        return future
-
-    def settle(self, correlation_id: str, accepted: bool) -> bool:
-        """Set a record's outcome; return False if the correlation id belongs to no record."""
-        future = self._waiting.pop(correlation_id, None)
-        if future is None:
-            return False
-        if not future.done():
-            future.set_result(accepted)
-        return True
+    def _warn(self, effect: str, name: str, error: BaseException) -> None:
+        """Log, once, the effect of a refusal that concerns the exchange or stream ``name``."""
+        if name not in self.warnings:
+            self.warnings[name] = f"{effect}, as {name} cannot be used: {explain(error)}"
+            logger.warning("mesh: %s", self.warnings[name])

@@ -214,6 +214,8 @@ class _TaskPublisher(Publisher):
             return None
         publish, header, body = _read(frames)
         self._statistics.published += 1
+        # Requests go by the confirmed channel, too.
+        self._written.append((correlation_id, len(body), confirmed or publish.mandatory))
         tag: int | None = None
         if confirmed:
             tag = self._tag = self._tag + 1

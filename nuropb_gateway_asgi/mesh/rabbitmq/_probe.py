@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
-from aiormq.exceptions import PublishError
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, PublishError
 from pamqp import commands
 
 from ...identifiers import new_id
+from ...settings import host_urls
 from ...wire import codec
 from ...wire.publish import expiration
 from . import _aiormq
+from ._addresses import Addresses
 from ._connection import Connection, connect
 from ._errors import CONNECTION_ERRORS, explain
-from ._exchanges import declare_exchanges
+from ._exchanges import SERVICE_QUEUE, declare_exchanges
 from ._logs import quiet_aiormq
+from ._peers import Peers
 
 __all__ = ["probe"]
 
@@ -24,20 +29,43 @@ __all__ = ["probe"]
 TIMEOUT: Final = 10.0
 
 
-async def probe(url: str, service_name: str) -> str:
+async def probe(url: str, service_name: str, topics: Sequence[str] = ()) -> str:
     """Do once everything that a gateway of this name does on a broker, and leave nothing behind.
 
-    Returns the broker's product and version. Raises ConnectionError, in words for an operator, if a step fails.
+    ``topics`` are those that the gateway subscribes to by itself. Returns the broker's product and version, and the
+    parts of the gateway that would do without a permission. Raises ConnectionError, in words for an operator, if a step
+    fails; with several hosts, if it fails at one of them.
     """
     _aiormq.check()
+    urls = host_urls(url)
+    if len(urls) == 1:
+        return await _probe_host(url, service_name, topics)
+    versions: dict[str, str] = {}
+    failures: list[str] = []
+    for each in urls:
+        host = urlsplit(each).netloc.rpartition("@")[2]
+        try:
+            versions[host] = await _probe_host(each, service_name, topics)
+        except ConnectionError as error:
+            failures.append(f"{host}: {error}")
+    if failures:
+        working = f"; all is well at {', '.join(versions)}" if versions else ""
+        raise ConnectionError(f"{'; '.join(failures)}{working}")
+    return f"{', '.join(dict.fromkeys(versions.values()))} at {', '.join(versions)}"
+
+
+async def _probe_host(url: str, service_name: str, topics: Sequence[str]) -> str:
     quiet_aiormq()
     try:
         async with asyncio.timeout(TIMEOUT):
-            connection = await connect(url, f"{service_name} check", "plain")
+            name = f"{service_name} check"
+            connection = await Addresses(url).connect("check", lambda address: connect(address, name, "plain"))
             try:
                 await declare_exchanges(connection)
-                await _exchange_messages(connection, service_name)
-                return _describe(connection)
+                await _try_service_queue(connection, service_name)
+                queue = await _exchange_messages(connection, service_name)
+                refused = await _find_refusals(connection, service_name, queue, topics)
+                return "; but ".join((_describe(connection), *refused))
             finally:
                 await connection.close()
     except CONNECTION_ERRORS as error:
@@ -47,25 +75,68 @@ async def probe(url: str, service_name: str) -> str:
         raise ConnectionError(explain(error)) from error
 
 
-async def _exchange_messages(connection: Connection, service_name: str) -> None:
-    """Receive an event and a reply on a queue that is named like the gateway's own, and have a call returned."""
+async def _try_service_queue(connection: Connection, service_name: str) -> None:
+    """Declare and bind the service's queue; delete it if it was not there."""
+    queue = f"nuropb-{service_name}-sq"
+    there = await _is_there(connection, queue)
+    channel = await connection.open_channel()
+    await channel.queue_declare(queue, durable=True, arguments=SERVICE_QUEUE)
+    try:
+        await channel.queue_bind(queue, codec.RPC_EXCHANGE, service_name)
+    finally:
+        if not there:
+            async with connection.channel() as other:
+                await other.queue_delete(queue, if_unused=True, if_empty=True)
+
+
+async def _is_there(connection: Connection, queue: str) -> bool:
+    try:
+        async with connection.channel() as channel:
+            await channel.queue_declare(queue, passive=True)
+    except ChannelNotFoundEntity as error:
+        if "home node" in str(error):  # it exists, on a node that is down
+            raise
+        return False
+    return True
+
+
+async def _find_refusals(connection: Connection, service_name: str, queue: str, topics: Sequence[str]) -> list[str]:
+    """Try what a gateway can do without; return the effects of the broker's refusals."""
+    peers = Peers(service_name, "", lambda body: None, lambda body: None, lambda: None, queue_arguments={})
+    await peers.probe(connection)
+    refused = list(peers.warnings.values())
+    for topic in topics:
+        try:
+            async with connection.channel() as channel:
+                await channel.queue_bind(queue, codec.EVENTS_EXCHANGE, topic)
+        except ChannelAccessRefused as error:
+            refused.append(f"events with a target do not come of the topic {topic}: {explain(error)}")
+    return refused
+
+
+async def _exchange_messages(connection: Connection, service_name: str) -> str:
+    """Receive a message on a queue that is named like the gateway's own, and have a call returned.
+
+    Returns the queue, which ends with the connection.
+    """
     channel = await connection.open_channel(confirms=True)
     queue = f"nuropb-{service_name}-{new_id()}-rq"
     await channel.queue_declare(queue, exclusive=True, auto_delete=True)
-    await channel.queue_bind(queue, codec.EVENTS_EXCHANGE, queue)
+    await channel.queue_bind(queue, codec.RPC_EXCHANGE, queue)
     try:
         async with asyncio.timeout(TIMEOUT / 2):
-            for exchange in (codec.EVENTS_EXCHANGE, ""):
+            for exchange in (codec.RPC_EXCHANGE, ""):
                 await channel.basic_publish(b"", exchange=exchange, routing_key=queue, properties=_properties())
             with contextlib.suppress(PublishError):  # no service has that name, so the broker returns the call
                 await channel.basic_publish(
-                    b"", exchange=codec.RPC_EXCHANGE, routing_key=queue, properties=_properties(), mandatory=True
+                    b"", exchange=codec.RPC_EXCHANGE, routing_key=new_id(), properties=_properties(), mandatory=True
                 )
     except TimeoutError as error:
         raise ConnectionError("the broker takes no messages (a memory or disk alarm?)") from error
     for _ in range(2):
         if isinstance((await channel.basic_get(queue, no_ack=True)).delivery, commands.Basic.GetEmpty):
             raise ConnectionError("the broker confirmed a message, but did not put it into its queue")
+    return queue
 
 
 def _properties() -> commands.Basic.Properties:

@@ -55,6 +55,9 @@ class SelfCheck:
         self._is_blocked = blocked
         self._on_change = on_change
         self._sent_at: float | None = None
+        #: Callbacks for the return of the message on its way, and for that of the next one.
+        self._on_proof: list[Callable[[], None]] = []
+        self._on_next_proof: list[Callable[[], None]] = []
 
     @property
     def pending(self) -> bool:
@@ -62,8 +65,21 @@ class SelfCheck:
         return self._sent_at is not None
 
     def forget(self) -> None:
-        """Wait no longer for a message on its way."""
+        """Wait no longer for a message on its way: the connection was lost, or is a new one."""
         self._sent_at = None
+        self._on_proof.clear()
+        self._on_next_proof.clear()
+
+    def when_proven(self, proven: Callable[[], None]) -> None:
+        """Call ``proven`` once a message that is sent from now on has come back; never, if a connection is lost first.
+
+        One message serves all who ask meanwhile.
+        """
+        if self._sent_at is not None:
+            self._on_next_proof.append(proven)
+            return
+        self._on_proof.append(proven)
+        self.send()
 
     def send(self) -> None:
         """Send a message, if there is a publisher."""
@@ -95,6 +111,11 @@ class SelfCheck:
         if not self.proven and publishing.up:
             self.proven = True
             self._on_change()
+        called, self._on_proof, self._on_next_proof = self._on_proof, self._on_next_proof, []
+        for proven in called:
+            proven()
+        if self._on_proof:
+            self.send()
 
     async def run(self) -> None:
         """Send messages until cancelled, and drop the connections when one does not come back."""
@@ -103,10 +124,10 @@ class SelfCheck:
             await asyncio.sleep(PING_INTERVAL / 6)
             now = time.monotonic()
             if not all(link.up for link in self._links) or self._is_blocked():
-                self._sent_at = None
+                self.forget()
             elif self._sent_at is not None:
                 if now - self._sent_at > PING_TIMEOUT:
-                    self._sent_at = None
+                    self.forget()
                     for link in self._links:
                         link.abort("a message to itself did not come back")
             elif now >= due or not self.proven:

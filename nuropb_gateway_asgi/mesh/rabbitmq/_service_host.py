@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
@@ -14,7 +14,7 @@ import msgspec
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import AMQPException, ChannelInvalidStateError
 
-from ...exceptions import MeshUnavailable
+from ...exceptions import MeshUnavailable, MessageTooLarge
 from ...generation_cache import GenerationCache
 from ...tasks import TaskOwner
 from ...wire import codec
@@ -34,17 +34,17 @@ RETRY: Final = 0.1
 REMEMBERED: Final = 1000
 
 Action: TypeAlias = Literal["ack", "reject", "requeue"]
-#: Sends the reply to a call; returns False if that is impossible now.
-Send: TypeAlias = Callable[[], bool]
+#: Sends the reply to a call, and returns once the broker has it. Raises MeshUnavailable.
+Send: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class SendReply(Protocol):
     """The function by which a reply goes to the mesh."""
 
-    def __call__(
+    async def __call__(
         self, reply_to: str, *, correlation_id: str, trace_id: str | None, body: bytes, encrypted: bool
     ) -> None:
-        """Send a reply. Raises MeshUnavailable."""
+        """Send a reply, and wait for the broker's confirm. Raises MeshUnavailable or MessageTooLarge without one."""
 
 
 class _Running:
@@ -62,6 +62,9 @@ class ServiceHost:
 
     An async context manager; its end cancels the running calls. The loss of a connection cancels nothing: a running
     call goes on, and when the broker delivers its message again, the call's outcome settles that delivery.
+
+    A request is acknowledged once the broker has confirmed its reply, so no reply is lost with a connection. Until then
+    the request counts as running: replies that cannot be sent hold up further calls, as far as the prefetch goes.
     """
 
     def __init__(
@@ -151,14 +154,14 @@ class ServiceHost:
     async def _run(self, message: Incoming, running: _Running) -> None:
         id_ = message.correlation_id or ""
         try:
-            action, send = await self._handle(message)
+            action, send = await self._handle_safely(message)
+            sent = send is None or await self._deliver(send, running)
             if self._running.get(id_) is running:
                 del self._running[id_]
             if id_ and action != "requeue":
-                self._handled.add(id_, None if send is None or send() else send)
-            elif send is not None:
-                send()
-            await self._settle(running, action)
+                self._handled.add(id_, None if sent else send)
+            if sent:
+                await self._settle(running, action)
         finally:
             self._count -= 1
             if not self._count:
@@ -167,13 +170,31 @@ class ServiceHost:
     async def _send_again(self, id_: str, running: _Running) -> None:
         """Acknowledge a message that was handled before, once its reply has been sent."""
         send = self._handled.get(id_)
-        while send is not None and not send():
-            await asyncio.sleep(RETRY)
-            if running.channel.is_closed:
-                return
+        if send is not None and not await self._deliver(send, running):
+            return
         if id_ in self._handled:
             self._handled.add(id_, None)
         await self._settle(running, "ack")
+
+    async def _deliver(self, send: Send, running: _Running) -> bool:
+        """Send a reply, as often as it takes; return False if the delivery of its request was lost before.
+
+        The call has run, and does not run again for its reply: the broker delivers the request again, here or to
+        another process.
+        """
+        while True:
+            try:
+                await send()
+            except MeshUnavailable as error:
+                logger.debug("mesh: a reply of %s has to wait: %s", self._name, error)
+            except Exception:
+                logger.exception("mesh: a reply of %s cannot be sent", self._name)
+                return True
+            else:
+                return True
+            if running.channel.is_closed:
+                return False
+            await asyncio.sleep(RETRY)
 
     async def _settle(self, running: _Running, action: Action) -> None:
         """Acknowledge, reject or requeue a message."""
@@ -186,6 +207,14 @@ class ServiceHost:
                 await running.channel.basic_reject(running.tag, requeue=False, wait=False)
             else:
                 await running.channel.basic_nack(running.tag, requeue=True, wait=False)
+
+    async def _handle_safely(self, message: Incoming) -> tuple[Action, Send | None]:
+        """Do as :meth:`_handle`, and refuse a message for which the service itself fails: others have to go on."""
+        try:
+            return await self._handle(message)
+        except Exception:
+            logger.exception("mesh: a message to %s could not be handled", self._name)
+            return "reject", None
 
     async def _handle(self, message: Incoming) -> tuple[Action, Send | None]:
         """Make the call that a message asks for; return how to settle the message, and how to send its reply."""
@@ -210,8 +239,10 @@ class ServiceHost:
             return "reject", None
         outcome = await self._call(call, encrypted=key is not None, redelivered=message.redelivered)
         for topic, payload, target in outcome.events:
-            with contextlib.suppress(MeshUnavailable):
+            try:
                 self._publish(topic, payload, target)
+            except (MeshUnavailable, MessageTooLarge) as error:
+                logger.warning("mesh: an event of %s is lost: %s", self._name, error)
         if kind != "request" or not message.reply_to or outcome.action == "requeue":
             return outcome.action, None
         call.correlation_id = str(message.correlation_id)
@@ -227,7 +258,10 @@ class ServiceHost:
         await deliver_event(self._service, event.topic, payload, event.target, context)
 
     async def _call(self, call: codec.ServiceCall, *, encrypted: bool, redelivered: bool) -> Outcome:
-        method = None if call.method.startswith("_") else getattr(self._service, call.method, None)
+        method = None
+        if not call.method.startswith("_"):
+            with contextlib.suppress(Exception):  # a property's error is the call's: call_service() meets it again
+                method = getattr(self._service, call.method, None)
         if getattr(method, "__nuropb_requires_encryption__", False) and not encrypted:
             description = f"{call.method} has to be called encrypted"
             return Outcome("reject", error={"error": "NuropbAuthorizationError", "description": description})
@@ -240,23 +274,27 @@ class ServiceHost:
             redelivered=redelivered,
         )
 
-    def _reply(self, call: codec.ServiceCall, outcome: Outcome, reply_to: str, key: bytes | None) -> bool:
-        """Send a reply; return False if that is impossible now."""
+    async def _reply(self, call: codec.ServiceCall, outcome: Outcome, reply_to: str, key: bytes | None) -> None:
+        """Send a reply, or in the place of one that is too large an error. Raises MeshUnavailable."""
+        try:
+            await self._send(call, outcome, reply_to, key)
+        except MessageTooLarge as error:
+            logger.warning("mesh: the result of trace %s cannot be sent: %s", call.trace_id, error)
+            refusal = {"error": "NuropbHandlingError", "description": "The result is larger than the broker takes"}
+            with contextlib.suppress(MessageTooLarge):  # its context alone is too large, which its caller sent
+                await self._send(call, Outcome(outcome.action, error=refusal), reply_to, key)
+
+    async def _send(self, call: codec.ServiceCall, outcome: Outcome, reply_to: str, key: bytes | None) -> None:
         body = codec.encode_reply(call, result=outcome.result, error=outcome.error, reply_to=reply_to)
         if key is not None:
             _, body = encrypt(body, self._service._private_key.public_key(), key)  # type: ignore[attr-defined]  # noqa: SLF001
         try:
-            self._send_reply(
+            await self._send_reply(
                 reply_to,
                 correlation_id=call.correlation_id,
                 trace_id=call.trace_id,
                 body=body,
                 encrypted=key is not None,
             )
-        except MeshUnavailable as error:
-            # The call has run, and does not run again for its reply: that goes out when the message is delivered again.
-            logger.warning("mesh: the reply to trace %s is late: %s", call.trace_id, error)
-            return False
         except codec.InvalidMessage as error:
             logger.warning("mesh: the reply to trace %s cannot be sent: %s", call.trace_id, error)
-        return True

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from aiormq.exceptions import AMQPConnectionError, InvalidFrameError
 from yarl import URL
@@ -15,6 +15,10 @@ from yarl import URL
 from ._readable import ReadableFrames
 
 __all__ = ["Socket", "SocketListener"]
+
+
+#: Class and method at the start of the frame by which a broker closes a connection.
+_CONNECTION_CLOSE: Final = b"\x00\x0a\x00\x32"
 
 
 class SocketListener:
@@ -41,18 +45,29 @@ class Socket:
     #: undecodable frame. A check costs a second decoding.
     careful: ClassVar[bool] = False
 
-    def __init__(self, listener: SocketListener) -> None:
+    def __init__(self, listener: SocketListener, ip: str) -> None:
         self._listener = listener
+        self._ip = ip
         self._transport: asyncio.Transport | None = None
+        self._protocol: _Protocol | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect; aiormq calls this. Raises AMQPConnectionError, as aiormq's own factories do."""
+        """Connect to the numeric address, under the host name of ``url``; aiormq calls this.
+
+        Raises AMQPConnectionError, as aiormq's own factories do.
+        """
         context = await kwargs["ssl_context_provider"].get_context() if url.scheme == "amqps" else None
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
-        protocol = _Protocol(self._feed(), self._listener, reader, loop)
+        protocol = self._protocol = _Protocol(self._feed(), self._listener, reader, loop)
         try:
-            transport, _ = await loop.create_connection(lambda: protocol, url.host or "", url.port or 0, ssl=context)
+            transport, _ = await loop.create_connection(
+                lambda: protocol,
+                self._ip,
+                url.port or 0,
+                ssl=context,
+                server_hostname=None if context is None else url.host,
+            )
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
         self._transport = transport
@@ -65,6 +80,15 @@ class Socket:
             return feed
         readable = ReadableFrames()
         return lambda data: readable.feed(feed(data))
+
+    def last_words(self) -> str:
+        """Return the text with which the broker has just closed the connection, or "".
+
+        aiormq drops the text of a broker that closes in the place of an expected answer (AMQP 0-9-1, section 1.4.2.10).
+        """
+        last = b"" if self._protocol is None else self._protocol.last
+        _, found, text = last.rpartition(_CONNECTION_CLOSE)
+        return text[3 : 3 + text[2]].decode(errors="replace") if found and len(text) > 2 else ""
 
     def abort(self) -> None:
         """Reset the connection, without the goodbyes that a dead peer would not answer."""
@@ -97,8 +121,11 @@ class _Protocol(asyncio.StreamReaderProtocol):
         super().__init__(reader, loop=loop)
         self._feed = feed
         self._listener = listener
+        #: The bytes that came last.
+        self.last = b""
 
     def data_received(self, data: bytes) -> None:
+        self.last = data
         rest = self._feed(data)
         if rest:
             super().data_received(rest)

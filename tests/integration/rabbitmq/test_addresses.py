@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import gc
 import logging
 import re
+import socket
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pamqp.frame
 import pytest
@@ -21,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from pamqp import commands
 
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
+from nuropb_gateway_asgi.mesh.rabbitmq import _addresses
 from tests.kit.amqp import (
     Peer,
     changed_url,
@@ -82,6 +86,45 @@ async def test_a_mesh_comes_up_when_its_broker_does(amqp_url: str, remover: list
             assert gateway.receiver.connections == [True]
 
 
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and never says a word, like a node that stands still."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def with_hosts(url: str, *hosts: str) -> str:
+    """Return ``url`` with these hosts in front of its own one."""
+    head, at, rest = url.rpartition("@")
+    return f"{head}{at}{','.join((*hosts, rest))}"
+
+
+async def test_hosts_that_are_away_or_silent_or_unknown_leave_the_one_that_works(
+    amqp_url: str, remover: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_addresses, "EACH_CONNECT_TIMEOUT", 1.0)
+    with silent_port() as port:
+        url = with_hosts(amqp_url, "127.0.0.1:1", f"127.0.0.1:{port}", "no-such-host.invalid")
+        async with running(url) as gateway:
+            remover += queues_of(gateway)
+            assert gateway.mesh.connected
+
+
+async def test_what_is_wrong_with_each_host_is_told_without_the_password(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_addresses, "EACH_CONNECT_TIMEOUT", 1.0)
+    url = changed_url(amqp_url, password="hunter2")
+    with silent_port() as port:
+        async with running(with_hosts(url, "127.0.0.1:1", f"127.0.0.1:{port}"), wait=False) as gateway:
+            await eventually(lambda: "none of 3 addresses" in (gateway.mesh.problem or ""))
+            problem = gateway.mesh.problem or ""
+            assert re.search("127.0.0.1:1: [^;]*[Cc]onne", problem), problem
+            assert f"127.0.0.1:{port}: no answer from the broker in time" in problem
+            assert "refuses the credentials" in problem
+            assert "hunter2" not in problem
+
+
 @pytest.mark.parametrize(("query", "heartbeat"), [({}, 10), ({"heartbeat": "7"}, 7), ({"heartbeat": "23"}, 23)])
 async def test_the_heartbeat_of_the_url_is_kept(
     proxy: Proxy, remover: list[str], query: dict[str, str], heartbeat: int
@@ -103,16 +146,22 @@ def tune_of(sent: bytes) -> commands.Connection.TuneOk:
     raise AssertionError("nothing was agreed to")
 
 
+KEY_USAGES: Final = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+    *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
+
+
 @dataclass(frozen=True)
 class Certificates:
     """Certificates in one directory: of an authority, of its server and its client, and of a second authority."""
 
     directory: Path
 
-    def context(self) -> ssl.SSLContext:
+    def context(self, name: str = "server") -> ssl.SSLContext:
         """Make the context of a server that asks for a client certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.directory / "server.pem", self.directory / "server.key")
+        context.load_cert_chain(self.directory / f"{name}.pem", self.directory / f"{name}.key")
         context.load_verify_locations(self.directory / "authority.pem")
         context.verify_mode = ssl.CERT_REQUIRED
         return context
@@ -130,13 +179,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     directory = tmp_path_factory.mktemp("certificates")
     keys = {
         name: ec.generate_private_key(ec.SECP256R1())
-        for name in ("authority", "stranger", "server", "client", "forger")
+        for name in ("authority", "stranger", "server", "client", "forger", "plain")
     }
     now = dt.datetime.now(dt.UTC)
     for name, key in keys.items():
-        issuer = {"server": "authority", "client": "authority", "forger": "stranger"}.get(name, name)
+        issuers = {"server": "authority", "client": "authority", "plain": "authority", "forger": "stranger"}
+        issuer = issuers.get(name, name)
         names = {each: x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in (name, issuer)}
-        certificate = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(names[name])
             .issuer_name(names[issuer])
@@ -146,8 +196,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
             .not_valid_after(now + dt.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=issuer == name, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-            .sign(keys[issuer], hashes.SHA256())
         )
+        if name != "plain":  # Python 3.13 refuses a certificate without these extensions
+            signer = keys[issuer].public_key()
+            identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer)
+            builder = builder.add_extension(identifier, critical=False).add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+            )
+        if issuer == name:
+            usage = dict.fromkeys(KEY_USAGES, False) | {"key_cert_sign": True, "crl_sign": True}
+            builder = builder.add_extension(x509.KeyUsage(**usage), critical=True)
+        certificate = builder.sign(keys[issuer], hashes.SHA256())
         (directory / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         (directory / f"{name}.key").write_bytes(
             key.private_bytes(
@@ -156,6 +215,16 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
                 serialization.NoEncryption(),
             )
         )
+    for name in ("no.pem", "no.key"):
+        (directory / name).write_text("no certificate")
+    (directory / "locked.pem").write_bytes((directory / "client.pem").read_bytes())
+    (directory / "locked.key").write_bytes(
+        keys["client"].private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"password"),
+        )
+    )
     return Certificates(directory)
 
 
@@ -175,6 +244,20 @@ async def test_tls_with_an_authority_and_a_client_certificate(
         await reconnected(gateway, 2)
 
 
+async def test_tls_compares_the_certificate_with_the_name_of_each_host(
+    amqp_url: str, certificates: Certificates, remover: list[str]
+) -> None:
+    async with (
+        Proxy(amqp_url, tls=certificates.context()) as one,
+        Proxy(amqp_url, tls=certificates.context()) as two,
+    ):
+        url = one.url(**certificates.query()).replace("@localhost:", f"@127.0.0.1:{two.port},localhost:")
+        async with running(url) as gateway:
+            remover += queues_of(gateway)
+            assert len(one.links("publish")) == len(one.links("consume")) == 1
+            assert two.links("publish") == two.links("consume") == []
+
+
 @pytest.mark.parametrize(
     ("files", "host", "said"),
     [
@@ -182,10 +265,16 @@ async def test_tls_with_an_authority_and_a_client_certificate(
         ({}, "127.0.0.1", "certificate verify failed|IP address mismatch"),
         ({"client": None}, "localhost", "SSL|closed"),
         ({"client": "forger"}, "localhost", "SSL|closed"),
-        ({"authority": "missing"}, "localhost", "No such file"),
-        ({"client": "missing"}, "localhost", "No such file"),
+        ({"authority": "missing"}, "localhost", r"cafile: .*missing\.pem cannot be read \(No such file"),
+        ({"client": "missing"}, "localhost", r"certfile: .*missing\.pem cannot be read \(No such file"),
+        ({"authority": "no"}, "localhost", r"cafile: .*no\.pem holds no certificate"),
+        ({"client": "no"}, "localhost", r"certfile: .*no\.pem cannot be used with its key"),
+        ({"client": "locked"}, "localhost", r"certfile: .*locked\.pem cannot be used with its key"),
     ],
-    ids=["authority", "name", "no certificate", "certificate", "no authority file", "no certificate file"],
+    ids=[
+        *("authority", "name", "no certificate", "certificate", "no authority file", "no certificate file"),
+        *("authority that is none", "certificate that is none", "key with a password"),
+    ],
 )
 async def test_tls_that_does_not_hold_is_refused_and_explained(
     amqp_url: str, certificates: Certificates, files: dict[str, str | None], host: str, said: str
@@ -199,3 +288,33 @@ async def test_tls_that_does_not_hold_is_refused_and_explained(
             assert problem is not None
             assert re.search(said, problem), problem
             assert not gateway.mesh.connected
+
+
+async def test_a_certificate_that_newer_pythons_refuse_is_explained(
+    amqp_url: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = ssl.create_default_context
+
+    def strict(*args: Any, **more: Any) -> ssl.SSLContext:
+        context = make(*args, **more)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # as by default since Python 3.13
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    async with (
+        Proxy(amqp_url, tls=certificates.context("plain")) as proxy,
+        running(proxy.url(**certificates.query()), wait=False) as gateway,
+    ):
+        await gateway.says("Missing Authority Key Identifier; Python 3.13 and newer verify strictly")
+        assert not gateway.mesh.connected
+
+
+async def test_a_certificate_that_is_not_verified_is_a_warning_at_every_start(
+    amqp_url: str, certificates: Certificates, remover: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    query = certificates.query(authority="stranger") | {"no_verify_ssl": "1"}
+    async with Proxy(amqp_url, tls=certificates.context()) as proxy, running(proxy.url(**query)) as gateway:
+        remover += queues_of(gateway)
+        async with running(proxy.url(**query)) as second:
+            remover += queues_of(second)
+    assert caplog.text.count("the broker's certificate is not verified (no_verify_ssl in the URL)") == 2

@@ -194,7 +194,7 @@ async def test_no_key_of_a_client_outlives_its_call(
         async with ServiceMeshManager(settings, handlers, mesh, policy) as manager:
             await eventually(lambda: mesh.connected)
             await handlers.register(client, "alice")
-            timeout = {"timeout": 1.0} if end == "timeout" else {}
+            timeout = {"timeout": {"timeout": 1.0, "cancel": 3.0, "disconnect": 3.0}.get(end, 30.0)}
             payload = {"id": "1", "service": service, "method": "secret", **timeout}
             handlers.on_handler_message(client, json.dumps({"type": "request", "payload": payload}))
             if end == "timeout":
@@ -212,6 +212,9 @@ async def test_no_key_of_a_client_outlives_its_call(
                 handlers.on_handler_message(client, json.dumps({"type": "cancel", "payload": {"id": "1"}}))
             elif end == "disconnect":
                 handlers.unregister(client)
+            if end in ("cancel", "disconnect"):
+                assert len(mesh.keys) == 1  # whether the call fails counts for its user
+                await eventually(lambda: not mesh.keys)  # its deadline
             if end != "shutdown":
                 assert mesh.keys == set()
                 assert manager.in_flight == 0

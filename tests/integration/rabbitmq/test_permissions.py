@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import anyio
 import pytest
 
+from nuropb_gateway_asgi.mesh.rabbitmq import _parts
 from tests.integration.conftest import Broker
 from tests.kit.amqp import (
     DEAD_LETTERS,
@@ -91,12 +93,26 @@ async def test_queues_that_may_not_be_declared_are_named(restricted: Restricted)
         assert "hunter2" not in (gateway.mesh.problem or "")
 
 
-async def test_a_service_queue_with_other_arguments_is_named(restricted: Restricted) -> None:
+async def test_a_service_queue_with_other_arguments_is_a_warning_until_it_is_deleted(
+    restricted: Restricted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_parts, "RETRY_INTERVAL", 0.1)
     async with peer_at(restricted.url) as peer:
         await peer.channel.queue_declare("nuropb-gateway-y-sq", durable=True)
-        async with running(restricted.url, "gateway-y", wait=False) as gateway:
-            await gateway.says("nuropb-gateway-y-sq")
-            assert "x-dead-letter-exchange" in (gateway.mesh.problem or "")
+        async with running(restricted.url, "gateway-y") as gateway:
+            (warning,) = gateway.mesh.warnings
+            assert warning.startswith("the queue nuropb-gateway-y-sq is missing (")
+            assert "x-dead-letter-exchange" in warning
+            assert warning.endswith("): other services cannot call the gateway")
+            service = await peer.service()
+            message = gateway.send(service)
+            await peer.reply(await peer.take(service), 1)
+            await gateway.told("reply", message)
+            await peer.channel.queue_delete("nuropb-gateway-y-sq")
+            await eventually(lambda: not gateway.mesh.warnings)
+            declared = await peer.channel.queue_declare("nuropb-gateway-y-sq", passive=True)
+            assert declared.consumer_count == 1
+            assert gateway.receiver.connections == [True]
 
 
 async def test_connections_that_the_broker_closes_are_made_again(restricted: Restricted) -> None:
@@ -120,3 +136,34 @@ async def test_connections_that_the_broker_closes_are_made_again(restricted: Res
             await peer.event("topic", 1)
             await eventually(lambda: gateway.receiver.events == [("topic", 1)])
             await peer.channel.queue_delete(service)
+
+
+@pytest.mark.parametrize(
+    ("command", "limits", "words"),
+    [
+        ("set_vhost_limits", '{"max-connections": 0}', "connection limit (0) is reached"),
+        ("set_vhost_limits", '{"max-queues": 0}', "queue limit in vhost"),
+        ("set_user_limits", '{"max-connections": 0}', "user connection limit (0) is reached"),
+        ("set_user_limits", '{"max-channels": 1}', "maximum allowed user limit of (1)"),
+    ],
+    ids=["connections of the vhost", "queues of the vhost", "connections of the user", "channels of the user"],
+)
+async def test_a_limit_of_the_broker_is_told_in_its_own_words(
+    restricted: Restricted, command: str, limits: str, words: str
+) -> None:
+    scope = ("--vhost", restricted.vhost) if command == "set_vhost_limits" else (restricted.vhost,)
+    ctl = restricted.node.ctl
+    async with running(restricted.url, "gateway-x"):
+        pass  # all exchanges are there
+    await asyncio.to_thread(ctl, command, *scope, limits)
+    try:
+        async with running(restricted.restricted_url, "gateway-x", wait=False) as gateway:
+            await gateway.says(words)
+            problem = gateway.mesh.problem or ""
+            assert "the broker refuses more: one of its limits is reached" in problem
+            assert "vhost: it does not exist" not in problem
+    finally:
+        clear = (
+            ("clear_vhost_limits", *scope) if command == "set_vhost_limits" else ("clear_user_limits", *scope, "all")
+        )
+        await asyncio.to_thread(ctl, *clear)

@@ -139,6 +139,21 @@ async def test_poison_on_the_event_queue_is_dropped_and_counted(gateway: Gateway
     assert gateway.receiver.connections == [True]
 
 
+async def test_an_event_with_a_malformed_target_is_told_to_the_operator_once(
+    gateway: Gateway, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = f"t{secrets.token_hex(4)}"
+    await gateway.subscribe(topic)
+    body, headers = POISONED_EVENTS["target that is text"]
+    for _ in range(3):
+        await peer.publish(EVENTS, topic, body, nuropb_properties("event", uuid4().hex, **headers))
+    await eventually(lambda: gateway.mesh.statistics.dropped_events == 3)
+    lines = [record for record in caplog.records if "was dropped" in record.message and record.levelname == "WARNING"]
+    assert [record.message.partition("read: ")[2] for record in lines] == [
+        "Expected `array | null`, got `str` - at `$.target`"
+    ]
+
+
 async def test_poison_on_the_service_queue_is_dead_lettered_and_the_next_call_answered(
     gateway: Gateway, peer: Peer
 ) -> None:

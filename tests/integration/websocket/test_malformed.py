@@ -103,10 +103,10 @@ async def test_a_flood_of_frames_leaves_others_their_turn() -> None:
         manager = running.gateway.handler_manager
         handle = manager.on_handler_message
 
-        def counting(handler: Any, data: Any) -> Any:
+        def counting(handler: Any, data: Any, **more: Any) -> Any:
             nonlocal handled
             handled += 1
-            return handle(handler, data)
+            return handle(handler, data, **more)
 
         async def read() -> None:
             for _ in range(count):
