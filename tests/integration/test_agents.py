@@ -295,6 +295,24 @@ async def test_the_log_has_a_line_for_each_call_without_its_arguments(
     assert "hunter2" not in caplog.text
 
 
+async def test_the_log_has_the_arguments_if_the_operator_asks_for_them(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "nuropb_gateway_asgi.agents.audit")
+    async with run_gateway(mcp="on", log_tool_arguments="on") as running, agent(running.site, "alice") as client:
+        await client.call_tool("demo__echo", {"order": "7\nline"})
+    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("agents.audit")]
+    assert line.endswith('arguments={"order":"7\\nline"}')
+
+
+async def test_a_service_that_is_away_is_left_out_and_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    gateway = make_gateway(mcp="on", expose=["demo.*", "nobody.*"], expose_tools=["demo.add", "nobody.*"])
+    async with run_gateway(gateway) as running, agent(running.site, "alice") as client:
+        for _ in range(2):
+            tools = (await client.list_tools(cache_mode="bypass")).tools
+            assert [tool.name for tool in tools] == ["demo__add"]
+    told = [record.getMessage() for record in caplog.records if "nobody" in record.getMessage()]
+    assert told == ["service nobody does not describe itself; its tools are left out"]
+
+
 async def test_a_refusal_leads_to_the_provider_of_tokens() -> None:
     settings = Settings(
         mcp="on", jwt_oidc_issuer="https://login.example.com/realms/main", public_url="https://example.com/gateway"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from nuropb_gateway_asgi import Identity
+from nuropb_gateway_asgi import Gateway, Identity, Settings, SettingsError
 from nuropb_gateway_asgi.authorization import AuthorizedPolicy, Decision, ExposePolicy, RulePolicy
 from nuropb_gateway_asgi.authorization.rules import ToolOptions
 from nuropb_gateway_asgi.authorization.syntax import parse_policy
@@ -114,3 +116,17 @@ def test_a_decision_has_its_reason(service: str, method: str, reason: str) -> No
 def test_a_decision_names_the_users_own_obstacle() -> None:
     decision = tools(rule("allow", "payroll.*")).decide_call(ALICE, "payroll", "get")
     assert (decision.allowed, decision.reason) == (False, "its user may not call it: no rule allows it")
+
+
+# --- the extra ----------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_package_is_named_with_the_extra_if_tools_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    with pytest.raises(SettingsError, match=r"MCP: on, but .*; expected pip install 'nuropb-gateway-asgi\[mcp\]'"):
+        Gateway(Settings(mcp="on"))
+
+
+def test_without_the_package_the_embedded_mesh_has_no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    assert "mcp" not in Gateway(Settings()).connection_kinds
