@@ -111,15 +111,15 @@ $(VENV)/.made: pyproject.toml
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.made
-	@$(BIN)/python $(INSTALL) --editable ".[oidc]"
-	@$(BIN)/python $(INSTALL) --only-binary uvloop --editable ".[oidc,uvloop]" 2> /dev/null || \
+	@$(BIN)/python $(INSTALL) --editable ".[mcp,oidc]"
+	@$(BIN)/python $(INSTALL) --only-binary uvloop --editable ".[mcp,oidc,uvloop]" 2> /dev/null || \
 	    echo "There is no uvloop for this platform: the gateway runs on asyncio's event loop, which needs more CPU"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made
 	@echo "Adding the tools for development to $(VENV)"
 	@$(BIN)/python $(INSTALL) --upgrade "pip>=25.1"
-	@$(BIN)/python $(INSTALL) --editable ".[oidc]" --group dev
+	@$(BIN)/python $(INSTALL) --editable ".[mcp,oidc]" --group dev
 	@touch $(VENV)/.runtime $@
 
 # The JavaScript client. The repository has the built file that the gateway serves; a test builds it and compares.
@@ -159,7 +159,7 @@ $(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json
 	echo "Setting up $(@D) with the oldest allowed versions, which is done once"; \
 	rm -rf $(@D) && "$$python" -m venv $(@D) && "$$python" -m tests.kit.oldest > $(@D)/constraints.txt
 	@$(@D)/bin/python $(INSTALL) --upgrade "pip>=25.1"
-	@$(@D)/bin/python $(INSTALL) --constraint $(@D)/constraints.txt --editable ".[oidc,metrics,uvloop]" --group dev
+	@$(@D)/bin/python $(INSTALL) --constraint $(@D)/constraints.txt --editable ".[mcp,oidc,metrics,uvloop]" --group dev
 	@touch $@
 
 # The packages of the unit tests, without nuropb.
@@ -244,7 +244,7 @@ newest: ## Run the tests against the newest releases of uvicorn, websockets, h11
 	@$(MAKE) --no-print-directory $(JOBS) setup
 	@rm -rf .venv-newest && $(BIN)/python -m venv .venv-newest
 	@.venv-newest/bin/python $(INSTALL) --upgrade "pip>=25.1"
-	@.venv-newest/bin/python $(INSTALL) --editable ".[oidc]" --group dev
+	@.venv-newest/bin/python $(INSTALL) --editable ".[mcp,oidc]" --group dev
 	@.venv-newest/bin/python $(INSTALL) --upgrade --pre uvicorn websockets h11 aio-pika aiormq
 	.venv-newest/bin/python $(PYTEST) $(NEWEST)
 

@@ -114,11 +114,12 @@ def make_policy(settings: Settings, policy_file: PolicyFile | None) -> Policy:
     """Make the policy of calls and subscriptions."""
     if policy_file is not None:
         return policy_file.policy
-    expose, topics = settings.expose, settings.expose_topics
+    expose, topics, tools = settings.expose, settings.expose_topics, settings.expose_tools
     if settings.embedded:
         expose = ("demo.*",) if expose is None else expose
         topics = ("demo.#",) if topics is None else topics
-    return ExposePolicy(expose or (), topics or (), own_service=settings.service_name)
+        tools = ("demo.*",) if tools is None else tools
+    return ExposePolicy(expose or (), topics or (), tools or (), own_service=settings.service_name)
 
 
 def make_origins(settings: Settings) -> OriginPolicy:

@@ -5,6 +5,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
     cli                               the command line
     gateway                           wires the parts
     ├── assembly, drain, server       parts from settings; from SIGTERM to the end; uvicorn for an open network
+    ├── agents                        services as tools for agents
     ├── contracts, console            documents of what a caller may do, and a page to do it
     ├── mesh, observability           RabbitMQ and the embedded mesh; logs and metrics
     ├── connection_kind, handlers     both managers and the mesh of a transport; WebSocket, HTTP, TCP
@@ -35,6 +36,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .agents import Agents
 from .assembly import (
     make_authenticator,
     make_mesh,
@@ -49,6 +51,7 @@ from .authentication import Authenticator, IssuersAuthenticator
 from .authentication.key_sets import KeySet
 from .authentication.keys import issue_token
 from .authorization import AuthorizedPolicy, Authorizer, Policy, completed
+from .authorization.tool_policy import ToolPolicy
 from .connection_kind import WEBSOCKET, ConnectionKind
 from .console import console_routes
 from .contracts.endpoints import Contracts
@@ -113,7 +116,7 @@ class Gateway:
     """A HandlerManager, a ServiceMeshManager and a mesh for each connection kind, and the parts that they share.
 
     ``handler_manager`` and ``service_mesh_manager`` are those of the WebSockets; ``connection_kinds`` has all by name:
-    "websocket", and by the settings "http" and "tcp". A message sent to users through one kind reaches their
+    "websocket", and by the settings "http", "tcp" and "mcp". A message sent to users through one kind reaches their
     connections of every kind.
 
     ``settings`` come from the environment by default, and so do the parts: an ``authenticator`` takes the place of
@@ -147,8 +150,11 @@ class Gateway:
             self._policy = AuthorizedPolicy(self._policy, authorizer)
         mesh, limits = mesh or make_mesh(settings), SharedLimits.of(settings)
 
-        def add_kind(name: str, controller: ServiceMeshManagerController | None = None) -> ConnectionKind:
-            kind = ConnectionKind(name, settings, self._authenticator, self._policy, mesh, limits, controller)
+        def add_kind(
+            name: str, controller: ServiceMeshManagerController | None = None, policy: Policy | None = None
+        ) -> ConnectionKind:
+            policy = policy or self._policy
+            kind = ConnectionKind(name, settings, self._authenticator, policy, mesh, limits, controller)
             self.connection_kinds[name] = kind
             return kind
 
@@ -165,6 +171,10 @@ class Gateway:
         if settings.tcp:
             tcp = add_kind("tcp")
             self._tcp = TCPServer(tcp.handler_manager, tcp.settings, make_tls(settings))
+        self._agents: Agents | None = None
+        if Agents.can_serve(settings):
+            tools = ToolPolicy(self._policy)
+            self._agents = Agents(add_kind("mcp", policy=tools), tools, origins)
         kinds = self.connection_kinds.values()
         self._metrics = Metrics.create(kinds, policy_file=self._policy_file, key_sets=self.key_sets)
         self._drain = Drain(kinds, settings.drain_timeout, settings.shutdown_delay)
@@ -195,11 +205,18 @@ class Gateway:
         return [
             WebSocketRoute(self.settings.path, self._reminding(self._endpoint), name="websocket"),
             *(Route(path, self._reminding(endpoint)) for path, endpoint in self._http.items()),
+            *self._agent_routes(),
             Route("/client.js", _serve_client, methods=["GET"]),
             *self._contracts.routes(),
             *self._health.routes(),
             *self._console_routes(),
         ]
+
+    def _agent_routes(self) -> list[BaseRoute]:
+        if self._agents is None:
+            return []
+        endpoints = self._agents.endpoints.items()
+        return [*(Route(path, self._reminding(endpoint)) for path, endpoint in endpoints), *self._agents.routes()]
 
     def _console_routes(self) -> list[BaseRoute]:
         if not self.settings.has_console:
@@ -240,6 +257,8 @@ class Gateway:
             await stack.enter_async_context(self.authentication())
             for kind in self.connection_kinds.values():
                 await stack.enter_async_context(kind.running())
+            if self._agents is not None:
+                await stack.enter_async_context(self._agents.running())
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             if self._metrics is not None:
@@ -270,6 +289,8 @@ class Gateway:
     async def _on_policy_changed(self) -> None:
         for kind in self.connection_kinds.values():
             await kind.service_mesh_manager.on_policy_changed()
+        if self._agents is not None:
+            self._agents.on_policy_changed()
 
     def _reset(self) -> None:
         self._running = self._drain.draining = False

@@ -80,6 +80,7 @@ class Settings:
     #: The gateway's URL for clients, where a proxy changes it; empty for the URL of each request.
     public_url: str = ""
     http: Literal["on", "off"] | None = None
+    mcp: Literal["on", "off"] | None = None
     tcp: str = ""
     #: PEM files; without TCP_CERTIFICATE_KEY the certificate's file holds both.
     tcp_certificate: str = ""
@@ -104,6 +105,7 @@ class Settings:
 
     expose: Sequence[str] | None = None
     expose_topics: Sequence[str] | None = None
+    expose_tools: Sequence[str] | None = None
     #: The topics of events with a target. The broker cannot tell these events from others, so a process with
     #: connections gets every event of these topics.
     targeted_topics: Sequence[str] = ("#",)
@@ -146,6 +148,8 @@ class Settings:
     console: Literal["auto", "on", "off"] = "auto"
     presence_events: Literal["off", "on"] = "off"
     error_details: Literal["nuropb", "all", "none"] = "nuropb"
+    #: Whether the log line about a call of an agent has the call's arguments.
+    log_tool_arguments: Literal["off", "on"] = "off"
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     log_format: Literal["text", "json"] = "text"
     #: A file in the place of log_level and log_format, as uvicorn's --log-config takes it.
@@ -200,6 +204,11 @@ class Settings:
     def serves_http(self) -> bool:
         """Whether calls and events over HTTP are on."""
         return self.http == "on" or (self.http is None and self.embedded)
+
+    @property
+    def serves_mcp(self) -> bool:
+        """Whether tools for agents are on; by default only with the embedded mesh."""
+        return self.mcp == "on" or (self.mcp is None and self.embedded)
 
     @property
     def tcp_address(self) -> tuple[str, int] | None:
@@ -280,7 +289,7 @@ class Settings:
             )
         if self.tcp and (self.tcp_address is None or self.tcp_address[1] > 65535):
             raise _refusal("tcp", "not an address", "host:port, as in 127.0.0.1:8001 or [::1]:8001")
-        for name in ("expose", "expose_topics"):
+        for name in ("expose", "expose_topics", "expose_tools"):
             if self.policy and getattr(self, name):
                 raise _refusal(
                     name,

@@ -1,4 +1,4 @@
-"""The policy of the settings ``EXPOSE`` and ``EXPOSE_TOPICS``: the same permissions for all users. Pure."""
+"""The policy of ``EXPOSE``, ``EXPOSE_TOPICS`` and ``EXPOSE_TOOLS``: the same permissions for all users. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from ..exceptions import SettingsError
 from .patterns import CallPattern, TopicPattern
 from .rule_policy import RulePolicy
-from .rules import Rule
+from .rules import Rule, ToolOptions
 
 __all__ = ["ExposePolicy"]
 
@@ -27,25 +27,41 @@ class ExposePolicy(RulePolicy):
     ``user-{user_id}-log`` both exposed, the user ``a-log`` may see the log of the user ``a``. A literal first word that
     no other pattern starts with keeps them apart, as in ``users.{user_id}.#``.
 
+    ``expose_tools`` holds patterns as ``expose`` does: of the methods in both, agents have tools.
+
     Raises :exc:`SettingsError` for an invalid pattern.
     """
 
-    def __init__(self, expose: Sequence[str], expose_topics: Sequence[str], *, own_service: str = "") -> None:
-        calls = tuple(pattern for pattern in map(_parse_call, expose) if not pattern.is_private)
+    def __init__(
+        self,
+        expose: Sequence[str],
+        expose_topics: Sequence[str],
+        expose_tools: Sequence[str] = (),
+        *,
+        own_service: str = "",
+    ) -> None:
+        calls = _parse_calls(expose, "EXPOSE")
+        tools = _parse_calls(expose_tools, "EXPOSE_TOOLS")
         topics = tuple(map(_parse_topic, expose_topics))
         rules = [
             *([Rule(True, methods=calls, source="EXPOSE")] if calls else ()),
             *([Rule(True, topics=topics, source="EXPOSE_TOPICS")] if topics else ()),
+            *([Rule(True, methods=tools, tool=ToolOptions(), source="EXPOSE_TOOLS")] if tools else ()),
         ]
         super().__init__(rules, own_service=own_service)
 
 
-def _parse_call(pattern: str) -> CallPattern:
+def _parse_calls(patterns: Sequence[str], setting: str) -> tuple[CallPattern, ...]:
+    parsed = (_parse_call(pattern, setting) for pattern in patterns)
+    return tuple(pattern for pattern in parsed if not pattern.is_private)
+
+
+def _parse_call(pattern: str, setting: str) -> CallPattern:
     try:
         return CallPattern.parse(pattern, placeholders=False)
     except ValueError as error:
         raise SettingsError(
-            f"EXPOSE: {pattern!r} is not a pattern of service.method; expected printable ASCII characters "
+            f"{setting}: {pattern!r} is not a pattern of service.method; expected printable ASCII characters "
             "on both sides of a dot, with * for any run of characters, such as orders.* or users.me"
         ) from error
 

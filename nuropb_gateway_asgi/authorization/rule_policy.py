@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
 from ..rates import CallRate
 from ..topics import MAX_BYTES, check_pattern, covers, overlaps
@@ -13,13 +13,13 @@ from .decisions import NO_NAME, NO_PATTERN, NO_RULE, Considered, Decision, is_ca
 from .patterns import CallPattern, TopicPattern
 from .policy import ALLOWED, DENIED, CallVerdict, ask_both, overrides
 from .precedence import CALL_ADVANTAGES, TOPIC_ADVANTAGES, Entry, sort_entries, weakness
-from .rules import Delivery, Rule
+from .rules import Delivery, Rule, ToolOptions
 from .topic_index import TopicIndex
 
 if TYPE_CHECKING:
     from ..authentication import Identity
 
-__all__ = ["MAX_REMEMBERED_CALLS", "RulePolicy"]
+__all__ = ["MAX_REMEMBERED_CALLS", "RulePolicy", "ToolRules"]
 
 #: Methods in one generation of those whose candidates are remembered, beside the methods that the
 #: rules name in full. Clients can make up any number of method names.
@@ -37,15 +37,20 @@ class RulePolicy:
     disconnect users) are meant for services: a rule allows them only if it names the service without ``*``.
     """
 
+    #: Whether the rules about tools count here, in place of those about calls.
+    about_tools: ClassVar[bool] = False
+
     def __init__(self, rules: Iterable[Rule], *, own_service: str = "") -> None:
         self._own_service = own_service
+        self._tools: ToolRules | None = None
         self._overridden = overrides(self, RulePolicy, "may_call", "rate")
         self.replace(rules)
 
     def replace(self, rules: Iterable[Rule]) -> None:
         """Replace all rules, from the next decision on."""
         self.rules = tuple(rules)
-        self._calls = sort_entries((rule, pattern) for rule in self.rules for pattern in rule.methods)
+        self._about_calls = tuple(rule for rule in self.rules if (rule.tool is not None) is self.about_tools)
+        self._calls = sort_entries((rule, pattern) for rule in self._about_calls for pattern in rule.methods)
         self._topics = sort_entries((rule, pattern) for rule in self.rules for pattern in rule.topics)
         #: Whether all rules have the same delivery, so that none has to be found.
         self._all_close = all(rule.delivery == "close" for rule in self.rules)
@@ -58,11 +63,20 @@ class RulePolicy:
         self._remembered: dict[tuple[str, str], _Candidates] = {}
         self._older: dict[tuple[str, str], _Candidates] = {}
         self._named: dict[tuple[str, str], _Candidates] = {}
+        if self._tools is not None:
+            self._tools.replace(self.rules)
+
+    @property
+    def tools(self) -> ToolRules:
+        """The rules about tools, which are replaced together with the others."""
+        if self._tools is None:
+            self._tools = ToolRules(self.rules, own_service=self._own_service)
+        return self._tools
 
     @property
     def exposes_anything(self) -> bool:
-        """Whether some rule allows anything."""
-        return any(rule.allows for rule in self.rules)
+        """Whether some rule allows a call or a subscription."""
+        return any(rule.allows and (rule.topics or rule.tool is None) for rule in self.rules)
 
     @property
     def remembered(self) -> int:
@@ -149,7 +163,7 @@ class RulePolicy:
         """Return the services of the rules, in their order, except those with a ``*`` in their name."""
         named = (
             pattern.service.fill_in(identity)
-            for rule in self.rules
+            for rule in self._about_calls
             if rule.allows and rule.unmet(identity.claims) is None
             for pattern in rule.methods
         )
@@ -285,6 +299,17 @@ class RulePolicy:
                 why = "denies a part of the pattern, but a stronger rule allows this part"
             found.append(Considered(entry.rule, entry.pattern, entry is decided, why))
         return found
+
+
+class ToolRules(RulePolicy):
+    """The rules about tools. They do not allow a call: see :class:`~.tool_policy.ToolPolicy`."""
+
+    about_tools = True
+
+    def options(self, identity: Identity, service: str, method: str) -> ToolOptions:
+        """Return the options of the rule that decides."""
+        rule = self.decide_call(identity, service, method).rule
+        return ToolOptions() if rule is None or rule.tool is None else rule.tool
 
 
 _strength = attrgetter("key")

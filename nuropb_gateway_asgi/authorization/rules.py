@@ -10,17 +10,33 @@ from ..rates import CallRate
 from .claims import Condition
 from .patterns import CallPattern, TopicPattern
 
-__all__ = ["Action", "Delivery", "Rule"]
+__all__ = ["Action", "Delivery", "Rule", "ToolOptions"]
 
-Action: TypeAlias = Literal["call", "subscribe"]
+Action: TypeAlias = Literal["call", "subscribe", "tool"]
 #: The handling of events for a connection that reads too slowly: close the connection, drop the oldest events, or keep
 #: the latest event of each topic.
 Delivery: TypeAlias = Literal["close", "drop_oldest", "latest"]
 
 
+@dataclass(frozen=True, slots=True)
+class ToolOptions:
+    """The options of a rule about tools. A hint of None is not told to agents."""
+
+    read_only: bool | None = None
+    destructive: bool | None = None
+    idempotent: bool | None = None
+    open_world: bool | None = None
+    #: Whether the tool sends a command, which has no result, in place of a request.
+    is_command: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rule:
-    """A rule that allows or denies calls or subscriptions, to every user or to those who fulfil its conditions."""
+    """A rule that allows or denies calls, tools or subscriptions, to every user or to those who fulfil its conditions.
+
+    A rule with ``tool`` is about the tools of agents: its ``methods`` are the tools, and it neither allows nor denies
+    a call.
+    """
 
     allows: bool
     methods: tuple[CallPattern, ...] = ()
@@ -28,6 +44,7 @@ class Rule:
     conditions: tuple[Condition, ...] = ()
     rate: CallRate | None = None
     delivery: Delivery = "close"
+    tool: ToolOptions | None = None
     #: The file or the setting that has the rule, and its line there (0: a setting, without lines).
     source: str = ""
     line: int = 0

@@ -16,12 +16,13 @@ from ..exceptions import PolicyError
 from ..rates import MAX_COUNT, RATE_SYNTAX, CallRate, Rate, parse_rate
 from .claims import Condition, Operator, Scalar
 from .patterns import CallPattern, TopicPattern
-from .rules import Action, Delivery, Rule
+from .rules import Action, Delivery, Rule, ToolOptions
 from .toml_lines import Lines
 
 __all__ = ["parse_policy"]
 
-_KEYS: Final = ("allow", "deny", "methods", "topics", "when", "rate", "burst", "per", "delivery")
+_KEYS: Final = ("allow", "deny", "methods", "topics", "when", "rate", "burst", "per", "delivery", "hints", "command")
+_HINTS: Final = ("read_only", "destructive", "idempotent", "open_world")
 _ACTIONS: Final[tuple[Action, ...]] = typing.get_args(Action)
 _DELIVERIES: Final[tuple[Delivery, ...]] = typing.get_args(Delivery)
 _OPERATORS: Final[tuple[Operator, ...]] = typing.get_args(Operator)
@@ -116,11 +117,12 @@ class _RuleReader:
         self._refuse_misplaced_keys(allows, action)
         return Rule(
             allows,
-            methods=self._patterns("methods", self._method, _METHODS_SYNTAX) if action == "call" else (),
+            methods=() if action == "subscribe" else self._patterns("methods", self._method, _METHODS_SYNTAX),
             topics=self._patterns("topics", TopicPattern.parse, _TOPICS_SYNTAX) if action == "subscribe" else (),
             conditions=tuple(self._conditions()),
             rate=self._rate(),
             delivery=self._choice("delivery", _DELIVERIES) or "close",
+            tool=self._tool() if action == "tool" else None,
             source=self._source,
             line=self._line,
         )
@@ -139,15 +141,18 @@ class _RuleReader:
         return effect == "allow", action
 
     def _refuse_misplaced_keys(self, allows: bool, action: Action) -> None:
-        about = {"call": "calls", "subscribe": "subscriptions"}[action]
-        wanted, other = ("methods", "topics") if action == "call" else ("topics", "methods")
+        about = {"call": "calls", "subscribe": "subscriptions", "tool": "tools"}[action]
+        wanted, other = ("topics", "methods") if action == "subscribe" else ("methods", "topics")
         if other in self._table:
             self._fail(other, f"a rule about {about} has {other}", f"{wanted} in its place")
         if wanted not in self._table:
             self._fail(None, f"a rule about {about} has no {wanted}", f"a list of patterns in {wanted}")
-        for key, where in (("rate", "call"), ("burst", "call"), ("per", "call"), ("delivery", "subscribe")):
-            if key in self._table and not (allows and action == where):
-                self._fail(key, f"{key} has no effect in this rule", f'{key} only in rules with allow = "{where}"')
+        calls, tools, topics = ("call", "tool"), ("tool",), ("subscribe",)
+        places = {"rate": calls, "burst": calls, "per": calls, "delivery": topics, "hints": tools, "command": tools}
+        for key, where in places.items():
+            if key in self._table and not (allows and action in where):
+                expected = " or ".join(f'allow = "{each}"' for each in where)
+                self._fail(key, f"{key} has no effect in this rule", f"{key} only in rules with {expected}")
             if key in ("burst", "per") and key in self._table and "rate" not in self._table:
                 self._fail(key, f"{key} without a rate", f"{key} together with rate")
 
@@ -195,6 +200,25 @@ class _RuleReader:
         if isinstance(burst, bool) or not isinstance(burst, int) or not 1 <= burst <= MAX_COUNT:
             self._fail("burst", f"burst is {_shown(burst)}", f"a whole number from 1 to {MAX_COUNT}")
         return CallRate(Rate(rate.count, rate.unit, burst), self._choice("per", _PER) or "user")
+
+    # --- tools ------------------------------------------------------------------------------------------------
+
+    def _tool(self) -> ToolOptions:
+        command = self._table.get("command", False)
+        if not isinstance(command, bool):
+            self._fail("command", f"command is {_shown(command)}", "true or false")
+        hints = self._table.get("hints", {})
+        expected = f"a table of {', '.join(_HINTS)}, such as {{ read_only = true }}"
+        if not isinstance(hints, dict) or ("hints" in self._table and not hints):
+            self._fail("hints", f"hints is {_shown(hints)}", expected)
+        for name, value in hints.items():
+            if name not in _HINTS:
+                self._fail("hints", f"hints has {name!r}", expected)
+            if not isinstance(value, bool):
+                self._fail("hints", f"hints: {name} is {_shown(value)}", "true or false")
+        if hints.get("read_only") and hints.get("destructive"):
+            self._fail("hints", "a tool that is read_only cannot be destructive", "one of the two")
+        return ToolOptions(**hints, is_command=command)
 
     # --- conditions -------------------------------------------------------------------------------------------
 

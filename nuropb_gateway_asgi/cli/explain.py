@@ -28,6 +28,7 @@ No method is called.
 \b
 Examples:
   nuropb-gateway explain orders.create --token-file token
+  nuropb-gateway explain orders.create --tool
   nuropb-gateway explain --topic 'orders.#'
 
 \b
@@ -42,16 +43,23 @@ _OWN_KEY: Final = "JWT_KEY is not set, so every process generates its own key: t
 @click.command(epilog=EPILOG)
 @click.argument("method", required=False)
 @click.option("--topic", help="Explain a subscription to this topic pattern instead, e.g. 'orders.#'.")
+@click.option("--tool", "is_tool", is_flag=True, help="Explain a call of METHOD by the token's agent (MCP).")
 @click.option("--token", help="The token. Other users of this machine can see it.")
 @click.option("--token-file", help="File with the token.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--timeout", type=SECONDS, default=5.0, show_default=True, help="Seconds to wait for the mesh.")
 def explain(
-    method: str | None, topic: str | None, token: str | None, token_file: str | None, as_json: bool, timeout: float
+    method: str | None,
+    topic: str | None,
+    is_tool: bool,
+    token: str | None,
+    token_file: str | None,
+    as_json: bool,
+    timeout: float,
 ) -> int:
     """Say whether a token may call METHOD (service.method) or subscribe to a topic, and why."""
     token = token or (read_token(token_file) if token_file else os.environ.get(TOKEN_VARIABLE))
-    return print_explanation(token or "", method=method, topic=topic, as_json=as_json, timeout=timeout)
+    return print_explanation(token or "", method=method, topic=topic, is_tool=is_tool, as_json=as_json, timeout=timeout)
 
 
 def print_explanation(
@@ -59,12 +67,14 @@ def print_explanation(
     *,
     method: str | None = None,
     topic: str | None = None,
+    is_tool: bool = False,
     as_json: bool = False,
     timeout: float = 5.0,
     settings: Settings | None = None,
 ) -> int:
     """Print whether a token may call ``method`` (``service.method``) or subscribe to ``topic``, and why.
 
+    With ``is_tool`` the call is one by an agent with this token.
     ``timeout`` is for the mesh, in seconds. Returns the exit code: 0 for allowed, 1 for not allowed. Raises
     SettingsError, and ValueError unless there is a token and exactly one of ``method`` and ``topic``.
     """
@@ -72,11 +82,13 @@ def print_explanation(
         raise ValueError(f"a token is needed: --token, --token-file or {TOKEN_VARIABLE}")
     if (method is None) == (topic is None):
         raise ValueError("one of service.method and --topic is needed")
+    if is_tool and method is None:
+        raise ValueError("--tool is about a method, not about a topic")
     from ..authorization.explain import render
 
     settings = Settings.from_env() if settings is None else settings
     with _quiet():
-        explanation = asyncio.run(_explain(settings, token, method, topic, timeout))
+        explanation = asyncio.run(_explain(settings, token, method, topic, timeout, is_tool=is_tool))
     click.echo(json.dumps(explanation, indent=2, default=str) if as_json else render(explanation))
     return 0 if explanation["outcome"]["allowed"] else 1
 
@@ -105,6 +117,8 @@ async def _explain(
     method: str | None,
     topic: str | None,
     timeout: float,  # noqa: ASYNC109
+    *,
+    is_tool: bool,
 ) -> dict[str, Any]:
     from ..authorization.explain import explain as explain_decision
     from ..gateway import Gateway
@@ -116,7 +130,7 @@ async def _explain(
     patient = dataclasses.replace(settings, request_timeout=min(timeout, settings.request_timeout_max))
     handlers = HandlerManager(patient, gateway.handler_manager.authenticator, gateway.policy)
     manager = ServiceMeshManager(patient, handlers, _make_mesh(settings), gateway.policy)
-    action: Literal["call", "subscribe"] = "call" if method is not None else "subscribe"
+    action: Literal["call", "subscribe", "tool"] = "tool" if is_tool else "call" if method is not None else "subscribe"
     async with gateway.authentication():
         explanation = await explain_decision(
             settings,

@@ -36,7 +36,7 @@ from .model import Place, contract_in_steps
 from .openapi import openapi_in_steps, openapi_servers
 from .steps import encode_in_steps
 
-__all__ = ["Contracts"]
+__all__ = ["Contracts", "place_of", "take_turns"]
 
 T = TypeVar("T")
 Kind: TypeAlias = Literal["asyncapi", "openapi"]
@@ -118,7 +118,7 @@ class Contracts:
             response.headers["Cache-Control"] = "no-store"
             return response
         # The key is the token of the request: an authenticator may give the identities of many callers the same token.
-        place = self._public_place or _place(request)
+        place = self._public_place or place_of(request)
         key = _Key(kind, hashlib.sha256((token or "").encode()).digest())
         document = self._cached(key) or await self._make(key, identity)
         servers = encode_json(asyncapi_servers(place) if kind == "asyncapi" else openapi_servers(place))
@@ -158,7 +158,7 @@ class Contracts:
         """Make a document and put it into the cache, unless another request has done so meanwhile."""
         found = await self._service_mesh_manager.describe_for(identity, patience=DESCRIBE_TIMEOUT)
         async with self._making:
-            return self._cached(key) or self._cache(key, *await _take_turns(self._encode(key.kind, identity, found)))
+            return self._cached(key) or self._cache(key, *await take_turns(self._encode(key.kind, identity, found)))
 
     def _encode(
         self, kind: Kind, identity: Identity, found: Mapping[str, Description | Failure]
@@ -186,7 +186,7 @@ class Contracts:
         return document
 
 
-async def _take_turns(steps: Generator[None, None, T]) -> T:
+async def take_turns(steps: Generator[None, None, T]) -> T:
     """Do the steps, one in each turn of the event loop, and return the result."""
     while True:
         try:
@@ -201,7 +201,8 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _place(request: Request) -> Place:
+def place_of(request: Request) -> Place:
+    """Return the gateway's place as the client of this request sees it."""
     server = request.scope.get("server")
     otherwise = "localhost" if server is None else f"{server[0]}:{server[1]}"
     host, root = request.headers.get("host", ""), request.scope.get("root_path", "")

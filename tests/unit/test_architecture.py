@@ -156,8 +156,21 @@ KNOWN_TO = [
     # The package itself: for the type of its app.
     (
         "starlette",
-        {"", "authentication", "cli", "console", "contracts", "gateway", "handlers", "observability", "static"},
+        {
+            "",
+            "agents",
+            "authentication",
+            "cli",
+            "console",
+            "contracts",
+            "gateway",
+            "handlers",
+            "observability",
+            "static",
+        },
     ),
+    ("mcp", {"agents.server"}),
+    ("mcp_types", {"agents.server"}),
     ("jose", {"authentication.keys"}),
     ("httpx", {"authentication.fetching"}),
     ("aio_pika", {"mesh.rabbitmq"}),

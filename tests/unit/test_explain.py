@@ -232,6 +232,40 @@ async def test_the_rule_that_decides_and_the_others() -> None:
     assert found["limits"]["calls_by_rule"] == "5/min burst 5 for each user"
 
 
+TOOLS = parse_policy(
+    b"""
+[[rule]]
+allow = "call"
+methods = ["orders.*"]
+[[rule]]
+allow = "tool"
+methods = ["orders.get", "payroll.get"]
+""",
+    "policy.toml",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "reason"),
+    [
+        ("orders.get", (True, "ok"), "policy.toml:5 allows orders.get"),
+        ("orders.create", (False, "permission_denied"), "no rule allows it as a tool"),
+        ("payroll.get", (False, "permission_denied"), "its user may not call it: no rule allows it"),
+    ],
+)
+async def test_a_tool_is_explained_by_both_kinds_of_rules(name: str, expected: tuple[bool, str], reason: str) -> None:
+    found = await explained(name, action="tool", policy=RulePolicy(TOOLS))
+    assert outcome(found) == expected
+    assert found["asked"] == {"action": "tool", "name": name}
+    assert found["policy"]["reason"] == reason
+    assert render(found).startswith(f"tool {name}: ")
+
+
+async def test_the_rules_about_a_tool_come_before_those_about_the_call() -> None:
+    found = await explained("orders.get", action="tool", policy=RulePolicy(TOOLS))
+    assert [each["rule"] for each in found["policy"]["considered"]] == ["allow tool orders.get", "allow call orders.*"]
+
+
 async def test_a_subscription_has_a_delivery_and_no_context() -> None:
     found = await explained("orders.new", action="subscribe")
     assert outcome(found) == (True, "ok")

@@ -193,7 +193,8 @@ def test_every_rule_begins_in_the_line_of_its_header(rules: list[tuple[list[str]
 
 CALL = '[[rule]]\nallow = "call"\n'
 SUBSCRIBE = '[[rule]]\nallow = "subscribe"\n'
-RULE_KEYS = "allow, deny, methods, topics, when, rate, burst, per, delivery"
+TOOL = '[[rule]]\nallow = "tool"\n'
+RULE_KEYS = "allow, deny, methods, topics, when, rate, burst, per, delivery, hints, command"
 CONDITION = 'a condition on a claim, with contains, in or equals, such as { role = { equals = "admin" } }'
 METHODS = (
     "service.method, with * for any run of characters and {user_id} or {claim:name} for the caller's, "
@@ -204,7 +205,8 @@ TOPICS = (
     "such as orders.# or users.{user_id}.*"
 )
 RATE = "a whole number up to 1000000 and a unit, as in 20/s, 100/min or 1000/h"
-ACTIONS = '"call" or "subscribe"'
+ACTIONS = '"call" or "subscribe" or "tool"'
+HINTS = "a table of read_only, destructive, idempotent, open_world, such as { read_only = true }"
 
 MISTAKES = [
     # text, line, mistake, remedy
@@ -389,14 +391,38 @@ MISTAKES = [
         '[[rule]]\ndeny = "call"\nmethods = ["a.b"]\nrate = "5/s"\n',
         4,
         "rate has no effect in this rule",
-        'rate only in rules with allow = "call"',
+        'rate only in rules with allow = "call" or allow = "tool"',
     ),
     (
         SUBSCRIBE + 'topics = ["a"]\nrate = "5/s"\n',
         4,
         "rate has no effect in this rule",
-        'rate only in rules with allow = "call"',
+        'rate only in rules with allow = "call" or allow = "tool"',
     ),
+    (
+        '[[rule]]\ndeny = "tool"\nmethods = ["a.b"]\nhints = { read_only = true }\n',
+        4,
+        "hints has no effect in this rule",
+        'hints only in rules with allow = "tool"',
+    ),
+    (
+        RULE + "command = true\n",
+        4,
+        "command has no effect in this rule",
+        'command only in rules with allow = "tool"',
+    ),
+    (TOOL + 'topics = ["a"]\n', 3, "a rule about tools has topics", "methods in its place"),
+    (TOOL + 'methods = ["a.b"]\nhints = true\n', 4, "hints is true", HINTS),
+    (TOOL + 'methods = ["a.b"]\nhints = {}\n', 4, "hints is empty", HINTS),
+    (TOOL + 'methods = ["a.b"]\nhints = { safe = true }\n', 4, "hints has 'safe'", HINTS),
+    (TOOL + 'methods = ["a.b"]\nhints = { read_only = 1 }\n', 4, "hints: read_only is 1", "true or false"),
+    (
+        TOOL + 'methods = ["a.b"]\nhints = { read_only = true, destructive = true }\n',
+        4,
+        "a tool that is read_only cannot be destructive",
+        "one of the two",
+    ),
+    (TOOL + 'methods = ["a.b"]\ncommand = "yes"\n', 4, "command is 'yes'", "true or false"),
     (
         RULE + 'delivery = "latest"\n',
         4,
@@ -483,7 +509,7 @@ VALUES = [
     *('"call"', '"subscribe"', '["a.b"]', '["a*"]', "5", "true", '"5/s"', "{}", '{ a = { in = ["b"] } }', '"user"'),
     *("1.5", '"latest"'),
 ]
-KEYS = ["allow", "deny", "methods", "topics", "when", "rate", "burst", "per", "delivery", "x"]
+KEYS = [*RULE_KEYS.split(", "), "x"]
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES)))

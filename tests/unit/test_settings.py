@@ -46,6 +46,7 @@ FIELDS = [
     ("PATH", "/gateway/ws", "/ws", None),
     ("PUBLIC_URL", "https://example.com:8443/gateway", "", None),
     ("HTTP", "On", None, "on"),
+    ("MCP", "ON", None, "on"),
     ("TCP", "127.0.0.1:8001", "", None),
     ("TCP_CERTIFICATE", "/etc/cert.pem", "", None),
     ("TCP_CERTIFICATE_KEY", "/etc/key.pem", "", None),
@@ -64,6 +65,7 @@ FIELDS = [
     ("JWT_ISSUERS", "/etc/issuers.toml", "", None),
     ("EXPOSE", "orders.*,users.me", None, ("orders.*", "users.me")),
     ("EXPOSE_TOPICS", "orders.#, users.{user_id}.*", None, ("orders.#", "users.{user_id}.*")),
+    ("EXPOSE_TOOLS", "orders.get", None, ("orders.get",)),
     ("TARGETED_TOPICS", "users.#, news", ("#",), ("users.#", "news")),
     ("POLICY", "/etc/policy.toml", "", None),
     (
@@ -101,6 +103,7 @@ FIELDS = [
     ("CONSOLE", "On", "auto", "on"),
     ("PRESENCE_EVENTS", "ON", "off", "on"),
     ("ERROR_DETAILS", "ALL", "nuropb", "all"),
+    ("LOG_TOOL_ARGUMENTS", "On", "off", "on"),
     ("LOG_LEVEL", "Debug", "info", "debug"),
     ("LOG_FORMAT", "json", "text", "json"),
     ("LOG_CONFIG", "/etc/nuropb-gateway/logging.json", "", "/etc/nuropb-gateway/logging.json"),

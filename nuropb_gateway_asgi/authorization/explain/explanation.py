@@ -22,6 +22,7 @@ from ..patterns import is_private
 from ..policy import Policy, class_name
 from ..rule_policy import RulePolicy
 from ..rules import Rule
+from ..tool_policy import ToolPolicy
 from .mesh import DescribingManager, ask_mesh
 from .token import check_token
 
@@ -38,16 +39,20 @@ async def explain(
     manager: DescribingManager,
     *,
     token: str,
-    action: Literal["call", "subscribe"],
+    action: Literal["call", "subscribe", "tool"],
     name: str,
     timeout: float = 5.0,  # noqa: ASYNC109 - of the mesh
 ) -> dict[str, Any]:
     """Explain the decision about a call of ``name`` (``service.method``), or a subscription to it (a topic pattern).
 
+    The action "tool" is the call by an agent; ``policy`` is the users' in every case.
     ``manager`` is entered meanwhile, and asks the service for its description. ``timeout`` is for the connection to the
     mesh, in seconds. The result has ``asked``, ``token``, ``identity``, ``policy``, ``limits``, ``mesh``, ``context``
     and ``outcome``, each None if it cannot be known. It does not contain the token itself.
     """
+    asked = action
+    if action == "tool":
+        policy, action = ToolPolicy(policy), "call"
     verdict, identity = await check_token(authenticator, token, timeout)
     malformed = _check_frame(settings, action, name)
     decision = considered = None
@@ -59,7 +64,7 @@ async def explain(
     if identity is not None and revocations.refuses(identity):  # the mesh brought the revocation meanwhile
         verdict, identity = {"valid": False, "why": ["the token has been revoked"]}, None
     return {
-        "asked": {"action": action, "name": name},
+        "asked": {"action": asked, "name": name},
         "token": verdict,
         "identity": None if identity is None else _identity(identity),
         "policy": None if decision is None else _policy(decision, considered or ()),
@@ -106,7 +111,7 @@ def _decide(policy: Policy, identity: Identity, action: str, name: str) -> tuple
     if action == "call":
         names = (service, method)
         allowed = policy.may_call(identity, service, method)
-        if isinstance(rules, RulePolicy):
+        if isinstance(rules, RulePolicy | ToolPolicy):
             considered = rules.consider_call(identity, service, method)
     else:
         allowed = policy.may_subscribe(identity, name)
@@ -137,7 +142,8 @@ def _policy(decision: Decision, considered: Sequence[Considered]) -> dict[str, A
 
 
 def _in_words(rule: Rule, pattern: str) -> str:
-    words = ["allow" if rule.allows else "deny", "call" if rule.methods else "subscribe", pattern]
+    action = "subscribe" if rule.topics else "call" if rule.tool is None else "tool"
+    words = ["allow" if rule.allows else "deny", action, pattern]
     if rule.conditions:
         words.append("when " + " and ".join(map(str, rule.conditions)))
     return " ".join(words)

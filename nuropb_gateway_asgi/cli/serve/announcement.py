@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -10,11 +11,14 @@ import click
 from ...settings import ENV_PREFIX, Settings
 from .._options import DEFAULT_URL
 
-__all__ = ["announce", "console_url"]
+__all__ = ["announce", "console_url", "tools_url"]
 
 
-def announce(url: str, token: str | None, console: str | None) -> None:
-    """Print where the gateway is, and with a ``token`` for this run also how to call the demo service."""
+def announce(url: str, token: str | None, console: str | None, tools: str | None = None) -> None:
+    """Print where the gateway is, and with a ``token`` for this run also how to call the demo service.
+
+    ``tools`` is the URL for agents, if the gateway serves them.
+    """
     click.echo(f"\nThe gateway is at {url}")
     if console is not None and token is None:
         click.echo(f"The console is at {console}")
@@ -28,6 +32,8 @@ def announce(url: str, token: str | None, console: str | None) -> None:
         )
         if url.startswith("ws"):  # the client cannot connect to a Unix socket
             click.echo(_invitation(url, token))
+    if tools is not None:
+        click.echo(_agents(tools, token))
     sys.stdout.flush()
 
 
@@ -36,6 +42,32 @@ def console_url(url: str, settings: Settings) -> str | None:
     if not settings.has_console or not url.startswith("ws"):
         return None
     return f"http{url.removeprefix('ws').removesuffix(settings.path)}/"
+
+
+def tools_url(url: str, settings: Settings) -> str | None:
+    """Return the URL of the tools for agents; None if they are switched off, or behind a Unix socket."""
+    from ...agents import PATH, Agents  # slow to import, and other commands do without it
+
+    if not Agents.can_serve(settings) or not url.startswith("ws"):
+        return None
+    return f"http{url.removeprefix('ws').removesuffix(settings.path)}{PATH}"
+
+
+def _agents(url: str, token: str | None) -> str:
+    """Return what adds the gateway to a host: a command, and the JSON that others take."""
+    header = f"Authorization: Bearer {token or '$TOKEN'}"
+    server = {"type": "http", "url": url, "headers": {"Authorization": f"Bearer {token or '$TOKEN'}"}}
+    lines = [
+        "Give the services to an agent as tools:",
+        "",
+        f'claude mcp add --transport http nuropb {url} --header "{header}"',
+        "",
+        "or, in the file of another host:",
+        "",
+        json.dumps({"mcpServers": {"nuropb": server}}),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _invitation(url: str, token: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...exceptions import SettingsError
 from ...settings import ENV_PREFIX, Settings
 from . import workers
-from .announcement import announce, console_url
+from .announcement import announce, console_url, tools_url
 from .listener import listening, shown_url
 from .options import Options
 from .workers import START_FAILED, run_workers
@@ -74,16 +74,16 @@ def run(options: Options) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with listening(config, options) as listener:
         url = shown_url(listener, settings.path, tls=config.is_ssl)
-        console = console_url(url, settings)
+        console, tools = console_url(url, settings), tools_url(url, settings)
         if options.reload:
-            announce(url, token, console)
+            announce(url, token, console, tools)
             ChangeReload(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
             return 0
         if processes:
-            return run_workers(config, listener, on_ready=lambda: announce(url, None, console))
+            return run_workers(config, listener, on_ready=lambda: announce(url, None, console, tools))
         # The console takes the token from its link. Only a token of this process goes there.
         link = console if console is None or token is None else f"{console}#token={token}"
-        return _run_here(config, listener, lambda: announce(url, token, link))
+        return _run_here(config, listener, lambda: announce(url, token, link, tools))
 
 
 def _run_here(config: uvicorn.Config, listener: socket.socket, on_ready: workers.OnReady) -> int:

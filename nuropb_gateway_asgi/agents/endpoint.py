@@ -1,0 +1,220 @@
+"""``POST /mcp``: admits the requests of agents, each with the bearer token of its user."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+import msgspec
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..authentication.credentials import find_credentials
+from ..authentication.origins import OriginPolicy
+from ..handler_manager import HandlerManager
+from ..handlers.connection import ClientLeft
+from ..handlers.cross_origin import CrossOrigin
+from ..handlers.exchange import Answer, Exchange, too_big
+from ..handlers.handshake import admitted, arrival_of, check_credentials, check_origin, register
+from ..handlers.refusals import Reason, Refusal
+from ..identifiers import new_id
+from ..limits.admission import Arrival
+from ..protocol import CloseCode, ErrorCode, Failure, check_limits, encode_json, error_members
+from ..settings import Settings
+from .handler import AgentHandler
+from .metadata import ResourceMetadata
+from .server import AgentServer
+
+__all__ = ["AgentEndpoint", "make_endpoint"]
+
+SESSION: Final = "mcp-session-id"
+#: The methods whose requests get events for as long as they last. The protocol has the method in this header, too.
+_LISTENING: Final = frozenset({"subscriptions/listen", "resources/read"})
+_JSON = re.compile(r'application/json[ \t]*(?:;[ \t]*charset="?utf-8"?[ \t]*)?', re.IGNORECASE)
+#: The code of JSON-RPC for errors of a server's own.
+_SERVER_ERROR: Final = -32000
+#: Levels of JSON around the arguments of a call.
+_LEVELS: Final = 3
+_REQUEST_HEADERS: Final = (
+    "Accept", "Authorization", "Content-Type", "Last-Event-ID", "Mcp-Method", "Mcp-Name", "Mcp-Protocol-Version",
+    "Mcp-Session-Id", "X-Trace-Id",
+)  # fmt: skip
+_RESPONSE_HEADERS: Final = ("Mcp-Session-Id", "Retry-After", "WWW-Authenticate", "X-Trace-Id")
+
+
+class _Params(msgspec.Struct):
+    #: The request that a notification cancels.
+    request_id: str | int | None = msgspec.field(default=None, name="requestId")
+
+
+class _Envelope(msgspec.Struct):
+    method: str = ""
+    id: str | int | None = None
+    params: _Params | None = None
+
+
+_decode = msgspec.json.Decoder(_Envelope).decode
+_decode_any = msgspec.json.Decoder().decode
+
+
+class AgentEndpoint:
+    """The tools' URL. It keeps nothing between two requests but the requests that a later one may cancel."""
+
+    def __init__(
+        self,
+        handler_manager: HandlerManager,
+        settings: Settings,
+        origins: OriginPolicy,
+        server: AgentServer,
+        metadata: ResourceMetadata,
+    ) -> None:
+        self._manager = handler_manager
+        self._settings = settings
+        self._origins = origins
+        self._server = server
+        self._metadata = metadata
+        #: Requests in flight by user, session and id. A client chooses the ids, and another user's are not its own.
+        self._in_flight: dict[tuple[str, str, str | int], AgentHandler] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        exchange = Exchange(scope, receive, send, self._settings)
+        with contextlib.suppress(ClientLeft):
+            try:
+                await self._admit(exchange, receive)
+            except Refusal as refusal:
+                self._manager.statistics.refused[refusal.label] += 1
+                await exchange.respond(self._refused(exchange, refusal))
+            except Exception:
+                # The server logs the exception; the client learns that the gateway is at fault.
+                if not exchange.started:
+                    failure = Failure(ErrorCode.INTERNAL, "The gateway could not handle this request")
+                    await exchange.respond(_answer(failure, 500))
+                raise
+
+    def _refused(self, exchange: Exchange, refusal: Refusal) -> Answer:
+        answer = _answer(refusal.failure, refusal.status)
+        headers = dict(refusal.headers)
+        if refusal.status == 401:
+            headers["WWW-Authenticate"] = self._metadata.challenge(Request(exchange.scope))
+        return answer._replace(headers=headers)
+
+    async def _admit(self, exchange: Exchange, receive: Receive) -> None:
+        exchange.take_trace_id()
+        if exchange.scope["method"] != "POST":
+            # Clients of older versions ask for a stream by GET and end a session by DELETE; both are optional.
+            failure = Failure(ErrorCode.BAD_REQUEST, "The method must be POST")
+            await exchange.respond(_answer(failure, 405)._replace(headers={"Allow": "POST, OPTIONS"}))
+            return
+        check_origin(exchange.headers, self._origins)
+        # Not from a cookie: a page of another site could use it.
+        credentials = find_credentials(exchange.headers, ())
+        listens = exchange.headers.get("mcp-method") in _LISTENING
+        arrival = arrival_of(credentials) if listens else Arrival.CALL
+        with admitted(self._manager, exchange.address, arrival):
+            check_credentials(credentials, exchange.headers)
+            token = credentials.token
+            if token is None:
+                if arrival is Arrival.WITHOUT_TOKEN:
+                    self._manager.admission.on_failure(exchange.address, arrival, time.monotonic())
+                raise Refusal(Reason.INVALID_TOKEN)
+            self._check_head(exchange)
+            handler = AgentHandler(self._manager, exchange.address, token, exchange.trace_id, listens=listens)
+            await register(self._manager, handler, token, exchange.address, arrival)
+            try:
+                await self._serve(exchange, handler, receive)
+            finally:
+                self._manager.unregister(handler)
+                handler.close(CloseCode.DISCONNECTED)  # nothing that still waits for it would get an answer
+
+    def _check_head(self, exchange: Exchange) -> None:
+        kinds, sizes = exchange.headers.getlist("content-type"), exchange.headers.getlist("content-length")
+        if len(kinds) != 1 or not _JSON.fullmatch(kinds[0]):
+            raise Refusal(Reason.NOT_JSON)
+        limit = self._settings.max_message_size
+        if any(not size.isdecimal() or len(size) > 18 or int(size) > limit for size in sizes):
+            raise too_big(limit)
+
+    async def _serve(self, exchange: Exchange, handler: AgentHandler, receive: Receive) -> None:
+        body = await exchange.body()
+        envelope = self._read(body)
+        session = exchange.headers.get(SESSION, "")
+        assert handler.identity is not None  # noqa: S101 - it is registered
+        user_id = handler.identity.user_id
+        if envelope.method == "notifications/cancelled" and envelope.params and envelope.params.request_id is not None:
+            cancelled = self._in_flight.get((user_id, session, envelope.params.request_id))
+            if cancelled is not None:
+                cancelled.cancel()
+        key = None
+        if session and envelope.id is not None and (user_id, session, envelope.id) not in self._in_flight:
+            key = (user_id, session, envelope.id)
+            self._in_flight[key] = handler
+        try:
+            await self._hand_over(exchange, handler, receive, body, starts=envelope.method == "initialize")
+        finally:
+            if key is not None:
+                del self._in_flight[key]
+
+    def _read(self, body: bytes) -> _Envelope:
+        """Return the members of a message that matter here. The library checks the rest. Raises Refusal."""
+        try:
+            body.decode()
+            _decode_any(body)
+            if (reason := check_limits(body, self._settings.max_json_depth + _LEVELS)) is not None:
+                raise Refusal(Reason.BAD_REQUEST, f"The request body is refused: {reason}")
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise Refusal(Reason.BAD_REQUEST, "The request body is not JSON, or not UTF-8") from error
+        try:
+            return _decode(body)
+        except msgspec.MsgspecError:
+            return _Envelope()  # not a request: the library says so to the client
+
+    async def _hand_over(
+        self, exchange: Exchange, handler: AgentHandler, receive: Receive, body: bytes, *, starts: bool
+    ) -> None:
+        """Have the library answer the request."""
+        read = False
+        headers = {name.lower().encode(): value.encode("latin-1") for name, value in exchange.response_headers.items()}
+        if starts:
+            # By it a client may cancel a request. It gives access to nothing.
+            headers[SESSION.encode()] = new_id().encode()
+
+        async def receive_again() -> Message:
+            nonlocal read
+            if not read:
+                read = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            return await receive()
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name, value) for name, value in message["headers"] if name.lower() not in headers]
+                message = {**message, "headers": [*own, *headers.items()]}
+            try:
+                with anyio.fail_after(self._settings.write_timeout):
+                    await exchange.send(message)
+            except (TimeoutError, ClientLeft):
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
+
+        with anyio.CancelScope() as scope:
+            await self._server.serve(handler, exchange.scope, receive_again, send)
+        if not exchange.finished:
+            exchange.break_off()
+
+
+def make_endpoint(endpoint: AgentEndpoint, origins: OriginPolicy) -> ASGIApp:
+    """Return the endpoint with CORS, for hosts in browsers."""
+    return CrossOrigin(
+        endpoint, origins, method="POST", request_headers=_REQUEST_HEADERS, response_headers=_RESPONSE_HEADERS
+    )
+
+
+def _answer(failure: Failure, status: int) -> Answer:
+    """Return the answer to a request that did not reach the protocol, as an error of JSON-RPC."""
+    error = {"code": _SERVER_ERROR, "message": failure.description, "data": error_members(failure)}
+    return Answer(status, encode_json({"jsonrpc": "2.0", "id": None, "error": error}), {})
