@@ -1,4 +1,4 @@
-"""A random walk over a client, two processes, their mesh and a network that cuts anywhere: nothing is lost or doubled."""
+"""A random walk over a client, two processes, their mesh and a network that cuts: nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ class Client:
         self.answers: Counter[int] = Counter()
         self.events: list[int] = []
         self._replay = 0
-        self._in_flight: set[str] | None = None
+        #: Calls that the gateway has not, unless one of the replayed frames answers them.
+        self._doubtful: list[str] = []
         self._numbers = itertools.count()
 
     def call(self) -> None:
@@ -128,16 +129,15 @@ class Client:
         if first:
             self.send("subscribe", id="s", topics=["lab.#"])
         else:
-            self._in_flight = set(result["in_flight"])
+            self._doubtful = [id_ for id_ in self.asked if id_ not in result["in_flight"]]
             if not self._replay:
                 self._send_missing()
 
     def _send_missing(self) -> None:
-        if self._in_flight is not None:
-            missing = [number for id_, number in self.asked.items() if id_ not in self._in_flight]
-            self._in_flight = None
-            for number in missing:
-                self._send_call(number)
+        doubtful, self._doubtful = self._doubtful, []
+        for id_ in doubtful:
+            if id_ in self.asked:
+                self._send_call(self.asked[id_])
 
 
 class World:
