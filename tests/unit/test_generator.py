@@ -101,7 +101,7 @@ NAMES = st.lists(TEXTS, min_size=1, max_size=6, unique=True)
 SAFE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 TYPESCRIPT = re.compile(
     r"(?P<space>\s+|/\*.*?\*/|//[^\n]*)|(?P<text>\"(?:\\.|[^\"\\\n])*\"|`(?:\\.|[^`\\$]|\$\{string\})*`)"
-    r"|(?P<word>[A-Za-z_][A-Za-z0-9_]*)|(?P<sign>[^\w\s\"'`\\])",
+    r"|(?P<word>[A-Za-z_$][A-Za-z0-9_$]*)|(?P<sign>[^\w\s\"'`\\])",
     re.DOTALL | re.ASCII,
 )
 
