@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         TokenAuthenticationBackend,
     )
     from .controller import ServiceMeshManagerController
-    from .exceptions import AuthenticationUnavailable, CallError, GatewayError, SettingsError
+    from .exceptions import AuthenticationUnavailable, CallError, GatewayError, SettingsError, TokenExpired
     from .gateway import Gateway, combine_lifespans
     from .handler_manager import Handler, HandlerManager
     from .handlers.event_streams import EventStreamHandler
@@ -63,6 +63,7 @@ __all__ = [
     "SettingsError",
     "TCPHandler",
     "TokenAuthenticationBackend",
+    "TokenExpired",
     "WebSocketHandler",
     "__version__",
     "combine_lifespans",
@@ -92,6 +93,7 @@ _MODULES: Final = {
     "ServiceMeshManagerController": ".controller",
     "Settings": ".settings",
     "SettingsError": ".exceptions",
+    "TokenExpired": ".exceptions",
     "TCPHandler": ".handlers.tcp",
     "TokenAuthenticationBackend": ".authentication",
     "WebSocketHandler": ".handlers.websocket",

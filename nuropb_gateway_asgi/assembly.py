@@ -125,8 +125,8 @@ def make_policy(settings: Settings, policy_file: PolicyFile | None) -> Policy:
 def make_origins(settings: Settings) -> OriginPolicy:
     """Make the policy of origins."""
     if settings.allowed_origins is None and settings.embedded:
-        return OriginPolicy.loopback()
-    return OriginPolicy(settings.allowed_origins or ())
+        return OriginPolicy.loopback(own=settings.public_url)
+    return OriginPolicy(settings.allowed_origins or (), own=settings.public_url)
 
 
 def make_mesh(settings: Settings) -> Mesh:

@@ -9,6 +9,7 @@
     ├── ProtocolError              the client's: a message is not a frame of the protocol
     ├── HandshakeRefused           the client's: the connection is not allowed
     │   ├── AuthenticationFailed   the client's: the token is missing or invalid
+    │   │   └── TokenExpired       the client's: the token was valid, and has expired
     │   └── ConnectionLimitReached the client's: the user or the process has too many connections
     ├── AuthenticationUnavailable  the gateway's: it cannot check a token now
     │   └── UnknownKey             its provider may have published the token's key since the last fetch
@@ -36,6 +37,7 @@ __all__ = [
     "PolicyError",
     "ProtocolError",
     "SettingsError",
+    "TokenExpired",
     "UnknownKey",
 ]
 
@@ -76,6 +78,13 @@ class HandshakeRefused(GatewayError):
 
 class AuthenticationFailed(HandshakeRefused):
     """The token is missing or invalid."""
+
+
+class TokenExpired(AuthenticationFailed):
+    """A genuine token has expired: its client may come back with another one.
+
+    Authenticators raise it, those of host applications too.
+    """
 
 
 class ConnectionLimitReached(HandshakeRefused):

@@ -24,7 +24,7 @@ from .authorization import CallVerdict, Policy, completed
 from .authorization.patterns import is_private
 from .authorization.rules import Delivery
 from .authorization.topic_checks import TopicChecks
-from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError, UnknownKey
+from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError, TokenExpired, UnknownKey
 from .limits.admission import UNKNOWN_KEY_COST, Arrival
 from .limits.buckets import Excess
 from .limits.lifetimes import Lifetimes
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 #: For the lines about refused newer tokens, whose number is bounded.
 refresh_logger = logging.getLogger(f"{__name__}.refreshes")
 
-#: Malformed frames in a row after which a connection is closed with 4501.
+#: Malformed frames in a row, without a readable id, after which a connection is closed with 4501.
 MAX_MALFORMED_FRAMES: Final = 10
 #: Seconds over which ``retry_after_ms`` of a goodbye is spread, so that clients do not all reconnect in one moment.
 GOODBYE_SPREAD: Final = 5.0
@@ -74,6 +74,8 @@ _EXCESSES: Final = {
 
 #: Private methods are not for clients, whatever the policy says.
 _PRIVATE: Final = CallVerdict(allowed=False, rate=None)
+#: The text for a client whose token is genuine, and has expired.
+EXPIRED: Final = "The token has expired"
 #: The answer while the authenticator cannot decide: the token may be valid, and the client may try again.
 CANNOT_AUTHENTICATE: Final = Failure(
     ErrorCode.MESH_UNAVAILABLE, "Tokens cannot be checked at the moment", retry_after_ms=5000
@@ -390,7 +392,7 @@ class HandlerManager:
         if identity is None:
             raise AuthenticationFailed("the token does not identify a user")
         if identity.has_ended(time.time()):
-            raise AuthenticationFailed("the token has expired")
+            raise TokenExpired("the token has expired")
         return identity
 
     # --- messages from clients --------------------------------------------------------------------------------
@@ -457,6 +459,8 @@ class HandlerManager:
 
     def _on_malformed(self, handler: Handler, error: ProtocolError) -> None:
         handler.send_frame(encode_malformed(error))
+        if error.id is not None:
+            return  # its caller is told of the mistake; the other callers of the connection must not suffer for it
         count = self._malformed.get(handler.session_id, 0) + 1
         self._malformed[handler.session_id] = count
         if count >= MAX_MALFORMED_FRAMES:
@@ -515,7 +519,8 @@ class HandlerManager:
             identity = await self.authenticate(frame.token)
         except AuthenticationFailed as error:
             refresh_logger.info("session %s: token refresh refused: %s", handler.session_id, error)
-            failure = Failure(ErrorCode.UNAUTHENTICATED, "A valid bearer token is required")
+            description = EXPIRED if isinstance(error, TokenExpired) else "A valid bearer token is required"
+            failure = Failure(ErrorCode.UNAUTHENTICATED, description)
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))
             assert handler.identity is not None  # noqa: S101 - it was registered
             if self.admission.on_wrong_token(handler.address, handler.identity.user_id, self._clock()):

@@ -8,9 +8,11 @@ client sent (:class:`msgspec.Raw`): they are checked, but never decoded and enco
 from __future__ import annotations
 
 import enum
+import json
 import math
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -389,11 +391,19 @@ def check_limits(text: bytes, max_depth: int) -> str | None:
         if len(number) > MAX_NUMBER_LENGTH:
             return f"a number has more than {MAX_NUMBER_LENGTH} characters"
         if number.lstrip(b"-").isdigit():
-            if not -(2**63) <= int(number) < 2**64:
+            if not (-(2**63) <= int(number) < 2**64 or _is_double(number)):
                 return "an integer does not fit 64 bits"
         elif math.isinf(float(number)):
             return "a number is out of range"
     return None
+
+
+def _is_double(digits: bytes) -> bool:
+    """Tell whether an integer is a double as JavaScript writes it: 1e20 is ``100000000000000000000`` there."""
+    try:
+        return Decimal(repr(float(digits))) == int(digits)
+    except OverflowError:
+        return False
 
 
 class Glance(NamedTuple):
@@ -474,11 +484,11 @@ class Decoder:
 
     def _explain(self, error: Exception, data: str | bytes) -> ProtocolError:
         if isinstance(error, UnicodeError):
-            return ProtocolError("Error decoding JSON: not valid UTF-8")
+            return ProtocolError("Error decoding JSON: not valid UTF-8", id=_find_id(data))
         if isinstance(error, RecursionError):
             return ProtocolError(f"Error decoding JSON: nested more than {self.max_depth} levels deep")
         if not isinstance(error, msgspec.ValidationError):
-            return ProtocolError(f"Error decoding JSON: {_plain(str(error))}")
+            return ProtocolError(f"Error decoding JSON: {_plain(str(error))}", id=_find_id(data))
         return self._error(_explain_field(str(error)), data if isinstance(data, bytes) else data.encode())
 
     @staticmethod
@@ -496,6 +506,18 @@ def _sound_ids(correlation: _Correlation) -> tuple[str | None, str | None]:
     id_ = correlation.id if isinstance(correlation.id, str) else None
     trace_id = correlation.trace_id if isinstance(correlation.trace_id, str) else None
     return None if _check_ids(id_, None) else id_, None if _check_ids(None, trace_id) else trace_id
+
+
+def _find_id(data: str | bytes) -> str | None:
+    """Return the id of a frame that is JSON but for a string that is no text, such as half of a surrogate pair."""
+    try:
+        frame = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    # The id of a "cancel" is that of a request, which has an answer of its own.
+    payload = frame.get("payload") if isinstance(frame, dict) and frame.get("type") != "cancel" else None
+    id_ = payload.get("id") if isinstance(payload, dict) else None
+    return id_ if isinstance(id_, str) and _check_ids(id_, None) is None else None
 
 
 def _plain(message: str) -> str:

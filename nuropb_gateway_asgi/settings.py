@@ -112,6 +112,8 @@ class Settings:
     policy: str = ""
     allowed_origins: Sequence[str] | None = None
     auth_cookie: str = ""
+    #: Headers that pages of other origins may send to the HTTP endpoints, beside those of the gateway and of tracing.
+    cors_headers: Sequence[str] = ()
 
     request_timeout: float = 30.0
     request_timeout_max: float = 60.0
@@ -281,6 +283,8 @@ class Settings:
             raise _refusal("public_url", "not a URL of clients", "https://host[:port][/prefix]")
         if self.auth_cookie and not _COOKIE_NAME.fullmatch(self.auth_cookie):
             raise _refusal("auth_cookie", "not a cookie name", "a token of RFC 6265, such as Authorization")
+        if not all(map(_COOKIE_NAME.fullmatch, self.cors_headers)):  # both kinds of names are tokens of RFC 9110
+            raise _refusal("cors_headers", "not a list of header names", "names with commas, as in X-Request-Id")
         if self.auth_cookie and "*" in (self.allowed_origins or ()):
             raise _refusal(
                 "allowed_origins",

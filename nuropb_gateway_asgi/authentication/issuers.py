@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from ..exceptions import AuthenticationUnavailable, NotStartedError, SettingsError
+from ..exceptions import AuthenticationUnavailable, NotStartedError, SettingsError, TokenExpired
 from .identity import Identity
 from .jwt_authenticator import JWTAuthenticator
 from .key_sets import KeySet
@@ -108,7 +108,7 @@ class IssuersAuthenticator:
                 raise Unacceptable("the user id begins with the user_prefix of another issuer")
         except Unacceptable as exc:
             logger.debug("Token refused: %s", exc)
-        except (AuthenticationUnavailable, NotStartedError):
+        except (AuthenticationUnavailable, NotStartedError, TokenExpired):
             raise
         except Exception as exc:
             # As in JWTAuthenticator: a gap in the rules must refuse the token.

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 import anyio
 import anyio.to_thread
 
-from ..exceptions import AuthenticationUnavailable, NotStartedError, SettingsError
+from ..exceptions import AuthenticationUnavailable, NotStartedError, SettingsError, TokenExpired
 from .identity import Identity, is_name
 from .key_sets import KeySet
 from .keys import Key, KeyRing, read_key
@@ -138,14 +138,15 @@ class JWTAuthenticator:
     async def __call__(self, token: str) -> Identity | None:
         """Return the identity that the token proves, or None.
 
-        Raises AuthenticationUnavailable if there are no keys, or if verification takes longer than a second;
-        NotStartedError if it has a `KeySet` and was not entered. Cancellation takes effect at once.
+        Raises TokenExpired for a genuine token that has expired; AuthenticationUnavailable if there are no keys, or if
+        verification takes longer than a second; NotStartedError if it has a `KeySet` and was not entered. Cancellation
+        takes effect at once.
         """
         try:
             return await self._identify(token)
         except Unacceptable as exc:
             logger.debug("Token refused: %s", exc)
-        except (AuthenticationUnavailable, NotStartedError):
+        except (AuthenticationUnavailable, NotStartedError, TokenExpired):
             raise
         except Exception as exc:
             # A gap in these rules must refuse the token, and not end the connection's task.
@@ -174,7 +175,10 @@ class JWTAuthenticator:
             return key, ring
         # A token that would be refused with any key causes no fetch.
         claims = parse_claims(compact.payload)
-        self._identity(token, claims)
+        try:
+            self._identity(token, claims)
+        except TokenExpired as error:  # or a made-up one
+            raise Unacceptable(str(error)) from error
         age = time.time() - numeric_date(claims["iat"], "iat") - self._leeway if "iat" in claims else 0.0
         return await key_set.find_newer(compact, max(age, 0.0))
 
@@ -194,7 +198,7 @@ class JWTAuthenticator:
             raise Unacceptable("the token has no exp claim")
         expires_at = numeric_date(claims["exp"], "exp")
         if now >= expires_at + self._leeway:
-            raise Unacceptable("the token has expired")
+            raise TokenExpired("the token has expired")
         # RFC 7519, 4.1.5 for nbf. It leaves iat to the application: a future iat means a wrong clock or issuer.
         for name in ("nbf", "iat"):
             if name in claims and now < numeric_date(claims[name], name) - self._leeway:

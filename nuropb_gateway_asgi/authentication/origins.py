@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from ..exceptions import SettingsError
 
@@ -27,12 +28,13 @@ class OriginPolicy:
     The case of scheme and host does not matter, and the default port may be left out. ``https://.example.com`` allows
     the subdomains of example.com, but not example.com itself. ``*`` allows every origin, and is the only entry that
     allows ``null``, the origin of sandboxed frames and local files. ``loopback`` adds http and https on this machine,
-    at any port.
+    at any port. ``own`` is a URL of the gateway itself, whose origin may always connect: some clients, such
+    as React Native on Android, name it.
 
     Raises SettingsError for any other entry.
     """
 
-    def __init__(self, allowed: Sequence[str], *, loopback: bool = False) -> None:
+    def __init__(self, allowed: Sequence[str], *, loopback: bool = False, own: str = "") -> None:
         if isinstance(allowed, str):
             raise SettingsError("ALLOWED_ORIGINS: a string; expected a list")
         self._allows_any = "*" in allowed
@@ -42,11 +44,14 @@ class OriginPolicy:
         for entry in allowed:
             if entry != "*":
                 self._add(entry)
+        if own:
+            parts = urlsplit(own)
+            self._add(f"{parts.scheme}://{parts.netloc}")
 
     @classmethod
-    def loopback(cls) -> OriginPolicy:
-        """Return the policy for development: only pages served from this machine."""
-        return cls([], loopback=True)
+    def loopback(cls, *, own: str = "") -> OriginPolicy:
+        """Return the policy for development: only pages served from this machine, and the origin of ``own``."""
+        return cls([], loopback=True, own=own)
 
     @property
     def allows_any(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, BaseUser
 from starlette.requests import HTTPConnection
 
-from ..exceptions import AuthenticationUnavailable
+from ..exceptions import AuthenticationFailed, AuthenticationUnavailable
 from .credentials import find_credentials
 from .identity import Authenticator, Identity
 
@@ -68,6 +68,8 @@ class TokenAuthenticationBackend(AuthenticationBackend):
             identity = await self._authenticator(credentials.token)
         except AuthenticationUnavailable as exc:
             raise AuthenticationError("Tokens cannot be checked now") from exc
+        except AuthenticationFailed as exc:
+            raise AuthenticationError("Invalid bearer token") from exc
         if identity is None:
             raise AuthenticationError("Invalid bearer token")
         return AuthCredentials(["authenticated", *_scopes(identity.claims)]), TokenUser(identity)

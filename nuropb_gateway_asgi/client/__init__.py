@@ -8,10 +8,11 @@
 Importing it imports no web framework and no library of a broker. ``docs/clients.md`` is its manual.
 
 * ``_client``: :func:`connect` and :class:`Client`; ``_sync``: both without asyncio;
-* ``_connection``: reconnecting, and the frames that come from the gateway;
+* ``_connection``: reconnecting; ``_incoming``: the frames that come from the gateway;
+* ``_continuation``: a session's way to the next connection; ``_session``: its key, counts and acknowledgements;
 * ``_link``: one WebSocket connection from handshake to end; ``_frames``: frames as text;
 * ``_token``: fetching tokens, and replacing them before they expire;
-* ``_calls``: calls that wait and calls in flight; ``_backoff``: waits between attempts;
+* ``_calls``: calls that wait and calls in flight; ``_call``: one; ``_json``: their JSON; ``_backoff``: waits;
 * ``_subscriptions``: all subscriptions of a client; ``_subscription``: one; ``_events``: events and notices;
 * ``_state``: states of a connection, and the gateway's hello; ``_options``: settings; ``_emitter``: listeners;
 * ``errors``: the exceptions.
@@ -22,7 +23,7 @@ from __future__ import annotations
 from ._backoff import Backoff
 from ._client import Client, connect
 from ._events import Dropped, Gap, GatewayEvent, UnsubscribedNotice
-from ._options import ClientOptions, Options, Token
+from ._options import ClientOptions, Options, Reason, Token
 from ._state import Goodbye, Hello, Limits, State
 from ._subscription import Subscription
 from ._sync import SyncClient, SyncSubscription, connect_sync
@@ -77,6 +78,7 @@ __all__ = [
     "Options",
     "PayloadTooLarge",
     "PermissionDenied",
+    "Reason",
     "ServiceError",
     "ServiceUnavailable",
     "State",

@@ -1,5 +1,8 @@
 """Calls that wait to be sent, calls in flight, and requests to the gateway itself.
 
+When the connection is lost, calls in flight fail (:meth:`Calls.lost`), or stay in flight until the session is resumed
+or turns out to be over (:meth:`Calls.suspend`, :meth:`Calls.resume`).
+
 Nothing here awaits: an answer completes a future. Everything runs on one event loop.
 """
 
@@ -9,12 +12,13 @@ import asyncio
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
-from ..protocol import encode_json
 from ._backoff import Backoff
+from ._call import Call, Kind, encode_members
 from ._state import Limits
 from .errors import (
     CallTimeout,
@@ -26,47 +30,14 @@ from .errors import (
     call_failed,
 )
 
-__all__ = ["Call", "Calls", "Kind"]
-
-Kind: TypeAlias = Literal["request", "command", "describe", "subscribe", "unsubscribe", "authorize"]
+__all__ = ["Calls"]
 
 #: The kinds that the gateway counts against ``max_in_flight``.
 _COUNTED: Final = frozenset({"request", "command"})
+#: The kinds that concern one connection. Their answers are of no interest after it.
+_OF_CONNECTION: Final = frozenset({"subscribe", "unsubscribe", "authorize"})
 #: Seconds: far more than any gateway grants, in few digits.
 _MAX_TIMEOUT: Final = 1e6
-
-
-@dataclass(eq=False)
-class Call:
-    """A call, or a request to the gateway itself."""
-
-    kind: Kind
-    #: The members of the payload as JSON, each after a comma, without ``id`` and ``timeout``.
-    members: bytes
-    future: asyncio.Future[Any]
-    #: By the clock of the event loop.
-    deadline: float = math.inf
-    idempotent: bool = False
-    retries: int = 0
-    attempt: int = 0
-    #: The id in its answer; empty before it is sent.
-    id: str = ""
-    #: Whether the caller stopped waiting. The gateway may still be working on the call.
-    abandoned: bool = False
-    timer: asyncio.TimerHandle | None = None
-    pause: asyncio.TimerHandle | None = None
-
-    def stop_timers(self) -> None:
-        """Cancel its timers."""
-        for timer in (self.timer, self.pause):
-            if timer is not None:
-                timer.cancel()
-
-    def fail(self, error: BaseException) -> None:
-        """End the call with ``error``."""
-        self.stop_timers()
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 @dataclass(eq=False)
@@ -76,6 +47,8 @@ class Calls:
     backoff: Backoff
     grace: float
     max_queue: int
+    #: Levels of JSON in a frame that the gateway accepts.
+    max_depth: int = 32
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -85,6 +58,8 @@ class Calls:
         self._in_flight: dict[str, Call] = {}
         #: Calls that failed, and pause before they are repeated.
         self._pausing: set[Call] = set()
+        #: Ids of frames whose late answers are no surprise.
+        self._forgotten: set[str] = set()
         self._ids = itertools.count(1)
         #: Number of counted calls in flight.
         self._counted = 0
@@ -106,6 +81,7 @@ class Calls:
         idempotent: bool = False,
         retries: int = 0,
         trace_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Call:
         """Make a call, now or as soon as the gateway accepts one more. ``timeout`` in seconds includes the waiting.
 
@@ -116,7 +92,11 @@ class Calls:
         if len(self._waiting) >= self.max_queue:
             description = f"{self.max_queue} calls are already waiting to be sent; wait for an answer first"
             raise TooManyRequests("too_many_requests", description, retryable=True)
-        members = _members(payload if trace_id is None else {**payload, "trace_id": trace_id})
+        more: dict[str, object] = {} if trace_id is None else {"trace_id": trace_id}
+        if idempotency_key is not None or (idempotent and kind in _COUNTED):
+            # One key for all its repetitions, so that the gateway joins them and the service can tell.
+            more["idempotency_key"] = idempotency_key or secrets.token_hex(16)
+        members = encode_members({**payload, **more} if more else payload, self.max_depth)
         patience = self.limits.request_timeout if timeout is None else timeout
         call = Call(
             kind,
@@ -132,8 +112,12 @@ class Calls:
         return call
 
     def ask(self, kind: Kind, payload: Mapping[str, object]) -> Call:
-        """Send a request to the gateway itself, at once and on this connection. It has no deadline."""
-        call = Call(kind, _members(payload), self._loop.create_future())
+        """Send a request to the gateway itself, at once and on this connection.
+
+        Its deadline is the gateway's default timeout for a call.
+        """
+        deadline = self._loop.time() + self.limits.request_timeout
+        call = Call(kind, encode_members(payload, self.max_depth), self._loop.create_future(), deadline)
         self._transmit(call)
         return call
 
@@ -145,8 +129,7 @@ class Calls:
             call.abandoned = True
             # The gateway counts the call until it has answered. So does the client, but not for ever.
             self._arm(call, self._loop.time() + self.grace, self._give_up)
-            if call.kind == "request" and self._send is not None:
-                self._send(f'{{"type":"cancel","payload":{{"id":"{call.id}"}}}}')
+            self._cancel(call)
         if reason is not None and not call.future.done():
             call.future.set_exception(reason)
 
@@ -171,6 +154,9 @@ class Calls:
         id_ = payload.get("id")
         call = self._in_flight.get(id_) if isinstance(id_, str) else None
         if call is None:
+            if id_ in self._forgotten:
+                self._forgotten.discard(id_)
+                return None
             return UnexpectedFrame("the gateway sent a response to no call in flight")
         self._remove(call)
         call.stop_timers()
@@ -189,10 +175,48 @@ class Calls:
         self._flush()
         return unexpected
 
-    def lost(self, error: ConnectionLost | ConnectionClosed) -> None:
-        """Note the end of the connection: idempotent calls wait for the next, others in flight fail with ``error``."""
+    def suspend(self, error: ConnectionLost) -> None:
+        """Note the end of a connection whose session may be resumed: calls stay in flight, and their timers go on.
+
+        Requests to the gateway itself fail with ``error``.
+        """
         self._send = None
         self._held = True
+        for call in tuple(self._in_flight.values()):
+            if call.kind in _OF_CONNECTION:
+                self._remove(call)
+                self._forgotten.add(call.id)
+                call.fail(error.anew())
+
+    def resume(self, in_flight: Collection[str]) -> None:
+        """Continue in a resumed session: the gateway still has the calls ``in_flight``, and has not got the others.
+
+        Those are sent again. Calls that were abandoned meanwhile are cancelled.
+        """
+        again: dict[Call, None] = {}
+        for call in tuple(self._in_flight.values()):
+            if call.id in in_flight:
+                if call.abandoned:
+                    self._cancel(call)
+                    self._arm(call, self._loop.time() + self.grace, self._give_up)
+                continue
+            if call.kind in _OF_CONNECTION:
+                continue  # it was sent on this connection
+            self._remove(call)
+            call.stop_timers()
+            if not (call.abandoned or call.future.done()):
+                again[call] = None
+                self._arm(call, call.deadline)
+        self._waiting = again | self._waiting
+
+    def lost(self, error: ConnectionLost | ConnectionClosed, *, repeat: bool = True) -> None:
+        """Note the end of the connection: idempotent calls wait for the next, others in flight fail with ``error``.
+
+        Unless ``repeat`` is set, all in flight fail.
+        """
+        self._send = None
+        self._held = True
+        self._forgotten.clear()
         calls = tuple(self._in_flight.values())
         again: dict[Call, None] = {}
         for call in calls:
@@ -200,7 +224,7 @@ class Calls:
             call.stop_timers()
             if call.abandoned or call.future.done():
                 continue
-            if call.idempotent:
+            if call.idempotent and repeat:
                 again[call] = None
                 self._arm(call, call.deadline)
             else:
@@ -274,8 +298,13 @@ class Calls:
         description = "No answer in time; whether it ran is unknown" if sent else "The call could not be sent in time"
         self.abandon(call, CallTimeout("timeout", description, retryable=not sent))
 
+    def _cancel(self, call: Call) -> None:
+        if call.kind == "request" and self._send is not None:
+            self._send(f'{{"type":"cancel","payload":{{"id":"{call.id}"}}}}')
+
     def _give_up(self, call: Call) -> None:
-        if self._in_flight.get(call.id) is call:
+        # While there is no connection, the call stays: it is cancelled after a resumption.
+        if self._send is not None and self._in_flight.get(call.id) is call:
             self._remove(call)
             self._flush()
 
@@ -287,9 +316,3 @@ class Calls:
             del self._waiting[call]
             return True
         return False
-
-
-def _members(payload: Mapping[str, object]) -> bytes:
-    """Encode the members of an object as JSON, each after a comma. Raises TypeError for values that JSON lacks."""
-    text = encode_json({name: value for name, value in payload.items() if value is not None})[1:-1]
-    return b"," + text if text else b""

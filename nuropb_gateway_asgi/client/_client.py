@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Literal, Unpack, overload
 
 from ..exceptions import GatewayError
-from ._calls import Kind
+from ..protocol import MAX_ID_LENGTH, MAX_TRACE_ID_LENGTH, is_method, is_service
+from ..topics import check_pattern
+from ._call import Kind
 from ._connection import Connection
 from ._events import Dropped, Gap, GatewayEvent, UnsubscribedNotice
 from ._options import ClientOptions, Options, Token
@@ -40,6 +42,13 @@ class Client:
     """A client of a gateway, made by :func:`connect`. It may only be used on the event loop that made it."""
 
     def __init__(self, url: str, token: Token | None, options: ClientOptions) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise RuntimeError(
+                "the client needs a running event loop of asyncio; without one, and with trio, use connect_sync, in "
+                "trio by trio.to_thread.run_sync"
+            ) from error
         self.url = url
         self._connection = Connection(url, token, options)
 
@@ -63,16 +72,20 @@ class Client:
         idempotent: bool = False,
         retries: int = 0,
         trace_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Any:
         """Call a method and return its result. Waits for a connection if there is none.
 
         ``timeout`` is in seconds from now, including the waiting; the default is the gateway's (mostly 30). An
-        ``idempotent`` call may run twice without harm, so it is repeated when the connection is lost; ``retries`` is
-        how often a ``retryable`` failure is repeated. Raises CallFailed, ConnectionLost or ConnectionClosed.
-        Cancelling the task cancels the call.
+        ``idempotent`` call may run twice without harm, so it is repeated when its session is lost, with the same
+        idempotency key: a random one, or ``idempotency_key``; ``retries`` is
+        how often a ``retryable`` failure is repeated. Raises CallFailed, ConnectionLost or ConnectionClosed; TypeError
+        or ValueError, which name the argument, for a call that no gateway would accept. Cancelling the task cancels the
+        call.
         """
-        payload = {"service": service, "method": method, "params": _checked(params)}
-        more = {"timeout": timeout, "idempotent": idempotent, "retries": retries, "trace_id": trace_id}
+        payload = _checked_call(service, method, params)
+        more = {"timeout": timeout, "idempotent": idempotent, "retries": retries}
+        more |= _checked_ids(trace_id, idempotency_key)
         return await self._call("request", payload, more)
 
     async def command(
@@ -85,13 +98,15 @@ class Client:
         idempotent: bool = False,
         retries: int = 0,
         trace_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> None:
         """Send a command: returns once the mesh has accepted it, before it has run.
 
         Arguments and exceptions are those of :meth:`request`. Cancelling the task does not stop a command.
         """
-        payload = {"service": service, "method": method, "params": _checked(params)}
-        more = {"timeout": timeout, "idempotent": idempotent, "retries": retries, "trace_id": trace_id}
+        payload = _checked_call(service, method, params)
+        more = {"timeout": timeout, "idempotent": idempotent, "retries": retries}
+        more |= _checked_ids(trace_id, idempotency_key)
         await self._call("command", payload, more)
 
     async def describe(
@@ -115,11 +130,15 @@ class Client:
 
         Events go to ``callback``, which runs on the event loop and must not block. Without one, iterate over the
         result: ``buffer`` events may wait, then the oldest are dropped and ``dropped`` reports it. Reconnections do
-        not end a subscription.
+        not end a subscription. Raises TypeError or ValueError for a topic that no gateway accepts.
         """
         wanted = [topics] if isinstance(topics, str) else list(topics)
         if not wanted:
             raise ValueError("topics is empty: name at least one topic")
+        for topic in wanted:
+            reason = check_pattern(_text("topics", topic))
+            if reason is not None:
+                raise ValueError(f"topics: {reason}")
         subscription = Subscription(wanted, callback, buffer, self._connection.subscriptions.end)
         if self._connection.state.name == "closed":
             subscription.end(self._connection.closed_error())
@@ -177,6 +196,34 @@ class Client:
         except asyncio.CancelledError:
             calls.abandon(call)
             raise
+
+
+def _checked_call(service: str, method: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the payload of a call. Raises TypeError or ValueError for one that no gateway accepts."""
+    if not is_service(_text("service", service)):
+        raise ValueError("service: expected 1 to 255 printable ASCII characters without spaces")
+    if not is_method(_text("method", method)):
+        raise ValueError("method: expected a name of at most 255 ASCII letters, digits and underscores")
+    return {"service": service, "method": method, "params": _checked(params)}
+
+
+def _checked_ids(trace_id: str | None, key: str | None) -> dict[str, Any]:
+    """Return the ids of a call. Raises TypeError or ValueError for those that no gateway accepts."""
+    if trace_id is not None and not (
+        len(_text("trace_id", trace_id)) <= MAX_TRACE_ID_LENGTH and trace_id.isprintable()
+    ):
+        raise ValueError(f"trace_id: expected at most {MAX_TRACE_ID_LENGTH} printable characters")
+    if key is not None and not (
+        0 < len(_text("idempotency_key", key)) <= MAX_ID_LENGTH and key.isascii() and key.isprintable()
+    ):
+        raise ValueError(f"idempotency_key: expected 1 to {MAX_ID_LENGTH} printable ASCII characters")
+    return {"trace_id": trace_id, "idempotency_key": key}
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: a value of type {type(value).__name__}; expected str")
+    return value
 
 
 def _checked(params: Mapping[str, Any] | None) -> Mapping[str, Any]:

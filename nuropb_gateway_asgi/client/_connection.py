@@ -10,12 +10,15 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from ..protocol import CloseCode
-from ._calls import Call, Calls, Kind
+from ._call import Call, Kind
+from ._calls import Calls
+from ._continuation import Continuation
 from ._emitter import Emitter
-from ._events import GatewayEvent
 from ._frames import decode_frame, encode_pong
+from ._incoming import Incoming
 from ._link import BROKEN, Ending, Link, LinkOptions
-from ._options import ClientOptions, Token
+from ._options import ClientOptions, Reason, Token
+from ._session import Session
 from ._state import Farewell, Goodbye, Hello, State, number, read_hello
 from ._subscriptions import Subscriptions
 from ._token import TokenRefresh, TokenSource
@@ -23,7 +26,6 @@ from .errors import (
     ConnectionClosed,
     ConnectionLost,
     UnexpectedFrame,
-    call_failed,
     caused_by,
     is_final,
     obeyed,
@@ -36,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds of silence after which the gateway is pinged, unless options or gateway name a shorter time.
 MAX_PING_INTERVAL: Final = 30.0
-#: Seconds for a gateway that said goodbye to close the connection.
-GOODBYE_TIMEOUT: Final = 30.0
 #: The names that :meth:`Connection.on` takes.
 CLIENT_EVENTS: Final = frozenset({"state", "event", "gap", "dropped", "unsubscribed", "goodbye", "warning"})
 
@@ -58,7 +58,7 @@ class Connection:
             options.connect_timeout, options.ping_timeout, options.max_size, options.ssl, options.proxy
         )
         self.backoff = options.backoff
-        self.calls = Calls(options.backoff, options.grace, options.max_queue)
+        self.calls = Calls(options.backoff, options.grace, options.max_queue, options.max_depth)
         self.subscriptions = Subscriptions(self)
         self.state = State("connecting")
         self.hello: Hello | None = None
@@ -66,15 +66,18 @@ class Connection:
         self._emitter = Emitter(CLIENT_EVENTS)
         #: Set by every change of the state.
         self._changed = asyncio.Event()
-        self._link: Link | None = None
         self._attempt = 0
         #: Why the last link ended, or was never established.
         self._lost: ConnectionLost | None = None
         #: Whether another token was fetched after a refusal. That is done once.
         self._renewed = False
-        self._farewell = Farewell()
-        #: Ends the current link if the gateway does not close it after a goodbye.
-        self._goodbye: asyncio.TimerHandle | None = None
+        #: Why the next token is fetched.
+        self._reason: Reason = "connect"
+        self._incoming = Incoming(
+            self.calls, self.subscriptions, self._emitter, self.tell, lambda: self.state.name == "open"
+        )
+        self._session = Session(options.connect_timeout)
+        self._continuation = Continuation(self, self._session, enabled=options.resume and options.reconnect)
         self._refresh = TokenRefresh(
             self._token,
             margin=options.refresh_margin,
@@ -92,12 +95,12 @@ class Connection:
 
     async def authorize(self, token: str) -> float | None:
         """Send another token of the same user. Returns when it expires, in seconds since 1970."""
-        link = self._link
+        link = self._continuation.link
         if link is None or self.hello is None or self.state.name != "open":
             raise ConnectionLost(BROKEN, "not connected")
         result = await self.calls.ask("authorize", {"token": token}).future
         expires_at = number(result.get("expires_at")) if isinstance(result, dict) else None
-        if self._link is link:
+        if self._continuation.link is link:
             self.hello = replace(self.hello, expires_at=expires_at)
             self._refresh.note_expiry(expires_at)
         return expires_at
@@ -142,70 +145,88 @@ class Connection:
             self._finish(caused_by(ConnectionClosed(BROKEN, "the client failed"), error))
 
     async def _connect_once(self) -> float | None:
-        """Run one link to its end. Returns the seconds to wait before the next attempt, or None to give up."""
+        """Run one link to its end, and the links that follow it without a loss.
+
+        Returns the seconds to wait before the next attempt, or None to give up.
+        """
         self._set_state(State("connecting"))
-        self._farewell = Farewell()
+        self._incoming.farewell = Farewell()
+        refreshing = asyncio.create_task(self._refresh.run(), name="token refresh")
+        link = self._continuation.link = self.new_link()
         try:
-            token = await self._token.fetch()
-        except Exception as error:
-            return self._retry(Ending(BROKEN, "no token", cause=error))
-        if token is None and self._token.is_given:
-            self._finish(ConnectionClosed(CloseCode.INVALID_TOKEN, "there is no token any more"))
-            return None
-        link = Link(self, self._link_options)
-        try:
-            ending = await link.run(self._url, token)
+            ending = await self.run_link(link)
+            if ending is None:
+                self._finish(ConnectionClosed(CloseCode.INVALID_TOKEN, "there is no token any more"))
+                return None
+            while (successor := self._continuation.after(link, ending)) is not None:
+                followed = await successor
+                if followed is None:
+                    break
+                link, ending = followed
         finally:
-            self._link = None
             self.subscriptions.disconnected()
-            if self._goodbye is not None:
-                self._goodbye.cancel()
+            self._session.disconnected()
+            refreshing.cancel()
+            await self._continuation.end()
+            await asyncio.wait([refreshing])
         return self._on_ending(link, ending)
 
     def _on_ending(self, link: Link, ending: Ending) -> float | None:
-        lost = caused_by(
-            ConnectionLost(ending.code, ending.reason, status=ending.status), self._farewell.error or ending.cause
-        )
-        self.calls.lost(lost)
+        cause = self._incoming.farewell.error or ending.cause
+        self._lost = lost = caused_by(ConnectionLost(ending.code, ending.reason, status=ending.status), cause)
+        greeted = link.opened_at is not None
+        final = ending.final or is_final(ending.code)
+        if (final and greeted) or ending.refused_message:
+            self._session.end()
+        if self._session.key:
+            self.calls.suspend(lost)
+        else:
+            # A gateway that could not read a call would not read it the next time, either.
+            self.calls.lost(lost, repeat=ending.code != CloseCode.BAD_REQUEST)
         if link.opened_at is not None and self._loop.time() - link.opened_at >= self._options.stable_after:
             self._attempt = 0
         may_renew = self._token.is_renewable and not self._renewed and self._options.reconnect
         if ending.code == CloseCode.INVALID_TOKEN and may_renew:
             self._renewed = True
+            self._reason = "rejected"
             return 0.0
-        if ending.final or is_final(ending.code):
+        if ending.code == CloseCode.TOKEN_EXPIRED and not greeted and not self._token.is_renewable:
             self._close_for_good(ending)
             return None
+        if final and not (greeted and ending.code == CloseCode.BAD_REQUEST):
+            self._close_for_good(ending)
+            return None
+        if ending.code == CloseCode.TOKEN_EXPIRED:
+            self._reason = "expired"
         return self._retry(ending, lost)
 
-    def _retry(self, ending: Ending, lost: ConnectionLost | None = None) -> float | None:
+    def _retry(self, ending: Ending, lost: ConnectionLost) -> float | None:
         if not self._options.reconnect:
             self._close_for_good(ending)
             return None
-        asked = max(ending.retry_after, self._farewell.wait(self._loop.time()))
+        asked = max(ending.retry_after, self._incoming.farewell.wait(self._loop.time()))
         delay = asked + self.backoff.delay(self._attempt)
         self._attempt += 1
-        error = lost or caused_by(ConnectionLost(ending.code, ending.reason), ending.cause)
-        self._lost = error
-        self._set_state(State("reconnecting", delay=delay, error=error))
+        self._set_state(State("reconnecting", delay=delay, error=lost))
         return delay
 
     def _close_for_good(self, ending: Ending) -> None:
         closed = ConnectionClosed(ending.code, ending.reason, status=ending.status)
-        self._finish(caused_by(closed, self._farewell.error or ending.cause))
+        self._finish(caused_by(closed, self._incoming.farewell.error or ending.cause))
 
     def _finish(self, error: ConnectionClosed | None) -> None:
         self._set_state(State("closed", error=error))
+        self._session.end()
         self.subscriptions.close(error)
         self.calls.close(self.closed_error())
 
     # --- frames from the gateway ------------------------------------------------------------------------------
 
     def on_connected(self, link: Link) -> None:
-        """Use ``link`` from now on. Calls wait until the gateway has said hello."""
-        self._link = link
-        self.calls.connected(link.send)
-        self._set_state(State("authorising"))
+        """Note a handshake that has succeeded. Calls wait until the gateway has said hello."""
+        if link is self._continuation.link:
+            self.calls.connected(link.send)
+            self._set_state(State("authorising"))
 
     def on_message(self, link: Link, data: str | bytes) -> None:
         """Handle one message from the gateway."""
@@ -213,68 +234,91 @@ class Connection:
         if frame is None:
             self.tell("warning", UnexpectedFrame("the gateway sent a message that is not a JSON object"))
             return
-        payload = frame.get("payload")
-        members = payload if isinstance(payload, dict) else {}
-        match frame.get("type"):
-            case "response":
-                unexpected = self.calls.answer(members)
-                if unexpected is not None:
-                    self.tell("warning", unexpected)
-            case "event":
-                self._on_event(link, members)
-            case "ping":
-                link.send(encode_pong(frame))
-            case "pong":
-                pass
-            case "error":
-                error = call_failed(frame)
-                self._farewell.error = error
-                self._farewell.not_before = self._loop.time() + obeyed(error.retry_after)
-                # Before hello it is the reason why the gateway then closes the connection.
-                if link.opened_at is not None:
-                    self.tell("warning", error)
-            case _:
-                self.tell("warning", UnexpectedFrame("the gateway sent a frame of unknown type"))
+        if frame.get("type") == "ping":
+            link.send(encode_pong(frame))
+        elif self._concerns_connection(link, frame) or self._continuation.takes(link, frame):
+            pass
+        elif link is self._continuation.link:
+            self.handle(frame)
+            self._session.count(link, frame)
+            self._continuation.settle()
 
-    def _on_event(self, link: Link, payload: Mapping[str, Any]) -> None:
-        topic, event, trace_id = payload.get("topic"), payload.get("event"), payload.get("trace_id")
-        if not isinstance(topic, str):
-            self.tell("warning", UnexpectedFrame("the gateway sent an event without a topic"))
-        elif topic == "hello":
-            self._on_hello(link, event)
-        elif topic == "goodbye":
-            self._on_goodbye(link, event if isinstance(event, dict) else {})
-        elif not self.subscriptions.notice(topic, event):
-            received = GatewayEvent(topic, event, trace_id if isinstance(trace_id, str) else None)
-            self._emitter.emit("event", received)
-            self.subscriptions.dispatch(received)
+    def _concerns_connection(self, link: Link, frame: Mapping[str, Any]) -> bool:
+        """Handle frames that belong to a connection, not to a session. Returns False for all others."""
+        payload = frame.get("payload")
+        match frame.get("type"), payload.get("topic") if isinstance(payload, dict) else None:
+            case "pong", _:
+                return True
+            case "event", "hello":
+                self._on_hello(link, frame["payload"].get("event"))
+                return True
+            case "event", "goodbye":
+                event = frame["payload"].get("event")
+                self._on_goodbye(link, event if isinstance(event, dict) else {})
+                return True
+        return False
+
+    def handle(self, frame: Mapping[str, Any]) -> None:
+        """Handle a frame that belongs to calls, subscriptions or listeners."""
+        self._incoming.handle(frame)
 
     def _on_hello(self, link: Link, event: object) -> None:
-        self.hello = hello = read_hello(event)
-        self._renewed = False
-        self.calls.limits = hello.limits
+        hello = read_hello(event)
         is_first = link.opened_at is None
         link.greet(self._options.ping_interval or min(hello.limits.ping_interval, MAX_PING_INTERVAL))
-        self._refresh.note_expiry(hello.expires_at)
-        if not is_first:
-            self.calls.release()  # the limits may allow more calls now
-            return
-        self._set_state(State("open"))
-        self.subscriptions.connected()
-        self.calls.release()
+        if is_first:
+            self._continuation.on_hello(link, hello)
+        elif link is self._continuation.link:
+            self.note_hello(hello)
+            if self.state.name == "open":
+                self.calls.release()  # the limits may allow more calls now
 
     def _on_goodbye(self, link: Link, event: Mapping[str, Any]) -> None:
-        self._farewell.stay_away = obeyed(seconds(event.get("retry_after_ms")))
-        # The gateway closes the connection once no call is in flight, and a call that is sent now could be lost.
-        self.calls.hold()
-        if self._goodbye is not None:
-            self._goodbye.cancel()
-        self._goodbye = self._loop.call_later(GOODBYE_TIMEOUT, link.drop, "the gateway is stopping")
-        self.tell("goodbye", Goodbye(str(event.get("reason", "")), self._farewell.stay_away))
+        if link is not self._continuation.link:
+            return
+        stay_away = obeyed(seconds(event.get("retry_after_ms")))
+        if not self._continuation.on_goodbye(link, stay_away):
+            self._incoming.farewell.stay_away = stay_away
+        self.tell("goodbye", Goodbye(str(event.get("reason", "")), stay_away))
 
-    async def accompany(self, link: Link) -> None:
-        """Replace the token before it expires, as long as the link lasts."""
-        await self._refresh.run()
+    # --- called by the continuation ---------------------------------------------------------------------------
+
+    def new_link(self) -> Link:
+        """Make a link that is not connected yet."""
+        return Link(self, self._link_options)
+
+    async def run_link(self, link: Link) -> Ending | None:
+        """Fetch a token and run ``link`` to its end; None if the application has no token any more."""
+        try:
+            token = await self._token.fetch(self._reason)
+        except Exception as error:
+            return Ending(BROKEN, "no token", cause=error)
+        if token is None and self._token.is_given:
+            return None
+        return await link.run(self._url, token)
+
+    def note_hello(self, hello: Hello) -> None:
+        """Take the hello of the connection in use."""
+        self.hello = hello
+        self._renewed = False
+        self._reason = "connect"
+        self._incoming.farewell = Farewell()
+        self.calls.limits = hello.limits
+        self._refresh.note_expiry(hello.expires_at)
+
+    def note_open(self, *, resumed: bool | None, reason: str | None = None, session_id: str = "") -> None:
+        """Tell the application that calls and events pass."""
+        if session_id and self.hello is not None:
+            self.hello = replace(self.hello, session_id=session_id)
+        self._set_state(State("open", resumed=resumed, reason=reason))
+
+    def note_adopted(self) -> None:
+        """Tell the application that the next connection is under way."""
+        self._set_state(State("authorising"))
+
+    def note_lost(self) -> None:
+        """Fail the calls of the last connection, whose outcome is unknown."""
+        self.calls.lost(self._lost or ConnectionLost(BROKEN, "the session is over"))
 
     # --- called by the subscriptions --------------------------------------------------------------------------
 

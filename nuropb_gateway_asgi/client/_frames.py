@@ -7,9 +7,12 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["PING", "decode_frame", "encode_pong"]
+__all__ = ["PING", "decode_frame", "encode_pong", "is_counted"]
 
 PING: Final = '{"type":"ping"}'
+#: The types of frames that a resumable session counts, and the topics of the events that belong to one connection.
+_COUNTED: Final = frozenset({"response", "event", "error"})
+_NOT_COUNTED: Final = frozenset({"hello", "goodbye", "closed"})
 
 
 def decode_frame(data: str | bytes) -> dict[str, Any] | None:
@@ -27,3 +30,13 @@ def encode_pong(ping: Mapping[str, Any]) -> str:
     """Encode the answer to ``ping``, with the same payload."""
     payload = {"payload": ping["payload"]} if "payload" in ping else {}
     return msgspec.json.encode({"type": "pong", **payload}).decode()
+
+
+def is_counted(frame: Mapping[str, Any]) -> bool:
+    """Return whether a resumable session counts this frame of the gateway."""
+    kind = frame.get("type")
+    if kind == "event":
+        payload = frame.get("payload")
+        topic = payload.get("topic") if isinstance(payload, dict) else None
+        return not (isinstance(topic, str) and topic in _NOT_COUNTED)
+    return isinstance(kind, str) and kind in _COUNTED

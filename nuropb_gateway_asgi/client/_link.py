@@ -15,11 +15,11 @@ import anyio
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed as WebSocketClosed
-from websockets.exceptions import InvalidStatus, SecurityError, WebSocketException
+from websockets.exceptions import InvalidProxy, InvalidStatus, InvalidURI, SecurityError, WebSocketException
 from websockets.typing import Subprotocol
 
 from .._version import __version__
-from ..protocol import SUBPROTOCOL
+from ..protocol import SUBPROTOCOL, CloseCode
 from ._frames import PING
 
 __all__ = ["BROKEN", "Ending", "Link", "LinkOptions"]
@@ -48,6 +48,8 @@ class Ending:
     cause: BaseException | None = None
     #: Whether another attempt would fail in the same way.
     final: bool = False
+    #: Whether this end refused a message. The gateway would send it once more in a resumed session.
+    refused_message: bool = False
     #: Seconds that the gateway asked the client to wait.
     retry_after: float = 0.0
 
@@ -71,9 +73,6 @@ class Receiver(Protocol):
 
     def on_message(self, link: Link, data: str | bytes) -> None:
         """Handle a message. Must not raise."""
-
-    async def accompany(self, link: Link) -> None:
-        """Run while the connection lasts. It is cancelled at the end, and may return before."""
 
 
 class Link:
@@ -111,8 +110,12 @@ class Link:
             return _refused(error, url)
         except TimeoutError as error:
             return Ending(BROKEN, "connecting timed out", cause=error)
+        except (InvalidProxy, InvalidURI, ImportError) as error:
+            return Ending(BROKEN, "the URL, or that of the proxy, cannot be used", cause=error, final=True)
         except (OSError, WebSocketException) as error:
             return Ending(BROKEN, "connecting failed", cause=error)
+        except ValueError as error:  # such as a port beyond 65535
+            return Ending(BROKEN, "the URL, or that of the proxy, cannot be used", cause=error, final=True)
         self._connection = connection
         self._heard_at = self._loop.time()
         try:
@@ -120,7 +123,6 @@ class Link:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write, connection)
                 tasks.start_soon(self._watch, deadline)
-                tasks.start_soon(self._receiver.accompany, self)
                 ending = await self._read(connection)
                 tasks.cancel_scope.cancel()
             return ending
@@ -254,11 +256,15 @@ def _closed(error: WebSocketClosed) -> Ending:
         return Ending(error.rcvd.code, error.rcvd.reason, cause=error)
     # This end closed, for example because of a message that is too big. The gateway only echoed the code.
     reason = error.sent.reason if error.sent is not None else ""
-    return Ending(BROKEN, reason or "the connection broke", cause=error)
+    refused = error.sent is not None and error.sent.code in (1002, 1003, 1007, 1009) and not error.rcvd_then_sent
+    return Ending(BROKEN, reason or "the connection broke", cause=error, refused_message=refused)
 
 
 def _refused(error: InvalidStatus, url: str) -> Ending:
     status = error.response.status_code
+    challenges = error.response.headers.get_all("WWW-Authenticate")
+    if status == 401 and any("expired" in each for each in challenges):
+        return Ending(CloseCode.TOKEN_EXPIRED, "the token has expired", status=status, cause=error)
     reason = f"the handshake was refused with HTTP status {status}"
     location = error.response.headers.get_all("Location")
     if 300 <= status < 400 and location:

@@ -9,11 +9,15 @@ from typing import Literal, TypeAlias, TypedDict
 
 from ._backoff import Backoff
 
-__all__ = ["ClientOptions", "Options", "Token"]
+__all__ = ["ClientOptions", "Options", "Reason", "Token"]
 
-#: A token, or a function that returns tokens: a plain function (called in a thread) or a coroutine function. None means
-#: that there are no more tokens, and closes the client. After an exception the client tries again.
-Token: TypeAlias = str | Callable[[], str | Awaitable[str | None] | None]
+#: Why a token is needed: for a connection, because the token of the connection expires soon, because the last one was
+#: refused, or because the last one had expired.
+Reason: TypeAlias = Literal["connect", "refresh", "rejected", "expired"]
+#: A token, or a function that returns tokens: a plain function (called in a thread) or a coroutine function. It gets a
+#: :data:`Reason` if it has a parameter ``reason``. None means that there are no more tokens, and closes the client.
+#: After an exception the client tries again.
+Token: TypeAlias = str | Callable[..., str | Awaitable[str | None] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,8 @@ class ClientOptions:
 
     #: Whether to reconnect after a lost connection.
     reconnect: bool = True
+    #: Whether calls and subscriptions survive a lost connection, if the gateway offers that.
+    resume: bool = True
     backoff: Backoff = field(default_factory=Backoff)
     #: A connection that lasted at least this long resets the backoff.
     stable_after: float = 10.0
@@ -37,6 +43,8 @@ class ClientOptions:
     grace: float = 2.0
     #: Maximum number of calls that wait to be sent.
     max_queue: int = 10_000
+    #: Levels of JSON in a frame that the gateway accepts (``MAX_JSON_DEPTH``).
+    max_depth: int = 32
     #: Maximum size of a message from the gateway, in bytes; None for no limit.
     max_size: int | None = 16 * 1024 * 1024
     #: For wss:// with certificates of your own; None for the system's.
@@ -49,6 +57,7 @@ class Options(TypedDict, total=False):
     """The fields of :class:`ClientOptions` as keyword arguments."""
 
     reconnect: bool
+    resume: bool
     backoff: Backoff
     stable_after: float
     connect_timeout: float
@@ -57,6 +66,7 @@ class Options(TypedDict, total=False):
     refresh_margin: float
     grace: float
     max_queue: int
+    max_depth: int
     max_size: int | None
     ssl: ssl_module.SSLContext | None
     proxy: str | Literal[True] | None

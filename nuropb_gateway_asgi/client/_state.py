@@ -32,11 +32,16 @@ class State:
     ``connecting`` (fetching a token, then connecting), ``authorising`` (connected, before the gateway's hello),
     ``open``, ``reconnecting`` (waiting for ``delay`` seconds because of ``error``), or ``closed``, for good: by the
     gateway with an ``error``, by the application without.
+
+    ``resumed`` says of ``open`` whether the session goes on after a lost connection: True if no answer and no event is
+    missing; False if the session was lost, for the ``reason`` that the gateway names; None if there was none to resume.
     """
 
     name: Literal["connecting", "authorising", "open", "reconnecting", "closed"]
     delay: float | None = None
     error: ConnectionLost | ConnectionClosed | None = None
+    resumed: bool | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Hello:
     instance_id: str = ""
     expires_at: float | None = None
     limits: Limits = _USUAL
+    #: Whether sessions can be resumed.
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ def read_hello(event: object) -> Hello:
         **{name: given[name] for name in texts if isinstance(given.get(name), str)},
         expires_at=number(given.get("expires_at")),
         limits=_read_limits(given.get("limits")),
+        resume=given.get("resume") is True,
     )
 
 

@@ -45,6 +45,8 @@ class Subscription:
         #: Set when the subscription is in force, or refused.
         self._settled = asyncio.Event()
         self._in_force = False
+        #: Whether a task waits for the next event.
+        self._is_awaited = False
         #: Whether the application waits or iterates, and so learns of an error.
         self._watched = False
         self._ended = False
@@ -92,8 +94,13 @@ class Subscription:
         return self
 
     async def __anext__(self) -> GatewayEvent:
-        """Return the next event. Stops if the application ended the subscription; raises the error of any other end."""
+        """Return the next event. Stops if the application ended the subscription; raises the error of any other end.
+
+        Raises RuntimeError while another task waits for the next event: each event would reach one of them only.
+        """
         self._watched = True
+        if self._is_awaited:
+            raise RuntimeError("another task waits for the next event; give each task a subscription of its own")
         if self._dropped:
             count, self._dropped = self._dropped, 0
             self.tell("dropped", Dropped(count))
@@ -103,8 +110,16 @@ class Subscription:
                     raise self._error
                 raise StopAsyncIteration
             self._news.clear()
-            await self._news.wait()
+            self._is_awaited = True
+            try:
+                await self._news.wait()
+            finally:
+                self._is_awaited = False
         return self._events.popleft()
+
+    async def aclose(self) -> None:
+        """End the subscription, for ``contextlib.aclosing``; a pending wait for an event ends at once."""
+        self.unsubscribe()
 
     # --- called by Subscriptions ------------------------------------------------------------------------------
 
@@ -126,6 +141,11 @@ class Subscription:
     def tell(self, name: str, value: object) -> None:
         """Call the listeners of ``name``."""
         self._emitter.emit(name, value)
+
+    @property
+    def in_force(self) -> bool:
+        """Whether it was in force on the last connection."""
+        return self._in_force
 
     def enter_force(self) -> bool:
         """Mark it as in force. Returns whether it was before: then events may have been missed since."""

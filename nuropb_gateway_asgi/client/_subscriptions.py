@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from ._backoff import Backoff
-from ._calls import Call, Kind
+from ._call import Call, Kind
 from ._events import Dropped, Gap, GatewayEvent, UnsubscribedNotice
 from ._subscription import Subscription
 from .errors import CallFailed, ConnectionClosed, ConnectionLost, GatewayError, Unsubscribed, obeyed
@@ -52,7 +52,10 @@ class Subscriptions:
         others = _patterns(self._all)
         topics = [topic for topic in subscription.topics if topic not in others]
         if self._link is not None and topics:
-            self._host.ask("unsubscribe", topics).future.add_done_callback(self._on_unsubscribed)
+            self._unsubscribe(topics)
+
+    def _unsubscribe(self, topics: Sequence[str]) -> None:
+        self._host.ask("unsubscribe", topics).future.add_done_callback(self._on_unsubscribed)
 
     def _remove(self, subscription: Subscription, error: GatewayError | None) -> None:
         del self._all[subscription]
@@ -63,6 +66,26 @@ class Subscriptions:
         """Subscribe all topics on a new connection."""
         self._link = object()
         self._enforce(list(self._all))
+
+    def resumed(self, topics: Collection[str]) -> None:
+        """Continue in a session in which ``topics`` are in force. Subscribe what is missing, unsubscribe the rest."""
+        self._link = object()
+        missing = []
+        for each in self._all:
+            if topics and set(each.topics) <= set(topics):
+                each.enter_force()
+            else:
+                missing.append(each)
+        self._enforce(missing)
+        wanted = _patterns(self._all)
+        unwanted = [topic for topic in topics if topic not in wanted]
+        if unwanted:
+            self._unsubscribe(unwanted)
+
+    @property
+    def topics(self) -> list[str]:
+        """The patterns that are in force."""
+        return _patterns(each for each in self._all if each.in_force)
 
     def disconnected(self) -> None:
         """Note the end of the connection: stop pending attempts to subscribe."""

@@ -85,6 +85,7 @@ class SyncClient:
         idempotent: bool = False,
         retries: int = 0,
         trace_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Any:
         """Call a method and return its result; see :meth:`Client.request`."""
         return self._background.run(
@@ -96,6 +97,7 @@ class SyncClient:
                 idempotent=idempotent,
                 retries=retries,
                 trace_id=trace_id,
+                idempotency_key=idempotency_key,
             )
         )
 
@@ -109,6 +111,7 @@ class SyncClient:
         idempotent: bool = False,
         retries: int = 0,
         trace_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> None:
         """Send a command; see :meth:`Client.command`."""
         self._background.run(
@@ -120,6 +123,7 @@ class SyncClient:
                 idempotent=idempotent,
                 retries=retries,
                 trace_id=trace_id,
+                idempotency_key=idempotency_key,
             )
         )
 

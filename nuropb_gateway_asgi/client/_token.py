@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from ._backoff import Backoff
-from ._options import Token
+from ._options import Reason, Token
 from .errors import GatewayError, PermissionDenied, TokenRefreshFailed, Unauthenticated, caused_by
 
 __all__ = ["TokenRefresh", "TokenSource"]
@@ -18,7 +20,9 @@ class TokenSource:
     """The application's token, or its function that returns tokens."""
 
     def __init__(self, token: Token | None) -> None:
-        self._token = token
+        self._token: Any = token
+        self._takes_reason = _takes_reason(token)
+        self._fetching = asyncio.Lock()
 
     @property
     def is_given(self) -> bool:
@@ -30,14 +34,29 @@ class TokenSource:
         """Whether another call of :meth:`fetch` may return another token."""
         return callable(self._token)
 
-    async def fetch(self) -> str | None:
-        """Return a token, or None if the application has none any more. Raises what its function raises."""
+    async def fetch(self, reason: Reason) -> str | None:
+        """Return a token, or None if the application has none any more. Raises what its function raises.
+
+        The function is called once at a time: a provider that rotates refresh tokens would take two calls for a theft.
+        """
         if self._token is None or isinstance(self._token, str):
             return self._token
-        # A plain function runs in a thread, as it may block, for example on a request to a server.
-        asynchronous = inspect.iscoroutinefunction(self._token)
-        token = self._token() if asynchronous else await asyncio.to_thread(self._token)
-        return await token if inspect.isawaitable(token) else token
+        async with self._fetching:
+            function = functools.partial(self._token, reason=reason) if self._takes_reason else self._token
+            # A plain function runs in a thread, as it may block, for example on a request to a server.
+            asynchronous = inspect.iscoroutinefunction(self._token)
+            token = function() if asynchronous else await asyncio.to_thread(function)
+            token = await token if inspect.isawaitable(token) else token
+            return None if token is None else str(token)
+
+
+def _takes_reason(token: object) -> bool:
+    """Return whether a function of the application has a parameter ``reason``."""
+    try:
+        parameter = inspect.signature(token).parameters.get("reason") if callable(token) else None
+    except ValueError:  # some functions written in C have no signature
+        return False
+    return parameter is not None and parameter.kind is not inspect.Parameter.POSITIONAL_ONLY
 
 
 class TokenRefresh:
@@ -71,9 +90,13 @@ class TokenRefresh:
         self._news.set()
 
     async def run(self) -> None:
-        """Replace the token again and again, until the connection ends or a replacement has failed for good."""
+        """Replace the token again and again, until it is cancelled.
+
+        After a replacement that failed for good it waits for the next connection.
+        """
         if not self._source.is_renewable:
             return
+        self._expires_at = None
         while True:
             self._news.clear()
             delay = self._delay()
@@ -82,7 +105,7 @@ class TokenRefresh:
                     await self._news.wait()
             except TimeoutError:
                 if not await self._replace():
-                    return
+                    self._expires_at = None
 
     def _delay(self) -> float | None:
         """Return the seconds until the token has to be replaced; None if it does not expire."""
@@ -101,7 +124,7 @@ class TokenRefresh:
         attempt = 0
         while True:
             try:
-                token = await self._source.fetch()
+                token = await self._source.fetch("refresh")
                 if token is None:
                     raise Unauthenticated("unauthenticated", "there is no token any more")
                 await self._authorize(token)

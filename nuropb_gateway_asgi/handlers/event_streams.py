@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -13,16 +14,25 @@ import msgspec
 from msgspec import Raw, Struct
 
 from ..handler_manager import HandlerManager
-from ..protocol import PING, encode_event, encode_json, encode_resume, encode_subscribe, is_counted, on_one_line
+from ..protocol import (
+    PING,
+    CloseCode,
+    encode_event,
+    encode_json,
+    encode_resume,
+    encode_subscribe,
+    is_counted,
+    on_one_line,
+)
 from ..settings import Settings
 from ..topics import GATEWAY_TOPICS
 from .connection import ClientLeft, Connection
 from .exchange import FRAME_ID, UNREADABLE, Answer, Exchange, read_answer
 from .refusals import Reason, Refusal
 
-__all__ = ["EventStreamHandler", "server_sent_event"]
+__all__ = ["EventStreamHandler", "refuse_stream", "server_sent_event"]
 
-#: Milliseconds after which a browser reconnects to a stream that has ended.
+#: Milliseconds after which a browser reconnects to a stream that has ended, at the earliest.
 RECONNECT_DELAY: Final = 3000
 #: Topics of the gateway's own events. These become named events; mesh events reach a page's ``message`` listener.
 _OWN_TOPIC = re.compile(rb'\{"topic":"(%b)"' % b"|".join(topic.encode() for topic in sorted(GATEWAY_TOPICS)))
@@ -190,17 +200,41 @@ class EventStreamHandler(Connection):
         await self._send(server_sent_event(text, f"{self._stem}{self._count}"))
 
     async def _start(self) -> None:
-        headers = {
-            **self._exchange.response_headers,
-            "Content-Type": "text/event-stream",
-            "X-Accel-Buffering": "no",  # otherwise nginx keeps events until its buffer is full
-        }
-        raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self._exchange.send({"type": "http.response.start", "status": 200, "headers": raw})
-        await self._send(b"retry: %d\n\n" % RECONNECT_DELAY)
+        await _begin(self._exchange)
+        await self._send(b"retry: %d\n\n" % _jittered(RECONNECT_DELAY))
 
     async def _send(self, data: bytes) -> None:
         await self._exchange.send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+async def refuse_stream(exchange: Exchange, refusal: Refusal) -> None:
+    """Answer by a stream of one ``closed`` event, which says why and when to come back. Raises ClientLeft.
+
+    It has no id, so a browser keeps the id of the last event that it has got.
+    """
+    wait = refusal.failure.retry_after_ms or RECONNECT_DELAY
+    event = encode_event(
+        "closed", encode_json({"code": int(CloseCode.TRY_AGAIN_LATER), "reason": refusal.failure.description})
+    )
+    payload = bytes(_decode_event_frame(event).payload)
+    body = b"retry: %d\n\nevent: closed\ndata: %b\n\n" % (_jittered(wait), payload)
+    await _begin(exchange)
+    await exchange.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _begin(exchange: Exchange) -> None:
+    headers = {
+        **exchange.response_headers,
+        "Content-Type": "text/event-stream",
+        "X-Accel-Buffering": "no",  # otherwise nginx keeps events until its buffer is full
+    }
+    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await exchange.send({"type": "http.response.start", "status": 200, "headers": raw})
+
+
+def _jittered(milliseconds: int) -> int:
+    """Return a wait between the given time and twice as long: browsers add no jitter of their own."""
+    return round(milliseconds * random.uniform(1.0, 2.0))  # noqa: S311 - it spreads clients
 
 
 # --- the format ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from starlette.datastructures import Headers
 
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_SEVERAL_TOKENS: Final = "The handshake has several tokens; send one, in a header, a subprotocol or a cookie"
 
 
 @contextlib.contextmanager
@@ -84,7 +87,7 @@ def check_credentials(credentials: Credentials, headers: Headers, *, same_site: 
     if credentials.conflict or credentials.malformed:
         unreadable = f"unreadable token, or longer than {MAX_TOKEN} characters"
         logger.info("connection refused: %s", "several tokens" if credentials.conflict else unreadable)
-        raise Refusal(Reason.INVALID_TOKEN)
+        raise Refusal(Reason.INVALID_TOKEN, _SEVERAL_TOKENS if credentials.conflict else "")
 
 
 def check_subprotocol(offered: Sequence[str]) -> str | None:

@@ -25,7 +25,7 @@ from ..protocol import ErrorCode, Failure, encode_call
 from ..settings import Settings
 from .connection import ClientLeft
 from .cross_origin import CrossOrigin
-from .event_streams import EventStreamHandler
+from .event_streams import EventStreamHandler, refuse_stream
 from .exchange import FRAME_ID, Exchange, failed, refused, too_big
 from .handshake import admitted, arrival_of, check_credentials, check_origin, register
 from .http_calls import CallHandler
@@ -36,6 +36,20 @@ __all__ = ["make_endpoints"]
 _JSON = re.compile(r'application/json[ \t]*(?:;[ \t]*charset="?utf-8"?[ \t]*)?', re.IGNORECASE)
 _WAIT = re.compile(r"wait[ \t]*=[ \t]*([1-9][0-9]{0,8})", re.IGNORECASE)
 _REQUEST_HEADERS: Final = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "X-Trace-Id")
+#: Headers that tracing in pages adds to every request: W3C Trace Context and Baggage, Sentry, Datadog, and others.
+_TRACING_HEADERS: Final = (
+    "Baggage",
+    "Sentry-Trace",
+    "Traceparent",
+    "Tracestate",
+    "X-Datadog-Origin",
+    "X-Datadog-Parent-Id",
+    "X-Datadog-Sampled",
+    "X-Datadog-Sampling-Priority",
+    "X-Datadog-Tags",
+    "X-Datadog-Trace-Id",
+    "X-Requested-With",
+)
 _QUOTED: Final = re.compile(r'^"([^"\\]*)"$')
 _RESPONSE_HEADERS: Final = ("Preference-Applied", "Retry-After", "WWW-Authenticate", "X-Trace-Id")
 
@@ -60,7 +74,7 @@ class Endpoint(ABC):
                 await self._admit(exchange)
             except Refusal as refusal:
                 self._manager.statistics.refused[refusal.label] += 1
-                await exchange.respond(refused(refusal))
+                await self.refuse(exchange, refusal)
             except Exception:
                 # The server logs the exception; the client learns that the gateway is at fault.
                 if not exchange.started:
@@ -89,6 +103,10 @@ class Endpoint(ABC):
                     self._manager.admission.on_failure(exchange.address, arrival, time.monotonic())
                 raise Refusal(Reason.INVALID_TOKEN)
             await self.serve(exchange, credentials.token)
+
+    async def refuse(self, exchange: Exchange, refusal: Refusal) -> None:
+        """Answer a refused request. Raises ClientLeft."""
+        await exchange.respond(refused(refusal))
 
     @abstractmethod
     async def serve(self, exchange: Exchange, token: str) -> None:
@@ -178,6 +196,14 @@ class EventsEndpoint(Endpoint):
         finally:
             self._manager.unregister(stream)
 
+    async def refuse(self, exchange: Exchange, refusal: Refusal) -> None:
+        """Refuse a stream; its client comes back if that may help, although an EventSource gives up after an error."""
+        accepted = ",".join(exchange.headers.getlist("accept")).lower()
+        if refusal.status in (429, 503) and "text/event-stream" in accepted:
+            await refuse_stream(exchange, refusal)
+        else:
+            await super().refuse(exchange, refusal)
+
 
 def make_endpoints(handler_manager: HandlerManager, settings: Settings, origins: OriginPolicy) -> Mapping[str, ASGIApp]:
     """Return the applications for calls and events, by path. The paths are patterns of Starlette."""
@@ -188,7 +214,7 @@ def make_endpoints(handler_manager: HandlerManager, settings: Settings, origins:
             class_(handler_manager, settings, origins),
             origins,
             method=class_.method,
-            request_headers=_REQUEST_HEADERS,
+            request_headers=(*_REQUEST_HEADERS, *_TRACING_HEADERS, *settings.cors_headers),
             response_headers=_RESPONSE_HEADERS,
             cookies=bool(settings.auth_cookie),
         )

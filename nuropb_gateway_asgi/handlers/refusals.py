@@ -8,8 +8,8 @@ from typing import Final
 
 from starlette.responses import JSONResponse
 
-from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached
-from ..handler_manager import CANNOT_AUTHENTICATE
+from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached, TokenExpired
+from ..handler_manager import CANNOT_AUTHENTICATE, EXPIRED
 from ..protocol import SUBPROTOCOL, CloseCode, ErrorCode, Failure, error_members
 
 __all__ = ["DenialLogFilter", "Reason", "Refusal", "log_refusal"]
@@ -27,8 +27,9 @@ class Reason(enum.Enum):
     """
 
     # Handshakes. A bad token always gets the same text: the cause, which is logged, would tell an attacker how far the
-    # token got.
+    # token got. Only a genuine token is told that it has expired.
     INVALID_TOKEN = 401, CloseCode.INVALID_TOKEN, ErrorCode.UNAUTHENTICATED, "A valid bearer token is required"
+    EXPIRED_TOKEN = 401, CloseCode.TOKEN_EXPIRED, ErrorCode.UNAUTHENTICATED, EXPIRED
     CANNOT_CHECK_TOKEN = 503, CloseCode.TRY_AGAIN_LATER, *CANNOT_AUTHENTICATE[:2]
     NO_TOKEN_IN_TIME = 408, CloseCode.AUTHORISATION_TIMEOUT, ErrorCode.UNAUTHENTICATED, "The token did not come in time"
     TOO_MANY_FRAMES = 400, CloseCode.BAD_REQUEST, ErrorCode.BAD_REQUEST, "Too many frames before authorize"
@@ -76,7 +77,8 @@ class Refusal(Exception):
         self.failure = Failure(reason.code, description, retry_after_ms=RETRY_AFTER * 1000 if retry else None)
         self.headers = {"Retry-After": str(RETRY_AFTER)} if retry else {}
         if reason.status == 401:
-            self.headers["WWW-Authenticate"] = "Bearer"
+            expired = f'Bearer error="invalid_token", error_description="{EXPIRED}"'  # RFC 6750, 3
+            self.headers["WWW-Authenticate"] = expired if reason is Reason.EXPIRED_TOKEN else "Bearer"
 
     def response(self) -> JSONResponse:
         """Return the refusal as an HTTP response."""
@@ -93,7 +95,7 @@ def log_refusal(
     logger.info("%s refused: %s", what, error)
     if isinstance(error, ConnectionLimitReached):
         return Refusal(Reason.USER_LIMIT if error.per_user else Reason.GATEWAY_FULL)
-    return Refusal(Reason.INVALID_TOKEN)
+    return Refusal(Reason.EXPIRED_TOKEN if isinstance(error, TokenExpired) else Reason.INVALID_TOKEN)
 
 
 class DenialLogFilter(logging.Filter):

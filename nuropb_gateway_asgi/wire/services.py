@@ -220,9 +220,12 @@ async def deliver_event(
 
 
 def _jsonable(value: Any) -> Any:
-    # The same spellings as nuropb's encoder, odd ones included: a service's results look the same on both meshes.
-    if isinstance(value, dt.datetime | dt.date | dt.time):
-        return f"{value.isoformat()}Z"
+    # The same spellings as nuropb's encoder: a service's results look the same on both meshes. Times are the exception,
+    # those of RFC 3339: nuropb writes a Z behind an offset and behind a date, too.
+    if isinstance(value, dt.datetime | dt.time):
+        return value.isoformat() if value.utcoffset() else value.isoformat().removesuffix("+00:00") + "Z"
+    if isinstance(value, dt.date):
+        return value.isoformat()
     if isinstance(value, Decimal):
         return f"{value:f}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -439,3 +439,68 @@ async def test_a_bundle_has_to_say_where_the_worker_is(browser: Browser) -> None
         await set_.client("alice", tab, shared=True, workerUrl="/client.js")
         assert await tab.evaluate("gateway.request('demo', 'add', { a: 2, b: 3 })") == 5
         assert set_.connections == 1
+
+
+async def test_a_page_whose_websockets_are_blocked_gets_its_answers_and_events(browser: Browser) -> None:
+    async with stage(browser, http="on") as set_:
+        tab = await set_.client("alice", transport="sse")
+        assert await tab.evaluate("gateway.request('demo', 'add', { a: 2, b: 3 })") == 5
+        await tab.evaluate("void gateway.subscribe('demo.tick', ({ event }) => { globalThis.tick = event.count; })")
+        await tab.until("globalThis.tick > 0")
+        assert await tab.evaluate("gateway.transport") == "sse"
+        await tab.evaluate("gateway.close()")
+        await eventually(lambda: not len(set_.gateway.channels["http"].handler_manager))
+
+
+# --- pages that sleep, are reloaded, or may not connect -----------------------------------------------------------
+
+
+async def test_a_reloaded_page_takes_its_session_back(browser: Browser) -> None:
+    async with stage(browser, expose_topics=["#"]) as set_:
+        tab = await set_.tab()
+        begin = """new Promise((resolve) => {
+          globalThis.gateway = client.connect("/ws", { getToken: () => "alice", storage: sessionStorage });
+          globalThis.events = [];
+          globalThis.subscription = gateway.subscribe("orders.*", ({ event }) => events.push(event));
+          gateway.on("state", (state) => {
+            if (state.name === "open") resolve([state.hello.session_id, state.resumed ?? null]);
+          });
+        })"""
+        session_id, resumed = await tab.evaluate(begin)
+        assert resumed is None
+        await tab.evaluate("subscription.ready.then(() => {})")
+        # The answer to the first `resume` comes right after hello.
+        await tab.evaluate("gateway.request('demo', 'add', { a: 2, b: 3 })")
+        assert await tab.evaluate("sessionStorage.length") == 0, "a duplicated tab must not have the key"
+        await tab.go_to(set_.site.http("/open"))
+        await set_.gateway.service_mesh_manager.publish_event("orders.new", 1)
+        await tab.go_to(set_.site.http("/empty"))
+        assert await tab.evaluate(begin) == [session_id, True]
+        await tab.until("events.length === 1")
+        assert await tab.evaluate("gateway.request('demo', 'add', { a: 2, b: 3 })") == 5
+
+
+@pytest.mark.parametrize("event", ["visibilitychange", "pageshow", "resume", "online"])
+async def test_a_page_that_wakes_up_asks_whether_its_connection_is_alive(browser: Browser, event: str) -> None:
+    async with stage(browser) as set_:
+        tab = await set_.tab()
+        await tab.evaluate(
+            """globalThis.sent = [];
+            const send = WebSocket.prototype.send;
+            WebSocket.prototype.send = function (text) { sent.push(JSON.parse(text).type); send.call(this, text); };"""
+        )
+        await set_.client("alice", tab)
+        await tab.evaluate(f"void document.dispatchEvent(new Event('{event}', {{ bubbles: true }}))")
+        assert "ping" in await tab.evaluate("sent")
+
+
+async def test_a_connection_that_the_policy_of_the_page_forbids_is_an_end_with_a_reason(browser: Browser) -> None:
+    async with stage(browser) as set_:
+        tab = await set_.tab()
+        states = await tab.evaluate(
+            """new Promise((resolve) => {
+              const gateway = client.connect("wss://elsewhere.example/ws", { getToken: () => "alice" });
+              gateway.on("state", ({ name, error }) => name === "closed" && resolve([error.code, error.reason]));
+            })"""
+        )
+        assert states == ["connection_closed", "the page's policy forbids the connection"]

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from nuropb_gateway_asgi import CallError, CloseCode
+from nuropb_gateway_asgi import CallError, CloseCode, JWTAuthenticator
 from nuropb_gateway_asgi.__main__ import main
+from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.client import (
     Backoff,
     CallFailed,
@@ -38,7 +39,8 @@ from nuropb_gateway_asgi.client import (
     connect_sync,
 )
 from nuropb_gateway_asgi.client import _link as client_link
-from tests.kit.gateways import DEADLINE, RunningGateway, eventually, run_gateway
+from tests.integration.test_fleet import SECRET
+from tests.kit.gateways import DEADLINE, RunningGateway, eventually, make_gateway, run_gateway
 from tests.kit.processes import ROOT
 
 QUICK = Backoff(0.01, 0.05)
@@ -133,6 +135,41 @@ async def test_a_refused_token_is_replaced_once(gateway: RunningGateway) -> None
     assert (caught.value.close_code, caught.value.status) == (CloseCode.INVALID_TOKEN, 401)
     assert "bad" not in str(caught.value)
     assert type(caught.value.__cause__).__name__ == "InvalidStatus"
+
+
+async def test_after_an_expired_token_the_function_is_asked_again_and_told_why() -> None:
+    reasons: list[str] = []
+
+    async def token(reason: str) -> str:
+        reasons.append(reason)
+        return issue_token(SECRET, "alice", lifetime=600 if len(reasons) > 2 else -600)
+
+    gateway = make_gateway(authenticator=JWTAuthenticator(SECRET), jwt_key=SECRET)
+    async with run_gateway(gateway) as running:
+        async with connect(running.url, token=token, backoff=QUICK, proxy=None) as client:
+            assert client.hello is not None
+        assert reasons == ["connect", "expired", "expired"]
+        expired = issue_token(SECRET, "alice", lifetime=-600)
+        with pytest.raises(ConnectionClosed) as caught:
+            async with connect(running.url, token=expired, backoff=QUICK, proxy=None):
+                pass
+    assert (caught.value.close_code, caught.value.status) == (CloseCode.TOKEN_EXPIRED, 401)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"proxy": "socks5://127.0.0.1:1"},
+        {"proxy": "ftp://127.0.0.1:1"},
+        {"proxy": "127.0.0.1:1"},
+        {"proxy": "http://127.0.0.1:99999"},
+    ],
+)
+async def test_a_proxy_that_cannot_be_used_ends_in_one_typed_error(options: Any) -> None:
+    with pytest.raises(ConnectionClosed, match="cannot be used") as caught:
+        async with connect("ws://127.0.0.1:1/ws", token="alice", backoff=QUICK, **options):
+            pass
+    assert caught.value.__cause__ is not None
 
 
 @pytest.mark.parametrize(("status", "code"), [(400, 4505), (401, 4510), (403, 4513), (404, 1006), (410, 1006)])

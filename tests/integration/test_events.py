@@ -92,6 +92,8 @@ async def test_an_event_costs_nothing_where_nobody_wants_it(rabbitmq: Broker, ec
     ):
         await alice.ask("subscribe", topics=[f"{prefix}.orders.*"])
         await bob.ask("subscribe", topics=[f"{prefix}.news"])
+        # At its start a process tries whether it may bind the topics, and gives them back.
+        await eventually(lambda: mesh_of(empty).subscriptions.bindings == set())
         before = await sent_to(rabbitmq, wants, other, empty)
         for number in range(20):
             event = [number, "x" * 50_000]

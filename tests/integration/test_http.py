@@ -243,6 +243,8 @@ async def test_who_is_not_let_in_is_told_so(
         response = await client.request("GET" if path == "/events" else "POST", path, headers=headers)
         assert response.status_code == status
         assert set(response.json()) == {"error", "description", "code", "retryable", "retry_after_ms"}
+        several = "Cookie" in headers and "Authorization" in headers
+        assert ("several tokens" in response.json()["description"]) is several
         token_in_url = await client.post("/rpc/demo/echo?token=alice&access_token=alice")
         assert token_in_url.status_code == 401
 
@@ -258,12 +260,15 @@ async def test_a_cookie_is_taken_from_pages_that_may_connect(running: RunningGat
             assert stream.status_code == 200
 
 
+TRACING = "traceparent, tracestate, baggage, sentry-trace, x-datadog-trace-id, x-requested-with"
+
+
 async def test_pages_of_allowed_origins_may_read_the_answers(running: RunningGateway) -> None:
     async with http_client(running, "alice") as client:
         response = await client.call("demo.echo", Origin=PAGE)
         assert response.headers["access-control-allow-origin"] == PAGE
         assert response.headers["access-control-allow-credentials"] == "true"
-        ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, content-type"}
+        ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": f"authorization, {TRACING}"}
         preflight = await client.options("/rpc/demo/echo", headers=ask | {"Origin": PAGE})
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == PAGE
@@ -406,6 +411,30 @@ async def test_only_refused_tokens_count_as_handshakes() -> None:
         tried = [(await guesser.call("demo.echo")).status_code for _ in range(4)]
         assert tried[0] == 401
         assert tried[-1] == 503
+
+
+async def test_a_stream_that_may_be_let_in_later_is_told_when_to_come_back() -> None:
+    accepts = {"Accept": "text/event-stream", "Last-Event-ID": "key:7"}
+    async with (
+        run_gateway(max_connections_per_user=1) as running,
+        http_client(running, "alice") as client,
+        events(running, "alice"),
+    ):
+        assert (await client.get("/events")).status_code == 429
+        waits = set()
+        for _ in range(5):
+            response = await client.get("/events", headers=accepts)
+            assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream")
+            retry, event = response.text.strip().split("\n\n")
+            assert event == (
+                'event: closed\ndata: {"topic":"closed","event":{"code":1013,'
+                '"reason":"This user has too many connections"}}'
+            )
+            waits.add(int(retry.removeprefix("retry: ")))
+        assert len(waits) > 1
+        assert all(5000 <= wait <= 10000 for wait in waits)
+        # What cannot heal is an error, as for everybody else.
+        assert (await client.get("/events", headers=accepts | {"Authorization": "Bearer bad"})).status_code == 401
 
 
 async def test_limits_are_those_of_other_connections() -> None:

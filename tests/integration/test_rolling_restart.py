@@ -74,7 +74,8 @@ class Caller:
     async def run(self) -> None:
         """Connect, call and listen, until cancelled."""
         url, token = self._crowd.url, token_of(self.name)
-        async with connect(url, token=token, proxy=None, open_timeout=PATIENCE) as client:
+        # Without sessions: with them, a connection would be replaced before its end, and none would be lost.
+        async with connect(url, token=token, proxy=None, open_timeout=PATIENCE, resume=False) as client:
             self._begin(client)
             client.on("state", lambda state: self._on_state(client, state))
             client.on("warning", self.complaints.append)

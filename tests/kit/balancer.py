@@ -18,6 +18,21 @@ class Balancer:
     backends: list[int] = field(default_factory=list)
     #: The backend of each connection.
     taken: list[int] = field(default_factory=list)
+    _connections: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Begin to serve a connection."""
+        task = asyncio.create_task(self.serve(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def cut(self) -> None:
+        """Cut all connections."""
+        tasks = tuple(self._connections)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection until either side ends it."""
@@ -60,20 +75,10 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 async def run_balancer(*backends: int) -> AsyncIterator[Balancer]:
     """Run a balancer on a free port of the loopback address."""
     balancer = Balancer(backends=list(backends))
-    connections: set[asyncio.Task[None]] = set()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(balancer.serve(reader, writer))
-        connections.add(task)
-        task.add_done_callback(connections.discard)
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await asyncio.start_server(balancer.accept, "127.0.0.1", 0)
     balancer.port = server.sockets[0].getsockname()[1]
     try:
         yield balancer
     finally:
         server.close()
-        for task in tuple(connections):
-            task.cancel()
-        if connections:
-            await asyncio.wait(tuple(connections))
+        await balancer.cut()

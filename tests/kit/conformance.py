@@ -164,7 +164,11 @@ class _Actor:
 
     def _listen(self, name: str, on: Callable[..., object], prefix: str = "") -> None:
         heard = self._heard[prefix + name] = _Heard()
-        on(name, heard)
+        if name == "state":
+            # States of the JavaScript client have the hello of the connection.
+            on(name, lambda state: heard({**_plain(state), "hello": _plain(self._client.hello)}))
+        else:
+            on(name, heard)
 
     async def end(self) -> None:
         for task in self._tasks.values():

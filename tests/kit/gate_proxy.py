@@ -79,6 +79,10 @@ class Proxy:
         (link,) = self.links(purpose)
         return link
 
+    def lead_to(self, port: int) -> None:
+        """Lead later connections to another port."""
+        self._url = self._url._replace(netloc=f"{self._url.username}:{self._url.password}@127.0.0.1:{port}")
+
     def cut(self, purpose: str = "") -> None:
         for link in self.links(purpose):
             link.cut()

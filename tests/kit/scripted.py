@@ -171,6 +171,12 @@ class _Connection:
                 asked = self._frames[name]
                 ids = {key: asked[key] for key in ("id", "trace_id") if key in asked}
                 await self._send("response", ids | {"result": None, "error": None} | outcome)
+            case {"session": name, "result": result}:
+                ids = {"id": self._frames[name]["id"]}
+                await self._send("response", ids | {"result": self._filled(result), "error": None})
+            case {"events": count}:
+                for number in range(count):
+                    await self._send("event", {"topic": "users.alice.number", "event": number})
             case {"event": topic, **rest}:
                 await self._send("event", {"topic": topic, "event": rest.get("is", {}), "trace_id": "t-1"})
             case {"send": frame}:
@@ -235,6 +241,8 @@ class _Connection:
             "expires_at": None if expires_in is None else time.time() + expires_in,
             "limits": LIMITS | what.get("limits", {}),
         }
+        if "resume" in what:
+            event["resume"] = what["resume"]
         await self._send("event", {"topic": "hello", "event": event})
 
     async def _send(self, type_: str, payload: object) -> None:
@@ -244,6 +252,8 @@ class _Connection:
         """Replace ``$name.member`` by a member of an expected frame's payload."""
         if isinstance(value, dict):
             return {key: self._filled(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._filled(each) for each in value]
         if isinstance(value, str) and value.startswith("$"):
             name, _, member = value[1:].partition(".")
             return self._frames[name][member]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import threading
@@ -42,7 +43,13 @@ from nuropb_gateway_asgi.authentication.keys import Key, KeyRing, read_key
 from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
 from nuropb_gateway_asgi.authentication.tokens import Compact
 from nuropb_gateway_asgi.authentication.verified_tokens import VerifiedTokens
-from nuropb_gateway_asgi.exceptions import AuthenticationUnavailable, NotStartedError, SettingsError, UnknownKey
+from nuropb_gateway_asgi.exceptions import (
+    AuthenticationUnavailable,
+    NotStartedError,
+    SettingsError,
+    TokenExpired,
+    UnknownKey,
+)
 from tests.kit.token_table import clock_of_the_table
 from tests.kit.tokens import (
     AUDIENCE,
@@ -96,7 +103,8 @@ async def test_username_is_the_user_id_when_the_token_has_none_that_can_be_shown
 
 async def test_no_leeway_means_none() -> None:
     authenticator = JWTAuthenticator(SECRET, leeway=0)
-    assert await authenticator(make(claims(exp=NOW))) is None
+    with pytest.raises(TokenExpired):
+        await authenticator(make(claims(exp=NOW)))
     assert await authenticator(make(claims(exp=NOW + 1))) is not None
     assert await authenticator(make(claims(nbf=NOW + 1))) is None
     assert await authenticator(make(claims(nbf=NOW, iat=NOW))) is not None
@@ -350,7 +358,8 @@ async def test_the_signature_of_a_token_is_verified_once_and_its_claims_each_tim
     assert await authenticator(TOKEN) is not None  # within the leeway
     assert len(key.threads) == 1
     monkeypatch.setattr(jwt_authenticator, "time", SimpleNamespace(time=lambda: NOW + 70))
-    assert await authenticator(TOKEN) is None
+    with pytest.raises(TokenExpired):
+        await authenticator(TOKEN)
     assert authenticator.remembered == 0
 
 
@@ -370,7 +379,8 @@ async def test_what_a_token_says_cannot_be_changed_for_the_next_one_who_brings_i
 async def test_a_token_that_is_refused_is_not_remembered(token: str) -> None:
     authenticator, key = counted()
     for _ in range(2):
-        assert await authenticator(token) is None
+        with contextlib.suppress(TokenExpired):
+            assert await authenticator(token) is None
     assert len(key.threads) == 2
     assert authenticator.remembered == 0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,16 +16,22 @@ from nuropb_gateway_asgi.client import (
     Backoff,
     CallFailed,
     CallTimeout,
+    Client,
+    ClientOptions,
     ConnectionClosed,
     ConnectionLost,
+    GatewayEvent,
     Hello,
     Limits,
     MeshUnavailable,
     PayloadTooLarge,
+    Subscription,
     TooManyRequests,
+    connect,
 )
 from nuropb_gateway_asgi.client._calls import Calls
 from nuropb_gateway_asgi.client._state import read_hello
+from nuropb_gateway_asgi.client._token import TokenSource
 from nuropb_gateway_asgi.client.errors import call_failed, is_final, obeyed, seconds
 from nuropb_gateway_asgi.protocol import CloseCode, Decoder, ErrorCode, Request
 
@@ -32,6 +40,19 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=10,
 )
+
+
+NOT_JSON = [
+    (b"x", "params.a.b[1]: a value of type bytes, which JSON lacks"),
+    ({1, 2}, "params.a.b[1]: a value of type set, which JSON lacks"),
+    (float("nan"), "params.a.b[1]: nan, which JSON lacks"),
+    (float("-inf"), "params.a.b[1]: -inf, which JSON lacks"),
+    (print, "params.a.b[1]: a value of type builtin_function_or_method, which JSON lacks"),
+    (object(), "params.a.b[1]: a value of type object, which JSON lacks"),
+    ("ok \ud83d", "params.a.b[1]: a string with half of a surrogate pair, which UTF-8 cannot express"),
+    ({"\ud83d": 1}, "params.a.b[1] (a key): a string with half of a surrogate pair, which UTF-8 cannot express"),
+    ({(1, 2): 1}, "params.a.b[1]: a key of type tuple; expected str"),
+]
 
 
 class Wire:
@@ -126,6 +147,64 @@ async def test_a_call_that_is_made_again_has_waited_in_between() -> None:
         await future
 
 
+async def test_a_call_that_may_run_twice_has_one_key_for_all_its_repetitions() -> None:
+    wire = Wire()
+    once = wire.start("once")
+    wire.start("twice", idempotent=True)
+    wire.start("other", idempotent=True)
+    wire.calls.lost(ConnectionLost(1006, ""))
+    assert once.exception() is not None
+    wire.open()
+    keys = [frame["payload"].get("idempotency_key") for frame in wire.sent]
+    assert keys == [None, *keys[1:3], *keys[1:3]]
+    assert len(set(keys)) == 3
+    assert isinstance(Decoder().decode(json.dumps(wire.sent[-1])), Request)
+    for number in (3, 4):
+        wire.answer(number)
+
+
+async def test_after_a_frame_that_the_gateway_could_not_read_no_call_is_repeated() -> None:
+    wire = Wire()
+    twice = wire.start(idempotent=True)
+    wire.calls.lost(ConnectionLost(4501, ""), repeat=False)
+    assert isinstance(twice.exception(), ConnectionLost)
+
+
+async def test_a_request_to_the_gateway_itself_has_a_deadline() -> None:
+    wire = Wire(grace=0.0, request_timeout=0.01)
+    with pytest.raises(CallTimeout):
+        await wire.calls.ask("subscribe", {"topics": ["a"]}).future
+
+
+async def test_in_a_resumed_session_the_gateway_keeps_its_calls_and_gets_the_others_again() -> None:
+    wire = Wire()
+    calls = [
+        wire.calls.start("request", {"service": "demo", "method": method, "params": {}})
+        for method in ("there", "lost", "abandoned there", "abandoned lost")
+    ]
+    asked = wire.calls.ask("subscribe", {"topics": ["a"]}).future
+    wire.calls.suspend(ConnectionLost(1006, ""))
+    assert isinstance(asked.exception(), ConnectionLost)
+    for call in calls[2:]:
+        call.future.cancel()
+        wire.calls.abandon(call)
+    in_flight = {calls[0].id, calls[2].id}
+    wire.sent.clear()
+    wire.calls.connected(lambda text: wire.sent.append(json.loads(text)))
+    wire.calls.resume(in_flight)
+    wire.calls.release()
+    assert [(frame["type"], frame["payload"].get("method")) for frame in wire.sent] == [
+        ("cancel", None),
+        ("request", "lost"),
+    ]
+    assert wire.calls.answer({"id": calls[0].id, "result": 1, "error": None}) is None
+    assert calls[0].future.result() == 1
+    # The late answer to the subscription is none that anybody waits for.
+    assert wire.calls.answer({"id": "5", "result": {}, "error": None}) is None
+    wire.calls.close(ConnectionClosed(1000, ""))
+    assert isinstance(calls[1].future.exception(), ConnectionClosed)
+
+
 @pytest.mark.parametrize("when", ["waiting", "pausing", "in flight"])
 async def test_a_call_that_nobody_waits_for_any_more_is_forgotten(when: str) -> None:
     wire = Wire()
@@ -168,6 +247,133 @@ async def test_what_can_never_be_sent_is_refused() -> None:
     for timeout in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="greater than 0"):
             wire.start(timeout=timeout)
+
+
+@pytest.mark.parametrize(("value", "fault"), NOT_JSON)
+async def test_a_value_that_json_lacks_is_refused_with_its_path(value: Any, fault: str) -> None:
+    wire = Wire()
+    with pytest.raises(TypeError) as caught:
+        wire.start(params={"a": {"b": [1, value]}})
+    assert str(caught.value) == fault
+    assert not wire.sent
+
+
+async def test_a_frame_has_as_many_levels_as_the_gateway_accepts() -> None:
+    wire = Wire()
+    deep: Any = 1
+    for _ in range(30):
+        deep = [deep]
+    wire.start(params={"a": deep[0]})
+    with pytest.raises(TypeError, match="nested more than"):
+        wire.start(params={"a": deep})
+    Decoder().decode(json.dumps(wire.sent[0]))
+
+
+async def test_a_value_within_itself_is_refused() -> None:
+    wire = Wire()
+    value: dict[str, Any] = {}
+    value["a"] = [value]
+    with pytest.raises(TypeError, match="levels deep, or within itself"):
+        wire.start(params=value)
+
+
+@contextlib.asynccontextmanager
+async def unconnected() -> AsyncIterator[Client]:
+    """Make a client that finds no gateway."""
+    client = Client("ws://127.0.0.1:1/ws", "token", ClientOptions(proxy=None))
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+WRONG_CALLS = [
+    ((None, "get"), {}, TypeError, "service"),
+    (("", "get"), {}, ValueError, "service"),
+    (("orders", 1), {}, TypeError, "method"),
+    (("orders", "no method"), {}, ValueError, "method"),
+    (("orders", "get", [1]), {}, TypeError, "params"),
+    (("orders", "get"), {"trace_id": "x" * 129}, ValueError, "trace_id"),
+    (("orders", "get"), {"trace_id": b"x"}, TypeError, "trace_id"),
+    (("orders", "get"), {"idempotency_key": ""}, ValueError, "idempotency_key"),
+    (("orders", "get"), {"idempotency_key": "x" * 65}, ValueError, "idempotency_key"),
+    (("orders", "get", {"a": 2**64}), {}, TypeError, "params: an integer does not fit 64 bits"),
+]
+
+
+@pytest.mark.parametrize(("call", "options", "error", "argument"), WRONG_CALLS)
+async def test_a_call_that_no_gateway_accepts_fails_at_once(
+    call: Any, options: Any, error: type[Exception], argument: str
+) -> None:
+    async with unconnected() as client:
+        for method in (client.request, client.command):
+            with pytest.raises(error, match=argument):
+                await method(*call, **options)
+
+
+@pytest.mark.parametrize("topics", [[], "lab.foo*", ["a", ""], ["a", 1]])
+async def test_a_topic_that_no_gateway_accepts_fails_at_once(topics: Any) -> None:
+    async with unconnected() as client:
+        with pytest.raises((TypeError, ValueError), match="topics"):
+            client.subscribe(topics)
+
+
+def test_without_an_event_loop_of_asyncio_the_client_says_what_to_do() -> None:
+    async def main() -> None:
+        async with connect("ws://127.0.0.1:1/ws", token="token"):
+            raise AssertionError("it connected")
+
+    # As any other library runs a coroutine.
+    with pytest.raises(RuntimeError, match="with trio, use connect_sync"):
+        main().send(None)
+
+
+def subscription() -> Subscription:
+    def leave(each: Subscription) -> None:
+        each.end(None)
+
+    return Subscription(["a"], None, 10, leave)
+
+
+async def test_the_end_of_a_subscription_ends_a_pending_wait() -> None:
+    events = subscription()
+    waiting = asyncio.create_task(anext(events, None))
+    await asyncio.sleep(0)
+    await events.aclose()
+    assert await waiting is None
+
+
+async def test_only_one_task_can_wait_for_the_next_event() -> None:
+    events = subscription()
+    waiting = asyncio.create_task(anext(events, None))
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="another task waits"):
+        await anext(events)
+    event = GatewayEvent("a", 1)
+    events.deliver(event)
+    assert await waiting is event
+
+
+async def test_tokens_are_fetched_one_after_the_other_and_the_function_is_told_why() -> None:
+    reasons: list[str] = []
+    running = 0
+
+    async def token(reason: str) -> str:
+        nonlocal running
+        running += 1
+        assert running == 1
+        await asyncio.sleep(0)
+        running -= 1
+        reasons.append(reason)
+        return reason
+
+    source = TokenSource(token)
+    await asyncio.gather(source.fetch("connect"), source.fetch("refresh"))
+    assert reasons == ["connect", "refresh"]
+
+
+async def test_a_function_without_a_reason_is_called_without_it() -> None:
+    assert await TokenSource(lambda length=5: "x" * length).fetch("connect") == "xxxxx"
 
 
 @given(JSON)

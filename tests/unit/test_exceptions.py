@@ -18,6 +18,7 @@ from nuropb_gateway_asgi.exceptions import (
     PolicyError,
     ProtocolError,
     SettingsError,
+    TokenExpired,
     UnknownKey,
 )
 
@@ -29,6 +30,7 @@ TREE = [
     (ProtocolError, (GatewayError,)),
     (HandshakeRefused, (GatewayError,)),
     (AuthenticationFailed, (HandshakeRefused,)),
+    (TokenExpired, (AuthenticationFailed,)),
     (ConnectionLimitReached, (HandshakeRefused,)),
     (AuthenticationUnavailable, (GatewayError,)),
     (UnknownKey, (AuthenticationUnavailable,)),

@@ -129,6 +129,15 @@ async def test_too_many_malformed_frames_in_a_row_end_the_connection(harness: Ha
     assert handler.codes == ["bad_request"] * MAX_MALFORMED_FRAMES
 
 
+async def test_a_malformed_frame_with_a_readable_id_ends_only_its_own_call(harness: HandlerHarness) -> None:
+    handler = await harness.connect()
+    for number in range(3 * MAX_MALFORMED_FRAMES):
+        harness.receive(handler, request_frame(id=str(number), service="no service"))
+    assert not handler.closes
+    assert handler.codes == ["bad_request"] * 3 * MAX_MALFORMED_FRAMES
+    assert [frame["payload"]["id"] for frame in handler.frames] == [str(n) for n in range(3 * MAX_MALFORMED_FRAMES)]
+
+
 async def test_a_good_frame_makes_up_for_malformed_ones(harness: HandlerHarness) -> None:
     handler = await harness.connect()
     for text in (["{"] * (MAX_MALFORMED_FRAMES - 1) + ['{"type":"pong"}']) * 3:

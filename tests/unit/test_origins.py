@@ -144,3 +144,19 @@ def test_entry_that_is_not_an_origin_is_refused(entry: str) -> None:
 def test_origins_must_be_a_list() -> None:
     with pytest.raises(SettingsError, match="a string; expected a list"):
         OriginPolicy("https://a.example")
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://gateway.example", "https://gateway.example"),
+        ("https://gateway.example/prefix", "https://gateway.example:443"),
+        ("http://gateway.example:8080", "http://gateway.example:8080"),
+        ("https://[2001:db8::1]:8443/x", "https://[2001:db8::1]:8443"),
+    ],
+)
+def test_the_gateways_own_origin_may_always_connect(url: str, origin: str) -> None:
+    assert not OriginPolicy(["https://a.example"]).allows(origin)
+    for policy in (OriginPolicy(["https://a.example"], own=url), OriginPolicy.loopback(own=url)):
+        assert policy.allows(origin)
+        assert not policy.allows("https://other.example")

@@ -34,6 +34,7 @@ PATHS = {
         "SettingsError",
         "TCPHandler",
         "TokenAuthenticationBackend",
+        "TokenExpired",
         "WebSocketHandler",
         "__version__",
         "combine_lifespans",

@@ -75,6 +75,7 @@ FIELDS = [
         ("https://app.example", "https://.example.com"),
     ),
     ("AUTH_COOKIE", "Authorization", "", None),
+    ("CORS_HEADERS", "X-Request-Id, X-App", (), ("X-Request-Id", "X-App")),
     ("REQUEST_TIMEOUT", "0.5", 30.0, 0.5),
     ("REQUEST_TIMEOUT_MAX", "86400", 60.0, 86400.0),
     ("MAX_MESSAGE_SIZE", "256", 65536, 256),
@@ -338,6 +339,7 @@ WRONG = [
         ("RATE_LIMIT", f"200/s burst {text}", f"the burst is not a whole number from 1 to 1000000; {RATE}")
         for text in ("0", "-1", "x", "1.5")
     ),
+    ("CORS_HEADERS", "X-One,Not One", "not a list of header names; expected names with commas, as in X-Request-Id"),
     ("ERROR_DETAILS", SECRET, "unknown choice; expected one of nuropb, all, none"),
     ("LOG_LEVEL", "warn", "unknown choice; expected one of debug, info, warning, error, critical"),
     ("LOG_FORMAT", "JSON5", "unknown choice; expected one of text, json"),

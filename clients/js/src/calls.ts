@@ -1,4 +1,5 @@
 import { type Backoff, after, jittered } from "./backoff.js";
+import { checkIds } from "./checks.js";
 import {
   CallTimeout,
   type ErrorPayload,
@@ -8,6 +9,7 @@ import {
   UnexpectedFrame,
   callFailed,
 } from "./errors.js";
+import { isObject } from "./objects.js";
 
 /** Options of a call. */
 export interface CallOptions {
@@ -18,8 +20,13 @@ export interface CallOptions {
   timeout?: number | undefined;
   /** Aborting it cancels the call, which fails with the signal's reason. */
   signal?: AbortSignal | undefined;
-  /** The call may run twice without harm, so it is repeated when the connection is lost. */
+  /**
+   * The call may run twice without harm, so it is repeated when the connection is lost. It carries an idempotency key,
+   * by which gateway and service recognise a repetition.
+   */
   idempotent?: boolean | undefined;
+  /** The idempotency key of the call (1 to 64 printable ASCII characters), instead of a random one. */
+  idempotencyKey?: string | undefined;
   /** How often a `retryable` failure is repeated. */
   retries?: number | undefined;
   /** Trace id for the logs of gateway and service; by default the gateway generates one. */
@@ -56,6 +63,7 @@ interface Call {
   idempotent: boolean;
   /** By the clock of performance.now(), in milliseconds. */
   deadline: number;
+  sentAt: number;
   retries: number;
   attempt: number;
   /** Whether the caller stopped waiting. The gateway may still be working on the call. */
@@ -82,6 +90,10 @@ export class Calls {
   #weight = 0;
   #send: ((text: string) => void) | null = null;
   #held = true;
+  /** The loss of a connection whose session may still be resumed; null while there is none. */
+  #loss: GatewayError | null = null;
+  /** Ids up to this one are those of an earlier page, whose session this one has taken. */
+  #firstId = 0;
 
   constructor(settings: CallSettings) {
     this.#settings = settings;
@@ -90,22 +102,24 @@ export class Calls {
   /** Make a call, now or as soon as the gateway accepts one more. `payload` has the members of its kind. */
   call(kind: Kind, payload: Record<string, unknown>, options: CallOptions = {}): Promise<unknown> {
     const { timeout, signal, idempotent, retries, traceId } = options;
+    const key = options.idempotencyKey ?? (idempotent === true && kind !== "describe" ? randomKey() : undefined);
     if (timeout !== undefined && !(timeout > 0 && Number.isFinite(timeout))) {
       throw new RangeError("timeout must be a number of milliseconds greater than 0");
     }
-    if (signal?.aborted) return Promise.reject(signal.reason as unknown);
+    checkIds(traceId, options.idempotencyKey);
+    if (signal?.aborted) return Promise.reject(reasonOf(signal));
     if (this.#waiting.size >= this.#settings.maxQueue) {
       const description = `${this.#settings.maxQueue} calls are already waiting to be sent; wait for an answer first`;
       return Promise.reject(new TooManyRequests({ code: "too_many_requests", description, retryable: true }));
     }
-    const members = membersOf({ ...payload, trace_id: traceId });
+    const members = membersOf({ ...payload, trace_id: traceId, idempotency_key: key });
     const deadline = performance.now() + (timeout ?? this.limits.requestTimeout);
     const { promise, call } = makeCall(kind, members, deadline);
     call.idempotent = idempotent === true || kind === "describe";
     call.retries = retries ?? 0;
     call.timer = after(deadline - performance.now(), () => this.#expire(call));
     if (signal) {
-      const abort = () => this.#abandon(call, signal.reason);
+      const abort = () => this.#abandon(call, reasonOf(signal));
       signal.addEventListener("abort", abort, { once: true });
       const stop = () => signal.removeEventListener("abort", abort);
       promise.then(stop, stop);
@@ -115,9 +129,9 @@ export class Calls {
     return promise;
   }
 
-  /** Send a request to the gateway itself, at once and on this connection. It has no deadline. */
+  /** Send a request to the gateway itself, at once and on this connection. */
   ask(kind: ControlKind, payload: Record<string, unknown>): Promise<unknown> {
-    const { promise, call } = makeCall(kind, membersOf(payload), Infinity);
+    const { promise, call } = makeCall(kind, membersOf(payload), performance.now() + this.limits.requestTimeout);
     this.#transmit(call);
     return promise;
   }
@@ -139,14 +153,29 @@ export class Calls {
     this.#held = true;
   }
 
-  get inFlight(): number {
-    return this.#inFlight.size;
+  /** The id of the last call; the next page goes on behind it. */
+  get lastId(): number {
+    return this.#lastId;
+  }
+
+  /** Go on behind the ids of an earlier page, whose session this one takes. */
+  restore(lastId: number): void {
+    this.#firstId = this.#lastId = lastId;
+  }
+
+  /** The time, by the clock of performance.now(), since which the first call waits for its answer; else Infinity. */
+  get waitingSince(): number {
+    for (const call of this.#inFlight.values()) if (!call.abandoned) return call.sentAt;
+    return Infinity;
   }
 
   /** Complete a call with the payload of a response. Returns a warning if the payload fits no call. */
   answer(payload: Record<string, unknown>): UnexpectedFrame | null {
     const call = typeof payload.id === "string" ? this.#inFlight.get(payload.id) : undefined;
-    if (call === undefined) return new UnexpectedFrame("the gateway sent a response to no call in flight");
+    if (call === undefined) {
+      if (Number(payload.id) <= this.#firstId) return null; // of an earlier page
+      return new UnexpectedFrame("the gateway sent a response to no call in flight");
+    }
     this.#land(payload.id as string, call);
     let unexpected: UnexpectedFrame | null = null;
     if (call.abandoned) {
@@ -164,19 +193,58 @@ export class Calls {
     return unexpected;
   }
 
-  /** Note the end of the connection: idempotent calls wait for the next, others in flight fail with `error`. */
-  lost(error: GatewayError): void {
+  /**
+   * Note the end of the connection, whose session may be resumed: calls in flight go on until `resumed` or `lost` is
+   * called. Requests to the gateway itself fail, as they are made anew.
+   */
+  suspend(error: GatewayError): void {
+    this.#send = null;
+    this.#held = true;
+    this.#loss ??= error;
+    for (const call of this.#inFlight.values()) {
+      if (isControl(call)) this.#reject(call, error);
+      if (isControl(call)) call.abandoned = true;
+      if (call.abandoned) clearTimeout(call.timer);
+    }
+  }
+
+  /**
+   * Go on with a resumed session, in which the gateway has the calls with the ids `known` in flight. Other calls
+   * without an answer have not reached it, and are sent again after `release`.
+   */
+  resumed(known: Iterable<string>): void {
+    this.#loss = null;
+    const ids = new Set(known);
+    const again: Call[] = [];
+    for (const [id, call] of this.#inFlight) {
+      if (!ids.has(id)) {
+        this.#land(id, call);
+        if (!call.abandoned) again.push(call);
+      } else if (call.abandoned) {
+        this.#forget(call);
+      }
+    }
+    // Nobody waits for these: their callers gave up while the client was away, or are of an earlier page.
+    for (const id of ids) if (this.#inFlight.get(id)?.abandoned !== false) this.#cancel(id);
+    this.#again(again);
+  }
+
+  /**
+   * Note the end of the session: calls in flight fail with `error`, or with the loss of their connection if it came
+   * earlier. If `repeats`, idempotent calls wait for the next connection instead.
+   */
+  lost(error: GatewayError, repeats = true): void {
     this.#send = null;
     this.#held = true;
     const again: Call[] = [];
     for (const [id, call] of this.#inFlight) {
       this.#land(id, call);
       if (call.abandoned) clearTimeout(call.timer);
-      else if (call.idempotent) again.push(call);
-      else this.#reject(call, error);
+      else if (call.idempotent && repeats) again.push(call);
+      else this.#reject(call, this.#loss ?? error);
     }
-    if (again.length > 0) this.#waiting = new Set([...again, ...this.#waiting]);
-    for (const call of again) this.#arm(call, call.deadline);
+    this.#loss = null;
+    this.#again(again);
   }
 
   /** End all calls with `error`. */
@@ -185,6 +253,12 @@ export class Calls {
     for (const call of [...this.#waiting, ...this.#pausing]) this.#reject(call, error);
     this.#waiting.clear();
     this.#pausing.clear();
+  }
+
+  /** Send calls again, before all that wait. */
+  #again(calls: Call[]): void {
+    if (calls.length > 0) this.#waiting = new Set([...calls, ...this.#waiting]);
+    for (const call of calls) this.#arm(call, call.deadline);
   }
 
   #flush(): void {
@@ -211,7 +285,8 @@ export class Calls {
     }
     this.#inFlight.set(id, call);
     this.#weight += weight(call);
-    if (call.deadline < Infinity) this.#arm(call, call.deadline + this.#settings.grace);
+    call.sentAt = performance.now();
+    this.#arm(call, call.deadline + this.#settings.grace);
     this.#send?.(text);
   }
 
@@ -270,10 +345,17 @@ export class Calls {
       this.#reject(call, reason);
       return;
     }
-    const { id } = call;
     call.abandoned = true;
     call.reject(reason);
-    // The gateway counts the call until it has answered. So does the client, but not for ever.
+    clearTimeout(call.timer);
+    if (this.#loss !== null) return; // cancelled when the session is resumed
+    this.#forget(call);
+    if (call.kind === "request") this.#cancel(call.id);
+  }
+
+  /** Count an abandoned call until it is answered, as the gateway does, but not for ever. */
+  #forget(call: Call): void {
+    const { id } = call;
     clearTimeout(call.timer);
     call.timer = after(this.#settings.grace, () => {
       if (this.#inFlight.get(id) === call) {
@@ -281,8 +363,27 @@ export class Calls {
         this.#flush();
       }
     });
-    if (call.kind === "request") this.#send?.(`{"type":"cancel","payload":{"id":"${id}"}}`);
   }
+
+  #cancel(id: string): void {
+    this.#send?.(`{"type":"cancel","payload":{"id":"${id}"}}`);
+  }
+}
+
+/** Whether a call is a request to the gateway itself. */
+function isControl({ kind }: Call): boolean {
+  return kind === "subscribe" || kind === "unsubscribe" || kind === "authorize";
+}
+
+/** The reason of an aborted signal; React Native's signals have none. */
+function reasonOf(signal: AbortSignal): unknown {
+  if (signal.reason !== undefined) return signal.reason;
+  return Object.assign(new Error("the call was aborted"), { name: "AbortError" });
+}
+
+function randomKey(): string {
+  // Without HTTPS there is no crypto.randomUUID.
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** The number that a call counts against the gateway's limit, which is for calls of services. */
@@ -303,6 +404,7 @@ function makeCall(kind: Kind | ControlKind, members: string, deadline: number): 
     members,
     idempotent: false,
     deadline,
+    sentAt: 0,
     retries: 0,
     attempt: 0,
     abandoned: false,
@@ -318,8 +420,4 @@ function makeCall(kind: Kind | ControlKind, members: string, deadline: number): 
 function membersOf(payload: Record<string, unknown>): string {
   const text = JSON.stringify(payload).slice(1, -1);
   return text && `,${text}`;
-}
-
-export function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

@@ -1,5 +1,6 @@
 import { BACKOFF, type Backoff, after, jittered } from "./backoff.js";
-import { type CallOptions, Calls, LIMITS, isObject } from "./calls.js";
+import { type CallOptions, Calls, LIMITS } from "./calls.js";
+import { checkNames, checkParams, checkService, checkTopics } from "./checks.js";
 import { Emitter } from "./emitter.js";
 import {
   type CallFailed,
@@ -15,6 +16,9 @@ import {
   milliseconds,
   obeyed,
 } from "./errors.js";
+import { HttpSocket } from "./http.js";
+import { isObject } from "./objects.js";
+import { Session, type StorageLike, keep } from "./session.js";
 import {
   type Dropped,
   type Gap,
@@ -34,6 +38,8 @@ export interface Hello {
   instance_id: string;
   /** Seconds since 1970; null if the token does not expire. */
   expires_at: number | null;
+  /** Whether the gateway keeps sessions whose connections are lost. */
+  resume: boolean;
   /** Times are in seconds, as the gateway sends them. */
   limits: { max_message_size: number; max_in_flight: number; request_timeout: number; ping_interval: number };
 }
@@ -44,7 +50,11 @@ export type State =
   | { name: "connecting" }
   /** Connected, before the hello: the gateway checks the token. */
   | { name: "authorising" }
-  | { name: "open"; hello: Hello }
+  /**
+   * `resumed` is true if the session has survived the loss of its connection: no event is missing, and calls go on. It is
+   * false if the session was lost, for the `reason` that the gateway names, and undefined if there was none.
+   */
+  | { name: "open"; hello: Hello; resumed: boolean | undefined; reason: string | undefined }
   /** Waiting for `delay` milliseconds because of `error`. */
   | { name: "reconnecting"; delay: number; error: GatewayError }
   /** Closed for good; `error` is null if the application did that. */
@@ -65,7 +75,7 @@ export interface ClientEvents {
 }
 
 /** The reason for which a token is requested. */
-export type TokenReason = "connect" | "refresh" | "rejected";
+export type TokenReason = "connect" | "refresh" | "rejected" | "expired";
 
 /**
  * Returns a token. Null means that there are no more tokens, and closes the client. After an error the client tries
@@ -96,10 +106,19 @@ export interface ClientOptions {
    * where a refused handshake would look like a broken connection). A token above about 6 kB needs the frame.
    */
   tokenIn?: "subprotocol" | "frame" | undefined;
+  /**
+   * `websocket`, `sse` (a stream of Server-Sent Events, and a POST for each call), or `auto`: WebSockets, and the other
+   * way while they are blocked. Default: `auto`, with the global WebSocket; a class of your own is always used.
+   */
+  transport?: "websocket" | "sse" | "auto" | undefined;
   /** A class to use instead of the global WebSocket. */
   WebSocket?: SocketConstructor | undefined;
   /** Whether to reconnect after a lost connection. Default: true. */
   reconnect?: boolean | undefined;
+  /** Whether to resume the session on the next connection, where the gateway offers that. Default: true. */
+  resume?: boolean | undefined;
+  /** Where to keep the session while the page is reloaded: pass `sessionStorage`. By default a reload is a new session. */
+  storage?: StorageLike | undefined;
   backoff?: Partial<Backoff> | undefined;
   /** A connection that lasted at least this long resets the backoff. Default: 10 s. */
   stableAfter?: number | undefined;
@@ -115,6 +134,8 @@ export interface ClientOptions {
   grace?: number | undefined;
   /** Maximum number of calls that wait to be sent. Default: 10 000. */
   maxQueue?: number | undefined;
+  /** Levels of JSON in a frame, as the gateway allows (`MAX_JSON_DEPTH`). Default: 32. */
+  maxDepth?: number | undefined;
 }
 
 /** Milliseconds of silence after which the gateway is pinged, unless options or gateway name a shorter time. */
@@ -123,22 +144,74 @@ const MAX_PING_INTERVAL = 30_000;
 const GOODBYE_TIMEOUT = 30_000;
 /** The close code of a connection that broke, or that the client aborted. */
 const BROKEN = 1006;
+/** The close code for a token that was valid, and has expired. */
+const TOKEN_EXPIRED = 4005;
 /** The close code for an invalid token. */
 const INVALID_TOKEN = 4510;
+
+/** The code with which the client closes a connection that it gives up. After 1000 the gateway would end the session. */
+const GIVEN_UP = 4000;
+/** The close code of a gateway that could not attribute several frames of the client. */
+const BAD_REQUEST = 4501;
+/** Milliseconds for the gateway to close a connection whose session has moved to another one. */
+const MOVED_TIMEOUT = 10_000;
+/** Ids of the client's own requests; those of calls are numbers. */
+const RESUME = "resume";
+const AUTHORIZE = "authorize";
+
+/** Milliseconds after which a call without an answer makes the client ask whether the connection is alive. */
+const SLOW_CALL = 4000;
+/**
+ * Milliseconds for the answer to a ping when a page wakes up, for an attempt to connect that began before, and for calls
+ * over HTTP to be answered before a WebSocket is tried once more.
+ */
+const WAKE_TIMEOUT = 5000;
+/** Milliseconds from the error of a connection to its close event. */
+const ERROR_TIMEOUT = 1000;
+/** Events of a page at which connections are looked after. */
+const PAGE_EVENTS = ["online", "visibilitychange", "pageshow", "resume", "securitypolicyviolation"];
+
+/** Attempts in a row without a hello after which every other attempt goes over HTTP; more if a session is at stake. */
+const BLOCKED_AFTER = 3;
+const BLOCKED_AFTER_WITH_SESSION = 8;
+/** Milliseconds after which a client that is connected over HTTP tries a WebSocket. */
+const WEBSOCKET_AGAIN = 60_000;
+
+type Frame = Record<string, unknown>;
 
 /** One WebSocket connection, from its start to its end. */
 interface Link {
   socket: SocketLike;
+  isHttp: boolean;
   openedAt: number | null;
   heardAt: number;
-  pingedAt: number | null;
-  timers: { [name in "connect" | "silence" | "refresh" | "goodbye"]?: ReturnType<typeof setTimeout> };
+  /** Time by performance.now() until which the gateway has to answer a ping; Infinity without one. */
+  pongBy: number;
+  /** Whether a call waits for its answer, which is watched. */
+  isBusy: boolean;
+  readonly startedAt: number;
+  timers: { [name in "connect" | "error" | "silence" | "refresh" | "goodbye"]?: ReturnType<typeof setTimeout> };
   /** The last error that the gateway sent. */
   lastError: CallFailed | null;
+  /** The reason why the connection failed, as far as the runtime tells. */
+  problem: unknown;
   /** Milliseconds to stay away after the end of the connection, from a goodbye. */
   stayAway: number;
   /** Time by performance.now() before which not to reconnect, from an error. */
   notBefore: number;
+  hello: Hello | null;
+  /** Whether the answer to `resume` is still to come. */
+  isResuming: boolean;
+  /** Whether frames are counted: since the answer to `resume`. */
+  isCounting: boolean;
+  /** Frames that are handled, or dropped, once it is known whether the session is resumed. */
+  held: Frame[] | null;
+  /** Number of frames that the gateway sends again, and its part of the session, until the last of them. */
+  replay: { left: number; inFlight: string[]; topics: string[] } | null;
+  /** Whether the gateway said goodbye. */
+  isLeaving: boolean;
+  /** Number of attempts to move its session to another connection. */
+  moves: number;
 }
 
 /** A client of a gateway: a connection that is restored after a loss, with its calls and subscriptions. */
@@ -151,7 +224,19 @@ export class Client {
   readonly #subscriptions: Subscriptions;
   #state: State = { name: "connecting" };
   #hello: Hello | null = null;
+  /** The connection in use. */
   #link: Link | null = null;
+  /** The connection that is opened beside it, after a goodbye. */
+  #next: Link | null = null;
+  readonly #session = new Session();
+  /** The attempt to connect that waits for a token. */
+  #opening: object | null = null;
+  /** The reason for which the next connection needs a token. */
+  #reason: TokenReason = "connect";
+  /** Number of attempts in a row without a hello. */
+  #blocked = 0;
+  /** The token that the application is asked for. */
+  #asked: Promise<string | null> | null = null;
   #attempt = 0;
   #reconnection: ReturnType<typeof setTimeout> | undefined;
   /** Whether the gateway asked for the current wait. */
@@ -159,6 +244,7 @@ export class Client {
   /** Whether another token was fetched after a refusal. That is done once. */
   #renewed = false;
   #stopListening = () => {};
+  #stopKeeping = () => {};
 
   /** @internal */
   constructor(url: string, options: ClientOptions) {
@@ -176,11 +262,7 @@ export class Client {
       tell: (name, value) => this.#tell(name, value as never),
       backoff: this.#backoff,
     });
-    if (typeof addEventListener === "function" && typeof removeEventListener === "function") {
-      const online = () => this.#online();
-      addEventListener("online", online);
-      this.#stopListening = () => removeEventListener("online", online);
-    }
+    this.#begin();
     void this.#connect("connect");
   }
 
@@ -191,6 +273,11 @@ export class Client {
   /** The gateway's hello on the current connection, or on the last one. */
   get hello(): Hello | null {
     return this.#hello;
+  }
+
+  /** The way of the current connection; null without one. */
+  get transport(): "websocket" | "sse" | null {
+    return this.#link === null ? null : this.#link.isHttp ? "sse" : "websocket";
   }
 
   /** Call `listener` for every `name` from now on. Returns a function that removes it. */
@@ -205,16 +292,17 @@ export class Client {
     params: object = {},
     options: CallOptions = {},
   ): Promise<Result> {
-    return (await this.#call("request", { service, method, params: checked(params) }, options)) as Result;
+    return (await this.#call("request", this.#checked(service, method, params), options)) as Result;
   }
 
   /** Send a command. Returns once the mesh has accepted it, before it has run. */
   async command(service: string, method: string, params: object = {}, options: CallOptions = {}): Promise<void> {
-    await this.#call("command", { service, method, params: checked(params) }, options);
+    await this.#call("command", this.#checked(service, method, params), options);
   }
 
   /** Return the methods that the client may call, of one service or of all that the gateway knows. */
   async describe(service?: string, options: CallOptions = {}): Promise<Description> {
+    if (service !== undefined) checkService(service);
     return (await this.#call("describe", { service }, options)) as Description;
   }
 
@@ -228,7 +316,7 @@ export class Client {
     options: SubscribeOptions = {},
   ): Subscription<Event> {
     const wanted = typeof topics === "string" ? [topics] : [...topics];
-    if (wanted.length === 0) throw new TypeError("topics is empty: name at least one topic");
+    checkTopics(wanted);
     const subscription = new Subscription<Event>(wanted, callback ?? null, options.buffer ?? 1000, (each) =>
       this.#subscriptions.end(each, null),
     );
@@ -238,8 +326,13 @@ export class Client {
       return subscription;
     }
     this.#subscriptions.add(subscription);
-    options.signal?.addEventListener("abort", () => subscription.unsubscribe(), { once: true });
-    if (options.signal?.aborted) subscription.unsubscribe();
+    const { signal } = options;
+    if (signal) {
+      const abort = () => subscription.unsubscribe();
+      signal.addEventListener("abort", abort);
+      subscription.release = () => signal.removeEventListener("abort", abort);
+      if (signal.aborted) abort();
+    }
     return subscription;
   }
 
@@ -261,29 +354,55 @@ export class Client {
     if (this.#state.name !== "closed") this.#finish(null);
   }
 
+  /**
+   * Connect anew, at once. After a close for good, too: then the subscriptions that it has ended begin again, with a
+   * gap.
+   */
+  reconnect(): void {
+    this.#renewed = false;
+    if (this.#state.name === "closed") {
+      this.#attempt = 0;
+      this.#begin();
+      this.#subscriptions.reopen();
+      void this.#connect("connect");
+    } else if (this.#link !== null) {
+      this.#restart(this.#link, "the application reconnects");
+    } else {
+      this.#hurry();
+    }
+  }
+
   // --- connecting ---------------------------------------------------------------------------------------------
 
+  /** Open a connection: the one to use, or, if there is one, another beside it. */
   async #connect(reason: TokenReason): Promise<void> {
-    this.#setState({ name: "connecting" });
-    const { getToken } = this.#options;
+    const former = this.#link;
+    const attempt = (this.#opening = {});
+    if (former === null) this.#setState({ name: "connecting" });
     let token: string | null | undefined;
     try {
-      token = getToken === undefined ? this.#options.token : ((await getToken(reason)) ?? null);
+      token = await this.#askToken(reason);
     } catch (error) {
-      if (!this.#isClosed) this.#retry(new ConnectionLost(BROKEN, "no token", { cause: error }), 0);
+      if (this.#opening !== attempt) return;
+      if (former === null) this.#retry(new ConnectionLost(BROKEN, "no token", { cause: error }), 0);
+      else this.#move(former, 0);
       return;
     }
-    if (this.#isClosed) return;
+    if (this.#opening !== attempt) return;
+    this.#opening = null;
     if (token === null) {
-      this.#finish(new ConnectionClosed(INVALID_TOKEN, "there is no token any more"));
+      // Beside another connection, this is told when that one has ended.
+      if (former === null) this.#finish(new ConnectionClosed(INVALID_TOKEN, "there is no token any more"));
       return;
     }
     const inFrame = (this.#options.tokenIn ?? defaultTokenIn()) === "frame";
     const protocols = ["nuropb.v1"];
     if (token !== undefined && !inFrame) protocols.push(`base64url.bearer.nuropb.${base64url(token)}`);
     let socket: SocketLike;
+    const isHttp = this.#goesOverHttp(former);
     try {
-      socket = new (this.#options.WebSocket ?? (WebSocket as unknown as SocketConstructor))(this.url, protocols);
+      if (isHttp) socket = new HttpSocket(this.url, token);
+      else socket = new (this.#options.WebSocket ?? (WebSocket as unknown as SocketConstructor))(this.url, protocols);
     } catch (error) {
       // The page's Content-Security-Policy forbids the connection, and that does not change.
       this.#finish(new ConnectionClosed(BROKEN, "the page's policy forbids the connection", { cause: error }));
@@ -291,55 +410,112 @@ export class Client {
     }
     const link: Link = {
       socket,
+      isHttp,
       openedAt: null,
       heardAt: performance.now(),
-      pingedAt: null,
+      pongBy: Infinity,
+      isBusy: false,
+      startedAt: performance.now(),
       timers: {},
       lastError: null,
+      problem: undefined,
       stayAway: 0,
       notBefore: 0,
+      hello: null,
+      isResuming: false,
+      isCounting: false,
+      held: null,
+      replay: null,
+      isLeaving: false,
+      moves: 0,
     };
-    this.#link = link;
+    if (former === null) this.#link = link;
+    else this.#next = link;
     link.timers.connect = after(this.#options.connectTimeout ?? 15_000, () => this.#drop(link, "no hello in time"));
     socket.onopen = () => {
-      if (this.#link !== link) return;
-      this.#calls.connected((text) => socket.send(text));
-      this.#setState({ name: "authorising" });
+      if (link === this.#link) this.#setState({ name: "authorising" });
+      if (!this.#has(link) || token === undefined || !inFrame) return;
       // A refusal is followed by the close of the connection, which reports it.
-      if (token !== undefined && inFrame) this.#calls.ask("authorize", { token }).catch(() => {});
+      socket.send(JSON.stringify({ type: "authorize", payload: { id: AUTHORIZE, token } }));
     };
-    socket.onmessage = ({ data }: { data: unknown }) => this.#link === link && this.#receive(link, data);
-    socket.onerror = () => {}; // the close event that follows has all information
+    socket.onmessage = ({ data }: { data: unknown }) => this.#has(link) && this.#receive(link, data);
+    socket.onerror = ({ error, message }: { error?: unknown; message?: unknown }) => {
+      link.problem = error ?? (message ? new Error(String(message)) : undefined);
+      // A close event follows, except in browsers whose page's policy forbids the connection.
+      link.timers.error = after(ERROR_TIMEOUT, () => this.#drop(link, "the connection failed"));
+    };
     socket.onclose = ({ code, reason }: { code: number; reason: string }) => {
-      if (this.#link === link) this.#closed(link, code, reason);
+      if (this.#has(link)) this.#closed(link, code, reason);
     };
+  }
+
+  /** Whether the next connection goes over HTTP. A connection beside another one is a WebSocket. */
+  #goesOverHttp(former: Link | null): boolean {
+    const { transport = "auto", WebSocket: given } = this.#options;
+    if (transport !== "auto") return transport === "sse";
+    if (given !== undefined || former !== null || typeof fetch === "undefined") return false;
+    const limit = this.#session.key === "" ? BLOCKED_AFTER : BLOCKED_AFTER_WITH_SESSION;
+    return this.#blocked >= limit && this.#blocked % 2 === limit % 2;
+  }
+
+  #has(link: Link): boolean {
+    return link === this.#link || link === this.#next;
   }
 
   /** Abort a connection. Waiting for a graceful close could take minutes if the network is down. */
   #drop(link: Link, reason: string): void {
-    if (this.#link !== link) return;
+    if (!this.#has(link)) return;
     this.#closed(link, BROKEN, reason);
-    link.socket.close(1000);
+    link.socket.close(GIVEN_UP);
   }
 
-  /** Handle the end of a connection: reconnect, or close for good. */
+  /** Handle the end of a connection: go on with the one beside it, reconnect, or close for good. */
   #closed(link: Link, code: number, reason: string): void {
-    this.#leave(link);
-    const options = link.lastError === null ? undefined : { cause: link.lastError };
+    const wait = Math.max(link.stayAway, link.notBefore - performance.now(), 0);
+    if (link.openedAt === null && code === BROKEN) this.#blocked++;
+    this.#reason = code === TOKEN_EXPIRED ? "expired" : "connect";
+    if (link === this.#next) {
+      this.#leave(link);
+      const used = this.#link!;
+      this.#handleHeld(used);
+      if (this.#link !== used) return;
+      if (used.replay === null) this.#calls.release();
+      this.#move(used, used.isHttp ? WEBSOCKET_AGAIN : wait);
+      return;
+    }
+    const cause = link.lastError ?? link.problem;
+    const options = cause === undefined ? undefined : { cause };
     const lost = new ConnectionLost(code, reason, options);
-    this.#subscriptions.disconnected();
-    this.#calls.lost(lost);
+    // A client that the gateway has greeted is well, except for one call.
+    const isFatal = isFinal(code) && !(code === BAD_REQUEST && link.openedAt !== null);
+    this.#leave(link);
+    // A refused connection is no end of the session that it should have resumed.
+    if (link.isCounting && isFinal(code)) this.#session.end();
+    this.#suspend(lost, code !== BAD_REQUEST);
     if (link.openedAt !== null && performance.now() - link.openedAt >= (this.#options.stableAfter ?? 10_000)) {
       this.#attempt = 0;
     }
-    if (code === INVALID_TOKEN && this.#options.getToken !== undefined && !this.#renewed && this.#comesBack) {
+    const next = this.#next;
+    if (next !== null) {
+      this.#next = null;
+      this.#link = next;
+      this.#setState({ name: next.openedAt === null ? "connecting" : "authorising" });
+    } else if (code === INVALID_TOKEN && this.#options.getToken !== undefined && !this.#renewed && this.#comesBack) {
       this.#renewed = true;
       void this.#connect("rejected");
-    } else if (isFinal(code)) {
+    } else if (isFatal) {
       this.#finish(new ConnectionClosed(code, reason, options));
     } else {
-      this.#retry(lost, Math.max(link.stayAway, link.notBefore - performance.now(), 0));
+      this.#retry(lost, wait);
     }
+  }
+
+  /** Keep the calls of a lost connection for the session's next one, or end them if there is no session to resume. */
+  #suspend(lost: ConnectionLost, repeats = true): void {
+    this.#session.pause();
+    this.#subscriptions.disconnected();
+    if (this.#session.key !== "" && this.#comesBack) this.#calls.suspend(lost);
+    else this.#calls.lost(lost, repeats);
   }
 
   #retry(error: ConnectionLost, asked: number): void {
@@ -350,42 +526,97 @@ export class Client {
     }
     const delay = asked + jittered(this.#backoff, this.#attempt++);
     this.#isAsked = asked > 0;
-    this.#reconnection = after(delay, () => void this.#connect("connect"));
+    this.#reconnection = after(delay, () => void this.#connect(this.#reason));
     this.#setState({ name: "reconnecting", delay, error });
   }
 
-  /** Reconnect at once when the browser is online again, unless the gateway asked for the wait. */
-  #online(): void {
+  /** Open another connection beside `link` in `wait` milliseconds or somewhat later, and resume the session there. */
+  #move(link: Link, wait: number): void {
+    clearTimeout(link.timers.goodbye);
+    link.timers.goodbye = after(wait + jittered(this.#backoff, link.moves++), () => {
+      if (this.#next === null) void this.#connect("connect");
+    });
+  }
+
+  /** Listen to the page, and take the session of its predecessor. */
+  #begin(): void {
+    const { storage } = this.#options;
+    if (storage !== undefined) this.#stopKeeping = keep(storage, this.url, this.#session, this.#calls);
+    if (typeof addEventListener !== "function" || typeof removeEventListener !== "function") return;
+    const listener = (event: Event) => this.#onPage(event);
+    for (const name of PAGE_EVENTS) addEventListener(name, listener, true);
+    this.#stopListening = () => PAGE_EVENTS.forEach((name) => removeEventListener(name, listener, true));
+  }
+
+  /** See whether the connection is alive when the page wakes up or the network is back. */
+  #onPage(event: Event): void {
     const link = this.#link;
-    if (this.#state.name === "reconnecting" && !this.#isAsked) {
-      clearTimeout(this.#reconnection);
-      void this.#connect("connect");
-    } else if (this.#state.name === "open" && link !== null && link.pingedAt === null) {
-      this.#ping(link);
+    if (event.type === "securitypolicyviolation") {
+      const { blockedURI, disposition } = event as SecurityPolicyViolationEvent;
+      const isOurs = link !== null && link.openedAt === null && hostOf(blockedURI) === hostOf(this.url);
+      if (isOurs && disposition === "enforce") {
+        this.#finish(new ConnectionClosed(BROKEN, "the page's policy forbids the connection"));
+      }
+    } else if (event.type === "visibilitychange" && document.visibilityState !== "visible") {
+      return;
+    } else if (link === null) {
+      if (!this.#isAsked) this.#hurry();
+    } else if (link.openedAt !== null) {
+      this.#ping(link, WAKE_TIMEOUT);
       this.#watch(link);
+    } else if (event.type === "online" || performance.now() - link.startedAt > WAKE_TIMEOUT) {
+      this.#restart(link, "the network has changed");
     }
   }
 
+  /** Wait no longer for the next attempt. */
+  #hurry(): void {
+    if (this.#state.name !== "reconnecting") return;
+    clearTimeout(this.#reconnection);
+    void this.#connect(this.#reason);
+  }
+
+  #restart(link: Link, reason: string): void {
+    this.#drop(link, reason);
+    this.#hurry();
+  }
+
+  /** Ask the application for a token, one at a time: it may have to use up a token to get another. */
+  #askToken(reason: TokenReason): Promise<string | null | undefined> {
+    const { getToken, token } = this.#options;
+    if (getToken === undefined) return Promise.resolve(token);
+    const ask = async () => (await getToken(reason)) ?? null;
+    const asked = this.#asked;
+    // A token that is being fetched will do, unless the last one was refused.
+    if (asked !== null && reason !== "rejected") return asked;
+    const answer = (this.#asked = asked === null ? ask() : asked.then(ask, ask));
+    const done = () => {
+      if (this.#asked === answer) this.#asked = null;
+    };
+    answer.then(done, done);
+    return answer;
+  }
+
   #finish(error: ConnectionClosed | null): void {
-    const link = this.#link;
-    if (link !== null) {
+    for (const link of [this.#link, this.#next]) {
+      if (link === null) continue;
       this.#leave(link);
       link.socket.close(1000);
     }
+    this.#opening = null;
+    this.#session.end();
     clearTimeout(this.#reconnection);
     this.#stopListening();
+    this.#stopKeeping();
     this.#subscriptions.close(error);
     this.#calls.close(error ?? closedByApplication());
     this.#setState({ name: "closed", error });
   }
 
   #leave(link: Link): void {
-    this.#link = null;
+    if (link === this.#link) this.#link = this.#opening = null;
+    else this.#next = null;
     for (const timer of Object.values(link.timers)) clearTimeout(timer);
-  }
-
-  get #isClosed(): boolean {
-    return this.#state.name === "closed";
   }
 
   get #comesBack(): boolean {
@@ -396,8 +627,8 @@ export class Client {
 
   #receive(link: Link, data: unknown): void {
     link.heardAt = performance.now();
-    if (link.pingedAt !== null) {
-      link.pingedAt = null;
+    if (link.pongBy < Infinity) {
+      link.pongBy = Infinity;
       this.#watch(link);
     }
     const frame = parse(data);
@@ -405,9 +636,29 @@ export class Client {
       this.#tell("warning", new UnexpectedFrame("the gateway sent a message that is not a JSON object"));
       return;
     }
+    if (link.held !== null && isCounted(frame) && !(link.isResuming && idOf(frame) === RESUME)) link.held.push(frame);
+    else this.#handle(link, frame);
+  }
+
+  #handle(link: Link, frame: Frame): void {
+    const { replay } = link;
+    if (link.isCounting && isCounted(frame)) {
+      this.#session.count((text) => link.socket.send(text));
+      if (replay !== null) replay.left--;
+    }
+    this.#onFrame(link, frame);
+    if (replay !== null && replay.left <= 0 && link.replay === replay && this.#link === link) this.#reconcile(link);
+  }
+
+  #onFrame(link: Link, frame: Frame): void {
     const payload = isObject(frame.payload) ? frame.payload : {};
     switch (frame.type) {
       case "response": {
+        if (payload.id === AUTHORIZE) return;
+        if (payload.id === RESUME && link.isResuming) {
+          this.#onResumed(link, payload);
+          return;
+        }
         const unexpected = this.#calls.answer(payload);
         if (unexpected !== null) this.#tell("warning", unexpected);
         return;
@@ -435,10 +686,8 @@ export class Client {
     } else if (topic === "goodbye") {
       const payload = isObject(event) ? event : {};
       const retryAfter = (link.stayAway = obeyed(milliseconds(payload.retry_after_ms)));
-      // The gateway closes the connection once no call is in flight, and a call that is sent now could be lost.
-      this.#calls.hold();
-      clearTimeout(link.timers.goodbye);
-      link.timers.goodbye = after(GOODBYE_TIMEOUT, () => this.#drop(link, "the gateway is stopping"));
+      link.isLeaving = true;
+      this.#obey(link);
       this.#tell("goodbye", { reason: String(payload.reason ?? ""), retryAfter });
     } else if (!this.#subscriptions.notice(topic, event)) {
       const traceId = typeof trace_id === "string" ? trace_id : null;
@@ -448,12 +697,118 @@ export class Client {
     }
   }
 
+  /** Act on a goodbye: move the session to another connection, or wait for the end of this one. */
+  #obey(link: Link): void {
+    if (!link.isLeaving || link.isResuming || link !== this.#link) return;
+    if (link.isCounting && this.#comesBack) {
+      this.#move(link, link.stayAway);
+      return;
+    }
+    // The gateway closes the connection once no call is in flight, and a call that is sent now could be lost.
+    this.#calls.hold();
+    clearTimeout(link.timers.goodbye);
+    link.timers.goodbye = after(GOODBYE_TIMEOUT, () => this.#drop(link, "the gateway is stopping"));
+  }
+
   #onHello(link: Link, event: unknown): void {
-    const hello = (this.#hello = sound(event));
-    const isFirst = link.openedAt === null;
-    clearTimeout(link.timers.connect);
+    const isFirst = link.hello === null;
+    const hello = (link.hello = sound(event));
     link.openedAt ??= performance.now();
     this.#renewed = false;
+    this.#blocked = 0;
+    if (!isFirst) {
+      if (link !== this.#link || link.held !== null) return;
+      this.#use(link, hello);
+      this.#calls.release(); // the limits may allow more calls now
+      return;
+    }
+    if (link === this.#next && this.#link!.isHttp && this.#calls.waitingSince < Infinity) {
+      // Calls over HTTP would be lost.
+      this.#leave(link);
+      link.socket.close(GIVEN_UP);
+      this.#move(this.#link!, WAKE_TIMEOUT);
+      return;
+    }
+    const isResuming = hello.resume && this.#options.resume !== false && this.#comesBack;
+    const { key, received } = this.#session;
+    if (isResuming) {
+      link.isResuming = true;
+      const more = key === "" ? {} : { key, received };
+      link.socket.send(JSON.stringify({ type: "resume", payload: { id: RESUME, ...more } }));
+    }
+    if (!isResuming || key === "") {
+      this.#open(link, undefined, undefined);
+      return;
+    }
+    link.held = [];
+    if (link === this.#next) {
+      // Frames that come on the old connection from now on are sent again on the new one, if the session moves.
+      this.#link!.held = [];
+      this.#calls.hold();
+    }
+  }
+
+  #onResumed(link: Link, payload: Record<string, unknown>): void {
+    link.isResuming = false;
+    const result = isObject(payload.result) ? payload.result : {};
+    const key = typeof result.key === "string" ? result.key : "";
+    const resumed = result.resumed === true;
+    const held = link.held;
+    link.held = null;
+    if (held !== null && !resumed) {
+      if (link === this.#next) this.#handleHeld(this.#link!);
+      this.#session.end();
+    }
+    this.#session.renew(key, resumed ? this.#session.received : 0);
+    link.isCounting = key !== "";
+    if (held === null) {
+      this.#obey(link);
+      return; // it was open before: it had no session to resume
+    }
+    if (resumed) {
+      const { replay, in_flight: inFlight, topics } = result;
+      const left = typeof replay === "number" ? replay : 0;
+      link.replay = { left, inFlight: texts(inFlight), topics: texts(topics) };
+      if (typeof result.session_id === "string") link.hello = { ...link.hello!, session_id: result.session_id };
+      this.#open(link, true, undefined);
+      if (left <= 0 && this.#link === link) this.#reconcile(link);
+    } else {
+      this.#open(link, false, String(result.reason ?? "refused"));
+      // These were sent before the new session began, and are not counted.
+      for (const frame of held) if (this.#link === link) this.#onFrame(link, frame);
+    }
+    this.#obey(link);
+  }
+
+  /** Use a connection, the session of which is resumed (true), lost (false), or new (undefined). */
+  #open(link: Link, resumed: boolean | undefined, reason: string | undefined): void {
+    if (link === this.#next) {
+      const old = this.#link!;
+      this.#leave(old);
+      // The gateway closes the connection that a session has left.
+      after(MOVED_TIMEOUT, () => old.socket.close(GIVEN_UP));
+      this.#next = null;
+      this.#link = link;
+      this.#suspend(new ConnectionLost(BROKEN, "the session could not be moved"));
+    }
+    if (resumed === undefined) this.#session.end();
+    if (!resumed) this.#calls.lost(new ConnectionLost(BROKEN, "the session could not be resumed"));
+    if (link.replay === null) clearTimeout(link.timers.connect);
+    this.#calls.connected((text) => {
+      link.socket.send(text);
+      if (!link.isBusy) this.#watch(link);
+    });
+    const hello = link.hello!;
+    this.#use(link, hello);
+    if (link.isHttp && (this.#options.transport ?? "auto") === "auto") this.#move(link, WEBSOCKET_AGAIN);
+    this.#setState({ name: "open", hello, resumed, reason });
+    if (this.#link !== link || resumed) return;
+    this.#subscriptions.connected();
+    this.#calls.release();
+  }
+
+  #use(link: Link, hello: Hello): void {
+    this.#hello = hello;
     this.#calls.limits = {
       maxMessageSize: hello.limits.max_message_size,
       maxInFlight: hello.limits.max_in_flight,
@@ -461,14 +816,23 @@ export class Client {
     };
     this.#planRefresh(link);
     this.#watch(link);
-    if (!isFirst) {
-      this.#calls.release(); // the limits may allow more calls now
-      return;
-    }
-    this.#setState({ name: "open", hello });
-    if (this.#link !== link) return; // closed by a listener
-    this.#subscriptions.connected();
+  }
+
+  /** Go on with a resumed session, once all frames that were missed have been handled. */
+  #reconcile(link: Link): void {
+    const { inFlight, topics } = link.replay!;
+    link.replay = null;
+    clearTimeout(link.timers.connect);
+    this.#calls.resumed(inFlight);
+    this.#subscriptions.resumed(topics);
     this.#calls.release();
+  }
+
+  /** Handle the frames of a connection that were held because its session was about to move. */
+  #handleHeld(link: Link): void {
+    const held = link.held ?? [];
+    link.held = null;
+    for (const frame of held) if (this.#link === link) this.#handle(link, frame);
   }
 
   #onError(link: Link, error: CallFailed): void {
@@ -494,9 +858,9 @@ export class Client {
   async #refresh(link: Link, expiresAt: number, attempt: number): Promise<void> {
     let problem: unknown;
     try {
-      const token = await this.#options.getToken!("refresh");
+      const token = await this.#askToken("refresh");
       if (this.#link !== link) return;
-      if (token !== null) {
+      if (typeof token === "string") {
         await this.authorize(token);
         return;
       }
@@ -514,27 +878,26 @@ export class Client {
 
   // --- pings --------------------------------------------------------------------------------------------------
 
+  /** Ping the gateway after a silence, and sooner if a call waits for its answer; drop the connection without a pong. */
   #watch(link: Link): void {
-    const interval =
-      this.#options.pingInterval ?? Math.min(this.#hello!.limits.ping_interval * 1000, MAX_PING_INTERVAL);
-    const timeout = this.#options.pingTimeout ?? 10_000;
     clearTimeout(link.timers.silence);
-    const look = () => {
-      const now = performance.now();
-      if (link.pingedAt !== null && now - link.pingedAt >= timeout) {
-        this.#drop(link, "the gateway does not answer");
-        return;
-      }
-      if (link.pingedAt === null && now - link.heardAt >= interval) this.#ping(link);
-      const next = link.pingedAt === null ? link.heardAt + interval : link.pingedAt + timeout;
-      link.timers.silence = after(next - performance.now(), look);
-    };
-    look();
+    const now = performance.now();
+    if (now >= link.pongBy) {
+      this.#drop(link, "the gateway does not answer");
+      return;
+    }
+    const { pingInterval, pingTimeout = 10_000 } = this.#options;
+    const interval = pingInterval ?? Math.min(this.#hello!.limits.ping_interval * 1000, MAX_PING_INTERVAL);
+    const since = this.#calls.waitingSince;
+    link.isBusy = since < Infinity;
+    const due = Math.min(link.heardAt + interval, Math.max(link.heardAt, since) + SLOW_CALL);
+    if (now >= due) this.#ping(link, pingTimeout);
+    link.timers.silence = after(Math.min(link.pongBy, now >= due ? Infinity : due) - now, () => this.#watch(link));
   }
 
-  #ping(link: Link): void {
-    link.pingedAt = performance.now();
-    link.socket.send('{"type":"ping"}');
+  #ping(link: Link, timeout: number): void {
+    if (link.pongBy === Infinity) link.socket.send('{"type":"ping"}');
+    link.pongBy = Math.min(link.pongBy, performance.now() + timeout);
   }
 
   // --- the application ----------------------------------------------------------------------------------------
@@ -542,6 +905,13 @@ export class Client {
   #call(kind: "request" | "command" | "describe", payload: Record<string, unknown>, options: CallOptions) {
     if (this.#state.name === "closed") throw this.#state.error ?? closedByApplication();
     return this.#calls.call(kind, payload, options);
+  }
+
+  #checked(service: string, method: string, params: object): Record<string, unknown> {
+    checkNames(service, method);
+    // The frame and its payload are levels, too.
+    checkParams(params, (this.#options.maxDepth ?? 32) - 2);
+    return { service, method, params };
   }
 
   #setState(state: State): void {
@@ -569,13 +939,27 @@ export interface Description {
   unavailable: string[];
 }
 
-function closedByApplication(): ConnectionClosed {
-  return new ConnectionClosed(1000, "by the application");
+/** Whether a frame is among those that client and gateway count in a resumable session. */
+function isCounted({ type, payload }: Frame): boolean {
+  if (type !== "event") return type === "response" || type === "error";
+  const topic = isObject(payload) ? payload.topic : undefined;
+  return topic !== "hello" && topic !== "goodbye" && topic !== "closed";
 }
 
-function checked(params: object): object {
-  if (!isObject(params)) throw new TypeError("params must be an object: its members are the method's arguments");
-  return params;
+function idOf({ payload }: Frame): unknown {
+  return isObject(payload) ? payload.id : undefined;
+}
+
+function hostOf(url: string): string {
+  return /^\w+:\/\/([^/]*)/.exec(url)?.[1] ?? "";
+}
+
+function texts(value: unknown): string[] {
+  return Array.isArray(value) ? value.map(String) : [];
+}
+
+function closedByApplication(): ConnectionClosed {
+  return new ConnectionClosed(1000, "by the application");
 }
 
 /** Outside of browsers a refused handshake has no close code; a refused first frame has one. */
@@ -611,6 +995,7 @@ function sound(event: unknown): Hello {
     protocol: text(given.protocol),
     instance_id: text(given.instance_id),
     expires_at: typeof given.expires_at === "number" ? given.expires_at : null,
+    resume: given.resume === true,
     limits: {
       max_message_size: positive(limits.max_message_size, LIMITS.maxMessageSize),
       max_in_flight: positive(limits.max_in_flight, LIMITS.maxInFlight),

@@ -1,4 +1,6 @@
-export { connect, type ConnectOptions } from "./connect.js";
+import { type Connect, connectWith } from "./connect.js";
+
+export type { Connect, ConnectOptions } from "./connect.js";
 export type {
   Client,
   ClientEvents,
@@ -48,3 +50,13 @@ export type {
 } from "./subscriptions.js";
 export { matches } from "./topics.js";
 export { VERSION } from "./version.js";
+
+/**
+ * Make a client of the gateway at `url` (`wss://...`, or a path on the page's host). It starts to connect at once, and
+ * its methods may be called before it is connected.
+ *
+ * Throws TypeError for invalid arguments.
+ */
+export const connect: Connect = /* @__PURE__ */ connectWith(() => {
+  throw new TypeError('shared is an entry of its own: import { connect } from "nuropb-gateway-client/shared"');
+});

@@ -29,7 +29,7 @@ export function sharedSockets(workerUrl: URL, opening: Omit<Opening, "url" | "lo
   let usable = typeof SharedWorker === "function";
   const giveUp = (problem: unknown) => {
     usable = false;
-    console.warn("nuropb-gateway-client: no SharedWorker; this tab uses a connection of its own:", problem);
+    console.warn("nuropb-gateway-client: no SharedWorker; this tab has its own connection:", problem);
   };
   const open = function (url: string, protocols: string[]): SocketLike {
     if (usable) {

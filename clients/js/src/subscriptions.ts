@@ -1,7 +1,7 @@
 import { type Backoff, after, jittered } from "./backoff.js";
 import { Emitter, guarded } from "./emitter.js";
 import { CallFailed, ConnectionClosed, ConnectionLost, type GatewayError, obeyed, Unsubscribed } from "./errors.js";
-import { isObject } from "./calls.js";
+import { isObject } from "./objects.js";
 import { matches } from "./topics.js";
 
 /** An event of the mesh. */
@@ -53,7 +53,7 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
   readonly #callback: ((event: GatewayEvent<Event>) => void) | null;
   readonly #size: number;
   readonly #leave: () => void;
-  readonly #ready: Promise<this>;
+  #ready!: Promise<this>;
   #resolve!: (subscription: this) => void;
   #reject!: (error: unknown) => void;
   #isReady = false;
@@ -61,7 +61,11 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
   #ended: { error: GatewayError | null } | null = null;
   #buffer: GatewayEvent<Event>[] = [];
   #dropped = 0;
-  #wake: (() => void) | null = null;
+  /** Calls of next() that wait for an event. */
+  #waiting: (() => void)[] = [];
+  #isIterated = false;
+  /** Called when the subscription ends. @internal */
+  release = () => {};
 
   /** @internal */
   constructor(
@@ -74,6 +78,10 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
     this.#callback = callback;
     this.#size = size;
     this.#leave = () => leave(this);
+    this.#promise();
+  }
+
+  #promise(): void {
     this.#ready = new Promise((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;
@@ -101,29 +109,58 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
     this.#leave();
   }
 
-  /** Iterate over the events. Stops if the application ended the subscription; throws the error of any other end. */
-  async *[Symbol.asyncIterator](): AsyncGenerator<GatewayEvent<Event>, void, undefined> {
-    this.#isWatched = true;
-    try {
-      for (;;) {
-        if (this.#dropped > 0) {
-          const count = this.#dropped;
-          this.#dropped = 0;
-          this.tell("dropped", { count, topic: null });
-        }
-        const event = this.#buffer.shift();
-        if (event !== undefined) {
-          yield event;
-        } else if (this.#ended !== null) {
-          if (this.#ended.error !== null) throw this.#ended.error;
-          return;
-        } else {
-          await new Promise<void>((resolve) => (this.#wake = resolve));
-        }
-      }
-    } finally {
+  /**
+   * Iterate over the events, once. Stops if the application ended the subscription; throws the error of any other end.
+   * The end of the iteration ends the subscription.
+   */
+  [Symbol.asyncIterator](): AsyncGenerator<GatewayEvent<Event>, void, undefined> {
+    if (this.#isIterated) throw new TypeError("the subscription is iterated over already: subscribe once more");
+    this.#isWatched = this.#isIterated = true;
+    let isOver = false;
+    const finish = (): { value: undefined; done: true } => {
+      if (!isOver) this.#isIterated = false;
+      isOver = true;
+      return { value: undefined, done: true };
+    };
+    const stop = () => {
+      const last = finish();
       this.#leave();
-    }
+      this.#wake();
+      return last;
+    };
+    const iterator = {
+      next: async () => {
+        for (;;) {
+          if (isOver) return finish();
+          if (this.#dropped > 0) {
+            const count = this.#dropped;
+            this.#dropped = 0;
+            this.tell("dropped", { count, topic: null });
+          }
+          const event = this.#buffer.shift();
+          if (event !== undefined) return { value: event, done: false };
+          if (this.#ended !== null) {
+            const last = finish();
+            if (this.#ended.error !== null) throw this.#ended.error;
+            return last;
+          }
+          await new Promise<void>((resolve) => this.#waiting.push(resolve));
+        }
+      },
+      return: async () => stop(),
+      throw: async (error: unknown) => {
+        stop();
+        throw error;
+      },
+      [Symbol.asyncIterator]: () => iterator,
+    };
+    return iterator as unknown as AsyncGenerator<GatewayEvent<Event>, void, undefined>;
+  }
+
+  #wake(): void {
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const resolve of waiting) resolve();
   }
 
   /** @internal */
@@ -144,7 +181,7 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
       this.#dropped++;
     }
     this.#buffer.push(own);
-    this.#wake?.();
+    this.#wake();
   }
 
   /** @internal */
@@ -166,8 +203,15 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
     this.#ended = { error };
     const told = this.#isReady ? this.#callback === null || error === null : this.#isWatched || error === null;
     this.#reject(error ?? reason);
-    this.#wake?.();
+    this.#wake();
+    this.release();
     return this.#emitter.emit("ended", error) || told;
+  }
+
+  /** Begin again after the end. @internal */
+  reopen(): void {
+    this.#ended = null;
+    this.#promise();
   }
 }
 
@@ -193,6 +237,8 @@ type AnySubscription = Subscription<any>;
 export class Subscriptions {
   readonly #host: SubscriptionHost;
   readonly #all = new Set<AnySubscription>();
+  /** Subscriptions that ended with the client, which may be connected again. */
+  readonly #closed = new Set<AnySubscription>();
   readonly #timers = new Set<ReturnType<typeof setTimeout>>();
   /** A new object for each connection, so that late answers are recognised; null while disconnected. */
   #link: object | null = null;
@@ -210,16 +256,19 @@ export class Subscriptions {
   end(subscription: AnySubscription, error: GatewayError | null): void {
     if (!this.#remove(subscription, error)) return;
     const others = this.#patterns(this.#all);
-    const topics = subscription.topics.filter((topic) => !others.includes(topic));
-    if (this.#link !== null && topics.length > 0) {
-      this.#host.ask("unsubscribe", { topics }).catch((reason: unknown) => {
-        if (reason instanceof ConnectionLost || reason instanceof ConnectionClosed) return;
-        this.#host.tell("warning", reason as GatewayError);
-      });
-    }
+    this.#unsubscribe(subscription.topics.filter((topic) => !others.includes(topic)));
+  }
+
+  #unsubscribe(topics: string[]): void {
+    if (this.#link === null || topics.length === 0) return;
+    this.#host.ask("unsubscribe", { topics }).catch((reason: unknown) => {
+      if (reason instanceof ConnectionLost || reason instanceof ConnectionClosed) return;
+      this.#host.tell("warning", reason as GatewayError);
+    });
   }
 
   #remove(subscription: AnySubscription, error: GatewayError | null): boolean {
+    this.#closed.delete(subscription);
     if (!this.#all.delete(subscription)) return false;
     const cause = error ?? new Unsubscribed(subscription.topics, "by the application");
     if (!subscription.end(error, cause)) this.#host.tell("warning", cause);
@@ -230,6 +279,17 @@ export class Subscriptions {
   connected(): void {
     this.#link = {};
     if (this.#all.size > 0) void this.#enforce([...this.#all]);
+  }
+
+  /** Go on with a resumed session, in which `topics` are in force without a gap. */
+  resumed(topics: string[]): void {
+    this.#link = {};
+    const kept = new Set(topics);
+    const missing = [...this.#all].filter((each) => !each.topics.every((topic) => kept.has(topic)));
+    for (const each of this.#all) if (!missing.includes(each)) each.inForce();
+    if (missing.length > 0) void this.#enforce(missing);
+    const wanted = this.#patterns(this.#all);
+    this.#unsubscribe(topics.filter((topic) => !wanted.includes(topic)));
   }
 
   disconnected(): void {
@@ -243,7 +303,19 @@ export class Subscriptions {
     this.disconnected();
     const all = [...this.#all];
     this.#all.clear();
-    for (const each of all) each.end(error, error ?? new ConnectionClosed(1000, "by the application"));
+    for (const each of all) {
+      if (error !== null) this.#closed.add(each);
+      each.end(error, error ?? new ConnectionClosed(1000, "by the application"));
+    }
+  }
+
+  /** Begin those subscriptions again that ended with the client. */
+  reopen(): void {
+    for (const each of this.#closed) {
+      each.reopen();
+      this.#all.add(each);
+    }
+    this.#closed.clear();
   }
 
   dispatch(event: GatewayEvent): void {

@@ -1,4 +1,4 @@
-import { isObject } from "./calls.js";
+import { isObject } from "./objects.js";
 import { Client, type ClientEvents } from "./client.js";
 import { CallFailed, ConnectionClosed, ConnectionLost } from "./errors.js";
 import type { Opening, ToTab, ToWorker } from "./shared.js";
@@ -190,7 +190,7 @@ class Tab {
     }
     this.#hub = hub;
     hub.tabs.add(this);
-    this.send({ type: "event", payload: { topic: "hello", event: { ...hub.client.hello, expires_at: expiresAt } } });
+    this.send({ type: "event", payload: { topic: "hello", event: { ...hub.client.hello, expires_at: expiresAt, resume: false } } });
     this.send({ type: "response", payload: { id, result: { expires_at: expiresAt }, error: null } });
   }
 
@@ -224,6 +224,7 @@ class Tab {
       signal: controller.signal,
       timeout: typeof payload.timeout === "number" ? payload.timeout * 1000 : undefined,
       traceId: typeof payload.trace_id === "string" ? payload.trace_id : undefined,
+      idempotencyKey: typeof payload.idempotency_key === "string" ? payload.idempotency_key : undefined,
     };
     try {
       if (type === "request") return await client.request(service, method, params, options);

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...authentication import Authenticator, Identity
-from ...exceptions import AuthenticationUnavailable
+from ...exceptions import AuthenticationFailed, AuthenticationUnavailable
 from .mesh import CONNECT_POLL_INTERVAL
 
 __all__ = ["check_token"]
@@ -31,6 +31,8 @@ async def check_token(
             except AuthenticationUnavailable as error:  # its keys are being fetched, or cannot be fetched
                 last = str(error)
                 await asyncio.sleep(CONNECT_POLL_INTERVAL)
+            except AuthenticationFailed as error:
+                return {"valid": False, "why": [str(error)]}, None
             else:
                 break
         else:
