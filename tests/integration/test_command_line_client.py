@@ -358,7 +358,7 @@ def test_a_path_at_which_there_is_no_gateway(run: Run, gateway: RunningGateway) 
 def test_a_mesh_that_is_down(portal: BlockingPortal, run: Run) -> None:
     made = Gateway(Settings(mesh_url="amqp://127.0.0.1:1/", jwt_key=SECRET, expose=["orders.*"]))
     with portal.wrap_async_context_manager(run_gateway(made, is_open=False)) as gateway:
-        statuses, wrong = examine(run, "orders", "get", "--url", gateway.url)
+        _, wrong = examine(run, "orders", "get", "--url", gateway.url)
     assert "not ready: mesh: " in wrong["http"]
     assert "503" in wrong["handshake"]  # a revocation may be in the stream that it cannot read
 
