@@ -153,12 +153,13 @@ export class Session {
     this.changed();
   }
 
-  /** @param {"connect" | "refresh" | "rejected"} reason @returns {string | null | Promise<string>} */
+  /** @param {"connect" | "refresh" | "rejected" | "expired"} reason @returns {string | null | Promise<string>} */
   #getToken(reason) {
     if (reason === "refresh") return this.#ask("refresh");
-    if (reason === "rejected") {
-      if (this.#opened) return this.#ask("refused");
-      this.failure = "The gateway does not accept this token.";
+    if (reason === "rejected" || reason === "expired") {
+      const isLate = reason === "expired";
+      if (this.#opened) return this.#ask(isLate ? "expired" : "refused");
+      this.failure = isLate ? "The token has expired." : "The gateway does not accept this token.";
       return null;
     }
     const expiresAt = this.hello?.expires_at ?? null;
