@@ -17,7 +17,7 @@ from nuropb_gateway_asgi.authentication import JWTAuthenticator, issue_token, ne
 from nuropb_gateway_asgi.authentication.keys import read_key, read_key_set
 from nuropb_gateway_asgi.authentication.strict_json import Unacceptable
 from nuropb_gateway_asgi.authentication.tokens import parse_compact
-from nuropb_gateway_asgi.exceptions import SettingsError
+from nuropb_gateway_asgi.exceptions import SettingsError, TokenExpired
 from tests.kit.token_table import clock_of_the_table
 from tests.kit.tokens import (
     DER,
@@ -194,7 +194,8 @@ async def test_issued_token_is_valid_and_carries_its_claims() -> None:
     plain = await authenticator(issue_token(secret, "7", iss="dev"))
     assert plain is not None
     assert (plain.username, plain.expires_at) == ("7", NOW + 3600)
-    assert await authenticator(issue_token(secret, "7", iss="dev", lifetime=-11)) is None
+    with pytest.raises(TokenExpired):
+        await authenticator(issue_token(secret, "7", iss="dev", lifetime=-11))
 
 
 def test_new_secret_is_long_enough_and_new() -> None:
