@@ -60,8 +60,8 @@ async def test_a_hostile_token_identifies_nobody_and_is_not_logged(
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="nuropb_gateway_asgi")
     assert await judged(judges[row.verifier], row.token) is None
-    (record,) = caplog.records
-    assert record.levelno == logging.DEBUG  # a refusal with a reason, not an unexpected exception
+    # A refusal with a reason, not an unexpected exception; an expired token is reported by its exception.
+    assert [record.levelno for record in caplog.records] in ([logging.DEBUG], [])
     assert not any(part in caplog.text for part in row.token.split(".") if len(part) > 6)
 
 
