@@ -389,7 +389,7 @@ HOSTILE: Final[dict[str, tuple[bytes, dict[str, str], int, str]]] = {
     "a body over the limit": (call({"x": "y" * LIMIT}), ECHO, 413, "more than"),
     "nested arguments": (call(nested(14)), ECHO, 400, "levels"),
     "arguments nested 1900 deep": (b"[" * 1900 + b"]" * 1900, ECHO, 400, ""),
-    "a huge integer": (call({"x": 10**30}), ECHO, 400, "64 bits"),
+    "a huge integer": (call({"x": 10**30 + 1}), ECHO, 400, "64 bits"),
     "an infinite number": (call({"x": 1}).replace(b'"x": 1', b'"x": 1e999'), ECHO, 400, ""),
     "a batch": (b"[" + call({}) + b"]", ECHO, 400, "single"),
     "a batch, handshake protocol": (b"[" + call({}) + b"]", LEGACY, 400, ""),
