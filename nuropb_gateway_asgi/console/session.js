@@ -97,6 +97,7 @@ export class Session {
     this.#tokens.add(token);
     this.#client = connect(url, {
       getToken: (reason) => this.#getToken(reason),
+      resume: false,
       tokenIn: TOKEN_IN,
       WebSocket: /** @type {any} */ (watched(this)),
     });
@@ -181,6 +182,10 @@ export class Session {
   #onState(state) {
     this.state = state;
     this.since = Date.now();
+    const expiresAt = this.hello?.expires_at ?? null;
+    if (state.name !== "open" && this.wanted === "refresh" && expiresAt !== null && this.since >= expiresAt * 1000) {
+      this.wanted = "expired"; // the client still waits for the token that it asked for before
+    }
     if (state.name === "open") {
       this.hello = state.hello;
       this.#opened = true;
@@ -351,10 +356,19 @@ export class Session {
     /** @type {Wish} */
     const wish = { topic, state: "pending", problem: "", count: 0 };
     this.wishes.set(topic, wish);
-    const subscription = this.#client.subscribe(topic, () => {
-      wish.count++;
+    /** @type {Subscription} */
+    let subscription;
+    try {
+      subscription = this.#client.subscribe(topic, () => {
+        wish.count++;
+        this.changed();
+      });
+    } catch (error) {
+      wish.state = "ended";
+      wish.problem = messageOf(error);
       this.changed();
-    });
+      return;
+    }
     this.#subscriptions.set(topic, subscription);
     subscription.on("ended", (error) => {
       this.#subscriptions.delete(topic);
