@@ -246,7 +246,7 @@ async def test_a_method_reaches_the_clients_of_the_gateway(site: Site, call: Cal
         ("no_such_method", {}, "NuropbHandlingError", "Unknown method no_such_method"),
         ("_bind", {}, "NuropbHandlingError", "Unknown method _bind"),
         ("service_name", {}, "NuropbHandlingError", "Unknown method service_name"),
-        ("add", {"c": 1}, "NuropbException", "Runtime exception calling {name}.add:TypeError"),
+        ("add", {"c": 1}, "NuropbValidationError", "add: "),
         ("secret", {"value": "s"}, "NuropbAuthorizationError", "secret has to be called encrypted"),
     ],
 )
@@ -297,7 +297,7 @@ async def test_the_description_is_understood_and_encrypted_calls_are_answered(si
     assert (await call("secret", params={"value": "s"}, encrypted=True))["result"] == "kept s"
     assert (await call("add", params={"a": 1}, encrypted=True))["result"] == 3
     failed = await call("secret", params={}, encrypted=True)
-    assert failed["error"]["error"] == "NuropbException"
+    assert failed["error"]["error"] == "NuropbValidationError"
 
 
 async def test_a_command_is_executed(site: Site, call: Call) -> None:
