@@ -221,6 +221,8 @@ pytest:
 	(set -x; $(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=95); main=$$?; \
 	wait $$job; others=$$?; \
 	cat "$$output"; \
+	[ $$main != 1 ] || { echo "Once more, one at a time: the tests that failed"; set -x; \
+	    $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; main=$$?; set +x; }; \
 	[ $$main = 0 ] || echo "Failed: all tests on Python 3.$(MAIN)"; \
 	sed -n 's|.*\*\*\* \[.*\(3\.[0-9]*\)\(/\.unit\)*\].*|Failed: the unit tests on Python \1|p' "$$output"; \
 	[ $$main$$others = 00 ]
