@@ -87,11 +87,23 @@ class ConnectionKind:
     def say_goodbye(self) -> None:
         """Admit no more clients, and tell each of those connected when to reconnect."""
         self.handler_manager.closed_for = GOODBYE_SPREAD
-        may_move = self.service_mesh_manager.resumption.may_be_taken
+        may_move = self.may_hand_over
         for handler in self.handler_manager.handlers:
             self.handler_manager.say_goodbye(handler, "draining")
             if may_move and self.name == "http":  # an event stream comes back by itself, but only after its end
                 handler.close(CloseCode.SERVICE_RESTART, "service restart")
+
+    @property
+    def may_hand_over(self) -> bool:
+        """Whether there are sessions, and other processes that clients may take them to."""
+        manager, own = self.service_mesh_manager, self._gateway_settings.instance_id
+        # The other kinds of connections of this process end with it.
+        others = (
+            each.instance_id
+            for each in manager.fleet.members.values()
+            if each.instance_id != own and not each.instance_id.startswith(f"{own[:_STEM]}-")
+        )
+        return len(manager.resumption.store) > 0 and any(others)
 
     def close_connections(self) -> None:
         """Close the connections. Not every server closes WebSockets itself when it stops; some wait for them."""

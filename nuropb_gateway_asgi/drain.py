@@ -77,7 +77,7 @@ class Drain:
             busy = self._busy()
             more_may_come = waited < GOODBYE_GRACE and any(len(kind.handler_manager) for kind in self._kinds)
             # Clients that follow their goodbye take their sessions to another process, which asks this one for them.
-            more_may_come |= any(kind.service_mesh_manager.resumption.may_be_taken for kind in self._kinds)
+            more_may_come |= any(kind.may_hand_over for kind in self._kinds)
             if not (busy or more_may_come):
                 break
             if not busy or any(manager.connected for manager in busy):

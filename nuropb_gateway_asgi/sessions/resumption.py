@@ -99,11 +99,6 @@ class Resumption:
         """Whether nothing is kept for any session."""
         return not (len(self.store) or self.keeper.arriving) and self.departures.is_idle and self.arrivals.is_idle
 
-    @property
-    def may_be_taken(self) -> bool:
-        """Whether there are sessions, and other processes that clients may take them to."""
-        return bool(len(self.store) and self._fleet.members)
-
     def sweep(self, now: float) -> None:
         """End the sessions that no client came back to within the window; ``now`` is a time of the clock."""
         self.keeper.sweep(now)
