@@ -218,7 +218,7 @@ pytest:
 	@output=$$(mktemp) || exit; \
 	nice $(MAKE) --no-print-directory --keep-going pytest-others > "$$output" 2>&1 & job=$$!; \
 	trap 'kill $$job 2> /dev/null; rm -f "$$output"' EXIT; trap 'exit 130' INT TERM; \
-	(set -x; $(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=93); main=$$?; \
+	(set -x; $(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=95); main=$$?; \
 	wait $$job; others=$$?; \
 	cat "$$output"; \
 	[ $$main != 1 ] || { echo "Once more, one at a time: the tests that failed"; set -x; \

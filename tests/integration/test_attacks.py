@@ -263,7 +263,7 @@ async def test_no_request_of_a_stranger_fills_the_log() -> None:
         # Ten lines each about refusals, about refused requests, and about connections and other requests without a
         # token; and a few about the start.
         written = process.stdout + process.stderr
-        assert len(written) <= 3 * 10 + 30
+        assert len(written) <= 3 * 10 + 25
         assert max(map(len, written)) < 1000
         process.signal(signal.SIGTERM)
         assert await process.wait() == 0

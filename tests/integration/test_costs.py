@@ -25,12 +25,11 @@ VARIES: Final = math.inf
 #: belongs here.
 COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
     ("request", "embedded"): Cost(own_calls=82, all_calls=385, callbacks=3, tasks=1, writes=1),
-    # All calls include those of timers that run meanwhile: more on a busy machine.
-    ("request", "rabbitmq"): Cost(own_calls=106, all_calls=400, callbacks=3, tasks=0, writes=2),
+    ("request", "rabbitmq"): Cost(own_calls=102, all_calls=334, callbacks=3, tasks=0, writes=2),
     # One write for each answer, and for all requests together two or three to the broker, more if it is slow.
     ("request of many", "rabbitmq"): Cost(own_calls=93, all_calls=VARIES, callbacks=VARIES, tasks=0, writes=1.25),
-    ("delivery", "embedded"): Cost(own_calls=4, all_calls=18, callbacks=0.2, tasks=0, writes=1),
-    ("delivery", "rabbitmq"): Cost(own_calls=4, all_calls=18, callbacks=0.2, tasks=0, writes=1),
+    ("delivery", "embedded"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
+    ("delivery", "rabbitmq"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
 }
 #: A cost above this multiple is a regression. Versions of Python and of libraries differ by less.
 MARGIN: Final = 1.2
