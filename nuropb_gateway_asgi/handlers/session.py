@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ..authentication import Identity
 from ..authorization.rules import Delivery
@@ -11,7 +11,10 @@ from ..handler_manager import HandlerManager
 from ..protocol import CloseCode, is_counted
 from .kept_frames import SessionOutbox
 
-__all__ = ["Line", "Session", "SessionObserver"]
+__all__ = ["FINAL", "Line", "Session", "SessionObserver"]
+
+#: The first of the close codes after which a client is not to come back.
+FINAL: Final = 4500
 
 
 class Line(Protocol):
@@ -194,7 +197,7 @@ class Session:
         """Close the connection; end the session if the client is not to come back."""
         if self._line is not None:
             self._line.close(code, reason)
-        elif code >= CloseCode.BAD_REQUEST - 1:
+        elif code >= FINAL:
             self._end("ended")
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:

@@ -10,12 +10,10 @@ from ..identifiers import new_id
 from ..settings import Settings
 from .kept_frames import SessionOutbox
 from .outbox import Outbox
-from .session import Session
+from .session import FINAL, Session
 
 __all__ = ["SessionCarrier"]
 
-#: The first of the close codes after which a client is not to come back.
-FINAL: Final = 4500
 #: Bytes that are kept at most for a client that cannot acknowledge frames: about what network and proxies hold.
 FORGETFUL_BUFFER: Final = 65536
 

@@ -85,7 +85,6 @@ class CallState(Struct, omit_defaults=True):
     id: str | None
     trace_id: str | None
     seconds: float
-    idempotency_key: str | None = None
 
 
 class State(Struct, omit_defaults=True):

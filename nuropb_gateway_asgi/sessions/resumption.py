@@ -66,7 +66,6 @@ class Resumption:
     ) -> None:
         self._settings = settings
         self._handlers = handler_manager
-        self._fleet = fleet
         self._events = events
         self._client_calls = client_calls
         self._clock = clock
