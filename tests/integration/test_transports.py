@@ -92,12 +92,12 @@ async def test_a_message_to_a_user_reaches_connections_of_every_kind(running: Ru
         assert (await manager.send_to_all("news", 2)).count == 4
         assert await alice.get("news") == [2] * 3
         assert (await bob.event("news"))["event"] == 2
-        assert (await manager.count()).by_process == {"one": 2, "one-http": 1, "one-tcp": 1}
+        assert (await manager.count()).by_process == {"one": 2, "one-http": 1, "one-tcp": 1, "one-mcp": 0}
         sessions = (await manager.list_sessions("alice")).sessions
         assert {session.instance_id for session in sessions} == {"one", "one-http", "one-tcp"}
         assert (await manager.is_online(["alice", "carol"])).online == {"alice": True, "carol": False}
-        assert (await manager.disconnect_users(["alice"], 4321, "bye")).count == 3
-        assert await alice.closed() == [4321] * 3
+        assert (await manager.disconnect_users(["alice"], 4521, "bye")).count == 3
+        assert await alice.closed() == [4521] * 3
         assert await bob.settled() == []
 
 
@@ -149,7 +149,7 @@ async def test_the_metrics_tell_the_kinds_apart(running: RunningGateway) -> None
     connections = {
         sample.labels["transport"]: sample.value for sample in samples if sample.name == "nuropb_gateway_connections"
     }
-    assert connections == dict.fromkeys(KINDS, 1.0)
+    assert connections == {**dict.fromkeys(KINDS, 1.0), "mcp": 0.0}
     called = {
         sample.labels["transport"]
         for sample in samples

@@ -44,6 +44,7 @@ async def test_hello_says_who_where_and_how_much() -> None:
             "instance_id": "here",
             "expires_at": 4102444800,
             "limits": {"max_message_size": 2048, "max_in_flight": 7, "request_timeout": 3.0, "ping_interval": 20.0},
+            "resume": True,
         }
 
 
