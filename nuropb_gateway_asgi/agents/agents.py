@@ -40,7 +40,7 @@ class Agents:
         # Imported here, because the library takes as long to import as the rest of the gateway.
         from .calls import ToolCalls
         from .endpoint import AgentEndpoint, make_endpoint
-        from .server import AgentServer
+        from .serving import AgentServer
         from .tool_lists import ToolLists
 
         settings = kind.settings
