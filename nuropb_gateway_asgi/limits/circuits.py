@@ -15,7 +15,7 @@ __all__ = ["EVERYBODY", "Caller", "Circuits", "ErrorBudgets"]
 OPEN_AFTER: Final = 5
 #: Timeouts of one caller that count towards opening the circuit for all callers.
 COUNTED_OF_ONE: Final = 2
-#: Seconds between two probes of a silent service, and before the first one.
+#: Seconds between the starts of two probes of a silent service, and before the first one.
 PAUSE: Final = 1.0
 #: Seconds. A shorter timeout proves nothing about the service.
 SHORTEST_COUNTED_TIMEOUT: Final = 0.1
@@ -61,36 +61,70 @@ class _Pace:
 
 
 class _Circuit:
-    __slots__ = ("counted", "probes", "retry_at", "timeouts")
+    __slots__ = ("_counted", "_refused", "_strength", "_tried", "is_open", "probes", "retry_at", "timeouts")
 
     def __init__(self) -> None:
         #: Timeouts in a row, by caller.
         self.timeouts: Counter[Caller] = Counter()
-        #: Those of them that say something about the service.
-        self.counted: Counter[Caller] = Counter()
-        #: The call that probes the service, for each caller for whom the circuit is open.
-        self.probes: dict[Caller | _Everybody, str] = {}
+        #: Those of them that say something about the service, up to COUNTED_OF_ONE of each caller; and their sum.
+        self._counted: Counter[Caller] = Counter()
+        self._strength = 0
+        #: Whether it is open for any caller.
+        self.is_open = False
+        #: The call with which a caller probes the service.
+        self.probes: dict[Caller, str] = {}
         #: The time of the next probe.
         self.retry_at: dict[Caller | _Everybody, float] = {}
+        #: In turn, while it is open for everybody: the callers that had a probe, and those refused that had none yet.
+        self._tried: set[Caller] = set()
+        self._refused: set[Caller] = set()
+
+    def wait(self, caller: Caller, whom: Caller | _Everybody, now: float) -> float:
+        """Return the seconds until this caller may probe the service: at most 0 if it may now."""
+        if caller in self.probes:
+            return PAUSE
+        wait = self.retry_at[whom] - now
+        if whom is EVERYBODY:
+            if wait <= 0 and caller in self._tried and self._refused:
+                wait += PAUSE  # the others' turn, who were told to try again by now
+            if wait > 0 and caller not in self._tried:
+                self._refused.add(caller)
+        return wait
+
+    def begin_probe(self, caller: Caller, whom: Caller | _Everybody, correlation_id: str, now: float) -> None:
+        """Note the probe of a caller."""
+        self.probes[caller] = correlation_id
+        self.retry_at[whom] = now + PAUSE
+        if caller in self._tried:
+            self._tried.clear()
+            self._refused.clear()
+        self._tried.add(caller)
+        self._refused.discard(caller)
+
+    def count(self, caller: Caller) -> None:
+        """Count a timeout that says something about the service."""
+        if self._counted[caller] < COUNTED_OF_ONE:
+            self._counted[caller] += 1
+            self._strength += 1
 
     def open_for(self, caller: Caller) -> Caller | _Everybody | Literal[False]:
         """Return EVERYBODY or this caller if the circuit is open for them, else False."""
-        if sum(min(count, COUNTED_OF_ONE) for count in self.counted.values()) >= OPEN_AFTER:
+        if self._strength >= OPEN_AFTER:
             return EVERYBODY
         return caller if self.timeouts[caller] >= OPEN_AFTER else False
-
-    @property
-    def is_open(self) -> bool:
-        return any(self.open_for(caller) is not False for caller in self.timeouts)
 
 
 class Circuits:
     """A circuit breaker for each service: opened by five timeouts in a row, closed by the first answer.
 
-    An open circuit refuses calls; after a pause it lets one call at a time through as a probe. The timeouts of one
-    caller open it for that caller alone, since a caller with impossible timeouts must not cut others off. The timeouts
-    of several callers open it for all, if these say something about the service: it answered no caller meanwhile, nor
-    within the last second, and each of the calls had as much time as the service has lately needed.
+    An open circuit refuses calls, but for one in each pause, which probes the service. A caller has one probe at a
+    time, and other callers do not wait for its end: it may be a call that takes long at a healthy service. Callers take
+    turns.
+
+    The timeouts of one caller open it for that caller alone, since a caller with impossible timeouts must not cut
+    others off. The timeouts of several callers open it for all, if these say something about the service: it answered
+    no caller meanwhile, nor within the last second, and each of the calls had as much time as the service has lately
+    needed.
     """
 
     __slots__ = ("_paces", "troubled")
@@ -113,11 +147,10 @@ class Circuits:
         whom = False if circuit is None else circuit.open_for(caller)
         if circuit is None or whom is False:
             return None
-        if whom in circuit.probes:
-            return PAUSE
-        if now < circuit.retry_at[whom]:
-            return circuit.retry_at[whom] - now
-        circuit.probes[whom] = correlation_id
+        wait = circuit.wait(caller, whom, now)
+        if wait > 0:
+            return wait
+        circuit.begin_probe(caller, whom, correlation_id, now)
         return None
 
     def on_timeout(
@@ -136,19 +169,22 @@ class Circuits:
         circuit.timeouts[caller] += 1
         pace = self._paces.get(service)
         if pace is None or not pace.says_nothing(timeout, now):
-            circuit.counted[caller] += 1
+            circuit.count(caller)
         after = circuit.open_for(caller)
-        if after is not False:
-            circuit.retry_at[after] = now + PAUSE
-        return after if after != before else False
+        if after is False or after == before:
+            return False  # later timeouts do not put the next probe off
+        circuit.is_open = True
+        circuit.retry_at[after] = now + PAUSE
+        return after
 
     def on_ended(self, service: str, caller: Caller, correlation_id: str) -> None:
-        """Note that a call ended without an answer: cancelled, abandoned or not sent."""
+        """Note that a call ended without an answer, or was not sent.
+
+        One that its client gave up has not ended: its service may work on it, and its caller could have each probe.
+        """
         circuit = self.troubled.get(service)
-        if circuit is not None:
-            for whom in (EVERYBODY, caller):
-                if circuit.probes.get(whom) == correlation_id:
-                    del circuit.probes[whom]
+        if circuit is not None and circuit.probes.get(caller) == correlation_id:
+            del circuit.probes[caller]
 
     def on_answer(self, service: str, seconds: float, now: float) -> bool:
         """Note an answer of the service, late or not; return whether that closed an open circuit.

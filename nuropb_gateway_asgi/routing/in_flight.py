@@ -210,7 +210,6 @@ class CallsInFlight:
             return self.take(correlation_id)
         self.table.take(correlation_id)
         call.release()
-        self.breakers.on_ended(call)
         self.table.orphan(call)
         self._limits.orphans.add(call.caller)
         return call
@@ -220,6 +219,7 @@ class CallsInFlight:
         orphan = self.table.take_orphan(correlation_id)
         if orphan is not None:
             self._mesh.forget(correlation_id)
+            self.breakers.on_ended(orphan)
             if orphan.caller is not None:
                 self._limits.orphans.remove(orphan.caller)
             self.places.give_back(orphan)

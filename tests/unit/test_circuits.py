@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -100,27 +101,28 @@ def test_an_open_circuit_refuses_calls_until_the_pause_is_over(callers: list[Cal
     assert circuits.refuses("orders", caller, "a", 0.0) == PAUSE
     assert circuits.refuses("orders", caller, "a", PAUSE / 4) == PAUSE * 3 / 4
     assert circuits.refuses("orders", caller, "probe", PAUSE) is None
-    circuits.on_timeout("orders", caller, "probe", 1.0, PAUSE * 2)
-    assert circuits.refuses("orders", caller, "a", PAUSE * 2) == PAUSE
-    assert circuits.refuses("orders", caller, "a", PAUSE * 3) is None
+    circuits.on_timeout("orders", caller, "probe", 1.0, PAUSE * 3 / 2)
+    assert circuits.refuses("orders", caller, "a", PAUSE * 3 / 2) == PAUSE / 2
+    assert circuits.refuses("orders", caller, "a", PAUSE * 2) is None
 
 
 @pytest.mark.parametrize("callers", CALLERS)
-def test_one_call_at_a_time_probes_the_service(callers: list[Caller]) -> None:
+def test_one_call_of_a_caller_at_a_time_probes_the_service(callers: list[Caller]) -> None:
     circuits, caller = opened(callers=callers), callers[0]
     assert circuits.refuses("orders", caller, "probe", LATER) is None
     assert circuits.refuses("orders", caller, "other", LATER) == PAUSE
     circuits.on_ended("orders", caller, "other")
-    assert circuits.refuses("orders", caller, "other", LATER) == PAUSE
+    assert circuits.refuses("orders", caller, "other", LATER + 10 * PAUSE) == PAUSE
     circuits.on_ended("orders", caller, "probe")
-    assert circuits.refuses("orders", caller, "next", LATER) is None
+    assert circuits.refuses("orders", caller, "next", LATER + PAUSE / 2) == PAUSE / 2
+    assert circuits.refuses("orders", caller, "next", LATER + PAUSE) is None
 
 
 def test_a_probe_that_times_out_is_followed_by_the_next() -> None:
     circuits = opened()
     assert circuits.refuses("orders", "alice", "probe", LATER) is None
     assert circuits.on_timeout("orders", "alice", "probe", 1.0, 0.0) is False
-    assert circuits.refuses("orders", "alice", "next", LATER) is None
+    assert circuits.refuses("orders", "alice", "next", LATER + PAUSE) is None
     assert circuits.open() == ["orders"]
 
 
@@ -147,6 +149,62 @@ def test_circuits_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> No
         circuits.on_timeout(f"guess{number}", "alice", "x", 1.0, 0.0)
     assert len(circuits) == 3
     assert circuits.open() == []
+
+
+# --- hostile callers ------------------------------------------------------------------------------------
+
+ATTACKERS = ["alice", "bob", "carol"]
+
+
+def test_no_caller_waits_for_the_probes_of_others() -> None:
+    circuits = opened(callers=ATTACKERS)
+    for number, attacker in enumerate(ATTACKERS):
+        assert circuits.refuses("orders", attacker, attacker, LATER + number * PAUSE) is None
+    assert circuits.refuses("orders", "dave", "x", LATER + 3 * PAUSE) is None
+
+
+def test_callers_take_turns_with_probes_however_soon_theirs_end() -> None:
+    circuits, now = opened(callers=ATTACKERS), LATER
+    for number in range(len(ATTACKERS) + 1):
+        # All of them are refused, and an attacker is always the first to try again.
+        assert [circuits.refuses("orders", caller, "early", now - 0.1) for caller in (*ATTACKERS, "dave")]
+        probing = [caller for caller in ATTACKERS if circuits.refuses("orders", caller, f"{number}", now) is None]
+        if not probing:
+            break
+        circuits.on_timeout("orders", probing[0], f"{number}", 0.9, now + 0.9)
+        now += PAUSE
+    assert circuits.refuses("orders", "dave", "x", now) is None
+
+
+def test_a_turn_that_no_caller_takes_is_the_next_ones() -> None:
+    circuits = opened(callers=ATTACKERS)
+    assert circuits.refuses("orders", "dave", "x", 0.0) == PAUSE
+    assert circuits.refuses("orders", "alice", "1", LATER) is None
+    circuits.on_ended("orders", "alice", "1")
+    assert circuits.refuses("orders", "alice", "2", LATER + PAUSE) == PAUSE
+    assert circuits.refuses("orders", "alice", "2", LATER + 2 * PAUSE) is None
+
+
+def test_later_timeouts_do_not_put_the_next_probe_off() -> None:
+    circuits = opened(callers=ATTACKERS)
+    for number in range(100):
+        circuits.on_timeout("orders", ATTACKERS[number % 3], "x", 1.0, LATER)
+    assert circuits.refuses("orders", "dave", "x", LATER) is None
+
+
+def test_the_cost_of_a_timeout_does_not_grow_with_the_number_of_callers() -> None:
+    circuits, steps = Circuits(), []
+
+    def count(frame: object, event: str, argument: object) -> None:
+        steps[-1] += 1
+
+    for number in range(500):
+        steps.append(0)
+        sys.setprofile(count)
+        circuits.on_timeout("orders", f"user{number}", "x", 1.0, 0.0)
+        circuits.refuses("orders", f"user{number}", "y", 0.0)
+        sys.setprofile(None)
+    assert len(set(steps[10:])) == 1
 
 
 # --- evidence -------------------------------------------------------------------------------------------

@@ -296,7 +296,7 @@ async def test_what_was_under_way_when_the_mesh_came_or_went_counts_against_nobo
     assert not len(gateway.handlers.shared_limits.budgets)
 
 
-async def test_a_probe_that_ends_without_an_answer_makes_way_for_the_next(gateway: FakeGateway) -> None:
+async def test_a_probe_that_its_client_gives_up_goes_on_until_its_deadline(gateway: FakeGateway) -> None:
     gateway.know()
     handler = await gateway.connect()
     for _ in range(OPEN_AFTER):
@@ -304,10 +304,13 @@ async def test_a_probe_that_ends_without_an_answer_makes_way_for_the_next(gatewa
     await gateway.pass_time(1.1, lambda: len(handler.frames) == OPEN_AFTER)
     handler.take()
     gateway.clock.now += PAUSE
-    gateway.request(handler, id="probe")
+    gateway.request(handler, id="probe", timeout=3.0)
     gateway.receive(handler, "cancel", id="probe")
+    gateway.clock.now += PAUSE
+    gateway.request(handler, id="early")
+    assert answers(handler) == [("probe", None, "cancelled"), ("early", None, "service_unavailable")]
+    await gateway.pass_time(2.1, lambda: not gateway.manager.calls.table.orphans)
     gateway.request(handler, id="next")
-    assert answers(handler) == [("probe", None, "cancelled")]
     assert len(gateway.mesh.calls) == OPEN_AFTER + 2
 
 
