@@ -81,13 +81,14 @@ RELIED_ON: Final = (
     Reliance(owner="websockets.frames:Opcode", documented="CLOSE CONT PING PONG"),
     Reliance(owner="websockets.http11:Request", documented="headers"),
     Reliance(owner="websockets.http11:Response", documented="headers"),
-    Reliance(owner="h11", documented="Connection IDLE RemoteProtocolError Request SEND_RESPONSE SERVER"),
+    Reliance(owner="h11", documented="Connection Data IDLE RemoteProtocolError Request SEND_RESPONSE SERVER"),
     Reliance(
         owner="h11:Connection",
         overrides="next_event()",
         called_through=f"{_H11}:H11Protocol.conn",
-        documented="our_state trailing_data",
+        documented="our_state their_state trailing_data",
     ),
+    Reliance(owner="h11:Data", documented="chunk_start data"),
     Reliance(owner="h11:RemoteProtocolError", documented="error_status_hint"),
     Reliance(owner="h11:Request", documented="headers http_version method target"),
 )

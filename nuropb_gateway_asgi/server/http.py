@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -22,6 +23,9 @@ MAX_HEADER_LINE: Final = 24576
 MAX_HEADERS: Final = 100
 #: Bytes of a request's head.
 MAX_HEAD: Final = 65536
+#: Chunks of a body, and bytes that each further one has on average: parsing a chunk takes as long as 10 kB of plain text.
+MAX_CHUNKS: Final = 256
+BYTES_PER_CHUNK: Final = 64
 #: Seconds from the accept, or from the last response, to the end of a request's head.
 HEAD_TIMEOUT: Final = 10.0
 
@@ -29,6 +33,8 @@ HEAD_TIMEOUT: Final = 10.0
 #: Seconds in which a client has to read something of its last response, and looks at it in that time.
 STALL_TIMEOUT: Final = 8.0
 LOOKS: Final = 4
+
+_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 
 
 class _Requests(h11.Connection):
@@ -41,12 +47,19 @@ class _Requests(h11.Connection):
         super().__init__(h11.SERVER, max_head)
         self.refusal = HTTPStatus.BAD_REQUEST
         self._max_line = MAX_HEADER_LINE if max_head <= MAX_HEAD else max_head
+        #: Chunks of the present body, and its bytes.
+        self._chunks = self._bytes = 0
 
     def next_event(self) -> Any:
         try:
+            if self.their_state is h11.IDLE:
+                self._check_lines()
             event = super().next_event()
             if isinstance(event, h11.Request):
                 self._check(event)
+                self._chunks = self._bytes = 0
+            elif isinstance(event, h11.Data):
+                self._check_chunks(event)
         except h11.RemoteProtocolError as error:
             self.refusal = HTTPStatus(error.error_status_hint)
             raise
@@ -64,6 +77,21 @@ class _Requests(h11.Connection):
         if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
             # RFC 9112, 6.1: a proxy may take the other length, and the bytes after it for a request of somebody else.
             raise h11.RemoteProtocolError("ambiguous length", error_status_hint=400)
+
+
+    def _check_lines(self) -> None:
+        # Before h11 parses them: 13,000 lines would hold up all other connections for 50 ms.
+        unread = self.trailing_data[0]
+        end = _END_OF_HEAD.search(unread)
+        if unread.count(b"\n", 0, end.start() if end else len(unread)) > MAX_HEADERS + 1:
+            raise h11.RemoteProtocolError("too many header lines", error_status_hint=431)
+
+    def _check_chunks(self, data: h11.Data) -> None:
+        self._chunks += data.chunk_start
+        self._bytes += len(data.data)
+        if self._chunks > MAX_CHUNKS + self._bytes // BYTES_PER_CHUNK:
+            # 40,000 chunks of a byte, in a single read, would hold up all other connections for a second.
+            raise h11.RemoteProtocolError("too many chunks", error_status_hint=413)
 
 
 class HTTPProtocol(H11Protocol):

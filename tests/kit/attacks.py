@@ -44,6 +44,10 @@ def handshakes(secret: str) -> dict[str, tuple[bytes, int]]:
     def length(value: str) -> bytes:
         return upgrade(bearer, ("Content-Length", value))
 
+    def chunked(chunk: bytes, count: int, extension: bytes = b"") -> bytes:
+        chunks = b"%x%b\r\n%b\r\n" % (len(chunk), extension, chunk) * count
+        return only(host, ("Transfer-Encoding", "chunked"), first="POST /livez HTTP/1.1") + chunks + b"0\r\n\r\n"
+
     return {
         "token that is nobody's": (whole, 401),
         "token in the query only": (upgrade(), 101),
@@ -87,6 +91,11 @@ def handshakes(secret: str) -> dict[str, tuple[bytes, int]]:
             only(host, ("Transfer-Encoding", "chunked"), first="POST /livez HTTP/1.1") + f"{secret}\r\n".encode(),
             400,
         ),
+        "chunks of a byte": (chunked(b"x", 1000), 413),
+        "chunks of a byte with extensions": (chunked(b"x", 1000, b';a="b"'), 413),
+        "empty chunk, and chunks of a byte": (chunked(b"x", 1000).replace(b"1\r\nx", b"0\r\n\r\n1\r\nx", 1), 405),
+        "as many chunks of a byte as are read": (chunked(b"x", 256), 405),
+        "chunks of 64 bytes": (chunked(b"x" * 64, 1000), 405),
         # Headers.
         "no host": (only(*UPGRADE, KEY, VERSION), 400),
         "two hosts": (upgrade(bearer, ("Host", secret)), 400),
@@ -105,6 +114,7 @@ def handshakes(secret: str) -> dict[str, tuple[bytes, int]]:
         "line that is too long": (upgrade(bearer, ("X", secret + "x" * 24576)), 431),
         "line without an end": (whole[:-2] + b"X: " + secret.encode() + b"x" * 70000, 431),
         "too many lines": (upgrade(bearer, *((f"X-{number}", secret) for number in range(101))), 431),
+        "far too many lines": (upgrade(bearer, *(("X", "") for _ in range(12_000))), 431),
         "head that is too large": (
             upgrade(bearer, *((f"X-{number}", secret + "x" * 8000) for number in range(99))),
             431,

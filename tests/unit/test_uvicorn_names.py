@@ -50,7 +50,8 @@ OBJECTS: Final[dict[str, dict[str, str | None]]] = {
         "error": "h11:RemoteProtocolError",
         "request.headers": None,
         "request.target": None,
-        "http": None,
+        "data": "h11:Data",
+        **dict.fromkeys(["http", "_END_OF_HEAD", "end", "unread"]),
     },
     "HTTPProtocol": {
         "self": H11,
