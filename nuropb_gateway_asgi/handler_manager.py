@@ -25,6 +25,7 @@ from .authorization.patterns import is_private
 from .authorization.rules import Delivery
 from .authorization.topic_checks import TopicChecks
 from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError, TokenExpired, UnknownKey
+from .generation_cache import GenerationCache
 from .limits.admission import UNKNOWN_KEY_COST, Arrival
 from .limits.buckets import Excess
 from .limits.lifetimes import Lifetimes
@@ -32,6 +33,7 @@ from .limits.prices import BYTES_PER_UNIT, extra_for_size, extra_for_topics
 from .limits.shared import SharedLimits
 from .limits.slices import TOPICS_PER_SLICE
 from .protocol import (
+    FINAL,
     Authorize,
     Cancel,
     ClientFrame,
@@ -63,6 +65,8 @@ refresh_logger = logging.getLogger(f"{__name__}.refreshes")
 MAX_MALFORMED_FRAMES: Final = 10
 #: Seconds over which ``retry_after_ms`` of a goodbye is spread, so that clients do not all reconnect in one moment.
 GOODBYE_SPREAD: Final = 5.0
+#: Sessions of other processes whose end is remembered at least: of those that are on their way when they are closed.
+REMEMBERED_CLOSES: Final = 1000
 #: Maximum of the seconds between two sweeps: a connection with an expired token is closed within this time.
 MAX_SWEEP_INTERVAL: Final = 0.5
 _EXCESSES: Final = {
@@ -202,6 +206,8 @@ class HandlerManager:
         self._callers: dict[str, Handler] = {}
         #: The sessions without a connection, which they had and may have again.
         self._parked: set[str] = set()
+        #: How sessions were closed for good that were not here, and may have been on their way from another process.
+        self._absent: GenerationCache[str, tuple[int, str]] = GenerationCache(REMEMBERED_CLOSES)
         #: Malformed frames in a row, by session.
         self._malformed: dict[str, int] = {}
         #: Sessions whose newer token is being checked.
@@ -573,9 +579,21 @@ class HandlerManager:
         return _close(revoked, CloseCode.TOKEN_REVOKED, "token revoked")
 
     def close(self, session_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected") -> SendCount:
-        """Close one connection."""
+        """Close one connection. A session that may be on its way from another process is closed once it is here."""
         handler = self.get_session(session_id)
+        if handler is None and code >= FINAL:
+            self._absent.add(session_id, (code, reason))
         return _close([] if handler is None else [handler], code, reason)
+
+    def close_arrived(self, handler: Handler) -> None:
+        """Close a session that came from another process, if it was closed, or revoked, on its way."""
+        closing = self._absent.get(handler.session_id)
+        if closing is None:
+            return
+        if closing[0] == CloseCode.TOKEN_REVOKED and self._receiver is not None:
+            self.tokens.revoke(handler.session_id)
+            self._receiver.on_handler_refreshed(handler)  # revokes the tokens that it has used here
+        handler.close(*closing)
 
     def close_user_ids(
         self, user_ids: Iterable[str], code: int = CloseCode.DISCONNECTED, reason: str = "disconnected"

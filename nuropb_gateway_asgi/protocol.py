@@ -22,6 +22,7 @@ from .exceptions import ProtocolError
 from .topics import check_pattern
 
 __all__ = [
+    "FINAL",
     "PING",
     "SUBPROTOCOL",
     "Ack",
@@ -109,6 +110,10 @@ class ErrorCode(enum.StrEnum):
     INTERNAL = "internal", "NuropbException", 500
 
 
+#: The first of the close codes after which a client is not to come back.
+FINAL: Final = 4500
+
+
 class CloseCode(enum.IntEnum):
     """A close code of the gateway.
 
@@ -143,7 +148,7 @@ class CloseCode(enum.IntEnum):
     def reconnect(self) -> bool:
         """Return whether a client should reconnect (with backoff) after this close code."""
         if self >= CloseCode.DRAINING:
-            return self < 4500
+            return self < FINAL
         return self in (CloseCode.INTERNAL_ERROR, CloseCode.SERVICE_RESTART, CloseCode.TRY_AGAIN_LATER)
 
 

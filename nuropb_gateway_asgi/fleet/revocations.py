@@ -218,8 +218,7 @@ class Revoker:
                 self._to_write.append(of_token)
             self._close_soon(affected_by(of_token))
         self._wake.set()
-        if (handler := self._handlers.get_session(session_id)) is not None:
-            handler.close(CloseCode.TOKEN_REVOKED, "token revoked")
+        self._handlers.close(session_id, CloseCode.TOKEN_REVOKED, "token revoked")
 
     def _take_back(self, unrevocation: Unrevocation) -> None:
         revocation = unrevocation.unrevoke

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from ..authentication import Identity
 from ..authorization.rules import Delivery
 from ..handler_manager import HandlerManager
-from ..protocol import CloseCode, is_counted
+from ..protocol import FINAL, CloseCode, is_counted
 from .kept_frames import SessionOutbox
 
-__all__ = ["FINAL", "Line", "Session", "SessionObserver"]
-
-#: The first of the close codes after which a client is not to come back.
-FINAL: Final = 4500
+__all__ = ["Line", "Session", "SessionObserver"]
 
 
 class Line(Protocol):

@@ -7,10 +7,11 @@ from typing import ClassVar, Final
 from ..authentication import Identity
 from ..handler_manager import HandlerManager
 from ..identifiers import new_id
+from ..protocol import FINAL
 from ..settings import Settings
 from .kept_frames import SessionOutbox
 from .outbox import Outbox
-from .session import FINAL, Session
+from .session import Session
 
 __all__ = ["SessionCarrier"]
 

@@ -237,6 +237,7 @@ class Resumption:
             self._renew_and_answer(record, frame, digest_of(key))
             if not session.connected:  # the client may come back with the key that it used
                 self.keeper.park(record)
+            self._handlers.close_arrived(session)
         elif not session.connected:
             self._handlers.unregister(session)
         elif found is None:

@@ -19,7 +19,7 @@ from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 from nuropb_gateway_asgi.sessions import Resumption
 from tests.integration.test_fleet import SECRET, fleet
-from tests.kit.clients import Client, Frame, connect
+from tests.kit.clients import Client, Frame, connect, refusal
 from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway
 from tests.servers.processes import ServiceProcess
 
@@ -27,8 +27,9 @@ from tests.servers.processes import ServiceProcess
 class ResumingClient:
     """A client that counts frames and comes back with its key."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, token: str = "") -> None:
         self.client = client
+        self.token = token
         self.received = 0
         self.key = ""
         #: Counted frames of the session, in the order of their numbers.
@@ -61,7 +62,7 @@ async def resuming(running: RunningGateway, user: str = "alice", **payload: Any)
     """Connect with a token of ``user``; ``payload`` is that of ``resume``, or nothing for no resume yet."""
     token = issue_token(SECRET, user, lifetime=600)
     async with connect(running.url, token) as client:
-        yield ResumingClient(client)
+        yield ResumingClient(client, token)
 
 
 @pytest.fixture
@@ -206,6 +207,33 @@ async def test_a_session_that_is_revoked_on_its_way_leaves_no_subscriptions(two:
     for running in two:
         await eventually(functools.partial(_is_idle, running))
         await eventually(functools.partial(_has_no_topics, running))
+
+
+@pytest.mark.parametrize("how", ["revoke", "disconnect_session"])
+async def test_a_session_that_is_ended_between_two_processes_has_ended(
+    two: list[RunningGateway], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old process has it no longer, and the new one not yet."""
+    first, second = two
+    manager = second.gateway.service_mesh_manager
+    find = manager.resumption.arrivals.find
+    async with resuming(first) as client, resuming(second) as again:
+        await client.resume()
+        session_id = client.client.hello["session_id"]
+
+        async def find_late(*args: Any) -> Any:
+            found = await find(*args)
+            await (manager.revoke if how == "revoke" else manager.disconnect_session)(session_id=session_id)
+            return found
+
+        monkeypatch.setattr(manager.resumption.arrivals, "find", find_late)
+        await again.client.send("resume", id="r", key=client.key, received=client.received)
+        assert (await again.client.closed()).code == (4511 if how == "revoke" else 4503)
+        token = again.token
+    for running in two:
+        await eventually(functools.partial(_is_idle, running))
+    if how == "revoke":
+        assert (await refusal(second.url, token)).status == 401
 
 
 def _has_no_topics(running: RunningGateway) -> bool:
