@@ -107,8 +107,9 @@ class Revocations:
     def __init__(self) -> None:
         #: Whether all revocations from before the start of this process are known. Until then no token is accepted.
         self.complete = True
-        #: By fingerprint: the time until which the token is refused, and the session whose revocation is the cause.
-        self._tokens: dict[str, tuple[float, str | None]] = {}
+        #: By fingerprint: the times until which the token is refused, by the session whose revocation is the cause, or
+        #: None. A token may have been used by several sessions, and one that is taken back does not free the others'.
+        self._tokens: dict[str, dict[str | None, float]] = {}
         #: The fingerprints of the tokens that are refused because of a session's revocation.
         self._of_sessions: dict[str, set[str]] = {}
         self._token_ids: dict[str, float] = {}
@@ -147,11 +148,10 @@ class Revocations:
         return latest != known
 
     def _add_token(self, token: str, until: float, session_id: str | None) -> bool:
-        known_until, known_session = self._tokens.get(token, (-math.inf, None))
-        if until <= known_until:
+        causes = self._tokens.setdefault(token, {})
+        if until <= causes.get(session_id, -math.inf):
             return False
-        session_id = session_id if known_session is None else known_session
-        self._tokens[token] = until, session_id
+        causes[session_id] = until
         if session_id is not None:
             self._of_sessions.setdefault(session_id, set()).add(token)
         return True
@@ -160,7 +160,10 @@ class Revocations:
         """Take a revocation back; that of a session with all tokens that are refused because of it."""
         if revocation.session_id is not None:
             for token in self._of_sessions.pop(revocation.session_id, ()):
-                self._tokens.pop(token, None)
+                causes = self._tokens[token]
+                del causes[revocation.session_id]
+                if not causes:
+                    del self._tokens[token]
         elif revocation.token is not None:
             self._drop_token(revocation.token)
         elif revocation.token_id is not None:
@@ -176,11 +179,12 @@ class Revocations:
             self._everybody = _NEVER
 
     def _drop_token(self, token: str) -> None:
-        _, session_id = self._tokens.pop(token, (0.0, None))
-        if session_id is not None and (tokens := self._of_sessions.get(session_id)) is not None:
-            tokens.discard(token)
-            if not tokens:
-                del self._of_sessions[session_id]
+        for session_id in self._tokens.pop(token, ()):
+            if session_id is not None:
+                tokens = self._of_sessions[session_id]
+                tokens.discard(token)
+                if not tokens:
+                    del self._of_sessions[session_id]
 
     def refuses(self, identity: Identity) -> bool:
         """Return whether this identity's token has been revoked."""
@@ -210,7 +214,7 @@ class Revocations:
 
     def _forget_one(self, kind: str, name: str, now: float) -> None:
         if kind == "token":
-            if self._tokens.get(name, (math.inf, None))[0] <= now:
+            if max(self._tokens.get(name, {}).values(), default=math.inf) <= now:
                 self._drop_token(name)
         elif kind == "token_id":
             if self._token_ids.get(name, math.inf) <= now:

@@ -78,7 +78,6 @@ class _Requests(h11.Connection):
             # RFC 9112, 6.1: a proxy may take the other length, and the bytes after it for a request of somebody else.
             raise h11.RemoteProtocolError("ambiguous length", error_status_hint=400)
 
-
     def _check_lines(self) -> None:
         # Before h11 parses them: 13,000 lines would hold up all other connections for 50 ms.
         unread = self.trailing_data[0]

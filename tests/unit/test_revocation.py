@@ -276,6 +276,18 @@ def test_the_revocation_of_a_session_is_taken_back_with_all_its_tokens() -> None
     assert len(revocations) == 1
 
 
+@pytest.mark.parametrize("first", ["s", "r"])
+def test_a_token_of_two_revoked_sessions_is_refused_until_both_are_taken_back(first: str) -> None:
+    revocations = revoked(token=fingerprint("t"), of_session="s")
+    of_other = Revocation(token=fingerprint("t"), of_session="r", until=NOW + 100)
+    assert revocations.add(of_other, NOW)  # so that other processes are told
+    assert not revocations.add(of_other, NOW)
+    for session_id, refused in ((first, True), ("r" if first == "s" else "s", False)):
+        revocations.remove(Revocation(session_id=session_id, until=NOW))
+        assert revocations.refuses(identity()) is refused
+    assert not len(revocations)
+
+
 def test_nothing_is_kept_for_a_session_whose_tokens_have_expired() -> None:
     revocations = revoked(token=fingerprint("t"), of_session="s")
     revocations.forget(NOW + 1000)
