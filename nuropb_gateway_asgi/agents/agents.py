@@ -39,22 +39,27 @@ class Agents:
     def __init__(self, kind: ConnectionKind, policy: ToolPolicy, origins: OriginPolicy) -> None:
         # Imported here, because the library takes as long to import as the rest of the gateway.
         from .calls import ToolCalls
-        from .endpoint import AgentEndpoint, make_endpoint
+        from .endpoint import AgentEndpoint, RecentCallsEndpoint, make_endpoint
+        from .recent import RecentCalls
         from .serving import AgentServer
         from .tool_lists import ToolLists
 
         settings = kind.settings
         lists = ToolLists(kind.service_mesh_manager, policy)
-        calls = ToolCalls(lists, logs_arguments=settings.log_tool_arguments == "on")
+        recent = RecentCalls()
+        calls = ToolCalls(lists, recent, logs_arguments=settings.log_tool_arguments == "on")
         self._server = AgentServer(settings, lists, calls)
         self._metadata = ResourceMetadata(settings)
-        self._endpoint = AgentEndpoint(kind.handler_manager, settings, origins, self._server, self._metadata)
-        self._application = make_endpoint(self._endpoint, origins)
+        parts = kind.handler_manager, settings, origins, self._server, self._metadata
+        self._endpoints = {
+            PATH: make_endpoint(AgentEndpoint(*parts), origins),
+            f"{PATH}/calls": make_endpoint(RecentCallsEndpoint(*parts, recent=recent), origins),
+        }
 
     @property
     def endpoints(self) -> Mapping[str, ASGIApp]:
         """The applications by path."""
-        return {PATH: self._application}
+        return self._endpoints
 
     def routes(self) -> list[Route]:
         """Return the routes beside the endpoints."""

@@ -1,4 +1,5 @@
 /** Sign-in, header, notices and layout. */
+import { Agents } from "./agents.js";
 import { CallPanel, Services } from "./call.js";
 import { onFragmentToken } from "./fragment.js";
 import { Session, messageOf } from "./session.js";
@@ -130,6 +131,7 @@ const VIEWS = /** @type {const} */ ([
   ["call", "Call"],
   ["events", "Events"],
   ["traffic", "Traffic"],
+  ["agents", "Agents"],
 ]);
 
 /** @param {{ session: Session, onSignOut: () => void }} props */
@@ -150,8 +152,9 @@ function Console({ session, onSignOut }) {
     <${Notices} session=${session} onSignOut=${onSignOut} />
     <nav class="views" aria-label="Parts of the console">
       ${VIEWS.map(([name, label]) => html`
-        <button type="button" aria-current=${view === name ? "page" : undefined} onClick=${() => setView(name)}>
-          ${label}${name === "events" && unread > 0 && html` <span class="count">${unread}</span>`}
+        <button type="button" data-view=${name} aria-current=${view === name ? "page" : undefined}
+          onClick=${() => setView(name)}>
+          ${name === "call" ? html`<span class="narrow">Call</span><span class="wide">Services</span>` : label}${name === "events" && unread > 0 && html` <span class="count">${unread}</span>`}
         </button>`)}
     </nav>
     <main class="console" data-view=${view}>
@@ -164,6 +167,7 @@ function Console({ session, onSignOut }) {
         <${Chart} session=${session} />
         <${Frames} session=${session} />
       </div>
+      ${view === "agents" && html`<${Agents} session=${session} />`}
     </main>`;
 }
 

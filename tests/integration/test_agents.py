@@ -18,10 +18,11 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import ResourceUpdated, ToolsListChanged
 
 from nuropb_gateway_asgi import FunctionAuthenticator, Settings
+from nuropb_gateway_asgi.agents.recent import MAX_CALLS
 from nuropb_gateway_asgi.mesh.demo import DemoService
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.agents import MODES, Mode, agent, envelope, headers, post
-from tests.kit.gateways import RunningGateway, authorise_from_token, eventually, make_gateway, run_gateway
+from tests.kit.gateways import DEADLINE, RunningGateway, authorise_from_token, eventually, make_gateway, run_gateway
 from tests.kit.javascript import node
 from tests.kit.turnstile import Turnstile
 from tests.servers.javascript import CLIENT
@@ -303,6 +304,23 @@ async def test_the_log_has_the_arguments_if_the_operator_asks_for_them(caplog: p
         await client.call_tool("demo__echo", {"order": "7\nline"})
     (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("agents.audit")]
     assert line.endswith('arguments={"order":"7\\nline"}')
+
+
+async def test_a_user_sees_the_latest_calls_of_own_agents(running: RunningGateway) -> None:
+    async with agent(running.site, "carol") as client:
+        for _ in range(MAX_CALLS + 1):
+            await client.call_tool("demo__add", {"a": 1, "b": 2})
+        await client.call_tool("demo__fail", {"how": "bug"})
+    url = running.site.http("/mcp/calls")
+    async with httpx2.AsyncClient(timeout=DEADLINE) as client:
+        own = (await client.get(url, headers={"Authorization": "Bearer carol"})).json()["calls"]
+        others = (await client.get(url, headers={"Authorization": "Bearer nobody-else"})).json()["calls"]
+        refused = await client.get(url)
+        posted = await client.post(url, headers={"Authorization": "Bearer carol"})
+    assert (len(own), others) == (MAX_CALLS, [])
+    assert {name: own[0][name] for name in ("tool", "outcome")} == {"tool": "demo.fail", "outcome": "service_error"}
+    assert set(own[0]) == {"at", "tool", "outcome", "ms", "trace_id"}
+    assert (refused.status_code, posted.status_code) == (401, 405)
 
 
 async def test_a_service_that_is_away_is_left_out_and_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -19,6 +19,7 @@ from nuropb_gateway_asgi import CloseCode, Gateway, Handler, Settings
 from nuropb_gateway_asgi import console as console_module
 from nuropb_gateway_asgi.console import CONTENT_SECURITY_POLICY
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
+from tests.kit.agents import agent
 from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway, serve
 from tests.kit.javascript import node
 from tests.kit.pages import Page, Pages, run_pages
@@ -464,6 +465,76 @@ async def test_a_topic_that_one_may_not_see_is_refused_in_words(pages: Pages, ga
         await page.sees("a word that mixes", within=".chips")
 
 
+# --- agents -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_agents_page_has_the_tools_of_the_token_and_the_calls_of_its_agents(pages: Pages) -> None:
+    async with (
+        run_gateway(mcp="on", expose=["demo.*"], expose_tools=["demo.add", "demo.fail"]) as gateway,
+        console(pages, gateway, "alice:x") as page,
+    ):
+        await page.click("Agents", within=".views")
+        await page.sees("demo__add", within=".tools")
+        await page.sees("No agent with a token of yours has called a tool yet.")
+        assert "whoami" not in await page.text(".tools")
+        await page.run("await page.locator('.tools .log button').first().click()")
+        await page.sees('"additionalProperties": false', within=".tools pre")
+        async with agent(gateway.site, "alice") as client:
+            await client.call_tool("demo__add", {"a": 1, "b": 2})
+            await client.call_tool("demo__fail", {"how": "bug"})
+        async with agent(gateway.site, "bob") as client:
+            await client.call_tool("demo__add", {"a": "secret of bob", "b": 2})
+        await page.sees("demo.fail", within=".recent")
+        recent = await page.text(".recent")
+        assert recent.index("service_error") < recent.index("ok")
+        assert recent.count("demo.add") == 1
+        assert await page.accessibility_problems() == []
+        await page.click("Services", within=".views")
+        await page.sees("Answer with the sum of two numbers.")
+
+
+async def test_a_copied_line_adds_the_gateway_to_a_host_and_the_token_is_not_shown(pages: Pages) -> None:
+    token = "alice:a-token-of-alice"
+    copied = "navigator.clipboard.readText()"
+    async with (
+        run_gateway(mcp="on") as gateway,
+        console(pages, gateway, token, permissions=["clipboard-read", "clipboard-write"]) as page,
+    ):
+        await page.click("Agents", within=".views")
+        await page.sees(f"Bearer {HIDDEN}", within=".hosts")
+        url = gateway.site.http("/mcp")
+        await page.click("Copy: the line for Claude Code")
+        await page.sees("Copied", within=".hosts")
+        assert await page.evaluate(copied) == (
+            f'claude mcp add --transport http nuropb {url} --header "Authorization: Bearer {token}"'
+        )
+        servers = {"Cursor": "mcpServers", "VS Code": "servers", "Other hosts": "mcpServers"}
+        for host, member in servers.items():
+            await page.click(f"Copy: the line for {host}")
+            server = json.loads(await page.evaluate(copied))[member]["nuropb"]
+            assert (server["url"], server["headers"]) == (url, {"Authorization": f"Bearer {token}"})
+        assert token not in await page.run("return page.content()")
+
+
+async def test_the_agents_page_of_a_mounted_gateway_asks_where_that_is(pages: Pages) -> None:
+    app = Starlette()
+    make_gateway(mcp="on", path="/socket").mount(app, "/gw")
+    async with serve(app) as site, pages.open(site.http("/gw/")) as page:
+        await sign_in(page, "alice")
+        await page.sees("Connected")
+        await page.click("Agents", within=".views")
+        await page.sees("demo__add", within=".tools")
+        await page.sees(site.http("/gw/mcp"), within=".hosts")
+        assert await page.seen("problems") == []
+
+
+async def test_a_gateway_without_tools_says_how_it_gets_them(pages: Pages) -> None:
+    async with run_gateway(mcp="off") as gateway, console(pages, gateway) as page:
+        await page.click("Agents", within=".views")
+        await page.sees("This gateway gives no tools to agents.")
+        assert await page.accessibility_problems() == []
+
+
 # --- expiry and outages -------------------------------------------------------------------------------------------
 
 
@@ -577,7 +648,7 @@ async def test_nor_is_it_on_a_phone_in_the_dark(pages: Pages, gateway: RunningGa
     async with console(pages, gateway, phone=True, dark=True) as page:
         await call(page, a="2", b="3")
         await page.sees("5", within=".answer pre")
-        for view in ("Call", "Events", "Traffic"):
+        for view in ("Call", "Events", "Traffic", "Agents"):
             await page.run("await page.locator('.views').getByText(args.view).click()", view=view)
             if view == "Events":
                 await page.click("Subscribe to demo.#")
@@ -623,6 +694,8 @@ async def test_everything_can_be_done_by_keyboard(pages: Pages) -> None:
         assert order == [
             "button: Signed in as Alice",
             "button: Sign out",
+            "button: Services",
+            "button: Agents",
             "button: Refresh",
             "button: add",
             "button: slow",
