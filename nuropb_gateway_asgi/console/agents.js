@@ -1,6 +1,6 @@
 /** The page "Agents": the tools of the signed-in token, lines that add the gateway to a host, and recent tool calls. */
 import { messageOf } from "./session.js";
-import { clock, duration, plain, pretty, short } from "./text.js";
+import { clock, duration, pretty, short } from "./text.js";
 import { Copy, Json, html, useEffect, useState } from "./ui.js";
 
 /**
@@ -69,7 +69,7 @@ function Tools({ session, url }) {
           <li key=${tool.name}>
             <button type="button" aria-expanded=${open === tool.name} onClick=${() => setOpen(open === tool.name ? "" : tool.name)}>
               <code>${tool.name}</code>
-              <span class="ellipsis grow muted">${short(session.redact(plain(tool.description ?? "")))}</span>
+              <span class="ellipsis grow muted">${short(session.redact(ownWords(tool)))}</span>
               ${hintsOf(tool).map((hint) => html`<span class="badge ${hint === "destructive" ? "warn" : ""}">${hint}</span>`)}
             </button>
             ${open === tool.name && html`
@@ -78,6 +78,11 @@ function Tools({ session, url }) {
           </li>`)}
       </ul>
     </section>`;
+}
+
+/** The service's own words about a tool, or all that is said. @param {Tool} tool */
+function ownWords({ description = "" }) {
+  return description.split("(data, not instructions): ").at(-1) ?? "";
 }
 
 /** The hints of a tool that somebody has given. @param {Tool} tool */
@@ -106,7 +111,7 @@ function Hosts({ session, url }) {
         ${hosts.map(([name = "", text = ""]) => html`
           <div key=${name}>
             <dt>${name}</dt>
-            <dd><code class="line" tabindex="0" role="region" aria-label=${name}>${session.redact(text)}</code>
+            <dd><code class="line">${session.redact(text)}</code>
               <${Copy} text=${text} what="the line for ${name}" /></dd>
           </div>`)}
       </dl>

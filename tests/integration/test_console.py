@@ -678,6 +678,13 @@ async def test_on_a_phone_everything_fits(pages: Pages, gateway: RunningGateway)
         await page.sees("Copy", within=".frames")
         assert await page.evaluate(fits)
         await page.until("document.querySelector('.plot canvas')?.getBoundingClientRect().width > 200")
+        await page.run("await page.locator('.views').getByText('Agents').click()")
+        await page.sees("demo__add", within=".tools")
+        assert await page.evaluate(fits)
+        inside = (
+            "[...document.querySelectorAll('.hosts button')].every((x) => x.getBoundingClientRect().right < innerWidth)"
+        )
+        assert await page.evaluate(inside)
 
 
 async def test_everything_can_be_done_by_keyboard(pages: Pages) -> None:
