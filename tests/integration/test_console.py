@@ -18,11 +18,13 @@ from starlette.applications import Starlette
 from nuropb_gateway_asgi import CloseCode, Gateway, Handler, Settings
 from nuropb_gateway_asgi import console as console_module
 from nuropb_gateway_asgi.console import CONTENT_SECURITY_POLICY
+from nuropb_gateway_asgi.mesh.demo import DemoService
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.agents import agent
 from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway, serve
 from tests.kit.javascript import node
 from tests.kit.pages import Page, Pages, run_pages
+from tests.kit.turnstile import Turnstile
 from tests.servers.javascript import CONSOLE
 from tests.servers.processes import ServiceProcess, unavailable
 from tests.servers.rabbitmq import RabbitMQNode
@@ -78,10 +80,19 @@ async def sign_in(page: Page, token: str) -> None:
 
 def be_patient(gateway: RunningGateway) -> Handler:
     """Let the connection outlive the token's expiry, of which the page knows: this machine may be slow."""
-    (handler,) = gateway.gateway.handler_manager.handlers
+    manager = gateway.gateway.handler_manager
+    (handler,) = [each for each in manager.handlers if not manager.is_parked(each)]  # others may be resumed
     assert handler.identity is not None
     handler.identity = msgspec.structs.replace(handler.identity, expires_at=None)
     return handler
+
+
+async def session_of(page: Page) -> str:
+    """Return the id of the session, by the panel of the identity."""
+    await page.run("await page.locator('.identity').click()")
+    text = await page.text("#identity")
+    await page.press("Escape")
+    return text.partition("Session")[2].split()[0]
 
 
 async def choose(page: Page, method: str) -> None:
@@ -598,6 +609,67 @@ async def test_a_lost_connection_is_made_again(pages: Pages, gateway: RunningGat
         await page.sees("5", within=".answer pre")
 
 
+async def test_a_cut_connection_is_resumed_and_the_page_tells_what_was_replayed(pages: Pages) -> None:
+    turnstile = Turnstile()
+    mesh = EmbeddedMesh({"demo": DemoService(), "turnstile": turnstile})
+    gateways = run_gateway(make_gateway(mesh=mesh, expose=["demo.*", "turnstile.*"], expose_topics=["news.#"]))
+    async with gateways as gateway, console(pages, gateway) as page:
+        await page.fill("Topic to subscribe to", "news.today")
+        await page.press("Enter")
+        await page.until("document.querySelector('.chip[data-state=active]') !== null")
+        await choose(page, "wait")
+        await page.click("Call", within=".call")
+        await eventually(lambda: gateway.gateway.service_mesh_manager.in_flight == 1)
+        session_id = await session_of(page)
+        gateway.gateway.handler_manager.closed_for = 1.0  # until something was missed
+        await page.click("Cut the connection")
+        await page.sees("The connection to the gateway is lost")
+        turnstile.open()
+        await eventually(lambda: gateway.gateway.service_mesh_manager.in_flight == 0)
+        gateway.gateway.handler_manager.closed_for = None
+        await page.sees("The session was resumed.")
+        await page.sees("Replayed: 1 answer or event. In flight: 0 calls. Subscriptions: news.today.")
+        await page.sees("through", within=".answer pre")
+        await page.sees("session", within=".events .log")
+        assert await session_of(page) == session_id
+        assert await page.accessibility_problems() == []
+        await page.click("Close", within=".notice")
+        await page.misses("The session was resumed.")
+
+
+async def test_a_session_that_is_not_resumed_is_told_with_the_reason(pages: Pages) -> None:
+    async with run_gateway(resume_window=0.05) as gateway, console(pages, gateway) as page:
+        await page.until("document.querySelector('.frames .log').innerText.includes('resume')")
+        gateway.gateway.handler_manager.closed_for = 1.0
+        await page.click("Cut the connection")
+        await page.sees("The connection to the gateway is lost")
+        await eventually(lambda: gateway.gateway.handler_manager.handlers == ())
+        gateway.gateway.handler_manager.closed_for = None
+        await page.sees("The session was not resumed")
+        await page.sees("(expired: it was without a connection for too long)")
+
+
+async def test_the_key_of_a_session_is_not_shown(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        for _ in range(2):
+            await page.sees("Connected")
+            await page.click("Cut the connection")
+            await page.sees("The session was resumed.")
+            await page.click("Close", within=".notice")
+        await page.click("Pause the frames")
+        texts = await page.run(
+            """const texts = [];
+               for (const each of await page.locator(".frames .log button:enabled").all()) {
+                 await each.click();
+                 texts.push(await page.locator(".frames pre").innerText());
+               }
+               return texts"""
+        )
+        keys = [line.strip().rstrip(",") for text in texts for line in text.splitlines() if '"key"' in line]
+        assert len(keys) == 5  # of three sessions and two returns
+        assert set(keys) == {'"key": "\u2039key\u203a"'}
+
+
 async def test_an_outage_of_the_broker_is_told_and_outlived(own_node: RabbitMQNode, pages: Pages) -> None:
     settings: dict[str, Any] = {"mesh_url": own_node.url(), "console": "on", "expose": ["echo.*"]}
     with ServiceProcess(own_node.url(), "echo") as service:
@@ -748,7 +820,7 @@ async def test_pings_are_shown_only_if_they_are_wanted_and_all_frames_can_be_rea
     async with console(pages, gateway) as page:
         await page.until(f"!document.querySelector('[data-series=gateway] dd').innerText.includes('{UNKNOWN}')")
         assert "pong" not in await page.text(".frames")
-        await page.run("await page.getByLabel('Pings').check()")
+        await page.run("await page.getByLabel('Pings, acks').check()")
         await page.sees("pong", within=".frames")
         await page.click("Clear the frames")
         await page.click("Pause the frames")
