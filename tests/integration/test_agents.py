@@ -19,6 +19,7 @@ from mcp.shared.subscriptions import ResourceUpdated, ToolsListChanged
 
 from nuropb_gateway_asgi import FunctionAuthenticator, Settings
 from nuropb_gateway_asgi.agents.recent import MAX_CALLS
+from nuropb_gateway_asgi.agents.serving.resources import PAGE_SIZE
 from nuropb_gateway_asgi.mesh.demo import DemoService
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.agents import MODES, Mode, agent, envelope, headers, post
@@ -130,6 +131,25 @@ async def test_two_tokens_have_different_tools(running: RunningGateway) -> None:
     assert names[0] - names[1] == {"demo__publish"}
     assert refused.is_error
     assert refused.structured_content["error"]["code"] == "permission_denied"
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_long_list_of_tools_comes_in_pages(mode: Mode) -> None:
+    methods = {f"method_{number:03}": lambda self: "done" for number in range(PAGE_SIZE + 1)}
+    service = type("Many", (), methods)()
+    gateway = make_gateway(mesh=EmbeddedMesh({"many": service}), mcp="on", expose=["many.*"], expose_tools=["many.*"])
+    async with run_gateway(gateway) as running:
+        async with agent(running.site, "alice", mode) as client:
+            first = await client.list_tools()
+            second = await client.list_tools(cursor=first.next_cursor)
+        await running.is_empty()
+    assert (len(first.tools), len(second.tools), second.next_cursor) == (PAGE_SIZE, 1, None)
+    assert second.tools[0].name == f"many__method_{PAGE_SIZE:03}"
+
+
+async def test_a_list_says_for_how_long_it_is_valid_and_that_it_is_the_users_own(running: RunningGateway) -> None:
+    result = (await post(running.site, envelope("tools/list"), headers("tools/list"))).json()["result"]
+    assert (result["ttlMs"], result["cacheScope"]) == (1000, "private")
 
 
 async def test_what_a_user_may_call_is_not_by_itself_a_tool() -> None:
