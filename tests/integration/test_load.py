@@ -100,9 +100,8 @@ async def test_ten_thousand_calls_of_fifty_clients_are_each_answered_once_to_the
     assert (statistics.late_replies, statistics.unknown_replies) == (0, 0)
     mesh = running.gateway.service_mesh_manager.mesh
     assert isinstance(mesh, RabbitMQMesh)
-    if (
-        mesh.statistics.reconnects == 0
-    ):  # after a loss, the broker gives replies again that it has not seen acknowledged
+    # After a loss, the broker gives replies again that it has not seen acknowledged.
+    if mesh.statistics.reconnects == 0:
         assert statistics.double_replies == 0
 
 
