@@ -17,7 +17,7 @@ import pytest
 from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import ResourceUpdated, ToolsListChanged
 
-from nuropb_gateway_asgi import FunctionAuthenticator, Settings
+from nuropb_gateway_asgi import FunctionAuthenticator, Settings, TokenExpired
 from nuropb_gateway_asgi.agents.recent import MAX_CALLS
 from nuropb_gateway_asgi.agents.serving.resources import PAGE_SIZE
 from nuropb_gateway_asgi.mesh.demo import DemoService
@@ -368,6 +368,18 @@ async def test_a_refusal_leads_to_the_provider_of_tokens() -> None:
     document = found.json()
     assert document["resource"] == "https://example.com/gateway/mcp"
     assert document["authorization_servers"] == ["https://login.example.com/realms/main"]
+
+
+async def test_an_expired_token_is_told_and_leads_to_the_provider_too() -> None:
+    async def refuse(token: str) -> None:
+        raise TokenExpired
+
+    settings = Settings(mcp="on", jwt_oidc_issuer="https://login.example.com/", public_url="https://example.com")
+    async with run_gateway(make_gateway(settings, authenticator=refuse)) as running:
+        refused = await post(running.site, envelope("tools/list"), headers("tools/list"))
+    challenge = refused.headers["WWW-Authenticate"]
+    assert challenge.startswith('Bearer error="invalid_token", error_description="')
+    assert challenge.endswith(', resource_metadata="https://example.com/.well-known/oauth-protected-resource/mcp"')
 
 
 async def test_without_a_provider_there_is_no_document(running: RunningGateway) -> None:
