@@ -38,7 +38,7 @@ ifeq ($(filter setup,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
 endif
 .SECONDARY:
-.PHONY: help run check test lint format unit integration coverage matrix pythons clusters oldest clean client vendor
+.PHONY: help run check test lint format unit integration coverage matrix soak pythons clusters oldest clean client vendor
 .PHONY: setup lint-python lint-javascript node programs openid peer pytest pytest-latest pytest-others
 
 help: ## Show this list.
@@ -83,6 +83,11 @@ coverage: ## Run all tests, and check that they run 95 % of the code: twice the 
 matrix: ## Run the tests that need many processes, or many versions of other programs; half an hour.
 	@$(MAKE) --no-print-directory $(JOBS) setup
 	$(BIN)/python -m pytest tests/matrix
+
+soak: ## Cut connections and restart processes under 400 clients for ten minutes, and count what is lost.
+	@$(MAKE) --no-print-directory $(JOBS) setup
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),600) SOAK_CLIENTS=$(or $(SOAK_CLIENTS),400) \
+	    $(BIN)/python -m pytest -s tests/integration/test_soak.py
 
 pythons: $(VENV)/.dev ## Run the unit tests on every other Python that is found.
 	@$(MAKE) --no-print-directory --keep-going pytest-others

@@ -23,7 +23,7 @@ MAX_HEADER_LINE: Final = 24576
 MAX_HEADERS: Final = 100
 #: Bytes of a request's head.
 MAX_HEAD: Final = 65536
-#: Chunks of a body, and bytes that each further one has on average: parsing a chunk takes as long as 10 kB of plain text.
+#: Chunks of a body, and the bytes that each further one has on average: a chunk takes as long as 10 kB of a plain body.
 MAX_CHUNKS: Final = 256
 BYTES_PER_CHUNK: Final = 64
 #: Seconds from the accept, or from the last response, to the end of a request's head.
