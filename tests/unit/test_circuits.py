@@ -193,7 +193,8 @@ def test_later_timeouts_do_not_put_the_next_probe_off() -> None:
 
 
 def test_the_cost_of_a_timeout_does_not_grow_with_the_number_of_callers() -> None:
-    circuits, steps = Circuits(), []
+    circuits = Circuits()
+    steps: list[int] = []
 
     def count(frame: object, event: str, argument: object) -> None:
         steps[-1] += 1
