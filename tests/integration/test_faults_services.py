@@ -203,7 +203,8 @@ async def test_the_circuit_of_a_service_that_hangs(amqp_url: str, record_propert
             for _ in range(20):  # those of the first second after its last answer prove nothing
                 if manager.open_circuits:
                     break
-                assert await caller.call(service=name, timeout=0.2) == "timeout"
+                # The last timeout may count only after this look at the circuits.
+                assert await caller.call(service=name, timeout=0.2) in {"timeout", "service_unavailable"}
             assert manager.open_circuits == [name]
             set_.begin()
             (refused,) = ids = await other.start(service=name)
