@@ -39,6 +39,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .agents import Agents
 from .assembly import (
     make_authenticator,
+    make_history,
     make_mesh,
     make_origins,
     make_policy,
@@ -146,6 +147,7 @@ class Gateway:
             self._policy_file = open_policy_file(settings) if policy is None else None
             self._policy = completed(make_policy(settings, self._policy_file) if policy is None else policy)
             origins = make_origins(settings)
+            kept_topics = make_history(settings, self._policy_file)
         if authorizer is not None:
             self._policy = AuthorizedPolicy(self._policy, authorizer)
         mesh, limits = mesh or make_mesh(settings), SharedLimits.of(settings)
@@ -154,7 +156,7 @@ class Gateway:
             name: str, controller: ServiceMeshManagerController | None = None, policy: Policy | None = None
         ) -> ConnectionKind:
             policy = policy or self._policy
-            kind = ConnectionKind(name, settings, self._authenticator, policy, mesh, limits, controller)
+            kind = ConnectionKind(name, settings, self._authenticator, policy, mesh, limits, controller, kept_topics)
             self.connection_kinds[name] = kind
             return kind
 
