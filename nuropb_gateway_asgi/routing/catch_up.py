@@ -223,6 +223,10 @@ class CatchUp:
         for offset, (event, topic) in sorted(events.items()):
             text = encode_kept_event(event.topic, event.event, event.trace_id, epoch, offset)
             self._past.append(_Waiting(offset, text, event.topic, self._subscriptions[topic].delivery))
+        for topic, subscription in self._subscriptions.items():
+            if subscription.is_over:  # the client, or the policy, has ended it meanwhile
+                self.drop(topic)
+                found.pop(topic, None)
         return found
 
     async def _read_topic(self, topic: str, since: Since, epoch: str, end: int, room: int) -> Read:

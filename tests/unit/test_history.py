@@ -20,6 +20,7 @@ from nuropb_gateway_asgi.wire.history import (
     KeptTopic,
     Last,
     Seconds,
+    Start,
     parse_bytes,
     parse_kept_topics,
     parse_time,
@@ -690,7 +691,7 @@ async def test_what_the_embedded_mesh_has_dropped_is_not_complete(mesh: Embedded
         publish(mesh, "news", b'"%b"' % (b"x" * 100_000))
     kept = (await log.read(Last(10), 11, lambda event: True, 100, 1 << 30)).events
     assert [offset for offset, _ in kept] == list(range(2, 12))
-    starts = {
+    starts: dict[Start, bool | None] = {
         After(0): False,
         After(1): True,
         Last(10): True,

@@ -507,7 +507,7 @@ def test_the_first_mistake_is_told() -> None:
     ],
 )
 def test_a_file_names_topics_whose_events_are_kept(table: str, topics: list[tuple[str, int | None, int]]) -> None:
-    assert list(parse_document(f"history = {table}\n{RULE}{CALL}".encode(), "policy.toml").history) == topics
+    assert list(parse_document(f"history = {table}\n{RULE}".encode(), "policy.toml").history) == topics
 
 
 def test_a_policy_error_is_a_settings_error() -> None:
