@@ -31,10 +31,10 @@ class KeptEvents:
         self.epoch = new_id()
         self._events: deque[_Kept] = deque()
         self._size = 0
-        #: The offset of the latest event; -1 before the first one.
-        self.offset = -1
-        #: The latest event that is not kept any longer: its offset, and the time when it came.
-        self._lost, self._lost_at = -1, 0.0
+        #: The offset of the latest event; 0 before the first one, a position like any other.
+        self.offset = 0
+        #: The latest event that is not kept any longer: its offset (0 for none), and the time when it came.
+        self._lost, self._lost_at = 0, float("-inf")
         self.followers: list[Follower] = []
 
     def take(self, event: EventMessage) -> None:
@@ -77,7 +77,7 @@ class KeptEvents:
         last = kept[-1].offset if kept else None
         kept = [each for each in kept if wanted(each.event)]
         if isinstance(start, Last):
-            complete = len(kept) >= start.number or self._lost < 0
+            complete = len(kept) >= start.number or not self._lost
             kept = kept[-start.number :]
         complete = complete and len(kept) <= limit and sum(each.size for each in kept) <= size
         return Read([(each.offset, each.event) for each in kept] if complete else [], complete, last)

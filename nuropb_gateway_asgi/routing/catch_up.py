@@ -90,6 +90,8 @@ class CatchUp:
         #: Whether the client has the answer to its subscription, and callbacks for when it has.
         self.is_answered = False
         self.then: list[Callable[[], None]] = []
+        #: The number of messages that were read.
+        self.searched = 0
         #: The offset up to which the session has the events; None if that cannot be said.
         self.position: int | None = min(
             (each.offset for each in since.values() if each.offset is not None), default=None
@@ -187,7 +189,8 @@ class CatchUp:
                 end = await asyncio.shield(self._marked)
         except TimeoutError as error:
             raise MeshUnavailable("the history does not answer") from error
-        async with self._history.readings:
+        identity = self.handler.identity
+        async with self._history.readings.place("" if identity is None else identity.user_id):
             return {} if self.is_over() else await self._read_to(end)
 
     async def try_to_read(self) -> dict[str, Found] | None:
@@ -243,6 +246,7 @@ class CatchUp:
             return self._stream.is_for_subscribers(event) and matches(topic, event.topic)
 
         read = await self._stream.log.read(start, end, wanted, self._max_events, room)
+        self.searched += read.searched
         return read if read.complete else Read([], complete=False)
 
     # --- sending ----------------------------------------------------------------------------------------------
@@ -306,19 +310,22 @@ class Past:
         """Add the topics of one history."""
         self._catch_ups.append(catch_up)
 
-    def run(self, tasks: TaskOwner, on_read: Callable[[], None]) -> None:
-        """Read the past, call ``on_read``, and send the past once :meth:`on_answered` is called."""
+    def run(self, tasks: TaskOwner, on_read: Callable[[int], None]) -> None:
+        """Read the past, call ``on_read`` with the number of messages that were read, and wait for :meth:`on_answered`.
+
+        Then send the past.
+        """
         self._answered = asyncio.Event()
         tasks.start_soon(self._run, on_read, self._answered, name="history")
 
-    async def _run(self, on_read: Callable[[], None], answered: asyncio.Event) -> None:
+    async def _run(self, on_read: Callable[[int], None], answered: asyncio.Event) -> None:
         for catch_up in self._catch_ups:
             found = await catch_up.try_to_read()
             if found is None:
                 self.failure = Failure(ErrorCode.MESH_UNAVAILABLE, "The history of a topic cannot be read at present")
                 break
             self.found |= found
-        on_read()
+        on_read(sum(catch_up.searched for catch_up in self._catch_ups))
         await answered.wait()
         for catch_up in self._catch_ups:
             catch_up.on_answer()

@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 #: Units of an ordinary frame that a topic costs which begins in the past.
 UNITS_OF_PAST: Final = 10
+#: Messages of a history that cost one unit more.
+MESSAGES_PER_UNIT: Final = 10
 _NO_HISTORY: Final = Failure(ErrorCode.MESH_UNAVAILABLE, "The history of this topic is not available at present")
 
 
@@ -148,7 +150,9 @@ class EventRouter:
             done = functools.partial(on_subscribed, topic)
             if topic in kept:
                 if topic not in since:
-                    kept[topic].when_started(functools.partial(done, True), connected=self._mesh.connected)
+                    kept[topic].when_started(
+                        functools.partial(done, True), self._clock(), connected=self._mesh.connected
+                    )
             elif topic in unasked:
                 self._interest.add(topic, done, user_id=user_id)
             else:
@@ -196,10 +200,7 @@ class EventRouter:
     ) -> None:
         """Have topics begin in the past; ``done`` is called for each once its past is read."""
         handler = past.handler
-        identity = handler.identity
-        if identity is not None:
-            rates = self._handler_manager.shared_limits.rates
-            rates.charge(handler.session_id, identity.user_id, self._clock(), UNITS_OF_PAST * len(since))
+        self._charge(handler, UNITS_OF_PAST * len(since))
         subscribed = self._topics[handler.session_id]
         for stream in dict.fromkeys(kept[topic] for topic in since):
             topics = {topic: each for topic, each in since.items() if kept[topic] is stream}
@@ -208,11 +209,19 @@ class EventRouter:
                     self._drop(handler, topic)
                     self._add(handler, topic, stream, begins=False)
             past.add(self.history.catch_up(handler, stream, topics, self._subscriptions_of(handler, topics)))
-        past.run(self.history.tasks, functools.partial(self._on_read, since, done))
 
-    def _on_read(self, since: Mapping[str, Since], done: Callable[[str, bool], None]) -> None:
-        for topic in since:
-            done(topic, True)
+        def on_read(searched: int) -> None:
+            self._charge(past.handler, searched // MESSAGES_PER_UNIT)
+            for topic in since:
+                done(topic, True)
+
+        past.run(self.history.tasks, on_read)
+
+    def _charge(self, handler: Handler, units: int) -> None:
+        identity = handler.identity
+        if units and identity is not None:
+            rates = self._handler_manager.shared_limits.rates
+            rates.charge(handler.session_id, identity.user_id, self._clock(), units)
 
     def _subscriptions_of(self, handler: Handler, topics: Iterable[str]) -> dict[str, KeptSubscription]:
         subscribed = self._topics.get(handler.session_id, {})

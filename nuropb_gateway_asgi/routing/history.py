@@ -7,8 +7,9 @@ live events from there and not from the event queue of the process, so that each
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Final, TypeAlias
 
@@ -26,11 +27,11 @@ from .catch_up import CatchUp
 from .statistics import MeshStatistics
 from .subscribers import Subscribers
 
-__all__ = ["History", "HistoryStream", "KeptSubscription", "Positions"]
+__all__ = ["History", "HistoryStream", "KeptSubscription", "Positions", "Readings"]
 
 #: Seconds that a history is followed after its last subscriber left: a reloaded page subscribes again a moment later.
 LEAVE_AFTER: Final = 5.0
-#: Seconds that a subscription to the past may take to begin.
+#: Seconds that a subscription waits for a history to begin.
 START_TIMEOUT: Final = 5.0
 #: Events that are remembered by their ids, to give a client only once what it gets from the event queue, too.
 REMEMBERED: Final = 1000
@@ -102,6 +103,7 @@ class HistoryStream:
         self.started = asyncio.Event()
         #: Callbacks of the subscriptions that wait for the start, and whether some have not waited.
         self._waiting: list[Callable[[], None]] = []
+        self._waiting_since = 0.0
         self._is_late = False
         self._following = False
         self._statistics = statistics
@@ -132,15 +134,24 @@ class HistoryStream:
         self.started = asyncio.Event()
         self.log.leave()
 
-    def when_started(self, done: Callable[[], None], *, connected: bool) -> None:
+    def when_started(self, done: Callable[[], None], now: float, *, connected: bool) -> None:
         """Call ``done`` once live events come, or at once if that has to wait for a connection."""
         if self.started.is_set():
             done()
         elif connected:
+            if not self._waiting:
+                self._waiting_since = now
             self._waiting.append(done)
         else:
             self._is_late = True
             done()
+
+    def sweep(self, now: float) -> None:
+        """Follow it no longer if it has no subscribers; answer those that have waited for too long."""
+        if self.idle_since is not None and now - self.idle_since >= LEAVE_AFTER:
+            self.leave()
+        if self._waiting and now - self._waiting_since >= START_TIMEOUT:
+            self.let_go(late=True)
 
     def let_go(self, *, late: bool) -> None:
         """Call all callbacks that wait for the start; ``late`` if it has not come."""
@@ -230,6 +241,30 @@ class HistoryStream:
         return handlers, lossy
 
 
+class Readings:
+    """Places for readings of the past: one for a user at a time, and ``count`` in all."""
+
+    def __init__(self, count: int) -> None:
+        self._places = asyncio.Semaphore(count)
+        #: By user: the lock, and the number of readings that hold it or wait for it.
+        self._users: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @contextlib.asynccontextmanager
+    async def place(self, user_id: str) -> AsyncIterator[None]:
+        """Wait for a place, and hold it for as long as the context lasts."""
+        lock, count = self._users.get(user_id, (asyncio.Lock(), 0))
+        self._users[user_id] = lock, count + 1
+        try:
+            async with lock, self._places:
+                yield
+        finally:
+            lock, count = self._users[user_id]
+            if count > 1:
+                self._users[user_id] = lock, count - 1
+            else:
+                del self._users[user_id]
+
+
 class History:
     """The histories of a connection kind. Within its context it owns the tasks that read the past.
 
@@ -253,7 +288,7 @@ class History:
         self.tasks = TaskOwner()
         self._streams: dict[str, HistoryStream] = {}
         self._patterns: TopicTree[str] = TopicTree()
-        self.readings = asyncio.Semaphore(READINGS_AT_ONCE)
+        self.readings = Readings(READINGS_AT_ONCE)
         #: The subscriptions in the past that have not ended.
         self._catch_ups: set[CatchUp] = set()
         self._settings = settings
@@ -268,7 +303,7 @@ class History:
             self._patterns.add(pattern, pattern)
 
     async def __aenter__(self) -> History:
-        self.readings = asyncio.Semaphore(READINGS_AT_ONCE)  # it belongs to the event loop that first waits for it
+        self.readings = Readings(READINGS_AT_ONCE)  # it belongs to the event loop that first waits for it
         await self.tasks.__aenter__()
         return self
 
@@ -309,8 +344,7 @@ class History:
     def sweep(self, now: float) -> None:
         """Follow histories without subscribers no longer; ``now`` is a time of the clock."""
         for stream in self._streams.values():
-            if stream.idle_since is not None and now - stream.idle_since >= LEAVE_AFTER:
-                stream.leave()
+            stream.sweep(now)
 
     def on_connection_change(self, *, connected: bool) -> None:
         """Answer the subscribers that wait for a history, as the connection is lost."""

@@ -32,9 +32,10 @@ __all__ = [
     "parse_time",
 ]
 
-#: Bytes of each history, unless the operator names another number: of one with a time, and of the newest events.
+#: Bytes of each history, unless the operator names another number: of one with a time, and of the newest events. The
+#: broker drops many events together, all those of a burst, so the newest ones need room, too.
 DEFAULT_BYTES: Final = 64 * 1024 * 1024
-LAST_BYTES: Final = 1024 * 1024
+LAST_BYTES: Final = 16 * 1024 * 1024
 #: The shortest and the longest time that events are kept, in seconds, and the fewest bytes.
 _SHORTEST, _LONGEST, _FEWEST = 1, 365 * 86400, 1024 * 1024
 _UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -137,12 +138,13 @@ class Read(NamedTuple):
     """Events read from a history, with their offsets, the oldest first.
 
     ``complete`` tells that every event from the start on is among them. ``last`` is the offset of the last event that
-    was read, wanted or not, or None.
+    was read, wanted or not, or None. ``searched`` messages were read.
     """
 
     events: list[tuple[int, EventMessage]]
     complete: bool
     last: int | None = None
+    searched: int = 0
 
 
 class Follower(Protocol):

@@ -99,7 +99,7 @@ def test_any_other_size_is_refused(text: str) -> None:
 
 
 def test_the_setting_names_patterns_and_times() -> None:
-    assert parse_kept_topics(HISTORY) == (KeptTopic("orders.#", 3600, 64 << 20), KeptTopic("prices.*", None, 1 << 20))
+    assert parse_kept_topics(HISTORY) == (KeptTopic("orders.#", 3600, 64 << 20), KeptTopic("prices.*", None, 16 << 20))
 
 
 @pytest.mark.parametrize(
@@ -592,7 +592,7 @@ async def test_a_reading_that_fails_fails_its_subscription_alone(
 
 async def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(gateway: FakeGateway, orders: FakeLog) -> None:
     orders.gate = asyncio.Event()
-    one, other = await gateway.connect(), await gateway.connect()
+    one, other = await gateway.connect(), await gateway.connect("bob")
     for handler in (one, other):
         subscribe(gateway, handler, "orders.#", id="s", since={"orders.#": {"last": 1}})
         subscribe(gateway, handler, "orders.#", id="t", since={"orders.#": {"last": 1}})
@@ -669,9 +669,9 @@ async def test_the_embedded_mesh_keeps_events_without_subscribers(mesh: Embedded
     publish(mesh, "orders.private", target=["bob"])
     read = await log.read(Last(10), 100, lambda event: True, 10, 1000)
     assert [(offset, event.topic) for offset, event in read.events] == [
-        (0, "orders.0"),
-        (1, "orders.1"),
-        (2, "orders.2"),
+        (1, "orders.0"),
+        (2, "orders.1"),
+        (3, "orders.2"),
     ]
     assert read.complete
 
@@ -682,24 +682,24 @@ async def test_other_transports_share_what_the_embedded_mesh_keeps(mesh: Embedde
     (other,) = mesh.for_transport("x").keep_history(topics).values()
     assert log.epoch == other.epoch
     publish(mesh, "orders.1")
-    assert len((await other.read(Last(1), 0, lambda event: True, 1, 1000)).events) == 1
+    assert len((await other.read(Last(1), 1, lambda event: True, 1, 1000)).events) == 1
 
 
 async def test_what_the_embedded_mesh_has_dropped_is_not_complete(mesh: EmbeddedMesh) -> None:
-    (log,) = mesh.keep_history([KeptTopic("news", None, 1 << 20)]).values()
+    (log,) = mesh.keep_history([KeptTopic("other", None, 1 << 20)]).values()
     for _ in range(12):
-        publish(mesh, "news", b'"%b"' % (b"x" * 100_000))
-    kept = (await log.read(Last(10), 11, lambda event: True, 100, 1 << 30)).events
-    assert [offset for offset, _ in kept] == list(range(2, 12))
+        publish(mesh, "other", b'"%b"' % (b"x" * 100_000))
+    kept = (await log.read(Last(10), 12, lambda event: True, 100, 1 << 30)).events
+    assert [offset for offset, _ in kept] == list(range(3, 13))
     starts: dict[Start, bool | None] = {
-        After(0): False,
-        After(1): True,
+        After(1): False,
+        After(2): True,
         Last(10): True,
         Last(11): False,
         Seconds(0.0001): None,
         Seconds(60): False,
     }
     for start, complete in starts.items():
-        read = await log.read(start, 11, lambda event: True, 100, 1 << 30)
+        read = await log.read(start, 12, lambda event: True, 100, 1 << 30)
         assert complete is None or read.complete is complete, start
         assert read.complete or not read.events
