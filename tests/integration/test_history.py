@@ -7,7 +7,6 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aio_pika
@@ -16,6 +15,7 @@ import pytest
 from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _history
 from nuropb_gateway_asgi.wire import codec
+from nuropb_gateway_asgi.wire import history as wire_history
 from tests.integration.test_fleet import SECRET, fleet
 from tests.integration.test_resume import ResumingClient, resuming
 from tests.kit.clients import Client, Frame, connect
@@ -72,12 +72,9 @@ async def contents(client: Client, count: int) -> list[Any]:
 
 
 @contextlib.asynccontextmanager
-async def scene(url: str, count: int = 1, topic: str = "", **settings: Any) -> AsyncIterator[Scene]:
-    topic = topic or f"t{secrets.token_hex(4)}"
-    if "policy" in settings:
-        settings["expose"] = None
-    else:
-        settings |= {"expose_topics": ["#"], "history": [f"{topic}.#:1h"]}
+async def scene(url: str, count: int = 1, time: str = "1h", **settings: Any) -> AsyncIterator[Scene]:
+    topic = f"t{secrets.token_hex(4)}"
+    settings = {"expose_topics": ["#"], "history": [f"{topic}.#:{time}"]} | settings
     if not url:
         async with run_gateway(jwt_key=SECRET, authenticator=None, **settings) as running:
             yield Scene([running], topic)
@@ -269,13 +266,9 @@ async def test_a_stream_that_was_deleted_has_another_epoch(two: Scene, amqp_url:
         assert (after["recovered"], after["count"]) == (False, 0)
 
 
-async def test_what_the_broker_has_dropped_is_not_recovered(amqp_url: str, tmp_path: Path) -> None:
-    topic, policy = f"t{secrets.token_hex(4)}", tmp_path / "policy.toml"
-    policy.write_text(
-        f'history = {{ topics = ["{topic}.#"], for = "last", bytes = "1MiB" }}\n'
-        '[[rule]]\nallow = "subscribe"\ntopics = ["#"]\n'
-    )
-    async with scene(amqp_url, topic=topic, policy=str(policy)) as kept, kept.client() as client:
+async def test_what_the_broker_has_dropped_is_not_recovered(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire_history, "LAST_BYTES", 1 << 20)
+    async with scene(amqp_url, time="last") as kept, kept.client() as client:
         await kept.publish("first")
         first = await since(client, kept.pattern, {"last": 1})
         await contents(client, 1)
