@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from ._backoff import Backoff
 from ._client import Client, connect
-from ._events import Dropped, Gap, GatewayEvent, UnsubscribedNotice
+from ._events import Dropped, Gap, GatewayEvent, Position, Recovered, UnsubscribedNotice
 from ._options import ClientOptions, Options, Reason, Token
 from ._state import Goodbye, Hello, Limits, State
 from ._subscription import Subscription
@@ -78,7 +78,9 @@ __all__ = [
     "Options",
     "PayloadTooLarge",
     "PermissionDenied",
+    "Position",
     "Reason",
+    "Recovered",
     "ServiceError",
     "ServiceUnavailable",
     "State",

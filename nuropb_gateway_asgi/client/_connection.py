@@ -322,9 +322,9 @@ class Connection:
 
     # --- called by the subscriptions --------------------------------------------------------------------------
 
-    def ask(self, kind: Kind, topics: Sequence[str]) -> Call:
-        """Send a frame about ``topics`` to the gateway."""
-        return self.calls.ask(kind, {"topics": topics})
+    def ask(self, kind: Kind, topics: Sequence[str], since: Mapping[str, object] | None = None) -> Call:
+        """Send a frame about ``topics`` to the gateway; ``since`` has those that begin in the past."""
+        return self.calls.ask(kind, {"topics": topics, "since": since or None})
 
     def tell(self, name: str, value: object) -> None:
         """Call the listeners of ``name``. A warning without a listener is logged."""
