@@ -13,6 +13,8 @@ import aio_pika
 import pytest
 
 from nuropb_gateway_asgi.authentication import issue_token
+from nuropb_gateway_asgi.client import Recovered
+from nuropb_gateway_asgi.client import connect as python_connect
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _history
 from nuropb_gateway_asgi.wire import codec
 from nuropb_gateway_asgi.wire import history as wire_history
@@ -420,3 +422,25 @@ async def test_a_session_that_moves_to_and_fro_gets_each_event_once(two: Scene) 
         heard += await events_of(again, 400 - len(heard))
         assert not await again.client.settled()
     assert [each["event"] for each in heard] == list(range(400))
+
+
+# --- the Python client ------------------------------------------------------------------------------------------
+
+
+async def test_the_python_client_misses_nothing_without_a_session(two: Scene) -> None:
+    heard: list[Any] = []
+    told: list[Recovered] = []
+    token = issue_token(SECRET, "alice", lifetime=600)
+    async with python_connect(two.first.url, token=token, resume=False) as client:
+        subscription = client.subscribe(two.pattern, lambda event: heard.append(event.event), since={"last": 5})
+        subscription.on("recovered", told.append)
+        subscription.on("gap", lambda gap: heard.append(gap))
+        await subscription.ready()
+        for number in range(3):
+            await two.publish(*range(number * 50, number * 50 + 25))
+            two.first.gateway.handler_manager.close_all(1012, "service restart")
+            await two.publish(*range(number * 50 + 25, number * 50 + 50))
+            await eventually(lambda: len(heard) >= number * 50 + 50)  # noqa: B023
+    assert heard == list(range(150))
+    assert [each.recovered for each in told] == [True] * len(told)
+    assert len(told) == 4
