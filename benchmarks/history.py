@@ -22,6 +22,7 @@ from uuid import uuid4
 
 import aio_pika
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
 
 from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.wire import codec
@@ -96,7 +97,7 @@ async def measure(url: str, broker: int, subscribers: int, settings: dict[str, s
             try:
                 probe = await subscribe(port)
                 break
-            except OSError:
+            except (OSError, InvalidStatus):  # it does not listen yet, or has no broker yet
                 await asyncio.sleep(0.2)
         clients = [await subscribe(port) for _ in range(subscribers)]
         await probe.close()

@@ -33,7 +33,7 @@ __all__ = ["History", "HistoryStream", "KeptSubscription", "Positions", "Reading
 LEAVE_AFTER: Final = 5.0
 #: Seconds that a subscription waits for a history to begin.
 START_TIMEOUT: Final = 5.0
-#: Events that are remembered by their ids, to give a client only once what it gets from the event queue, too.
+#: Events that are remembered by their ids, as a client may get an event from the event queue, too.
 REMEMBERED: Final = 1000
 #: Readings of the past at a time, so that live events and calls go on beside them.
 READINGS_AT_ONCE: Final = 4

@@ -77,7 +77,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_kept_topics(items: Iterable[str]) -> tuple[KeptTopic, ...]:
-    """Parse items such as ``orders.#:1h``. Raises ValueError with the fault, and what is expected in its place."""
+    """Parse items such as ``orders.#:1h``. Raises ValueError with the fault and the remedy."""
     topics = []
     for item in items:
         pattern, separator, time = item.rpartition(":")

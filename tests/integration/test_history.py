@@ -324,6 +324,9 @@ async def test_a_stream_with_other_arguments_is_used_with_a_warning(amqp_url: st
             assert warning.startswith(f"the stream {stream} was made with other arguments than HISTORY says")
             async with connect(running.url, "alice") as client:
                 assert (await since(client, f"{topic}.#", {"last": 1}))["recovered"]
+                await delete(amqp_url, stream)
+                await client.event("gap")
+                await eventually(lambda: not running.gateway.service_mesh_manager.warnings)
     finally:
         await delete(amqp_url, stream)
 

@@ -703,3 +703,86 @@ async def test_what_the_embedded_mesh_has_dropped_is_not_complete(mesh: Embedded
         read = await log.read(start, 12, lambda event: True, 100, 1 << 30)
         assert complete is None or read.complete is complete, start
         assert read.complete or not read.events
+
+
+# --- sessions that move -----------------------------------------------------------------------------------------
+
+
+async def adopted(gateway: FakeGateway, *topics: str) -> FakeHandler:
+    handler = await gateway.connect()
+    await gateway.manager.events.adopt(handler, topics)
+    return handler
+
+
+async def test_a_session_takes_its_positions_along(gateway: FakeGateway, orders: FakeLog) -> None:
+    handler = await gateway.connect()
+    subscribe(gateway, handler, "orders.#", "news")
+    orders.event("orders.new", 1)
+    orders.event("orders.new", 2)
+    positions = gateway.manager.events.positions_of(handler)
+    assert positions == {"orders.#": ("first", 1)}
+    other = await adopted(gateway, "orders.#", "news")
+    orders.event("orders.new", 3)
+    assert events(other) == []
+    gateway.manager.events.continue_after(other, positions)
+    await until(lambda: events(other) == [(2, 3)])
+    orders.event("orders.new", 4)
+    await until(lambda: [event for _, event in events(other)] == [3, 4])
+
+
+async def test_a_session_in_the_middle_of_its_past_takes_that_position_along(
+    gateway: FakeGateway, orders: FakeLog
+) -> None:
+    orders.gate = asyncio.Event()
+    for number in range(5):
+        orders.event("orders.new", number)
+    handler = await adopted(gateway, "orders.#")
+    gateway.manager.events.continue_after(handler, {"orders.#": ("first", 1)})
+    await until(lambda: orders.readings)
+    orders.event("orders.new", "live")
+    assert gateway.manager.events.positions_of(handler) == {"orders.#": ("first", 1)}
+    orders.gate.set()
+    await until(lambda: [event for _, event in events(handler)] == [2, 3, 4, "live"])
+    assert gateway.manager.events.positions_of(handler) == {"orders.#": ("first", 6)}
+
+
+@pytest.mark.parametrize("positions", [{}, {"orders.#": ("another", 1)}, {"orders.#": ("first", 0)}])
+async def test_a_session_whose_events_are_lost_is_told(
+    gateway: FakeGateway, orders: FakeLog, positions: dict[str, tuple[str, int]]
+) -> None:
+    for number in range(5):
+        orders.event("orders.new", number)
+    orders.lost = 2
+    handler = await adopted(gateway, "orders.#")
+    gateway.manager.events.continue_after(handler, positions)
+    await until(lambda: handler.frames)
+    assert handler.take()[0]["payload"]["event"] == {"reason": "expired", "topics": ["orders.#"]}
+    orders.event("orders.new", "live")
+    await until(lambda: [event for _, event in events(handler)] == ["live"])
+
+
+async def test_a_session_whose_history_cannot_be_read_is_told_and_gets_live_events(
+    gateway: FakeGateway, orders: FakeLog
+) -> None:
+    handler = await adopted(gateway, "orders.#")
+    orders.error = MeshUnavailable("lost")
+    gateway.manager.events.continue_after(handler, {"orders.#": ("first", 0)})
+    await until(lambda: handler.take())
+    orders.event("orders.new", "live")
+    await until(lambda: [event for _, event in events(handler)] == ["live"])
+
+
+async def test_a_session_moves_once_its_subscriptions_in_the_past_are_answered(
+    gateway: FakeGateway, orders: FakeLog
+) -> None:
+    orders.gate = asyncio.Event()
+    handler = await gateway.connect()
+    moved: list[int] = []
+    gateway.manager.events.history.when_answered(handler, lambda: moved.append(len(handler.frames)))
+    assert moved == [0]
+    subscribe(gateway, handler, "orders.#", id="s", since={"orders.#": {"last": 1}})
+    await until(lambda: orders.readings)
+    gateway.manager.events.history.when_answered(handler, lambda: moved.append(len(handler.frames)))
+    assert moved == [0]
+    orders.gate.set()
+    await until(lambda: moved == [0, 1])

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from aiormq.abc import AbstractChannel
-from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from ...exceptions import MeshUnavailable, SettingsError
 from ...identifiers import new_id
@@ -32,7 +32,7 @@ from ._errors import explain
 from ._frames import Incoming
 from ._stream_reader import MARK, StreamConsumer, as_event, collect, read
 
-__all__ = ["StreamLog"]
+__all__ = ["StreamLog", "read_stamp"]
 
 logger = logging.getLogger(__name__)
 
@@ -115,18 +115,28 @@ class StreamLog:
         if self._topic.seconds is not None:
             arguments["x-max-age"] = f"{self._topic.seconds}s"
         try:
-            try:
-                async with connection.channel() as channel:
-                    await channel.queue_declare(self.stream, durable=True, arguments=arguments)
-                self.warning = None
-            except ChannelPreconditionFailed as error:
-                await self._check_other(connection, error)
+            if self.warning is None or not await self._is_there(connection):
+                try:
+                    async with connection.channel() as channel:
+                        await channel.queue_declare(self.stream, durable=True, arguments=arguments)
+                    self.warning = None
+                except ChannelPreconditionFailed as error:
+                    await self._check_other(connection, error)
             async with connection.channel() as channel:
                 await channel.queue_bind(self.stream, codec.EVENTS_EXCHANGE, self.pattern)
         except (ChannelAccessRefused, ChannelPreconditionFailed):
             self._give_up()
             raise
         self.available = True
+
+    async def _is_there(self, connection: Connection) -> bool:
+        """Tell whether the stream exists, however it was made: the broker would log each vain declaration."""
+        try:
+            async with connection.channel() as channel:
+                await channel.queue_declare(self.stream, durable=True, passive=True)
+        except ChannelNotFoundEntity:
+            return False
+        return True
 
     async def _check_other(self, connection: Connection, error: ChannelPreconditionFailed) -> None:
         """Use a stream that was made with other arguments. Raises ChannelPreconditionFailed if it is no stream."""
@@ -206,7 +216,7 @@ class StreamLog:
         def take(offset: int, message: Incoming) -> bool:
             nonlocal searched
             searched += 1
-            epoch = _read_stamp(message.correlation_id, offset)
+            epoch = read_stamp(message.correlation_id, offset)
             if epoch is not None:
                 found.append(epoch)
             return epoch is not None or message.correlation_id == end or searched > SEARCHED_FOR_STAMP
@@ -278,7 +288,7 @@ class StreamLog:
             self._try_to_stamp()
 
     def _take_mark(self, follower: Follower, offset: int, correlation_id: str) -> None:
-        epoch = _read_stamp(correlation_id, offset)
+        epoch = read_stamp(correlation_id, offset)
         if epoch is not None and self._epoch is not None:
             if epoch <= self._epoch:
                 self._stamps.reset()
@@ -388,7 +398,7 @@ class _Stamps:
         return self._count > self._limit or self._bytes > self._size or time.monotonic() - self._at > self._seconds
 
 
-def _read_stamp(correlation_id: str | None, offset: int) -> str | None:
+def read_stamp(correlation_id: str | None, offset: int) -> str | None:
     """Return the epoch of a stamp at ``offset``, or None if the message is no stamp of this stream.
 
     A process that has not heard yet that the stream was deleted may write a stamp of the former one: it knows of
