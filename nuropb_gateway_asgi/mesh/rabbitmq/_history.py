@@ -4,10 +4,10 @@ Events go into it at the broker, whether a gateway runs or not. A process consum
 reads its past for single ones (:mod:`._stream_reader`). The gateway writes two kinds of messages into it that are no
 events, both tiny: marks, by which a reader finds the end, and stamps with the epoch of the stream.
 
-The broker has no name for one life of a stream: an operator may delete it, and offsets then begin anew. So the first
-process that finds no stamp draws an epoch, and while a process consumes the stream, it repeats the stamp, before the
-broker drops the older one. If two processes draw at the same time, the smaller epoch counts, for both. A position whose
-epoch is another one is never taken for recovered.
+The broker has no name for one life of a stream: an operator may delete it, and offsets then begin anew. So the process
+that makes a stream, or finds no stamp in it, draws an epoch, and while a process consumes the stream, it repeats the
+stamp, before the broker drops the older one. If two processes draw at the same time, the smaller epoch counts, for
+both. A position whose epoch is another one is never taken for recovered.
 """
 
 from __future__ import annotations
@@ -80,6 +80,10 @@ class StreamLog:
         self.available = True
         #: The reason why the stream keeps events in another way than the settings say, or None.
         self.warning: str | None = None
+        #: The connection on which the arguments were checked last.
+        self._checked: Connection | None = None
+        #: Whether this process has made the stream, and has still to write its first stamp.
+        self._is_new = False
         self._epoch: str | None = None
         self._follower: Follower | None = None
         self._connection: Connection | None = None
@@ -115,22 +119,26 @@ class StreamLog:
         if self._topic.seconds is not None:
             arguments["x-max-age"] = f"{self._topic.seconds}s"
         try:
-            if self.warning is None or not await self._is_there(connection):
+            is_there = await self._is_there(connection)
+            if not is_there or self._checked is not connection:
                 try:
                     async with connection.channel() as channel:
                         await channel.queue_declare(self.stream, durable=True, arguments=arguments)
                     self.warning = None
                 except ChannelPreconditionFailed as error:
                     await self._check_other(connection, error)
+                self._checked = connection
             async with connection.channel() as channel:
                 await channel.queue_bind(self.stream, codec.EVENTS_EXCHANGE, self.pattern)
         except (ChannelAccessRefused, ChannelPreconditionFailed):
             self._give_up()
             raise
         self.available = True
+        self._is_new = self._is_new or not is_there
+        self._stamp_new()
 
     async def _is_there(self, connection: Connection) -> bool:
-        """Tell whether the stream exists, however it was made: the broker would log each vain declaration."""
+        """Tell whether the stream exists, however it was made: the broker logs each declaration that differs."""
         try:
             async with connection.channel() as channel:
                 await channel.queue_declare(self.stream, durable=True, passive=True)
@@ -176,6 +184,7 @@ class StreamLog:
 
     def resume(self) -> None:
         """Consume the stream, if it has subscribers, because messages can be published again."""
+        self._stamp_new()
         if self._follower is not None and self._consumer is None:
             self._wake()
 
@@ -351,6 +360,12 @@ class StreamLog:
         self._publish(self.stream, stamp)
         self._stamps.reset()
         return stamp
+
+    def _stamp_new(self) -> None:
+        """Begin a new stream with a stamp, once messages can be published."""
+        if self._is_new and self._can_publish():
+            self._is_new = False
+            self._publish(self.stream, f"{_STAMP}{new_id()}--1")
 
     def _try_to_stamp(self) -> None:
         try:
