@@ -126,6 +126,7 @@ $(VENV)/.dev: $(VENV)/.made
 
 client: $(JS)/.built ## Build the JavaScript client, and put it into the package.
 	cp $(JS)/dist/client.js nuropb_gateway_asgi/static/client.js
+	cp $(JS)/dist/nuropb-gateway-worker.js nuropb_gateway_asgi/static/client-worker.js
 
 # Without Node, everything but the client can still be built and tested.
 $(JS)/.built: $(JS)/package-lock.json $(wildcard $(JS)/*.js* $(JS)/src/*.ts)

@@ -351,10 +351,14 @@ class Gateway:
 
 
 async def _serve_client(request: HTTPRequest) -> Response:
-    """Serve the client for browsers, built from ``clients/js``."""
+    """Serve the client for browsers, built from ``clients/js``; with the query ``worker``, its worker's script.
+
+    Both have one path, so that a proxy that passes on the client passes on the worker.
+    """
     # Pages of other origins may import the client: it holds no secret.
     headers = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
-    return serve_asset(request, read_asset("static/client.js"), headers)
+    file = "static/client-worker.js" if request.url.query == "worker" else "static/client.js"
+    return serve_asset(request, read_asset(file), headers)
 
 
 class _Application:

@@ -99,8 +99,11 @@ export class Calls {
     this.#settings = settings;
   }
 
-  /** Make a call, now or as soon as the gateway accepts one more. `payload` has the members of its kind. */
-  call(kind: Kind, payload: Record<string, unknown>, options: CallOptions = {}): Promise<unknown> {
+  /**
+   * Make a call, now or as soon as the gateway accepts one more. `payload` has the members of its kind, without `params`,
+   * which are JSON.
+   */
+  call(kind: Kind, payload: object, options: CallOptions = {}, params?: string): Promise<unknown> {
     const { timeout, signal, idempotent, retries, traceId } = options;
     const key = options.idempotencyKey ?? (idempotent === true && kind !== "describe" ? randomKey() : undefined);
     if (timeout !== undefined && !(timeout > 0 && Number.isFinite(timeout))) {
@@ -112,7 +115,8 @@ export class Calls {
       const description = `${this.#settings.maxQueue} calls are already waiting to be sent; wait for an answer first`;
       return Promise.reject(new TooManyRequests({ code: "too_many_requests", description, retryable: true }));
     }
-    const members = membersOf({ ...payload, trace_id: traceId, idempotency_key: key });
+    const rest = membersOf({ ...payload, trace_id: traceId, idempotency_key: key });
+    const members = params === undefined ? rest : `${rest},"params":${params}`;
     const deadline = performance.now() + (timeout ?? this.limits.requestTimeout);
     const { promise, call } = makeCall(kind, members, deadline);
     call.idempotent = idempotent === true || kind === "describe";
@@ -417,7 +421,7 @@ function makeCall(kind: Kind | ControlKind, members: string, deadline: number): 
 }
 
 /** Encode the members of an object as JSON, each after a comma. Throws TypeError for values that JSON lacks. */
-function membersOf(payload: Record<string, unknown>): string {
+function membersOf(payload: object): string {
   const text = JSON.stringify(payload).slice(1, -1);
   return text && `,${text}`;
 }

@@ -1,4 +1,5 @@
-import { Client, type ClientOptions, type SocketConstructor } from "./client.js";
+import { Client } from "./client.js";
+import type { ClientOptions, SocketConstructor } from "./types.js";
 
 export interface ConnectOptions extends ClientOptions {
   /**
