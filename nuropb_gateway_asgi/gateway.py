@@ -207,6 +207,7 @@ class Gateway:
             *(Route(path, self._reminding(endpoint)) for path, endpoint in self._http.items()),
             *self._agent_routes(),
             Route("/client.js", _serve_client, methods=["GET"]),
+            Route("/client-worker.js", _serve_client, methods=["GET"]),
             *self._contracts.routes(),
             *self._health.routes(),
             *self._console_routes(),
@@ -351,14 +352,11 @@ class Gateway:
 
 
 async def _serve_client(request: HTTPRequest) -> Response:
-    """Serve the client for browsers, built from ``clients/js``; with the query ``worker``, its worker's script.
-
-    Both have one path, so that a proxy that passes on the client passes on the worker.
-    """
+    """Serve the client for browsers, or the script of its worker, built from ``clients/js``."""
     # Pages of other origins may import the client: it holds no secret.
     headers = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
-    file = "static/client-worker.js" if request.url.query == "worker" else "static/client.js"
-    return serve_asset(request, read_asset(file), headers)
+    file = "client-worker.js" if request.url.path.endswith("/client-worker.js") else "client.js"
+    return serve_asset(request, read_asset(f"static/{file}"), headers)
 
 
 class _Application:

@@ -21,8 +21,12 @@ for (const { entry, name, formats } of ENTRIES) {
     logLevel: "error",
     plugins: [
       {
-        name: "commonjs",
-        generateBundle({ format }) {
+        name: "nuropb-gateway-client",
+        generateBundle({ format }, bundle) {
+          for (const chunk of Object.values(bundle)) {
+            // Bundlers know the expression without Vite's addition.
+            if (chunk.type === "chunk") chunk.code = chunk.code.replace('"" + import.meta.url', "import.meta.url");
+          }
           // Without it, Node and TypeScript would take the files beside it for modules, as in the rest of the package.
           if (format !== "cjs") return;
           this.emitFile({ type: "asset", fileName: "cjs/package.json", source: '{ "type": "commonjs" }\n' });
@@ -36,7 +40,8 @@ for (const { entry, name, formats } of ENTRIES) {
       sourcemap: name !== "nuropb-gateway-worker",
       rolldownOptions: {
         external: (id) => id === "react" || (id === "./index.js" && name !== "index"),
-        output: MINIFIED,
+        // Bundlers find the URL of the worker only between plain quotes.
+        output: name === "shared" ? {} : MINIFIED,
       },
       lib: {
         entry,

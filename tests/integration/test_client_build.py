@@ -74,7 +74,7 @@ async def test_the_gateway_serves_the_client_to_pages_of_any_origin() -> None:
         assert response.headers["content-type"] == "text/javascript; charset=utf-8"
         assert response.headers["access-control-allow-origin"] == "*"
         assert response.headers["cache-control"] == "no-cache"
-        worker = await http.get(gateway.site.http("/client.js?worker"))
+        worker = await http.get(gateway.site.http("/client-worker.js"))
         assert (worker.status_code, worker.content) == (200, SHIPPED_WORKER.read_bytes())
         assert worker.headers["content-type"] == "text/javascript; charset=utf-8"
         etag = response.headers["etag"]

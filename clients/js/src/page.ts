@@ -18,13 +18,13 @@ export const connect: Connect = connectWith((options) => {
 });
 
 const own = new URL(import.meta.url);
-const WORKER = "?worker";
+const WORKER = "client-worker.js";
 
 /** The URL of the worker's script, which the gateway serves beside this module. A bundle does not know it. */
 function worker(url: string | URL | undefined): URL {
   if (url !== undefined) return new URL(url, location.href);
   if (own.pathname.endsWith("/client.js")) return new URL(WORKER, own);
-  throw new TypeError("shared needs workerUrl in a bundle: the URL of client.js?worker");
+  throw new TypeError("shared needs workerUrl in a bundle: the URL of the gateway's client-worker.js");
 }
 
 const scope = globalThis as unknown as WorkerScope & { SharedWorkerGlobalScope?: object; name?: string };
