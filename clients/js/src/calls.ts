@@ -10,6 +10,7 @@ import {
   callFailed,
 } from "./errors.js";
 import { isObject } from "./objects.js";
+import { randomKey } from "./random.js";
 
 /** Options of a call. */
 export interface CallOptions {
@@ -383,11 +384,6 @@ function isControl({ kind }: Call): boolean {
 function reasonOf(signal: AbortSignal): unknown {
   if (signal.reason !== undefined) return signal.reason;
   return Object.assign(new Error("the call was aborted"), { name: "AbortError" });
-}
-
-function randomKey(): string {
-  // Without HTTPS there is no crypto.randomUUID.
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** The number that a call counts against the gateway's limit, which is for calls of services. */

@@ -289,11 +289,14 @@ export class Client {
     };
   }
 
-  /** Whether the next connection goes over HTTP. A connection beside another one is a WebSocket. */
+  /**
+   * Whether the next connection goes over HTTP. A connection beside another one is a WebSocket; and so is every one in
+   * React Native, which has no streams.
+   */
   #goesOverHttp(former: Link | null): boolean {
     const { transport = "auto", WebSocket: given } = this.#options;
     if (transport !== "auto") return transport === "sse";
-    if (given !== undefined || former !== null || typeof fetch === "undefined") return false;
+    if (given !== undefined || former !== null || typeof ReadableStream === "undefined") return false;
     const limit = this.#session.key === "" ? BLOCKED_AFTER : BLOCKED_AFTER_WITH_SESSION;
     return this.#blocked >= limit && this.#blocked % 2 === limit % 2;
   }

@@ -85,9 +85,6 @@ function plain(value: unknown, ways: Ways, path: string, level: number): unknown
   }
   if (Array.isArray(value)) return value.map((each, index) => plain(each, ways, `${path}[${index}]`, level + 1));
   if (Object.prototype.toString.call(value) !== "[object Object]" || "toJSON" in value) return value;
-  if (ways.bytes && bytesOf(value as Record<string, unknown>)) {
-    throw new TypeError(`${path}: an object with ${TAG} alone stands for bytes; pass a Uint8Array`);
-  }
   const members = Object.entries(value).map(([name, each]) => [name, plain(each, ways, `${path}.${name}`, level + 1)]);
   return Object.fromEntries(members);
 }

@@ -2,6 +2,7 @@
 
 import { encodeBase64 } from "./base64.js";
 import type { Client } from "./client.js";
+import { randomKey } from "./random.js";
 
 /** What to upload, and to which method. */
 export interface UploadOptions {
@@ -40,7 +41,7 @@ export async function upload<Result = unknown>(
   file: Blob | ArrayBuffer | ArrayBufferView,
   options: UploadOptions,
 ): Promise<Result> {
-  const { service, method, params, id = randomId(), onProgress, signal, timeout, retries = 5 } = options;
+  const { service, method, params, id = randomKey(), onProgress, signal, timeout, retries = 5 } = options;
   const size = file instanceof Blob ? file.size : file.byteLength;
   const call = async (more: object) => {
     const own = { idempotent: true, retries, signal, timeout };
@@ -79,8 +80,4 @@ async function bytesOf(file: Blob | ArrayBuffer | ArrayBufferView, start: number
   if (file instanceof Blob) return new Uint8Array(await file.slice(start, end).arrayBuffer());
   if (ArrayBuffer.isView(file)) return new Uint8Array(file.buffer, file.byteOffset + start, end - start);
   return new Uint8Array(file, start, end - start);
-}
-
-function randomId(): string {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
