@@ -526,6 +526,9 @@ async def test_everything_can_be_done_without_asyncio(gateway: RunningGateway) -
                 with pytest.raises(TimeoutError):
                     events.receive(timeout=0.01)
             assert list(events) == []
+            with contextlib.closing(client.subscribe("demo.news")) as others:
+                pass
+            assert list(others) == []
             with pytest.raises(PermissionDenied):
                 client.subscribe("secret.#")
             got: list[GatewayEvent] = []

@@ -14,21 +14,35 @@ from tests.kit.gateways import run_gateway
 from .projects import Project, make_project
 
 PRELUDE = """
-const NativeSocket = globalThis.WebSocket;
-const sockets = new Map();
-const emit = (name, event) => globalThis.emitDeviceEvent(name, event);
+// A thread with Node's own classes.
+const NATIVE = `
+  const { parentPort } = require("node:worker_threads");
+  const sockets = new Map();
+  const commands = {
+    connect(url, protocols, id) {
+      const socket = new WebSocket(url, protocols);
+      const emit = (name, event) => parentPort.postMessage([name, { id, ...event }]);
+      sockets.set(id, socket);
+      socket.onopen = () => emit("websocketOpen", { protocol: socket.protocol });
+      socket.onmessage = ({ data }) => emit("websocketMessage", { type: "text", data });
+      socket.onclose = ({ code, reason }) => emit("websocketClosed", { code, reason });
+    },
+    send: (text, id) => sockets.get(id).send(text),
+    close: (code, reason, id) => sockets.get(id).close(code, reason),
+  };
+  parentPort.on("message", ([name, ...given]) => commands[name](...given));
+`;
+const { Worker } = process.getBuiltinModule("node:worker_threads");
+const native = new Worker(NATIVE, { eval: true });
+native.on("message", ([name, event]) => globalThis.emitDeviceEvent(name, event));
 const modules = {
   WebSocketModule: {
     connect(url, protocols, options, id) {
       globalThis.urls = [...(globalThis.urls ?? []), url];
-      const socket = new NativeSocket(url, protocols);
-      sockets.set(id, socket);
-      socket.onopen = () => emit("websocketOpen", { id, protocol: socket.protocol });
-      socket.onmessage = ({ data }) => emit("websocketMessage", { id, type: "text", data });
-      socket.onclose = ({ code, reason }) => emit("websocketClosed", { id, code, reason });
+      native.postMessage(["connect", url, protocols, id]);
     },
-    send: (text, id) => sockets.get(id).send(text),
-    close: (code, reason, id) => sockets.get(id).close(code, reason),
+    send: (text, id) => native.postMessage(["send", text, id]),
+    close: (code, reason, id) => native.postMessage(["close", code, reason, id]),
     addListener() {},
     removeListeners() {},
   },
@@ -36,8 +50,7 @@ const modules = {
 };
 globalThis.__turboModuleProxy = (name) => modules[name] ?? null;
 globalThis.__fbBatchedBridgeConfig = { remoteModuleConfig: [] };
-globalThis.location = globalThis.crypto = globalThis.ReadableStream = undefined;
-for (const name of ["URL", "WebSocket", "AbortController", "AbortSignal", "crypto"]) {
+for (const name of ["URL", "WebSocket", "AbortController", "AbortSignal", "ReadableStream", "location", "crypto"]) {
   Object.defineProperty(globalThis, name, { value: undefined, writable: true, configurable: true });
 }
 """
@@ -70,7 +83,7 @@ const { json } = require("nuropb-gateway-client/json");
   gateway.close();
   process.exit();
 })().catch((error) => {
-  console.log(String(error.stack));
+  console.log(String(error.stack), error.cause);
   process.exit(1);
 });
 """
