@@ -38,7 +38,7 @@ ifeq ($(filter setup,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
 endif
 .SECONDARY:
-.PHONY: help run check test lint format unit integration clusters oldest clean client vendor
+.PHONY: help run check test lint format unit integration clusters matrix oldest clean client vendor
 .PHONY: setup lint-python lint-javascript node programs openid peer pytest pytest-others
 
 help: ## Show this list.
@@ -80,9 +80,13 @@ clusters: ## Run the tests on clusters of three brokers, whose nodes die and are
 	@$(MAKE) --no-print-directory $(JOBS) setup
 	$(BIN)/python -m pytest tests/clusters
 
+matrix: ## Run the JavaScript client with bundlers, frameworks, compilers and React Native, which npm installs, in minutes.
+	@$(MAKE) --no-print-directory $(JOBS) setup
+	$(BIN)/python -m pytest tests/matrix
+
 clean: ## Remove all files that these commands made.
 	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
-	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built tests/servers/openid_provider/node_modules
+	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built .matrix tests/servers/openid_provider/node_modules
 	rm -rf benchmarks/moleculer/node_modules
 	rm -rf $(REACT)/node_modules $(REACT)/.built
 	rm -rf $(CONSOLE)/node_modules $(CONSOLE)/.installed

@@ -9,7 +9,7 @@ export interface EventSourceOptions {
   getToken?: ((reason: "connect" | "rejected") => string | null | Promise<string | null>) | undefined;
   /** A token that never changes, instead of `getToken`. */
   token?: string | undefined;
-  /** Silence after which the stream is taken for lost; the gateway sends a line every 15 s. Default: 45 s. */
+  /** Silence after which the stream is taken for lost. Default: 60 s; the gateway sends a line every 25 s (`PING_INTERVAL`). */
   silence?: number | undefined;
   /** A function to use instead of the global fetch. */
   fetch?: typeof fetch | undefined;
@@ -31,7 +31,7 @@ const CONNECTING = 0;
 const OPEN = 1;
 const CLOSED = 2;
 
-const SILENCE = 45_000;
+const SILENCE = 60_000;
 /** The longest time that the gateway may ask the source to wait. */
 const MAX_WAIT = 60_000;
 

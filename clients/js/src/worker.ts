@@ -174,8 +174,13 @@ class Tab {
   async #join(payload: Record<string, unknown>): Promise<void> {
     const opening = this.#opening!;
     const token = String(payload.token);
-    for (const hub of [...hubs]) {
-      if (hub.url !== opening.url || !(await hub.opened)) continue;
+    const tried = new Set<Hub>();
+    for (;;) {
+      // Other tabs of this user may have made a connection meanwhile.
+      const hub = [...hubs].find((each) => each.url === opening.url && !tried.has(each));
+      if (hub === undefined) break;
+      tried.add(hub);
+      if (!(await hub.opened)) continue;
       try {
         const expiresAt = await hub.authorize(token);
         this.#enter(hub, payload.id, expiresAt);
