@@ -13,8 +13,11 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from tests.kit.browser import Browser, Profile
-from tests.kit.gateways import Site, make_gateway, serve
+from tests.kit.gateways import Site, make_gateway, run_gateway, serve
+from tests.kit.javascript import node
+from tests.kit.processes import run_process
 from tests.servers.javascript import CLIENT
+from tests.servers.rabbitmq import free_port
 
 from .projects import MATRIX, Project, make_project
 
@@ -132,6 +135,29 @@ async def test_tabs_of_a_bundle_share_a_connection_without_any_option(browser: B
             assert await tab.evaluate(connect()) == [5, 1, [], ""]
         sessions = {await tab.evaluate("gateway.hello.session_id") for tab in tabs}
         assert len(sessions) == 1
+
+
+@pytest.mark.parametrize("version", ["8.4.0", "7.3.8"])
+async def test_tabs_of_vites_development_server_share_a_connection(browser: Browser, version: str) -> None:
+    project = await make_project(f"vite-{version}", vite=version)
+    project.write("application.js", APPLICATION)
+    project.write("index.html", f'{PAGE}<script type="module" src="/application.js"></script>')
+    port = free_port()
+    async with run_gateway() as gateway, browser.profile() as profile:
+        proxy = {"/gateway": {"target": gateway.site.http(), "ws": True, "rewriteWsOrigin": True}}
+        options = {"server": {"port": port, "host": "127.0.0.1", "strictPort": True, "proxy": proxy}}
+        options["optimizeDeps"] = {"exclude": ["nuropb-gateway-client"]}
+        rewrite = "config.server.proxy['/gateway'].rewrite = (path) => path.replace('/gateway', '');"
+        project.write("vite.config.mjs", f"const config = {json.dumps(options)}; {rewrite} export default config;")
+        command = (*node(), project.program("vite", "bin/vite.js"))
+        async with run_process(*command, cwd=project.folder, environment={"NO_COLOR": "1"}) as server:
+            await server.line(r"Local:")
+            sessions = set()
+            for _ in range(2):
+                tab = await profile.open(f"http://127.0.0.1:{port}/")
+                assert await tab.evaluate(connect()) == [5, 1, [], ""]
+                sessions.add(await tab.evaluate("gateway.hello.session_id"))
+            assert len(sessions) == 1
 
 
 async def test_a_bundle_of_esbuild_that_is_no_module_says_how_to_find_the_worker(browser: Browser) -> None:
