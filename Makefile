@@ -38,8 +38,8 @@ ifeq ($(filter setup,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
 endif
 .SECONDARY:
-.PHONY: help run check test lint format unit integration clusters matrix oldest clean client vendor
-.PHONY: setup lint-python lint-javascript node programs openid peer pytest pytest-others
+.PHONY: help run check test lint format unit integration coverage matrix soak pythons clusters oldest clean client vendor
+.PHONY: setup lint-python lint-javascript node programs openid peer pytest pytest-latest pytest-others
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -49,7 +49,7 @@ run: $(VENV)/.runtime ## Start the gateway, on PORT (8000) of HOST (127.0.0.1).
 
 check: lint unit ## Check style and types, and run the unit tests on one Python: the inner loop, under a minute.
 
-test: ## Check style and types, and run all tests; the unit tests on every Python that is found.
+test: ## Check style and types, and run all tests; the unit tests also on the newest Python that is found.
 	@$(MAKE) --no-print-directory $(JOBS) setup lint
 	@$(MAKE) --no-print-directory pytest
 
@@ -76,13 +76,25 @@ integration: ## Run the tests with real brokers, services and servers only.
 	@$(MAKE) --no-print-directory $(JOBS) setup
 	$(BIN)/python $(PYTEST) tests/integration
 
+coverage: ## Run all tests, and check that they run 95 % of the code: twice the time of the tests alone.
+	@$(MAKE) --no-print-directory $(JOBS) setup
+	$(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=95
+
+matrix: ## Run the tests that need many processes, or many versions of other programs; half an hour.
+	@$(MAKE) --no-print-directory $(JOBS) setup
+	$(BIN)/python -m pytest tests/matrix
+
+soak: ## Cut connections and restart processes under 400 clients for ten minutes, and count what is lost.
+	@$(MAKE) --no-print-directory $(JOBS) setup
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),600) SOAK_CLIENTS=$(or $(SOAK_CLIENTS),400) \
+	    $(BIN)/python -m pytest -s tests/integration/test_soak.py
+
+pythons: $(VENV)/.dev ## Run the unit tests on every other Python that is found.
+	@$(MAKE) --no-print-directory --keep-going pytest-others
+
 clusters: ## Run the tests on clusters of three brokers, whose nodes die and are restarted, in some minutes.
 	@$(MAKE) --no-print-directory $(JOBS) setup
 	$(BIN)/python -m pytest tests/clusters
-
-matrix: ## Run the JavaScript client with bundlers, frameworks, compilers and React Native, which npm installs, in minutes.
-	@$(MAKE) --no-print-directory $(JOBS) setup
-	$(BIN)/python -m pytest tests/matrix
 
 clean: ## Remove all files that these commands made.
 	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
@@ -206,24 +218,25 @@ peer: $(VENV)/.dev
 	rm -rf .venv-nuropb && "$$python" -m venv .venv-nuropb && \
 	.venv-nuropb/bin/python $(INSTALL) "nuropb>=0.1.8,<0.2" && touch .venv-nuropb/.done
 
-# The tests on every Python, in a separate make, because the Makefile looks for the Pythons while make reads it.
+# The tests on other Pythons, in a separate make, because the Makefile looks for the Pythons while make reads it.
 
 ifneq ($(filter pytest%,$(MAKECMDGOALS)),)
 MAIN := $(shell $(BIN)/python -c "import sys; print(sys.version_info.minor)")
 OTHERS := $(filter-out $(MAIN),11 12 13 14)
 FOUND := $(strip $(foreach m,$(OTHERS),$(if $(shell $(call find,v.minor == $(m),$(call minor,$(m)))),$(m))))
 ABSENT := $(filter-out $(FOUND),$(OTHERS))
+LATEST := $(lastword $(FOUND))
 endif
 
-# While the tests with brokers wait, the unit tests run on the other Pythons, at a lower priority so that they do not
-# delay the former. Their output comes at the end.
+# While the tests with brokers wait, the unit tests run on the newest other Python, at a lower priority so that they do
+# not delay the former. Their output comes at the end.
 pytest:
-	@echo "All tests on Python 3.$(MAIN); the unit tests also on $(or $(FOUND:%=3.%),no other);" \
-	    "not found: $(or $(ABSENT:%=3.%),none)"
+	@echo "All tests on Python 3.$(MAIN); the unit tests also on $(or $(LATEST:%=3.%),no other);" \
+	    "for more: make pythons"
 	@output=$$(mktemp) || exit; \
-	nice $(MAKE) --no-print-directory --keep-going pytest-others > "$$output" 2>&1 & job=$$!; \
+	nice $(MAKE) --no-print-directory pytest-latest > "$$output" 2>&1 & job=$$!; \
 	trap 'kill $$job 2> /dev/null; rm -f "$$output"' EXIT; trap 'exit 130' INT TERM; \
-	(set -x; $(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=95); main=$$?; \
+	(set -x; $(BIN)/python $(PYTEST)); main=$$?; \
 	wait $$job; others=$$?; \
 	cat "$$output"; \
 	[ $$main != 1 ] || { echo "Once more, one at a time: the tests that failed"; set -x; \
@@ -232,8 +245,11 @@ pytest:
 	sed -n 's|.*\*\*\* \[.*\(3\.[0-9]*\)\(/\.unit\)*\].*|Failed: the unit tests on Python \1|p' "$$output"; \
 	[ $$main$$others = 00 ]
 
-pytest-others: $(FOUND:%=pytest-3.%)
+pytest-latest: $(LATEST:%=pytest-3.%)
 	@:
+
+pytest-others: $(FOUND:%=pytest-3.%)
+	@echo "Not found: $(or $(ABSENT:%=3.%),none)"
 
 pytest-3.%: .venv-3.%/.unit
 	.venv-3.$*/bin/python $(UNIT) -p no:cacheprovider

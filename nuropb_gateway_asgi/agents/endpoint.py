@@ -1,10 +1,12 @@
-"""``POST /mcp``: admits the requests of agents, each with the bearer token of its user."""
+"""``/mcp``: admits the requests of agents, each with the bearer token of its user."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import time
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import anyio
@@ -27,11 +29,10 @@ from ..protocol import CloseCode, ErrorCode, Failure, check_limits, encode_json,
 from ..settings import Settings
 from .handler import AgentHandler
 from .metadata import ResourceMetadata
-from .server import AgentServer
+from .serving import SESSION, AgentServer, has_handshake
 
 __all__ = ["AgentEndpoint", "make_endpoint"]
 
-SESSION: Final = "mcp-session-id"
 #: The methods whose requests get events for as long as they last. The protocol has the method in this header, too.
 _LISTENING: Final = frozenset({"subscriptions/listen", "resources/read"})
 _JSON = re.compile(r'application/json[ \t]*(?:;[ \t]*charset="?utf-8"?[ \t]*)?', re.IGNORECASE)
@@ -43,6 +44,7 @@ _REQUEST_HEADERS: Final = (
     "Accept", "Authorization", "Content-Type", "Last-Event-ID", "Mcp-Method", "Mcp-Name", "Mcp-Protocol-Version",
     "Mcp-Session-Id", "X-Trace-Id",
 )  # fmt: skip
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _RESPONSE_HEADERS: Final = ("Mcp-Session-Id", "Retry-After", "WWW-Authenticate", "X-Trace-Id")
 
 
@@ -105,15 +107,16 @@ class AgentEndpoint:
 
     async def _admit(self, exchange: Exchange, receive: Receive) -> None:
         exchange.take_trace_id()
-        if exchange.scope["method"] != "POST":
-            # Clients of older versions ask for a stream by GET and end a session by DELETE; both are optional.
-            failure = Failure(ErrorCode.BAD_REQUEST, "The method must be POST")
-            await exchange.respond(_answer(failure, 405)._replace(headers={"Allow": "POST, OPTIONS"}))
+        streams = exchange.scope["method"] == "GET" and has_handshake(exchange.headers)
+        if exchange.scope["method"] != "POST" and not streams:
+            # Clients of some versions end a session by DELETE, which is optional.
+            failure = Failure(ErrorCode.BAD_REQUEST, "The method must be POST, or GET in a version with a handshake")
+            await exchange.respond(_answer(failure, 405)._replace(headers={"Allow": "GET, POST, OPTIONS"}))
             return
         check_origin(exchange.headers, self._origins)
         # Not from a cookie: a page of another site could use it.
         credentials = find_credentials(exchange.headers, ())
-        listens = exchange.headers.get("mcp-method") in _LISTENING
+        listens = streams or exchange.headers.get("mcp-method") in _LISTENING
         arrival = arrival_of(credentials) if listens else Arrival.CALL
         with admitted(self._manager, exchange.address, arrival):
             check_credentials(credentials, exchange.headers)
@@ -122,11 +125,15 @@ class AgentEndpoint:
                 if arrival is Arrival.WITHOUT_TOKEN:
                     self._manager.admission.on_failure(exchange.address, arrival, time.monotonic())
                 raise Refusal(Reason.INVALID_TOKEN)
-            self._check_head(exchange)
+            if not streams:
+                self._check_head(exchange)
             handler = AgentHandler(self._manager, exchange.address, token, exchange.trace_id, listens=listens)
             await register(self._manager, handler, token, exchange.address, arrival)
             try:
-                await self._serve(exchange, handler, receive)
+                if streams:
+                    await self._hand_over(exchange, self._server.stream, handler, receive)
+                else:
+                    await self._serve(exchange, handler, receive)
             finally:
                 self._manager.unregister(handler)
                 handler.close(CloseCode.DISCONNECTED)  # nothing that still waits for it would get an answer
@@ -154,7 +161,18 @@ class AgentEndpoint:
             key = (user_id, session, envelope.id)
             self._in_flight[key] = handler
         try:
-            await self._hand_over(exchange, handler, receive, body, starts=envelope.method == "initialize")
+            read = False
+
+            async def receive_again() -> Message:
+                nonlocal read
+                if not read:
+                    read = True
+                    return {"type": "http.request", "body": body, "more_body": False}
+                return await receive()
+
+            # By its session a client may cancel a request and listen. It gives access to nothing.
+            more = {SESSION: new_id()} if envelope.method == "initialize" else {}
+            await self._hand_over(exchange, self._server.serve, handler, receive_again, more)
         finally:
             if key is not None:
                 del self._in_flight[key]
@@ -174,21 +192,16 @@ class AgentEndpoint:
             return _Envelope()  # not a request: the library says so to the client
 
     async def _hand_over(
-        self, exchange: Exchange, handler: AgentHandler, receive: Receive, body: bytes, *, starts: bool
+        self,
+        exchange: Exchange,
+        serve: Callable[[AgentHandler, Scope, Receive, Send], Awaitable[None]],
+        handler: AgentHandler,
+        receive: Receive,
+        more: Mapping[str, str] = _NO_HEADERS,
     ) -> None:
-        """Have the library answer the request."""
-        read = False
-        headers = {name.lower().encode(): value.encode("latin-1") for name, value in exchange.response_headers.items()}
-        if starts:
-            # By it a client may cancel a request. It gives access to nothing.
-            headers[SESSION.encode()] = new_id().encode()
-
-        async def receive_again() -> Message:
-            nonlocal read
-            if not read:
-                read = True
-                return {"type": "http.request", "body": body, "more_body": False}
-            return await receive()
+        """Have the server answer the request, with ``more`` headers."""
+        sent = {**exchange.response_headers, **more}
+        headers = {name.lower().encode(): value.encode("latin-1") for name, value in sent.items()}
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -202,7 +215,7 @@ class AgentEndpoint:
                 await anyio.lowlevel.checkpoint()
 
         with anyio.CancelScope() as scope:
-            await self._server.serve(handler, exchange.scope, receive_again, send)
+            await serve(handler, exchange.scope, receive, send)
         if not exchange.finished:
             exchange.break_off()
 
@@ -210,7 +223,7 @@ class AgentEndpoint:
 def make_endpoint(endpoint: AgentEndpoint, origins: OriginPolicy) -> ASGIApp:
     """Return the endpoint with CORS, for hosts in browsers."""
     return CrossOrigin(
-        endpoint, origins, method="POST", request_headers=_REQUEST_HEADERS, response_headers=_RESPONSE_HEADERS
+        endpoint, origins, methods=("GET", "POST"), request_headers=_REQUEST_HEADERS, response_headers=_RESPONSE_HEADERS
     )
 
 

@@ -93,7 +93,7 @@ class Contracts:
         """Return the routes of the documents; OpenAPI's only if the gateway serves calls over HTTP."""
         kinds: tuple[Kind, ...] = ("asyncapi", "openapi") if self._settings.serves_http else ("asyncapi",)
         cross_origin = Middleware(
-            CrossOrigin, origins=self._origins, method="GET", request_headers=("Authorization", "If-None-Match")
+            CrossOrigin, origins=self._origins, methods=["GET"], request_headers=("Authorization", "If-None-Match")
         )
         return [
             Route(

@@ -20,14 +20,14 @@ class CrossOrigin(CORSMiddleware):
         app: ASGIApp,
         origins: OriginPolicy,
         *,
-        method: str,
+        methods: Sequence[str],
         request_headers: Sequence[str],
         response_headers: Sequence[str] = (),
         cookies: bool = False,
     ) -> None:
         super().__init__(
             app,
-            allow_methods=[method],
+            allow_methods=methods,
             allow_headers=request_headers,
             allow_credentials=cookies,
             expose_headers=response_headers,

@@ -213,7 +213,7 @@ def make_endpoints(handler_manager: HandlerManager, settings: Settings, origins:
         path: CrossOrigin(
             class_(handler_manager, settings, origins),
             origins,
-            method=class_.method,
+            methods=[class_.method],
             request_headers=(*_REQUEST_HEADERS, *_TRACING_HEADERS, *settings.cors_headers),
             response_headers=_RESPONSE_HEADERS,
             cookies=bool(settings.auth_cookie),

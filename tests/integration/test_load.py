@@ -97,7 +97,11 @@ async def test_ten_thousand_calls_of_fifty_clients_are_each_answered_once_to_the
             for number in range(CLIENTS):
                 tasks.start_soon(talk, number)
     statistics = running.gateway.service_mesh_manager.statistics
-    assert (statistics.late_replies, statistics.double_replies, statistics.unknown_replies) == (0, 0, 0)
+    assert (statistics.late_replies, statistics.unknown_replies) == (0, 0)
+    mesh = running.gateway.service_mesh_manager.mesh
+    assert isinstance(mesh, RabbitMQMesh)
+    # After a loss of the connection the broker gives replies again that were not acknowledged.
+    assert statistics.double_replies == 0 or mesh.statistics.reconnects > 0
 
 
 async def test_a_call_of_three_seconds_delays_no_call_on_the_same_connection(

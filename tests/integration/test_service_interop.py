@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 from typing import Any
 
@@ -209,8 +210,8 @@ async def test_an_exception_that_is_returned_is_one_as_with_nuropb(method: str, 
     await compare(SERVICES["everything"], method, value=error)
 
 
-# nuropb cannot encode a dataclass itself, only its instances.
-@pytest.mark.parametrize("value", [value for value, _ in SPELLINGS if not isinstance(value, type)], ids=repr)
+# nuropb cannot encode a dataclass itself, only its instances, and puts a Z behind dates and offsets.
+@pytest.mark.parametrize("value", [value for value, _ in SPELLINGS if not isinstance(value, type | dt.date)], ids=repr)
 @pytest.mark.parametrize("method", ["returns", "returns_later"])
 async def test_a_result_is_spelled_as_by_nuropb(method: str, value: Any) -> None:
     await compare(SERVICES["everything"], method, value=value)

@@ -22,11 +22,14 @@ STATELESS: Final = "2026-07-28"
 
 
 @contextlib.asynccontextmanager
-async def agent(site: Site, token: str, mode: Mode = "auto") -> AsyncIterator[Any]:
-    """Connect the SDK's client. Its type is left open: a test knows which kinds of content a tool gives."""
+async def agent(site: Site, token: str, mode: Mode = "auto", **options: Any) -> AsyncIterator[Any]:
+    """Connect the SDK's client, with options of its own.
+
+    Its type is left open: a test knows which kinds of content a tool gives.
+    """
     async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=DEADLINE) as http:
         transport = streamable_http_client(site.http("/mcp"), http_client=http)
-        async with Client(transport, mode=mode) as client:
+        async with Client(transport, mode=mode, **options) as client:
             yield client
 
 

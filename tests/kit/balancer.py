@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -33,6 +34,12 @@ class Balancer:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+    def cut_one(self) -> bool:
+        """Cut one connection at random; return False if there is none."""
+        if not self._connections:
+            return False
+        return random.choice(tuple(self._connections)).cancel()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection until either side ends it."""

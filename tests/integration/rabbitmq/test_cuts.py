@@ -237,10 +237,9 @@ async def test_queues_that_cannot_be_had_any_more_are_replaced_by_new_ones(
     await peer.channel.queue_delete(queue)
     await peer.channel.queue_declare(queue, **declaration)
     proxy.refuses = False
+    await eventually(lambda: not set(former) & {mesh.reply_queue, mesh.event_queue, mesh.peers.queue})
     await reconnected(proxied)
-    present = [mesh.reply_queue, mesh.event_queue, mesh.peers.queue]
-    remover += [*former, *present]
-    assert not set(former) & set(present)
+    remover += [*former, mesh.reply_queue, mesh.event_queue, mesh.peers.queue]
     assert ("replies lost", None) in proxied.receiver.told
     assert any(said in record.getMessage() for record in caplog.records)
     # Calls, events and messages of peer processes come by the new ones.

@@ -1,0 +1,126 @@
+"""Clients with sessions that call and listen all the time, and keep an account of what happened to them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import anyio
+
+from nuropb_gateway_asgi.client import Client, ConnectionLost, Gap, GatewayError, GatewayEvent, State, connect
+
+from .processes import token_of
+
+__all__ = ["SoakClient", "Soakers"]
+
+
+class SoakClient:
+    """A client that calls and listens until its time is over."""
+
+    def __init__(self, number: int, soakers: Soakers) -> None:
+        self.name = f"user-{number}"
+        #: Outcomes of calls: "ok", "mixed up" (another call's answer), "lost", or a class of error.
+        self.outcomes: Counter[str] = Counter()
+        #: Openings of connections after the first one: "resumed", or the reason for which the session was lost.
+        self.openings: Counter[str] = Counter()
+        #: Calls that were answered.
+        self.answered: list[str] = []
+        #: The client's warnings: answers to calls that it does not know, or has answered already.
+        self.warnings: list[GatewayError] = []
+        #: The numbers of the events since the last opening without the session before.
+        self.serials: list[int] = []
+        self.delivered = 0
+        #: Events that came twice or too late, and events that are missing between two others of one session.
+        self.doubled = 0
+        self.lost = 0
+        #: Times when a session was lost and the subscription was not told.
+        self.untold = 0
+        self._expects_gap = False
+        self._soakers = soakers
+        self._calls = 0
+
+    async def run(self, ends: asyncio.Event) -> None:
+        """Connect, call and listen until ``ends`` is set; then let calls in flight end."""
+        soakers = self._soakers
+        async with connect(soakers.url, token=token_of(self.name), proxy=None, open_timeout=60) as client:
+            client.on("state", self._on_state)
+            client.on("warning", self.warnings.append)
+            client.on("gap", self._on_gap)
+            async with client.subscribe("news.#", self._on_event), anyio.create_task_group() as calls:
+                while not ends.is_set():
+                    calls.start_soon(self._call, client)
+                    await asyncio.sleep(soakers.interval * random.uniform(0.5, 1.5))
+
+    async def _call(self, client: Client) -> None:
+        self._calls += 1
+        id_ = f"{self.name}.{self._calls}"
+        try:
+            answer = await client.request(self._soakers.service, "echo", {"id": id_}, timeout=30)
+        except ConnectionLost:
+            self.outcomes["lost"] += 1
+        except GatewayError as error:
+            self.outcomes[type(error).__name__] += 1
+        else:
+            self.outcomes["ok" if answer == id_ else "mixed up"] += 1
+            self.answered.append(id_)
+
+    def _on_state(self, state: State) -> None:
+        if state.name != "open":
+            return
+        if state.resumed:
+            self.openings["resumed"] += 1
+            return
+        # The first opening has no session before it, nor has one after a connection that broke at its very beginning.
+        self.openings["new" if state.resumed is None else state.reason or "no reason"] += 1
+        self.untold += self._expects_gap
+        self._expects_gap = True
+
+    def _on_gap(self, gap: Gap) -> None:
+        self.serials.clear()
+        self._expects_gap = False
+
+    def _on_event(self, event: GatewayEvent) -> None:
+        number = event.event
+        self.delivered += 1
+        if self.serials:
+            last = self.serials[-1]
+            self.doubled += number <= last
+            self.lost += max(number - last - 1, 0)
+        self.serials.append(number)
+
+
+class Soakers:
+    """All clients, and what happened to them together."""
+
+    def __init__(self, url: str, service: str, count: int, interval: float) -> None:
+        self.url = url
+        self.service = service
+        #: Seconds between two calls of a client.
+        self.interval = interval
+        self.clients = [SoakClient(number, self) for number in range(count)]
+
+    def total(self, what: Callable[[SoakClient], int]) -> int:
+        """Return the sum of a number of all clients."""
+        return sum(map(what, self.clients))
+
+    def account(self, executions: Counter[str]) -> dict[str, int]:
+        """Return the counts, by their names; ``executions`` has the executions of each call."""
+        outcomes = sum((each.outcomes for each in self.clients), Counter[str]())
+        openings = sum((each.openings for each in self.clients), Counter[str]())
+        answered = {id_ for each in self.clients for id_ in each.answered}
+        return {
+            "calls answered": outcomes.pop("ok", 0),
+            **{f"calls: {outcome}": count for outcome, count in sorted(outcomes.items())},
+            "calls answered twice": self.total(lambda each: len(each.warnings)),
+            "calls executed twice": sum(count > 1 for count in executions.values()),
+            "calls answered and not executed": sum(id_ not in executions for id_ in answered),
+            "events delivered": self.total(lambda each: each.delivered),
+            "events lost": self.total(lambda each: each.lost),
+            "events doubled or out of order": self.total(lambda each: each.doubled),
+            "sessions begun": openings.pop("new", 0),
+            "sessions resumed": openings.pop("resumed", 0),
+            **{f"sessions not resumed: {reason}": count for reason, count in sorted(openings.items())},
+            "sessions lost without a gap told": self.total(lambda each: each.untold),
+        }
