@@ -75,8 +75,9 @@ def _refuse(constant: str) -> object:
 def encode(value: Mapping[str, object], max_depth: int, *, binary: bool = False) -> bytes:
     """Encode an object as JSON in UTF-8. Raises TypeError with the path of a value that JSON lacks.
 
-    ``binary`` adds bytes, bytearray and memoryview. JSON has None, bool, int, finite float, str without lone surrogates, list, tuple, and dict with str as keys. An
-    integer that does not fit 64 bits, and more than ``max_depth`` levels, are a TypeError: no gateway accepts them.
+    JSON has None, bool, int, finite float, str without lone surrogates, list, tuple, and dict with str as keys;
+    ``binary`` adds bytes, bytearray and memoryview. An integer that does not fit 64 bits, and more than ``max_depth``
+    levels, are a TypeError: no gateway accepts them.
     """
     try:
         text = (_encode_binary if binary else _encode)(value).encode()

@@ -198,7 +198,7 @@ class SyncSubscription:
             self._background.run(unsubscribe())
 
     def close(self) -> None:
-        """End the subscription, for ``contextlib.closing``; a pending :meth:`receive` in another thread ends at once."""
+        """End the subscription, for ``contextlib.closing``; a :meth:`receive` of another thread ends at once."""
         self.unsubscribe()
 
 

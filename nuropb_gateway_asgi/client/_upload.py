@@ -31,15 +31,15 @@ async def upload(
     upload_id: str | None = None,
     chunk_size: int | None = None,
     on_progress: Callable[[int, int], object] | None = None,
-    timeout: float | None = None,  # noqa: ASYNC109 - it is that of each call
+    timeout: float | None = None,  # noqa: ASYNC109 - of each call
     retries: int = 5,
 ) -> Any:
     """Upload ``source``, a file that can be read anywhere, and return the ``result`` of the last call.
 
     The method gets ``params`` and ``upload`` (the id), ``size`` (of the file, in bytes), and, except in the first call,
     ``offset`` and ``data``. It returns ``received``, the number of bytes that it has, and at the end ``result``. An
-    upload with the same ``upload_id`` goes on where the service is. Each call is idempotent, since ``offset`` says where its
-    bytes belong; ``timeout`` (seconds) and ``retries`` are those of each call. A call has ``chunk_size`` bytes of the
+    upload with the same ``upload_id`` goes on where the service is. Each call is idempotent, since ``offset`` says
+    where its bytes belong; ``timeout`` (seconds) and ``retries`` are those of each call. A call has ``chunk_size`` bytes of the
     file: by default as many as the gateway's limit of a message allows, 512 KiB at most. ``on_progress`` gets
     ``received`` and ``size`` after each call.
 
@@ -47,10 +47,10 @@ async def upload(
     and OSError for a file that cannot be read. After a cancellation, the service has the bytes of the calls before.
     """
     if isinstance(source, Path):
-        with await asyncio.to_thread(source.open, "rb") as file:
+        with await asyncio.to_thread(source.open, "rb") as opened:
             return await upload(
                 client,
-                file,
+                opened,
                 service,
                 method,
                 params,
@@ -60,13 +60,13 @@ async def upload(
                 timeout=timeout,
                 retries=retries,
             )
-    file = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
+    file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
     size = await asyncio.to_thread(file.seek, 0, io.SEEK_END)
     common = {**(params or {}), "upload": upload_id or secrets.token_hex(16), "size": size}
 
     async def call(more: Mapping[str, Any]) -> tuple[int, Any]:
         answer = await client.request(
-            service, method, common | more, timeout=timeout, idempotent=True, retries=retries
+            service, method, {**common, **more}, timeout=timeout, idempotent=True, retries=retries
         )
         received = answer.get("received") if isinstance(answer, dict) else None
         if not isinstance(received, int) or isinstance(received, bool) or not 0 <= received <= size:

@@ -377,7 +377,9 @@ async def test_tabs_of_several_users_that_open_at_once_share_one_connection_for_
         tabs = [await set_.tab() for _ in users]
         await asyncio.gather(*(set_.client(user, tab, shared=True) for user, tab in zip(users, tabs, strict=True)))
         assert set_.connections == 3
-        sessions = {(user, await tab.evaluate("gateway.hello.session_id")) for user, tab in zip(users, tabs, strict=True)}
+        sessions = {
+            (user, await tab.evaluate("gateway.hello.session_id")) for user, tab in zip(users, tabs, strict=True)
+        }
         assert len(sessions) == 3
 
 
@@ -392,7 +394,8 @@ async def test_integers_of_64_bits_pass_through_a_shared_connection(browser: Bro
                 JSON.stringify(value, (_, each) => (typeof each === "bigint" ? JSON.rawJSON(String(each)) : each));
               const options = { getToken: () => "alice", shared: true, parse, stringify };
               globalThis.gateway = client.connect("/ws", options);
-              return gateway.request("demo", "echo", { n: 2n ** 63n - 1n, m: 1.5 }).then(({ n, m }) => `${typeof n} ${n} ${m}`);
+              const sent = gateway.request("demo", "echo", { n: 2n ** 63n - 1n, m: 1.5 });
+              return sent.then(({ n, m }) => `${typeof n} ${n} ${m}`);
             })()"""
         )
         assert answer == f"bigint {2**63 - 1} 1.5"

@@ -121,7 +121,17 @@ async def test_the_types_pass_in_strict_applications(resolution: str, tmp_path: 
     files = [str(tmp_path / name) for name in ("module.mts", "commonjs.cts")]
     tsc = str(CLIENT / "node_modules" / "typescript" / "bin" / "tsc")
     process = await asyncio.create_subprocess_exec(
-        node()[0], tsc, *options, *strict, "--target", "es2022", "--ignoreConfig", *files, cwd=tmp_path, stdout=PIPE, stderr=STDOUT
+        node()[0],
+        tsc,
+        *options,
+        *strict,
+        "--target",
+        "es2022",
+        "--ignoreConfig",
+        *files,
+        cwd=tmp_path,
+        stdout=PIPE,
+        stderr=STDOUT,
     )
     output, _ = await process.communicate()
     assert (process.returncode, output.decode()) == (0, "")

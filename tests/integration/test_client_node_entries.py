@@ -47,7 +47,8 @@ async def test_integers_of_64_bits_and_bytes_are_written() -> None:
     program = """
 told(both.stringify({
   n: [2n ** 63n, -(2n ** 63n), 5n], bytes: [new Uint8Array([0, 1, 255]), Buffer.from("a"), new ArrayBuffer(2),
-  new DataView(new ArrayBuffer(4), 1, 2), new Uint16Array([1])], date: new Date(0), none: undefined, text: "9007199254740993",
+  new DataView(new ArrayBuffer(4), 1, 2), new Uint16Array([1])],
+  date: new Date(0), none: undefined, text: "9007199254740993",
 }));
 """
     assert json.loads(await run(program, begin=WITH_JSON)) == {
@@ -215,7 +216,8 @@ HELLO = 'event: hello\\nid: k:0\\ndata: {"topic":"hello","event":{}}\\n\\n'
 
 async def test_an_event_source_reads_events_and_comes_back_behind_the_last_one() -> None:
     program = f"""
-answer(["\\ufeffretry: 10\\r\\n\\r\\n", `{HELLO}`, "id: k:1\\ndata: a\\rdata: b\\r", "\\n\\nid: k:2\\n", ": ping\\n\\ndata:c\\n\\n"]);
+answer(["\\ufeffretry: 10\\r\\n\\r\\n", `{HELLO}`, "id: k:1\\ndata: a\\rdata: b\\r", "\\n\\nid: k:2\\n",
+  ": ping\\n\\ndata:c\\n\\n"]);
 answer(`{HELLO.replace("k:0", "k:9")}`);
 const source = eventSource("http://gateway/events?topic=a", {{ token: "t", fetch }});
 const events = [];
@@ -286,7 +288,8 @@ WITH_HISTORY = (
     + """
 const event = (event, offset, epoch = "e") =>
   FakeSocket.last.receive("event", { topic: "a.b", event, position: { epoch, offset } });
-const asked = () => FakeSocket.last.sent.filter(({ type }) => type === "subscribe").map(({ payload }) => payload.since ?? null);
+const asked = () =>
+  FakeSocket.last.sent.filter(({ type }) => type === "subscribe").map(({ payload }) => payload.since ?? null);
 const history = (recovered, offset, count, epoch = "e") => ({
   topics: ["a.*"], history: { "a.*": { epoch, offset, recovered, count } },
 });
@@ -297,7 +300,8 @@ const comesBack = async (client) => {
 };
 const events = [], histories = [], gaps = [];
 const follow = (client, since) => {
-  const subscription = client.subscribe("a.*", ({ event, position }) => events.push([event, position.offset]), { since });
+  const note = ({ event, position }) => events.push([event, position.offset]);
+  const subscription = client.subscribe("a.*", note, { since });
   subscription.on("history", (each) => histories.push(each["a.*"].recovered));
   subscription.on("gap", ({ topics }) => gaps.push(topics));
   return subscription;
