@@ -419,7 +419,7 @@ const backoff = { base: 0, cap: 0 };
 const client = connect("ws://gateway/ws", { WebSocket: FakeSocket, getToken, tokenIn: "frame", backoff });
 while (FakeSocket.all.length === 0) await settled();
 FakeSocket.last.onopen({});
-FakeSocket.last.receive("event", { topic: "hello", event: { expires_at: Date.now() / 1000 + 0.01, limits: {} } });
+FakeSocket.last.receive("event", { topic: "hello", event: { expires_at: Date.now() / 1000 + 0.5, limits: {} } });
 while (reasons.length < 2) await settled();
 FakeSocket.last.onclose({ code: 1006, reason: "" });
 while (FakeSocket.all.length < 2) await settled();
