@@ -36,6 +36,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .agents import PATH as AGENTS_PATH
 from .agents import Agents
 from .assembly import (
     make_authenticator,
@@ -222,7 +223,8 @@ class Gateway:
     def _console_routes(self) -> list[BaseRoute]:
         if not self.settings.has_console:
             return []
-        return console_routes(self.settings.path, development=self._secret is not None)
+        agents = None if self._agents is None else AGENTS_PATH
+        return console_routes(self.settings.path, agents, development=self._secret is not None)
 
     def mount(self, app: Starlette, path: str = "/gateway") -> None:
         """Mount the gateway into a Starlette or FastAPI application, and run its lifespan around the application's.

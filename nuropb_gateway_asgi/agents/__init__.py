@@ -3,7 +3,8 @@
 * ``endpoint`` admits the requests at ``/mcp``; ``metadata`` names the provider of tokens (RFC 9728).
 * ``handler`` is the gateway's side of one request: its frames, answers and events.
 * ``serving`` knows the library ``mcp``: it answers the protocol's requests.
-* ``calls`` makes a frame of a tool's call, and an outcome of its answer; ``audit`` logs each call.
+* ``calls`` makes a frame of a tool's call, and an outcome of its answer; ``audit`` logs each call, and
+  ``recent`` keeps the latest ones for the console.
 * ``tool_lists`` has the tools of each caller; ``tools``, ``names`` and ``text`` make a tool of a method.
 """
 

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import importlib.util
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 from starlette.routing import Route
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Agents"]
 
+#: The path of a user's latest tool calls.
+CALLS_PATH: Final = f"{PATH}/calls"
+
 
 class _Parts(NamedTuple):
     """The parts that need the library ``mcp``."""
 
     server: AgentServer
-    application: ASGIApp
+    #: By path.
+    applications: Mapping[str, ASGIApp]
 
 
 class Agents:
@@ -66,7 +70,7 @@ class Agents:
     @property
     def endpoints(self) -> Mapping[str, ASGIApp]:
         """The applications by path."""
-        return {PATH: self._answer}
+        return {path: functools.partial(self._answer, path) for path in (PATH, CALLS_PATH)}
 
     def routes(self) -> list[Route]:
         """Return the routes beside the endpoints."""
@@ -95,14 +99,14 @@ class Agents:
             ready.set()
             await anyio.sleep_forever()
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, the first one after the library has been imported."""
         if self._wanted is not None and self._ready is not None:
             self._wanted.set()
             await self._ready.wait()
         if self._parts is None:  # the gateway does not run, which the answer says
             self._parts = self._make()
-        await self._parts.application(scope, receive, send)
+        await self._parts.applications[path](scope, receive, send)
 
     def on_policy_changed(self) -> None:
         """Have lists of tools made anew, and tell the agents whose tools have changed."""
@@ -112,14 +116,19 @@ class Agents:
 
 def _make_parts(kind: ConnectionKind, policy: ToolPolicy, origins: OriginPolicy, metadata: ResourceMetadata) -> _Parts:
     from .calls import ToolCalls
-    from .endpoint import AgentEndpoint, make_endpoint
+    from .endpoint import AgentEndpoint, RecentCallsEndpoint, make_endpoint
+    from .recent import RecentCalls
     from .serving import AgentServer
     from .tool_lists import ToolLists
 
     settings = kind.settings
     lists = ToolLists(kind.service_mesh_manager, policy)
-    calls = ToolCalls(lists, logs_arguments=settings.log_tool_arguments == "on")
+    recent = RecentCalls()
+    calls = ToolCalls(lists, recent, logs_arguments=settings.log_tool_arguments == "on")
     server = AgentServer(settings, lists, calls)
-    return _Parts(
-        server, make_endpoint(AgentEndpoint(kind.handler_manager, settings, origins, server, metadata), origins)
-    )
+    parts = kind.handler_manager, settings, origins, server, metadata
+    applications = {
+        PATH: make_endpoint(AgentEndpoint(*parts), origins),
+        CALLS_PATH: make_endpoint(RecentCallsEndpoint(*parts, recent=recent), origins),
+    }
+    return _Parts(server, applications)

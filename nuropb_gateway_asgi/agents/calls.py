@@ -15,6 +15,7 @@ from ..protocol import ErrorCode, encode_call, encode_json, is_method, is_servic
 from .audit import log_call
 from .handler import AgentHandler
 from .names import method_of
+from .recent import RecentCall, RecentCalls
 from .tool_lists import ToolLists
 
 __all__ = ["Outcome", "ToolCalls", "UnknownTool", "trace_id_of"]
@@ -57,8 +58,9 @@ class Outcome(NamedTuple):
 class ToolCalls:
     """Makes the calls of tools. Whether a call is allowed is decided where the frame of any client is."""
 
-    def __init__(self, lists: ToolLists, *, logs_arguments: bool) -> None:
+    def __init__(self, lists: ToolLists, recent: RecentCalls, *, logs_arguments: bool) -> None:
         self._lists = lists
+        self._recent = recent
         self._logs_arguments = logs_arguments
 
     async def call(self, handler: AgentHandler, name: str, arguments: Mapping[str, Any], trace_id: str) -> Outcome:
@@ -78,7 +80,10 @@ class ToolCalls:
             outcome, code = _outcome(answer, is_command=is_command)
         finally:
             logged = arguments if self._logs_arguments else None
-            log_call(identity.user_id, ".".join(named), code, time.monotonic() - started, trace_id, logged)
+            title, seconds = ".".join(named), time.monotonic() - started
+            log_call(identity.user_id, title, code, seconds, trace_id, logged)
+            ended = RecentCall(time.time(), title, code, round(seconds * 1000), trace_id)
+            self._recent.add(identity.user_id, ended)
         return outcome
 
     @staticmethod

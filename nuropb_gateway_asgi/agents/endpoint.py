@@ -1,13 +1,13 @@
-"""``/mcp``: admits the requests of agents, each with the bearer token of its user."""
+"""``/mcp`` and ``/mcp/calls``: admit requests, each with the bearer token of its user."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
@@ -29,9 +29,10 @@ from ..protocol import CloseCode, ErrorCode, Failure, check_limits, encode_json,
 from ..settings import Settings
 from .handler import AgentHandler
 from .metadata import ResourceMetadata
+from .recent import RecentCalls
 from .serving import SESSION, AgentServer, has_handshake
 
-__all__ = ["AgentEndpoint", "make_endpoint"]
+__all__ = ["AgentEndpoint", "RecentCallsEndpoint", "make_endpoint"]
 
 #: The methods whose requests get events for as long as they last. The protocol has the method in this header, too.
 _LISTENING: Final = frozenset({"subscriptions/listen", "resources/read"})
@@ -102,21 +103,30 @@ class AgentEndpoint:
         answer = _answer(refusal.failure, refusal.status)
         headers = dict(refusal.headers)
         if refusal.status == 401:
-            headers["WWW-Authenticate"] = self._metadata.challenge(Request(exchange.scope))
+            headers["WWW-Authenticate"] = self._metadata.challenge(Request(exchange.scope), headers["WWW-Authenticate"])
         return answer._replace(headers=headers)
 
     async def _admit(self, exchange: Exchange, receive: Receive) -> None:
-        exchange.take_trace_id()
-        streams = exchange.scope["method"] == "GET" and has_handshake(exchange.headers)
-        if exchange.scope["method"] != "POST" and not streams:
+        method = exchange.scope["method"]
+        streams = method == "GET" and has_handshake(exchange.headers)
+        if method != "POST" and not streams:
             # Clients of some versions end a session by DELETE, which is optional.
-            failure = Failure(ErrorCode.BAD_REQUEST, "The method must be POST, or GET in a version with a handshake")
-            await exchange.respond(_answer(failure, 405)._replace(headers={"Allow": "GET, POST, OPTIONS"}))
+            await _refuse_method(exchange, "POST, or GET in a version with a handshake", "GET, POST, OPTIONS")
             return
+        listens = streams or exchange.headers.get("mcp-method") in _LISTENING
+        async with self._registered(exchange, listens=listens, has_body=not streams) as handler:
+            if streams:
+                await self._hand_over(exchange, self._server.stream, handler, receive)
+            else:
+                await self._serve(exchange, handler, receive)
+
+    @contextlib.asynccontextmanager
+    async def _registered(self, exchange: Exchange, *, listens: bool, has_body: bool) -> AsyncIterator[AgentHandler]:
+        """Admit a request, and register a handler for as long as the context lasts. Raises Refusal."""
+        exchange.take_trace_id()
         check_origin(exchange.headers, self._origins)
         # Not from a cookie: a page of another site could use it.
         credentials = find_credentials(exchange.headers, ())
-        listens = streams or exchange.headers.get("mcp-method") in _LISTENING
         arrival = arrival_of(credentials) if listens else Arrival.CALL
         with admitted(self._manager, exchange.address, arrival):
             check_credentials(credentials, exchange.headers)
@@ -125,15 +135,12 @@ class AgentEndpoint:
                 if arrival is Arrival.WITHOUT_TOKEN:
                     self._manager.admission.on_failure(exchange.address, arrival, time.monotonic())
                 raise Refusal(Reason.INVALID_TOKEN)
-            if not streams:
+            if has_body:
                 self._check_head(exchange)
             handler = AgentHandler(self._manager, exchange.address, token, exchange.trace_id, listens=listens)
             await register(self._manager, handler, token, exchange.address, arrival)
             try:
-                if streams:
-                    await self._hand_over(exchange, self._server.stream, handler, receive)
-                else:
-                    await self._serve(exchange, handler, receive)
+                yield handler
             finally:
                 self._manager.unregister(handler)
                 handler.close(CloseCode.DISCONNECTED)  # nothing that still waits for it would get an answer
@@ -220,11 +227,32 @@ class AgentEndpoint:
             exchange.break_off()
 
 
+class RecentCallsEndpoint(AgentEndpoint):
+    """The URL of the latest tool calls of the token's user, for the console."""
+
+    def __init__(self, *args: Any, recent: RecentCalls) -> None:
+        super().__init__(*args)
+        self._recent = recent
+
+    async def _admit(self, exchange: Exchange, receive: Receive) -> None:
+        if exchange.scope["method"] != "GET":
+            await _refuse_method(exchange, "GET", "GET, OPTIONS")
+            return
+        async with self._registered(exchange, listens=False, has_body=False) as handler:
+            assert handler.identity is not None  # noqa: S101 - it is registered
+            await exchange.respond(Answer(200, encode_json({"calls": self._recent.of(handler.identity.user_id)}), {}))
+
+
 def make_endpoint(endpoint: AgentEndpoint, origins: OriginPolicy) -> ASGIApp:
     """Return the endpoint with CORS, for hosts in browsers."""
     return CrossOrigin(
         endpoint, origins, methods=("GET", "POST"), request_headers=_REQUEST_HEADERS, response_headers=_RESPONSE_HEADERS
     )
+
+
+async def _refuse_method(exchange: Exchange, expected: str, allowed: str) -> None:
+    failure = Failure(ErrorCode.BAD_REQUEST, f"The method must be {expected}")
+    await exchange.respond(_answer(failure, 405)._replace(headers={"Allow": allowed}))
 
 
 def _answer(failure: Failure, status: int) -> Answer:

@@ -32,11 +32,12 @@ class ResourceMetadata:
             return []
         return [Route(f"{_WELL_KNOWN}{path}", self._serve, methods=["GET"]) for path in ("", PATH)]
 
-    def challenge(self, request: Request) -> str:
-        """Return the ``WWW-Authenticate`` header of an answer with status 401."""
+    def challenge(self, request: Request, challenge: str = "Bearer") -> str:
+        """Return the ``WWW-Authenticate`` header of an answer with status 401: ``challenge``, and the document."""
         if not self._issuer:
-            return "Bearer"
-        return f'Bearer resource_metadata="{self._base(request)}{_WELL_KNOWN}{PATH}"'
+            return challenge
+        separator = " " if challenge == "Bearer" else ", "
+        return f'{challenge}{separator}resource_metadata="{self._base(request)}{_WELL_KNOWN}{PATH}"'
 
     async def _serve(self, request: Request) -> Response:
         document = {

@@ -27,7 +27,8 @@ __all__ = ["MAX_FILE_SIZE", "PolicyFile", "Signature", "read_signature"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two checks of the file. A change is loaded at the second check that finds the file the same.
+#: Seconds between two checks of the file. A check that finds a change is followed by one after half the time, which
+#: loads the file if it is the same: within a second of the change.
 POLL_INTERVAL: Final = 0.5
 #: Bytes: some ten thousand rules. A larger file is most likely the wrong one.
 MAX_FILE_SIZE: Final = 1 << 20
@@ -82,7 +83,7 @@ class PolicyFile:
         before = self._signature
         with self._asking_on_hangup():
             while True:
-                with anyio.move_on_after(POLL_INTERVAL):
+                with anyio.move_on_after(POLL_INTERVAL if before == self._signature else POLL_INTERVAL / 2):
                     await self._asked.wait()
                 asked = self._asked.is_set()
                 self._asked.clear()

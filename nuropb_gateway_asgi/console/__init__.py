@@ -45,13 +45,15 @@ _PAGE_HEADERS: Final = {
 }
 
 
-def console_routes(path: str, *, development: bool) -> list[BaseRoute]:
-    """Return the routes of the page (``/``) and of its files. ``path`` is the path of the WebSocket.
+def console_routes(path: str, agents: str | None, *, development: bool) -> list[BaseRoute]:
+    """Return the routes of the page (``/``) and of its files.
+
+    ``path`` is the path of the WebSocket, ``agents`` that of the tools for agents, or None if these are off.
 
     With ``development`` the page reads a token from the fragment of its own address. That is for a gateway that made
     the token itself, for this run: on any other gateway, a link could sign a person in as somebody else.
     """
-    page = _page(path, development)
+    page = _page(path, agents, development)
 
     async def serve_page(request: Request) -> Response:
         return serve_asset(request, page, _PAGE_HEADERS)
@@ -69,10 +71,14 @@ async def _serve_file(request: Request) -> Response:
     return serve_asset(request, read_asset(f"console/{file}"), _PAGE_HEADERS)
 
 
-def _page(path: str, development: bool) -> Asset:
+def _page(path: str, agents: str | None, development: bool) -> Asset:
     page = read_asset("console/index.html")
     # Relative, so that the page works wherever the gateway is mounted.
-    values = {"socket": f".{path}", "development": "yes" if development else "no"}
+    values = {
+        "socket": f".{path}",
+        "agents": "" if agents is None else f".{agents}",
+        "development": "yes" if development else "no",
+    }
     body = page.body.decode()
     for name, value in values.items():
         body = body.replace(f"{{{{{name}}}}}", html.escape(value))

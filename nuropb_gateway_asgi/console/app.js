@@ -1,4 +1,5 @@
 /** Sign-in, header, notices and layout. */
+import { Agents } from "./agents.js";
 import { CallPanel, Services } from "./call.js";
 import { onFragmentToken } from "./fragment.js";
 import { Session, messageOf } from "./session.js";
@@ -130,6 +131,7 @@ const VIEWS = /** @type {const} */ ([
   ["call", "Call"],
   ["events", "Events"],
   ["traffic", "Traffic"],
+  ["agents", "Agents"],
 ]);
 
 /** @param {{ session: Session, onSignOut: () => void }} props */
@@ -150,8 +152,9 @@ function Console({ session, onSignOut }) {
     <${Notices} session=${session} onSignOut=${onSignOut} />
     <nav class="views" aria-label="Parts of the console">
       ${VIEWS.map(([name, label]) => html`
-        <button type="button" aria-current=${view === name ? "page" : undefined} onClick=${() => setView(name)}>
-          ${label}${name === "events" && unread > 0 && html` <span class="count">${unread}</span>`}
+        <button type="button" data-view=${name} aria-current=${view === name ? "page" : undefined}
+          onClick=${() => setView(name)}>
+          ${name === "call" ? html`<span class="narrow">Call</span><span class="wide">Services</span>` : label}${name === "events" && unread > 0 && html` <span class="count">${unread}</span>`}
         </button>`)}
     </nav>
     <main class="console" data-view=${view}>
@@ -164,6 +167,7 @@ function Console({ session, onSignOut }) {
         <${Chart} session=${session} />
         <${Frames} session=${session} />
       </div>
+      ${view === "agents" && html`<${Agents} session=${session} />`}
     </main>`;
 }
 
@@ -268,6 +272,37 @@ const WANTED = {
   refused: "The gateway no longer accepts the token",
 };
 
+/** Why a session was not resumed. @type {Record<string, string>} */
+const REASONS = {
+  expired: "it was without a connection for too long",
+  overflow: "it missed more than the gateway keeps",
+  unknown: "the gateway does not know it",
+  gone: "its gateway process does not answer",
+  ended: "it was ended on purpose",
+  off: "this gateway resumes no sessions",
+};
+
+/** @param {{ session: Session }} props */
+function Return({ session }) {
+  const { lastReturn } = session;
+  if (lastReturn === null) return html`<p class="unseen" role="status"></p>`;
+  const { resumed, reason, replayed, inFlight, topics } = lastReturn;
+  return html`
+    <div class="notice bar" role="status">
+      <p>${resumed
+        ? html`<b>The session was resumed.</b> Replayed: ${plural(replayed, "answer or event", "answers and events")}. In
+            flight: ${plural(inFlight, "call", "calls")}. Subscriptions: ${topics.length === 0 ? "none" : topics.join(", ")}.`
+        : html`<b>The session was not resumed</b> (${reason}: ${REASONS[reason] ?? "the gateway says no more"}). Calls that
+            were in flight have an unknown outcome, and events may be missing.`}</p>
+      <button type="button" class="small" onClick=${() => session.forgetReturn()}>Close</button>
+    </div>`;
+}
+
+/** @param {number} count @param {string} one @param {string} many */
+function plural(count, one, many) {
+  return `${count} ${count === 1 ? one : many}`;
+}
+
 /** @param {{ session: Session, onSignOut: () => void }} props */
 function Notices({ session, onSignOut }) {
   const { state, wanted } = session;
@@ -284,6 +319,7 @@ function Notices({ session, onSignOut }) {
             session.provide(token);
           }} />
       </section>`}
+    <${Return} session=${session} />
     ${session.meshIsAway && html`
       <p class="notice bar" role="status"><b>The gateway has no connection to the mesh.</b> Your connection stays open;
       call again in a moment.</p>`}

@@ -19,6 +19,7 @@ import { connect } from "../client.js";
  *   problem: Problem | null, abort: () => void }} Call
  * @typedef {{ at: number, roundTrip: number | null, call: number | null, rate: number }} Sample
  * @typedef {"refresh" | "expired" | "refused"} Wanted
+ * @typedef {{ resumed: boolean, reason: string, replayed: number, inFlight: number, topics: string[] }} Return
  */
 
 const KEPT_FRAMES = 300;
@@ -30,6 +31,10 @@ const KEPT_SAMPLES = 120;
 const TICK = 1000;
 /** The token goes into the first frame: a subprotocol is too short for long tokens. */
 const TOKEN_IN = "frame";
+/** The id of the client's frame `resume`. */
+const RESUME = "resume";
+/** The close code of a connection that the page cuts. Any code but 1000 leaves the session to be resumed. */
+const CUT = 3000;
 
 export class Session {
   /** @type {State} */
@@ -62,11 +67,18 @@ export class Session {
   meshIsAway = false;
   /** Why the first connection failed. @type {string} */
   failure = "";
+  /** Whether the session was resumed on the last connection that is not the first; null before. @type {Return | null} */
+  lastReturn = null;
 
   #listeners = new Set();
   #scheduled = false;
   #token;
-  #tokens = /** @type {Set<string>} */ (new Set());
+  /** @type {Set<string>} */
+  #tokens = new Set();
+  /** The key that resumes the session, good once. */
+  #key = "";
+  /** The gateway's last answer to `resume`. @type {Record<string, any>} */
+  #resumption = {};
   /** @type {Promise<string> | null} */
   #asked = null;
   /** @type {(token: string) => void} */
@@ -97,7 +109,6 @@ export class Session {
     this.#tokens.add(token);
     this.#client = connect(url, {
       getToken: (reason) => this.#getToken(reason),
-      resume: false,
       tokenIn: TOKEN_IN,
       WebSocket: /** @type {any} */ (watched(this)),
     });
@@ -135,10 +146,15 @@ export class Session {
     this.#client.close();
   }
 
-  /** Remove tokens from a text, so that nobody can read them from the screen or a screenshot. @param {string} text */
+  /** Remove secrets from a text, so that nobody can read them from the screen or a screenshot. @param {string} text */
   redact(text) {
     for (const token of this.#tokens) if (text.includes(token)) text = text.replaceAll(token, "‹token›");
-    return text;
+    return this.#key === "" ? text : text.replaceAll(this.#key, "‹key›");
+  }
+
+  /** Cut the connection as a network does that goes away: the session stays, for the client to resume it. */
+  cut() {
+    this.#socket?.close(CUT);
   }
 
   // --- the token ----------------------------------------------------------------------------------------------------
@@ -191,6 +207,8 @@ export class Session {
       this.#opened = true;
       this.failure = "";
       if (this.wanted !== null && this.wanted !== "refresh") this.wanted = null;
+      if (state.resumed !== true) this.#sent.clear();
+      if (state.resumed !== undefined) this.#onReturn(state.resumed, state.reason ?? "");
       void this.describe();
     } else if (state.name === "reconnecting" && !this.#opened) {
       this.failure = `${sentence(messageOf(state.error.cause ?? state.error))} Reconnecting.`;
@@ -198,10 +216,23 @@ export class Session {
       this.failure ||= sentence(messageOf(state.error?.cause ?? state.error));
     }
     if (state.name !== "open") {
-      this.#sent.clear();
       this.#probe = null;
       this.meshIsAway = false;
     }
+    this.changed();
+  }
+
+  /** @param {boolean} resumed @param {string} reason */
+  #onReturn(resumed, reason) {
+    const { replay = 0, in_flight = [], topics = [] } = this.#resumption;
+    this.lastReturn = { resumed, reason, replayed: replay, inFlight: in_flight.length, topics };
+    if (!resumed) this.lastReturn = { resumed, reason, replayed: 0, inFlight: 0, topics: [] };
+    this.#note("session", this.lastReturn, null, true);
+  }
+
+  /** Stop showing how the last connection came about. */
+  forgetReturn() {
+    this.lastReturn = null;
     this.changed();
   }
 
@@ -226,7 +257,11 @@ export class Session {
     const payload = isObject(frame?.payload) ? frame.payload : {};
     const kind = typeof frame?.type === "string" ? frame.type : "?";
     const id = typeof payload.id === "string" ? payload.id : "";
-    const quiet = kind === "ping" || kind === "pong";
+    const quiet = kind === "ping" || kind === "pong" || kind === "ack";
+    if (!out && kind === "response" && id === RESUME && isObject(payload.result)) {
+      this.#resumption = payload.result;
+      this.#key = typeof payload.result.key === "string" ? payload.result.key : "";
+    }
     if (!quiet) this.#frameCount++;
     if (out && (kind === "request" || kind === "command")) this.#sent.set(id, performance.now());
     if (!out && kind === "response") this.#onResponse(id, payload.error);

@@ -85,7 +85,7 @@ export function Frames({ session }) {
     <section class="frames card" aria-labelledby="frames-title">
       <div class="head">
         <h2 id="frames-title">Frames</h2>
-        <label class="check"><input type="checkbox" checked=${pings} onChange=${() => setPings(!pings)} />Pings</label>
+        <label class="check"><input type="checkbox" checked=${pings} onChange=${() => setPings(!pings)} />Pings, acks</label>
         <button type="button" class="small" aria-pressed=${paused !== null} aria-label=${paused === null ? "Pause the frames" : "Resume the frames"}
           onClick=${() => setPaused(paused === null ? session.frames : null)}>${paused === null ? "Pause" : "Resume"}</button>
         <button type="button" class="small" aria-label="Clear the frames" onClick=${() => session.clearFrames()}>Clear</button>
@@ -159,7 +159,11 @@ export function Chart({ session }) {
   const summary = figures.map(([, , title, value]) => `${title}: ${value}`).join("; ");
   return html`
     <section class="chart card" aria-labelledby="chart-title">
-      <div class="head"><h2 id="chart-title">Latency and rate</h2></div>
+      <div class="head">
+        <h2 id="chart-title">Latency and rate</h2>
+        <button type="button" class="small" disabled=${session.state.name !== "open"} onClick=${() => session.cut()}
+          title="Cut the connection as a network does that goes away">Cut the connection</button>
+      </div>
       <dl class="figures">${figures.map(([series, name, title, value]) => html`
         <div key=${series} data-series=${series} title=${title}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
       <div class="plot" ref=${place} role="img" aria-label="The last two minutes. ${summary}"></div>

@@ -17,11 +17,13 @@ import pytest
 from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import ResourceUpdated, ToolsListChanged
 
-from nuropb_gateway_asgi import FunctionAuthenticator, Settings
+from nuropb_gateway_asgi import FunctionAuthenticator, Settings, TokenExpired
+from nuropb_gateway_asgi.agents.recent import MAX_CALLS
+from nuropb_gateway_asgi.agents.serving.resources import PAGE_SIZE
 from nuropb_gateway_asgi.mesh.demo import DemoService
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.agents import MODES, Mode, agent, envelope, headers, post
-from tests.kit.gateways import RunningGateway, authorise_from_token, eventually, make_gateway, run_gateway
+from tests.kit.gateways import DEADLINE, RunningGateway, authorise_from_token, eventually, make_gateway, run_gateway
 from tests.kit.javascript import node
 from tests.kit.turnstile import Turnstile
 from tests.servers.javascript import CLIENT
@@ -129,6 +131,25 @@ async def test_two_tokens_have_different_tools(running: RunningGateway) -> None:
     assert names[0] - names[1] == {"demo__publish"}
     assert refused.is_error
     assert refused.structured_content["error"]["code"] == "permission_denied"
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_long_list_of_tools_comes_in_pages(mode: Mode) -> None:
+    methods = {f"method_{number:03}": lambda self: "done" for number in range(PAGE_SIZE + 1)}
+    service = type("Many", (), methods)()
+    gateway = make_gateway(mesh=EmbeddedMesh({"many": service}), mcp="on", expose=["many.*"], expose_tools=["many.*"])
+    async with run_gateway(gateway) as running:
+        async with agent(running.site, "alice", mode) as client:
+            first = await client.list_tools()
+            second = await client.list_tools(cursor=first.next_cursor)
+        await running.is_empty()
+    assert (len(first.tools), len(second.tools), second.next_cursor) == (PAGE_SIZE, 1, None)
+    assert second.tools[0].name == f"many__method_{PAGE_SIZE:03}"
+
+
+async def test_a_list_says_for_how_long_it_is_valid_and_that_it_is_the_users_own(running: RunningGateway) -> None:
+    result = (await post(running.site, envelope("tools/list"), headers("tools/list"))).json()["result"]
+    assert (result["ttlMs"], result["cacheScope"]) == (1000, "private")
 
 
 async def test_what_a_user_may_call_is_not_by_itself_a_tool() -> None:
@@ -305,6 +326,23 @@ async def test_the_log_has_the_arguments_if_the_operator_asks_for_them(caplog: p
     assert line.endswith('arguments={"order":"7\\nline"}')
 
 
+async def test_a_user_sees_the_latest_calls_of_own_agents(running: RunningGateway) -> None:
+    async with agent(running.site, "carol") as client:
+        for _ in range(MAX_CALLS + 1):
+            await client.call_tool("demo__add", {"a": 1, "b": 2})
+        await client.call_tool("demo__fail", {"how": "bug"})
+    url = running.site.http("/mcp/calls")
+    async with httpx2.AsyncClient(timeout=DEADLINE) as client:
+        own = (await client.get(url, headers={"Authorization": "Bearer carol"})).json()["calls"]
+        others = (await client.get(url, headers={"Authorization": "Bearer nobody-else"})).json()["calls"]
+        refused = await client.get(url)
+        posted = await client.post(url, headers={"Authorization": "Bearer carol"})
+    assert (len(own), others) == (MAX_CALLS, [])
+    assert {name: own[0][name] for name in ("tool", "outcome")} == {"tool": "demo.fail", "outcome": "service_error"}
+    assert set(own[0]) == {"at", "tool", "outcome", "ms", "trace_id"}
+    assert (refused.status_code, posted.status_code) == (401, 405)
+
+
 async def test_a_service_that_is_away_is_left_out_and_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     gateway = make_gateway(mcp="on", expose=["demo.*", "nobody.*"], expose_tools=["demo.add", "nobody.*"])
     async with run_gateway(gateway) as running, agent(running.site, "alice") as client:
@@ -330,6 +368,18 @@ async def test_a_refusal_leads_to_the_provider_of_tokens() -> None:
     document = found.json()
     assert document["resource"] == "https://example.com/gateway/mcp"
     assert document["authorization_servers"] == ["https://login.example.com/realms/main"]
+
+
+async def test_an_expired_token_is_told_and_leads_to_the_provider_too() -> None:
+    async def refuse(token: str) -> None:
+        raise TokenExpired
+
+    settings = Settings(mcp="on", jwt_oidc_issuer="https://login.example.com/", public_url="https://example.com")
+    async with run_gateway(make_gateway(settings, authenticator=refuse)) as running:
+        refused = await post(running.site, envelope("tools/list"), headers("tools/list"))
+    challenge = refused.headers["WWW-Authenticate"]
+    assert challenge.startswith('Bearer error="invalid_token", error_description="')
+    assert challenge.endswith(', resource_metadata="https://example.com/.well-known/oauth-protected-resource/mcp"')
 
 
 async def test_without_a_provider_there_is_no_document(running: RunningGateway) -> None:

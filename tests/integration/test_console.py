@@ -18,10 +18,13 @@ from starlette.applications import Starlette
 from nuropb_gateway_asgi import CloseCode, Gateway, Handler, Settings
 from nuropb_gateway_asgi import console as console_module
 from nuropb_gateway_asgi.console import CONTENT_SECURITY_POLICY
+from nuropb_gateway_asgi.mesh.demo import DemoService
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
+from tests.kit.agents import agent
 from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway, serve
 from tests.kit.javascript import node
 from tests.kit.pages import Page, Pages, run_pages
+from tests.kit.turnstile import Turnstile
 from tests.servers.javascript import CONSOLE
 from tests.servers.processes import ServiceProcess, unavailable
 from tests.servers.rabbitmq import RabbitMQNode
@@ -77,10 +80,19 @@ async def sign_in(page: Page, token: str) -> None:
 
 def be_patient(gateway: RunningGateway) -> Handler:
     """Let the connection outlive the token's expiry, of which the page knows: this machine may be slow."""
-    (handler,) = gateway.gateway.handler_manager.handlers
+    manager = gateway.gateway.handler_manager
+    (handler,) = [each for each in manager.handlers if not manager.is_parked(each)]  # others may be resumed
     assert handler.identity is not None
     handler.identity = msgspec.structs.replace(handler.identity, expires_at=None)
     return handler
+
+
+async def session_of(page: Page) -> str:
+    """Return the id of the session, by the panel of the identity."""
+    await page.run("await page.locator('.identity').click()")
+    text = await page.text("#identity")
+    await page.press("Escape")
+    return text.partition("Session")[2].split()[0]
 
 
 async def choose(page: Page, method: str) -> None:
@@ -464,6 +476,76 @@ async def test_a_topic_that_one_may_not_see_is_refused_in_words(pages: Pages, ga
         await page.sees("a word that mixes", within=".chips")
 
 
+# --- agents -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_agents_page_has_the_tools_of_the_token_and_the_calls_of_its_agents(pages: Pages) -> None:
+    async with (
+        run_gateway(mcp="on", expose=["demo.*"], expose_tools=["demo.add", "demo.fail"]) as gateway,
+        console(pages, gateway, "alice:x") as page,
+    ):
+        await page.click("Agents", within=".views")
+        await page.sees("demo__add", within=".tools")
+        await page.sees("No agent with a token of yours has called a tool yet.")
+        assert "whoami" not in await page.text(".tools")
+        await page.run("await page.locator('.tools .log button').first().click()")
+        await page.sees('"additionalProperties": false', within=".tools pre")
+        async with agent(gateway.site, "alice") as client:
+            await client.call_tool("demo__add", {"a": 1, "b": 2})
+            await client.call_tool("demo__fail", {"how": "bug"})
+        async with agent(gateway.site, "bob") as client:
+            await client.call_tool("demo__add", {"a": "secret of bob", "b": 2})
+        await page.sees("demo.fail", within=".recent")
+        recent = await page.text(".recent")
+        assert recent.index("service_error") < recent.index("ok")
+        assert recent.count("demo.add") == 1
+        assert await page.accessibility_problems() == []
+        await page.click("Services", within=".views")
+        await page.sees("Answer with the sum of two numbers.")
+
+
+async def test_a_copied_line_adds_the_gateway_to_a_host_and_the_token_is_not_shown(pages: Pages) -> None:
+    token = "alice:a-token-of-alice"
+    copied = "navigator.clipboard.readText()"
+    async with (
+        run_gateway(mcp="on") as gateway,
+        console(pages, gateway, token, permissions=["clipboard-read", "clipboard-write"]) as page,
+    ):
+        await page.click("Agents", within=".views")
+        await page.sees(f"Bearer {HIDDEN}", within=".hosts")
+        url = gateway.site.http("/mcp")
+        await page.click("Copy: the line for Claude Code")
+        await page.sees("Copied", within=".hosts")
+        assert await page.evaluate(copied) == (
+            f'claude mcp add --transport http nuropb {url} --header "Authorization: Bearer {token}"'
+        )
+        servers = {"Cursor": "mcpServers", "VS Code": "servers", "Other hosts": "mcpServers"}
+        for host, member in servers.items():
+            await page.click(f"Copy: the line for {host}")
+            server = json.loads(await page.evaluate(copied))[member]["nuropb"]
+            assert (server["url"], server["headers"]) == (url, {"Authorization": f"Bearer {token}"})
+        assert token not in await page.run("return page.content()")
+
+
+async def test_the_agents_page_of_a_mounted_gateway_asks_where_that_is(pages: Pages) -> None:
+    app = Starlette()
+    make_gateway(mcp="on", path="/socket").mount(app, "/gw")
+    async with serve(app) as site, pages.open(site.http("/gw/")) as page:
+        await sign_in(page, "alice")
+        await page.sees("Connected")
+        await page.click("Agents", within=".views")
+        await page.sees("demo__add", within=".tools")
+        await page.sees(site.http("/gw/mcp"), within=".hosts")
+        assert await page.seen("problems") == []
+
+
+async def test_a_gateway_without_tools_says_how_it_gets_them(pages: Pages) -> None:
+    async with run_gateway(mcp="off") as gateway, console(pages, gateway) as page:
+        await page.click("Agents", within=".views")
+        await page.sees("This gateway gives no tools to agents.")
+        assert await page.accessibility_problems() == []
+
+
 # --- expiry and outages -------------------------------------------------------------------------------------------
 
 
@@ -527,6 +609,67 @@ async def test_a_lost_connection_is_made_again(pages: Pages, gateway: RunningGat
         await page.sees("5", within=".answer pre")
 
 
+async def test_a_cut_connection_is_resumed_and_the_page_tells_what_was_replayed(pages: Pages) -> None:
+    turnstile = Turnstile()
+    mesh = EmbeddedMesh({"demo": DemoService(), "turnstile": turnstile})
+    gateways = run_gateway(make_gateway(mesh=mesh, expose=["demo.*", "turnstile.*"], expose_topics=["news.#"]))
+    async with gateways as gateway, console(pages, gateway) as page:
+        await page.fill("Topic to subscribe to", "news.today")
+        await page.press("Enter")
+        await page.until("document.querySelector('.chip[data-state=active]') !== null")
+        await choose(page, "wait")
+        await page.click("Call", within=".call")
+        await eventually(lambda: gateway.gateway.service_mesh_manager.in_flight == 1)
+        session_id = await session_of(page)
+        gateway.gateway.handler_manager.closed_for = 1.0  # until something was missed
+        await page.click("Cut the connection")
+        await page.sees("The connection to the gateway is lost")
+        turnstile.open()
+        await eventually(lambda: gateway.gateway.service_mesh_manager.in_flight == 0)
+        gateway.gateway.handler_manager.closed_for = None
+        await page.sees("The session was resumed.")
+        await page.sees("Replayed: 1 answer or event. In flight: 0 calls. Subscriptions: news.today.")
+        await page.sees("through", within=".answer pre")
+        await page.sees("session", within=".events .log")
+        assert await session_of(page) == session_id
+        assert await page.accessibility_problems() == []
+        await page.click("Close", within=".notice")
+        await page.misses("The session was resumed.")
+
+
+async def test_a_session_that_is_not_resumed_is_told_with_the_reason(pages: Pages) -> None:
+    async with run_gateway(resume_window=0.05) as gateway, console(pages, gateway) as page:
+        await page.until("document.querySelector('.frames .log').innerText.includes('resume')")
+        gateway.gateway.handler_manager.closed_for = 1.0
+        await page.click("Cut the connection")
+        await page.sees("The connection to the gateway is lost")
+        await eventually(lambda: gateway.gateway.handler_manager.handlers == ())
+        gateway.gateway.handler_manager.closed_for = None
+        await page.sees("The session was not resumed")
+        await page.sees("(expired: it was without a connection for too long)")
+
+
+async def test_the_key_of_a_session_is_not_shown(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        for _ in range(2):
+            await page.sees("Connected")
+            await page.click("Cut the connection")
+            await page.sees("The session was resumed.")
+            await page.click("Close", within=".notice")
+        await page.click("Pause the frames")
+        texts = await page.run(
+            """const texts = [];
+               for (const each of await page.locator(".frames .log button:enabled").all()) {
+                 await each.click();
+                 texts.push(await page.locator(".frames pre").innerText());
+               }
+               return texts"""
+        )
+        keys = [line.strip().rstrip(",") for text in texts for line in text.splitlines() if '"key"' in line]
+        assert len(keys) == 5  # of three sessions and two returns
+        assert set(keys) == {'"key": "\u2039key\u203a"'}
+
+
 async def test_an_outage_of_the_broker_is_told_and_outlived(own_node: RabbitMQNode, pages: Pages) -> None:
     settings: dict[str, Any] = {"mesh_url": own_node.url(), "console": "on", "expose": ["echo.*"]}
     with ServiceProcess(own_node.url(), "echo") as service:
@@ -577,7 +720,7 @@ async def test_nor_is_it_on_a_phone_in_the_dark(pages: Pages, gateway: RunningGa
     async with console(pages, gateway, phone=True, dark=True) as page:
         await call(page, a="2", b="3")
         await page.sees("5", within=".answer pre")
-        for view in ("Call", "Events", "Traffic"):
+        for view in ("Call", "Events", "Traffic", "Agents"):
             await page.run("await page.locator('.views').getByText(args.view).click()", view=view)
             if view == "Events":
                 await page.click("Subscribe to demo.#")
@@ -607,6 +750,13 @@ async def test_on_a_phone_everything_fits(pages: Pages, gateway: RunningGateway)
         await page.sees("Copy", within=".frames")
         assert await page.evaluate(fits)
         await page.until("document.querySelector('.plot canvas')?.getBoundingClientRect().width > 200")
+        await page.run("await page.locator('.views').getByText('Agents').click()")
+        await page.sees("demo__add", within=".tools")
+        assert await page.evaluate(fits)
+        inside = (
+            "[...document.querySelectorAll('.hosts button')].every((x) => x.getBoundingClientRect().right < innerWidth)"
+        )
+        assert await page.evaluate(inside)
 
 
 async def test_everything_can_be_done_by_keyboard(pages: Pages) -> None:
@@ -623,6 +773,8 @@ async def test_everything_can_be_done_by_keyboard(pages: Pages) -> None:
         assert order == [
             "button: Signed in as Alice",
             "button: Sign out",
+            "button: Services",
+            "button: Agents",
             "button: Refresh",
             "button: add",
             "button: slow",
@@ -668,7 +820,7 @@ async def test_pings_are_shown_only_if_they_are_wanted_and_all_frames_can_be_rea
     async with console(pages, gateway) as page:
         await page.until(f"!document.querySelector('[data-series=gateway] dd').innerText.includes('{UNKNOWN}')")
         assert "pong" not in await page.text(".frames")
-        await page.run("await page.getByLabel('Pings').check()")
+        await page.run("await page.getByLabel('Pings, acks').check()")
         await page.sees("pong", within=".frames")
         await page.click("Clear the frames")
         await page.click("Pause the frames")

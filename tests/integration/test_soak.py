@@ -101,7 +101,15 @@ async def test_nothing_is_lost_or_done_twice_while_connections_break_and_process
     # A session that was lost ends its calls with an unknown outcome, and says why; all others lose nothing.
     lost = {name: count for name, count in account.items() if name.startswith("sessions not resumed")}
     assert set(lost) <= {f"sessions not resumed: {reason}" for reason in ("expired", "overflow", "gone")}, account
-    known = {"processes restarted", "connections cut", "calls answered", "events delivered", "sessions begun", "sessions resumed", *lost}
+    known = {
+        "processes restarted",
+        "connections cut",
+        "calls answered",
+        "events delivered",
+        "sessions begun",
+        "sessions resumed",
+        *lost,
+    }
     if lost:
         known.add("calls: lost")
     wrong = {name: count for name, count in account.items() if count and name not in known}
