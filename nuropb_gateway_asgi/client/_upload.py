@@ -39,9 +39,9 @@ async def upload(
     The method gets ``params`` and ``upload`` (the id), ``size`` (of the file, in bytes), and, except in the first call,
     ``offset`` and ``data``. It returns ``received``, the number of bytes that it has, and at the end ``result``. An
     upload with the same ``upload_id`` goes on where the service is. Each call is idempotent, since ``offset`` says
-    where its bytes belong; ``timeout`` (seconds) and ``retries`` are those of each call. A call has ``chunk_size`` bytes of the
-    file: by default as many as the gateway's limit of a message allows, 512 KiB at most. ``on_progress`` gets
-    ``received`` and ``size`` after each call.
+    where its bytes belong; ``timeout`` (seconds) and ``retries`` are those of each call. A call has ``chunk_size``
+    bytes of the file: by default as many as the gateway's limit of a message allows, 512 KiB at most. ``on_progress``
+    gets ``received`` and ``size`` after each call.
 
     Raises the errors of :meth:`Client.request`, ValueError for a service that returns no such number or takes no bytes,
     and OSError for a file that cannot be read. After a cancellation, the service has the bytes of the calls before.
