@@ -91,10 +91,22 @@ class Process:
         self._news.set()
 
     async def end(self) -> None:
-        """Kill the process, unless it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        """Kill the process, unless it has ended, and the processes that it has started."""
+        if self.returncode is None:
+            for pid in [*_descendants(self.pid), self.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         await self.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that these have started. Linux tells them."""
+    found: list[int] = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, tasks.read_text().split()):
+                found += [*_descendants(child), child]
+    return found
 
 
 @contextlib.asynccontextmanager
