@@ -210,6 +210,7 @@ class Gateway:
             *(Route(path, self._reminding(endpoint)) for path, endpoint in self._http.items()),
             *self._agent_routes(),
             Route("/client.js", _serve_client, methods=["GET"]),
+            Route("/client-worker.js", _serve_client, methods=["GET"]),
             *self._contracts.routes(),
             *self._health.routes(),
             *self._console_routes(),
@@ -355,10 +356,11 @@ class Gateway:
 
 
 async def _serve_client(request: HTTPRequest) -> Response:
-    """Serve the client for browsers, built from ``clients/js``."""
+    """Serve the client for browsers, or the script of its worker, built from ``clients/js``."""
     # Pages of other origins may import the client: it holds no secret.
     headers = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
-    return serve_asset(request, read_asset("static/client.js"), headers)
+    file = "client-worker.js" if request.url.path.endswith("/client-worker.js") else "client.js"
+    return serve_asset(request, read_asset(f"static/{file}"), headers)
 
 
 class _Application:

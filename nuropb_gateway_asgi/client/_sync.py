@@ -200,6 +200,10 @@ class SyncSubscription:
         if self._background.is_running:
             self._background.run(unsubscribe())
 
+    def close(self) -> None:
+        """End the subscription, for ``contextlib.closing``; a :meth:`receive` of another thread ends at once."""
+        self.unsubscribe()
+
 
 class _Background:
     """An event loop in a daemon thread, which does not keep the process alive."""
