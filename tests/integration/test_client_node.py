@@ -408,10 +408,12 @@ async def test_the_application_is_asked_for_one_token_at_a_time() -> None:
     program = """
 let asking = 0, most = 0;
 const reasons = [];
+let release;
+const connecting = new Promise((resolve) => (release = resolve));
 const getToken = async (reason) => {
   reasons.push(reason);
   most = Math.max(most, ++asking);
-  await new Promise((resolve) => setTimeout(resolve, 20));
+  if (reason === "refresh") await connecting;
   asking--;
   return "token";
 };
@@ -421,6 +423,7 @@ while (FakeSocket.all.length === 0) await settled();
 FakeSocket.last.onopen({});
 FakeSocket.last.receive("event", { topic: "hello", event: { expires_at: Date.now() / 1000 + 0.5, limits: {} } });
 while (reasons.length < 2) await settled();
+client.on("state", ({ name }) => name === "connecting" && setTimeout(release));
 FakeSocket.last.onclose({ code: 1006, reason: "" });
 while (FakeSocket.all.length < 2) await settled();
 told([reasons, most]);
