@@ -98,7 +98,7 @@ clusters: ## Run the tests on clusters of three brokers, whose nodes die and are
 
 clean: ## Remove all files that these commands made.
 	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
-	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built tests/servers/openid_provider/node_modules
+	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built .matrix tests/servers/openid_provider/node_modules
 	rm -rf benchmarks/moleculer/node_modules
 	rm -rf $(REACT)/node_modules $(REACT)/.built
 	rm -rf $(CONSOLE)/node_modules $(CONSOLE)/.installed
@@ -142,6 +142,7 @@ $(VENV)/.dev: $(VENV)/.made
 
 client: $(JS)/.built ## Build the JavaScript client, and put it into the package.
 	cp $(JS)/dist/client.js nuropb_gateway_asgi/static/client.js
+	cp $(JS)/dist/nuropb-gateway-worker.js nuropb_gateway_asgi/static/client-worker.js
 
 # Without Node, everything but the client can still be built and tested.
 $(JS)/.built: $(JS)/package-lock.json $(wildcard $(JS)/*.js* $(JS)/src/*.ts)

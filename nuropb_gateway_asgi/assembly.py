@@ -20,10 +20,12 @@ from .mesh.demo import DemoService
 from .mesh.embedded import EmbeddedMesh
 from .mesh.rabbitmq import RabbitMQMesh
 from .settings import ENV_PREFIX, Settings
+from .wire.history import KeptTopic, parse_kept_topics
 from .wire.interface import Mesh
 
 __all__ = [
     "make_authenticator",
+    "make_history",
     "make_mesh",
     "make_origins",
     "make_policy",
@@ -120,6 +122,19 @@ def make_policy(settings: Settings, policy_file: PolicyFile | None) -> Policy:
         topics = ("demo.#",) if topics is None else topics
         tools = ("demo.*",) if tools is None else tools
     return ExposePolicy(expose or (), topics or (), tools or (), own_service=settings.service_name)
+
+
+def make_history(settings: Settings, policy_file: PolicyFile | None) -> tuple[KeptTopic, ...]:
+    """Return the topics whose events are kept."""
+    in_file = () if policy_file is None else policy_file.history
+    if not settings.history:
+        return in_file
+    if in_file:
+        raise SettingsError("HISTORY: set together with history in the file of POLICY; expected one of the two")
+    try:
+        return parse_kept_topics(settings.history)
+    except ValueError as error:
+        raise SettingsError(f"HISTORY: {error}") from error
 
 
 def make_origins(settings: Settings) -> OriginPolicy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
 import anyio
@@ -18,6 +18,7 @@ from .limits.shared import SharedLimits
 from .protocol import CloseCode
 from .service_mesh_manager import ServiceMeshManager
 from .settings import Settings
+from .wire.history import KeptTopic
 from .wire.interface import Mesh
 
 __all__ = ["WEBSOCKET", "ConnectionKind"]
@@ -45,6 +46,7 @@ class ConnectionKind:
         mesh: Mesh,
         limits: SharedLimits,
         controller: ServiceMeshManagerController | None = None,
+        kept_topics: Iterable[KeptTopic] = (),
     ) -> None:
         self.name = name
         self._gateway_settings = settings
@@ -54,7 +56,13 @@ class ConnectionKind:
         self.settings = settings
         self.handler_manager = HandlerManager(settings, authenticator, policy, limits)
         self.service_mesh_manager = ServiceMeshManager(
-            settings, self.handler_manager, mesh, policy, controller, name="" if name == WEBSOCKET else name
+            settings,
+            self.handler_manager,
+            mesh,
+            policy,
+            controller,
+            kept_topics=kept_topics,
+            name="" if name == WEBSOCKET else name,
         )
         self.handler_manager.closed_for = math.inf  # until it runs
 

@@ -40,6 +40,7 @@ from .agents import PATH as AGENTS_PATH
 from .agents import Agents
 from .assembly import (
     make_authenticator,
+    make_history,
     make_mesh,
     make_origins,
     make_policy,
@@ -147,6 +148,7 @@ class Gateway:
             self._policy_file = open_policy_file(settings) if policy is None else None
             self._policy = completed(make_policy(settings, self._policy_file) if policy is None else policy)
             origins = make_origins(settings)
+            kept_topics = make_history(settings, self._policy_file)
         if authorizer is not None:
             self._policy = AuthorizedPolicy(self._policy, authorizer)
         mesh, limits = mesh or make_mesh(settings), SharedLimits.of(settings)
@@ -155,7 +157,7 @@ class Gateway:
             name: str, controller: ServiceMeshManagerController | None = None, policy: Policy | None = None
         ) -> ConnectionKind:
             policy = policy or self._policy
-            kind = ConnectionKind(name, settings, self._authenticator, policy, mesh, limits, controller)
+            kind = ConnectionKind(name, settings, self._authenticator, policy, mesh, limits, controller, kept_topics)
             self.connection_kinds[name] = kind
             return kind
 
@@ -208,6 +210,7 @@ class Gateway:
             *(Route(path, self._reminding(endpoint)) for path, endpoint in self._http.items()),
             *self._agent_routes(),
             Route("/client.js", _serve_client, methods=["GET"]),
+            Route("/client-worker.js", _serve_client, methods=["GET"]),
             *self._contracts.routes(),
             *self._health.routes(),
             *self._console_routes(),
@@ -353,10 +356,11 @@ class Gateway:
 
 
 async def _serve_client(request: HTTPRequest) -> Response:
-    """Serve the client for browsers, built from ``clients/js``."""
+    """Serve the client for browsers, or the script of its worker, built from ``clients/js``."""
     # Pages of other origins may import the client: it holds no secret.
     headers = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
-    return serve_asset(request, read_asset("static/client.js"), headers)
+    file = "client-worker.js" if request.url.path.endswith("/client-worker.js") else "client.js"
+    return serve_asset(request, read_asset(f"static/{file}"), headers)
 
 
 class _Application:

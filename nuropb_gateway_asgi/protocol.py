@@ -11,7 +11,7 @@ import enum
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -40,6 +40,7 @@ __all__ = [
     "Pong",
     "Request",
     "Resume",
+    "Since",
     "Subscribe",
     "Unsubscribe",
     "encode_call",
@@ -48,6 +49,7 @@ __all__ = [
     "encode_event",
     "encode_failure",
     "encode_json",
+    "encode_kept_event",
     "encode_pong",
     "encode_response",
     "encode_resume",
@@ -65,6 +67,9 @@ MAX_NAME_BYTES: Final = 255
 MAX_ID_LENGTH: Final = 64
 MAX_TRACE_ID_LENGTH: Final = 128
 MAX_RESUME_KEY_LENGTH: Final = 256
+#: Events, and seconds, of the past that a subscription may ask for.
+MAX_LAST: Final = 1000
+MAX_SINCE_SECONDS: Final = 365 * 86400.0
 #: Topic patterns of one connection, and so of one frame.
 MAX_SUBSCRIPTIONS: Final = 100
 #: Characters of one number; a double needs 17 digits.
@@ -196,12 +201,25 @@ class Describe(Struct, gc=False):
     trace_id: str | None = None
 
 
+class Since(Struct, gc=False):
+    """The start of a subscription in the past: behind a position, with the last events, or some seconds ago."""
+
+    epoch: str | None = None
+    offset: int | None = None
+    last: int | None = None
+    seconds: float | None = None
+
+
 class Subscribe(Struct, gc=False):
-    """Subscribe to events of these AMQP topic patterns: to all of them, or to none."""
+    """Subscribe to events of these AMQP topic patterns: to all of them, or to none.
+
+    ``since`` has topics among them that begin in the past.
+    """
 
     topics: list[str]
     id: str | None = None
     trace_id: str | None = None
+    since: dict[str, Since] | None = None
 
 
 class Unsubscribe(Struct, gc=False):
@@ -594,6 +612,26 @@ def _check_resume(payload: Resume) -> str | None:
     return None
 
 
+def _check_since(since: dict[str, Since], topics: list[str]) -> str | None:
+    if not since.keys() <= set(topics):
+        return "payload.since: a topic that is not in payload.topics"
+    for each in since.values():
+        is_position = each.epoch is not None or each.offset is not None
+        if is_position + (each.last is not None) + (each.seconds is not None) != 1:
+            return "payload.since: expected one of epoch with offset, last, and seconds, for each topic"
+        if is_position:
+            epoch, offset = each.epoch, each.offset
+            if epoch is None or not (0 < len(epoch) <= MAX_ID_LENGTH and epoch.isascii() and epoch.isprintable()):
+                return f"payload.since: epoch must be 1 to {MAX_ID_LENGTH} printable ASCII characters"
+            if offset is None or not 0 <= offset < 2**63:
+                return "payload.since: offset must be a whole number from 0, of at most 63 bits"
+        elif each.last is not None and not 1 <= each.last <= MAX_LAST:
+            return f"payload.since: last must be from 1 to {MAX_LAST}"
+        elif each.seconds is not None and not 0 < each.seconds <= MAX_SINCE_SECONDS:
+            return f"payload.since: seconds must be above 0 and at most {MAX_SINCE_SECONDS:.0f}"
+    return None
+
+
 def _check_other(
     payload: Command | Describe | Subscribe | Unsubscribe | Cancel | Authorize | Resume | Ack,
 ) -> str | None:
@@ -615,6 +653,8 @@ def _check_other(
             reason = check_pattern(topic)
             if reason is not None:
                 return f"payload.topics: {reason}"
+        if isinstance(payload, Subscribe) and payload.since:
+            return _check_since(payload.since, payload.topics)
     elif isinstance(payload, Describe) and payload.service is not None:
         return _check_call(payload.service, "describe", Raw(b"{}"))
     return None
@@ -726,6 +766,12 @@ def encode_event(topic: str, event: bytes | Raw, trace_id: str | None = None) ->
     return (b'{"type":"event","payload":{"topic":%b,"event":%b%b}}' % (encode_json(topic), event, trace)).decode()
 
 
+def encode_kept_event(topic: str, event: bytes | Raw, trace_id: str | None, epoch: str, offset: int) -> str:
+    """Encode an event of a topic with history, with its position there."""
+    frame = encode_event(topic, event, trace_id)
+    return f'{frame[:-2]},"position":{{"epoch":"{epoch}","offset":{offset}}}}}}}'
+
+
 def on_one_line(frame: str) -> str:
     """Return ``frame`` without line breaks, which in JSON stand between tokens only and mean nothing."""
     return frame.replace("\r", " ").replace("\n", " ") if "\n" in frame or "\r" in frame else frame
@@ -742,9 +788,12 @@ def encode_pong(payload: Raw) -> str:
     return (b'{"type":"pong","payload":%b}' % text).decode() if text else '{"type":"pong"}'
 
 
-def encode_topics(topics: Sequence[str]) -> bytes:
-    """Encode the result of a subscribe or unsubscribe: the topics that the connection is subscribed to now."""
-    return encode_json({"topics": topics})
+def encode_topics(topics: Sequence[str], history: Mapping[str, object] | None = None) -> bytes:
+    """Encode the result of a subscribe or unsubscribe: the topics that the connection is subscribed to now.
+
+    ``history`` tells, for each topic that begins in the past, the events that follow.
+    """
+    return encode_json({"topics": topics} if not history else {"topics": topics, "history": history})
 
 
 # --- counted frames -------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ from .routing.statistics import MeshStatistics
 from .sessions import Resumption
 from .settings import Settings
 from .wire import Description, Mesh
+from .wire.history import KeptTopic
 from .wire.interface import NamedMesh
 
 __all__ = ["MeshStatistics", "ServiceMeshManager", "ServiceMeshManagerController"]
@@ -65,8 +66,8 @@ class ServiceMeshManager:
     """Forwards calls to the mesh, tracks those in flight, and brings replies and events to their connections.
 
     It is an async context manager: the mesh connection and the tasks that it owns (deadlines, the controller's events,
-    messages between the processes of the gateway) live as long as the context. ``name`` tells its log lines from those
-    of other transports; ``clock`` is a monotonic clock, in seconds.
+    messages between the processes of the gateway) live as long as the context. ``kept_topics`` have a history.
+    ``name`` tells its log lines from those of other transports; ``clock`` is a monotonic clock, in seconds.
 
     The methods from :meth:`request` to :meth:`unrevoke` are for the host application: the policy for clients does not
     apply to them, and they raise NotStartedError outside the gateway's lifespan.
@@ -80,6 +81,7 @@ class ServiceMeshManager:
         policy: Policy,
         service_controller: ServiceMeshManagerController | None = None,
         *,
+        kept_topics: Iterable[KeptTopic] = (),
         name: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -97,7 +99,9 @@ class ServiceMeshManager:
         self.calls = CallsInFlight(settings, mesh, policy, limits, self.statistics, clock)
         catalogue = Catalogue(policy, self.calls.descriptions)
         self.client_calls = ClientCalls(settings, policy, limits, self.calls, catalogue, self.statistics, clock)
-        self.events = EventRouter(settings, handler_manager, mesh, policy, self.controller, self.statistics, clock)
+        self.events = EventRouter(
+            settings, handler_manager, mesh, policy, self.controller, self.statistics, clock, kept_topics
+        )
         self._local = local = LocalUsers(handler_manager, settings.instance_id)
         self.fleet = Fleet(mesh, settings.instance_id, clock, local.answer)
         users = FleetUsers(local, self.fleet, settings.outbox_size)
@@ -139,6 +143,7 @@ class ServiceMeshManager:
             tasks.start_soon(self.revoker.close_connections, name="revoked connections")
             if self.online is not None:
                 tasks.start_soon(self.online.run, name="presence")
+            await stack.enter_async_context(self.events.history)
             await stack.enter_async_context(self.resumption)
             await stack.enter_async_context(self._mesh)
             if self.online is not None:
@@ -184,7 +189,7 @@ class ServiceMeshManager:
     @property
     def warnings(self) -> list[str]:
         """The parts of the gateway that do without a permission of the broker, in words for an operator."""
-        return [*self._mesh.warnings, *self.events.warnings]
+        return [*self._mesh.warnings, *self.events.own_topics.warnings]
 
     @property
     def in_flight(self) -> int:
@@ -219,7 +224,7 @@ class ServiceMeshManager:
 
     async def on_handler_arriving(self) -> None:
         """Have events with a target come to this process before its first connection is registered."""
-        await self.events.prepare()
+        await self.events.own_topics.prepare()
 
     def on_handler_registered(self, handler: Handler) -> None:
         """Note that the handler's user came, if this is the user's first connection here."""

@@ -136,6 +136,10 @@ class Settings:
     #: Bytes of frames kept for a session, and for all sessions of a process that have no connection.
     resume_buffer: int = 262144
     resume_memory: int = 67108864
+    #: Topic patterns whose events are kept, each with its time, as in "orders.#:1h".
+    history: Sequence[str] = ()
+    #: Events of the past that a subscription gets at most.
+    history_max: int = 1000
     write_timeout: float = 10.0
     max_connection_lifetime: float = 86400.0
     auth_timeout: float = 10.0
@@ -343,6 +347,7 @@ _MINIMUM: Final = {
     "resume_window": 0,
     "resume_buffer": 1024,
     "resume_memory": 0,
+    "history_max": 1,
 }
 #: Seconds; the longest time that becomes an AMQP expiration.
 _LONGEST_TIME: Final = 86400.0
@@ -350,6 +355,8 @@ _MAXIMUM: Final = {
     # A NuroPb 0.1.8 service crashes on JSON nested about 970 deep; the gateway's own envelope adds two levels.
     "max_json_depth": 256,
     "max_connection_lifetime": 30 * 86400.0,
+    # A client may ask for as many; each is in memory until it is sent.
+    "history_max": 100_000,
 }
 
 

@@ -12,6 +12,8 @@ export default defineConfig({
     // The client is in another directory of the repository, not in node_modules.
     fs: { allow: [".", "../../clients/js"] },
   },
+  // Its hooks use the React of this application.
+  resolve: { dedupe: ["react"] },
   // Dependencies that are found later would reload the page.
   optimizeDeps: { include: ["react", "react-dom/client", "react/jsx-runtime", "react/jsx-dev-runtime"] },
 });

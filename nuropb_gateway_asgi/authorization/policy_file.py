@@ -20,8 +20,7 @@ import anyio.to_thread
 from ..exceptions import SettingsError
 from ..settings import ENV_PREFIX
 from .rule_policy import RulePolicy
-from .rules import Rule
-from .syntax import parse_policy
+from .syntax import PolicyDocument, parse_document
 
 __all__ = ["MAX_FILE_SIZE", "PolicyFile", "Signature", "read_signature"]
 
@@ -40,7 +39,7 @@ Signature: TypeAlias = tuple[int, int, int, int, int] | None
 
 class _Loaded(NamedTuple):
     signature: Signature
-    rules: tuple[Rule, ...] = ()
+    document: PolicyDocument = PolicyDocument(())
     error: SettingsError | None = None
 
 
@@ -65,7 +64,9 @@ class PolicyFile:
         if loaded.error is not None:
             raise loaded.error
         self._signature = loaded.signature
-        self.policy: Final = RulePolicy(loaded.rules, own_service=own_service)
+        self.policy: Final = RulePolicy(loaded.document.rules, own_service=own_service)
+        #: The topics whose events are kept, as of the start.
+        self.history: Final = loaded.document.history
         #: The reason why the present content of the file is not in force, in one line; None if it is in force.
         self.problem: str | None = None
         #: The number of reloads since the start: ``ok`` and ``failed``.
@@ -112,8 +113,11 @@ class PolicyFile:
             return False
         self.reloads["ok"] += 1
         self.problem = None
-        self.policy.replace(loaded.rules)
-        logger.info("%s: policy reloaded, %d rules are in force", self._path, len(loaded.rules))
+        rules, history = loaded.document
+        self.policy.replace(rules)
+        logger.info("%s: policy reloaded, %d rules are in force", self._path, len(rules))
+        if history != self.history:
+            logger.warning("%s: history has changed; the change takes effect when the gateway starts again", self._path)
         return True
 
     @contextlib.contextmanager
@@ -154,7 +158,7 @@ def _load(path: str) -> _Loaded:
         with open(path, "rb") as file:
             signature = _signature(os.fstat(file.fileno()))
             data = file.read(MAX_FILE_SIZE)
-        return _Loaded(signature, parse_policy(data, path))
+        return _Loaded(signature, parse_document(data, path))
     except SettingsError as error:
         return _Loaded(signature, error=error)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name

@@ -10,16 +10,26 @@ import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, Never, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Never, TypeVar
 
 from ..exceptions import PolicyError
 from ..rates import MAX_COUNT, RATE_SYNTAX, CallRate, Rate, parse_rate
+from ..wire.history import (
+    BYTES_SYNTAX,
+    DEFAULT_BYTES,
+    LAST_BYTES,
+    TIME_SYNTAX,
+    KeptTopic,
+    check_kept_topics,
+    parse_bytes,
+    parse_time,
+)
 from .claims import Condition, Operator, Scalar
 from .patterns import CallPattern, TopicPattern
 from .rules import Action, Delivery, Rule, ToolOptions
 from .toml_lines import Lines
 
-__all__ = ["parse_policy"]
+__all__ = ["PolicyDocument", "parse_document", "parse_policy"]
 
 _KEYS: Final = ("allow", "deny", "methods", "topics", "when", "rate", "burst", "per", "delivery", "hints", "command")
 _HINTS: Final = ("read_only", "destructive", "idempotent", "open_world")
@@ -47,11 +57,25 @@ _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _KINDS: Final = ((str, "a long string"), (int | float, "a number"), (list, "a list"), (dict, "a table"))
 
 P = TypeVar("P", CallPattern, TopicPattern)
+T = TypeVar("T")
 _Choice = TypeVar("_Choice", bound=str)
+_HISTORY_SYNTAX: Final = 'a table such as { topics = ["orders.#"], for = "1h", bytes = "64MiB" }'
+
+
+class PolicyDocument(NamedTuple):
+    """The content of a policy file: the rules, in its order, and the topics whose events are kept."""
+
+    rules: tuple[Rule, ...]
+    history: tuple[KeptTopic, ...] = ()
 
 
 def parse_policy(data: bytes, source: str) -> tuple[Rule, ...]:
-    """Return the rules of a policy file, in its order. ``source`` is its name, for rules and errors.
+    """Return the rules of a policy file, in its order. Raises as :func:`parse_document`."""
+    return parse_document(data, source).rules
+
+
+def parse_document(data: bytes, source: str) -> PolicyDocument:
+    """Return the content of a policy file. ``source`` is its name, for rules and errors.
 
     Raises PolicyError for the first mistake.
     """
@@ -59,15 +83,55 @@ def parse_policy(data: bytes, source: str) -> tuple[Rule, ...]:
     document = _parse_toml(text, source)
     lines = Lines(text)
     for key in document:
-        if key != "rule":
-            _fail(source, lines.of_key(key), f"unknown key {key!r}", "[[rule]]")
+        if key not in ("rule", "history"):
+            _fail(source, lines.of_key(key), f"unknown key {key!r}", "[[rule]] or history")
     rules = document.get("rule")
     if rules is not None and not lines.rules:
         _fail(source, lines.of_key("rule"), "'rule' is not a list of tables", "[[rule]]")
     if not rules:
         # Most likely the file is being written, or was cut off: an operator who wants to allow nothing denies it.
         _fail(source, 1, "the file has no rule", "at least one [[rule]]")
-    return tuple(_RuleReader(table, source, *place).read() for table, place in zip(rules, lines.rules, strict=True))
+    return PolicyDocument(
+        tuple(_RuleReader(table, source, *place).read() for table, place in zip(rules, lines.rules, strict=True)),
+        _read_history(document["history"], source, lines.of_key("history")) if "history" in document else (),
+    )
+
+
+def _read_history(table: Any, source: str, line: int) -> tuple[KeptTopic, ...]:
+    """Return the topics whose events are kept. Raises PolicyError."""
+    if not isinstance(table, dict) or not table:
+        _fail(source, line, f"history is {_shown(table)}", _HISTORY_SYNTAX)
+    for key in table:
+        if key not in ("topics", "for", "bytes"):
+            _fail(source, line, f"history has {key!r}", _HISTORY_SYNTAX)
+    patterns = table.get("topics")
+    if not isinstance(patterns, list) or not patterns or not all(isinstance(each, str) for each in patterns):
+        _fail(
+            source,
+            line,
+            f"history: topics is {_shown(patterns) if patterns is not None else 'missing'}",
+            _HISTORY_SYNTAX,
+        )
+    seconds = _read_history_value(table, "for", "1h", parse_time, TIME_SYNTAX, source, line)
+    default = str(LAST_BYTES if seconds is None else DEFAULT_BYTES)
+    size = _read_history_value(table, "bytes", default, parse_bytes, BYTES_SYNTAX, source, line)
+    topics = tuple(KeptTopic(pattern, seconds, size) for pattern in patterns)
+    try:
+        check_kept_topics(topics)
+    except ValueError as error:
+        fact, _, expected = str(error).partition("; expected ")
+        _fail(source, line, f"history: {fact}", expected)
+    return topics
+
+
+def _read_history_value(
+    table: Mapping[str, Any], key: str, default: str, parse: Callable[[str], T], syntax: str, source: str, line: int
+) -> T:
+    text = table.get(key, default)
+    try:
+        return parse(text if isinstance(text, str) else "")
+    except ValueError:
+        _fail(source, line, f"history: {key} is {_shown(text)}", syntax)
 
 
 def _fail(source: str, line: int, wrong: str, expected: str) -> Never:

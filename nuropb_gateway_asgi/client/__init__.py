@@ -15,18 +15,19 @@ Importing it imports no web framework and no library of a broker. ``docs/clients
 * ``_calls``: calls that wait and calls in flight; ``_call``: one; ``_json``: their JSON; ``_backoff``: waits;
 * ``_subscriptions``: all subscriptions of a client; ``_subscription``: one; ``_events``: events and notices;
 * ``_state``: states of a connection, and the gateway's hello; ``_options``: settings; ``_emitter``: listeners;
-* ``errors``: the exceptions.
+* ``_upload``: a file in many calls; ``errors``: the exceptions.
 """
 
 from __future__ import annotations
 
 from ._backoff import Backoff
 from ._client import Client, connect
-from ._events import Dropped, Gap, GatewayEvent, UnsubscribedNotice
+from ._events import Dropped, Gap, GatewayEvent, Position, Recovered, UnsubscribedNotice
 from ._options import ClientOptions, Options, Reason, Token
 from ._state import Goodbye, Hello, Limits, State
 from ._subscription import Subscription
 from ._sync import SyncClient, SyncSubscription, connect_sync
+from ._upload import upload
 from .errors import (
     BadRequest,
     CallFailed,
@@ -78,7 +79,9 @@ __all__ = [
     "Options",
     "PayloadTooLarge",
     "PermissionDenied",
+    "Position",
     "Reason",
+    "Recovered",
     "ServiceError",
     "ServiceUnavailable",
     "State",
@@ -94,4 +97,5 @@ __all__ = [
     "UnsubscribedNotice",
     "connect",
     "connect_sync",
+    "upload",
 ]

@@ -48,10 +48,11 @@ class Call:
             self.future.set_exception(error)
 
 
-def encode_members(payload: Mapping[str, object], max_depth: int) -> bytes:
+def encode_members(payload: Mapping[str, object], max_depth: int, *, binary: bool = False) -> bytes:
     """Encode the members of a payload as JSON, each after a comma; None is left out. A frame has ``max_depth`` levels.
 
     Raises TypeError, which names the path, for a value that JSON lacks.
     """
-    text = encode({name: value for name, value in payload.items() if value is not None}, max_depth - 1)[1:-1]
+    members = {name: value for name, value in payload.items() if value is not None}
+    text = encode(members, max_depth - 1, binary=binary)[1:-1]
     return b"," + text if text else b""

@@ -49,6 +49,8 @@ class Calls:
     max_queue: int
     #: Levels of JSON in a frame that the gateway accepts.
     max_depth: int = 32
+    #: Whether bytes are sent as tagged objects.
+    binary: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -96,7 +98,7 @@ class Calls:
         if idempotency_key is not None or (idempotent and kind in _COUNTED):
             # One key for all its repetitions, so that the gateway joins them and the service can tell.
             more["idempotency_key"] = idempotency_key or secrets.token_hex(16)
-        members = encode_members({**payload, **more} if more else payload, self.max_depth)
+        members = encode_members({**payload, **more} if more else payload, self.max_depth, binary=self.binary)
         patience = self.limits.request_timeout if timeout is None else timeout
         call = Call(
             kind,

@@ -12,7 +12,7 @@ from ..protocol import MAX_ID_LENGTH, MAX_TRACE_ID_LENGTH, is_method, is_service
 from ..topics import check_pattern
 from ._call import Kind
 from ._connection import Connection
-from ._events import Dropped, Gap, GatewayEvent, UnsubscribedNotice
+from ._events import Dropped, Gap, GatewayEvent, Position, UnsubscribedNotice
 from ._options import ClientOptions, Options, Token
 from ._state import Goodbye, Hello, State
 from ._subscription import Subscription
@@ -125,8 +125,12 @@ class Client:
         callback: Callable[[GatewayEvent], object] | None = None,
         *,
         buffer: int = 1000,
+        since: Position | Mapping[str, object] | None = None,
     ) -> Subscription:
         """Subscribe to topics (``*`` matches one word, ``#`` any number of words).
+
+        Topics with history may begin in the past: ``since`` is the position of the last known event, ``{"last": 10}``
+        (at most 1000), or ``{"seconds": 300}``. The event ``recovered`` of the subscription tells the result.
 
         Events go to ``callback``, which runs on the event loop and must not block. Without one, iterate over the
         result: ``buffer`` events may wait, then the oldest are dropped and ``dropped`` reports it. Reconnections do
@@ -139,7 +143,8 @@ class Client:
             reason = check_pattern(_text("topics", topic))
             if reason is not None:
                 raise ValueError(f"topics: {reason}")
-        subscription = Subscription(wanted, callback, buffer, self._connection.subscriptions.end)
+        start = {"epoch": since.epoch, "offset": since.offset} if isinstance(since, Position) else since
+        subscription = Subscription(wanted, callback, buffer, self._connection.subscriptions.end, start)
         if self._connection.state.name == "closed":
             subscription.end(self._connection.closed_error())
         else:

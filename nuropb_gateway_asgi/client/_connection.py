@@ -58,7 +58,7 @@ class Connection:
             options.connect_timeout, options.ping_timeout, options.max_size, options.ssl, options.proxy
         )
         self.backoff = options.backoff
-        self.calls = Calls(options.backoff, options.grace, options.max_queue, options.max_depth)
+        self.calls = Calls(options.backoff, options.grace, options.max_queue, options.max_depth, options.binary)
         self.subscriptions = Subscriptions(self)
         self.state = State("connecting")
         self.hello: Hello | None = None
@@ -230,7 +230,7 @@ class Connection:
 
     def on_message(self, link: Link, data: str | bytes) -> None:
         """Handle one message from the gateway."""
-        frame = decode_frame(data)
+        frame = decode_frame(data, binary=self._options.binary)
         if frame is None:
             self.tell("warning", UnexpectedFrame("the gateway sent a message that is not a JSON object"))
             return
@@ -322,9 +322,9 @@ class Connection:
 
     # --- called by the subscriptions --------------------------------------------------------------------------
 
-    def ask(self, kind: Kind, topics: Sequence[str]) -> Call:
-        """Send a frame about ``topics`` to the gateway."""
-        return self.calls.ask(kind, {"topics": topics})
+    def ask(self, kind: Kind, topics: Sequence[str], since: Mapping[str, object] | None = None) -> Call:
+        """Send a frame about ``topics`` to the gateway; ``since`` has those that begin in the past."""
+        return self.calls.ask(kind, {"topics": topics, "since": since or None})
 
     def tell(self, name: str, value: object) -> None:
         """Call the listeners of ``name``. A warning without a listener is logged."""

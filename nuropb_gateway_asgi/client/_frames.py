@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
+from ._json import TAG, decode
+
 __all__ = ["PING", "decode_frame", "encode_pong", "is_counted"]
 
 PING: Final = '{"type":"ping"}'
@@ -15,13 +17,13 @@ _COUNTED: Final = frozenset({"response", "event", "error"})
 _NOT_COUNTED: Final = frozenset({"hello", "goodbye", "closed"})
 
 
-def decode_frame(data: str | bytes) -> dict[str, Any] | None:
-    """Decode a message; return None unless it is a JSON object in a text message."""
+def decode_frame(data: str | bytes, *, binary: bool = False) -> dict[str, Any] | None:
+    """Decode a message, with bytes if ``binary``; return None unless it is a JSON object in a text message."""
     if isinstance(data, bytes):
         return None
     try:
-        frame = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        frame = decode(data) if binary and TAG in data else msgspec.json.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return frame if isinstance(frame, dict) else None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ._calls import Calls
 from ._emitter import Emitter
-from ._events import GatewayEvent
+from ._events import GatewayEvent, read_position
 from ._state import Farewell
 from ._subscriptions import Subscriptions
 from .errors import UnexpectedFrame, call_failed, obeyed
@@ -65,6 +65,7 @@ class Incoming:
         if not isinstance(topic, str):
             self._tell("warning", UnexpectedFrame("the gateway sent an event without a topic"))
         elif not self._subscriptions.notice(topic, event):
-            received = GatewayEvent(topic, event, trace_id if isinstance(trace_id, str) else None)
+            position = read_position(payload.get("position"))
+            received = GatewayEvent(topic, event, trace_id if isinstance(trace_id, str) else None, position)
             self._emitter.emit("event", received)
             self._subscriptions.dispatch(received)

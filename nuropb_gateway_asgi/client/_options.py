@@ -45,6 +45,8 @@ class ClientOptions:
     max_queue: int = 10_000
     #: Levels of JSON in a frame that the gateway accepts (``MAX_JSON_DEPTH``).
     max_depth: int = 32
+    #: Whether bytes are sent as ``{"$bytes": "<base64>"}``, and such objects arrive as bytes.
+    binary: bool = False
     #: Maximum size of a message from the gateway, in bytes; None for no limit.
     max_size: int | None = 16 * 1024 * 1024
     #: For wss:// with certificates of your own; None for the system's.
@@ -67,6 +69,7 @@ class Options(TypedDict, total=False):
     grace: float
     max_queue: int
     max_depth: int
+    binary: bool
     max_size: int | None
     ssl: ssl_module.SSLContext | None
     proxy: str | Literal[True] | None

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, Self, overload
 
 from ..topics import matches
 from ._emitter import Emitter, guarded
-from ._events import Dropped, Gap, GatewayEvent
+from ._events import Dropped, Gap, GatewayEvent, Position, Recovered
 from .errors import GatewayError, Unsubscribed
 
 __all__ = ["Subscription"]
 
 #: The names that :meth:`Subscription.on` takes.
-SUBSCRIPTION_EVENTS: Final = frozenset({"gap", "dropped", "ended"})
+SUBSCRIPTION_EVENTS: Final = frozenset({"gap", "dropped", "ended", "recovered"})
 
 
 class Subscription:
@@ -32,8 +32,15 @@ class Subscription:
         callback: Callable[[GatewayEvent], object] | None,
         size: int,
         leave: Callable[[Subscription], None],
+        since: Mapping[str, object] | None = None,
     ) -> None:
         self.topics = topics
+        #: The start in the past that the application wants, for topics without a position.
+        self.since = since
+        #: The position of the latest event, by topic pattern.
+        self.positions: dict[str, Position] = {}
+        #: The answer to a subscription that begins in the past: events before it come again behind it.
+        self.awaited: asyncio.Future[Any] | None = None
         self._callback = callback
         self._leave = leave
         self._emitter = Emitter(SUBSCRIPTION_EVENTS)
@@ -66,6 +73,8 @@ class Subscription:
     def on(self, name: Literal["gap"], listener: Callable[[Gap], object]) -> Callable[[], None]: ...
     @overload
     def on(self, name: Literal["dropped"], listener: Callable[[Dropped], object]) -> Callable[[], None]: ...
+    @overload
+    def on(self, name: Literal["recovered"], listener: Callable[[Recovered], object]) -> Callable[[], None]: ...
     @overload
     def on(self, name: Literal["ended"], listener: Callable[[GatewayError | None], object]) -> Callable[[], None]: ...
     def on(self, name: str, listener: Callable[[Any], object]) -> Callable[[], None]:
@@ -127,8 +136,36 @@ class Subscription:
         """Return whether ``topic`` matches one of its patterns."""
         return any(matches(pattern, topic) for pattern in self.topics)
 
+    def start_of(self, topic: str) -> Mapping[str, object] | None:
+        """Return the place in the past at which ``topic`` has to begin, or None for the present."""
+        position = self.positions.get(topic)
+        return self.since if position is None else {"epoch": position.epoch, "offset": position.offset}
+
+    def note_answer(self, topic: str, position: Position) -> None:
+        """Take the position of ``topic`` from an answer, unless events are ahead of it."""
+        known = self.positions.get(topic)
+        if known is None or known.epoch != position.epoch or known.offset < position.offset:
+            self.positions[topic] = position
+
+    def _is_new(self, event: GatewayEvent) -> bool:
+        """Note the position of an event; return False if the event came before, or comes again behind an answer."""
+        if event.position is None:
+            return True
+        if self.awaited is not None and not self.awaited.done():
+            return False
+        is_new = False
+        for topic in self.topics:
+            if matches(topic, event.topic):
+                known = self.positions.get(topic)
+                if known is None or known.epoch != event.position.epoch or known.offset < event.position.offset:
+                    self.positions[topic] = event.position
+                    is_new = True
+        return is_new
+
     def deliver(self, event: GatewayEvent) -> None:
         """Pass an event to the callback, or keep it for the iteration."""
+        if not self._is_new(event):
+            return
         if self._callback is not None:
             guarded(self._callback, event)
             return

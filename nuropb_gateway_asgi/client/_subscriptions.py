@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from ._backoff import Backoff
 from ._call import Call, Kind
-from ._events import Dropped, Gap, GatewayEvent, UnsubscribedNotice
+from ._events import Dropped, Gap, GatewayEvent, Recovered, UnsubscribedNotice, read_position
 from ._subscription import Subscription
-from .errors import CallFailed, ConnectionClosed, ConnectionLost, GatewayError, Unsubscribed, obeyed
+from .errors import BadRequest, CallFailed, ConnectionClosed, ConnectionLost, GatewayError, Unsubscribed, obeyed
 
 __all__ = ["Subscriptions"]
+
+#: Attempts to go on in the past after which a subscription goes on without it.
+PAST_ATTEMPTS: Final = 5
 
 
 class Host(Protocol):
@@ -20,8 +23,8 @@ class Host(Protocol):
 
     backoff: Backoff
 
-    def ask(self, kind: Kind, topics: Sequence[str]) -> Call:
-        """Send a frame about ``topics`` to the gateway."""
+    def ask(self, kind: Kind, topics: Sequence[str], since: Mapping[str, object] | None = None) -> Call:
+        """Send a frame about ``topics`` to the gateway; ``since`` has those that begin in the past."""
 
     def tell(self, name: str, value: object) -> None:
         """Call the client's listeners of ``name``."""
@@ -147,14 +150,19 @@ class Subscriptions:
         if not wanted:
             return
         link = self._link
+        since = _starts(wanted)
 
         def on_answer(future: asyncio.Future[Any]) -> None:
             error = future.exception()
+            for each in wanted:
+                each.awaited = None
             wanted[:] = [each for each in wanted if each in self._all]  # without those that have ended meanwhile
             if self._link is not link or isinstance(error, ConnectionLost) or not wanted:
                 return  # the next connection subscribes again
             if error is None:
-                self._in_force(wanted)
+                self._in_force(wanted, _history_of(future.result()))
+            elif isinstance(error, CallFailed) and self._give_up_past(wanted, error, attempt):
+                self._enforce(wanted)
             elif isinstance(error, CallFailed) and error.retryable:
                 self._later(max(obeyed(error.retry_after), self._host.backoff.delay(attempt)), wanted, attempt + 1)
             elif len(wanted) > 1:
@@ -165,10 +173,39 @@ class Subscriptions:
                 assert isinstance(error, GatewayError)  # noqa: S101 - calls end with no other error
                 self._remove(wanted[0], error)
 
-        self._host.ask("subscribe", _patterns(wanted)).future.add_done_callback(on_answer)
+        future = self._host.ask("subscribe", _patterns(wanted), since).future
+        for each in wanted:
+            each.awaited = future if since.keys() & set(each.topics) else None
+        future.add_done_callback(on_answer)
 
-    def _in_force(self, subscriptions: Iterable[Subscription]) -> None:
-        again = [each for each in subscriptions if each.enter_force()]
+    def _give_up_past(self, subscriptions: Iterable[Subscription], error: CallFailed, attempt: int) -> bool:
+        """Forget the positions of subscriptions if the gateway has no history any more. Returns whether there were any.
+
+        A start that the application asked for is not given up.
+        """
+        if not isinstance(error, BadRequest) and attempt < PAST_ATTEMPTS:
+            return False
+        had = [each for each in subscriptions if each.in_force and each.positions]
+        for each in had:
+            each.positions.clear()
+            each.since = None
+        return bool(had)
+
+    def _in_force(self, subscriptions: Iterable[Subscription], history: Mapping[str, Mapping[str, Any]]) -> None:
+        again = []
+        for each in subscriptions:
+            found = {topic: history[topic] for topic in each.topics if topic in history}
+            recovered = all(part["recovered"] for part in found.values())
+            was_in_force = each.enter_force()
+            for topic, part in found.items():
+                position = read_position(part)
+                if position is not None and not part["count"]:  # else the position is that of the events to come
+                    each.note_answer(topic, position)
+            if found:
+                notice = Recovered(list(found), recovered, sum(part["count"] for part in found.values()))
+                each.tell("recovered", notice)
+            if was_in_force and not (recovered and len(found) == len(each.topics)):
+                again.append(each)
         if again:
             self._gap(Gap("reconnected", _patterns(again)), again)
 
@@ -188,3 +225,37 @@ class Subscriptions:
 
 def _patterns(subscriptions: Iterable[Subscription]) -> list[str]:
     return list(dict.fromkeys(pattern for each in subscriptions for pattern in each.topics))
+
+
+def _starts(subscriptions: Iterable[Subscription]) -> dict[str, Mapping[str, object]]:
+    """Return the places in the past at which topics begin."""
+    starts: dict[str, Mapping[str, object]] = {}
+    for each in subscriptions:
+        for topic in each.topics:
+            start = each.start_of(topic)
+            if start is not None and _is_earlier(start, starts.get(topic)):
+                starts[topic] = start
+    return starts
+
+
+def _is_earlier(start: Mapping[str, object], other: Mapping[str, object] | None) -> bool:
+    if other is None:
+        return True
+    one, two = start.get("offset"), other.get("offset")
+    # What an application asks for counts before the position of another subscription.
+    return two is not None and (one is None or (isinstance(one, int) and isinstance(two, int) and one < two))
+
+
+def _history_of(result: object) -> dict[str, Mapping[str, Any]]:
+    """Return the sound parts of the member ``history`` of an answer."""
+    given = result.get("history") if isinstance(result, dict) else None
+    found: dict[str, Mapping[str, Any]] = {}
+    for topic, part in given.items() if isinstance(given, dict) else ():
+        if isinstance(part, dict):
+            count = part.get("count")
+            found[topic] = {
+                **part,
+                "recovered": part.get("recovered") is True,
+                "count": count if isinstance(count, int) else 0,
+            }
+    return found

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from ._client import Client
-from ._events import GatewayEvent
+from ._events import GatewayEvent, Position
 from ._options import ClientOptions, Options, Token
 from ._state import Hello, State
 from ._subscription import Subscription
@@ -137,14 +137,17 @@ class SyncClient:
         callback: Callable[[GatewayEvent], object] | None = None,
         *,
         buffer: int = 1000,
+        since: Position | Mapping[str, object] | None = None,
     ) -> SyncSubscription:
-        """Subscribe to topics. Returns when the subscription is in force; raises the typed error if it is refused.
+        """Subscribe to topics, as :meth:`Client.subscribe` does.
+
+        Returns when the subscription is in force; raises the typed error if it is refused.
 
         ``callback`` runs in the client's thread, and must not call methods of the client.
         """
 
         async def subscribe() -> Subscription:
-            return await self._client.subscribe(topics, callback, buffer=buffer).__aenter__()
+            return await self._client.subscribe(topics, callback, buffer=buffer, since=since).__aenter__()
 
         return SyncSubscription(self._background.run(subscribe()), self._background)
 
@@ -196,6 +199,10 @@ class SyncSubscription:
 
         if self._background.is_running:
             self._background.run(unsubscribe())
+
+    def close(self) -> None:
+        """End the subscription, for ``contextlib.closing``; a :meth:`receive` of another thread ends at once."""
+        self.unsubscribe()
 
 
 class _Background:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from .._version import __version__
 from ..limits.slices import METHODS_PER_SLICE
 from ..protocol import SUBPROTOCOL, ErrorCode
-from .frames import ID, NOTICES, QUESTIONS, TRACE_ID
+from .frames import ID, NOTICES, POSITION, QUESTIONS, TRACE_ID
 from .model import Contract, Method, Place, Schema, Service, distinct_names, error_schema, sentence_of
 from .steps import finish
 
@@ -154,7 +154,12 @@ class _Writer:
         payload = {
             "type": "object",
             "required": ["topic", "event"],
-            "properties": {"topic": topic, "event": event, "trace_id": {"$ref": "#/components/schemas/traceId"}},
+            "properties": {
+                "topic": topic,
+                "event": event,
+                "trace_id": {"$ref": "#/components/schemas/traceId"},
+                "position": POSITION,
+            },
         }
         self._message(key, summary, {"const": "event"}, payload)
         self._send(key, summary, extension)

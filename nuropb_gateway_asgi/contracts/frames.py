@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..protocol import MAX_ID_LENGTH, MAX_TRACE_ID_LENGTH, SUBPROTOCOL
+from ..protocol import MAX_ID_LENGTH, MAX_LAST, MAX_SINCE_SECONDS, MAX_TRACE_ID_LENGTH, SUBPROTOCOL
 from .model import Schema
 
-__all__ = ["ID", "NOTICES", "QUESTIONS", "TRACE_ID"]
+__all__ = ["ID", "NOTICES", "POSITION", "QUESTIONS", "TRACE_ID"]
 
 ID: Final[Schema] = {
     "type": "string",
@@ -26,6 +26,35 @@ _TOPICS: Final[Schema] = {
     "items": {"type": "string"},
     "description": "Patterns: words separated by dots. `*` matches one word, `#` any number of words.",
 }
+#: The place of an event in the history of its topic.
+POSITION: Final[Schema] = {
+    "type": "object",
+    "required": ["epoch", "offset"],
+    "properties": {
+        "epoch": {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH},
+        "offset": {"type": "integer", "minimum": 0},
+    },
+    "description": "The place of an event in the history of its topic. Only with topics that have a history.",
+}
+_SINCE: Final[Schema] = {
+    "type": "object",
+    "additionalProperties": {
+        "oneOf": [
+            POSITION,
+            {
+                "type": "object",
+                "required": ["last"],
+                "properties": {"last": {"type": "integer", "minimum": 1, "maximum": MAX_LAST}},
+            },
+            {
+                "type": "object",
+                "required": ["seconds"],
+                "properties": {"seconds": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_SINCE_SECONDS}},
+            },
+        ]
+    },
+    "description": "Begin some of these topics in the past: behind a position, with the last events, or seconds ago.",
+}
 #: Frames to the gateway that get a response: by type, the summary and the schema of the payload.
 QUESTIONS: Final[dict[str, tuple[str, Schema]]] = {
     "authorize": (
@@ -34,7 +63,7 @@ QUESTIONS: Final[dict[str, tuple[str, Schema]]] = {
     ),
     "subscribe": (
         "Receive events of these topics from now on. Either all topics are accepted or none.",
-        {"type": "object", "required": ["topics"], "properties": {"topics": _TOPICS}},
+        {"type": "object", "required": ["topics"], "properties": {"topics": _TOPICS, "since": _SINCE}},
     ),
     "unsubscribe": (
         "Receive no more events of these topics.",

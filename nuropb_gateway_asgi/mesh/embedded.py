@@ -13,7 +13,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -22,8 +22,10 @@ from ..identifiers import new_id
 from ..tasks import TaskOwner
 from ..topics import TopicTree
 from ..wire.codec import InvalidMessage, NotJson, decode_event, decode_reply, encode_event
+from ..wire.history import HistoryLog, KeptTopic
 from ..wire.interface import CallMessage, MeshReceiver
 from ..wire.services import Runnable, as_target, call_service, deliver_event, to_json
+from .embedded_history import EmbeddedHistory, KeptEvents
 
 __all__ = ["EmbeddedMesh"]
 
@@ -53,6 +55,8 @@ class EmbeddedMesh:
         self._address = new_id()
         #: The running meshes of all transports, by their addresses.
         self._running: dict[str, _Running] = {}
+        #: The kept events, by pattern; shared by all transports.
+        self._kept: dict[str, KeptEvents] = {}
 
     @property
     def connected(self) -> bool:
@@ -76,7 +80,13 @@ class EmbeddedMesh:
 
     def for_transport(self, instance_id: str) -> EmbeddedMesh:
         """Make the mesh of another transport, with the very same services."""
-        return _TransportMesh(self._services, self._running, self._service_name)
+        return _TransportMesh(self._services, self._running, self._kept, self._service_name)
+
+    def keep_history(self, topics: Iterable[KeptTopic]) -> dict[str, HistoryLog]:
+        """Keep the events of these topics in memory, for all transports."""
+        return {
+            topic.pattern: EmbeddedHistory(self._kept.setdefault(topic.pattern, KeptEvents(topic))) for topic in topics
+        }
 
     async def __aenter__(self) -> EmbeddedMesh:
         self._tasks = await self._stack.enter_async_context(TaskOwner())
@@ -147,7 +157,7 @@ class EmbeddedMesh:
         """Give the event to the subscribed transports, and to every other service that handles events."""
         tasks = self._group()
         subscribed = [each.receiver for each in self._running.values() if each.subscriptions.match(topic)]
-        if subscribed:
+        if subscribed or self._kept:
             correlation_id = new_id()
             body = encode_event(
                 topic, event, context=context, trace_id=trace_id, correlation_id=correlation_id, target=target
@@ -160,6 +170,8 @@ class EmbeddedMesh:
             else:
                 for receiver in subscribed:
                     asyncio.get_running_loop().call_soon(receiver.on_event, message)
+                for kept in self._kept.values():
+                    kept.take(message)
         for name, service in self._services.items():
             if name != self._service_name and hasattr(service, "_handle_event_"):
                 tasks.start_soon(
@@ -233,10 +245,17 @@ class EmbeddedMesh:
 class _TransportMesh(EmbeddedMesh):
     """The mesh of another transport, with the services of the first mesh, which also takes the controller's calls."""
 
-    def __init__(self, services: dict[str, object], running: dict[str, _Running], service_name: str) -> None:
+    def __init__(
+        self,
+        services: dict[str, object],
+        running: dict[str, _Running],
+        kept: dict[str, KeptEvents],
+        service_name: str,
+    ) -> None:
         super().__init__({}, service_name=service_name)
         self._services = services
         self._running = running
+        self._kept = kept
 
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
         """Set the receiver of messages."""

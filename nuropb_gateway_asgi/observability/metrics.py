@@ -78,6 +78,9 @@ _COUNTERS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
     ("dropped", "Replies and events dropped, by reason", ("reason", "transport")),
     ("mesh_reconnects", "Reconnections to the broker", ("transport",)),
     ("events", "Events received from the mesh", ("transport",)),
+    ("kept_events", "Live events of topics with history, for at least one client", ("transport",)),
+    ("replayed_events", "Events of the past that were sent to clients", ("transport",)),
+    ("subscriptions_recovered", "Topics that began in the past, by success", ("recovered", "transport")),
     ("rate_limited", "Frames over a rate limit, by the limit's scope", ("scope", "transport")),
     ("subscriptions_ended", "Subscriptions ended by the policy", ("transport",)),
     ("sessions_resumed", "Answers to resume: resumed, or the reason why not", ("reason", "transport")),
@@ -214,6 +217,11 @@ class Metrics:
         self._carry("sessions_handed_over", manager.resumption.departures.count, "out", name)
         self._carry("sessions_handed_over", manager.resumption.arrivals.count, "in", name)
         self._carry("events", statistics.events, name)
+        self._carry("kept_events", statistics.kept_events, name)
+        self._carry("replayed_events", statistics.replayed_events, name)
+        recovered = statistics.catch_ups - statistics.failed_catch_ups
+        self._carry("subscriptions_recovered", recovered, "yes", name)
+        self._carry("subscriptions_recovered", statistics.failed_catch_ups, "no", name)
         self._carry("subscriptions_ended", statistics.denied_subscriptions, name)
         self._carry("mesh_reconnects", mesh.get("reconnects", 0), name)
         self._carry("published", mesh.get("published", 0), name)

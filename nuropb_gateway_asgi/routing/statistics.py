@@ -28,3 +28,9 @@ class MeshStatistics(msgspec.Struct):
     dropped_controller_events: int = 0
     #: Subscriptions ended because the policy, or a newer token, allows them no longer.
     denied_subscriptions: int = 0
+    #: Live events of topics with history, and events of the past that clients got.
+    kept_events: int = 0
+    replayed_events: int = 0
+    #: Subscriptions that began in the past, and those of them of which a part was missing.
+    catch_ups: int = 0
+    failed_catch_ups: int = 0

@@ -106,7 +106,13 @@ class Departures:
 
     def on_take(self, take: Take, reply: Callable[[bytes], None]) -> None:
         """Hand a claimed session over, once every event that was routed to this process before is in its buffer."""
-        self._mesh.when_events_are_in(functools.partial(self._hand_over, take.claim, reply))
+        self._mesh.when_events_are_in(functools.partial(self._finish_answers, take.claim, reply))
+
+    def _finish_answers(self, claim: str, reply: Callable[[bytes], None]) -> None:
+        """Hand a session over once its subscriptions in the past are answered."""
+        if claim in self._claims:
+            session = self._claims[claim][0].session
+            self._events.history.when_answered(session, functools.partial(self._hand_over, claim, reply))
 
     def _hand_over(self, claim: str, reply: Callable[[bytes], None]) -> None:
         record, events = self._claims.pop(claim, (None, []))
@@ -124,6 +130,7 @@ class Departures:
             topics=self._events.topics_of(session),
             calls=self._leave_behind(session, record.taker),
             events=events,
+            positions=self._events.positions_of(session),
         )
         reply(_encode(state))
         self.count += 1

@@ -97,6 +97,8 @@ class State(Struct, omit_defaults=True):
     calls: list[CallState]
     #: The ids of the events that the session got since it was claimed.
     events: list[str]
+    #: The epoch and offset of the last event that it got of each history, by the history's pattern.
+    positions: dict[str, tuple[str, int]] = {}
 
 
 Question: TypeAlias = Claim | Take | Forward | Cancel

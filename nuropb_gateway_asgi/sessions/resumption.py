@@ -235,6 +235,7 @@ class Resumption:
             self.arrivals.take_in(session, frame, found)
             record = self.store.add(session, digest_of(key))
             self._renew_and_answer(record, frame, digest_of(key))
+            self._events.continue_after(session, found.state.positions)
             if not session.connected:  # the client may come back with the key that it used
                 self.keeper.park(record)
             self._handlers.close_arrived(session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -368,6 +369,43 @@ async def test_a_tab_of_another_user_has_another_connection(browser: Browser) ->
         assert set_.connections == 2
         who = [await tab.evaluate("gateway.request('demo', 'whoami').then(({ user_id }) => user_id)") for tab in tabs]
         assert who == ["alice", "bob", "alice", "bob"]
+
+
+async def test_tabs_of_several_users_that_open_at_once_share_one_connection_for_each_user(browser: Browser) -> None:
+    async with stage(browser) as set_:
+        users = ["alice", "bob", "bob", "carol", "carol", "alice", "bob"]
+        tabs = [await set_.tab() for _ in users]
+        await asyncio.gather(*(set_.client(user, tab, shared=True) for user, tab in zip(users, tabs, strict=True)))
+        assert set_.connections == 3
+        sessions = {
+            (user, await tab.evaluate("gateway.hello.session_id")) for user, tab in zip(users, tabs, strict=True)
+        }
+        assert len(sessions) == 3
+
+
+async def test_integers_of_64_bits_pass_through_a_shared_connection(browser: Browser) -> None:
+    async with stage(browser) as set_:
+        tab = await set_.tab()
+        answer = await tab.evaluate(
+            """(() => {
+              const isBig = (value) => Number.isInteger(value) && !Number.isSafeInteger(value);
+              const parse = (text) => JSON.parse(text, (_, value, { source }) => isBig(value) ? BigInt(source) : value);
+              const stringify = (value) =>
+                JSON.stringify(value, (_, each) => (typeof each === "bigint" ? JSON.rawJSON(String(each)) : each));
+              const options = { getToken: () => "alice", shared: true, parse, stringify };
+              globalThis.gateway = client.connect("/ws", options);
+              const sent = gateway.request("demo", "echo", { n: 2n ** 63n - 1n, m: 1.5 });
+              return sent.then(({ n, m }) => `${typeof n} ${n} ${m}`);
+            })()"""
+        )
+        assert answer == f"bigint {2**63 - 1} 1.5"
+
+
+async def test_the_gateways_own_module_still_serves_as_the_script_of_the_worker(browser: Browser) -> None:
+    async with stage(browser) as set_:
+        tabs = [await set_.client("alice", shared=True, workerUrl="/client.js") for _ in range(2)]
+        assert [await tab.evaluate("gateway.request('demo', 'add', { a: 2, b: 3 })") for tab in tabs] == [5, 5]
+        assert set_.connections == 1
 
 
 async def test_a_tab_whose_token_is_refused_is_alone_with_that(browser: Browser) -> None:

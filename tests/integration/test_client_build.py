@@ -22,7 +22,9 @@ from tests.kit.javascript import node
 from tests.kit.processes import ROOT
 from tests.servers.javascript import CLIENT
 
-SHIPPED = Path(nuropb_gateway_asgi.__file__).parent / "static" / "client.js"
+STATIC = Path(nuropb_gateway_asgi.__file__).parent / "static"
+SHIPPED = STATIC / "client.js"
+SHIPPED_WORKER = STATIC / "client-worker.js"
 
 
 async def run(*command: str) -> str:
@@ -37,6 +39,7 @@ async def test_what_is_shipped_is_what_the_sources_make(tmp_path: Path) -> None:
     await run(*node(), vite, "build", "--outDir", str(tmp_path), "--emptyOutDir", "--logLevel", "error")
     assert (tmp_path / "client.js").read_bytes() == SHIPPED.read_bytes(), "run make client to ship a new build"
     assert (CLIENT / "dist" / "client.js").read_bytes() == SHIPPED.read_bytes()
+    assert (CLIENT / "dist" / "nuropb-gateway-worker.js").read_bytes() == SHIPPED_WORKER.read_bytes()
 
 
 def test_the_client_has_the_gateways_version() -> None:
@@ -71,6 +74,9 @@ async def test_the_gateway_serves_the_client_to_pages_of_any_origin() -> None:
         assert response.headers["content-type"] == "text/javascript; charset=utf-8"
         assert response.headers["access-control-allow-origin"] == "*"
         assert response.headers["cache-control"] == "no-cache"
+        worker = await http.get(gateway.site.http("/client-worker.js"))
+        assert (worker.status_code, worker.content) == (200, SHIPPED_WORKER.read_bytes())
+        assert worker.headers["content-type"] == "text/javascript; charset=utf-8"
         etag = response.headers["etag"]
         for known in (etag, f"W/{etag}", f'"other", {etag}'):
             response = await http.get(gateway.site.http("/client.js"), headers={"If-None-Match": known})

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 from asyncio.subprocess import PIPE, STDOUT
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,26 @@ const told = (value) => console.log(JSON.stringify(value));
 const problem = (error) => `${error.name}: ${error.message}`;
 """
 
+#: An application that uses the types of every entry but React's, whose types need those of React.
+USE_OF_TYPES = """
+import { connect, type ConnectOptions, type Position } from "nuropb-gateway-client";
+import { connect as connectTabs } from "nuropb-gateway-client/shared";
+import { eventSource } from "nuropb-gateway-client/event-source";
+import { json } from "nuropb-gateway-client/json";
+import { upload } from "nuropb-gateway-client/upload";
+
+declare const token: string | undefined;
+declare const last: Position | undefined;
+const options: ConnectOptions = { token, backoff: { base: 1 }, ...json({ bigint: true, bytes: true }) };
+const gateway = connect("ws://gateway/ws", options);
+export const sum: Promise<number> = gateway.request<number>("demo", "add", { a: 1 }, { timeout: undefined });
+gateway.subscribe<{ n: number }>("a", ({ event }) => event.n.toFixed(), { buffer: undefined, since: last });
+gateway.on("state", (state) => state.name === "closed" && state.error?.closeCode.toFixed());
+connectTabs("/ws", { getToken: () => "a", shared: true, workerUrl: undefined }).close();
+eventSource("/events", { token }).onmessage = ({ data }) => data.toUpperCase();
+export const done = upload<string>(gateway, new Blob([]), { service: "a", method: "b", params: undefined });
+"""
+
 
 async def run(program: str, *, begin: str = BEGIN) -> Any:
     """Run a program and return the value that it tells."""
@@ -40,19 +61,26 @@ async def run(program: str, *, begin: str = BEGIN) -> Any:
 # --- the package --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["index.js", "client.js"])
+@pytest.mark.parametrize("name", ["index.js", "client.js", "nuropb-gateway-worker.js"])
 async def test_a_module_has_less_than_14_kb_with_compression(name: str) -> None:
     assert node()
     assert len(gzip.compress((CLIENT / "dist" / name).read_bytes(), 9)) < 14_000
 
 
-@pytest.mark.parametrize("name", ["index.js", "cjs/index.js"])
-async def test_the_main_module_runs_where_there_is_no_import_meta(name: str) -> None:
+@pytest.mark.parametrize("entry", ["index", "react", "json", "upload", "event-source"])
+@pytest.mark.parametrize("folder", ["", "cjs/"])
+async def test_the_modules_run_where_there_is_no_import_meta(folder: str, entry: str) -> None:
     assert node()
-    module = (CLIENT / "dist" / name).read_text()
+    module = (CLIENT / "dist" / f"{folder}{entry}.js").read_text()
     assert "import.meta" not in module
     assert "import(" not in module
-    assert str(CLIENT) not in module
+
+
+async def test_no_file_of_the_package_has_a_path_of_the_machine_that_built_it() -> None:
+    assert node()
+    files = [each for each in (CLIENT / "dist").rglob("*") if each.is_file()]
+    assert len(files) > 20
+    assert [each.name for each in files if str(CLIENT) in each.read_text() or "file://" in each.read_text()] == []
 
 
 async def test_commonjs_has_the_names_of_the_module() -> None:
@@ -67,6 +95,46 @@ console.log(JSON.stringify([module, required, shared].map(names)));
     module, required, shared = await run(program, begin="")
     assert module == required == shared
     assert "connect" in module
+
+
+@pytest.mark.parametrize("entry", ["json", "upload", "event-source"])
+async def test_an_entry_has_the_same_names_in_both_kinds_of_modules(entry: str) -> None:
+    program = f"""
+import {{ createRequire }} from "node:module";
+import * as module from "nuropb-gateway-client/{entry}";
+const required = createRequire(import.meta.url)("nuropb-gateway-client/{entry}");
+console.log(JSON.stringify([module, required].map((each) => Object.keys(each).sort())));
+"""
+    module, required = await run(program, begin="")
+    assert module == required != []
+
+
+@pytest.mark.parametrize("resolution", ["node16", "nodenext", "bundler"])
+async def test_the_types_pass_in_strict_applications(resolution: str, tmp_path: Path) -> None:
+    assert node()
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "nuropb-gateway-client").symlink_to(CLIENT)
+    (tmp_path / "module.mts").write_text(USE_OF_TYPES)
+    (tmp_path / "commonjs.cts").write_text(USE_OF_TYPES.replace("/shared", ""))
+    options = ["--module", "esnext" if resolution == "bundler" else resolution, "--moduleResolution", resolution]
+    strict = ["--noEmit", "--strict", "--exactOptionalPropertyTypes", "--skipLibCheck", "false", "--types", ""]
+    files = [str(tmp_path / name) for name in ("module.mts", "commonjs.cts")]
+    tsc = str(CLIENT / "node_modules" / "typescript" / "bin" / "tsc")
+    process = await asyncio.create_subprocess_exec(
+        node()[0],
+        tsc,
+        *options,
+        *strict,
+        "--target",
+        "es2022",
+        "--ignoreConfig",
+        *files,
+        cwd=tmp_path,
+        stdout=PIPE,
+        stderr=STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert (process.returncode, output.decode()) == (0, "")
 
 
 async def test_shared_says_that_it_is_an_entry_of_its_own() -> None:
@@ -340,10 +408,12 @@ async def test_the_application_is_asked_for_one_token_at_a_time() -> None:
     program = """
 let asking = 0, most = 0;
 const reasons = [];
+let release;
+const connecting = new Promise((resolve) => (release = resolve));
 const getToken = async (reason) => {
   reasons.push(reason);
   most = Math.max(most, ++asking);
-  await new Promise((resolve) => setTimeout(resolve, 20));
+  if (reason === "refresh") await connecting;
   asking--;
   return "token";
 };
@@ -351,8 +421,9 @@ const backoff = { base: 0, cap: 0 };
 const client = connect("ws://gateway/ws", { WebSocket: FakeSocket, getToken, tokenIn: "frame", backoff });
 while (FakeSocket.all.length === 0) await settled();
 FakeSocket.last.onopen({});
-FakeSocket.last.receive("event", { topic: "hello", event: { expires_at: Date.now() / 1000 + 0.01, limits: {} } });
+FakeSocket.last.receive("event", { topic: "hello", event: { expires_at: Date.now() / 1000 + 0.5, limits: {} } });
 while (reasons.length < 2) await settled();
+client.on("state", ({ name }) => name === "connecting" && setTimeout(release));
 FakeSocket.last.onclose({ code: 1006, reason: "" });
 while (FakeSocket.all.length < 2) await settled();
 told([reasons, most]);

@@ -526,6 +526,9 @@ async def test_everything_can_be_done_without_asyncio(gateway: RunningGateway) -
                 with pytest.raises(TimeoutError):
                     events.receive(timeout=0.01)
             assert list(events) == []
+            with contextlib.closing(client.subscribe("demo.news")) as others:
+                pass
+            assert list(others) == []
             with pytest.raises(PermissionDenied):
                 client.subscribe("secret.#")
             got: list[GatewayEvent] = []
@@ -625,3 +628,9 @@ async def test_a_script_that_forgets_to_close_ends_all_the_same(gateway: Running
     )  # fmt: skip
     said = await asyncio.wait_for(process.communicate(), 20)
     assert (process.returncode, said) == (0, (b"5\n", b""))
+
+
+async def test_bytes_travel_both_ways(gateway: RunningGateway) -> None:
+    async with connect(gateway.url, token="alice", binary=True) as client:
+        sent = {"data": b"\x00\xff", "list": [b""], "text": "$bytes"}
+        assert await client.request("demo", "echo", sent) == sent

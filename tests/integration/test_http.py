@@ -69,7 +69,8 @@ async def test_the_result_is_the_body(client: HTTPClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/rpc/demo/add/", "/events/", "/livez/", "/readyz/", "/client.js/", "/asyncapi.json/"]
+    "path",
+    ["/rpc/demo/add/", "/events/", "/livez/", "/readyz/", "/client.js/", "/client-worker.js/", "/asyncapi.json/"],
 )
 async def test_a_slash_too_many_is_not_a_redirect(client: HTTPClient, path: str) -> None:
     for method in ("GET", "POST"):

@@ -234,14 +234,21 @@ class _Actor:
             _compare(id_, await self._client.request(service, method, {"id": id_}, **options))
 
     def _subscribe(
-        self, name: str, topics: Any, *, callback: bool = False, buffer: int = 1000, listen: bool = True
+        self,
+        name: str,
+        topics: Any,
+        *,
+        callback: bool = False,
+        buffer: int = 1000,
+        listen: bool = True,
+        since: dict[str, Any] | None = None,
     ) -> None:
         heard: _Heard | None = None
         if callback:
             heard = self._heard[f"{name}.events"] = _Heard()
-        subscription = self._client.subscribe(topics, heard, buffer=buffer)
+        subscription = self._client.subscribe(topics, heard, buffer=buffer, since=since)
         self._subscriptions[name] = subscription
-        for each in ("gap", "dropped", "ended") if listen else ():
+        for each in ("gap", "dropped", "ended", "recovered") if listen else ():
             self._listen(each, subscription.on, f"{name}.")
 
     async def _hear(self, name: str, wanted: Any) -> None:
@@ -294,7 +301,8 @@ def _plain(value: Any) -> Any:
             return plain
         return plain | {"cause": None if value.__cause__ is None else _plain(value.__cause__)}
     if isinstance(value, GatewayEvent):
-        return {"topic": value.topic, "event": value.event, "trace_id": value.trace_id}
+        position = {} if value.position is None else {"position": _plain(value.position)}
+        return {"topic": value.topic, "event": value.event, "trace_id": value.trace_id, **position}
     if hasattr(value, "__dataclass_fields__"):
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -178,7 +178,8 @@ class _Connection:
                 for number in range(count):
                     await self._send("event", {"topic": "users.alice.number", "event": number})
             case {"event": topic, **rest}:
-                await self._send("event", {"topic": topic, "event": rest.get("is", {}), "trace_id": "t-1"})
+                position = {"position": rest["position"]} if "position" in rest else {}
+                await self._send("event", {"topic": topic, "event": rest.get("is", {}), "trace_id": "t-1", **position})
             case {"send": frame}:
                 await self._connection.send(json.dumps(self._filled(frame)))
             case {"text": text}:

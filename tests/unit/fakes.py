@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -24,6 +24,16 @@ from nuropb_gateway_asgi.handler_manager import Handler, HandlerManager
 from nuropb_gateway_asgi.protocol import ClientFrame
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
 from nuropb_gateway_asgi.settings import Settings
+from nuropb_gateway_asgi.wire.history import (
+    After,
+    Follower,
+    HistoryLog,
+    KeptTopic,
+    Last,
+    Read,
+    Start,
+    parse_kept_topics,
+)
 from nuropb_gateway_asgi.wire.interface import CallMessage, EventMessage, MeshReceiver, Reply
 
 #: Seconds after which a wait fails; code that works needs far less.
@@ -183,6 +193,85 @@ class Published:
 
 
 @dataclass
+class FakeLog:
+    """The history of one pattern, played by the test. Each mark takes an offset of its own, as on RabbitMQ."""
+
+    pattern: str
+    available: bool = True
+    epoch: str | None = "first"
+    #: Whether following and marks are answered at once.
+    answers: bool = True
+    events: list[tuple[int, EventMessage]] = field(default_factory=list)
+    offset: int = -1
+    #: The offset of the latest event that is lost.
+    lost: int = -1
+    followers: list[Follower] = field(default_factory=list)
+    marks: list[Callable[[int], None]] = field(default_factory=list)
+    #: Awaited by every reading, once it is set.
+    gate: asyncio.Event | None = None
+    #: Raised by every mark and every reading, once it is set.
+    error: Exception | None = None
+    readings: list[Start] = field(default_factory=list)
+
+    def follow(self, follower: Follower) -> None:
+        self.followers.append(follower)
+        if self.answers:
+            self.start()
+
+    def leave(self) -> None:
+        self.followers.clear()
+
+    def mark(self, done: Callable[[int], None]) -> None:
+        self._check()
+        self.marks.append(done)
+        if self.answers:
+            self.reach_marks()
+
+    async def read(self, start: Start, end: int, wanted: Callable[[EventMessage], bool], limit: int, size: int) -> Read:
+        self.readings.append(start)
+        if self.gate is not None:
+            await self.gate.wait()
+        self._check()
+        kept = [(offset, event) for offset, event in self.events if self.lost < offset <= end]
+        if isinstance(start, After):
+            kept = [each for each in kept if each[0] > start.offset]
+        last = kept[-1][0] if kept else None
+        kept = [each for each in kept if wanted(each[1])]
+        complete = self.lost <= (start.offset if isinstance(start, After) else -1)
+        if isinstance(start, Last):
+            kept = kept[-start.number :]
+            complete = complete or len(kept) == start.number
+        complete = complete and len(kept) <= limit and sum(len(bytes(event.event)) for _, event in kept) <= size
+        return Read(kept, complete, last)
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    # The mesh, played by the test
+
+    def start(self) -> None:
+        """Tell the followers that live events come."""
+        for follower in self.followers:
+            follower.on_started(self.offset)
+
+    def reach_marks(self) -> None:
+        """Answer the marks."""
+        marks, self.marks = self.marks, []
+        for done in marks:
+            self.offset += 1
+            done(self.offset)
+
+    def event(self, topic: str, event: Any = None, **more: Any) -> None:
+        """Keep an event, and bring it to the followers."""
+        self.offset += 1
+        message = EventMessage(topic, json.dumps(event).encode(), **more)
+        self.events.append((self.offset, message))
+        for follower in self.followers:
+            follower.on_kept(self.offset, message)
+
+
+@dataclass
 class FakeMesh:
     """A mesh whose broker and services are played by the test."""
 
@@ -215,6 +304,7 @@ class FakeMesh:
     records: list[Any] = field(default_factory=list)
     #: The broker between the processes of one gateway; None for a single process.
     network: Network | None = None
+    logs: dict[str, FakeLog] = field(default_factory=dict)
 
     # The methods of a mesh
 
@@ -239,6 +329,10 @@ class FakeMesh:
 
     def for_transport(self, instance_id: str) -> FakeMesh:
         return FakeMesh(address=instance_id) if self.network is None else self.network.mesh()
+
+    def keep_history(self, topics: Iterable[KeptTopic]) -> dict[str, HistoryLog]:
+        self.logs = {topic.pattern: FakeLog(topic.pattern) for topic in topics}
+        return dict(self.logs)
 
     def send(self, message: CallMessage) -> None:
         self._check()
@@ -447,6 +541,7 @@ class FakeGateway:
             assert not len(manager.client_calls)
             assert not manager.events.sessions
             assert not manager.events.subscriptions
+            assert manager.events.history.is_idle
             assert self.handlers.is_idle
 
 
@@ -464,7 +559,8 @@ def make_gateway(
     mesh = mesh or FakeMesh()
     clock = Clock(1000.0)  # whole seconds can be added and compared exactly
     handlers = HandlerManager(made, authenticator, policy, clock=clock)
-    manager = ServiceMeshManager(made, handlers, mesh, policy, controller, clock=clock)
+    kept_topics = parse_kept_topics(made.history)
+    manager = ServiceMeshManager(made, handlers, mesh, policy, controller, kept_topics=kept_topics, clock=clock)
     return FakeGateway(made, authenticator, handlers, mesh, manager, clock)
 
 

@@ -14,6 +14,7 @@ from nuropb_gateway_asgi.authorization.rules import Delivery
 from nuropb_gateway_asgi.exceptions import SettingsError
 from nuropb_gateway_asgi.protocol import MAX_SUBSCRIPTIONS
 from nuropb_gateway_asgi.routing import events as events_module
+from nuropb_gateway_asgi.routing import own_topics
 from nuropb_gateway_asgi.routing.controller_events import MAX_CONTROLLER_EVENTS
 from nuropb_gateway_asgi.routing.interest import UNBIND_AFTER
 from nuropb_gateway_asgi.wire.interface import EventMessage
@@ -520,7 +521,7 @@ async def test_connections_wait_until_targeted_events_come() -> None:
 
 
 async def test_a_broker_that_binds_slowly_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events_module, "BINDING_TIMEOUT", 0.01)
+    monkeypatch.setattr(own_topics, "BINDING_TIMEOUT", 0.01)
     async with running(targeted_topics=["#"]) as gateway:
         gateway.mesh.binds_at_once = False
         await gateway.connect()

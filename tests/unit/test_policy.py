@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.authorization.claims import Condition
 from nuropb_gateway_asgi.authorization.rules import Rule
-from nuropb_gateway_asgi.authorization.syntax import parse_policy
+from nuropb_gateway_asgi.authorization.syntax import parse_document, parse_policy
 from nuropb_gateway_asgi.exceptions import GatewayError, PolicyError, SettingsError
 from nuropb_gateway_asgi.rates import Rate
+from nuropb_gateway_asgi.wire.history import BYTES_SYNTAX, DEFAULT_BYTES, LAST_BYTES, TIME_SYNTAX
 
 RULE = '[[rule]]\nallow = "call"\nmethods = ["orders.*"]\n'
 
@@ -208,6 +209,7 @@ RATE = "a whole number up to 1000000 and a unit, as in 20/s, 100/min or 1000/h"
 ACTIONS = '"call" or "subscribe" or "tool"'
 HINTS = "a table of read_only, destructive, idempotent, open_world, such as { read_only = true }"
 
+HISTORY = 'a table such as { topics = ["orders.#"], for = "1h", bytes = "64MiB" }'
 MISTAKES = [
     # text, line, mistake, remedy
     ("", 1, "the file has no rule", "at least one [[rule]]"),
@@ -217,9 +219,30 @@ MISTAKES = [
     ('\nrule = [{ allow = "call", methods = ["a.b"] }]\n', 2, "'rule' is not a list of tables", "[[rule]]"),
     ('# x\n[rule]\nallow = "call"\n', 2, "'rule' is not a list of tables", "[[rule]]"),
     ("rule = 5", 1, "'rule' is not a list of tables", "[[rule]]"),
-    (RULE + '\n[[rules]]\nallow = "call"\n', 5, "unknown key 'rules'", "[[rule]]"),
-    ("version = 1\n" + RULE, 1, "unknown key 'version'", "[[rule]]"),
-    (RULE + "[other]\nallow = 1\n", 4, "unknown key 'other'", "[[rule]]"),
+    (RULE + '\n[[rules]]\nallow = "call"\n', 5, "unknown key 'rules'", "[[rule]] or history"),
+    ("version = 1\n" + RULE, 1, "unknown key 'version'", "[[rule]] or history"),
+    (RULE + "[other]\nallow = 1\n", 4, "unknown key 'other'", "[[rule]] or history"),
+    # history
+    ("history = 5\n" + RULE, 1, "history is 5", HISTORY),
+    ("\nhistory = {}\n" + RULE, 2, "history is empty", HISTORY),
+    ('history = { topics = ["a"], keep = 1 }\n' + RULE, 1, "history has 'keep'", HISTORY),
+    ('history = { for = "1h" }\n' + RULE, 1, "history: topics is missing", HISTORY),
+    ("history = { topics = [1] }\n" + RULE, 1, "history: topics is a list", HISTORY),
+    ('history = { topics = ["a"], for = 5 }\n' + RULE, 1, "history: for is 5", TIME_SYNTAX),
+    ('history = { topics = ["a"], for = "1y" }\n' + RULE, 1, "history: for is '1y'", TIME_SYNTAX),
+    ('history = { topics = ["a"], bytes = "5" }\n' + RULE, 1, "history: bytes is '5'", BYTES_SYNTAX),
+    (
+        RULE + '[history]\ntopics = ["a*"]\n',
+        4,
+        "history: 'a*' is not a topic pattern: a word that mixes * or # with other characters",
+        "words separated by dots, * for one word, # for any number of words",
+    ),
+    (
+        'history = { topics = ["a.#", "*.b"] }\n' + RULE,
+        1,
+        "history: '*.b' and 'a.#' overlap",
+        "patterns of which each event matches one at most",
+    ),
     (RULE + RULE + 'method = ["a.b"]\n', 7, "unknown key 'method' in a rule", RULE_KEYS),
     (RULE + "Rate = 5\n", 4, "unknown key 'Rate' in a rule", RULE_KEYS),
     (RULE + "[rule.where]\nx = 1\n", 4, "unknown key 'where' in a rule", RULE_KEYS),
@@ -472,6 +495,19 @@ def test_what_is_not_utf_8_is_a_mistake_in_its_line() -> None:
 
 def test_the_first_mistake_is_told() -> None:
     assert mistake(RULE + "\n" + CALL + "\n[[rule]]\n").startswith("policy.toml:5: ")
+
+
+@pytest.mark.parametrize(
+    ("table", "topics"),
+    [
+        ('{ topics = ["orders.#", "prices"] }', [("orders.#", 3600, DEFAULT_BYTES), ("prices", 3600, DEFAULT_BYTES)]),
+        ('{ topics = ["a"], for = "30s", bytes = "2MiB" }', [("a", 30, 2**21)]),
+        ('{ topics = ["a"], for = "last" }', [("a", None, LAST_BYTES)]),
+        ('{ topics = ["a"], for = "7d", bytes = "1GB" }', [("a", 7 * 86400, 10**9)]),
+    ],
+)
+def test_a_file_names_topics_whose_events_are_kept(table: str, topics: list[tuple[str, int | None, int]]) -> None:
+    assert list(parse_document(f"history = {table}\n{RULE}".encode(), "policy.toml").history) == topics
 
 
 def test_a_policy_error_is_a_settings_error() -> None:

@@ -93,6 +93,8 @@ FIELDS = [
     ("RESUME_WINDOW", "5", 60.0, 5.0),
     ("RESUME_BUFFER", "1024", 262144, 1024),
     ("RESUME_MEMORY", "4096", 67108864, 4096),
+    ("HISTORY", "orders.#:1h, prices.*:last", (), ("orders.#:1h", "prices.*:last")),
+    ("HISTORY_MAX", "100000", 1000, 100000),
     ("WRITE_TIMEOUT", "1e-3", 10.0, 0.001),
     ("MAX_CONNECTION_LIFETIME", "2592000", 86400.0, 2592000.0),
     ("AUTH_TIMEOUT", "5", 10.0, 5.0),

@@ -10,6 +10,7 @@ import {
   callFailed,
 } from "./errors.js";
 import { isObject } from "./objects.js";
+import { randomKey } from "./random.js";
 
 /** Options of a call. */
 export interface CallOptions {
@@ -99,8 +100,11 @@ export class Calls {
     this.#settings = settings;
   }
 
-  /** Make a call, now or as soon as the gateway accepts one more. `payload` has the members of its kind. */
-  call(kind: Kind, payload: Record<string, unknown>, options: CallOptions = {}): Promise<unknown> {
+  /**
+   * Make a call, now or as soon as the gateway accepts one more. `payload` has the members of its kind, without `params`,
+   * which are JSON.
+   */
+  call(kind: Kind, payload: object, options: CallOptions = {}, params?: string): Promise<unknown> {
     const { timeout, signal, idempotent, retries, traceId } = options;
     const key = options.idempotencyKey ?? (idempotent === true && kind !== "describe" ? randomKey() : undefined);
     if (timeout !== undefined && !(timeout > 0 && Number.isFinite(timeout))) {
@@ -112,7 +116,8 @@ export class Calls {
       const description = `${this.#settings.maxQueue} calls are already waiting to be sent; wait for an answer first`;
       return Promise.reject(new TooManyRequests({ code: "too_many_requests", description, retryable: true }));
     }
-    const members = membersOf({ ...payload, trace_id: traceId, idempotency_key: key });
+    const rest = membersOf({ ...payload, trace_id: traceId, idempotency_key: key });
+    const members = params === undefined ? rest : `${rest},"params":${params}`;
     const deadline = performance.now() + (timeout ?? this.limits.requestTimeout);
     const { promise, call } = makeCall(kind, members, deadline);
     call.idempotent = idempotent === true || kind === "describe";
@@ -381,11 +386,6 @@ function reasonOf(signal: AbortSignal): unknown {
   return Object.assign(new Error("the call was aborted"), { name: "AbortError" });
 }
 
-function randomKey(): string {
-  // Without HTTPS there is no crypto.randomUUID.
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
 /** The number that a call counts against the gateway's limit, which is for calls of services. */
 function weight(call: Call): number {
   return call.kind === "request" || call.kind === "command" ? 1 : 0;
@@ -417,7 +417,7 @@ function makeCall(kind: Kind | ControlKind, members: string, deadline: number): 
 }
 
 /** Encode the members of an object as JSON, each after a comma. Throws TypeError for values that JSON lacks. */
-function membersOf(payload: Record<string, unknown>): string {
+function membersOf(payload: object): string {
   const text = JSON.stringify(payload).slice(1, -1);
   return text && `,${text}`;
 }

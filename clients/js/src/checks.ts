@@ -61,12 +61,13 @@ function checkObject(value: object, path: string, parents: object[], levels: num
   parents.pop();
 }
 
-/** Throw a TypeError unless the names of a service and a method can be those of a call. */
-export function checkNames(service: unknown, method: unknown): void {
+/** Return the names of a service and a method. Throws a TypeError unless they can be those of a call. */
+export function checkNames(service: unknown, method: unknown): object {
   checkService(service);
   if (typeof method !== "string" || !/^[A-Za-z_]\w*$/.test(method) || method.length > MAX_NAME) {
     throw new TypeError(`method must be a name of at most ${MAX_NAME} ASCII letters, digits and underscores`);
   }
+  return { service, method };
 }
 
 export function checkService(service: unknown): void {

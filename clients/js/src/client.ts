@@ -1,12 +1,11 @@
 import { BACKOFF, type Backoff, after, jittered } from "./backoff.js";
-import { type CallOptions, Calls, LIMITS } from "./calls.js";
+import { type CallOptions, Calls } from "./calls.js";
 import { checkNames, checkParams, checkService, checkTopics } from "./checks.js";
 import { Emitter } from "./emitter.js";
 import {
   type CallFailed,
   ConnectionClosed,
   ConnectionLost,
-  type GatewayError,
   PermissionDenied,
   TokenRefreshFailed,
   Unauthenticated,
@@ -16,130 +15,25 @@ import {
   milliseconds,
   obeyed,
 } from "./errors.js";
+import { type Frame, MAX_PING_INTERVAL, idOf, isCounted, parse, sound, texts } from "./frames.js";
 import { HttpSocket } from "./http.js";
+import { type Link, makeLink } from "./link.js";
 import { isObject } from "./objects.js";
-import { Session, type StorageLike, keep } from "./session.js";
-import {
-  type Dropped,
-  type Gap,
-  type GatewayEvent,
-  type SubscribeOptions,
-  Subscription,
-  Subscriptions,
-  type UnsubscribedNotice,
-} from "./subscriptions.js";
+import { Pulse } from "./pulse.js";
+import { Session, keep } from "./session.js";
+import { type GatewayEvent, type Position, type SubscribeOptions, Subscription, Subscriptions } from "./subscriptions.js";
+import { Tokens } from "./tokens.js";
+import type {
+  ClientEvents,
+  ClientOptions,
+  Description,
+  Hello,
+  SocketConstructor,
+  SocketLike,
+  State,
+  TokenReason,
+} from "./types.js";
 
-/** The first frame of the gateway on every connection. */
-export interface Hello {
-  session_id: string;
-  user_id: string;
-  username: string;
-  protocol: string;
-  instance_id: string;
-  /** Seconds since 1970; null if the token does not expire. */
-  expires_at: number | null;
-  /** Whether the gateway keeps sessions whose connections are lost. */
-  resume: boolean;
-  /** Times are in seconds, as the gateway sends them. */
-  limits: { max_message_size: number; max_in_flight: number; request_timeout: number; ping_interval: number };
-}
-
-/** The state of the connection. */
-export type State =
-  /** Fetching a token, then connecting. */
-  | { name: "connecting" }
-  /** Connected, before the hello: the gateway checks the token. */
-  | { name: "authorising" }
-  /**
-   * `resumed` is true if the session has survived the loss of its connection: no event is missing, and calls go on. It is
-   * false if the session was lost, for the `reason` that the gateway names, and undefined if there was none.
-   */
-  | { name: "open"; hello: Hello; resumed: boolean | undefined; reason: string | undefined }
-  /** Waiting for `delay` milliseconds because of `error`. */
-  | { name: "reconnecting"; delay: number; error: GatewayError }
-  /** Closed for good; `error` is null if the application did that. */
-  | { name: "closed"; error: ConnectionClosed | null };
-
-/** The values that listeners of a client receive, by the names that `on` takes. */
-export interface ClientEvents {
-  state: State;
-  /** Every event of the mesh, including events with a target, which need no subscription. */
-  event: GatewayEvent;
-  gap: Gap;
-  dropped: Dropped;
-  unsubscribed: UnsubscribedNotice;
-  /** The gateway will stop; the client reconnects by itself. */
-  goodbye: { reason: string; retryAfter: number };
-  /** An error that belongs to no call. Without a listener it is written to the console. */
-  warning: GatewayError;
-}
-
-/** The reason for which a token is requested. */
-export type TokenReason = "connect" | "refresh" | "rejected" | "expired";
-
-/**
- * Returns a token. Null means that there are no more tokens, and closes the client. After an error the client tries
- * again.
- */
-export type GetToken = (reason: TokenReason) => string | null | Promise<string | null>;
-
-/** The part of the interface of a WebSocket that the client uses. */
-export interface SocketLike {
-  onopen: ((event: never) => void) | null;
-  onmessage: ((event: never) => void) | null;
-  onerror: ((event: never) => void) | null;
-  onclose: ((event: never) => void) | null;
-  send(text: string): void;
-  close(code?: number, reason?: string): void;
-}
-
-export type SocketConstructor = new (url: string, protocols: string[]) => SocketLike;
-
-/** Options of a client. All times are in milliseconds. */
-export interface ClientOptions {
-  /** Called for every connection, and before a token expires. Leave it out if a cookie contains the token. */
-  getToken?: GetToken | undefined;
-  /** A token that never changes, instead of `getToken`. */
-  token?: string | undefined;
-  /**
-   * Where to send the token: as a subprotocol (the default in browsers), or in the first frame (the default elsewhere,
-   * where a refused handshake would look like a broken connection). A token above about 6 kB needs the frame.
-   */
-  tokenIn?: "subprotocol" | "frame" | undefined;
-  /**
-   * `websocket`, `sse` (a stream of Server-Sent Events, and a POST for each call), or `auto`: WebSockets, and the other
-   * way while they are blocked. Default: `auto`, with the global WebSocket; a class of your own is always used.
-   */
-  transport?: "websocket" | "sse" | "auto" | undefined;
-  /** A class to use instead of the global WebSocket. */
-  WebSocket?: SocketConstructor | undefined;
-  /** Whether to reconnect after a lost connection. Default: true. */
-  reconnect?: boolean | undefined;
-  /** Whether to resume the session on the next connection, where the gateway offers that. Default: true. */
-  resume?: boolean | undefined;
-  /** Where to keep the session while the page is reloaded: pass `sessionStorage`. By default a reload is a new session. */
-  storage?: StorageLike | undefined;
-  backoff?: Partial<Backoff> | undefined;
-  /** A connection that lasted at least this long resets the backoff. Default: 10 s. */
-  stableAfter?: number | undefined;
-  /** Time from the start of an attempt to the gateway's hello. Default: 15 s. */
-  connectTimeout?: number | undefined;
-  /** Silence after which the client pings the gateway. Default: the gateway's own interval, at most 30 s. */
-  pingInterval?: number | undefined;
-  /** Timeout of the answer to a ping. Default: 10 s. */
-  pingTimeout?: number | undefined;
-  /** Time before its expiry at which a token is replaced; at most a quarter of its remaining time. Default: 60 s. */
-  refreshMargin?: number | undefined;
-  /** Time after its timeout that a call still waits for the gateway's own timeout error. Default: 2 s. */
-  grace?: number | undefined;
-  /** Maximum number of calls that wait to be sent. Default: 10 000. */
-  maxQueue?: number | undefined;
-  /** Levels of JSON in a frame, as the gateway allows (`MAX_JSON_DEPTH`). Default: 32. */
-  maxDepth?: number | undefined;
-}
-
-/** Milliseconds of silence after which the gateway is pinged, unless options or gateway name a shorter time. */
-const MAX_PING_INTERVAL = 30_000;
 /** Milliseconds for a gateway that said goodbye to close the connection. */
 const GOODBYE_TIMEOUT = 30_000;
 /** The close code of a connection that broke, or that the client aborted. */
@@ -159,8 +53,6 @@ const MOVED_TIMEOUT = 10_000;
 const RESUME = "resume";
 const AUTHORIZE = "authorize";
 
-/** Milliseconds after which a call without an answer makes the client ask whether the connection is alive. */
-const SLOW_CALL = 4000;
 /**
  * Milliseconds for the answer to a ping when a page wakes up, for an attempt to connect that began before, and for calls
  * over HTTP to be answered before a WebSocket is tried once more.
@@ -177,43 +69,6 @@ const BLOCKED_AFTER_WITH_SESSION = 8;
 /** Milliseconds after which a client that is connected over HTTP tries a WebSocket. */
 const WEBSOCKET_AGAIN = 60_000;
 
-type Frame = Record<string, unknown>;
-
-/** One WebSocket connection, from its start to its end. */
-interface Link {
-  socket: SocketLike;
-  isHttp: boolean;
-  openedAt: number | null;
-  heardAt: number;
-  /** Time by performance.now() until which the gateway has to answer a ping; Infinity without one. */
-  pongBy: number;
-  /** Whether a call waits for its answer, which is watched. */
-  isBusy: boolean;
-  readonly startedAt: number;
-  timers: { [name in "connect" | "error" | "silence" | "refresh" | "goodbye"]?: ReturnType<typeof setTimeout> };
-  /** The last error that the gateway sent. */
-  lastError: CallFailed | null;
-  /** The reason why the connection failed, as far as the runtime tells. */
-  problem: unknown;
-  /** Milliseconds to stay away after the end of the connection, from a goodbye. */
-  stayAway: number;
-  /** Time by performance.now() before which not to reconnect, from an error. */
-  notBefore: number;
-  hello: Hello | null;
-  /** Whether the answer to `resume` is still to come. */
-  isResuming: boolean;
-  /** Whether frames are counted: since the answer to `resume`. */
-  isCounting: boolean;
-  /** Frames that are handled, or dropped, once it is known whether the session is resumed. */
-  held: Frame[] | null;
-  /** Number of frames that the gateway sends again, and its part of the session, until the last of them. */
-  replay: { left: number; inFlight: string[]; topics: string[] } | null;
-  /** Whether the gateway said goodbye. */
-  isLeaving: boolean;
-  /** Number of attempts to move its session to another connection. */
-  moves: number;
-}
-
 /** A client of a gateway: a connection that is restored after a loss, with its calls and subscriptions. */
 export class Client {
   readonly url: string;
@@ -222,6 +77,8 @@ export class Client {
   readonly #emitter = new Emitter<ClientEvents>();
   readonly #calls: Calls;
   readonly #subscriptions: Subscriptions;
+  readonly #tokens: Tokens;
+  readonly #pulse: Pulse;
   #state: State = { name: "connecting" };
   #hello: Hello | null = null;
   /** The connection in use. */
@@ -235,8 +92,6 @@ export class Client {
   #reason: TokenReason = "connect";
   /** Number of attempts in a row without a hello. */
   #blocked = 0;
-  /** The token that the application is asked for. */
-  #asked: Promise<string | null> | null = null;
   #attempt = 0;
   #reconnection: ReturnType<typeof setTimeout> | undefined;
   /** Whether the gateway asked for the current wait. */
@@ -262,6 +117,11 @@ export class Client {
       tell: (name, value) => this.#tell(name, value as never),
       backoff: this.#backoff,
     });
+    this.#tokens = new Tokens(options.getToken, options.token);
+    const interval = () =>
+      options.pingInterval ?? Math.min(this.#hello!.limits.ping_interval * 1000, MAX_PING_INTERVAL);
+    const drop = (link: Link, reason: string) => this.#drop(link, reason);
+    this.#pulse = new Pulse(this.#calls, interval, options.pingTimeout ?? 10_000, drop);
     this.#begin();
     void this.#connect("connect");
   }
@@ -292,12 +152,12 @@ export class Client {
     params: object = {},
     options: CallOptions = {},
   ): Promise<Result> {
-    return (await this.#call("request", this.#checked(service, method, params), options)) as Result;
+    return (await this.#call("request", checkNames(service, method), options, params)) as Result;
   }
 
   /** Send a command. Returns once the mesh has accepted it, before it has run. */
   async command(service: string, method: string, params: object = {}, options: CallOptions = {}): Promise<void> {
-    await this.#call("command", this.#checked(service, method, params), options);
+    await this.#call("command", checkNames(service, method), options, params);
   }
 
   /** Return the methods that the client may call, of one service or of all that the gateway knows. */
@@ -317,7 +177,7 @@ export class Client {
   ): Subscription<Event> {
     const wanted = typeof topics === "string" ? [topics] : [...topics];
     checkTopics(wanted);
-    const subscription = new Subscription<Event>(wanted, callback ?? null, options.buffer ?? 1000, (each) =>
+    const subscription = new Subscription<Event>(wanted, callback ?? null, options, (each) =>
       this.#subscriptions.end(each, null),
     );
     if (this.#state.name === "closed") {
@@ -381,7 +241,7 @@ export class Client {
     if (former === null) this.#setState({ name: "connecting" });
     let token: string | null | undefined;
     try {
-      token = await this.#askToken(reason);
+      token = await this.#tokens.ask(reason);
     } catch (error) {
       if (this.#opening !== attempt) return;
       if (former === null) this.#retry(new ConnectionLost(BROKEN, "no token", { cause: error }), 0);
@@ -401,34 +261,14 @@ export class Client {
     let socket: SocketLike;
     const isHttp = this.#goesOverHttp(former);
     try {
-      if (isHttp) socket = new HttpSocket(this.url, token);
+      if (isHttp) socket = new HttpSocket(this.url, token, this.#options);
       else socket = new (this.#options.WebSocket ?? (WebSocket as unknown as SocketConstructor))(this.url, protocols);
     } catch (error) {
       // The page's Content-Security-Policy forbids the connection, and that does not change.
       this.#finish(new ConnectionClosed(BROKEN, "the page's policy forbids the connection", { cause: error }));
       return;
     }
-    const link: Link = {
-      socket,
-      isHttp,
-      openedAt: null,
-      heardAt: performance.now(),
-      pongBy: Infinity,
-      isBusy: false,
-      startedAt: performance.now(),
-      timers: {},
-      lastError: null,
-      problem: undefined,
-      stayAway: 0,
-      notBefore: 0,
-      hello: null,
-      isResuming: false,
-      isCounting: false,
-      held: null,
-      replay: null,
-      isLeaving: false,
-      moves: 0,
-    };
+    const link = makeLink(socket, isHttp);
     if (former === null) this.#link = link;
     else this.#next = link;
     link.timers.connect = after(this.#options.connectTimeout ?? 15_000, () => this.#drop(link, "no hello in time"));
@@ -449,11 +289,14 @@ export class Client {
     };
   }
 
-  /** Whether the next connection goes over HTTP. A connection beside another one is a WebSocket. */
+  /**
+   * Whether the next connection goes over HTTP. A connection beside another one is a WebSocket; and so is every one in
+   * React Native, which has no streams.
+   */
   #goesOverHttp(former: Link | null): boolean {
     const { transport = "auto", WebSocket: given } = this.#options;
     if (transport !== "auto") return transport === "sse";
-    if (given !== undefined || former !== null || typeof fetch === "undefined") return false;
+    if (given !== undefined || former !== null || typeof ReadableStream === "undefined") return false;
     const limit = this.#session.key === "" ? BLOCKED_AFTER : BLOCKED_AFTER_WITH_SESSION;
     return this.#blocked >= limit && this.#blocked % 2 === limit % 2;
   }
@@ -562,8 +405,8 @@ export class Client {
     } else if (link === null) {
       if (!this.#isAsked) this.#hurry();
     } else if (link.openedAt !== null) {
-      this.#ping(link, WAKE_TIMEOUT);
-      this.#watch(link);
+      this.#pulse.ping(link, WAKE_TIMEOUT);
+      this.#pulse.watch(link);
     } else if (event.type === "online" || performance.now() - link.startedAt > WAKE_TIMEOUT) {
       this.#restart(link, "the network has changed");
     }
@@ -579,22 +422,6 @@ export class Client {
   #restart(link: Link, reason: string): void {
     this.#drop(link, reason);
     this.#hurry();
-  }
-
-  /** Ask the application for a token, one at a time: it may have to use up a token to get another. */
-  #askToken(reason: TokenReason): Promise<string | null | undefined> {
-    const { getToken, token } = this.#options;
-    if (getToken === undefined) return Promise.resolve(token);
-    const ask = async () => (await getToken(reason)) ?? null;
-    const asked = this.#asked;
-    // A token that is being fetched will do, unless the last one was refused.
-    if (asked !== null && reason !== "rejected") return asked;
-    const answer = (this.#asked = asked === null ? ask() : asked.then(ask, ask));
-    const done = () => {
-      if (this.#asked === answer) this.#asked = null;
-    };
-    answer.then(done, done);
-    return answer;
   }
 
   #finish(error: ConnectionClosed | null): void {
@@ -626,12 +453,8 @@ export class Client {
   // --- frames from the gateway --------------------------------------------------------------------------------
 
   #receive(link: Link, data: unknown): void {
-    link.heardAt = performance.now();
-    if (link.pongBy < Infinity) {
-      link.pongBy = Infinity;
-      this.#watch(link);
-    }
-    const frame = parse(data);
+    this.#pulse.heard(link);
+    const frame = parse(data, this.#options.parse);
     if (frame === null) {
       this.#tell("warning", new UnexpectedFrame("the gateway sent a message that is not a JSON object"));
       return;
@@ -680,7 +503,7 @@ export class Client {
     }
   }
 
-  #onEvent(link: Link, topic: string, { event, trace_id }: Record<string, unknown>): void {
+  #onEvent(link: Link, topic: string, { event, trace_id, position }: Record<string, unknown>): void {
     if (topic === "hello") {
       this.#onHello(link, event);
     } else if (topic === "goodbye") {
@@ -692,6 +515,7 @@ export class Client {
     } else if (!this.#subscriptions.notice(topic, event)) {
       const traceId = typeof trace_id === "string" ? trace_id : null;
       const received: GatewayEvent = { topic, event, traceId };
+      if (isObject(position)) received.position = position as unknown as Position;
       this.#emitter.emit("event", received);
       this.#subscriptions.dispatch(received);
     }
@@ -796,7 +620,7 @@ export class Client {
     if (link.replay === null) clearTimeout(link.timers.connect);
     this.#calls.connected((text) => {
       link.socket.send(text);
-      if (!link.isBusy) this.#watch(link);
+      if (!link.isBusy) this.#pulse.watch(link);
     });
     const hello = link.hello!;
     this.#use(link, hello);
@@ -815,7 +639,7 @@ export class Client {
       requestTimeout: hello.limits.request_timeout * 1000,
     };
     this.#planRefresh(link);
-    this.#watch(link);
+    this.#pulse.watch(link);
   }
 
   /** Go on with a resumed session, once all frames that were missed have been handled. */
@@ -858,7 +682,7 @@ export class Client {
   async #refresh(link: Link, expiresAt: number, attempt: number): Promise<void> {
     let problem: unknown;
     try {
-      const token = await this.#askToken("refresh");
+      const token = await this.#tokens.ask("refresh");
       if (this.#link !== link) return;
       if (typeof token === "string") {
         await this.authorize(token);
@@ -876,42 +700,20 @@ export class Client {
     link.timers.refresh = after(wait, () => void this.#refresh(link, expiresAt, attempt + 1));
   }
 
-  // --- pings --------------------------------------------------------------------------------------------------
-
-  /** Ping the gateway after a silence, and sooner if a call waits for its answer; drop the connection without a pong. */
-  #watch(link: Link): void {
-    clearTimeout(link.timers.silence);
-    const now = performance.now();
-    if (now >= link.pongBy) {
-      this.#drop(link, "the gateway does not answer");
-      return;
-    }
-    const { pingInterval, pingTimeout = 10_000 } = this.#options;
-    const interval = pingInterval ?? Math.min(this.#hello!.limits.ping_interval * 1000, MAX_PING_INTERVAL);
-    const since = this.#calls.waitingSince;
-    link.isBusy = since < Infinity;
-    const due = Math.min(link.heardAt + interval, Math.max(link.heardAt, since) + SLOW_CALL);
-    if (now >= due) this.#ping(link, pingTimeout);
-    link.timers.silence = after(Math.min(link.pongBy, now >= due ? Infinity : due) - now, () => this.#watch(link));
-  }
-
-  #ping(link: Link, timeout: number): void {
-    if (link.pongBy === Infinity) link.socket.send('{"type":"ping"}');
-    link.pongBy = Math.min(link.pongBy, performance.now() + timeout);
-  }
-
   // --- the application ----------------------------------------------------------------------------------------
 
-  #call(kind: "request" | "command" | "describe", payload: Record<string, unknown>, options: CallOptions) {
+  #call(kind: "request" | "command" | "describe", payload: object, options: CallOptions, params?: object) {
+    const text = params === undefined ? undefined : this.#encoded(params);
     if (this.#state.name === "closed") throw this.#state.error ?? closedByApplication();
-    return this.#calls.call(kind, payload, options);
+    return this.#calls.call(kind, payload, options, text);
   }
 
-  #checked(service: string, method: string, params: object): Record<string, unknown> {
-    checkNames(service, method);
+  #encoded(params: object): string {
+    const { stringify, maxDepth = 32 } = this.#options;
+    const text = stringify?.(params);
     // The frame and its payload are levels, too.
-    checkParams(params, (this.#options.maxDepth ?? 32) - 2);
-    return { service, method, params };
+    checkParams(text === undefined ? params : (JSON.parse(text) as object), maxDepth - 2);
+    return text ?? JSON.stringify(params);
   }
 
   #setState(state: State): void {
@@ -925,37 +727,8 @@ export class Client {
   }
 }
 
-/** The services that the client may call. */
-export interface Description {
-  services: Record<
-    string,
-    {
-      description: string;
-      version: string;
-      methods: Record<string, { description: string; parameters: object; requires_encryption: boolean }>;
-    }
-  >;
-  /** Services that did not answer. */
-  unavailable: string[];
-}
-
-/** Whether a frame is among those that client and gateway count in a resumable session. */
-function isCounted({ type, payload }: Frame): boolean {
-  if (type !== "event") return type === "response" || type === "error";
-  const topic = isObject(payload) ? payload.topic : undefined;
-  return topic !== "hello" && topic !== "goodbye" && topic !== "closed";
-}
-
-function idOf({ payload }: Frame): unknown {
-  return isObject(payload) ? payload.id : undefined;
-}
-
 function hostOf(url: string): string {
   return /^\w+:\/\/([^/]*)/.exec(url)?.[1] ?? "";
-}
-
-function texts(value: unknown): string[] {
-  return Array.isArray(value) ? value.map(String) : [];
 }
 
 function closedByApplication(): ConnectionClosed {
@@ -970,37 +743,4 @@ function defaultTokenIn(): "subprotocol" | "frame" {
 function base64url(token: string): string {
   const bytes = new TextEncoder().encode(token);
   return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
-}
-
-function parse(data: unknown): Record<string, unknown> | null {
-  if (typeof data !== "string") return null;
-  try {
-    const frame: unknown = JSON.parse(data);
-    return isObject(frame) ? frame : null;
-  } catch {
-    return null;
-  }
-}
-
-/** Read a hello. Missing and invalid members get their defaults. */
-function sound(event: unknown): Hello {
-  const given = isObject(event) ? event : {};
-  const limits = isObject(given.limits) ? given.limits : {};
-  const positive = (value: unknown, usual: number) => (typeof value === "number" && value > 0 ? value : usual);
-  const text = (value: unknown) => (typeof value === "string" ? value : "");
-  return {
-    session_id: text(given.session_id),
-    user_id: text(given.user_id),
-    username: text(given.username),
-    protocol: text(given.protocol),
-    instance_id: text(given.instance_id),
-    expires_at: typeof given.expires_at === "number" ? given.expires_at : null,
-    resume: given.resume === true,
-    limits: {
-      max_message_size: positive(limits.max_message_size, LIMITS.maxMessageSize),
-      max_in_flight: positive(limits.max_in_flight, LIMITS.maxInFlight),
-      request_timeout: positive(limits.request_timeout, LIMITS.requestTimeout / 1000),
-      ping_interval: positive(limits.ping_interval, MAX_PING_INTERVAL / 1000),
-    },
-  };
 }

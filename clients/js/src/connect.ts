@@ -1,4 +1,5 @@
-import { Client, type ClientOptions, type SocketConstructor } from "./client.js";
+import { Client } from "./client.js";
+import type { ClientOptions, SocketConstructor } from "./types.js";
 
 export interface ConnectOptions extends ClientOptions {
   /**
@@ -37,10 +38,11 @@ export function connectWith(share: (options: ConnectOptions) => SocketConstructo
   };
 }
 
-/** Return the URL with the scheme of WebSockets. React Native's URL has no setters. */
+/** Return the URL with the scheme of WebSockets. React Native's URL has no setters, and adds a slash to a path. */
 function absolute(url: string | URL): string {
   const base = typeof location === "undefined" ? undefined : location.href;
-  const [address = ""] = new URL(String(url), base).href.replace(/^http/, "ws").split("#");
+  let [address = ""] = new URL(String(url), base).href.replace(/^http/, "ws").split("#");
   if (!/^wss?:\/\//.test(address)) throw new TypeError("the URL must begin with ws://, wss://, http:// or https://");
+  if (/\w\/[^?#]*[^?#/]$/.test(String(url))) address = address.replace(/\/$/, "");
   return address;
 }

@@ -1,7 +1,8 @@
-import type { SocketLike } from "./client.js";
+import type { ClientOptions, SocketLike } from "./types.js";
 import { isObject } from "./objects.js";
 
 type Payload = Record<string, unknown>;
+type Codec = Pick<ClientOptions, "parse" | "stringify">;
 /** A request for which another stream has to begin. */
 type Asked = { type: string; payload: Payload };
 
@@ -16,6 +17,8 @@ export class HttpSocket implements SocketLike {
   onclose: ((event: never) => void) | null = null;
   readonly #base: string;
   #token: string | undefined;
+  readonly #parse: (text: string) => unknown;
+  readonly #stringify: (value: object) => string;
   readonly #topics = new Set<string>();
   readonly #calls = new Map<unknown, AbortController>();
   /** Ends the stream in use. */
@@ -30,14 +33,16 @@ export class HttpSocket implements SocketLike {
   #isClosed = false;
 
   /** `url` is that of the WebSocket; the gateway's other paths are beside it. Without a token, a cookie is sent. */
-  constructor(url: string, token: string | undefined) {
+  constructor(url: string, token: string | undefined, { parse = JSON.parse, stringify = JSON.stringify }: Codec) {
     this.#base = url.replace(/^ws/, "http").replace(/[^/]*(\?.*)?$/, "");
     this.#token = token;
+    this.#parse = parse;
+    this.#stringify = stringify;
     this.#listen();
   }
 
   send(text: string): void {
-    const { type, payload = {} } = JSON.parse(text) as { type: string; payload?: Payload };
+    const { type, payload = {} } = this.#parse(text) as { type: string; payload?: Payload };
     if (type === "request" || type === "command") {
       void this.#call(type, payload);
     } else if (type === "cancel") {
@@ -154,11 +159,11 @@ export class HttpSocket implements SocketLike {
     if (key !== undefined) headers["Idempotency-Key"] = String(key);
     const path = [...String(service).split("/"), String(method)].map(encodeURIComponent).join("/");
     try {
-      const body = JSON.stringify(params);
+      const body = this.#stringify(params as object);
       const response = await this.#fetch(`rpc/${path}`, { method: "POST", headers, body, signal: controller.signal });
       const trace = response.headers.get("X-Trace-Id") ?? traceId;
       if (!response.ok) this.#answer(id, { error: await errorOf(response) }, trace);
-      else this.#answer(id, { result: type === "command" ? null : await response.json() }, trace);
+      else this.#answer(id, { result: type === "command" ? null : this.#parse(await response.text()) }, trace);
     } catch {
       if (controller.signal.aborted) this.#answer(id, { error: { code: "cancelled" } });
       else this.#end(1006, "a call has failed");
@@ -175,7 +180,7 @@ export class HttpSocket implements SocketLike {
 
   #answer(id: unknown, outcome: { result?: unknown; error?: object }, traceId?: unknown): void {
     const payload = { id, trace_id: traceId, result: null, error: null, ...outcome };
-    this.#receive(JSON.stringify({ type: "response", payload }));
+    this.#receive(this.#stringify({ type: "response", payload }));
   }
 
   #receive(data: string): void {

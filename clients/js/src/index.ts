@@ -1,8 +1,8 @@
 import { type Connect, connectWith } from "./connect.js";
 
 export type { Connect, ConnectOptions } from "./connect.js";
+export type { Client } from "./client.js";
 export type {
-  Client,
   ClientEvents,
   ClientOptions,
   Description,
@@ -12,7 +12,7 @@ export type {
   SocketLike,
   State,
   TokenReason,
-} from "./client.js";
+} from "./types.js";
 export type { Backoff } from "./backoff.js";
 export type { CallOptions } from "./calls.js";
 export {
@@ -43,6 +43,9 @@ export type {
   Dropped,
   Gap,
   GatewayEvent,
+  Position,
+  Recovery,
+  Since,
   SubscribeOptions,
   Subscription,
   SubscriptionEvents,

@@ -1,8 +1,8 @@
-// The module that the gateway serves to pages: the client, and shared connections. It is the worker's script, too.
+// The module that the gateway serves to pages: the client, and shared connections.
 
 import { type Connect, connectWith } from "./connect.js";
 import { WORKER_NAME, sharedSockets } from "./shared.js";
-import { type WorkerScope, serve } from "./worker.js";
+import type { WorkerScope } from "./worker.js";
 
 export * from "./index.js";
 
@@ -13,23 +13,26 @@ export * from "./index.js";
  * Throws TypeError for invalid arguments.
  */
 export const connect: Connect = connectWith((options) => {
-  const { tokenIn, pingInterval, pingTimeout } = options;
-  return sharedSockets(worker(options.workerUrl), { tokenIn, pingInterval, pingTimeout });
+  const { tokenIn, pingInterval, pingTimeout, parse } = options;
+  return sharedSockets(worker(options.workerUrl), { tokenIn, pingInterval, pingTimeout, isExact: !!parse });
 });
 
-/** The URL of the worker's script: this module, unless it is part of a bundle. */
+const own = new URL(import.meta.url);
+const WORKER = "client-worker.js";
+
+/** The URL of the worker's script, which the gateway serves beside this module. A bundle does not know it. */
 function worker(url: string | URL | undefined): URL {
   if (url !== undefined) return new URL(url, location.href);
-  const own = new URL(import.meta.url);
-  if (own.pathname.endsWith("/client.js")) return own;
-  throw new TypeError("shared needs workerUrl in a bundle: the URL of client.js");
+  if (own.pathname.endsWith("/client.js")) return new URL(WORKER, own);
+  throw new TypeError("shared needs workerUrl in a bundle: the URL of the gateway's client-worker.js");
 }
 
-const scope = globalThis as unknown as WorkerScope & { SharedWorkerGlobalScope?: new () => object; name?: string };
-if (
-  scope.SharedWorkerGlobalScope !== undefined &&
-  globalThis instanceof scope.SharedWorkerGlobalScope &&
-  scope.name?.startsWith(WORKER_NAME)
-) {
-  serve(scope);
+const scope = globalThis as unknown as WorkerScope & { SharedWorkerGlobalScope?: object; name?: string };
+if (scope.SharedWorkerGlobalScope !== undefined && scope.name?.startsWith(WORKER_NAME)) {
+  // A page has named this module as the worker's script. Tabs wait until the script is there.
+  const waiting: MessageEvent[] = [];
+  scope.onconnect = (event) => waiting.push(event);
+  void import(/* @vite-ignore */ new URL(WORKER, own).href).then(() =>
+    waiting.forEach((event) => scope.onconnect!(event)),
+  );
 }

@@ -1,4 +1,4 @@
-import type { SocketConstructor, SocketLike } from "./client.js";
+import type { SocketConstructor, SocketLike } from "./types.js";
 import { VERSION } from "./version.js";
 
 // The tab's end of a shared connection. Each tab has a client of its own, with its calls and subscriptions. Instead of
@@ -6,6 +6,9 @@ import { VERSION } from "./version.js";
 
 /** The name of a worker. Each version has its own: different versions may not understand each other. */
 export const WORKER_NAME = `nuropb-gateway-client ${VERSION}`;
+
+/** Makes JSON of a number's text; not in all browsers. */
+export const { rawJSON } = JSON as { rawJSON?: (text: string) => object };
 
 /** Messages from a tab to the worker, besides frames, which are strings. */
 export type ToWorker = { open: Opening } | { close: true };
@@ -17,6 +20,8 @@ export interface Opening {
   tokenIn: "subprotocol" | "frame" | undefined;
   /** A Web Lock that the tab holds as long as it lives; null where the browser has none. */
   lock: string | null;
+  /** Whether the tab reads JSON in a way of its own, and with it integers that a number cannot hold. */
+  isExact: boolean;
   pingInterval: number | undefined;
   pingTimeout: number | undefined;
 }
@@ -24,12 +29,20 @@ export interface Opening {
 /** Milliseconds for a worker to start. */
 const START_TIMEOUT = 5000;
 
-/** Return a constructor to use instead of WebSocket. Without SharedWorkers it makes ordinary WebSockets. */
-export function sharedSockets(workerUrl: URL, opening: Omit<Opening, "url" | "lock">): SocketConstructor {
-  let usable = typeof SharedWorker === "function";
+/**
+ * Return a constructor to use instead of WebSocket. Without SharedWorkers it makes ordinary WebSockets, and says so with
+ * the `remedy`.
+ */
+export function sharedSockets(
+  workerUrl: URL,
+  opening: Omit<Opening, "url" | "lock">,
+  remedy = "",
+): SocketConstructor {
+  let usable = typeof SharedWorker === "function" && (!opening.isExact || !!rawJSON);
   const giveUp = (problem: unknown) => {
     usable = false;
-    console.warn("nuropb-gateway-client: no SharedWorker; this tab has its own connection:", problem);
+    const said = `nuropb-gateway-client: no SharedWorker at ${workerUrl}; this tab has its own connection. ${remedy}`;
+    console.warn(said, problem);
   };
   const open = function (url: string, protocols: string[]): SocketLike {
     if (usable) {

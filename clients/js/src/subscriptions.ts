@@ -9,6 +9,26 @@ export interface GatewayEvent<Event = unknown> {
   topic: string;
   event: Event;
   traceId: string | null;
+  /** Where the event is in the history of its topic, if the gateway keeps one. */
+  position?: Position;
+}
+
+/** A place in the history of a topic. */
+export interface Position {
+  /** The history that `offset` counts in. A history that was lost and began anew has another one. */
+  epoch: string;
+  offset: number;
+}
+
+/** The part of a history to begin with: behind a position, the last events, or those of the last seconds. */
+export type Since = Position | { last: number } | { seconds: number };
+
+/** What the gateway says of the history of one topic pattern. */
+export interface Recovery extends Position {
+  /** Whether everything behind the position that was asked for is delivered; else load the current state. */
+  recovered: boolean;
+  /** Events of the history that are delivered before those that are new. */
+  count: number;
 }
 
 /** A notice that events may have been missed: fetch the current state again. */
@@ -35,15 +55,19 @@ export interface UnsubscribedNotice {
 export interface SubscriptionEvents {
   gap: Gap;
   dropped: Dropped;
+  /** The answer for topics with a history, by pattern: at the beginning, and after each loss of the session. */
+  history: Record<string, Recovery>;
   /** The subscription has ended: its error, or null if the application ended it. */
   ended: GatewayError | null;
 }
 
 export interface SubscribeOptions {
   /** Events that may wait for the iteration; then the oldest are dropped and `dropped` reports it. Default: 1000. */
-  buffer?: number;
+  buffer?: number | undefined;
+  /** Begin with a part of the history of the topics. Needs topics for which the gateway keeps one. */
+  since?: Since | undefined;
   /** Aborting it ends the subscription. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
 /** A subscription to topics. Its events go to a callback, or are iterated over once. Reconnections do not end it. */
@@ -52,6 +76,10 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
   readonly #emitter = new Emitter<SubscriptionEvents>();
   readonly #callback: ((event: GatewayEvent<Event>) => void) | null;
   readonly #size: number;
+  /** The part of the history, by pattern, with which the subscription begins or goes on. @internal */
+  readonly since: Record<string, Since> = {};
+  /** Whether events wait for the answer about the history, which has them, too. @internal */
+  isHeld = false;
   readonly #leave: () => void;
   #ready!: Promise<this>;
   #resolve!: (subscription: this) => void;
@@ -71,12 +99,13 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
   constructor(
     topics: readonly string[],
     callback: ((event: GatewayEvent<Event>) => void) | null,
-    size: number,
+    { buffer = 1000, since }: SubscribeOptions,
     leave: (subscription: Subscription<Event>) => void,
   ) {
     this.topics = topics;
     this.#callback = callback;
-    this.#size = size;
+    this.#size = buffer;
+    if (since !== undefined) for (const topic of topics) this.since[topic] = since;
     this.#leave = () => leave(this);
     this.#promise();
   }
@@ -165,12 +194,13 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
 
   /** @internal */
   wants(topic: string): boolean {
-    return this.topics.some((pattern) => matches(pattern, topic));
+    return !this.isHeld && this.topics.some((pattern) => matches(pattern, topic));
   }
 
   /** @internal */
   deliver(event: GatewayEvent): void {
     const own = event as GatewayEvent<Event>;
+    if (event.position !== undefined && !this.#advance(event.topic, event.position)) return;
     const callback = this.#callback;
     if (callback !== null) {
       guarded(() => callback(own));
@@ -182,6 +212,32 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
     }
     this.#buffer.push(own);
     this.#wake();
+  }
+
+  /** Note the position of an event. Returns whether the event is new: several subscriptions may ask for a history. */
+  #advance(topic: string, position: Position): boolean {
+    const patterns = this.topics.filter((pattern) => matches(pattern, topic));
+    for (const pattern of patterns) {
+      const last = this.since[pattern];
+      if (last !== undefined && "epoch" in last) {
+        // Another epoch is that of the history of another pattern.
+        if (last.epoch !== position.epoch) continue;
+        if (position.offset <= last.offset) return false;
+      } else if (patterns.length > 1) {
+        continue;
+      }
+      this.since[pattern] = position;
+    }
+    return true;
+  }
+
+  /** Take the answer for the topics with a history, whose `count` events follow. @internal */
+  recover(history: Record<string, Recovery>): void {
+    this.isHeld = false;
+    for (const [pattern, { epoch, offset, count }] of Object.entries(history)) {
+      if (count === 0) this.since[pattern] = { epoch, offset };
+    }
+    if (Object.keys(history).length > 0) this.tell("history", history);
   }
 
   /** @internal */
@@ -225,7 +281,7 @@ export interface SubscriptionNews {
 
 /** The parts of a client that its subscriptions use. */
 export interface SubscriptionHost {
-  ask: (kind: "subscribe" | "unsubscribe", payload: { topics: string[] }) => Promise<unknown>;
+  ask: (kind: "subscribe" | "unsubscribe", payload: { topics: string[]; since?: object }) => Promise<unknown>;
   tell: <Name extends keyof SubscriptionNews>(name: Name, value: SubscriptionNews[Name]) => void;
   backoff: Backoff;
 }
@@ -352,9 +408,24 @@ export class Subscriptions {
   async #enforce(subscriptions: AnySubscription[], attempt = 0): Promise<void> {
     const link = this.#link;
     const wanted = subscriptions.filter((each) => this.#all.has(each));
-    if (wanted.length === 0) return;
+    const [first] = wanted;
+    if (first === undefined) return;
+    const past = wanted.filter((each) => Object.keys(each.since).length > 0);
+    if (past.length > 0 && wanted.length > 1) {
+      // Each may want another part of the same history.
+      for (const each of past) void this.#enforce([each], attempt);
+      void this.#enforce(
+        wanted.filter((each) => !past.includes(each)),
+        attempt,
+      );
+      return;
+    }
+    first.isHeld = past.length > 0;
+    let history: Record<string, Recovery> = {};
     try {
-      await this.#host.ask("subscribe", { topics: this.#patterns(wanted) });
+      const more = first.isHeld ? { since: first.since } : {};
+      const answer = await this.#host.ask("subscribe", { topics: this.#patterns(wanted), ...more });
+      if (isObject(answer) && isObject(answer.history)) history = answer.history as typeof history;
     } catch (error) {
       if (this.#link !== link || error instanceof ConnectionLost) return; // the next connection subscribes again
       if (error instanceof CallFailed && error.retryable) {
@@ -373,8 +444,10 @@ export class Subscriptions {
       return;
     }
     if (this.#link !== link) return;
+    first.recover(history);
     const again = wanted.filter((each) => each.inForce());
-    if (again.length > 0) this.#gap({ reason: "reconnected", topics: this.#patterns(again) }, again);
+    const topics = this.#patterns(again).filter((topic) => history[topic]?.recovered !== true);
+    if (topics.length > 0) this.#gap({ reason: "reconnected", topics }, again);
   }
 
   #gap(gap: Gap, concerned: AnySubscription[]): void {

@@ -1,8 +1,9 @@
 import { isObject } from "./objects.js";
-import { Client, type ClientEvents } from "./client.js";
+import { Client } from "./client.js";
 import { CallFailed, ConnectionClosed, ConnectionLost } from "./errors.js";
-import type { Opening, ToTab, ToWorker } from "./shared.js";
-import type { Subscription } from "./subscriptions.js";
+import { type Opening, type ToTab, type ToWorker, rawJSON } from "./shared.js";
+import type { Since, Subscription } from "./subscriptions.js";
+import type { ClientEvents } from "./types.js";
 
 // The worker's side of shared.ts. To tabs it acts as a gateway: it turns their frames into calls on the one connection
 // that all tabs of a user share. When that connection ends, the worker ends those of the tabs in the same way. The tabs
@@ -10,7 +11,7 @@ import type { Subscription } from "./subscriptions.js";
 
 /** The part of the global scope of a SharedWorker that is used here. */
 export interface WorkerScope {
-  onconnect: ((event: MessageEvent) => void) | null;
+  onconnect: ((event: MessageEvent) => unknown) | null;
 }
 
 /** Milliseconds between pings to a tab. */
@@ -19,6 +20,13 @@ const TAB_PING_INTERVAL = 25_000;
 const TAB_PING_TIMEOUT = 10_000;
 
 const hubs = new Set<Hub>();
+
+/** Parse JSON. Integers that a number cannot hold are passed on as they are. */
+const parse = (text: string): unknown => (/\d{16}/.test(text) && rawJSON ? JSON.parse(text, kept as never) : JSON.parse(text));
+
+function kept(_: string, value: unknown, { source }: { source: string }): unknown {
+  return Number.isInteger(value) && !Number.isSafeInteger(value) && /^-?\d+$/.test(source) ? rawJSON!(source) : value;
+}
 
 /** Run as the worker. */
 export function serve(scope: WorkerScope): void {
@@ -36,7 +44,7 @@ class Hub {
 
   constructor({ url, tokenIn, pingInterval, pingTimeout }: Opening, token: string) {
     this.url = url;
-    const client = (this.client = new Client(url, { token, tokenIn, pingInterval, pingTimeout, reconnect: false }));
+    const client = (this.client = new Client(url, { token, tokenIn, pingInterval, pingTimeout, parse, reconnect: false }));
     this.opened = new Promise((resolve) => {
       client.on("state", (state) => {
         if (state.name === "open") resolve(true);
@@ -47,7 +55,9 @@ class Hub {
         }
       });
     });
-    client.on("event", ({ topic, event, traceId }) => this.#broadcast(topic, event, traceId));
+    client.on("event", ({ topic, event, traceId, position }) => {
+      this.#broadcast(topic, event, { ...(traceId !== null && { trace_id: traceId }), position });
+    });
     for (const topic of ["gap", "dropped", "unsubscribed"] as const) {
       client.on(topic, (event: ClientEvents[typeof topic]) => this.#broadcast(topic, event));
     }
@@ -73,9 +83,8 @@ class Hub {
     if (this.tabs.size === 0) this.client.close();
   }
 
-  #broadcast(topic: string, event: unknown, traceId: string | null = null): void {
-    const trace = traceId === null ? {} : { trace_id: traceId };
-    for (const tab of this.tabs) tab.send({ type: "event", payload: { topic, event, ...trace } });
+  #broadcast(topic: string, event: unknown, more: object = {}): void {
+    for (const tab of this.tabs) tab.send({ type: "event", payload: { topic, event, ...more } });
   }
 }
 
@@ -125,7 +134,7 @@ class Tab {
   #receive(data: string | ToWorker): void {
     this.#heardAt = performance.now();
     if (typeof data === "string") {
-      const { type, payload } = JSON.parse(data) as { type: string; payload?: Record<string, unknown> };
+      const { type, payload } = parse(data) as { type: string; payload?: Record<string, unknown> };
       void this.#onFrame(type, payload ?? {});
     } else if ("open" in data) {
       this.#open(data.open);
@@ -165,8 +174,13 @@ class Tab {
   async #join(payload: Record<string, unknown>): Promise<void> {
     const opening = this.#opening!;
     const token = String(payload.token);
-    for (const hub of [...hubs]) {
-      if (hub.url !== opening.url || !(await hub.opened)) continue;
+    const tried = new Set<Hub>();
+    for (;;) {
+      // Other tabs of this user may have made a connection meanwhile.
+      const hub = [...hubs].find((each) => each.url === opening.url && !tried.has(each));
+      if (hub === undefined) break;
+      tried.add(hub);
+      if (!(await hub.opened)) continue;
       try {
         const expiresAt = await hub.authorize(token);
         this.#enter(hub, payload.id, expiresAt);
@@ -212,7 +226,7 @@ class Tab {
 
   async #do(client: Client, type: string, payload: Record<string, unknown>): Promise<unknown> {
     const topics = Array.isArray(payload.topics) ? payload.topics.map(String) : [];
-    if (type === "subscribe") return this.#subscribe(client, topics);
+    if (type === "subscribe") return this.#subscribe(client, topics, isObject(payload.since) ? payload.since : {});
     if (type === "unsubscribe") return this.#unsubscribe(topics);
     const id = String(payload.id);
     const controller = new AbortController();
@@ -235,11 +249,15 @@ class Tab {
     }
   }
 
-  async #subscribe(client: Client, topics: string[]): Promise<unknown> {
-    const fresh = topics.filter((topic) => !this.#topics.has(topic));
+  async #subscribe(client: Client, topics: string[], since: Record<string, unknown>): Promise<unknown> {
+    const history = {};
+    const fresh = topics.filter((topic) => !this.#topics.has(topic) || since[topic]);
     for (const topic of fresh) {
-      const subscription = client.subscribe(topic, () => {});
+      const former = this.#topics.get(topic);
+      const subscription = client.subscribe(topic, () => {}, { since: since[topic] as Since | undefined });
       this.#topics.set(topic, subscription);
+      former?.unsubscribe();
+      subscription.on("history", (each) => Object.assign(history, each));
       subscription.on("ended", () => {
         if (this.#topics.get(topic) === subscription) this.#topics.delete(topic);
       });
@@ -250,7 +268,7 @@ class Tab {
       this.#unsubscribe(fresh);
       throw error;
     }
-    return { topics: [...this.#topics.keys()] };
+    return { topics: [...this.#topics.keys()], history };
   }
 
   #unsubscribe(topics: string[]): unknown {

@@ -1,7 +1,7 @@
 import { type FormEvent, StrictMode, useState } from "react";
 import { createRoot } from "react-dom/client";
 import type { Client } from "nuropb-gateway-client";
-import { useEvents, useGateway, useOwnEvents, useRequest } from "./useGateway";
+import { useEvents, useGateway, useOwnEvents, useRequest } from "nuropb-gateway-client/react";
 
 interface Order {
   number: number;

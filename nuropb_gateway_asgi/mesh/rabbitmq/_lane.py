@@ -224,6 +224,13 @@ class Acknowledger:
         elif self._timer is None:
             self._timer = self._loop.call_later(ACKNOWLEDGE_WITHIN, self._send)
 
+    def stop(self) -> None:
+        """Acknowledge nothing more."""
+        self._count = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _send(self) -> None:
         if self._timer is not None:
             self._timer.cancel()

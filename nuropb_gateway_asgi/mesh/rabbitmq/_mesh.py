@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias
 
@@ -25,6 +25,7 @@ from ...identifiers import new_id
 from ...settings import hide_password
 from ...wire import codec
 from ...wire.encryption import encrypt, load_public_key
+from ...wire.history import HistoryLog, KeptTopic
 from ...wire.interface import CallMessage, MeshReceiver
 from ...wire.publish import encode_publish, expiration
 from ...wire.services import to_json
@@ -37,6 +38,7 @@ from ._errors import explain
 from ._events import EventQueue
 from ._exchanges import SERVICE_QUEUE, declare_exchanges
 from ._frames import Incoming
+from ._history import StreamLog
 from ._lane import Acknowledger, LaneName, OnMessage, Publisher
 from ._link import Link
 from ._parts import Part
@@ -155,12 +157,14 @@ class RabbitMQMesh:
             self.peers.declare_stream,
             self._read_records,
         )
-        self._parts = {
+        self._parts: tuple[Part, ...] = {
             "gateway": (self._calls_part, self._records_part),
             "transport": (self._records_part,),
             "service": (self._calls_part,),
             "observer": (),
         }[role]
+        #: The histories of topics, by pattern.
+        self.histories: dict[str, StreamLog] = {}
         self.service_host = ServiceHost(
             service_name,
             lambda: self._controller,
@@ -191,7 +195,8 @@ class RabbitMQMesh:
     def warnings(self) -> list[str]:
         """The parts that are missing while everything else works, in words for an operator."""
         missing = [part.warning for part in self._parts if part.warning is not None]
-        return [*missing, *self.peers.warnings.values(), *self._refused_service_topics.values()]
+        others = [history.warning for history in self.histories.values() if history.warning is not None]
+        return [*missing, *others, *self.peers.warnings.values(), *self._refused_service_topics.values()]
 
     @property
     def round_trips(self) -> deque[float]:
@@ -220,6 +225,25 @@ class RabbitMQMesh:
         return RabbitMQMesh(
             self._url, service_name=self._service_name, instance_id=instance_id, lane=self.lane, role="transport"
         )
+
+    def keep_history(self, topics: Iterable[KeptTopic]) -> dict[str, HistoryLog]:
+        """Keep the events of these topics in streams. Raises SettingsError for a pattern that is too long."""
+        for topic in topics:
+            self.histories[topic.pattern] = self._make_history(topic)
+        return dict(self.histories)
+
+    def _make_history(self, topic: KeptTopic) -> StreamLog:
+        def publish(stream: str, correlation_id: str) -> None:
+            self._publish("event", "", stream, correlation_id, b"{}")
+
+        def wake() -> None:
+            part.lose()
+
+        log = StreamLog(self._service_name, topic, publish, lambda: self.connected, wake)
+        without = f"events of {topic.pattern} have no history, and no positions"
+        part = Part(f"the stream {log.stream}", without, log.declare, log.consume)
+        self._parts = (*self._parts, part)
+        return log
 
     def _draw_queue_names(self) -> tuple[str, str, str, str]:
         stem = f"nuropb-{self._service_name}-{new_id()}"
@@ -442,6 +466,8 @@ class RabbitMQMesh:
             self._connected = self.connected
             self._told.on_connection_change(connected=self._connected)
             self._find_end_of_records()
+            for history in self.histories.values() if self._connected else ():
+                history.resume()
 
     def _find_end_of_records(self) -> None:
         """Write a marker into the stream: when it is read, all earlier records are read, too."""
