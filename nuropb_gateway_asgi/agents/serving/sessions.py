@@ -18,9 +18,10 @@ from .listening import NOTHING, TOOLS, Listener, subscribe, topic_of
 
 __all__ = ["HandshakeSession", "HandshakeSessions"]
 
-#: Users whose sessions are kept at least, sessions of a user and topics of a session.
-MAX_USERS: Final = 1024
-MAX_SESSIONS: Final = 32
+#: Users whose sessions are kept at least, sessions of a user and topics of a session. Twice as many users with topics
+#: of 255 bytes have 93 MB.
+MAX_USERS: Final = 256
+MAX_SESSIONS: Final = 8
 MAX_TOPICS: Final = 64
 #: Characters of a session's id that tell it from others; those that the gateway makes are shorter.
 MAX_ID: Final = 64
