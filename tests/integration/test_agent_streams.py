@@ -230,7 +230,10 @@ async def test_the_oldest_session_without_a_stream_makes_room(running: RunningGa
     await ask(running, "oldest", "resources/subscribe", token="eve", uri=NEWS)
     for number in range(MAX_SESSIONS):
         await ask(running, f"session-{number}", "resources/subscribe", token="eve", uri=NEWS)
-    async with stream(running, "oldest", "eve") as forgotten, stream(running, f"session-{MAX_SESSIONS - 1}", "eve") as known:
+    async with (
+        stream(running, "oldest", "eve") as forgotten,
+        stream(running, f"session-{MAX_SESSIONS - 1}", "eve") as known,
+    ):
         await eventually(lambda: running.occupancy[1] == 2)
         heard = asyncio.ensure_future(known.message())
         while not heard.done():
