@@ -703,9 +703,10 @@ def encode_call(
     )
 
 
-def encode_subscribe(topics: Sequence[str], *, id_: str, trace_id: str) -> bytes:
-    """Encode the frame of a subscription."""
-    return b'{"type":"subscribe","payload":{%b"topics":%b}}' % (_ids(id_, trace_id), encode_json(topics))
+def encode_subscribe(topics: Sequence[str], *, id_: str, trace_id: str, last: int = 0) -> bytes:
+    """Encode the frame of a subscription, which begins with the ``last`` events of each topic."""
+    since = b"" if not last else b',"since":%b' % encode_json({topic: {"last": last} for topic in topics})
+    return b'{"type":"subscribe","payload":{%b"topics":%b%b}}' % (_ids(id_, trace_id), encode_json(topics), since)
 
 
 def encode_resume(key: str | None, received: int, *, id_: str, trace_id: str) -> bytes:

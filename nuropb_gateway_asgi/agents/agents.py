@@ -125,7 +125,8 @@ def _make_parts(kind: ConnectionKind, policy: ToolPolicy, origins: OriginPolicy,
     lists = ToolLists(kind.service_mesh_manager, policy)
     recent = RecentCalls()
     calls = ToolCalls(lists, recent, logs_arguments=settings.log_tool_arguments == "on")
-    server = AgentServer(settings, lists, calls)
+    history = kind.service_mesh_manager.events.history
+    server = AgentServer(settings, lists, calls, lambda topic: history.covering(topic) is not None)
     parts = kind.handler_manager, settings, origins, server, metadata
     applications = {
         PATH: make_endpoint(AgentEndpoint(*parts), origins),

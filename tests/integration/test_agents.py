@@ -23,6 +23,7 @@ from nuropb_gateway_asgi.agents.serving.resources import PAGE_SIZE
 from nuropb_gateway_asgi.mesh.demo import DemoService
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.agents import MODES, Mode, agent, envelope, headers, post
+from tests.kit.clients import connect
 from tests.kit.gateways import DEADLINE, RunningGateway, authorise_from_token, eventually, make_gateway, run_gateway
 from tests.kit.javascript import node
 from tests.kit.turnstile import Turnstile
@@ -301,6 +302,17 @@ async def test_reading_a_topic_answers_with_its_next_event(running: RunningGatew
         with pytest.raises(MCPError, match="not allowed"):
             await client.read_resource("topic://secret.x")
     assert json.loads(contents[0].text)["topic"] == "demo.tick"
+
+
+async def test_reading_a_topic_with_a_history_answers_with_its_last_event() -> None:
+    kept: Any = {"history": ["news.#:1h"], "expose_topics": ["news.#"], "expose_tools": ["demo.*"], "mcp": "on"}
+    async with run_gateway(**kept) as running, connect(running.url, "alice") as client:
+        for number in range(3):
+            await client.result("demo.publish", {"topic": "news.today", "event": number})
+        async with agent(running.site, "alice") as host:
+            for _ in range(2):
+                (content,) = (await host.read_resource("topic://news.today")).contents
+                assert json.loads(content.text)["event"] == 2
 
 
 # --- identity -----------------------------------------------------------------------------------------------------

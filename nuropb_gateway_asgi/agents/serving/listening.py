@@ -40,9 +40,9 @@ def topic_of(uri: str) -> str:
     return topic
 
 
-async def subscribe(handler: AgentHandler, topic: str) -> None:
-    """Subscribe to a topic. Raises MCPError if that is refused."""
-    answer = await handler.ask(encode_subscribe([topic], id_=FRAME_ID, trace_id=handler.trace_id))
+async def subscribe(handler: AgentHandler, topic: str, *, last: int = 0) -> None:
+    """Subscribe to a topic, from its ``last`` events on. Raises MCPError if that is refused."""
+    answer = await handler.ask(encode_subscribe([topic], id_=FRAME_ID, trace_id=handler.trace_id, last=last))
     if answer.status != 200:
         failure = msgspec.json.decode(answer.body)
         code = types.INTERNAL_ERROR if failure["code"] != ErrorCode.PERMISSION_DENIED else types.INVALID_PARAMS

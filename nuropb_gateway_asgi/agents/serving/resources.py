@@ -1,4 +1,4 @@
-"""Topics as resources, whose content is the next event."""
+"""Topics as resources, whose content is the last event where there is a history, else the next one."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ Context: TypeAlias = Any
 
 
 class TopicResources:
-    """The topics that a user may subscribe to."""
+    """The topics that a user may subscribe to. ``has_history`` tells whether the events of a pattern are kept."""
 
-    def __init__(self, settings: Settings, policy: ToolPolicy) -> None:
+    def __init__(self, settings: Settings, policy: ToolPolicy, has_history: Callable[[str], bool]) -> None:
         self._settings = settings
         self._policy = policy
+        self._has_history = has_history
 
     async def list(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListResourcesResult:
         """Answer with the topics that the policy names in full."""
@@ -68,7 +69,7 @@ class TopicResources:
         return [topic for topic in self._policy.topics(identity) if topic.isprintable()]
 
     async def read(self, ctx: Context, params: types.ReadResourceRequestParams) -> types.ReadResourceResult:
-        """Answer with the next event of a topic: the mesh keeps none of the past."""
+        """Answer with the last event of a topic that has a history, else with the next one."""
         handler, topic = handler_of(ctx), topic_of(params.uri)
         event: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
@@ -78,7 +79,7 @@ class TopicResources:
 
         handler.on_event = lambda of, payload: take(payload) if covers(topic, of) else None
         handler.on_ended = lambda: take(None)
-        await subscribe(handler, topic)
+        await subscribe(handler, topic, last=int(self._has_history(topic)))
         payload = None
         with anyio.move_on_after(self._settings.request_timeout):
             payload = await event

@@ -59,7 +59,9 @@ class AgentServer:
     It is run by :meth:`running`, as often as one likes, but once at a time.
     """
 
-    def __init__(self, settings: Settings, lists: ToolLists, calls: ToolCalls) -> None:
+    def __init__(
+        self, settings: Settings, lists: ToolLists, calls: ToolCalls, has_history: Callable[[str], bool]
+    ) -> None:
         self._settings = settings
         self._lists = lists
         self._calls = calls
@@ -67,7 +69,7 @@ class AgentServer:
         self._sessions = HandshakeSessions()
         #: For the stateless protocol; None while it does not run.
         self._manager: StreamableHTTPSessionManager | None = None
-        resources = TopicResources(settings, lists.policy)
+        resources = TopicResources(settings, lists.policy, has_history)
         self._server: Server[Any] = Server(
             settings.service_name,
             version=__version__,
