@@ -22,7 +22,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the kerne
 #: Seconds from the moment at which a client stops reading, or does not answer the gateway's close, to the end.
 BOUND: Final = 12.0
 #: With the default WRITE_TIMEOUT of 10 s, 2 s would be left for everything else, which is little on a busy machine.
-SETTINGS: Final[dict[str, Any]] = {"WRITE_TIMEOUT": "6", "HTTP": "on", "TCP": "127.0.0.1:0"}
+#: Without rates, since the clients send as fast as they can.
+SETTINGS: Final[dict[str, Any]] = {
+    "WRITE_TIMEOUT": "6", "HTTP": "on", "TCP": "127.0.0.1:0", "RATE_LIMIT": "off", "RATE_LIMIT_USER": "off"
+}  # fmt: skip
 HEAD: Final = f"Host: gateway\r\n{BEARER[0]}: {BEARER[1]}\r\n"
 BIG: Final = json.dumps({"text": "x" * 50_000})
 DEFLATE: Final = ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")
