@@ -39,7 +39,7 @@ ifeq ($(filter setup,$(MAKECMDGOALS)),)
 endif
 .SECONDARY:
 .PHONY: help run check test lint format unit integration coverage matrix soak pythons clusters oldest clean client vendor
-.PHONY: setup lint-python lint-javascript node programs openid peer pytest pytest-latest pytest-others
+.PHONY: setup lint-python lint-javascript node programs openid peer pytest pytest-others
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -49,7 +49,7 @@ run: $(VENV)/.runtime ## Start the gateway, on PORT (8000) of HOST (127.0.0.1).
 
 check: lint unit ## Check style and types, and run the unit tests on one Python: the inner loop, under a minute.
 
-test: ## Check style and types, and run all tests; the unit tests also on the newest Python that is found.
+test: ## Check style and types, and run all tests.
 	@$(MAKE) --no-print-directory $(JOBS) setup lint
 	@$(MAKE) --no-print-directory pytest
 
@@ -218,35 +218,21 @@ peer: $(VENV)/.dev
 	rm -rf .venv-nuropb && "$$python" -m venv .venv-nuropb && \
 	.venv-nuropb/bin/python $(INSTALL) "nuropb>=0.1.8,<0.2" && touch .venv-nuropb/.done
 
-# The tests on other Pythons, in a separate make, because the Makefile looks for the Pythons while make reads it.
+# The tests that failed run once more, one at a time.
+pytest:
+	@(set -x; $(BIN)/python $(PYTEST)); result=$$?; \
+	[ $$result != 1 ] || { echo "Once more, one at a time: the tests that failed"; set -x; \
+	    $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; result=$$?; set +x; }; \
+	exit $$result
 
-ifneq ($(filter pytest%,$(MAKECMDGOALS)),)
+# The unit tests on other Pythons, in a separate make, because the Makefile looks for the Pythons while make reads it.
+
+ifneq ($(filter pytest-others,$(MAKECMDGOALS)),)
 MAIN := $(shell $(BIN)/python -c "import sys; print(sys.version_info.minor)")
 OTHERS := $(filter-out $(MAIN),11 12 13 14)
 FOUND := $(strip $(foreach m,$(OTHERS),$(if $(shell $(call find,v.minor == $(m),$(call minor,$(m)))),$(m))))
 ABSENT := $(filter-out $(FOUND),$(OTHERS))
-LATEST := $(lastword $(FOUND))
 endif
-
-# While the tests with brokers wait, the unit tests run on the newest other Python, at a lower priority so that they do
-# not delay the former. Their output comes at the end.
-pytest:
-	@echo "All tests on Python 3.$(MAIN); the unit tests also on $(or $(LATEST:%=3.%),no other);" \
-	    "for more: make pythons"
-	@output=$$(mktemp) || exit; \
-	nice $(MAKE) --no-print-directory pytest-latest > "$$output" 2>&1 & job=$$!; \
-	trap 'kill $$job 2> /dev/null; rm -f "$$output"' EXIT; trap 'exit 130' INT TERM; \
-	(set -x; $(BIN)/python $(PYTEST)); main=$$?; \
-	wait $$job; others=$$?; \
-	cat "$$output"; \
-	[ $$main != 1 ] || { echo "Once more, one at a time: the tests that failed"; set -x; \
-	    $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; main=$$?; set +x; }; \
-	[ $$main = 0 ] || echo "Failed: all tests on Python 3.$(MAIN)"; \
-	sed -n 's|.*\*\*\* \[.*\(3\.[0-9]*\)\(/\.unit\)*\].*|Failed: the unit tests on Python \1|p' "$$output"; \
-	[ $$main$$others = 00 ]
-
-pytest-latest: $(LATEST:%=pytest-3.%)
-	@:
 
 pytest-others: $(FOUND:%=pytest-3.%)
 	@echo "Not found: $(or $(ABSENT:%=3.%),none)"

@@ -154,12 +154,12 @@ async def test_plain_uvicorn_without_a_name_uses_its_own_protocols(tmp_path: Pat
 
 
 async def test_a_uvicorn_of_another_program_without_a_name_keeps_its_own_protocols(tmp_path: Path) -> None:
-    needed = {str(rename): rename for rename in renames(PLACEMENT)} | {name: RENAMES[name] for name in SOME}
+    needed = {str(rename): rename for rename in renames(PLACEMENT)} | {name: RENAMES[name] for name in SOME[:2]}
     assert await all_at_once(STOCK, needed.values(), tmp_path) == {}
 
 
 async def test_the_command_line_without_a_name_uses_uvicorns_own_protocols(tmp_path: Path) -> None:
-    assert await all_at_once(SERVE, [RENAMES[name] for name in SOME], tmp_path) == {}
+    assert await all_at_once(SERVE, [RENAMES[name] for name in SOME[2:4]], tmp_path) == {}
 
 
 async def test_every_worker_without_a_name_uses_uvicorns_own_protocols(tmp_path: Path) -> None:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.integration.test_server_changed_libraries import RENAMES, UVICORN, all_at_once
+import pytest
+
+from tests.integration.test_server_changed_libraries import RENAMES, SERVE, SOME, STOCK, UVICORN, all_at_once
 
 
 async def test_plain_uvicorn_without_any_of_the_names_uses_its_own_protocols(tmp_path: Path) -> None:
     assert await all_at_once(UVICORN, RENAMES.values(), tmp_path) == {}
+
+
+@pytest.mark.parametrize("command", [STOCK, SERVE], ids=["uvicorn", "serve"])
+async def test_every_way_to_start_it_works_without_a_name_of_each_kind(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert await all_at_once(command, [RENAMES[name] for name in SOME], tmp_path) == {}

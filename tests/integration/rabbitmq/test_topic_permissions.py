@@ -15,6 +15,7 @@ from tests.integration.conftest import Broker
 from tests.integration.scene import scene
 from tests.kit.amqp import EVENTS, Gateway, changed_url, peer_at, running
 from tests.kit.gateways import DEADLINE, eventually
+from tests.servers.processes import unavailable
 from tests.servers.rabbitmq import RabbitMQNode
 
 
@@ -26,19 +27,42 @@ class Limited:
         self.url = node.add_vhost(vhost)
         node.ctl("add_user", vhost, "hunter2")
         node.ctl("set_permissions", "--vhost", vhost, vhost, ".*", ".*", ".*")
+        self._allowed = ""
         self.allow("^orders")
         self.limited_url = changed_url(self.url, username=vhost, password="hunter2")
 
     def allow(self, topics: str) -> None:
-        self.node.ctl("set_topic_permissions", "--vhost", self.vhost, self.vhost, EVENTS, topics, topics)
+        if topics != self._allowed:
+            self.node.ctl("set_topic_permissions", "--vhost", self.vhost, self.vhost, EVENTS, topics, topics)
+            self._allowed = topics
+
+    def delete(self) -> None:
+        self.node.ctl("delete_user", self.vhost)
+        self.node.delete_vhost(self.vhost)
+
+
+@pytest.fixture(scope="module")
+def shared(rabbitmq: Broker) -> Iterator[Limited]:
+    if rabbitmq.node is None:
+        unavailable("the broker is not ours, so its users cannot be changed")
+    made = Limited(rabbitmq.node, f"limited-{secrets.token_hex(4)}")
+    yield made
+    made.delete()
 
 
 @pytest.fixture
-def limited(node: RabbitMQNode) -> Iterator[Limited]:
+def limited(shared: Limited) -> Limited:
+    """The vhost of all tests, for each rabbitmqctl takes a second or two."""
+    shared.allow("^orders")
+    return shared
+
+
+@pytest.fixture
+def fresh(node: RabbitMQNode) -> Iterator[Limited]:
+    """A vhost in which there is nothing yet."""
     made = Limited(node, f"limited-{secrets.token_hex(4)}")
     yield made
-    node.ctl("delete_user", made.vhost)
-    node.delete_vhost(made.vhost)
+    made.delete()
 
 
 async def subscribe(gateway: Gateway, topic: str) -> bool:
@@ -150,20 +174,16 @@ async def test_a_hosted_service_does_without_refused_topics(limited: Limited) ->
         assert "users.#" in warning
 
 
-async def test_a_check_tells_of_refusals_and_leaves_nothing_behind(limited: Limited, rabbitmq: Broker) -> None:
-    assert "topic" not in await probe(limited.limited_url, "checked", ["orders.#"])
-    found = await probe(limited.limited_url, "checked", ["orders.#", "#"])
+async def test_a_check_tells_of_refusals_and_leaves_nothing_behind(fresh: Limited) -> None:
+    assert "topic" not in await probe(fresh.limited_url, "checked", ["orders.#"])
+    found = await probe(fresh.limited_url, "checked", ["orders.#", "#"])
     assert "events with a target do not come of the topic #" in found
     own = r"^nuropb-(checked-.*(q|fx)|(rpc|events|dl)-exchange)$"
-    await asyncio.to_thread(
-        limited.node.ctl, "set_permissions", "--vhost", limited.vhost, limited.vhost, own, ".*", ".*"
-    )
-    found = await probe(limited.limited_url, "checked")
+    await asyncio.to_thread(fresh.node.ctl, "set_permissions", "--vhost", fresh.vhost, fresh.vhost, own, ".*", ".*")
+    found = await probe(fresh.limited_url, "checked")
     assert "revocations reach this process only, as nuropb-checked-records cannot be used" in found
-    assert await asyncio.to_thread(limited.node.list_queues, limited.vhost) == []
+    assert await asyncio.to_thread(fresh.node.list_queues, fresh.vhost) == []
     own = r"^nuropb-(checked-.*(rq|eq|fq|fx)|(rpc|events|dl)-exchange)$"
-    await asyncio.to_thread(
-        limited.node.ctl, "set_permissions", "--vhost", limited.vhost, limited.vhost, own, ".*", ".*"
-    )
+    await asyncio.to_thread(fresh.node.ctl, "set_permissions", "--vhost", fresh.vhost, fresh.vhost, own, ".*", ".*")
     with pytest.raises(ConnectionError, match="nuropb-checked-sq"):
-        await probe(limited.limited_url, "checked")
+        await probe(fresh.limited_url, "checked")
