@@ -134,9 +134,23 @@ export class Calls {
     return promise;
   }
 
-  /** Send a request to the gateway itself, at once and on this connection. */
-  ask(kind: ControlKind, payload: Record<string, unknown>): Promise<unknown> {
+  /**
+   * Send a request to the gateway itself, at once and on this connection. `answered` is called with the result before
+   * the next frame is read; the promise may be resolved later.
+   */
+  ask(
+    kind: ControlKind,
+    payload: Record<string, unknown>,
+    answered?: (result: unknown) => void,
+  ): Promise<unknown> {
     const { promise, call } = makeCall(kind, membersOf(payload), performance.now() + this.limits.requestTimeout);
+    if (answered !== undefined) {
+      const { resolve } = call;
+      call.resolve = (result) => {
+        answered(result);
+        resolve(result);
+      };
+    }
     this.#transmit(call);
     return promise;
   }

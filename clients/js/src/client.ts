@@ -112,7 +112,7 @@ export class Client {
       maxQueue: options.maxQueue ?? 10_000,
     });
     this.#subscriptions = new Subscriptions({
-      ask: (kind, payload) => this.#calls.ask(kind, payload),
+      ask: (kind, payload, answered) => this.#calls.ask(kind, payload, answered),
       // The names that subscriptions use are among those of the client.
       tell: (name, value) => this.#tell(name, value as never),
       backoff: this.#backoff,

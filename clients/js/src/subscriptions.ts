@@ -1,6 +1,6 @@
 import { type Backoff, after, jittered } from "./backoff.js";
 import { Emitter, guarded } from "./emitter.js";
-import { CallFailed, ConnectionClosed, ConnectionLost, type GatewayError, obeyed, Unsubscribed } from "./errors.js";
+import { BadRequest, CallFailed, ConnectionClosed, ConnectionLost, type GatewayError, obeyed, Unsubscribed } from "./errors.js";
 import { isObject } from "./objects.js";
 import { matches } from "./topics.js";
 
@@ -240,6 +240,14 @@ export class Subscription<Event = unknown> implements AsyncIterable<GatewayEvent
     if (Object.keys(history).length > 0) this.tell("history", history);
   }
 
+  /** Forget where it is in a history. Returns whether there is one and it has been in force. @internal */
+  forget(): boolean {
+    const patterns = Object.keys(this.since);
+    if (!this.#isReady || patterns.length === 0) return false;
+    for (const pattern of patterns) delete this.since[pattern];
+    return true;
+  }
+
   /** @internal */
   tell<Name extends keyof SubscriptionEvents>(name: Name, value: SubscriptionEvents[Name]): void {
     this.#emitter.emit(name, value);
@@ -281,7 +289,12 @@ export interface SubscriptionNews {
 
 /** The parts of a client that its subscriptions use. */
 export interface SubscriptionHost {
-  ask: (kind: "subscribe" | "unsubscribe", payload: { topics: string[]; since?: object }) => Promise<unknown>;
+  /** `answered` is called with the result before the next frame is read. */
+  ask: (
+    kind: "subscribe" | "unsubscribe",
+    payload: { topics: string[]; since?: object },
+    answered?: (result: unknown) => void,
+  ) => Promise<unknown>;
   tell: <Name extends keyof SubscriptionNews>(name: Name, value: SubscriptionNews[Name]) => void;
   backoff: Backoff;
 }
@@ -424,8 +437,10 @@ export class Subscriptions {
     let history: Record<string, Recovery> = {};
     try {
       const more = first.isHeld ? { since: first.since } : {};
-      const answer = await this.#host.ask("subscribe", { topics: this.#patterns(wanted), ...more });
-      if (isObject(answer) && isObject(answer.history)) history = answer.history as typeof history;
+      await this.#host.ask("subscribe", { topics: this.#patterns(wanted), ...more }, (answer) => {
+        if (isObject(answer) && isObject(answer.history)) history = answer.history as typeof history;
+        first.recover(history); // events of the history may come with the answer
+      });
     } catch (error) {
       if (this.#link !== link || error instanceof ConnectionLost) return; // the next connection subscribes again
       if (error instanceof CallFailed && error.retryable) {
@@ -438,13 +453,14 @@ export class Subscriptions {
       } else if (wanted.length > 1) {
         // The gateway refuses a frame as a whole, for one topic. The other subscriptions must not suffer for it.
         for (const each of wanted) void this.#enforce([each]);
+      } else if (error instanceof BadRequest && first.forget()) {
+        void this.#enforce(wanted); // the gateway keeps no history any more
       } else {
-        this.#remove(wanted[0]!, error as GatewayError);
+        this.#remove(first, error as GatewayError);
       }
       return;
     }
     if (this.#link !== link) return;
-    first.recover(history);
     const again = wanted.filter((each) => each.inForce());
     const topics = this.#patterns(again).filter((topic) => history[topic]?.recovered !== true);
     if (topics.length > 0) this.#gap({ reason: "reconnected", topics }, again);

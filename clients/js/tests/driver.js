@@ -269,15 +269,21 @@ class Actor {
    * @param {string} name
    * @param {Step} step
    */
-  subscribe(name, { subscribe: topics, callback = false, buffer, listen = true }) {
+  subscribe(name, { subscribe: topics, callback = false, buffer, since, listen = true }) {
     const heard = callback ? this.listen(`${name}.events`, () => {}) : null;
-    const subscription = this.client.subscribe(topics, heard && ((event) => heard.add(event)), { buffer });
+    const subscription = this.client.subscribe(topics, heard && ((event) => heard.add(event)), { buffer, since });
     const iterator = callback ? null : subscription[Symbol.asyncIterator]();
     this.subscriptions.set(name, { subscription, iterator });
     if (!listen) return;
     for (const each of /** @type {const} */ (["gap", "dropped", "ended"])) {
       this.listen(`${name}.${each}`, (listener) => subscription.on(each, listener));
     }
+    // The scripts have the answers for all patterns together.
+    this.listen(`${name}.recovered`, (listener) => subscription.on("history", (answers) => {
+      const parts = Object.values(answers);
+      const count = parts.reduce((sum, part) => sum + part.count, 0);
+      listener({ topics: Object.keys(answers), recovered: parts.every((part) => part.recovered), count });
+    }));
   }
 
   /** @param {string} name */
