@@ -206,7 +206,7 @@ async def measure(
     """Measure the cost of the step that ``prepare`` returns. A thread repeats it many times.
 
     A repetition counts from its beginning to the beginning of the next: the work that an answer leaves behind is a part
-    of its cost. Timers run in between, on a busy machine more than once; so the result is the lower quartile.
+    of its cost. Timers run in between, on a busy machine more than once; so the result is the least of all.
     """
     meter = Meter()
     snapshots: list[tuple[Cost, dict[CodeType, int]]] = []
@@ -224,6 +224,6 @@ async def measure(
     await running.is_empty()
     differences = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(snapshots)]
     columns = zip(*(each.counts for each in differences), strict=True)
-    cost = Cost(*(sorted(column)[len(column) // 4] for column in columns))
+    cost = Cost(*map(min, columns))
     (_, first), (_, last) = snapshots[0], snapshots[-1]
     return Measured(cost, {code: (count - first.get(code, 0)) / REPEATS for code, count in last.items()})
