@@ -22,7 +22,7 @@ class Storm:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.due: Counter[tuple[str, str]] = Counter()
-        self._failures = self._malformed = self._made = 0
+        self._failures = self._malformed = self._made = self._wrong_tokens = 0
 
     def frame(self) -> str:
         make = self.random.choice(
@@ -73,7 +73,12 @@ class Storm:
             ("authorize", {"token": "bad"}),
             ("authorize", {"token": "bob"}),
         ]
-        return self._expecting(*self.random.choice(choices))
+        type_, payload = self.random.choice(choices)
+        if payload.get("token") in ("bad", "bob"):
+            if self._wrong_tokens == 5:  # a sixth within a minute closes the connection
+                return self.ping()
+            self._wrong_tokens += 1
+        return self._expecting(type_, payload)
 
     def ping(self) -> str:
         self._made += 1
