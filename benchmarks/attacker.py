@@ -310,7 +310,8 @@ async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: s
     finally:
         for process in (attacker, server):
             if process is not None:
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
                 await process.wait()
     columns = [
         *(percentile(latencies, share) * 1000 for share in (0.5, 0.99)),
