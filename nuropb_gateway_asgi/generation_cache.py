@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 __all__ = ["GenerationCache"]
@@ -40,3 +40,11 @@ class GenerationCache(Generic[K, V]):
         if len(self._young) >= self._count:
             self._old, self._young = self._young, {}
         self._young[key] = value
+
+    def renew(self, key: K, make: Callable[[], V]) -> V:
+        """Return the value of ``key``, which ``make`` makes if there is none; the key counts as the latest one."""
+        value = self.get(key)
+        if value is None:
+            value = make()
+        self.add(key, value)
+        return value

@@ -35,11 +35,7 @@ class RecentCalls:
 
     def add(self, user_id: str, call: RecentCall) -> None:
         """Keep a call; the user's oldest one makes room for it."""
-        calls = self._calls.get(user_id)
-        if calls is None:
-            calls = deque(maxlen=MAX_CALLS)
-        self._calls.add(user_id, calls)
-        calls.appendleft(call)
+        self._calls.renew(user_id, lambda: deque(maxlen=MAX_CALLS)).appendleft(call)
 
     def of(self, user_id: str) -> Sequence[RecentCall]:
         """Return the calls of a user, the latest first."""

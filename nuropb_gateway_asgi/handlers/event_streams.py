@@ -30,8 +30,13 @@ from .connection import ClientLeft, Connection
 from .exchange import FRAME_ID, UNREADABLE, Answer, Exchange, read_answer
 from .refusals import Reason, Refusal
 
-__all__ = ["EventStreamHandler", "refuse_stream", "server_sent_event"]
+__all__ = ["EVENT_STREAM_HEADERS", "EventStreamHandler", "refuse_stream", "server_sent_event"]
 
+#: The headers of every stream of events.
+EVENT_STREAM_HEADERS: Final = {
+    "Content-Type": "text/event-stream",
+    "X-Accel-Buffering": "no",  # otherwise nginx keeps events until its buffer is full
+}
 #: Milliseconds after which a browser reconnects to a stream that has ended, at the earliest.
 RECONNECT_DELAY: Final = 3000
 #: Topics of the gateway's own events. These become named events; mesh events reach a page's ``message`` listener.
@@ -223,11 +228,7 @@ async def refuse_stream(exchange: Exchange, refusal: Refusal) -> None:
 
 
 async def _begin(exchange: Exchange) -> None:
-    headers = {
-        **exchange.response_headers,
-        "Content-Type": "text/event-stream",
-        "X-Accel-Buffering": "no",  # otherwise nginx keeps events until its buffer is full
-    }
+    headers = {**exchange.response_headers, **EVENT_STREAM_HEADERS}
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
     await exchange.send({"type": "http.response.start", "status": 200, "headers": raw})
 

@@ -23,6 +23,15 @@ def test_at_least_the_last_keys_are_kept_and_at_most_twice_as_many(count: int, k
         assert cache.get(key) == (last[key] if key in cache else None)
 
 
+def test_a_renewed_key_keeps_its_value_and_is_the_latest() -> None:
+    cache: GenerationCache[str, list[str]] = GenerationCache(1)
+    kept = cache.renew("a", list)
+    cache.add("b", [])
+    assert cache.renew("a", list) is kept
+    cache.add("c", [])
+    assert (cache.get("a"), cache.get("b")) == (kept, None)
+
+
 def test_identifiers_differ_and_have_one_form() -> None:
     identifiers = [new_id() for _ in range(1000)]
     assert len(set(identifiers)) == len(identifiers)

@@ -24,15 +24,13 @@ from mcp.shared.transport_context import TransportContext
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from ...handlers.event_streams import EVENT_STREAM_HEADERS
 from ...protocol import encode_json
 
 __all__ = ["EVENT_STREAM", "HandshakeCarrier", "event_of", "leaving_cancels", "refuse"]
 
-#: The headers of a stream of events.
-EVENT_STREAM: Final = [
-    (b"content-type", b"text/event-stream"),
-    (b"x-accel-buffering", b"no"),  # otherwise nginx keeps events until its buffer is full
-]
+#: The headers of a stream of events, as ASGI has them.
+EVENT_STREAM: Final = [(name.lower().encode(), value.encode()) for name, value in EVENT_STREAM_HEADERS.items()]
 _JSON: Final = [(b"content-type", b"application/json")]
 #: The version of a request without the header, by the specification.
 _DEFAULT_VERSION: Final = "2025-03-26"

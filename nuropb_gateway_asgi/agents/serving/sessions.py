@@ -93,10 +93,7 @@ class HandshakeSessions:
     def get(self, user_id: str, session_id: str) -> HandshakeSession:
         """Return the session with this id; the oldest one without a stream makes room for it."""
         session_id = session_id[:MAX_ID]
-        sessions = self._users.get(user_id)
-        if sessions is None:
-            sessions = {}
-        self._users.add(user_id, sessions)
+        sessions = self._users.renew(user_id, dict)
         session = sessions.get(session_id)
         if session is None:
             if len(sessions) >= MAX_SESSIONS:
