@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..authentication import Identity
     from ..authentication.key_sets import KeySet
     from ..gateway import Gateway
+    from ..wire.history import KeptTopic
 
 __all__ = ["check"]
 
@@ -120,7 +121,18 @@ def _broker(settings: Settings) -> str:
         return "none; the mesh is embedded"
     from ..mesh.rabbitmq import probe
 
-    return asyncio.run(probe(settings.mesh_url, settings.service_name, settings.targeted_topics))
+    topics = settings.targeted_topics
+    return asyncio.run(probe(settings.mesh_url, settings.service_name, topics, _kept_topics(settings)))
+
+
+def _kept_topics(settings: Settings) -> tuple[KeptTopic, ...]:
+    """Return the topics with history, and none if the check of the policy has told why they cannot be known."""
+    from ..assembly import make_history, open_policy_file
+
+    try:
+        return make_history(settings, open_policy_file(settings))
+    except SettingsError:
+        return ()
 
 
 #: By the name that is printed. A check returns its result, or None if an earlier check has to succeed first.

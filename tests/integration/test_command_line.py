@@ -15,6 +15,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 
+import aio_pika
 import httpx
 import pytest
 from jose import jwt
@@ -331,8 +332,15 @@ def test_a_check_of_what_is_wrong(
 async def test_a_check_of_a_broker(
     rabbitmq: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = await asyncio.to_thread(check, monkeypatch, capsys, MESH_URL=rabbitmq.url, JWT_KEY=SECRET)
+    name = f"checked-{secrets.token_hex(4)}"
+    async with await aio_pika.connect(rabbitmq.url) as connection, connection.channel() as channel:
+        queue = f"nuropb-{name}-history-orders.#"
+        await channel.declare_queue(queue, exclusive=False, auto_delete=True)
+        settings = {"MESH_URL": rabbitmq.url, "JWT_KEY": SECRET, "SERVICE_NAME": name, "HISTORY": "orders.#:1h"}
+        found = await asyncio.to_thread(check, monkeypatch, capsys, **settings)
+        await channel.queue_delete(queue)
     assert found["broker"].startswith("ok: RabbitMQ ")
+    assert "; but events of orders.# have no history" in found["broker"]
 
 
 async def test_a_check_of_permissions(

@@ -48,7 +48,30 @@ STAMPS_KEPT: Final = 4
 #: A stream drops whole segments: so many make up its bytes.
 SEGMENTS: Final = 8
 MAX_NAME_BYTES: Final = 255
+#: In RabbitMQ's words for a queue that exists, and cannot be reached.
+HOME_NODE: Final = "home node"
 _STAMP: Final = f"{MARK}epoch-"
+
+
+def stream_name(service_name: str, pattern: str) -> str:
+    """Return the name of the stream of a pattern."""
+    return f"nuropb-{service_name}-history-{pattern}"
+
+
+def stream_arguments(topic: KeptTopic) -> dict[str, Any]:
+    """Return the arguments with which the gateway declares a stream."""
+    arguments: dict[str, Any] = {
+        "x-queue-type": "stream",
+        "x-max-length-bytes": topic.size,
+        "x-stream-max-segment-size-bytes": max(topic.size // SEGMENTS, 65536),
+    }
+    if topic.seconds is not None:
+        arguments["x-max-age"] = f"{topic.seconds}s"
+    return arguments
+
+
+def _ignore(offset: int, message: Incoming) -> None:
+    """Take no note of a message."""
 
 
 class StreamLog:
@@ -67,7 +90,7 @@ class StreamLog:
         wake: Callable[[], None],
     ) -> None:
         self.pattern = topic.pattern
-        self.stream = f"nuropb-{service_name}-history-{topic.pattern}"
+        self.stream = stream_name(service_name, topic.pattern)
         if len(self.stream.encode()) > MAX_NAME_BYTES:
             raise SettingsError(
                 f"HISTORY: the queue of {topic.pattern!r} would have a name of more than {MAX_NAME_BYTES} bytes; "
@@ -111,25 +134,17 @@ class StreamLog:
 
     async def declare(self, connection: Connection) -> None:
         """Declare the stream and its binding."""
-        arguments: dict[str, Any] = {
-            "x-queue-type": "stream",
-            "x-max-length-bytes": self._topic.size,
-            "x-stream-max-segment-size-bytes": max(self._topic.size // SEGMENTS, 65536),
-        }
-        if self._topic.seconds is not None:
-            arguments["x-max-age"] = f"{self._topic.seconds}s"
         try:
             is_there = await self._is_there(connection)
             if not is_there or self._checked is not connection:
-                try:
-                    async with connection.channel() as channel:
-                        await channel.queue_declare(self.stream, durable=True, arguments=arguments)
-                    self.warning = None
-                except ChannelPreconditionFailed as error:
-                    await self._check_other(connection, error)
-                self._checked = connection
+                await self._make_or_check(connection, is_there=is_there)
             async with connection.channel() as channel:
                 await channel.queue_bind(self.stream, codec.EVENTS_EXCHANGE, self.pattern)
+            if self._checked is not connection:
+                # The operator learns now that the user may not read it, and not from the first client.
+                consumer = await StreamConsumer.open(connection, self.stream, "next", _ignore, lambda: None)
+                await consumer.close()
+                self._checked = connection
         except (ChannelAccessRefused, ChannelPreconditionFailed):
             self._give_up()
             raise
@@ -137,12 +152,26 @@ class StreamLog:
         self._is_new = self._is_new or not is_there
         self._stamp_new()
 
+    async def _make_or_check(self, connection: Connection, *, is_there: bool) -> None:
+        """Declare the stream, which compares its arguments if it is there."""
+        try:
+            async with connection.channel() as channel:
+                await channel.queue_declare(self.stream, durable=True, arguments=stream_arguments(self._topic))
+            self.warning = None
+        except ChannelPreconditionFailed as error:
+            await self._check_other(connection, error)
+        except ChannelAccessRefused:  # a stream that the operator has made is used as it is
+            if not is_there:
+                raise
+
     async def _is_there(self, connection: Connection) -> bool:
         """Tell whether the stream exists, however it was made: the broker logs each declaration that differs."""
         try:
             async with connection.channel() as channel:
                 await channel.queue_declare(self.stream, durable=True, passive=True)
-        except ChannelNotFoundEntity:
+        except ChannelNotFoundEntity as error:
+            if HOME_NODE in str(error):  # it exists, and its leader is down, or not elected yet
+                raise
             return False
         return True
 
@@ -164,6 +193,7 @@ class StreamLog:
     def _give_up(self) -> None:
         """Note that there is no history for this user."""
         self.available = False
+        self._checked = None
         self._stop()
         if self._follower is not None:
             self._follower.on_unavailable()
@@ -192,21 +222,30 @@ class StreamLog:
         epoch = await self._find_epoch(connection)
         if self._follower is not follower:  # it has left meanwhile
             return ()
-        self._resumes = self._offset is not None and epoch is not None and epoch == self._offset_epoch
-        if self._offset is not None and not self._resumes:
+        resumes = self._offset is not None and epoch is not None and epoch == self._offset_epoch
+        if self._offset is not None and not resumes:
             self._offset = None
             follower.on_missed()
         start = "next" if self._offset is None else self._offset
-        consumer = await StreamConsumer.open(connection, self.stream, start, self._take, self._on_cancelled)
-        self._consumer = consumer
+        # Messages come before the answer of the broker to the consumer is read: all of this has to be known by then.
+        self._resumes = resumes
         self._epoch = self._offset_epoch = epoch or new_id()
-        if self._resumes:
+        if not resumes:
+            self._beginning = self._mark_id() if epoch is not None else self._stamp_id()  # a stamp is a mark, too
+        beginning = self._beginning
+        try:
+            consumer = await StreamConsumer.open(connection, self.stream, start, self._take, self._on_cancelled)
+        except BaseException:
+            self._stop()
+            raise
+        if self._epoch is None:  # the follower has left meanwhile; maybe it came back, and has it begin again
+            consumer.stop()
+            return (consumer.channel,)
+        self._consumer = consumer
+        if beginning is None:
             self._on_begun(follower)
-        elif epoch is None:
-            self._beginning = self._stamp()  # a stamp is a mark, too
         else:
-            self._beginning = self._mark_id()
-            self._publish(self.stream, self._beginning)
+            self._publish(self.stream, beginning)
         return (consumer.channel,)
 
     def _on_begun(self, follower: Follower) -> None:
@@ -276,7 +315,7 @@ class StreamLog:
     def _take(self, offset: int, message: Incoming) -> None:
         """Take a live message."""
         follower = self._follower
-        if follower is None:
+        if follower is None or self._epoch is None:
             return
         if self._resumes:
             if self._offset is not None and offset < self._offset:
@@ -293,7 +332,7 @@ class StreamLog:
             self._take_mark(follower, offset, correlation_id)
         elif self._beginning is None:
             self._take_event(follower, offset, message)
-        if self._epoch is not None and self._beginning is None and self._stamps.is_due(len(message.body)):
+        if self._beginning is None and self._stamps.is_due(len(message.body)):
             self._try_to_stamp()
 
     def _take_mark(self, follower: Follower, offset: int, correlation_id: str) -> None:
@@ -354,12 +393,13 @@ class StreamLog:
     def _mark_id() -> str:
         return f"{MARK}mark-{new_id()}"
 
-    def _stamp(self) -> str:
-        """Write the epoch, with the latest offset that is known; return the correlation id."""
-        stamp = f"{_STAMP}{self._epoch}-{-1 if self._offset is None else self._offset}"
-        self._publish(self.stream, stamp)
+    def _stamp(self) -> None:
+        """Write the epoch, with the latest offset that is known."""
+        self._publish(self.stream, self._stamp_id())
         self._stamps.reset()
-        return stamp
+
+    def _stamp_id(self) -> str:
+        return f"{_STAMP}{self._epoch}-{-1 if self._offset is None else self._offset}"
 
     def _stamp_new(self) -> None:
         """Begin a new stream with a stamp, once messages can be published."""
