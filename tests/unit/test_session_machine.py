@@ -310,7 +310,18 @@ async def walk(steps: list[tuple[str, int]]) -> None:
 
 
 #: A client that loses its session with events on the wire, and misses others.
-LOST: Final = ["kept event", "read", "kept event", "lose", "kept event", "resume", "kept event", "read", "lose", "event"]
+LOST: Final = [
+    "kept event",
+    "read",
+    "kept event",
+    "lose",
+    "kept event",
+    "resume",
+    "kept event",
+    "read",
+    "lose",
+    "event",
+]
 
 
 @example([(what, number) for number, what in enumerate(LOST)])
