@@ -164,7 +164,7 @@ async def recovered(set_: Stage, position: dict[str, Any]) -> int:
 async def test_a_history_goes_on_without_the_node_that_leads_its_stream(
     cluster: RabbitMQCluster, record_property: Record
 ) -> None:
-    async with stage(cluster, "classic", history=["news.#:1h"]) as set_:
+    async with stage(cluster, "classic", history=["news.#:1h"], ping_interval=600) as set_:
         others = cluster.url(set_.vhost, set_.others[:1])
         await set_.caller.subscribe("news.#")
         await publish(others, 0)
@@ -186,7 +186,7 @@ async def test_a_history_goes_on_without_the_node_that_leads_its_stream(
 
 
 async def test_a_history_outlives_the_restart_of_each_node(cluster: RabbitMQCluster, record_property: Record) -> None:
-    async with stage(cluster, "classic", history=["news.#:1h"]) as set_:
+    async with stage(cluster, "classic", history=["news.#:1h"], ping_interval=600) as set_:
         await set_.caller.subscribe("news.#")
         await publish(cluster.url(set_.vhost, cluster.nodes[:1]), 0)
         position = (await hears_all(set_, 20))[-1]
