@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from nuropb_gateway_asgi.exceptions import MeshUnavailable, SettingsError
-from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _history
-from nuropb_gateway_asgi.mesh.rabbitmq._history import StreamLog, read_stamp
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _history, _marks
+from nuropb_gateway_asgi.mesh.rabbitmq._history import StreamLog
+from nuropb_gateway_asgi.mesh.rabbitmq._stamps import read_stamp
 from nuropb_gateway_asgi.wire import codec
 from nuropb_gateway_asgi.wire.history import KeptTopic, Last
 from nuropb_gateway_asgi.wire.interface import EventMessage
@@ -63,7 +64,7 @@ def test_a_stamp_is_one_of_this_stream_only_behind_the_offset_that_its_writer_kn
 
 
 async def test_marks_within_a_moment_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_history, "MARK_INTERVAL", 0.01)
+    monkeypatch.setattr(_marks, "MARK_INTERVAL", 0.01)
     published: list[tuple[str, str]] = []
     log = make_log(published)
     for _ in range(100):
@@ -162,6 +163,18 @@ async def test_messages_that_come_before_the_brokers_answer_to_a_consumer_count(
     stream.take(7, incoming(7))
     assert [each for each in listener.got if each != "started"] == [(offset, "abc") for offset in range(4, 8)]
     assert listener.got.count("started") == 1
+
+
+async def test_a_follower_is_told_of_a_lost_stream_once_events_of_the_new_one_come(stream: FakeStream) -> None:
+    published: list[tuple[str, str]] = []
+    log = make_log(published)
+    listener = await following(log, stream, published)
+    stream.messages = [incoming(0, "nuropb-history-epoch-def--1")]
+    await log.consume(object())  # type: ignore[arg-type]
+    assert (listener.got, log.epoch) == ([], None)
+    stream.take(1, incoming(1, published[-1][1]))
+    stream.take(2, incoming(2))
+    assert listener.got == ["missed", "started", (2, "def")]
 
 
 async def test_a_follower_that_leaves_while_a_consumer_is_made_gets_nothing_of_it(stream: FakeStream) -> None:

@@ -21,7 +21,7 @@ from ._addresses import Addresses
 from ._connection import Connection, connect
 from ._errors import CONNECTION_ERRORS, explain
 from ._exchanges import SERVICE_QUEUE, declare_exchanges
-from ._history import HOME_NODE, StreamLog
+from ._history_queue import HOME_NODE, HistoryQueue
 from ._logs import quiet_aiormq
 from ._peers import Peers
 
@@ -125,18 +125,18 @@ async def _try_history(connection: Connection, service_name: str, topic: KeptTop
     A stream that is there is compared with the settings. In the place of a missing one, a queue tries the permissions,
     which are those of the name: a stream that a gateway has just made must not be deleted.
     """
-    log = StreamLog(service_name, topic, lambda stream, correlation_id: None, lambda: False, lambda: None)
+    queue = HistoryQueue(service_name, topic)
     try:
-        if await _is_there(connection, log.stream):
-            await log.declare(connection)
-            return log.warning
+        if await _is_there(connection, queue.name):
+            await queue.declare(connection)
+            return queue.warning
         async with connection.channel() as channel:
-            await channel.queue_declare(log.stream, exclusive=True, auto_delete=True)
-            await channel.queue_bind(log.stream, codec.EVENTS_EXCHANGE, topic.pattern)
-            await channel.basic_get(log.stream, no_ack=True)
-            await channel.queue_delete(log.stream)
+            await channel.queue_declare(queue.name, exclusive=True, auto_delete=True)
+            await channel.queue_bind(queue.name, codec.EVENTS_EXCHANGE, topic.pattern)
+            await channel.basic_get(queue.name, no_ack=True)
+            await channel.queue_delete(queue.name)
     except (ChannelAccessRefused, ChannelPreconditionFailed) as error:
-        return f"events of {topic.pattern} have no history, as the stream {log.stream} cannot be used: {explain(error)}"
+        return f"events of {topic.pattern} have no history, as the stream {queue.name} cannot be used: {explain(error)}"
     return None
 
 
