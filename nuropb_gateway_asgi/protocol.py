@@ -471,7 +471,7 @@ class Decoder:
                 _check_ids(request.id, request.trace_id)
                 or _check_call(request.service, request.method, request.params)
                 or _check_timeout(request.timeout)
-                or _check_key(request.idempotency_key)
+                or (None if request.idempotency_key is None else _check_key(request.idempotency_key))
             )
             if reason is not None:
                 raise self._error(reason, text)
@@ -597,8 +597,8 @@ def _check_timeout(timeout: float | None) -> str | None:
     return None
 
 
-def _check_key(key: str | None) -> str | None:
-    if key is not None and not (0 < len(key) <= MAX_ID_LENGTH and key.isascii() and key.isprintable()):
+def _check_key(key: str) -> str | None:
+    if not (0 < len(key) <= MAX_ID_LENGTH and key.isascii() and key.isprintable()):
         return f"payload.idempotency_key: must be 1 to {MAX_ID_LENGTH} printable ASCII characters"
     return None
 
@@ -643,7 +643,8 @@ def _check_other(
     if reason is not None:
         return reason
     if isinstance(payload, Command):
-        return _check_call(payload.service, payload.method, payload.params) or _check_key(payload.idempotency_key)
+        reason = _check_call(payload.service, payload.method, payload.params)
+        return reason if payload.idempotency_key is None else reason or _check_key(payload.idempotency_key)
     if isinstance(payload, Resume):
         return _check_resume(payload)
     if isinstance(payload, Subscribe | Unsubscribe):
