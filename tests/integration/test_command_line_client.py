@@ -103,7 +103,11 @@ def test_a_command_has_no_result_and_raw_text_has_no_quotes(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["demo", "add", "a=2", "b=3"], 4, "invalid_params: a and b must be numbers"),
+        (
+            ["demo", "add", "a=2", "b=3"],
+            4,
+            "invalid_params: demo.add: parameters of the wrong type: a (float), b (float)",
+        ),
         (["demo", "nothing"], 4, "method_not_found: "),
         (["demo", "add", "a=", "b=", "--trace-id", "t-1"], 4, "(trace id t-1)"),
         (["demo", "echo", "x=" + "x" * 70_000], 4, "payload_too_large: "),
