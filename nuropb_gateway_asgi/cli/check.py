@@ -82,11 +82,18 @@ def _keys(settings: Settings) -> str:
         return "JWT_KEY is not set; 'serve' makes a key for development"
     if settings.jwt_issuers:
         return _issuers(settings.jwt_issuers)
-    unset = [f"JWT_{name.upper()}" for name in ("issuer", "audience") if not getattr(settings, f"jwt_{name}")]
+    checks = {
+        "JWT_ISSUER": settings.jwt_issuer or settings.jwt_oidc_issuer,  # a provider's tokens have to name it
+        "JWT_AUDIENCE": settings.jwt_audience or settings.jwt_client_id,
+    }
+    unset = [name for name, value in checks.items() if not value]
     if not unset:
         return "issuer and audience of tokens are checked"
     verb, what = ("is", "it") if len(unset) == 1 else ("are", "them")
-    return f"{' and '.join(unset)} {verb} not set, so tokens are not checked for {what}"
+    return (
+        f"{' and '.join(unset)} {verb} not set, so tokens are not checked for {what}; set {what} to what your issuer "
+        "puts into its tokens"
+    )
 
 
 def _issuers(path: str) -> str:

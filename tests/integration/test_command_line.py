@@ -162,7 +162,7 @@ async def test_a_port_that_does_not_do(capsys: pytest.CaptureFixture[str]) -> No
         taken = str(other.getsockname()[1])
         async with run_module(PACKAGE, "--port", taken) as in_use, run_module(PACKAGE, "--port", "65536") as too_high:
             assert await in_use.wait() == 3
-            assert "in use" in "\n".join(in_use.stderr)
+            assert f"port {taken} of 127.0.0.1 is in use by another program: stop it" in in_use.stderr[-1]
             assert await too_high.wait() == 2
             assert "65536 is not in the range" in too_high.stderr[-1]
             for process in (in_use, too_high):
