@@ -140,7 +140,7 @@ def test_a_command_has_no_result_and_raw_text_has_no_quotes(run: Run) -> None:
         (["demo", "add", "--token", "x" * 9000], 5, "HTTP status 401"),
         (["demo", "add", "--url", "ws://127.0.0.1:1/ws"], 3, "connecting failed: nothing listens there; start"),
         (["demo", "add", "--url", "ws://nowhere.invalid/ws"], 3, "connecting failed: "),
-        (["demo", "add", "--url", "http://127.0.0.1:1/ws"], 2, "https://gateway.example.com"),
+        (["demo", "add", "--url", "amqp://127.0.0.1:1/ws"], 2, "https://gateway.example.com"),
         (["demo", "add", "--token", "two words"], 2, "the token contains spaces"),
         (["demo", "add", "--token-file", "/nowhere/token"], 2, "No such file"),
     ],
