@@ -25,7 +25,10 @@ the cause.
 from __future__ import annotations
 
 import traceback
-from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 __all__ = [
     "AuthenticationFailed",
@@ -42,7 +45,6 @@ __all__ = [
     "SettingsError",
     "TokenExpired",
     "UnknownKey",
-    "format_traceback",
 ]
 
 

@@ -148,10 +148,11 @@ def _read_signature(function: Callable[..., Any], given: int) -> _Signature | No
 
 
 def _inspected(function: Callable[..., Any]) -> inspect.Signature:
+    # Of a decorated method, what its decorator takes: it may add arguments of its own, such as a connection.
     try:
-        return inspect.signature(function, eval_str=True)
+        return inspect.signature(function, follow_wrapped=False, eval_str=True)
     except Exception:  # an annotation that is a string may name anything, such as a name for type checkers only
-        return inspect.signature(function)
+        return inspect.signature(function, follow_wrapped=False)
 
 
 def _type_names(parameter: inspect.Parameter) -> tuple[str, ...]:

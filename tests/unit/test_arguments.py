@@ -72,6 +72,16 @@ def test_a_function_without_parameters_of_its_own_takes_anything(function: Calla
     assert faults_by_signature(function, 0, {}) == ""
 
 
+def test_an_argument_that_a_decorator_adds_is_not_missing() -> None:
+    def get(database: Any, number: int) -> None: ...
+
+    @functools.wraps(get)
+    def with_database(**params: Any) -> None:
+        get(object(), **params)
+
+    assert faults_by_signature(with_database, 0, {"number": 1}) == ""
+
+
 def test_names_of_a_caller_are_cut() -> None:
     params = {"\x1b[31m": 1, "x" * 100: 2, **dict.fromkeys("abcdefghijkl", 3)}
     text = faults_by_signature(lambda: None, 0, params)
