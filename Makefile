@@ -2,7 +2,8 @@
 # 3.11 or newer, and install their packages into .venv first. `make test` also needs RabbitMQ, nginx, HAProxy, Node.js
 # and Chromium; as root on Debian it installs them.
 
-PORT ?= 8000
+# Without a PORT the gateway takes 8000, or the next free one.
+PORT ?=
 # Not taken from the environment, where some shells keep the machine's name in HOST.
 HOST := 127.0.0.1
 
@@ -10,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := -m pip -qq --disable-pip-version-check --no-input install
 PYENV := "$(HOME)/.pyenv/versions"
+comma := ,
 JS := clients/js
 CONSOLE := clients/console
 REACT := examples/react
@@ -44,8 +46,8 @@ endif
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
 
-run: $(VENV)/.runtime ## Start the gateway, on PORT (8000) of HOST (127.0.0.1).
-	@exec $(BIN)/python -m nuropb_gateway_asgi serve --host $(HOST) --port $(PORT)
+run: $(VENV)/.runtime ## Start the gateway, on PORT (8000, or the next free one) of HOST (127.0.0.1).
+	@exec $(BIN)/python -m nuropb_gateway_asgi serve --host $(HOST) $(if $(PORT),--port $(PORT))
 
 check: lint unit ## Check style and types, and run the unit tests on one Python: the inner loop, under a minute.
 
@@ -97,7 +99,7 @@ clusters: ## Run the tests on clusters of three brokers, whose nodes die and are
 	$(BIN)/python -m pytest tests/clusters
 
 clean: ## Remove all files that these commands made.
-	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .nuropb-gateway .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built .matrix tests/servers/openid_provider/node_modules
 	rm -rf benchmarks/moleculer/node_modules
 	rm -rf $(REACT)/node_modules $(REACT)/.built
@@ -126,8 +128,12 @@ $(VENV)/.made: pyproject.toml
 	rm -rf $(VENV) && "$$python" -m venv $(VENV)
 	@touch $@
 
+# $(call install,PACKAGES) runs pip, which says nothing until it is done, and prints a dot each second meanwhile.
+install = printf "Installing packages "; $(BIN)/python $(INSTALL) $(1) & pid=$$!; \
+	while kill -0 $$pid 2> /dev/null; do printf .; sleep 1; done; echo; wait $$pid
+
 $(VENV)/.runtime: $(VENV)/.made
-	@$(BIN)/python $(INSTALL) --editable ".[mcp,oidc]"
+	@$(call install,--editable ".[mcp$(comma)oidc]")
 	@$(BIN)/python $(INSTALL) --only-binary uvloop --editable ".[mcp,oidc,uvloop]" 2> /dev/null || \
 	    echo "There is no uvloop for this platform: the gateway runs on asyncio's event loop, which needs more CPU"
 	@touch $@
