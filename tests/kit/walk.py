@@ -61,9 +61,10 @@ def blocks_of(page: Path) -> list[Block]:
 class Walk:
     """A reader in a folder of their own."""
 
-    def __init__(self, folder: Path, replaced: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, replaced: Mapping[str, str], environment: Mapping[str, str]) -> None:
         self.folder = folder
         self._replaced = replaced
+        self._environment = environment
         self._terminals: dict[str, Process] = {}
         # The variables that the reader has exported in the first terminal.
         self._exports: list[str] = []
@@ -109,7 +110,7 @@ class Walk:
         status = await process.wait(PATIENCE)
         assert status == 0, f"{command}\n{process.output}"
         shown = "\n".join(expected)
-        pattern = re.escape(self._own(shown)).replace(r"\.\.\.", ".*")
+        pattern = re.escape(self._own(shown)).replace(r"\.\.\.", "(?s:.*?)")
         output = "\n".join(process.stdout)
         assert re.search(pattern, output), f"{command}\nprints\n{output}\nand not\n{shown}"
 
@@ -123,18 +124,22 @@ class Walk:
         variables = {
             name: value for name, value in os.environ.items() if not name.startswith((ENV_PREFIX, "PYTHONPATH"))
         }
+        pipes = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
+        variables |= dict(self._environment)
         return Process(
             await asyncio.create_subprocess_exec(
-                "bash", "-c", script, cwd=self.folder, env=variables, stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
-                start_new_session=True,
+                "bash", "-c", script, cwd=self.folder, env=variables, start_new_session=True, **pipes
             )
-        )  # fmt: skip
+        )
 
 
 @contextlib.asynccontextmanager
-async def walk(folder: Path, replaced: Mapping[str, str]) -> AsyncIterator[Walk]:
-    """Walk through a page in ``folder``, with these texts replaced, such as ports that may be in use here."""
-    reader = Walk(folder, replaced)
+async def walk(folder: Path, replaced: Mapping[str, str], **environment: str) -> AsyncIterator[Walk]:
+    """Walk through a page in ``folder``, with these texts replaced, such as ports that may be in use here.
+
+    ``environment`` stands for what follows from the replaced texts, such as the URL of a gateway on another port.
+    """
+    reader = Walk(folder, replaced, environment)
     try:
         yield reader
     finally:

@@ -78,7 +78,7 @@ async def test_the_tutorial_leads_to_a_page_with_live_orders_behind_a_proxy(
         "8443": str(tls_port),
         "\nevents {}": "\nevents {}\nmaster_process off;",
     }
-    async with walk(tmp_path, replaced) as reader:
+    async with walk(tmp_path, replaced, NUROPB_GATEWAY_URL=f"ws://127.0.0.1:{port}/ws") as reader:
         for block in blocks_of(PAGE):
             await reader.do(block)
             if "gateway" in block.title or "application" in block.title:

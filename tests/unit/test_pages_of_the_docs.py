@@ -107,3 +107,11 @@ def test_the_sample_of_describe_is_the_answer_of_the_demo() -> None:
         "services": {"demo": describe_for_clients(parse_description("demo", described, 0.0), ["add"])},
         "unavailable": [],
     }
+
+
+def test_every_document_has_its_place_on_the_site() -> None:
+    text = (ROOT / "site" / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"- (?:[^:\n]+: )?(\S+\.md)$", text, re.MULTILINE)
+    documents = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").glob("**/*.md")}
+    elsewhere = {"index.md", "examples/README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"}
+    assert sorted(listed) == sorted(documents | elsewhere)
