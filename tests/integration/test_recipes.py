@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from nuropb_gateway_asgi import FunctionAuthenticator, Gateway, Settings
 from nuropb_gateway_asgi.authentication import JWTAuthenticator, new_secret
@@ -175,4 +175,4 @@ def test_the_settings_for_the_clients_of_nuropb_gw_are_accepted_without_a_key() 
     lines = recipe("migration.md", "gateway.env").splitlines()
     settings = Settings.from_env(dict(line.split("=", 1) for line in lines))
     gateway = Gateway(settings, authenticator=FunctionAuthenticator(lambda token: None))
-    assert [route.path for route in gateway.app.routes if getattr(route, "name", "") == "websocket"] == ["/websocket"]
+    assert [route.path for route in gateway.app.routes if isinstance(route, WebSocketRoute)] == ["/websocket"]

@@ -16,7 +16,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from nuropb_gateway_asgi.settings import ENV_PREFIX
 
@@ -124,7 +124,7 @@ class Walk:
         variables = {
             name: value for name, value in os.environ.items() if not name.startswith((ENV_PREFIX, "PYTHONPATH"))
         }
-        pipes = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
+        pipes: dict[str, Any] = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
         variables |= dict(self._environment)
         return Process(
             await asyncio.create_subprocess_exec(
