@@ -33,6 +33,8 @@ const KEPT_SAMPLES = 120;
 const TICK = 1000;
 /** The token goes into the first frame: a subprotocol is too short for long tokens. */
 const TOKEN_IN = "frame";
+/** The reason of a goodbye that ends one connection, and not the process. */
+const LIFETIME = "lifetime";
 /** The id of the client's frame `resume`. */
 const RESUME = "resume";
 /** The close code of a connection that the page cuts. Any code but 1000 leaves the session to be resumed. */
@@ -128,7 +130,7 @@ export class Session {
     this.#client.on("dropped", (dropped) => this.#note("dropped", dropped, null, true));
     this.#client.on("unsubscribed", (notice) => this.#note("unsubscribed", notice, null, true));
     this.#client.on("goodbye", (goodbye) => {
-      this.isDraining = true;
+      this.isDraining = goodbye.reason !== LIFETIME;
       this.#note("goodbye", goodbye, null, true);
     });
     this.#client.on("warning", (warning) => {

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
+import httpx
 import pytest
 
 from tests.kit.pages import Page, Pages, run_pages
-from tests.kit.processes import ROOT
+from tests.kit.processes import DEADLINE, ROOT
 from tests.kit.waiting import eventually
-from tests.kit.walk import blocks_of, walk
+from tests.kit.walk import Walk, blocks_of, walk
 from tests.servers.processes import unavailable
 from tests.servers.provision import find_proxy
 from tests.servers.rabbitmq import RabbitMQNode, free_port
@@ -35,6 +38,18 @@ async def pages() -> AsyncIterator[Pages]:
 
 def is_consumed(broker: RabbitMQNode, queue: str) -> bool:
     return any(each["name"] == queue and each["consumers"] for each in broker.list_queues())
+
+
+async def ready(url: str, reader: Walk) -> None:
+    """Wait until the gateway in terminal 3 lets clients in."""
+    process = reader.terminal("Terminal 3")
+    async with httpx.AsyncClient(trust_env=False) as http, asyncio.timeout(DEADLINE):
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if (await http.get(url)).status_code == 200:
+                    return
+            assert not process.ended, process.output
+            await asyncio.sleep(0.05)
 
 
 async def sign_in(page: Page, name: str, password: str) -> None:
@@ -81,8 +96,10 @@ async def test_the_tutorial_leads_to_a_page_with_live_orders_behind_a_proxy(
     async with walk(tmp_path, replaced, NUROPB_GATEWAY_URL=f"ws://127.0.0.1:{port}/ws") as reader:
         for block in blocks_of(PAGE):
             await reader.do(block)
-            if "gateway" in block.title or "application" in block.title:
-                await reader.terminal(block.terminal).line("mesh: revocations are read")
+            if "gateway" in block.title:
+                await ready(f"http://127.0.0.1:{port}/readyz", reader)
+            if "application" in block.title:
+                await ready(f"http://127.0.0.1:{port}/gateway/readyz", reader)
             if "service" in block.title:
                 await eventually(lambda: is_consumed(broker, "nuropb-orders-sq"))
             if "application" in block.title and "HTTPS_ONLY" not in (tmp_path / "shop.env").read_text():
