@@ -222,7 +222,8 @@ export class Session {
       return null;
     }
     const expiresAt = this.hello?.expires_at ?? null;
-    const isExpired = expiresAt !== null && Date.now() >= expiresAt * 1000;
+    // The time is that of the token that the gateway has accepted; a newer one may be waiting for its connection.
+    const isExpired = this.#token === this.#accepted && expiresAt !== null && Date.now() >= expiresAt * 1000;
     return isExpired ? this.#ask("expired") : this.#token;
   }
 
