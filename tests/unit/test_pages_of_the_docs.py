@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections import Counter
@@ -115,3 +116,24 @@ def test_every_document_has_its_place_on_the_site() -> None:
     documents = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").glob("**/*.md")}
     elsewhere = {"index.md", "examples/README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"}
     assert sorted(listed) == sorted(documents | elsewhere)
+
+
+def python_snippets() -> list[tuple[str, str]]:
+    """Return all code blocks in Python, with their pages and lines."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```python\b[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            found.append((f"{name_of(page)}:{text.count(chr(10), 0, match.start()) + 1}", match[1]))
+    return found
+
+
+def test_every_snippet_of_python_can_be_read() -> None:
+    broken = []
+    for place, text in python_snippets():
+        try:
+            # Snippets of the inside of a coroutine function await.
+            compile(text, place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST, dont_inherit=True)
+        except SyntaxError as error:
+            broken.append(f"{place}: {error}")
+    assert broken == []
