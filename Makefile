@@ -98,7 +98,7 @@ clusters: ## Run the tests on clusters of three brokers, whose nodes die and are
 
 docs: .venv-docs/.done ## Build the site of all documents, with a search, in site/built; a broken link is an error.
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --config-file site/mkdocs.yml
-	@echo "Open site/built/index.html"
+	@echo "To read it with its search: .venv-docs/bin/python -m http.server --directory site/built 8100"
 
 clean: ## Remove all files that these commands made.
 	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
