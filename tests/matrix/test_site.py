@@ -20,8 +20,8 @@ async def test_the_site_has_every_document_a_search_and_no_broken_link() -> None
     environment = {"MAKEFLAGS": "", "MFLAGS": "", "PATH": os.environ["PATH"]}
     async with run_process("make", "docs", environment=environment) as process:
         assert await process.wait(600.0) == 0, process.output
-    pages = {page.stem for page in SITE.glob("*.html")}
-    assert {page.stem for page in (ROOT / "docs").glob("*.md")} <= pages
+    built = {page.stem for page in SITE.glob("*.html")}
+    assert {page.stem for page in (ROOT / "docs").glob("*.md")} <= built
     index = json.loads((SITE / "search" / "search_index.json").read_text(encoding="utf-8"))
     found = {entry["location"].partition("#")[0] for entry in index["docs"] if "issue_token" in entry["text"]}
     assert {"issuing-tokens.html", "tutorial.html"} <= found
