@@ -40,7 +40,7 @@ ifeq ($(filter setup,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
 endif
 .SECONDARY:
-.PHONY: help run check test lint format unit integration coverage matrix soak pythons clusters oldest clean client vendor
+.PHONY: help run check test lint format unit integration coverage matrix soak pythons clusters oldest clean client vendor docs
 .PHONY: setup lint-python lint-javascript node programs openid peer pytest pytest-others
 
 help: ## Show this list.
@@ -98,10 +98,14 @@ clusters: ## Run the tests on clusters of three brokers, whose nodes die and are
 	@$(MAKE) --no-print-directory $(JOBS) setup
 	$(BIN)/python -m pytest tests/clusters
 
+docs: .venv-docs/.done ## Build the site of all documents, with a search, in site/built; a broken link is an error.
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --config-file site/mkdocs.yml
+	@echo "To read it with its search: .venv-docs/bin/python -m http.server --directory site/built 8100"
+
 clean: ## Remove all files that these commands made.
 	rm -rf .nuropb-gateway .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built .matrix tests/servers/openid_provider/node_modules
-	rm -rf benchmarks/moleculer/node_modules
+	rm -rf benchmarks/moleculer/node_modules site/built
 	rm -rf $(REACT)/node_modules $(REACT)/.built
 	rm -rf $(CONSOLE)/node_modules $(CONSOLE)/.installed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -192,6 +196,16 @@ $(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json
 	@"$$($(call find,v.minor == $*,$(call minor,$*)))" -m venv $(@D)
 	@$(@D)/bin/python $(INSTALL) --upgrade "pip>=25.1"
 	@$(@D)/bin/python $(INSTALL) --editable . --group unit
+	@touch $@
+
+# The generator of the site, apart from everything else.
+.venv-docs/.done: pyproject.toml
+	@python=$$($(call find,v.minor >= 11,$(PYTHONS))); \
+	if [ -z "$$python" ]; then echo "Python 3.11 or newer with its venv module is missing" >&2; exit 1; fi; \
+	echo "Setting up $(@D) with $$("$$python" --version), which is done once"; \
+	rm -rf $(@D) && "$$python" -m venv $(@D)
+	@$(@D)/bin/python $(INSTALL) --upgrade "pip>=25.1"
+	@$(@D)/bin/python $(INSTALL) --group docs
 	@touch $@
 
 # The packages and programs of all tests. `programs` waits for `node`, because both may run apt-get, which locks.
