@@ -94,31 +94,33 @@ class TestMesh:
         if any(call.delivered for call in self.calls(name)):
             raise AssertionError(f"{name} was called; {self._told(name)}")
 
-    def wait_for_call(self, name: str, params: dict[str, Any] | None = None, /, timeout: float = 5.0) -> Call:
-        """Wait for a call that is answered or about to be, such as a command, and return it.
+    def wait_for_call(
+        self, name: str, params: dict[str, Any] | None = None, /, *, within: float = 5.0, **context: Any
+    ) -> Call:
+        """Wait until such a call (see :meth:`assert_called`) has been answered, for example a command; return the last.
 
-        Raises AssertionError after ``timeout`` seconds.
+        Raises AssertionError after ``within`` seconds.
         """
-        end = time.monotonic() + timeout
-        while not self._has_ended(name, params):
-            if time.monotonic() >= end:
-                break
+        end = time.monotonic() + within
+        while not (found := self._answered(name, params, context)) and time.monotonic() < end:
             time.sleep(LOOK_INTERVAL)
-        return self.assert_called(name, params)
+        return found[-1] if found else self.assert_called(name, params, **context)
 
-    async def until_called(self, name: str, params: dict[str, Any] | None = None, /, *, within: float = 5.0) -> Call:
+    async def until_called(
+        self, name: str, params: dict[str, Any] | None = None, /, *, within: float = 5.0, **context: Any
+    ) -> Call:
         """Wait as :meth:`wait_for_call` does, in a coroutine."""
         with anyio.move_on_after(within):
-            while not self._has_ended(name, params):  # noqa: ASYNC110 - the call ends in another thread
+            while not self._answered(name, params, context):  # noqa: ASYNC110 - the call ends in another thread
                 await anyio.sleep(LOOK_INTERVAL)
-        return self.assert_called(name, params)
+        return self.wait_for_call(name, params, within=0, **context)
 
     def forget_calls(self) -> None:
         """Drop the calls so far."""
         self._log.calls.clear()
 
-    def _has_ended(self, name: str, params: dict[str, Any] | None) -> bool:
-        return any(call.done and call.has(params, {}) for call in self.calls(name))
+    def _answered(self, name: str, params: dict[str, Any] | None, context: dict[str, Any]) -> list[Call]:
+        return [call for call in self.calls(name) if call.done and call.has(params, context)]
 
     def _told(self, name: str) -> str:
         calls = self.calls(name)

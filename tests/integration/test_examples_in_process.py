@@ -38,7 +38,7 @@ def test_a_user_sees_and_ships_own_orders_only(gateway: TestGateway) -> None:
     with pytest.raises(PermissionDenied):
         bob.request("orders", "ship", {"number": number})
     alice.command("orders", "ship", {"number": number})
-    assert gateway.mesh.wait_for_call("orders.ship", {"number": number}).result["shipped"]
+    assert gateway.mesh.wait_for_call("orders.ship", {"number": number}, user_id="alice").result["shipped"]
 
 
 def test_the_page_of_the_example_is_served_and_counts_a_mocked_service(gateway: TestGateway) -> None:
