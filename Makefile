@@ -97,7 +97,7 @@ clusters: ## Run the tests on clusters of three brokers, whose nodes die and are
 	$(BIN)/python -m pytest tests/clusters
 
 clean: ## Remove all files that these commands made.
-	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .nuropb-gateway .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built .matrix tests/servers/openid_provider/node_modules
 	rm -rf benchmarks/moleculer/node_modules
 	rm -rf $(REACT)/node_modules $(REACT)/.built

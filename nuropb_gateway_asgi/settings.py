@@ -100,6 +100,8 @@ class Settings:
     jwt_leeway: float = 10.0
     jwt_user_claim: str = "sub"
     jwt_username_claim: str = "preferred_username"
+    #: The file that keeps the key which the gateway makes for the embedded mesh; without it a key lasts for one run.
+    development_key_file: str = ""
     #: A file with several issuers, each with its keys; it takes the place of all other JWT settings.
     jwt_issuers: str = ""
 
@@ -200,6 +202,11 @@ class Settings:
     def embedded(self) -> bool:
         """Whether the mesh runs in this process."""
         return self.mesh_url.startswith("embedded://")
+
+    @property
+    def makes_key(self) -> bool:
+        """Whether the gateway makes a key for development itself: on the embedded mesh, where no setting names one."""
+        return self.embedded and not (self.jwt_key or self.jwt_jwks_url or self.jwt_oidc_issuer or self.jwt_issuers)
 
     @property
     def has_console(self) -> bool:

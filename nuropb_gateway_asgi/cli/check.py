@@ -11,6 +11,7 @@ import click
 
 from ..exceptions import GatewayError, SettingsError
 from ..settings import Settings
+from ._development import with_kept_key
 from ._output import printable
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def check() -> int:
     settings: list[Settings] = []
 
     def read() -> str:
-        settings.append(Settings.from_env())
+        settings.append(with_kept_key(Settings.from_env(), make=False))
         return f"{settings[0].mesh_url.partition(':')[0]} mesh, clients at {settings[0].path}"
 
     well = _report("settings", read)
@@ -76,7 +77,9 @@ def _without_policy(settings: Settings) -> Gateway:
 def _keys(settings: Settings) -> str:
     gateway = _without_policy(settings)
     if gateway.development_token is not None:
-        return "JWT_KEY is not set; each run generates its own key"
+        if settings.development_key_file:
+            return f"JWT_KEY is not set; the key for development is in {settings.development_key_file}"
+        return "JWT_KEY is not set; 'serve' makes a key for development"
     if settings.jwt_issuers:
         return _issuers(settings.jwt_issuers)
     unset = [f"JWT_{name.upper()}" for name in ("issuer", "audience") if not getattr(settings, f"jwt_{name}")]

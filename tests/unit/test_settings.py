@@ -62,6 +62,7 @@ FIELDS = [
     ("JWT_LEEWAY", "0", 10.0, 0.0),
     ("JWT_USER_CLAIM", "uid", "sub", None),
     ("JWT_USERNAME_CLAIM", "name", "preferred_username", None),
+    ("DEVELOPMENT_KEY_FILE", ".nuropb-gateway/development.key", "", None),
     ("JWT_ISSUERS", "/etc/issuers.toml", "", None),
     ("EXPOSE", "orders.*,users.me", None, ("orders.*", "users.me")),
     ("EXPOSE_TOPICS", "orders.#, users.{user_id}.*", None, ("orders.#", "users.{user_id}.*")),
