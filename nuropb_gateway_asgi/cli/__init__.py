@@ -2,7 +2,7 @@
 
 For the gateway:
 
-* ``serve``: run it;
+* ``serve``: run it; ``dev``: run it on mocked services;
 * ``check``: are settings, policy, keys, provider and broker in order?
 * ``token``: make a token for development;
 * ``explain``: may a token call a method, and which rule decides?
@@ -36,6 +36,7 @@ from .bench import bench
 from .call import call
 from .check import check
 from .describe import describe
+from .dev import dev
 from .doctor import doctor
 from .explain import explain
 from .gen_client import gen_client_command
@@ -49,6 +50,7 @@ EPILOG = """\b
 Examples:
   nuropb-gateway                          run the gateway at 127.0.0.1:8000
   nuropb-gateway serve --port 8080 --workers 4
+  nuropb-gateway dev --mock services.yaml run it on mocked services
   nuropb-gateway check                    check settings, policy, keys and broker
   nuropb-gateway explain orders.create    may this token call it, and why?
   nuropb-gateway gen-client --lang ts http://127.0.0.1:8000 --out gateway.ts
@@ -95,6 +97,7 @@ def commands() -> None:
 
 # To add a command, write a module with a click command, and add a line here.
 commands.add_command(serve)
+commands.add_command(dev)
 commands.add_command(call)
 commands.add_command(token)
 commands.add_command(check)

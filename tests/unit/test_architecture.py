@@ -180,7 +180,7 @@ KNOWN_TO = [
     ("yarl", {"mesh.rabbitmq"}),
     ("uvicorn", {"server", "cli", "testing.running"}),
     ("pytest", {"testing.plugin"}),
-    ("yaml", {"mocks.file"}),
+    ("yaml", {"mocks.yaml_nodes"}),
     ("h11", {"server"}),
     ("websockets", {"server", "client"}),
     ("click", {"cli"}),
