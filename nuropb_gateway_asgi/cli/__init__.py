@@ -12,7 +12,7 @@ For its clients:
 * ``call``, ``listen``, ``describe``: calls, events, and the methods that a token may call;
 * ``bench``: throughput and latency of a method;
 * ``doctor``: why does a client not reach a gateway?
-* ``gen_client``: a typed client module.
+* ``gen_client``: a typed client module; ``contract``: do the services still fit the clients?
 
 Shared by the commands: ``_options`` (URL and token), ``_target`` (a URL, parsed), ``_session`` (one connection),
 ``_errors`` (error lines and exit codes), ``_parameters`` (of a call), ``_output`` (JSON, safe for terminals),
@@ -35,6 +35,7 @@ from ._output import printable_lines
 from .bench import bench
 from .call import call
 from .check import check
+from .contract import contract
 from .describe import describe
 from .dev import dev
 from .doctor import doctor
@@ -103,6 +104,7 @@ commands.add_command(token)
 commands.add_command(check)
 commands.add_command(explain)
 commands.add_command(gen_client_command)
+commands.add_command(contract)
 commands.add_command(listen)
 commands.add_command(describe)
 commands.add_command(bench)

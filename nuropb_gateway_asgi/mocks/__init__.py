@@ -2,7 +2,7 @@
 
 * ``service``: a service made of answers; ``file_service``: one of a file, with delays, conditions and events;
 * ``definition`` of a service; ``mock_file``: the format of files; ``openapi``: definitions from another document;
-* ``nodes`` and ``yaml_nodes``: JSON, TOML and YAML with lines, within limits;
+* ``files`` and ``yaml_nodes``: JSON, TOML and YAML as trees of ``nodes`` with lines, within limits;
 * ``schema``: checks and examples; ``templates``: values with holes;
 * ``sources``: files and classes, loaded again when they change; ``unknown``: calls of no service, told;
 * ``call_log``: the calls that an embedded mesh has carried.

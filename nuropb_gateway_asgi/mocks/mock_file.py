@@ -9,7 +9,8 @@ from typing import Any, Final, TypeVar
 from ..protocol import is_method, is_service
 from ..topics import check_topic
 from .definition import ERRORS, Condition, EventDefinition, MethodDefinition, Response, ServiceDefinition
-from .nodes import Flaw, Node, explained, read_file
+from .files import explained, read_file
+from .nodes import Flaw, Node
 from .schema import PYTHON_TYPES, Schema, check
 from .templates import NAMES, unknown_name
 

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from ..protocol import is_service
 from .definition import MethodDefinition, Response, ServiceDefinition
+from .files import read_file
 from .mock_file import reading
-from .nodes import Flaw, Node, read_file
+from .nodes import Flaw, Node
 from .schema import Schema, example_of
 
 __all__ = ["read_openapi"]

@@ -12,8 +12,9 @@ import pytest
 
 from nuropb_gateway_asgi.mocks import MockFileError
 from nuropb_gateway_asgi.mocks.file_service import FileService
+from nuropb_gateway_asgi.mocks.files import read_file
 from nuropb_gateway_asgi.mocks.mock_file import read_mocks
-from nuropb_gateway_asgi.mocks.nodes import MAX_DEPTH, read_file
+from nuropb_gateway_asgi.mocks.nodes import MAX_DEPTH
 from nuropb_gateway_asgi.mocks.openapi import read_openapi
 from nuropb_gateway_asgi.wire.services import Outcome, call_service, describe_service
 
