@@ -24,6 +24,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -309,6 +310,22 @@ class Gateway:
         stays away, since no answer can come, nor for clients that do not read.
         """
         await self._drain.run()
+
+    def restart_connections(self, seconds: float) -> None:
+        """Say goodbye to all clients, close their connections after ``seconds``, and then admit clients again.
+
+        For development: clients see the drain of a process, and the process stays.
+        """
+        kinds = list(self.connection_kinds.values())
+        for kind in kinds:
+            kind.say_goodbye()
+
+        def again() -> None:
+            for kind in kinds if self._running and not self._drain.draining else ():
+                kind.close_connections()
+                kind.open()
+
+        asyncio.get_running_loop().call_later(seconds, again)
 
     def not_ready(self) -> list[str]:
         """Return the reasons why new clients should go elsewhere; none when all is well."""

@@ -12,6 +12,7 @@ from anyio.from_thread import BlockingPortal
 
 from ..mesh.embedded import EmbeddedMesh
 from ..mocks import Call, CallLog, MockService
+from ..mocks.faults import Fault, Faults
 from ..topics import check_topic
 from ..wire.services import to_json
 
@@ -28,10 +29,11 @@ class TestMesh:
 
     __test__ = False  # pytest takes classes with this name for tests
 
-    def __init__(self, mesh: EmbeddedMesh, portal: BlockingPortal, log: CallLog) -> None:
+    def __init__(self, mesh: EmbeddedMesh, portal: BlockingPortal, log: CallLog, faults: Faults) -> None:
         self._mesh = mesh
         self._portal = portal
         self._log = log
+        self._faults = faults
         self._loop_thread = portal.call(threading.get_ident)
 
     # --- services ---------------------------------------------------------------------------------------------
@@ -68,6 +70,13 @@ class TestMesh:
     def switch(self, *, on: bool) -> None:
         """Make the mesh unreachable, as by an outage of the broker, or reachable again."""
         self._run(lambda: self._mesh.host.switch(on=on))
+
+    def disturb(self, fault: str, *, on: bool = True, **values: Any) -> Fault:
+        """Switch a fault on or off, or let it happen: see "Faults" in docs/development-without-a-mesh.md for the names.
+
+        Returns the fault, whose ``met`` counts what it met.
+        """
+        return self._run(lambda: self._faults.set(fault, on=on, **values))
 
     # --- calls ------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from ..exceptions import SettingsError
 from ..gateway import Gateway
 from ..mesh.embedded import EmbeddedMesh
 from ..mocks import CallLog
+from ..mocks.faults import Faults, connection_faults
 from ..server import HTTPProtocol, WebSocketProtocol
 from ..settings import Settings
 from .bridge import BridgedApp
@@ -54,11 +55,18 @@ class TestGateway:
     __test__ = False  # pytest takes classes with this name for tests
 
     def __init__(
-        self, gateway: Gateway, app: ASGIApp, mount: str, port: int, portal: BlockingPortal, log: CallLog
+        self,
+        gateway: Gateway,
+        app: ASGIApp,
+        mount: str,
+        port: int,
+        portal: BlockingPortal,
+        log: CallLog,
+        faults: Faults,
     ) -> None:
         self.gateway = gateway
         #: The services behind the gateway.
-        self.mesh = TestMesh(_embedded(gateway), portal, log)
+        self.mesh = TestMesh(_embedded(gateway), portal, log, faults)
         #: The application, for clients that need no socket. Any event loop of asyncio may call it.
         self.asgi = BridgedApp(app, portal)
         self.port = port
@@ -141,7 +149,9 @@ def running_gateway(
         raise TypeError("settings and a gateway cannot be combined; the gateway has its own")
     host = _embedded(gateway).host
     before, interceptor = host.services, host.interceptor
-    log = CallLog(interceptor)
+    faults = Faults(interceptor)
+    faults.mesh, faults.connections = _embedded(gateway), connection_faults(gateway)
+    log = CallLog(faults)
     host.interceptor = log
     for name, service in (services or {}).items():
         host.add(name, service)
@@ -150,7 +160,7 @@ def running_gateway(
             contextlib.nullcontext(portal) if portal else start_blocking_portal("asyncio") as here,
             here.wrap_async_context_manager(_serving(app or gateway.app)) as port,
         ):
-            running = TestGateway(gateway, app or gateway.app, mount, port, here, log)
+            running = TestGateway(gateway, app or gateway.app, mount, port, here, log, faults)
             try:
                 yield running
             finally:

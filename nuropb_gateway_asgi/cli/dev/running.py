@@ -23,6 +23,7 @@ from .announcement import announce
 
 if TYPE_CHECKING:
     from ...gateway import Gateway
+    from ...mocks.faults import Faults
     from ...mocks.sources import Mocked, Sources
 
 __all__ = ["run"]
@@ -52,14 +53,18 @@ def run(sources: Sources, users: Sequence[str], host: str, port: int) -> int:
     # Imported here, as these are slow and other commands do without them.
     from starlette.applications import Starlette
 
+    from ...agents import PATH as AGENTS_PATH
+    from ...agents import Agents
+    from ...console import console_routes
     from ...gateway import combine_lifespans
     from ...observability.logs import configure_logging
     from ...server import make_config
+    from .faults_api import PATH, faults_route
 
     settings = development_settings(Settings.from_env())
     configure_logging(settings)
     mocked = sources.load()
-    gateway = make_gateway(settings, mocked)
+    gateway, faults = make_gateway(settings, mocked)
 
     @contextlib.asynccontextmanager
     async def watching(app: Any) -> AsyncIterator[None]:
@@ -68,7 +73,10 @@ def run(sources: Sources, users: Sequence[str], host: str, port: int) -> int:
             yield
             tasks.cancel_scope.cancel()
 
-    app = Starlette(routes=gateway.routes(), lifespan=combine_lifespans(gateway.lifespan, watching))
+    agents = AGENTS_PATH if Agents.can_serve(settings) else None
+    console = console_routes(settings.path, agents, development=gateway.development_secret is not None, faults=PATH)
+    routes = [faults_route(gateway, faults), *(console if settings.has_console else ()), *gateway.routes()]
+    app = Starlette(routes=routes, lifespan=combine_lifespans(gateway.lifespan, watching))
     app.router.redirect_slashes = False
     options = Options(host=host, port=port, **_OPTIONS)
     config = make_config(app, settings, host=host, port=port, proxy_headers=False)
@@ -90,10 +98,14 @@ def development_settings(settings: Settings) -> Settings:
     return with_kept_key(settings, make=True)
 
 
-def make_gateway(settings: Settings, mocked: dict[str, Mocked]) -> Gateway:
-    """Make the gateway on an embedded mesh with these services. Raises SettingsError for the gateway's own name."""
+def make_gateway(settings: Settings, mocked: dict[str, Mocked]) -> tuple[Gateway, Faults]:
+    """Make the gateway on an embedded mesh with these services, and its faults on demand.
+
+    Raises SettingsError for a service with the gateway's own name.
+    """
     from ...gateway import Gateway
     from ...mesh.embedded import EmbeddedMesh
+    from ...mocks.faults import Faults, connection_faults
     from ...mocks.unknown import UnknownCalls
 
     if settings.service_name in mocked:
@@ -102,10 +114,13 @@ def make_gateway(settings: Settings, mocked: dict[str, Mocked]) -> Gateway:
             f"{source}: {settings.service_name} is the name of the gateway itself; expected another one"
         )
     services = {name: each.service for name, each in mocked.items()}
-    unknown = UnknownCalls(say)
-    mesh = EmbeddedMesh(services, service_name=settings.service_name, interceptor=unknown)
+    faults = Faults()
+    unknown = UnknownCalls(say, faults)
+    faults.mesh = mesh = EmbeddedMesh(services, service_name=settings.service_name, interceptor=unknown)
     unknown.host = mesh.host
-    return Gateway(settings, mesh=mesh, authorizer=unknown)
+    gateway = Gateway(settings, mesh=mesh, authorizer=unknown)
+    faults.connections = connection_faults(gateway)
+    return gateway, faults
 
 
 def _host(gateway: Gateway) -> Any:
