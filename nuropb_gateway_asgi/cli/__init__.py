@@ -2,7 +2,7 @@
 
 For the gateway:
 
-* ``serve``: run it; ``dev``: run it on mocked services;
+* ``serve``: run it; ``dev``: run it on mocked services; ``record``: record the traffic of its clients;
 * ``check``: are settings, policy, keys, provider and broker in order?
 * ``token``: make a token for development;
 * ``explain``: may a token call a method, and which rule decides?
@@ -42,6 +42,7 @@ from .doctor import doctor
 from .explain import explain
 from .gen_client import gen_client_command
 from .listen import listen
+from .record import record
 from .serve import serve
 from .token import token
 
@@ -99,6 +100,7 @@ def commands() -> None:
 # To add a command, write a module with a click command, and add a line here.
 commands.add_command(serve)
 commands.add_command(dev)
+commands.add_command(record)
 commands.add_command(call)
 commands.add_command(token)
 commands.add_command(check)

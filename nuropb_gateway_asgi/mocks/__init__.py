@@ -5,6 +5,7 @@
 * ``files`` and ``yaml_nodes``: JSON, TOML and YAML as trees of ``nodes`` with lines, within limits;
 * ``schema``: checks and examples; ``templates``: values with holes;
 * ``sources``: files and classes, loaded again when they change; ``unknown``: calls of no service, told;
+* ``traffic``: recorded calls and events; ``replay``: services that answer from them;
 * ``faults``: faults on demand, each with a seed;
 * ``call_log``: the calls that an embedded mesh has carried.
 """

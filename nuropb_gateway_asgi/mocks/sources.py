@@ -21,6 +21,7 @@ from .definition import ServiceDefinition
 from .file_service import FileService
 from .mock_file import read_mocks
 from .openapi import read_openapi
+from .replay import Replay
 
 __all__ = ["Mocked", "Sources"]
 
@@ -50,9 +51,13 @@ class Sources:
         mocks: Sequence[Path] = (),
         openapi: Sequence[Path] = (),
         classes: Sequence[str] = (),
+        replays: Sequence[Path] = (),
         *,
         seed: int = 0,
     ) -> None:
+        self._replays = tuple(replays)
+        #: The recordings of the last load, which know the calls that they had no answer for.
+        self.replayed: list[Replay] = []
         self._mocks = tuple(mocks)
         self._openapi = tuple(openapi)
         self._classes = tuple(classes)
@@ -74,6 +79,10 @@ class Sources:
         for path in self._openapi:
             for definition in read_openapi(path):
                 yield definition.name, self._mocked(definition, "its example or schema")
+        self.replayed = [Replay(path) for path in self._replays]
+        for path, replay in zip(self._replays, self.replayed, strict=True):
+            for name, recorded in replay.services().items():
+                yield name, Mocked(recorded, str(path), replay.methods(name))
         for name in self._classes:
             service = _made(name)
             yield str(getattr(service, "_service_name")), Mocked(service, name, _described(service))  # noqa: B009
@@ -112,7 +121,9 @@ class Sources:
             tell(f"loaded again: {', '.join(loaded)}")
 
     def _state(self) -> tuple[tuple[float, int], ...]:
-        return tuple(_stamp(path) for path in (*self._mocks, *self._openapi, *map(_file_of, self._classes)))
+        return tuple(
+            _stamp(path) for path in (*self._mocks, *self._openapi, *self._replays, *map(_file_of, self._classes))
+        )
 
 
 def _stamp(path: Path | None) -> tuple[float, int]:

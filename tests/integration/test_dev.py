@@ -76,7 +76,7 @@ async def test_a_page_has_its_mocks_its_tokens_and_every_change_of_a_file(tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((), "nothing to serve; give --mock, --service or --openapi"),
+        ((), "nothing to serve; give --mock, --service, --openapi or --replay"),
         (("--service", "json"), "no class; expected module:Class"),
         (("--service", "json:JSONDecoder"), "the service has no name; set _service_name"),
         (("--service", "nothing_there:X"), "ModuleNotFoundError"),

@@ -182,7 +182,7 @@ KNOWN_TO = [
     ("pytest", {"testing.plugin"}),
     ("yaml", {"mocks.yaml_nodes"}),
     ("h11", {"server"}),
-    ("websockets", {"server", "client"}),
+    ("websockets", {"server", "client", "cli.record.relay"}),
     ("click", {"cli"}),
     ("rich", {"cli"}),
     ("prometheus_client", {"observability.metrics"}),

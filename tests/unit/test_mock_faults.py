@@ -152,13 +152,8 @@ def test_the_local_api_needs_a_token_and_valid_values(nuropb_gateway: TestGatewa
         return response.status_code, response.json()
 
     assert answer({"name": "slow"}, {})[0] == answer({"name": "slow"}, {"Authorization": "Bearer x"})[0] == 401
-    for wish in (
-        [],
-        {"name": "nothing"},
-        {"name": "slow", "on": 1},
-        {"name": "slow", "share": 7},
-        {"name": "x" * 5000},
-    ):
+    wrong: list[object] = [[], {"name": "nothing"}, {"name": "slow", "on": 1}, {"name": "slow", "share": 7}]
+    for wish in [*wrong, {"name": "x" * 5000}]:
         status, body = answer(wish)
         assert (status, list(body)) == (400, ["description"]), wish
     assert faults.all == list(FAULTS)

@@ -37,6 +37,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--service", "classes", multiple=True, metavar="MODULE:CLASS", help="A service object, as nuropb has them."
 )
 @click.option("--openapi", multiple=True, type=_FILE, help="An OpenAPI document; answers are its examples and schemas.")
+@click.option("--replay", "replays", multiple=True, type=_FILE, help="A recording of 'nuropb-gateway record'.")
 @click.option(
     "--user", "users", multiple=True, default=("alice", "bob"), show_default=True, help="Print a token for it."
 )
@@ -49,14 +50,15 @@ def dev(
     mocks: tuple[Path, ...],
     classes: tuple[str, ...],
     openapi: tuple[Path, ...],
+    replays: tuple[Path, ...],
     users: tuple[str, ...],
     seed: int,
     host: str,
     port: int,
 ) -> int:
     """Run the gateway on mocked services, for a page whose services are not there yet."""
-    if not (mocks or classes or openapi):
-        raise click.UsageError("nothing to serve; give --mock, --service or --openapi")
+    if not (mocks or classes or openapi or replays):
+        raise click.UsageError("nothing to serve; give --mock, --service, --openapi or --replay")
     from ...authentication.identity import is_name
     from ...mocks.sources import Sources
     from .running import run
@@ -64,4 +66,4 @@ def dev(
     for user in users:
         if not is_name(user):
             raise click.UsageError("--user is a printable text of 1 to 256 characters")
-    return run(Sources(mocks, openapi, classes, seed=seed), users, host, port)
+    return run(Sources(mocks, openapi, classes, replays, seed=seed), users, host, port)
