@@ -46,7 +46,8 @@ gateway.subscribe<{ n: number }>("a", ({ event }) => event.n.toFixed(), { buffer
 gateway.on("state", (state) => state.name === "closed" && state.error?.closeCode.toFixed());
 connectTabs("/ws", { getToken: () => "a", shared: true, workerUrl: undefined }).close();
 eventSource("/events", { token }).onmessage = ({ data }) => data.toUpperCase();
-const memory = mockGateway({ userOf: undefined }).mock("a", { b: (params: object) => params, c: new Failure("timeout") });
+const memory = mockGateway({ userOf: undefined });
+memory.mock("a", { b: (params: object) => params, c: new Failure("timeout") });
 export const call: MockCall = memory.called("a.b", { n: 1 });
 memory.connect("bob").request("a", "b").finally(() => memory.close());
 export const done = upload<string>(gateway, new Blob([]), { service: "a", method: "b", params: undefined });
