@@ -20,6 +20,10 @@ services:
         answer: {number: "{{ count }}"}
         events: [{topic: orders.created, event: {number: "{{ count }}"}}]
 """
+TRAFFIC = """\
+{"kind":"head","format":"nuropb-traffic/1","redacted":[]}
+{"kind":"call","at":0,"service":"old","method":"get","params":{"n":1},"result":"recorded"}
+"""
 SERVICE = """\
 class Users:
     _service_name = "users"
@@ -40,7 +44,20 @@ async def test_a_page_has_its_mocks_its_tokens_and_every_change_of_a_file(tmp_pa
     mocks, service = tmp_path / "services.yaml", tmp_path / "shop_users.py"
     write(mocks, MOCKS, 1)
     write(service, SERVICE.replace("NAME", "one"), 1)
-    arguments = ("dev", "--mock", str(mocks), "--service", "shop_users:Users", "--user", "carol", "--port", "0")
+    (tmp_path / "traffic.jsonl").write_text(TRAFFIC)
+    arguments = (
+        "dev",
+        "--replay",
+        "traffic.jsonl",
+        "--mock",
+        str(mocks),
+        "--service",
+        "shop_users:Users",
+        "--user",
+        "carol",
+        "--port",
+        "0",
+    )
     async with run_module(
         "nuropb_gateway_asgi", *arguments, cwd=tmp_path, environment={"PYTHONDONTWRITEBYTECODE": "1"}
     ) as process:
@@ -56,7 +73,7 @@ async def test_a_page_has_its_mocks_its_tokens_and_every_change_of_a_file(tmp_pa
                 assert (await anext(events)).event == {"number": 1}
             with pytest.raises(ServiceUnavailable):
                 await client.request("ordes", "create")
-            await process.line("no service ordes is mocked; there are: orders, users")
+            await process.line("no service ordes is mocked; there are: old, orders, users")
             with pytest.raises(MethodNotFound):
                 await client.request("orders", "destroy")
             await process.line("orders has no method destroy; there are: create")
@@ -65,12 +82,14 @@ async def test_a_page_has_its_mocks_its_tokens_and_every_change_of_a_file(tmp_pa
             assert await client.request("orders", "create", {"item": "tea"}) == {"number": 2}
             write(mocks, MOCKS.replace("{{ count }}", "new"), 3)
             write(service, SERVICE.replace("NAME", "two"), 3)
-            await process.line("loaded again: orders, users")
+            await process.line("loaded again: orders, old, users")
             assert await client.request("orders", "create", {"item": "tea"}) == {"number": "new"}
+            assert await client.request("old", "get", {"n": 2}) == "recorded"
             while await client.request("users", "me") != "two":  # both files may not be seen at once
                 pass
         process.signal(signal.SIGTERM)
         assert await process.wait() in (0, -signal.SIGTERM)
+        assert "answered by a similar call: old.get: 1 times" in process.output
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,11 @@ def run(sources: Sources, users: Sequence[str], host: str, port: int) -> int:
     with listening(config, options) as listener:
         url = shown_url(listener, settings.path, tls=False)
         tokens = {user: _token(gateway, user) for user in users}
-        code = run_here(config, listener, lambda: announce(url, console_url(url, settings), tokens, mocked))
-    for line in (line for replay in sources.replayed for line in replay.report()):
-        say(line)
-    return code
+        try:
+            return run_here(config, listener, lambda: announce(url, console_url(url, settings), tokens, mocked))
+        finally:  # a signal ends the server by an exception
+            for line in (line for replay in sources.replayed for line in replay.report()):
+                say(line)
 
 
 def development_settings(settings: Settings) -> Settings:
