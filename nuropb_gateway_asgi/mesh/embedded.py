@@ -13,7 +13,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -230,37 +230,36 @@ class EmbeddedMesh:
             params=json.loads(bytes(message.params)),
             context=json.loads(message.context),
         )
-
-        async def answer() -> Outcome:
-            outcome = await call()
-            return await call(redelivered=True) if outcome.action == "requeue" else outcome
-
         replies = 1
         if (interceptor := self.host.interceptor) is None:
-            outcome = await answer()
+            outcome = await call()
+            if outcome.action == "requeue":
+                outcome = await call(redelivered=True)
         else:
-            outcome, replies = await interceptor.answer(message, answer)
+            outcome, replies = await interceptor.answer(message, functools.partial(_outcome, call))
         if self.host.away:
             return
         for topic, payload, target in outcome.events:
             self.emit(topic, payload, target)
+        told = self._told
         if message.kind == "command" and outcome.action != "ack":
-            self._told.on_dead_lettered(message.correlation_id)
-        if message.kind != "request":
-            return
-        for _ in range(replies):
-            self._reply(message, outcome)
-
-    def _reply(self, message: CallMessage, outcome: Outcome) -> None:
-        if not self._told.expects(message.correlation_id):
+            told.on_dead_lettered(message.correlation_id)
+        if message.kind != "request" or replies == 0 or not told.expects(message.correlation_id):
             return
         try:
             body = b'{"result":%b,"error":%b}' % (outcome.result, to_json(outcome.error))
             reply = decode_reply(message.correlation_id, body)
         except NotJson:
-            self._told.on_unreadable(message.correlation_id)
+            told.on_unreadable(message.correlation_id)
         else:
-            self._told.on_reply(reply)
+            told.on_reply(reply)
+            for _ in range(replies - 1):
+                told.expects(message.correlation_id)  # counts a double
+
+
+async def _outcome(call: Callable[..., Coroutine[Any, Any, Outcome]]) -> Outcome:
+    outcome = await call()
+    return await call(redelivered=True) if outcome.action == "requeue" else outcome
 
 
 class _TransportMesh(EmbeddedMesh):
