@@ -23,7 +23,7 @@ answer and every event goes into the file. JSON web tokens and members such as t
 name others with --redact. 'nuropb-gateway dev --replay FILE' answers from it. {ENV_PREFIX}URL names the gateway, too.
 
 \b
-Example:
+Examples:
   nuropb-gateway record --url wss://gateway.example.com/ws -o traffic.jsonl --redact email
 
 \b
