@@ -155,7 +155,7 @@ class Settings:
 
     console: Literal["auto", "on", "off"] = "auto"
     presence_events: Literal["off", "on"] = "off"
-    error_details: Literal["nuropb", "all", "none"] = "nuropb"
+    error_details: Literal["nuropb", "all", "none"] | None = None
     #: Whether the log line about a call of an agent has the call's arguments.
     log_tool_arguments: Literal["off", "on"] = "off"
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
@@ -222,6 +222,11 @@ class Settings:
     def serves_mcp(self) -> bool:
         """Whether tools for agents are on; by default only with the embedded mesh."""
         return self.mcp == "on" or (self.mcp is None and self.embedded)
+
+    @property
+    def shown_errors(self) -> Literal["nuropb", "all", "none"]:
+        """The error texts of services that clients get; by default all of them with the embedded mesh alone."""
+        return self.error_details or ("all" if self.embedded else "nuropb")
 
     @property
     def tcp_address(self) -> tuple[str, int] | None:

@@ -184,6 +184,7 @@ class EmbeddedMesh:
                     json.loads(event),
                     target,
                     json.loads(context),
+                    trace_id,
                     name=f"embedded {name} event",
                 )
 
@@ -229,6 +230,7 @@ class EmbeddedMesh:
             method=message.method,
             params=json.loads(bytes(message.params)),
             context=json.loads(message.context),
+            trace_id=message.trace_id,
         )
         replies = 1
         if (interceptor := self.host.interceptor) is None:

@@ -12,6 +12,7 @@ from nuropb_gateway_asgi import Gateway, Settings
 from nuropb_gateway_asgi.authentication.development_key import kept_secret
 from nuropb_gateway_asgi.cli import main
 from nuropb_gateway_asgi.cli._development import KEY_FILE, with_kept_key
+from nuropb_gateway_asgi.cli.serve.announcement import announce
 from nuropb_gateway_asgi.exceptions import SettingsError
 
 
@@ -103,3 +104,12 @@ async def test_the_command_token_signs_with_the_kept_key(folder: Path, capsys: p
 def test_the_command_token_says_how_a_key_comes_about(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["token", "--user", "alice"]) == 2
     assert "nuropb-gateway serve" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("key", "is_told"), [("k" * 32, True), ("-----BEGIN PUBLIC KEY-----", False), ("", False)])
+def test_a_gateway_with_a_secret_of_its_own_says_how_to_make_a_token(
+    key: str, is_told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    announce("ws://127.0.0.1:8000/ws", Settings(jwt_key=key), None)
+    assert ("Make a token: " in (said := capsys.readouterr().out)) == is_told
+    assert "kkkk" not in said

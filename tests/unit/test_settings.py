@@ -106,7 +106,7 @@ FIELDS = [
     ("SERVER_PROTOCOLS", "OFF", "on", "off"),
     ("CONSOLE", "On", "auto", "on"),
     ("PRESENCE_EVENTS", "ON", "off", "on"),
-    ("ERROR_DETAILS", "ALL", "nuropb", "all"),
+    ("ERROR_DETAILS", "ALL", None, "all"),
     ("LOG_TOOL_ARGUMENTS", "On", "off", "on"),
     ("LOG_LEVEL", "Debug", "info", "debug"),
     ("LOG_FORMAT", "json", "text", "json"),
@@ -389,7 +389,6 @@ OF_CODE = [
     ("request_timeout", 10**400, SECONDS),
     ("request_timeout", math.nan, f"nan is out of range; {UP_TO_A_DAY}"),
     ("request_timeout", 1j, "a value of type complex; expected a number of seconds"),
-    ("error_details", None, "unknown choice; expected one of nuropb, all, none"),
     ("log_level", 10, "unknown choice; expected one of debug, info, warning, error, critical"),
     ("log_format", ["text"], "unknown choice; expected one of text, json"),
 ]

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ...exceptions import SettingsError
 from ...settings import ENV_PREFIX, Settings
 from .._development import share_key, with_kept_key
+from .._output import say
 from . import workers
 from .announcement import announce, console_url, tools_url
-from .listener import listening, shown_url
+from .listener import choose_port, listening, shown_url
 from .options import Options
 from .workers import START_FAILED, run_workers
 
@@ -55,12 +56,17 @@ def run(options: Options) -> int:
     else:
         app = create_app(settings, announce=False)
         token = app.state.gateway.development_token
+    try:
+        port = choose_port(options, may_move=settings.embedded)
+    except OSError as error:
+        say(error.strerror or str(error))
+        return START_FAILED
     config = make_config(
         app,
         settings,
         factory=processes,
         host=options.host,
-        port=options.port,
+        port=port,
         workers=options.workers,
         reload=options.reload,
         proxy_headers=options.proxy_headers,
