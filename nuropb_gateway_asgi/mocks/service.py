@@ -77,17 +77,19 @@ def _signature(answer: Answer, parameters: Mapping[str, str] | None, required: f
         if inspect.isfunction(answer) or inspect.ismethod(answer):
             return inspect.signature(answer)
         return inspect.Signature([_ANY])
-    return inspect.Signature(
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if name in required else None,
-                annotation=type_ or inspect.Parameter.empty,
-            )
-            for name, type_ in parameters.items()
-        ]
-    )
+    found = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if name in required else None,
+            annotation=type_ or inspect.Parameter.empty,
+        )
+        for name, type_ in parameters.items()
+    ]
+    if getattr(answer, "__nuropb_context__", False):
+        name = answer.__nuropb_context_arg__  # which descriptions leave out
+        found.insert(0, inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY))
+    return inspect.Signature(found)
 
 
 class MockService:

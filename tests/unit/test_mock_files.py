@@ -113,11 +113,11 @@ async def test_answers_come_in_the_order_of_the_calls_and_the_last_one_stays(ord
 @pytest.mark.parametrize(
     ("params", "reason"),
     [
-        ({}, "item is missing"),
+        ({}, "orders.create: parameters missing: item"),
         ({"item": ""}, "item must be at least 1 characters"),
-        ({"item": 1}, "item must be string"),
-        ({"item": "tea", "quantity": True}, "quantity must be integer"),
-        ({"item": "tea", "colour": 1}, "colour is unknown; expected item, quantity"),
+        ({"item": 1}, "orders.create: parameters of the wrong type: item (str)"),
+        ({"item": "tea", "quantity": True}, "orders.create: parameters of the wrong type: quantity (int or None)"),
+        ({"item": "tea", "colour": 1}, "orders.create: parameters unknown: colour"),
     ],
 )
 async def test_parameters_are_checked_by_their_schemas(

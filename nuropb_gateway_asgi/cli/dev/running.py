@@ -16,7 +16,7 @@ from ...settings import ENV_PREFIX, Settings
 from .._development import with_kept_key
 from .._output import say
 from ..serve.announcement import console_url
-from ..serve.listener import listening, shown_url
+from ..serve.listener import choose_port, listening, shown_url
 from ..serve.options import Options
 from ..serve.processes import run_here
 from .announcement import announce
@@ -79,6 +79,7 @@ def run(sources: Sources, users: Sequence[str], host: str, port: int) -> int:
     app = Starlette(routes=routes, lifespan=combine_lifespans(gateway.lifespan, watching))
     app.router.redirect_slashes = False
     options = Options(host=host, port=port, **_OPTIONS)
+    port = choose_port(options, may_move=False)
     config = make_config(app, settings, host=host, port=port, proxy_headers=False)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # until uvicorn has its handlers
     with listening(config, options) as listener:
