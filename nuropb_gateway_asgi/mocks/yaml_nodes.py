@@ -22,7 +22,7 @@ def read_yaml(text: str) -> Node:
     except ImportError:
         raise Flaw(
             1,
-            "YAML needs PyYAML, which is not installed; pip install 'nuropb-gateway-asgi[dev]', or write JSON or TOML",
+            "YAML needs PyYAML, which is not installed; install the gateway with its extra dev, or write JSON or TOML",
         ) from None
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
