@@ -1,6 +1,6 @@
 # `make run` starts the gateway, `make check` is the inner loop, `make test` runs all tests. They need make and Python
-# 3.11 or newer, and install their packages into .venv first. `make test` also needs RabbitMQ, nginx, HAProxy, Node.js
-# and Chromium; as root on Debian it installs them.
+# 3.11 or newer, and install their packages into .venv first. `make test` also needs RabbitMQ, nginx, HAProxy,
+# promtool, Node.js and Chromium; as root on Debian it installs them.
 
 PORT ?= 8000
 # Not taken from the environment, where some shells keep the machine's name in HOST.
@@ -200,7 +200,7 @@ node: $(VENV)/.made
 	@$(BIN)/python -m tests.servers.javascript node
 
 programs: $(VENV)/.made node
-	@$(BIN)/python -m tests.servers.provision rabbitmq proxies
+	@$(BIN)/python -m tests.servers.provision rabbitmq tools
 	@$(BIN)/python -m tests.servers.javascript chromium
 
 openid: $(VENV)/.made node
