@@ -23,6 +23,7 @@ from ..service_mesh_manager import ServiceMeshManager
 from ..settings import Settings
 from ..tasks import in_own_task
 from ..topics import check_topic
+from ..tracing import ServiceTracing
 from ..wire.services import PublishEvent, Runnable, as_target, to_json, with_context
 from .rabbitmq import RabbitMQMesh
 
@@ -39,6 +40,7 @@ async def serve(
     event_topics: Sequence[str] = (),
     concurrency: int = 32,
     drain_timeout: float = 10.0,
+    tracing: bool = False,
 ) -> None:
     """Host ``service`` until SIGTERM or SIGINT, or until cancelled. See :func:`hosting` for the arguments.
 
@@ -59,6 +61,7 @@ async def serve(
             event_topics=event_topics,
             concurrency=concurrency,
             drain_timeout=drain_timeout,
+            tracing=tracing,
         ):
             await stop.wait()
 
@@ -73,6 +76,7 @@ async def hosting(
     event_topics: Sequence[str] = (),
     concurrency: int = 32,
     drain_timeout: float = 10.0,
+    tracing: bool = False,
 ) -> AsyncIterator[ServiceMeshManager]:
     """Host ``service`` for as long as the context lasts; yield a manager that calls services and publishes events.
 
@@ -85,6 +89,9 @@ async def hosting(
 
     A coroutine function ``service._run_(publish)`` runs beside the calls; it gets a function to publish events by,
     ``publish(topic, event, target=None)``. It may return, or run as long as the context, which its exception ends.
+
+    With ``tracing``, each call is a span of OpenTelemetry (the extra ``otel``): a child of its caller's span, and current
+    as long as the method runs.
 
     Entering does not wait for the broker, and only the end of the context stops the service. Then it takes no more
     calls and waits for the running ones for ``drain_timeout`` seconds. Calls are made at least once: when a process
@@ -111,6 +118,7 @@ async def hosting(
     policy = ExposePolicy((), ())
     manager = ServiceMeshManager(settings, HandlerManager(settings, _nobody, policy), mesh, policy)
     mesh.bind(manager.receiver, service)
+    mesh.service_host.tracing = ServiceTracing() if tracing else None
     async with manager, anyio.create_task_group() as tasks:
         try:
             if isinstance(service, Runnable):

@@ -15,6 +15,7 @@ from ..limits.prices import extra_for_methods
 from ..limits.shared import SharedLimits
 from ..protocol import Cancel, CloseCode, Command, Describe, ErrorCode, Failure, Request, encode_failure, encode_json
 from ..settings import Settings
+from ..tracing import CallTrace, Tracing
 from ..wire.context import context_of
 from ..wire.description import MAX_AGE_SECONDS, Description
 from ..wire.interface import CallMessage
@@ -42,6 +43,7 @@ class ClientCalls:
         catalogue: Catalogue,
         statistics: MeshStatistics,
         clock: Callable[[], float],
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
         self._policy = policy
@@ -50,6 +52,7 @@ class ClientCalls:
         self._catalogue = catalogue
         self._statistics = statistics
         self._clock = clock
+        self._tracing = tracing
         #: Calls in flight of each session: correlation ids by the ids that the client chose.
         self._sessions: dict[str, dict[str, str]] = {}
         #: Sessions without a connection, by user. Their calls count for the user's other connections, or a client that
@@ -92,6 +95,13 @@ class ClientCalls:
                 timeout = min(frame.timeout, self._settings.request_timeout_max)
         else:
             self._statistics.commands += 1
+        trace: CallTrace | None = None
+        carrier: dict[str, str] | None = None
+        if self._tracing is not None:
+            trace = self._tracing.call(kind, frame.service, frame.method, frame.trace, handler.session_id)
+            carrier = trace.carrier
+            if frame.trace_id is None and trace.trace_id:
+                trace_id = trace.trace_id  # the same in logs and traces
         message = CallMessage(
             kind,
             correlation_id,
@@ -99,7 +109,7 @@ class ClientCalls:
             frame.service,
             frame.method,
             frame.params,
-            context_of(identity, trace_id, handler.session_id, frame.idempotency_key),
+            context_of(identity, trace_id, handler.session_id, frame.idempotency_key, carrier),
             self._clock() + timeout,
             timeout,
         )
@@ -107,6 +117,7 @@ class ClientCalls:
             call = ClientCall(message, handler, frame.id, trace_id, places)
         else:
             call = self.idempotent.make(message, handler, frame, trace_id, places)
+        call.trace = trace
         self._calls.start(call)
 
     def _check_budget(self, handler: Handler, identity: Identity) -> Failure | None:
@@ -237,7 +248,10 @@ class ClientCalls:
         timeout = 2 * (self._settings.request_timeout + SLOT_SECONDS)
         deadline = self._clock() + timeout
         message = CallMessage("request", correlation_id, trace_id, "", "", b"{}", b"{}", deadline, timeout)
-        self._calls.table.add(ClientCall(message, handler, frame.id, trace_id, places))
+        call = ClientCall(message, handler, frame.id, trace_id, places)
+        if self._tracing is not None:
+            call.trace = self._tracing.describe(frame.service, frame.trace, handler.session_id)
+        self._calls.table.add(call)
         found: dict[str, Description | Failure] = {}
         answer = self._answer_describe(correlation_id, identity, handler.session_id, found, only=frame.service)
 
@@ -288,7 +302,7 @@ class ClientCalls:
                 return
         call = self._calls.take(correlation_id)
         if call is not None:
-            call.succeed(encode_json({"services": services, "unavailable": unavailable}))
+            self._calls.finish(call, None, encode_json({"services": services, "unavailable": unavailable}))
 
 
 def _may_not_describe(service: str) -> Failure:
