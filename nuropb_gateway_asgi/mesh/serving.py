@@ -90,8 +90,8 @@ async def hosting(
     A coroutine function ``service._run_(publish)`` runs beside the calls; it gets a function to publish events by,
     ``publish(topic, event, target=None)``. It may return, or run as long as the context, which its exception ends.
 
-    With ``tracing``, each call is a span of OpenTelemetry (the extra ``otel``): a child of its caller's span, and current
-    as long as the method runs.
+    With ``tracing``, each call is a span of OpenTelemetry (the extra ``otel``): a child of its caller's span, and
+    current as long as the method runs.
 
     Entering does not wait for the broker, and only the end of the context stops the service. Then it takes no more
     calls and waits for the running ones for ``drain_timeout`` seconds. Calls are made at least once: when a process

@@ -98,10 +98,13 @@ class ClientCalls:
         trace: CallTrace | None = None
         carrier: dict[str, str] | None = None
         if self._tracing is not None:
-            trace = self._tracing.call(kind, frame.service, frame.method, frame.trace, handler.session_id)
-            carrier = trace.carrier
-            if frame.trace_id is None and trace.trace_id:
-                trace_id = trace.trace_id  # the same in logs and traces
+            carrier = self._tracing.unrecorded(frame.trace, handler.session_id)
+            if carrier is None:
+                trace = self._tracing.call(kind, frame.service, frame.method, frame.trace, handler.session_id)
+                carrier = trace.carrier
+            is_own = trace is not None or (frame.trace is not None and frame.trace.traceparent is not None)
+            if is_own and frame.trace_id is None and carrier:  # else it would be that of all calls of the connection
+                trace_id = carrier["traceparent"][3:35]
         message = CallMessage(
             kind,
             correlation_id,

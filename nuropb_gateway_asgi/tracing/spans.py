@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from ..exceptions import SettingsError
 from ..protocol import ErrorCode, TraceContext
-from .carriers import MAX_LENGTH, carrier_of
+from .carriers import MAX_LENGTH, UNRECORDED, carrier_of, is_recorded
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -41,12 +41,11 @@ FAULTS: Final = frozenset(
 class CallTrace:
     """The trace of one call: its context for the service, and its span if the call is recorded."""
 
-    __slots__ = ("_began", "_sent", "carrier", "span", "trace_id")
+    __slots__ = ("_began", "_sent", "carrier", "span")
 
-    def __init__(self, carrier: dict[str, str], trace_id: str, span: Span | None) -> None:
+    def __init__(self, carrier: dict[str, str], span: Span | None) -> None:
         #: Members for the call's context.
         self.carrier = carrier
-        self.trace_id = trace_id
         self.span = span
         self._began = time.monotonic()
         self._sent: float | None = None
@@ -92,6 +91,8 @@ class Tracing(_Spans):
         super().__init__()
         #: Spans of connections that are recorded, by session.
         self._connections: dict[str, Span] = {}
+        #: Trace context of connections that are not recorded, by session.
+        self._unrecorded: dict[str, dict[str, str]] = {}
 
     @classmethod
     def of(cls, setting: str) -> Tracing | None:
@@ -107,44 +108,50 @@ class Tracing(_Spans):
             ) from error
 
     def __len__(self) -> int:
-        return len(self._connections)
+        """Return the number of connections for which anything is kept."""
+        return len(self._connections) + len(self._unrecorded)
 
     # --- calls ------------------------------------------------------------------------------------------------
 
+    def unrecorded(self, given: TraceContext | None, session_id: str) -> dict[str, str] | None:
+        """Return the trace context to pass on for a call that is not recorded, or None for one that may be.
+
+        A client decides for its call by the flag in ``given``, its trace context. Without one, the call belongs to its
+        connection. So most calls cost a look-up: a tracer's decision takes as long as a quarter of a call.
+        """
+        if given is None or given.traceparent is None:
+            return self._unrecorded.get(session_id)
+        if UNRECORDED.fullmatch(given.traceparent) is None:
+            return None
+        return _carrier(given) if given.tracestate or given.baggage else {"traceparent": given.traceparent}
+
     def call(self, kind: str, service: str, method: str, given: TraceContext | None, session_id: str) -> CallTrace:
-        """Begin the span of a client's request or command; ``given`` is the client's trace context."""
-        carrier = None if given is None else carrier_of(msgspec.structs.asdict(given))
-        attributes = {
-            "rpc.system": SYSTEM,
-            "rpc.service": service,
-            "rpc.method": method,
-            "nuropb.kind": kind,
-            "session.id": session_id,
-        }
-        return self._begin(f"{service}/{method}", carrier, attributes, session_id)
+        """Begin the span of a client's request or command."""
+        attributes = {"rpc.system": SYSTEM, "rpc.service": service, "rpc.method": method, "nuropb.kind": kind}
+        return self._begin(f"{service}/{method}", given, attributes, session_id)
 
     def describe(self, service: str | None, given: TraceContext | None, session_id: str) -> CallTrace:
         """Begin the span of a client's ``describe``."""
-        carrier = None if given is None else carrier_of(msgspec.structs.asdict(given))
-        attributes = {"rpc.system": SYSTEM, "nuropb.kind": "describe", "session.id": session_id}
+        attributes = {"rpc.system": SYSTEM, "nuropb.kind": "describe"}
         if service is not None:
             attributes["rpc.service"] = service
-        return self._begin("describe", carrier, attributes, session_id)
+        return self._begin("describe", given, attributes, session_id)
 
-    def _begin(
-        self, name: str, carrier: dict[str, str] | None, attributes: dict[str, str], session_id: str
-    ) -> CallTrace:
-        # A connection may last for days: its calls are traces of their own, which have a link to it.
+    def _begin(self, name: str, given: TraceContext | None, attributes: dict[str, str], session_id: str) -> CallTrace:
         connection = self._connections.get(session_id)
-        links = None if connection is None else [self._trace.Link(connection.get_span_context())]
+        carrier, links = _carrier(given), None
+        parent = self._parent(carrier)
+        if connection is not None:
+            if carrier is None:
+                parent = self._trace.set_span_in_context(connection, self._root)
+            else:
+                links = [self._trace.Link(connection.get_span_context())]
         server = self._trace.SpanKind.SERVER
-        span = self._tracer.start_span(name, self._parent(carrier), server, attributes, links)
-        own = span.get_span_context()
-        passed = {} if carrier is None else carrier
-        if own.is_valid:
-            passed["traceparent"] = f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags & 1:02x}"
-        trace_id = passed.get("traceparent", "")[3:35]
-        return CallTrace(passed, trace_id, span if span.is_recording() else None)
+        span = self._tracer.start_span(name, parent, server, attributes | {"session.id": session_id}, links)
+        passed = carrier or {}
+        if span.get_span_context().is_valid:
+            passed["traceparent"] = _traceparent(span)
+        return CallTrace(passed, span if span.is_recording() else None)
 
     def ambient(self, source: Mapping[str, Any]) -> TraceContext | None:
         """Return the trace context of a request: that of the current span if there is one, else of its headers."""
@@ -165,20 +172,26 @@ class Tracing(_Spans):
 
     def on_connected(self, session_id: str, handshake: TraceContext | None) -> None:
         """Begin the span of a registered connection; ``handshake`` is the trace context of its request."""
-        parent = self._parent(None if handshake is None else carrier_of(msgspec.structs.asdict(handshake)))
         server = self._trace.SpanKind.SERVER
+        parent = self._parent(_carrier(handshake))
         span = self._tracer.start_span("connection", parent, server, {"session.id": session_id})
         if span.is_recording():
             self._connections[session_id] = span
+        elif span.get_span_context().is_valid:
+            self._unrecorded[session_id] = {"traceparent": _traceparent(span)}
 
     def on_disconnected(self, session_id: str) -> None:
         """End the span of a connection."""
+        self._unrecorded.pop(session_id, None)
         span = self._connections.pop(session_id, None)
         if span is not None:
             span.end()
 
     def rename(self, old: str, new: str) -> None:
         """Give the connection of a session another session id."""
+        carrier = self._unrecorded.pop(old, None)
+        if carrier is not None:
+            self._unrecorded[new] = carrier
         span = self._connections.pop(old, None)
         if span is not None:
             span.set_attribute("session.id", new)
@@ -186,8 +199,7 @@ class Tracing(_Spans):
 
     async def check(self, checking: Awaitable[_T], handshake: TraceContext | None) -> _T:
         """Await the check of a token, in a span. Raises the exceptions of the check."""
-        parent = self._parent(None if handshake is None else carrier_of(msgspec.structs.asdict(handshake)))
-        span = self._tracer.start_span("token check", parent)
+        span = self._tracer.start_span("token check", self._parent(_carrier(handshake)))
         with self._trace.use_span(span, record_exception=False, set_status_on_exception=False):
             try:
                 result = await checking
@@ -201,14 +213,21 @@ class Tracing(_Spans):
 
     @contextlib.contextmanager
     def delivering(self, topic: str, context: bytes | Raw) -> Iterator[None]:
-        """Have a span for as long as an event goes to its receivers; ``context`` is the publisher's, JSON."""
+        """Have a span for as long as an event goes to its receivers, if its publisher's is recorded.
+
+        ``context`` is the publisher's, as JSON.
+        """
+        carrier = _carrier_in(context)
+        if carrier is None or not is_recorded(carrier):
+            yield
+            return
         attributes = {
             "messaging.system": SYSTEM,
             "messaging.operation.type": "process",
             "messaging.destination.name": topic,
         }
         consumer = self._trace.SpanKind.CONSUMER
-        span = self._tracer.start_span("event fan-out", self._parent(_carrier_in(context)), consumer, attributes)
+        span = self._tracer.start_span("event fan-out", self._parent(carrier), consumer, attributes)
         try:
             yield
         finally:
@@ -238,6 +257,15 @@ class ServiceTracing(_Spans):
     def fail(span: Span, error: str) -> None:
         """Note the class of the exception that a method has raised."""
         _mark(span, error, is_fault=True)
+
+
+def _carrier(given: TraceContext | None) -> dict[str, str] | None:
+    return None if given is None else carrier_of(msgspec.structs.asdict(given))
+
+
+def _traceparent(span: Span) -> str:
+    own = span.get_span_context()
+    return f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}"
 
 
 def _end(span: Span, error: str | None, *, is_fault: bool = True) -> None:
