@@ -283,6 +283,13 @@ async def call_for(port: int, seconds: float) -> list[float]:
     return sorted(latencies)
 
 
+async def describe(port: int) -> None:
+    """Have the service describe itself once: on the embedded mesh that is the service's work, in the same process."""
+    async with opened(port, "alice") as connection:
+        await connection.send(frame("describe", 0, service="big"))
+        await connection.recv()
+
+
 async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: str) -> str:
     def start(*arguments: str) -> Any:
         return asyncio.create_subprocess_exec(
@@ -299,6 +306,7 @@ async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: s
     try:
         port = int(await server.stdout.readline())
         await call_for(port, 0.5)
+        await describe(port)
         if attack is not None:
             attacker = await start("attack", "--only", attack, "--port", str(port))
             await asyncio.sleep(0.7)

@@ -397,6 +397,8 @@ _SHAPE: Final = bytes(
 #: An integer with fewer digits than this fits 64 bits.
 _LONG_RUN: Final = b"0" * 19
 _NO_BRACKETS: Final = b" 0e+"
+#: Most valleys are shallow, so these are looked for first, and twice; the last search is for texts with deep ones.
+_VALLEYS: Final = (b"][", b"][", b"]" * 8 + b"[" * 8)
 _LONG_NUMBER = re.compile(rb"(?<![0-9.eE+-])-?[0-9](?:[0-9.eE+-]{18,}|[0-9.]*+[eE]\+?[0-9]{3,})")
 
 
@@ -417,10 +419,7 @@ def check_limits(text: bytes, max_depth: int) -> str | None:
     # The brackets and digits may be within strings, or the brackets side by side: count again without the strings.
     text = b"".join(text.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
     shape = text.translate(_SHAPE)
-    levels = shape.translate(None, _NO_BRACKETS)
-    for _ in range(max_depth):
-        levels = levels.replace(b"[]", b"")  # removes the innermost level, everywhere
-    if levels:
+    if _is_deeper(shape.translate(None, _NO_BRACKETS), max_depth):
         return f"nested more than {max_depth} levels deep"
     for number in _LONG_NUMBER.findall(text) if _may_hold_long_number(shape) else ():
         if len(number) > MAX_NUMBER_LENGTH:
@@ -431,6 +430,23 @@ def check_limits(text: bytes, max_depth: int) -> str | None:
         elif math.isinf(float(number)):
             return "a number is out of range"
     return None
+
+
+def _is_deeper(levels: bytes, max_depth: int) -> bool:
+    """Tell whether ``levels``, balanced brackets, nest deeper than ``max_depth``.
+
+    Between two peaks of the nesting lies a valley, ``]]][[[``. Without its valleys a text is as deep as with them, and
+    consists of opening brackets, then closing ones. A search costs about a microsecond for a kilobyte, and the text
+    shrinks fast: 64 KiB take at most 2.5 ms, however they nest.
+    """
+    before = -1
+    while len(levels) > 2 * max_depth:
+        if b"[" * (max_depth + 1) in levels or len(levels) == before:
+            return True
+        before = len(levels)
+        for valley in _VALLEYS:
+            levels = levels.replace(valley, b"")
+    return False
 
 
 def _is_double(digits: bytes) -> bool:
@@ -483,7 +499,7 @@ class Decoder:
                 _check_ids(request.id, request.trace_id)
                 or _check_call(request.service, request.method, request.params)
                 or _check_timeout(request.timeout)
-                or _check_key(request.idempotency_key)
+                or (None if request.idempotency_key is None else _check_key(request.idempotency_key))
             )
             if reason is not None:
                 raise self._error(reason, text)
@@ -609,8 +625,8 @@ def _check_timeout(timeout: float | None) -> str | None:
     return None
 
 
-def _check_key(key: str | None) -> str | None:
-    if key is not None and not (0 < len(key) <= MAX_ID_LENGTH and key.isascii() and key.isprintable()):
+def _check_key(key: str) -> str | None:
+    if not (0 < len(key) <= MAX_ID_LENGTH and key.isascii() and key.isprintable()):
         return f"payload.idempotency_key: must be 1 to {MAX_ID_LENGTH} printable ASCII characters"
     return None
 
@@ -655,7 +671,8 @@ def _check_other(
     if reason is not None:
         return reason
     if isinstance(payload, Command):
-        return _check_call(payload.service, payload.method, payload.params) or _check_key(payload.idempotency_key)
+        reason = _check_call(payload.service, payload.method, payload.params)
+        return reason if payload.idempotency_key is None else reason or _check_key(payload.idempotency_key)
     if isinstance(payload, Resume):
         return _check_resume(payload)
     if isinstance(payload, Subscribe | Unsubscribe):

@@ -198,11 +198,11 @@ class Connection(SessionCarrier, ABC):
         self._outbox.close(discard=True)
         self.stop()  # the writer may wait in a send that can no longer succeed
 
-    def on_message(self, message: str | bytes) -> None:
-        """Hand a message of the client to the manager."""
+    def on_message(self, message: str | bytes) -> bool:
+        """Hand a message of the client to the manager; return whether it is still being worked on."""
         self._heard_at = self._clock()
         if self._close is not None:
-            return
+            return False
         session = self._session
         if session is None:
             frame = self._manager.on_handler_message(self, message)
@@ -212,6 +212,8 @@ class Connection(SessionCarrier, ABC):
         # Only clients of nuropb_gw send a trace id without an id. They do not answer pings, so stop sending them.
         if self.may_be_legacy and isinstance(frame, Request) and frame.id is None and frame.trace_id is not None:
             self._sends_pings = False
+        held = self._manager.slices.held
+        return bool(held) and self.session_id in held
 
     def is_busy(self) -> bool:
         """Return whether the client's last frame is still being worked on, so that later ones have to wait."""

@@ -35,12 +35,13 @@ class DirectWebSocket(Protocol):
         ...
 
     def attach(
-        self, on_text: Callable[[str], object], on_writable: Callable[[], None], is_busy: Callable[[], bool]
+        self, on_text: Callable[[str], bool], on_writable: Callable[[], None], is_busy: Callable[[], bool]
     ) -> None:
         """Have text messages given to ``on_text``, in order. Messages that wait for ``receive()`` come first.
 
         To be called once, after the handshake. The server calls ``on_writable`` when :attr:`is_writable` becomes true.
-        It asks ``is_busy`` after each message, and reads no more of the client before the answer is False.
+        ``on_text`` returns whether its message is still being worked on: the server then reads no more of the client
+        before ``is_busy`` returns False.
         """
 
     @property

@@ -56,7 +56,11 @@ class TokenBuckets:
 
     def take(self, key: Hashable, now: float) -> float:
         """Take a token from the bucket of ``key`` and return 0, or return the seconds until it has one."""
-        full_at = self._full_at(key, now)
+        full_at = self._young.get(key)
+        if full_at is None or now >= self._rotation or len(self._young) >= self._most:
+            full_at = self._full_at(key, now)
+        elif full_at < now:
+            full_at = now
         wait = full_at - now - self._tolerance
         if wait > 1e-9:  # sums of floats are not exact
             return wait

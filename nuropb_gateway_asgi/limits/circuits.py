@@ -248,6 +248,8 @@ class ErrorBudgets:
 
     def refuses(self, user_id: str, now: float) -> float | None:
         """Return the seconds until this user may call again, or None. A refusal is counted, too."""
+        if user_id not in self._budgets:
+            return None
         budget = self._current(user_id, now)
         if budget is None or budget.errors < ERRORS_ALLOWED:
             return None

@@ -58,7 +58,7 @@ class Shares:
     is quick once :meth:`on_answer` has been told of an answer, until it is told of a slow one.
     """
 
-    __slots__ = ("_counts", "_limit", "_slow_until", "_waiting")
+    __slots__ = ("_counts", "_limit", "_waiting", "slow_until")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -66,7 +66,7 @@ class Shares:
         #: Calls without a place, by user and service; then by correlation id.
         self._waiting: dict[tuple[str, str], OrderedDict[str, Resume]] = {}
         #: Services that have answered: the time until which each counts as slow.
-        self._slow_until: dict[str, float] = {}
+        self.slow_until: dict[str, float] = {}
 
     def __len__(self) -> int:
         """The number of pairs of a user and a service with calls."""
@@ -83,17 +83,18 @@ class Shares:
 
     def is_quick(self, service: str, now: float) -> bool:
         """Tell whether a service has answered, and has not been slow lately."""
-        return now >= self._slow_until.get(service, math.inf)
-
-    def is_news(self, service: str, seconds: float) -> bool:
-        """Tell whether an answer that took ``seconds`` changes anything for :meth:`on_answer`."""
-        return seconds >= SLOW or service not in self._slow_until
+        return now >= self.slow_until.get(service, math.inf)
 
     def on_answer(self, service: str, seconds: float, now: float) -> None:
-        """Note how long an answer of a service to a user took, or how long a user waited for one in vain."""
-        if service not in self._slow_until and len(self._slow_until) >= MAX_SERVICES:
-            del self._slow_until[next(iter(self._slow_until))]
-        self._slow_until[service] = now + SLOW_FOR if seconds >= SLOW else -math.inf
+        """Note how long an answer of a service to a user took, or how long a user waited for one in vain.
+
+        An answer within SLOW seconds changes nothing for a service that has answered before.
+        """
+        if seconds < SLOW and service in self.slow_until:
+            return  # a quick method does not hide a slow one
+        if service not in self.slow_until and len(self.slow_until) >= MAX_SERVICES:
+            del self.slow_until[next(iter(self.slow_until))]
+        self.slow_until[service] = now + SLOW_FOR if seconds >= SLOW else -math.inf
 
     def wait(self, user_id: str, service: str, correlation_id: str, resume: Resume) -> None:
         """Have a call wait for a place, which :meth:`give_back` will pass on to it."""
@@ -133,34 +134,31 @@ class SentCommands:
     broker confirmed a command, it has taken the command.
     """
 
-    __slots__ = ("_sent",)
+    __slots__ = ("sent",)
 
     def __init__(self) -> None:
         #: By service, the oldest first: the time of the confirm, and the user.
-        self._sent: dict[str, deque[tuple[float, str]]] = {}
+        self.sent: dict[str, deque[tuple[float, str]]] = {}
 
     def __len__(self) -> int:
         """The number of services with such commands."""
-        return len(self._sent)
-
-    def __contains__(self, service: str) -> bool:
-        return service in self._sent
+        return len(self.sent)
 
     def add(self, service: str, user_id: str, now: float) -> None:
         """Add a command that the broker has just confirmed."""
-        self._sent.setdefault(service, deque()).append((now, user_id))
+        self.sent.setdefault(service, deque()).append((now, user_id))
 
     def on_answer(self, service: str, asked_at: float) -> list[str]:
         """Remove the commands confirmed before ``asked_at``, the time of an answered request; return their users."""
-        sent = self._sent.get(service)
+        sent = self.sent.get(service)
         users: list[str] = []
         if sent is not None:
             while sent and sent[0][0] <= asked_at:
                 users.append(sent.popleft()[1])
             if not sent:
-                del self._sent[service]
+                del self.sent[service]
         return users
 
     def expired(self, until: float) -> list[tuple[str, str]]:
         """Remove the commands confirmed up to ``until``; return their users and services."""
-        return [(user_id, service) for service in tuple(self._sent) for user_id in self.on_answer(service, until)]
+        return [(user_id, service) for service in tuple(self.sent) for user_id in self.on_answer(service, until)]

@@ -229,17 +229,18 @@ class EmbeddedMesh:
             outcome = await call(redelivered=True)
         for topic, payload, target in outcome.events:
             self._publish_any(topic, payload, target)
+        told = self._told
         if message.kind == "command" and outcome.action != "ack":
-            self._told.on_dead_lettered(message.correlation_id)
-        if message.kind != "request" or not self._told.expects(message.correlation_id):
+            told.on_dead_lettered(message.correlation_id)
+        if message.kind != "request" or not told.expects(message.correlation_id):
             return
         try:
             body = b'{"result":%b,"error":%b}' % (outcome.result, to_json(outcome.error))
             reply = decode_reply(message.correlation_id, body)
         except NotJson:
-            self._told.on_unreadable(message.correlation_id)
+            told.on_unreadable(message.correlation_id)
         else:
-            self._told.on_reply(reply)
+            told.on_reply(reply)
 
 
 class _TransportMesh(EmbeddedMesh):

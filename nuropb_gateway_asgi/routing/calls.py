@@ -219,11 +219,14 @@ class CallTable:
         slot = max(int(message.deadline / SLOT_SECONDS) + 1, self._slot)  # a slot of the past is not looked at again
         self._due.setdefault(slot, []).append(message.correlation_id)
 
-    def take(self, correlation_id: str) -> Call | None:
-        """Remove a call and return it, or None if it is not in the table."""
+    def take(self, correlation_id: str, *, answered: bool = False) -> Call | None:
+        """Remove a call and return it, or None if it is not in the table.
+
+        Another reply to a call that its service has ``answered`` is a double.
+        """
         call = self._calls.pop(correlation_id, None)
         if call is not None:
-            self._ended.add(correlation_id, call.message.service)
+            self._ended.add(correlation_id, "" if answered else call.message.service)
         return call
 
     def orphan(self, call: Call) -> None:
@@ -234,13 +237,12 @@ class CallTable:
         """Return a call that was given up, or None."""
         return self._orphans.get(correlation_id)
 
-    def take_orphan(self, correlation_id: str) -> OrphanCall | None:
+    def take_orphan(self, correlation_id: str, *, answered: bool = False) -> OrphanCall | None:
         """Remove a call that was given up and return it, or None."""
-        return self._orphans.pop(correlation_id, None)
-
-    def answered(self, correlation_id: str) -> None:
-        """Note that the service answered a removed call: another reply to it is a double."""
-        self._ended.add(correlation_id, "")
+        orphan = self._orphans.pop(correlation_id, None)
+        if orphan is not None and answered:
+            self._ended.add(correlation_id, "")
+        return orphan
 
     def waited_for(self, correlation_id: str) -> str | None:
         """Return the service that owes an ended call its answer, "" if it has answered, None for an unknown call."""

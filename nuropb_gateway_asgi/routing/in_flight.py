@@ -92,21 +92,24 @@ class CallsInFlight:
         """
         self.table.add(call)
         caller = call.caller
-        if caller is None or not self._mesh.connected or self.places.take(call, caller, self._resume):
+        if not self._mesh.connected:
+            self.fail(call.message.correlation_id, MESH_UNAVAILABLE)
+        elif caller is None or self.places.take(call, caller, self._resume):
             self._begin(call)
 
     def _resume(self, call: Call) -> None:
         """Send a call that has waited for its place, unless all calls are about to be answered."""
         if call.began >= call.message.deadline:
             self.fail(call.message.correlation_id, NO_PLACE)
-        elif self.running:
+        elif not self.running:
+            return
+        elif self._mesh.connected:
             self._begin(call)
+        else:
+            self.fail(call.message.correlation_id, MESH_UNAVAILABLE)
 
     def _begin(self, call: Call) -> None:
         message = call.message
-        if not self._mesh.connected:
-            self.fail(message.correlation_id, MESH_UNAVAILABLE)
-            return
         failure = self.breakers.check(call, self._clock()) if self.breakers.troubled else None
         if failure is not None:
             self.fail(message.correlation_id, failure)
@@ -194,9 +197,12 @@ class CallsInFlight:
 
     # --- the end of a call ------------------------------------------------------------------------------------
 
-    def take(self, correlation_id: str) -> Call | None:
-        """Remove a call from the table. Its caller must then answer it; a call is removed at most once."""
-        call = self.table.take(correlation_id)
+    def take(self, correlation_id: str, *, answered: bool = False) -> Call | None:
+        """Remove a call from the table. Its caller must then answer it; a call is removed at most once.
+
+        ``answered`` is true once its service has answered it.
+        """
+        call = self.table.take(correlation_id, answered=answered)
         if call is not None:
             call.release()
             if self.breakers.troubled:
@@ -216,9 +222,9 @@ class CallsInFlight:
         self._limits.orphans.add(call.caller)
         return call
 
-    def end_orphan(self, correlation_id: str) -> OrphanCall | None:
+    def end_orphan(self, correlation_id: str, *, answered: bool = False) -> OrphanCall | None:
         """Remove a call that its client has given up, for its answer or its deadline has come."""
-        orphan = self.table.take_orphan(correlation_id)
+        orphan = self.table.take_orphan(correlation_id, answered=answered)
         if orphan is not None:
             self._mesh.forget(correlation_id)
             self.breakers.on_ended(orphan)

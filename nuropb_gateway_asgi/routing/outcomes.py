@@ -83,15 +83,14 @@ class Outcomes:
 
     def _take_answered(self, correlation_id: str) -> Call | None:
         """Remove a call that its service has answered, be it one that its client gave up."""
-        call = self._calls.take(correlation_id)
+        call = self._calls.take(correlation_id, answered=True)
         if call is not None:
             self._statistics.replies += 1
         else:
-            call = self._calls.end_orphan(correlation_id)
+            call = self._calls.end_orphan(correlation_id, answered=True)
             if call is None:
                 return None
             self._statistics.late_replies += 1
-        self._calls.table.answered(correlation_id)
         now = self._clock()
         self._calls.breakers.on_answer(call.message.service, call.began, now)
         self._calls.places.on_answer(call, now)

@@ -69,10 +69,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._late = 0
         self._failed = self._prepared = False
         self._fragmented = False
-        self._on_text: Callable[[str], object] | None = None
+        self._on_text: Callable[[str], bool] | None = None
         self._on_writable: Callable[[], None] | None = None
         self._is_busy: Callable[[], bool] = bool  # no application yet: never busy
-        self._waits_for_turn = False
+        #: Whether the application works on its last message, and takes no other one.
+        self._busy = self._waits_for_turn = False
 
     def data_received(self, data: bytes) -> None:
         """Keep data, and parse it unless the connection waits for its turn."""
@@ -125,7 +126,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _parse_frames(self) -> None:
         buffer, start, count = self._unread, 0, 0
-        while not self._is_deaf:
+        while start < len(buffer) and not self._is_deaf:
             size = frame_size(buffer, start)
             end = start + size
             if not size or end > len(buffer):
@@ -137,14 +138,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                     self.handle_parser_exception()
                     break
             if self._on_text is not None:
-                if count >= FRAMES_PER_TURN or self._is_busy():
+                if count >= FRAMES_PER_TURN or self._busy:
                     self._wait_for_turn()
                     break
                 count += 1 + size // BYTES_PER_UNIT
                 text = None if self._fragmented or self.close_sent else decode_text(buffer, start, end)
                 if text is not None:
                     start = end
-                    self._on_text(text)
+                    self._busy = self._on_text(text)
                     continue
             unfinished = is_fragment(buffer[start])
             self._fragmented = self._fragmented if unfinished is None else unfinished
@@ -161,7 +162,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _take_turn(self) -> None:
         self._waits_for_turn = False
-        if self._is_busy():
+        self._busy = self._is_busy()
+        if self._busy:
             self._wait_for_turn()
         elif not self.transport.is_closing():
             self._parse()
@@ -179,7 +181,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             super().send_receive_event_to_app()  # fails as well, and closes the connection
             return
         self.frames = []
-        self._on_text(text)
+        self._busy = self._on_text(text)
 
     # --- DirectWebSocket ----------------------------------------------------------------------------------------
 
@@ -203,7 +205,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return not self.conn.extensions
 
     def attach(
-        self, on_text: Callable[[str], object], on_writable: Callable[[], None], is_busy: Callable[[], bool]
+        self, on_text: Callable[[str], bool], on_writable: Callable[[], None], is_busy: Callable[[], bool]
     ) -> None:
         """Give text messages to ``on_text``, the waiting messages first."""
         self._on_text, self._on_writable, self._is_busy = on_text, on_writable, is_busy
@@ -213,7 +215,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             if text is None:
                 self.queue.put_nowait(message)
             else:
-                on_text(str(text))
+                self._busy = on_text(str(text)) or self._busy
         if self.read_paused and self.queue.empty():
             self.read_paused = False
             self.transport.resume_reading()

@@ -24,10 +24,10 @@ VARIES: Final = math.inf
 #: The measured costs. Lower a number when its cost has fallen: with ``-rP``, a test that passes prints the line that
 #: belongs here.
 COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
-    ("request", "embedded"): Cost(own_calls=82, all_calls=385, callbacks=3, tasks=1, writes=1),
-    ("request", "rabbitmq"): Cost(own_calls=102, all_calls=334, callbacks=3, tasks=0, writes=2),
+    ("request", "embedded"): Cost(own_calls=73, all_calls=257, callbacks=3, tasks=1, writes=1),
+    ("request", "rabbitmq"): Cost(own_calls=94, all_calls=287, callbacks=3, tasks=0, writes=2),
     # One write for each answer, and for all requests together two or three to the broker, more if it is slow.
-    ("request of many", "rabbitmq"): Cost(own_calls=93, all_calls=VARIES, callbacks=VARIES, tasks=0, writes=1.25),
+    ("request of many", "rabbitmq"): Cost(own_calls=91, all_calls=VARIES, callbacks=VARIES, tasks=0, writes=1.25),
     ("delivery", "embedded"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
     ("delivery", "rabbitmq"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
 }

@@ -43,8 +43,20 @@ def test_the_service_of_an_ended_call_is_remembered() -> None:
     assert table.waited_for("a") is None
     table.take("a")
     assert table.waited_for("a") == "orders"
-    table.answered("a")
+
+
+def test_a_call_that_its_service_has_answered_owes_no_answer() -> None:
+    table = CallTable()
+    for name in ("a", "b"):
+        table.add(call(name))
+    table.take("a", answered=True)
     assert table.waited_for("a") == ""
+    given_up = table.take("b")
+    assert given_up is not None
+    table.orphan(given_up)
+    assert table.waited_for("b") == "orders"
+    table.take_orphan("b", answered=True)
+    assert table.waited_for("b") == ""
 
 
 @pytest.mark.parametrize("late", [0.0, 1.0, 3600.0])
