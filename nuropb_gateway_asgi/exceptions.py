@@ -24,6 +24,12 @@ the cause.
 
 from __future__ import annotations
 
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
 __all__ = [
     "AuthenticationFailed",
     "AuthenticationUnavailable",
@@ -131,3 +137,34 @@ class CallError(GatewayError):
         self.error = error
         self.description = description
         self.retryable = retryable
+
+
+def format_traceback(
+    error: BaseException | None, *, quotable: tuple[type[BaseException], ...] = (), without: str = ""
+) -> str:
+    """Format a traceback like Python, but without messages: an exception may quote a client.
+
+    The messages of the exceptions ``quotable`` stay. ``without`` is a file whose frames at the start are left out.
+    """
+    parts: list[str] = []
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        frames = "".join(traceback.format_tb(_after(error.__traceback__, without)))
+        name = type(error).__qualname__
+        name = f"{name}: {error}" if isinstance(error, quotable) and str(error) else name
+        parts.append(f"Traceback (most recent call last):\n{frames}{name}")
+        if isinstance(error, BaseExceptionGroup):
+            for each in error.exceptions:
+                inner = format_traceback(each, quotable=quotable, without=without)
+                parts[-1] += "\n  of " + inner.replace("\n", "\n  ")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n\nThen this exception was raised:\n\n".join(reversed(parts))
+
+
+def _after(frames: TracebackType | None, file: str) -> TracebackType | None:
+    """Return ``frames`` from the first one that is not in ``file``; all of them if there is none."""
+    rest = frames
+    while rest is not None and rest.tb_frame.f_code.co_filename == file:
+        rest = rest.tb_next
+    return frames if rest is None else rest

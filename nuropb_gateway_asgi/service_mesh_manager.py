@@ -133,9 +133,8 @@ class ServiceMeshManager:
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            tasks.start_soon(
-                _sweep, self._clock, (self.calls, self.events, self.revoker, self.resumption), name="deadlines"
-            )
+            parts = (self.calls, self.calls.descriptions, self.events, self.revoker, self.resumption)
+            tasks.start_soon(_sweep, self._clock, parts, name="deadlines")
             self.events.start()
             stack.callback(self.events.stop)
             tasks.start_soon(self.events.for_controller.feed, name="controller events")

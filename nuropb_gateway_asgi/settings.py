@@ -100,6 +100,8 @@ class Settings:
     jwt_leeway: float = 10.0
     jwt_user_claim: str = "sub"
     jwt_username_claim: str = "preferred_username"
+    #: The file that keeps the key which the gateway makes for the embedded mesh; without it a key lasts for one run.
+    development_key_file: str = ""
     #: A file with several issuers, each with its keys; it takes the place of all other JWT settings.
     jwt_issuers: str = ""
 
@@ -153,7 +155,7 @@ class Settings:
 
     console: Literal["auto", "on", "off"] = "auto"
     presence_events: Literal["off", "on"] = "off"
-    error_details: Literal["nuropb", "all", "none"] = "nuropb"
+    error_details: Literal["nuropb", "all", "none"] | None = None
     #: Whether the log line about a call of an agent has the call's arguments.
     log_tool_arguments: Literal["off", "on"] = "off"
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
@@ -204,6 +206,11 @@ class Settings:
         return self.mesh_url.startswith("embedded://")
 
     @property
+    def makes_key(self) -> bool:
+        """Whether the gateway makes a key for development itself: on the embedded mesh, where no setting names one."""
+        return self.embedded and not (self.jwt_key or self.jwt_jwks_url or self.jwt_oidc_issuer or self.jwt_issuers)
+
+    @property
     def has_console(self) -> bool:
         """Whether the console is served; by default only with the embedded mesh."""
         return self.console == "on" or (self.console == "auto" and self.embedded)
@@ -217,6 +224,11 @@ class Settings:
     def serves_mcp(self) -> bool:
         """Whether tools for agents are on; by default only with the embedded mesh."""
         return self.mcp == "on" or (self.mcp is None and self.embedded)
+
+    @property
+    def shown_errors(self) -> Literal["nuropb", "all", "none"]:
+        """The error texts of services that clients get; by default all of them with the embedded mesh alone."""
+        return self.error_details or ("all" if self.embedded else "nuropb")
 
     @property
     def tcp_address(self) -> tuple[str, int] | None:

@@ -6,10 +6,14 @@ By default the service runs in this process. With ``NUROPB_GATEWAY_MESH_URL`` th
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
+import socket
 from pathlib import Path
 from typing import Annotated
 
+import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, StringConstraints
@@ -19,13 +23,17 @@ from nuropb_gateway_asgi import CallError, Gateway, Settings
 from nuropb_gateway_asgi.authentication import issue_token, new_secret
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 
+#: Without ``--port`` the application listens at the first of these that is free.
+PORTS = range(8000, 8020)
+#: The development server of the React example has the last origin.
+ORIGINS = [f"http://{host}:{port}" for host in ("127.0.0.1", "localhost") for port in PORTS] + ["http://localhost:5173"]
+
 #: Defaults, which the environment overrides.
 DEFAULTS = {
     "NUROPB_GATEWAY_JWT_KEY": new_secret(),
     "NUROPB_GATEWAY_EXPOSE": "orders.create,orders.mine,orders.ship",
     "NUROPB_GATEWAY_EXPOSE_TOPICS": "orders.created",
-    # The origins of the page, and of the development server of the React example.
-    "NUROPB_GATEWAY_ALLOWED_ORIGINS": "http://127.0.0.1:8000,http://localhost:8000,http://localhost:5173",
+    "NUROPB_GATEWAY_ALLOWED_ORIGINS": ",".join(ORIGINS),
 }
 
 settings = Settings.from_env(DEFAULTS | os.environ)
@@ -58,3 +66,23 @@ async def statistics() -> dict[str, int]:
 
 
 app.mount("/", StaticFiles(directory=Path(__file__).parents[1] / "page", html=True))
+
+
+def free_port() -> int:
+    """Return the first port of PORTS at which no other program listens, such as another gateway."""
+    for port in PORTS:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier run do not count
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise SystemExit(f"all ports from {PORTS[0]} to {PORTS[-1]} are in use; name one: --port 9000")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Run the application.")
+    parser.add_argument("--port", type=int, help="default: the first free port from 8000 on")
+    port = parser.parse_args().port or free_port()
+    print(
+        f"Open http://127.0.0.1:{port}; the other examples find it there by: export ORDERS_URL=http://127.0.0.1:{port}"
+    )
+    uvicorn.run(app, port=port)

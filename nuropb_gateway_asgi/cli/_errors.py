@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -78,12 +79,19 @@ def _describe_ending(error: ConnectionClosed | ConnectionLost) -> str:
 
     reason = error.reason or "the connection was closed"
     cause, why = error.__cause__, ""
+    if isinstance(cause, OSError) and _is_refused(cause):
+        return f"{reason}: nothing listens there; start the gateway ('nuropb-gateway serve'), or name its URL by --url"
     if error.status is not None:
         why = refusal_text(cause)
     elif isinstance(cause, GatewayError) or (cause is not None and error.close_code == BROKEN):
         why = str(cause) or type(cause).__name__
     number = "" if error.close_code == BROKEN or error.status is not None else f" (close code {error.close_code})"
     return f"{reason}{number}{f': {why}' if why else ''}"
+
+
+def _is_refused(error: OSError) -> bool:
+    # For a host with several addresses asyncio's error has the errors of all in its text, and no number.
+    return isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in str(error)
 
 
 def refusal_text(error: BaseException | None) -> str:

@@ -44,7 +44,7 @@ def source_options(command: C) -> C:
             envvar=f"{ENV_PREFIX}URL",
             default=DEFAULT_URL,
             show_default=True,
-            help="The gateway's WebSocket URL.",
+            help="The gateway's URL: ws(s)://host/ws, or http(s)://host.",
         ),
     ):
         command = option(command)

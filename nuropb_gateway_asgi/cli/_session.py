@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from ._errors import describe_error, exit_code
+from ._options import TOKEN_VARIABLE
 from ._output import say
 from ._target import Target
 
@@ -18,6 +19,10 @@ __all__ = ["CONNECT_TIMEOUT", "connect_timeout", "run", "session"]
 
 #: Seconds to connect.
 CONNECT_TIMEOUT: Final = 15.0
+NO_TOKEN: Final = (
+    f"no token was given: set {TOKEN_VARIABLE}, or use --token-file; 'nuropb-gateway serve' prints one on the embedded "
+    "mesh, and 'nuropb-gateway token --user NAME' makes one with the gateway's key"
+)
 #: Seconds to connect at the least, however short the timeout of the call is that follows.
 LEAST_CONNECT_TIMEOUT: Final = 5.0
 
@@ -50,10 +55,13 @@ async def session(
 ) -> AsyncIterator[Client]:
     """Connect to a gateway within ``timeout`` seconds. Warnings go to ``tell``.
 
-    Raises for the first failure, even if the client would ``reconnect``: a user is waiting.
+    Raises for the first failure, even if the client would ``reconnect``: a user is waiting. Without a token it raises
+    at once, as the gateway would wait for one.
     """
-    from ..client import connect
+    from ..client import Unauthenticated, connect
 
+    if token is None:
+        raise Unauthenticated("unauthenticated", NO_TOKEN)
     async with connect(
         target.url, token=token, open_timeout=0, reconnect=reconnect, connect_timeout=timeout
     ) as gateway:

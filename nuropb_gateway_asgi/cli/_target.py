@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
 from ..loopback import is_loopback_host
 
-__all__ = ["BadURL", "Target", "parse_url"]
+__all__ = ["WEBSOCKET_PATH", "BadURL", "Target", "parse_url"]
+
+
+#: The default of PATH.
+WEBSOCKET_PATH: Final = "/ws"
 
 
 class BadURL(ValueError):
@@ -21,7 +26,7 @@ class BadURL(ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """The address of a gateway. ``url`` is the URL as it was given."""
+    """The address of a gateway. ``url`` is the URL of its WebSocket."""
 
     url: str
     secure: bool
@@ -46,7 +51,11 @@ class Target:
 
 
 def parse_url(url: str) -> Target:
-    """Parse ``url``. Raises BadURL if no gateway can have it."""
+    """Parse the URL of a gateway. Raises BadURL if no gateway can have it.
+
+    ``ws(s)://`` names its WebSocket, and ``http(s)://`` the path before that, where the console is. Either may do
+    without a path; the WebSocket is at ``/ws`` then.
+    """
     if not url.isprintable() or " " in url:
         raise BadURL("it contains spaces or invisible characters", "remove them")
     try:
@@ -55,16 +64,19 @@ def parse_url(url: str) -> Target:
     except ValueError as error:
         raise BadURL(f"it cannot be parsed ({error})", "write it as wss://gateway.example.com/ws") from error
     scheme = parts.scheme.lower()
-    if scheme in ("http", "https"):
-        other = "wss" if scheme == "https" else "ws"
-        raise BadURL(f"it begins with {scheme}://", f"write {other}:// instead")
-    if scheme not in ("ws", "wss"):
-        raise BadURL("it does not begin with ws:// or wss://", "write it as wss://gateway.example.com/ws")
+    if scheme not in ("ws", "wss", "http", "https"):
+        raise BadURL(
+            "it does not begin with ws://, wss://, http:// or https://", "write it as https://gateway.example.com"
+        )
     if not host or port == 0:
         raise BadURL("it has no host, or port 0", "write it as wss://gateway.example.com/ws")
     if parts.username is not None or parts.password is not None:
         raise BadURL("it contains a user or password", "a gateway only accepts tokens: use --token-file")
     if parts.fragment:
         raise BadURL("it has a fragment, which WebSocket URLs cannot have", "remove the part from # on")
-    secure = scheme == "wss"
-    return Target(url, secure, host, port or (443 if secure else 80), parts.path or "/")
+    secure = scheme in ("wss", "https")
+    path = parts.path or WEBSOCKET_PATH
+    if scheme.startswith("http") and not path.endswith(WEBSOCKET_PATH):
+        path = path.rstrip("/") + WEBSOCKET_PATH
+    url = urlunsplit(("wss" if secure else "ws", parts.netloc, path, parts.query, ""))
+    return Target(url, secure, host, port or (443 if secure else 80), path)

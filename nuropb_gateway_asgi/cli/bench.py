@@ -24,7 +24,7 @@ from ._output import dump, printable, say
 from ._parameters import FORMS
 from ._session import connect_timeout, run, session
 from ._target import Target
-from .call import check_names, parse_words
+from .call import parse_words, split_words
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -58,7 +58,7 @@ REFRESH_RATE: Final = 5
 
 @click.command(epilog=EPILOG, short_help="Measure throughput and latency of a method.")
 @click.argument("service", shell_complete=complete_service)
-@click.argument("method", shell_complete=complete_method)
+@click.argument("method", required=False, shell_complete=complete_method)
 @click.argument("parameters", nargs=-1)
 @gateway_options
 @click.option(
@@ -71,7 +71,7 @@ REFRESH_RATE: Final = 5
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
     service: str,
-    method: str,
+    method: str | None,
     parameters: tuple[str, ...],
     target: Target,
     token: str | None,
@@ -83,7 +83,7 @@ def bench(
     as_json: bool,
 ) -> int:
     """Call METHOD of SERVICE with PARAMETERS again and again, and report throughput and latency."""
-    check_names(service, method)
+    service, method, parameters = split_words(service, method, parameters)
     params = parse_words(parameters)
     if duration is not None and requests is not None:
         raise click.UsageError("--duration and --requests cannot be combined")

@@ -18,7 +18,7 @@ from ._target import Target
 if TYPE_CHECKING:
     from ..client import Client
 
-__all__ = ["call", "check_names", "parse_words"]
+__all__ = ["call", "parse_words", "split_words"]
 
 EPILOG: Final = f"""{ENVIRONMENT} The result goes to standard output as JSON: in one line, or indented on a terminal. An
 error goes to standard error, in one line.
@@ -28,6 +28,7 @@ error goes to standard error, in one line.
 \b
 Examples:
   nuropb-gateway call demo add a:=2 b:=3
+  nuropb-gateway call demo.add a:=2 b:=3
   nuropb-gateway call orders get '{{"number": 42}}' --timeout 5
   nuropb-gateway call orders find status=open --url wss://gateway.example.com/ws --token-file token
   nuropb-gateway call --command orders create - < order.json
@@ -38,7 +39,7 @@ Examples:
 
 @click.command(epilog=EPILOG, short_help="Call a method of a service.")
 @click.argument("service", shell_complete=complete_service)
-@click.argument("method", shell_complete=complete_method)
+@click.argument("method", required=False, shell_complete=complete_method)
 @click.argument("parameters", nargs=-1)
 @gateway_options
 @click.option("--timeout", type=SECONDS, metavar="SECONDS", help="Timeout of the call.")
@@ -47,7 +48,7 @@ Examples:
 @click.option("--raw", is_flag=True, help="Print text without quotes, and everything else in one line.")
 def call(
     service: str,
-    method: str,
+    method: str | None,
     parameters: tuple[str, ...],
     target: Target,
     token: str | None,
@@ -56,8 +57,8 @@ def call(
     trace_id: str | None,
     raw: bool,
 ) -> int:
-    """Call METHOD of SERVICE with PARAMETERS."""
-    check_names(service, method)
+    """Call METHOD of SERVICE with PARAMETERS. SERVICE.METHOD is one word for both."""
+    service, method, parameters = split_words(service, method, parameters)
     params = parse_words(parameters)
 
     async def ask(gateway: Client) -> Any:
@@ -79,14 +80,19 @@ def call(
     return run(call())
 
 
-def check_names(service: str, method: str) -> None:
-    """Raise UsageError for a URL or parameters in the place of a name."""
+def split_words(service: str, method: str | None, parameters: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:
+    """Return service, method and parameters; ``demo.add`` stands for ``demo add``.
+
+    Raises UsageError for a URL in the place of a name, and for parameters in the place of a method.
+    """
     if "://" in service:
-        raise click.UsageError("SERVICE is a URL: give it by --url, then SERVICE and METHOD as two words")
-    if "=" in method or method.startswith("{"):
-        raise click.UsageError(
-            f"{method.partition('=')[0]} is not a method: SERVICE and METHOD are two words: demo add"
-        )
+        raise click.UsageError("SERVICE is a URL: give it by --url, then SERVICE and METHOD")
+    if method is None or "=" in method or method.startswith("{") or method == "-":
+        parameters = parameters if method is None else (method, *parameters)
+        service, _, method = service.rpartition(".")
+        if not service or not method:
+            raise click.UsageError("SERVICE needs a METHOD: demo add, or demo.add")
+    return service, method, parameters
 
 
 def parse_words(words: tuple[str, ...]) -> dict[str, Any]:

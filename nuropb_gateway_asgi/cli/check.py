@@ -11,12 +11,14 @@ import click
 
 from ..exceptions import GatewayError, SettingsError
 from ..settings import Settings
+from ._development import with_kept_key
 from ._output import printable
 
 if TYPE_CHECKING:
     from ..authentication import Identity
     from ..authentication.key_sets import KeySet
     from ..gateway import Gateway
+    from ..wire.history import KeptTopic
 
 __all__ = ["check"]
 
@@ -36,7 +38,7 @@ def check() -> int:
     settings: list[Settings] = []
 
     def read() -> str:
-        settings.append(Settings.from_env())
+        settings.append(with_kept_key(Settings.from_env(), make=False))
         return f"{settings[0].mesh_url.partition(':')[0]} mesh, clients at {settings[0].path}"
 
     well = _report("settings", read)
@@ -76,14 +78,23 @@ def _without_policy(settings: Settings) -> Gateway:
 def _keys(settings: Settings) -> str:
     gateway = _without_policy(settings)
     if gateway.development_token is not None:
-        return "JWT_KEY is not set; each run generates its own key"
+        if settings.development_key_file:
+            return f"JWT_KEY is not set; the key for development is in {settings.development_key_file}"
+        return "JWT_KEY is not set; 'serve' makes a key for development"
     if settings.jwt_issuers:
         return _issuers(settings.jwt_issuers)
-    unset = [f"JWT_{name.upper()}" for name in ("issuer", "audience") if not getattr(settings, f"jwt_{name}")]
+    checks = {
+        "JWT_ISSUER": settings.jwt_issuer or settings.jwt_oidc_issuer,  # a provider's tokens have to name it
+        "JWT_AUDIENCE": settings.jwt_audience or settings.jwt_client_id,
+    }
+    unset = [name for name, value in checks.items() if not value]
     if not unset:
         return "issuer and audience of tokens are checked"
     verb, what = ("is", "it") if len(unset) == 1 else ("are", "them")
-    return f"{' and '.join(unset)} {verb} not set, so tokens are not checked for {what}"
+    return (
+        f"{' and '.join(unset)} {verb} not set, so tokens are not checked for {what}; set {what} to what your issuer "
+        "puts into its tokens"
+    )
 
 
 def _issuers(path: str) -> str:
@@ -120,7 +131,18 @@ def _broker(settings: Settings) -> str:
         return "none; the mesh is embedded"
     from ..mesh.rabbitmq import probe
 
-    return asyncio.run(probe(settings.mesh_url, settings.service_name, settings.targeted_topics))
+    topics = settings.targeted_topics
+    return asyncio.run(probe(settings.mesh_url, settings.service_name, topics, _kept_topics(settings)))
+
+
+def _kept_topics(settings: Settings) -> tuple[KeptTopic, ...]:
+    """Return the topics with history, and none if the check of the policy has told why they cannot be known."""
+    from ..assembly import make_history, open_policy_file
+
+    try:
+        return make_history(settings, open_policy_file(settings))
+    except SettingsError:
+        return ()
 
 
 #: By the name that is printed. A check returns its result, or None if an earlier check has to succeed first.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import click
 
 from ..settings import Settings
+from ._development import with_kept_key
 from ._options import SECONDS, TOKEN_VARIABLE
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def print_explanation(
         raise ValueError("--tool is about a method, not about a topic")
     from ..authorization.explain import render
 
-    settings = Settings.from_env() if settings is None else settings
+    settings = with_kept_key(Settings.from_env(), make=False) if settings is None else settings
     with _quiet():
         explanation = asyncio.run(_explain(settings, token, method, topic, timeout, is_tool=is_tool))
     click.echo(json.dumps(explanation, indent=2, default=str) if as_json else render(explanation))
@@ -143,7 +144,8 @@ async def _explain(
             name=method or topic or "",
             timeout=timeout,
         )
-    if not explanation["token"]["valid"] and gateway.development_token is not None:
+    is_kept = bool(settings.development_key_file)
+    if not explanation["token"]["valid"] and gateway.development_token is not None and not is_kept:
         explanation["token"]["why"].append(_OWN_KEY)
     return explanation
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import click
 
 from ._options import TOKEN_VARIABLE
+from ._target import WEBSOCKET_PATH
 
 if TYPE_CHECKING:
     from ..contracts.clients import Language
@@ -60,12 +61,15 @@ def _load(source: str, token: str) -> Mapping[str, Any]:
 
 def _document_url(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    if scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise ValueError(
-            "invalid URL; expected the gateway's, http(s)://host[:port][/path], or that of its asyncapi.json"
+            "invalid URL; expected the gateway's, http(s)://host[:port][/path] or ws(s)://host[:port][/path]/ws, or "
+            "that of its asyncapi.json"
         )
-    path = parts.path if parts.path.endswith(".json") else f"{parts.path.rstrip('/')}/asyncapi.json"
-    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+    base = parts.path.rpartition("/")[0] if parts.scheme != scheme else parts.path.removesuffix(WEBSOCKET_PATH)
+    path = parts.path if parts.path.endswith(".json") else f"{base.rstrip('/')}/asyncapi.json"
+    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

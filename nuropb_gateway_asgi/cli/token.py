@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from ..exceptions import SettingsError
 from ..settings import ENV_PREFIX, Settings
+from ._development import KEY_FILE, with_kept_key
 from ._options import TOKEN_VARIABLE
 
 __all__ = ["token"]
 
-EPILOG: Final = f"""The key is {ENV_PREFIX}JWT_KEY or the file {ENV_PREFIX}JWT_KEY_FILE, and must be a secret. Issuer,
+EPILOG: Final = f"""The key is {ENV_PREFIX}JWT_KEY or the file {ENV_PREFIX}JWT_KEY_FILE, and must be a secret. If
+neither is set, and no broker, it is the key that 'serve' keeps in {KEY_FILE}. Issuer,
 audience and names of claims come from the other settings, so that the gateway accepts the token.
 
 \b
@@ -58,7 +61,7 @@ def token(user: str, username: str | None, lifetime: int, claims: dict[str, Any]
     """Make a token for development, signed with the gateway's own secret."""
     from ..authentication import JWTAuthenticator, issue_token
 
-    settings = Settings.from_env()
+    settings = with_kept_key(Settings.from_env(), make=False)
     key = _secret(settings)
     JWTAuthenticator(key=key, algorithms=list(settings.jwt_algorithms) or None)  # raises for an invalid key
     algorithm = next(iter(settings.jwt_algorithms), "HS256")
@@ -81,10 +84,15 @@ def _secret(settings: Settings) -> str:
         raise SettingsError(
             "the settings name OpenID providers or other issuers, and only these can make tokens: get one there"
         )
+    if settings.makes_key and settings.development_key_file:
+        from ..authentication.development_key import kept_secret
+
+        return kept_secret(Path(settings.development_key_file))
     if not settings.jwt_key:
         raise SettingsError(
             f"{ENV_PREFIX}JWT_KEY: not set; expected a secret of at least 32 bytes. On the embedded mesh "
-            "'nuropb-gateway serve' generates a key for each run, and prints a token"
+            f"'nuropb-gateway serve' makes a key, keeps it in {KEY_FILE}, and prints a token: run it first, "
+            "in this folder"
         )
     if "-----BEGIN" in settings.jwt_key:
         raise SettingsError(

@@ -28,6 +28,13 @@ __all__ = ["BROKEN", "Ending", "Link", "LinkOptions"]
 BROKEN: Final = 1006
 #: Seconds for the closing handshake.
 CLOSING_TIMEOUT: Final = 2.0
+#: Seconds that a connection without a token waits for the gateway's hello, which comes at once where a proxy has added
+#: a token to the handshake.
+TOKEN_PATIENCE: Final = 2.0
+_UNAUTHORISED: Final = (
+    "no token was given: pass token=, a text or a function that returns one; your sign-in or your identity provider "
+    "issues it, and for development 'nuropb-gateway token --user NAME'"
+)
 #: Close codes for the HTTP statuses of a gateway. Other statuses below 500 are final, too, without a code of their own.
 _CODES_BY_STATUS: Final = {401: 4510, 403: 4513, 400: 4505}
 #: Statuses below 500 after which another attempt may succeed.
@@ -122,6 +129,8 @@ class Link:
             self._receiver.on_connected(self)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write, connection)
+                if token is None:
+                    tasks.start_soon(self._expect_hello)
                 tasks.start_soon(self._watch, deadline)
                 ending = await self._read(connection)
                 tasks.cancel_scope.cancel()
@@ -142,10 +151,10 @@ class Link:
             self.opened_at = self._loop.time()
         self._greeted.set()
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: str, code: int = BROKEN) -> None:
         """Abort the connection. A graceful close would take long if the network is down."""
         if self._ending is None:
-            self._ending = Ending(BROKEN, reason)
+            self._ending = Ending(code, reason)
             if self._connection is not None:
                 self._connection.transport.abort()
 
@@ -187,6 +196,14 @@ class Link:
                     await connection.send(self._outgoing.popleft())
                 self._queued.clear()
                 await self._queued.wait()
+
+    async def _expect_hello(self) -> None:
+        """End a connection without a token soon: unless a proxy has added one, the gateway waits for it."""
+        try:
+            async with asyncio.timeout(TOKEN_PATIENCE):
+                await self._greeted.wait()
+        except TimeoutError:
+            self.drop(_UNAUTHORISED, code=CloseCode.AUTHORISATION_TIMEOUT)
 
     async def _watch(self, deadline: float) -> None:
         """Drop the connection if there is no hello in time, or later no answer to a ping."""

@@ -2,8 +2,10 @@
 import { Agents } from "./agents.js";
 import { CallPanel, Services } from "./call.js";
 import { onFragmentToken } from "./fragment.js";
+import { forgetCalls } from "./past.js";
 import { Session, messageOf } from "./session.js";
 import { claimsOf, pretty, remaining } from "./text.js";
+import { THEMES, chooseTheme, chosenTheme } from "./theme.js";
 import { Chart, Events, Frames } from "./traffic.js";
 import { Json, html, useEffect, useId, useLayoutEffect, useReducer, useRef, useState } from "./ui.js";
 
@@ -43,6 +45,7 @@ export function App() {
   };
   const signOut = (why = "") => {
     kept.drop();
+    forgetCalls();
     session?.close();
     setSession(null);
     setProblem(why);
@@ -52,6 +55,11 @@ export function App() {
     if (token !== null) signIn(token, true);
     onFragmentToken((each) => signIn(each, true));
   }, []);
+
+  const successor = session?.successor ?? null;
+  useEffect(() => {
+    if (successor !== null) signIn(successor, kept.get() !== null);
+  }, [successor]);
 
   const isRefused = session !== null && !session.hasOpened && session.state.name === "closed";
   useEffect(() => {
@@ -212,7 +220,7 @@ function Connection({ session }) {
   const { state } = session;
   const seconds = (Date.now() - session.since) / 1000;
   let text = "";
-  if (state.name === "open") text = "Connected";
+  if (state.name === "open") text = session.isDraining ? "The gateway stops" : "Connected";
   else if (state.name === "connecting") text = session.wanted ? "Waiting for a token" : "Connecting…";
   else if (state.name === "authorising") text = "Checking the token…";
   else if (state.name === "reconnecting") text = `Reconnecting in ${Math.max(0, Math.ceil(state.delay / 1000 - seconds))} s`;
@@ -220,7 +228,7 @@ function Connection({ session }) {
   // A screen reader would read a countdown every second.
   const said = state.name === "reconnecting" ? "Connection lost, reconnecting" : text;
   return html`
-    <p class="state" data-state=${state.name} title=${session.url}>
+    <p class="state" data-state=${state.name === "open" && session.isDraining ? "draining" : state.name} title=${session.url}>
       <span class="dot" aria-hidden="true"></span><span aria-hidden="true">${text}</span>
       <span class="unseen" role="status">${said}</span>
     </p>`;
@@ -257,12 +265,27 @@ function Identity({ session, onClose, onLeave, onSignOut }) {
       onKeyDown=${(/** @type {KeyboardEvent} */ event) => event.key === "Escape" && onLeave()}>
       <h2>Your identity</h2>
       <dl>${rows.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
+      <${Colours} />
       ${claims && html`<h3>Claims of the token</h3><${Json} label="Claims" text=${pretty(claims)} />`}
       <div class="actions">
         <button type="button" onClick=${onLeave}>Close</button>
         <button type="button" class="quiet" onClick=${onSignOut}>Sign out</button>
       </div>
     </section>`;
+}
+
+/** A choice of dark or light, for all visits with this browser. */
+function Colours() {
+  const [theme, setTheme] = useState(chosenTheme);
+  const id = useId();
+  return html`
+    <div class="field">
+      <label for=${id}>Colours</label>
+      <select id=${id} value=${theme} onChange=${(/** @type {any} */ event) => {
+        chooseTheme(event.target.value);
+        setTheme(event.target.value);
+      }}>${THEMES.map(([name, label]) => html`<option value=${name}>${label}</option>`)}</select>
+    </div>`;
 }
 
 /** @type {Record<Wanted, string>} */
@@ -315,8 +338,8 @@ function Notices({ session, onSignOut }) {
         </div>
         <${TokenForm} label="Newer token" action="Continue" problem=${session.wantedProblem}
           onToken=${(/** @type {string} */ token) => {
-            if (kept.get() !== null) kept.set(token);
             session.provide(token);
+            if (kept.get() !== null) kept.set(session.token);
           }} />
       </section>`}
     <${Return} session=${session} />

@@ -1,7 +1,8 @@
 /** Services and their methods, the form of a call, and answers. */
 import { fieldsOf, isOpen, own, readFields, readObject, textsOf, understood, withEntry } from "./form.js";
 import { bytes, clock, duration, plain, pretty, short } from "./text.js";
-import { Json, html, saveFile, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "./ui.js";
+import { LANGUAGES, asText } from "./copy.js";
+import { Copy, Json, html, saveFile, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "./ui.js";
 
 /**
  * @typedef {import("./session.js").Session} Session
@@ -11,8 +12,8 @@ import { Json, html, saveFile, useEffect, useId, useLayoutEffect, useMemo, useRe
  * @typedef {{ description?: string | null, parameters: object, requires_encryption: boolean }} Method
  */
 
-/** Up to this number of methods there is no filter. */
-const FEW = 8;
+/** Up to this number of methods there is no search. */
+const FEW = 5;
 
 // --- services -------------------------------------------------------------------------------------------------------
 
@@ -26,7 +27,10 @@ export function Services({ session, chosen, onChoose }) {
   const count = Object.values(description?.services ?? {}).reduce((sum, { methods }) => sum + Object.keys(methods).length, 0);
   const services = Object.entries(description?.services ?? {})
     .map(([name, service]) => {
-      const methods = Object.keys(service.methods).filter((method) => `${name}.${method}`.toLowerCase().includes(wanted));
+      const about = `${name} ${service.description ?? ""}`;
+      const methods = Object.entries(service.methods)
+        .filter(([method, { description }]) => `${about} ${name}.${method} ${description ?? ""}`.toLowerCase().includes(wanted))
+        .map(([method]) => method);
       return { name, service, methods };
     })
     .filter(({ methods }) => methods.length > 0);
@@ -44,8 +48,8 @@ export function Services({ session, chosen, onChoose }) {
           ${session.describing ? "Loading…" : "Refresh"}</button>
       </div>
       ${count > FEW && html`
-        <label class="unseen" for=${id}>Filter the methods</label>
-        <input id=${id} type="search" placeholder="Filter" value=${filter}
+        <label class="unseen" for=${id}>Search in services and methods</label>
+        <input id=${id} type="search" placeholder="Search" value=${filter}
           onInput=${(/** @type {any} */ event) => setFilter(event.target.value)} />`}
       ${session.describeProblem && html`<p class="problem" role="alert">${session.describeProblem}</p>`}
       <div class="list">
@@ -59,7 +63,7 @@ export function Services({ session, chosen, onChoose }) {
                 onClick=${() => onChoose({ service: name, method })}>${method}</button></li>`)}</ul>
           </section>`)}
         ${description !== null && services.length === 0 && html`<p class="muted">${
-          wanted ? "No method matches the filter." : "You have no permission to call any method."}</p>`}
+          wanted ? "No service and no method has this." : "You have no permission to call any method."}</p>`}
         ${(description?.unavailable ?? []).map((name) => html`
           <section key=${name}><h3>${name} <span class="badge warn">does not answer</span></h3></section>`)}
       </div>
@@ -180,6 +184,13 @@ function Form({ chosen, method, draft, onCall }) {
             aria-invalid=${tried && timeoutProblem !== ""} onInput=${(/** @type {any} */ event) => setTimeout_(event.target.value)} /> s</label>
         <span class="keys muted" aria-hidden="true"><kbd>Ctrl</kbd> <kbd>Enter</kbd></span>
       </div>
+      <details class="copies">
+        <summary>Copy as code</summary>
+        <div class="actions">${LANGUAGES.map(([language, label]) => html`
+          <${Copy} key=${language} what="the call, for ${label}" name=${label} disabled=${!isSound}
+            text=${asText(language, chosen, reading.params)} />`)}</div>
+        <p class="hint">The token is taken from <code>NUROPB_GATEWAY_TOKEN</code>, or from your <code>getToken</code>.</p>
+      </details>
       ${tried && timeoutProblem && html`<p class="problem">Timeout: ${timeoutProblem}</p>`}
     </form>`;
 }
@@ -258,8 +269,9 @@ function Answer({ session, call }) {
         <p class="hint">${call.problem.retryable ? "The call was not delivered; you may call again." : ""}
           ${call.problem.retryAfter !== null && ` Wait for ${duration(call.problem.retryAfter)} first.`}
           ${call.problem.traceId && html` Trace id <code>${call.problem.traceId}</code>`}</p>`}
-      ${state === "ok" && call?.kind === "request" && html`<${Json} text=${text} label="Answer" copy />`}
-      ${state === "ok" && call?.kind === "command" && html`<p class="muted">The mesh has taken the command. Its outcome
+      ${state === "ok" && call?.kind === "request" && !call.isOld && html`<${Json} text=${text} label="Answer" copy />`}
+      ${state === "ok" && call?.isOld && html`<p class="muted">Results are not kept over a reload: call again.</p>`}
+      ${state === "ok" && call?.kind === "command" && !call.isOld && html`<p class="muted">The mesh has taken the command. Its outcome
         is unknown.</p>`}
     </div>`;
 }
@@ -284,7 +296,7 @@ function Elapsed({ since }) {
 
 /** @param {{ session: Session, shown: number | null, onShow: (call: Call) => void }} props */
 function History({ session, shown, onShow }) {
-  if (session.calls.length < 2) return null;
+  if (session.calls.length < 2 && !session.calls.some(({ isOld }) => isOld)) return null;
   return html`
     <details class="history">
       <summary>Earlier calls <span class="count">${session.calls.length}</span></summary>

@@ -71,7 +71,7 @@ export function isOpen({ properties = {} }) {
 }
 
 /**
- * Read the fields as parameters. Empty fields are omitted.
+ * Read the fields as parameters. Empty fields are omitted, unless they are required.
  * @param {Field[]} fields
  * @param {Record<string, string>} texts
  * @returns {Reading}
@@ -79,8 +79,11 @@ export function isOpen({ properties = {} }) {
 export function readFields(fields, texts) {
   /** @type {Reading} */
   const reading = { params: Object.create(null), problems: Object.create(null) };
-  for (const { name, kind } of fields) {
+  for (const { name, kind, required } of fields) {
     const text = texts[name] ?? "";
+    if (text === "" && required) {
+      reading.problems[name] = kind === "text" ? "Required. (An empty text can be sent as JSON.)" : "Required.";
+    }
     if (text === "") continue;
     try {
       reading.params[name] = readValue(kind, text);

@@ -1,5 +1,7 @@
 /** One sign-in: the client, and all state that the page shows. Independent of the page. */
 import { connect } from "../client.js";
+import { keepCalls, keptCalls } from "./past.js";
+import { claimsOf } from "./text.js";
 
 /**
  * @typedef {import("../client.js").Client} Client
@@ -16,8 +18,8 @@ import { connect } from "../client.js";
  *   Problem
  * @typedef {{ number: number, at: Date, service: string, method: string, kind: "request" | "command",
  *   params: Record<string, unknown>, startedAt: number, ms: number | null, result: unknown, size: number,
- *   problem: Problem | null, abort: () => void }} Call
- * @typedef {{ at: number, roundTrip: number | null, call: number | null, rate: number }} Sample
+ *   problem: Problem | null, isOld: boolean, abort: () => void }} Call
+ * @typedef {{ at: number, isOpen: boolean, roundTrip: number | null, call: number | null, rate: number }} Sample
  * @typedef {"refresh" | "expired" | "refused"} Wanted
  * @typedef {{ resumed: boolean, reason: string, replayed: number, inFlight: number, topics: string[] }} Return
  */
@@ -31,6 +33,8 @@ const KEPT_SAMPLES = 120;
 const TICK = 1000;
 /** The token goes into the first frame: a subprotocol is too short for long tokens. */
 const TOKEN_IN = "frame";
+/** The reason of a goodbye that ends one connection, and not the process. */
+const LIFETIME = "lifetime";
 /** The id of the client's frame `resume`. */
 const RESUME = "resume";
 /** The close code of a connection that the page cuts. Any code but 1000 leaves the session to be resumed. */
@@ -63,6 +67,10 @@ export class Session {
   wanted = null;
   /** Why the gateway refused the last token. */
   wantedProblem = "";
+  /** Whether the gateway has said goodbye on the connection, which is the last one. */
+  isDraining = false;
+  /** A token of another user, for which another session has to begin. @type {string | null} */
+  successor = null;
   /** Whether the latest answer said that the gateway has no connection to the mesh. */
   meshIsAway = false;
   /** Why the first connection failed. @type {string} */
@@ -75,6 +83,10 @@ export class Session {
   #token;
   /** @type {Set<string>} */
   #tokens = new Set();
+  /** The last token that the gateway has accepted. */
+  #accepted = "";
+  /** The ids of the frames that replace the token. @type {Set<string>} */
+  #replacing = new Set();
   /** The key that resumes the session, good once. */
   #key = "";
   /** The gateway's last answer to `resume`. @type {Record<string, any>} */
@@ -117,9 +129,12 @@ export class Session {
     this.#client.on("gap", (gap) => this.#note("gap", gap, null, true));
     this.#client.on("dropped", (dropped) => this.#note("dropped", dropped, null, true));
     this.#client.on("unsubscribed", (notice) => this.#note("unsubscribed", notice, null, true));
-    this.#client.on("goodbye", (goodbye) => this.#note("goodbye", goodbye, null, true));
+    this.#client.on("goodbye", (goodbye) => {
+      this.isDraining = goodbye.reason !== LIFETIME;
+      this.#note("goodbye", goodbye, null, true);
+    });
     this.#client.on("warning", (warning) => {
-      if (warning.code === "token_refresh") this.wantedProblem = messageOf(warning.cause);
+      if (warning.code === "token_refresh") this.#onRefused(warning.cause);
       this.#note("warning", warning.message, null, true);
     });
     this.#timer = setInterval(() => this.#tick(), TICK);
@@ -159,14 +174,41 @@ export class Session {
 
   // --- the token ----------------------------------------------------------------------------------------------------
 
-  /** @param {string} token */
+  /** Use a newer token of the same user. @param {string} token */
   provide(token) {
-    this.#token = token;
     this.#tokens.add(token);
+    const other = this.#otherUser(token);
+    if (other !== null) {
+      this.wantedProblem = `This is a token of ${other}. Sign out first to use it.`;
+      this.changed();
+      return;
+    }
+    const isAwaited = this.#asked !== null;
+    this.#token = token;
     this.wanted = null;
     this.wantedProblem = "";
     this.#asked = null;
     this.#answer(token);
+    // The client asks once only if the gateway says that the token is one of another user.
+    if (!isAwaited) this.#client.authorize(token).catch((error) => this.#onRefused(error));
+    this.changed();
+  }
+
+  /** The user of a token, if it tells of another one than the token that was accepted. @param {string} token */
+  #otherUser(token) {
+    const [before, now] = [claimsOf(this.#accepted), claimsOf(token)];
+    if (before === null || now === null) return null;
+    // The claim with the user id is a setting of the gateway.
+    const name = Object.keys(before).find((each) => each !== "sub" && before.sub !== this.hello?.user_id && before[each] === this.hello?.user_id) ?? "sub";
+    return now[name] === before[name] ? null : `the user ${String(now[name])}`;
+  }
+
+  /** The gateway has refused a newer token on the open connection. @param {unknown} cause */
+  #onRefused(cause) {
+    const { code } = /** @type {{ code?: unknown }} */ (cause ?? {});
+    this.wantedProblem = code === "permission_denied" ? "This is a token of another user. Sign out first to use it." : messageOf(cause);
+    this.#token = this.#accepted;
+    this.wanted ??= "refresh";
     this.changed();
   }
 
@@ -180,7 +222,8 @@ export class Session {
       return null;
     }
     const expiresAt = this.hello?.expires_at ?? null;
-    const isExpired = expiresAt !== null && Date.now() >= expiresAt * 1000;
+    // The time is that of the token that the gateway has accepted; a newer one may be waiting for its connection.
+    const isExpired = this.#token === this.#accepted && expiresAt !== null && Date.now() >= expiresAt * 1000;
     return isExpired ? this.#ask("expired") : this.#token;
   }
 
@@ -198,12 +241,21 @@ export class Session {
   #onState(state) {
     this.state = state;
     this.since = Date.now();
+    this.isDraining = false;
     const expiresAt = this.hello?.expires_at ?? null;
     if (state.name !== "open" && this.wanted === "refresh" && expiresAt !== null && this.since >= expiresAt * 1000) {
       this.wanted = "expired"; // the client still waits for the token that it asked for before
     }
     if (state.name === "open") {
+      if (this.hello !== null && this.hello.user_id !== state.hello.user_id) {
+        // Nothing of the last user goes on: closed here, the client sends neither waiting calls nor subscriptions.
+        this.successor = this.#token;
+        this.#client.close();
+        return;
+      }
       this.hello = state.hello;
+      this.#accepted = this.#token;
+      if (!this.#opened) this.calls = keptCalls(state.hello.user_id, () => ++this.#number);
       this.#opened = true;
       this.failure = "";
       if (this.wanted !== null && this.wanted !== "refresh") this.wanted = null;
@@ -264,6 +316,8 @@ export class Session {
     }
     if (!quiet) this.#frameCount++;
     if (out && (kind === "request" || kind === "command")) this.#sent.set(id, performance.now());
+    if (out && kind === "authorize") this.#replacing.add(id);
+    if (!out && kind === "response" && this.#replacing.delete(id)) this.#onReplaced(payload.result);
     if (!out && kind === "response") this.#onResponse(id, payload.error);
     if (!out && kind === "error" && frame?.code === "too_many_requests") this.#probesUntil = performance.now() + 60_000;
     if (!out && kind === "pong" && this.#probe !== null && payload.probe === this.#probe.number) {
@@ -280,6 +334,13 @@ export class Session {
     this.#sent.delete(id);
     this.#latencies.push(performance.now() - at);
     this.meshIsAway = isObject(error) && error.code === "mesh_unavailable";
+  }
+
+  /** The gateway has accepted a newer token on the open connection. @param {unknown} result */
+  #onReplaced(result) {
+    if (this.hello === null || !this.#opened || !isObject(result)) return;
+    this.hello = { ...this.hello, expires_at: typeof result.expires_at === "number" ? result.expires_at : null };
+    this.#accepted = this.#token;
   }
 
   /**
@@ -349,6 +410,7 @@ export class Session {
       result: undefined,
       size: 0,
       problem: null,
+      isOld: false,
       abort: () => controller.abort(new Error("Cancelled. The service may still run the call.")),
     };
     this.calls = [call, ...this.calls].slice(0, KEPT_CALLS);
@@ -380,6 +442,7 @@ export class Session {
       };
     }
     this.calls = [...this.calls];
+    if (this.hello !== null) keepCalls(this.hello.user_id, this.calls, (text) => this.redact(text) !== text);
     this.changed();
   }
 
@@ -446,14 +509,15 @@ export class Session {
   /** Once a second: turn the measurements into a sample, and ping the gateway. */
   #tick() {
     const call = this.#latencies.length === 0 ? null : Math.max(...this.#latencies);
-    const sample = { at: Date.now() / 1000, roundTrip: this.#roundTrip, call, rate: this.#frameCount / (TICK / 1000) };
+    const isOpen = this.state.name === "open";
+    const sample = { at: Date.now() / 1000, isOpen, roundTrip: this.#roundTrip, call, rate: this.#frameCount / (TICK / 1000) };
     this.samples = [...this.samples, sample].slice(-KEPT_SAMPLES);
     this.#latencies = [];
     this.#frameCount = 0;
     this.#roundTrip = null;
     const socket = this.#socket;
     const now = performance.now();
-    if (this.state.name === "open" && socket?.readyState === 1 && this.#probe === null && now >= this.#probesUntil) {
+    if (isOpen && socket?.readyState === 1 && this.#probe === null && now >= this.#probesUntil) {
       this.#probe = { number: ++this.#number, at: now };
       socket.send(`{"type":"ping","payload":{"probe":${this.#probe.number}}}`);
     }

@@ -1,6 +1,7 @@
 /** Events, frames, and the chart of latency and rate. */
 import { bytes, clock, duration, plain, pretty, short } from "./text.js";
 import { Json, html, useEffect, useId, useRef, useState } from "./ui.js";
+import { onTheme } from "./theme.js";
 import uPlot from "./vendor/uplot.js";
 
 /**
@@ -130,17 +131,16 @@ export function Chart({ session }) {
   const { samples } = session;
   useEffect(() => {
     const element = /** @type {HTMLElement} */ (place.current);
-    const dark = matchMedia("(prefers-color-scheme: dark)");
     const make = () => {
       plot.current?.destroy();
       plot.current = new uPlot(options(element), columns(session.samples), element);
     };
     make();
-    dark.addEventListener("change", make);
+    const forget = onTheme(make);
     const observer = new ResizeObserver(() => plot.current?.setSize({ width: element.clientWidth, height: HEIGHT }));
     observer.observe(element);
     return () => {
-      dark.removeEventListener("change", make);
+      forget();
       observer.disconnect();
       plot.current?.destroy();
       plot.current = null;
@@ -176,14 +176,23 @@ function median(values) {
   return sorted[Math.floor(sorted.length / 2)] ?? 0;
 }
 
-/** The samples as columns, for uPlot. @param {Sample[]} samples @returns {uPlot.AlignedData} */
-function columns(samples) {
+/**
+ * The samples as columns, for uPlot, which draws a line across an undefined value and none across null: a ping that took
+ * longer than a second leaves no hole, an outage does.
+ * @param {readonly Sample[]} samples @returns {uPlot.AlignedData}
+ */
+export function columns(samples) {
   return [
     samples.map(({ at }) => at),
     samples.map(({ rate }) => rate),
-    samples.map(({ roundTrip }) => roundTrip),
+    samples.map(({ roundTrip, isOpen }) => roundTrip ?? (isOpen ? undefined : null)),
     samples.map(({ call }) => call),
   ];
+}
+
+/** The width of an axis, in pixels, with room for its longest label. @param {uPlot} _ @param {string[] | null} labels */
+function widthOf(_, labels) {
+  return 16 + 7 * Math.max(3, ...(labels ?? []).map((each) => each.length));
 }
 
 /** @param {HTMLElement} element @returns {uPlot.Options} */
@@ -219,8 +228,8 @@ function options(element) {
         splits: (_, __, from, to) => [0.25, 0.5, 0.75].map((part) => from + (to - from) * part),
         values: ({ scales }, at) => at.map((each) => `${Math.round((scales.x?.max ?? 0) - each)} s ago`),
       },
-      { ...axis, scale: "ms", size: 48, values: withUnit(" ms") },
-      { ...axis, scale: "rate", side: 1, size: 36, grid: { show: false }, values: withUnit("/s") },
+      { ...axis, scale: "ms", size: widthOf, values: withUnit(" ms") },
+      { ...axis, scale: "rate", side: 1, size: widthOf, grid: { show: false }, values: withUnit("/s") },
     ],
     series: [
       {},
@@ -232,7 +241,7 @@ function options(element) {
         points: { show: false },
         paths: uPlot.paths.stepped?.({ align: 1 }),
       },
-      { scale: "ms", stroke: colour("--accent"), width: 2, points: { show: false }, spanGaps: true },
+      { scale: "ms", stroke: colour("--accent"), width: 2, points: { show: false } },
       {
         scale: "ms",
         stroke: colour("--call"),

@@ -23,8 +23,8 @@ export function Json({ text, label, copy = false }) {
     </div>`;
 }
 
-/** @param {{ text: string, what: string }} props */
-export function Copy({ text, what }) {
+/** @param {{ text: string, what: string, name?: string, disabled?: boolean }} props */
+export function Copy({ text, what, name = "Copy", disabled = false }) {
   const [done, setDone] = useState("");
   const timer = useRef(/** @type {ReturnType<typeof setTimeout> | undefined} */ (undefined));
   useEffect(() => () => clearTimeout(timer.current), []);
@@ -37,8 +37,8 @@ export function Copy({ text, what }) {
     }
     timer.current = setTimeout(() => setDone(""), 1500);
   };
-  return html`<button type="button" class="small copy" onClick=${copy} aria-label="Copy: ${what}">
-    ${done || "Copy"}<span class="unseen" role="status">${done}</span></button>`;
+  return html`<button type="button" class="small copy" onClick=${copy} disabled=${disabled} aria-label="Copy: ${what}">
+    ${done || name}<span class="unseen" role="status">${done}</span></button>`;
 }
 
 /** Offer a text as a download. @param {string} text @param {string} name */

@@ -12,12 +12,13 @@ from typing import Final
 from starlette.datastructures import Headers
 
 from ..authentication.credentials import Credentials
-from ..authentication.origins import OriginPolicy
+from ..authentication.origins import OriginPolicy, shown_origin
 from ..authentication.tokens import MAX_TOKEN
 from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached, UnknownKey
 from ..handler_manager import Handler, HandlerManager
 from ..limits.admission import UNKNOWN_KEY_COST, Admission, Arrival
 from ..protocol import SUBPROTOCOL
+from ..settings import ENV_PREFIX
 from .refusals import Reason, Refusal, log_refusal
 
 __all__ = [
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+#: Without the bound that the loggers of refusals have together: these lines have their own, and must not get lost in a
+#: flood of others.
+origins_log = logging.getLogger(f"{__name__}.origins")
 
 _SEVERAL_TOKENS: Final = "The handshake has several tokens; send one, in a header, a subprotocol or a cookie"
 
@@ -68,11 +72,27 @@ def closed(manager: HandlerManager) -> Refusal:
 
 
 def check_origin(headers: Headers, origins: OriginPolicy) -> None:
-    """Raise Refusal for a page of an origin that is not allowed."""
+    """Raise Refusal, which names the origin, for a page of an origin that is not allowed.
+
+    A warning names each such origin once a minute, and the setting that would allow it.
+    """
     named = headers.getlist("origin")
-    if len(named) > 1 or (named and not origins.allows(named[0])):
-        logger.info("connection refused: origin not allowed")
+    if len(named) > 1:
+        logger.info("connection refused: several origins")
         raise Refusal(Reason.ORIGIN)
+    if named and not origins.allows(named[0]):
+        origin = shown_origin(named[0])
+        refused = origins.refused
+        if refused.note(origin, time.monotonic()):
+            more = f" (and {refused.left_out} more, of origins that are not named)" if refused.left_out else ""
+            refused.left_out = 0
+            origins_log.warning(
+                "connection refused: a page of origin %s%s; to allow its origin, add it to %sALLOWED_ORIGINS",
+                origin,
+                more,
+                ENV_PREFIX,
+            )
+        raise Refusal(Reason.ORIGIN, f"Origin not allowed: {origin}")
 
 
 def check_credentials(credentials: Credentials, headers: Headers, *, same_site: bool = False) -> None:

@@ -29,19 +29,11 @@ _FAILURES: dict[str, type[Exception]] = {
 }
 
 
-# Arguments from the mesh may be any JSON value, regardless of the annotations.
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+# The mesh refuses arguments that do not fit the annotations, but does not look into a list.
 
 
 def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
-
-
-def _wrong_with(topic: Any) -> str | None:
-    return check_topic(topic) if isinstance(topic, str) else "not a string"
 
 
 class DemoService:
@@ -59,22 +51,17 @@ class DemoService:
 
     def add(self, a: float, b: float) -> int | float:
         """Answer with the sum of two numbers."""
-        if not (_is_number(a) and _is_number(b)):
-            raise NuropbValidationError("a and b must be numbers")
-        total: int | float = a + b
-        return total
+        return a + b
 
     async def slow(self, seconds: float = 1.0) -> dict[str, float]:
         """Answer after some seconds (an hour at the most)."""
-        if not _is_number(seconds):
-            raise NuropbValidationError("seconds must be a number")
         started = time.monotonic()
         await asyncio.sleep(min(max(0.0, seconds), 3600.0))
         return {"slept": round(time.monotonic() - started, 3)}
 
     def fail(self, how: str = "bug") -> None:
         """Fail: validation, authorization, authentication, deprecated, handling, or as by a bug."""
-        failure = _FAILURES.get(str(how))
+        failure = _FAILURES.get(how)
         if failure is None:
             raise NuropbValidationError(f"how must be one of {', '.join(_FAILURES)}")
         raise failure(f"This is how a {how} failure looks")
@@ -86,7 +73,7 @@ class DemoService:
 
     def publish(self, topic: str, event: Any = None, target: list[str] | None = None) -> dict[str, str]:
         """Publish an event: to the subscribers of its topic, or to the users in target."""
-        reason = _wrong_with(topic)
+        reason = check_topic(topic)
         if self._publish is None or reason is not None:
             raise NuropbValidationError(f"topic: {reason}")
         if target is not None and not _is_list_of_texts(target):

@@ -181,6 +181,7 @@ class EmbeddedMesh:
                     json.loads(event),
                     target,
                     json.loads(context),
+                    trace_id,
                     name=f"embedded {name} event",
                 )
 
@@ -223,6 +224,7 @@ class EmbeddedMesh:
             method=message.method,
             params=json.loads(bytes(message.params)),
             context=json.loads(message.context),
+            trace_id=message.trace_id,
         )
         outcome = await call()
         if outcome.action == "requeue":

@@ -19,12 +19,13 @@ from ..authorization import ExposePolicy
 from ..exceptions import MeshUnavailable, SettingsError
 from ..handler_manager import HandlerManager
 from ..identifiers import new_id
+from ..observability.logs import configure_logging
 from ..service_mesh_manager import ServiceMeshManager
-from ..settings import Settings
+from ..settings import Settings, hide_password
 from ..tasks import in_own_task
 from ..topics import check_topic
 from ..tracing import ServiceTracing
-from ..wire.services import PublishEvent, Runnable, as_target, to_json, with_context
+from ..wire.services import PublishEvent, Runnable, as_target, describe_service, to_json, with_context
 from .rabbitmq import RabbitMQMesh
 
 __all__ = ["PublishEvent", "hosting", "serve", "with_context"]
@@ -44,8 +45,11 @@ async def serve(
 ) -> None:
     """Host ``service`` until SIGTERM or SIGINT, or until cancelled. See :func:`hosting` for the arguments.
 
-    Then it takes no more calls, and finishes the running ones within ``drain_timeout`` seconds.
+    Then it takes no more calls, and finishes the running ones within ``drain_timeout`` seconds. In a program that has
+    not configured logging, the lines of this package from level info on go to standard error.
     """
+    if not logging.getLogger(__name__).hasHandlers():
+        configure_logging(Settings())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as signals:
@@ -119,6 +123,8 @@ async def hosting(
     manager = ServiceMeshManager(settings, HandlerManager(settings, _nobody, policy), mesh, policy)
     mesh.bind(manager.receiver, service)
     mesh.service_host.tracing = ServiceTracing() if tracing else None
+    topics = f"; events: {', '.join(event_topics)}" if event_topics else ""
+    logger.info("service %s is hosted at %s; methods: %s%s", name, hide_password(url), _methods(service), topics)
     async with manager, anyio.create_task_group() as tasks:
         try:
             if isinstance(service, Runnable):
@@ -130,6 +136,14 @@ async def hosting(
                 async with asyncio.timeout(drain_timeout):
                     await mesh.finish_calls()
             tasks.cancel_scope.cancel()
+
+
+def _methods(service: object) -> str:
+    """Return the names of the methods that callers see."""
+    try:
+        return ", ".join(describe_service(service)["methods"]) or "none"
+    except Exception as error:  # of a property, for example: only calls that need it fail
+        return f"unknown, since the description fails with {type(error).__name__}"
 
 
 def _publisher(mesh: RabbitMQMesh, name: str) -> PublishEvent:

@@ -14,12 +14,11 @@ import logging
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, Final, TextIO
 
-from ..exceptions import GatewayError
+from ..exceptions import GatewayError, format_traceback
 from ..settings import ENV_PREFIX, Settings
 from .log_files import handlers, load_log_config
 from .refusal_lines import RefusalFilter, is_of_anybody
@@ -77,7 +76,7 @@ class LogFilter(logging.Filter):
         if record.exc_info and str(record.msg).startswith("Invalid UTF-8"):
             record.exc_info = None  # caused by a client, which could fill a disk with tracebacks
         if record.exc_info and self._whole:
-            record.exc_text = _traceback(record.exc_info[1])
+            record.exc_text = format_traceback(record.exc_info[1], quotable=_QUOTABLE)
         return True
 
     def _without_content(self, arg: Any) -> Any:
@@ -103,29 +102,6 @@ def _cut(text: str, length: int) -> str:
     if len(text) <= _ESCAPED_LENGTH * length + _CUT_END_LENGTH and _CUT_END.search(text, length):
         return text
     return f"{text[:length]}... ({len(text)} characters)"
-
-
-def _traceback(error: BaseException | None) -> str:
-    """Format a traceback like Python, without the messages of exceptions that may quote a client."""
-    parts: list[str] = []
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        parts.append(f"Traceback (most recent call last):\n{frames}{_name(error)}")
-        if isinstance(error, BaseExceptionGroup):
-            parts[-1] += "".join(f"\n  of {_indented(_traceback(each))}" for each in error.exceptions)
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "\n\nThen this exception was raised:\n\n".join(reversed(parts))
-
-
-def _name(error: BaseException) -> str:
-    name = type(error).__qualname__
-    return f"{name}: {error}" if isinstance(error, _QUOTABLE) and str(error) else name
-
-
-def _indented(text: str) -> str:
-    return text.replace("\n", "\n  ")
 
 
 class _FormatterFilter(LogFilter):

@@ -74,7 +74,8 @@ class Catalogue:
                 complete.set()
 
         for service in sorted(services):
-            self._descriptions.look_up(service, MAX_AGE_SECONDS, functools.partial(on_description, service))
+            then = functools.partial(on_description, service)
+            self._descriptions.look_up(service, MAX_AGE_SECONDS, then, patience=patience)
         if services:
             with anyio.move_on_after(patience):
                 await complete.wait()

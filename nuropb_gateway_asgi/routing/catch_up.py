@@ -208,7 +208,9 @@ class CatchUp:
         await self._ended.wait()
 
     async def _read_to(self, end: int) -> dict[str, Found]:
-        epoch = self._stream.log.epoch or ""
+        epoch = self._stream.log.epoch
+        if epoch is None:  # another one could not be compared
+            raise MeshUnavailable("the connection was lost")
         events: dict[int, tuple[EventMessage, str]] = {}
         found: dict[str, Found] = {}
         room = self._max_size

@@ -21,6 +21,7 @@ from ..wire.description import MAX_AGE_SECONDS, Description
 from ..wire.interface import CallMessage
 from .calls import SLOT_SECONDS, ClientCall
 from .catalogue import Catalogue
+from .descriptions import DESCRIBE_PATIENCE
 from .failures import INTERNAL
 from .idempotency import IdempotentCall, IdempotentCalls
 from .in_flight import CallsInFlight
@@ -264,7 +265,8 @@ class ClientCalls:
                 self._limits.slices.run(answer)
 
         for service in sorted(services):
-            self._calls.descriptions.look_up(service, MAX_AGE_SECONDS, functools.partial(on_description, service))
+            then = functools.partial(on_description, service)
+            self._calls.descriptions.look_up(service, MAX_AGE_SECONDS, then, patience=DESCRIBE_PATIENCE)
         if not services:
             self._limits.slices.run(answer)
 
@@ -300,6 +302,8 @@ class ClientCalls:
                 return
             if entry is not None:
                 services[name] = entry
+                if self._clock() - description.fetched_at > MAX_AGE_SECONDS:
+                    unavailable.append(name)  # it was asked anew, and this is its former answer
             elif only is not None:
                 self._calls.fail(correlation_id, _may_not_describe(name))
                 return

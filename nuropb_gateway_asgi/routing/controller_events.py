@@ -55,4 +55,4 @@ class ControllerEvents:
                 self._statistics.dropped_controller_events += 1
                 continue
             context = context if isinstance(context, dict) else {}
-            await deliver_event(self._controller, event.topic, payload, event.target, context)
+            await deliver_event(self._controller, event.topic, payload, event.target, context, event.trace_id)

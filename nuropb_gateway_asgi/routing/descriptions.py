@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
@@ -12,14 +13,30 @@ from msgspec import Raw
 from ..protocol import ErrorCode, Failure
 from ..wire.description import Description, parse_description
 
-__all__ = ["Descriptions", "Fetch"]
+__all__ = ["DESCRIBE_PATIENCE", "Descriptions", "Fetch"]
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that a client waits for the description of a service which does not answer; the others come without it.
+DESCRIBE_PATIENCE: Final = 3.0
 _UNREADABLE: Final = Failure(ErrorCode.SERVICE_ERROR, "The description cannot be read")
 
 #: Asks a service to describe itself, and calls back with the result (JSON) or a failure.
 Fetch: TypeAlias = Callable[[str, Callable[[bytes | Raw | Failure], None]], None]
+
+
+def _silent(service: str) -> Failure:
+    return Failure(ErrorCode.SERVICE_UNAVAILABLE, f"Service {service} did not describe itself in time")
+
+
+class _LookUp:
+    """The fetch of a description: when it began, and the callers that wait for it, each up to a time."""
+
+    __slots__ = ("began", "waiting")
+
+    def __init__(self, began: float, waiting: list[tuple[float, Callable[[Description | Failure], None]]]) -> None:
+        self.began = began
+        self.waiting = waiting
 
 
 class Descriptions:
@@ -35,7 +52,7 @@ class Descriptions:
         self._fetch = fetch
         self._clock = clock
         self._descriptions: dict[str, Description] = {}
-        self._lookups: dict[str, list[Callable[[Description | Failure], None]]] = {}
+        self._lookups: dict[str, _LookUp] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(self._descriptions))
@@ -44,24 +61,48 @@ class Descriptions:
         """Return the last description of ``service``, however old, or None."""
         return self._descriptions.get(service)
 
-    def look_up(self, service: str, max_age: float, then: Callable[[Description | Failure], None]) -> None:
-        """Call ``then`` with a description not older than ``max_age`` seconds, at once or once it was fetched."""
+    def look_up(
+        self,
+        service: str,
+        max_age: float,
+        then: Callable[[Description | Failure], None],
+        *,
+        patience: float = math.inf,
+    ) -> None:
+        """Call ``then`` with a description not older than ``max_age`` seconds, at once or once it was fetched.
+
+        ``patience`` is how many seconds the fetch may take, from its beginning, which another caller may have caused.
+        Then ``then`` gets the last description, however old, or a failure, and the fetch goes on.
+        """
         known = self.get(service)
         if known is not None and self._clock() - known.fetched_at <= max_age:
             then(known)
             return
-        waiting = self._lookups.get(service)
-        if waiting is not None:
-            waiting.append(then)
+        look_up = self._lookups.get(service)
+        if look_up is not None:
+            if self._clock() >= look_up.began + patience:
+                then(known or _silent(service))
+            else:
+                look_up.waiting.append((look_up.began + patience, then))
             return
-        self._lookups[service] = [then]
+        now = self._clock()
+        self._lookups[service] = _LookUp(now, [(now + patience, then)])
         self._fetch(service, lambda result: self._on_described(service, result, first=None))
 
     def renew(self, service: str) -> None:
         """Fetch the description of ``service`` anew, unless that is under way."""
         if service not in self._lookups:
-            self._lookups[service] = []
+            self._lookups[service] = _LookUp(self._clock(), [])
             self._fetch(service, lambda result: self._on_described(service, result, first=None))
+
+    def sweep(self, now: float) -> None:
+        """Answer the callers whose patience is over at ``now``."""
+        for service, look_up in tuple(self._lookups.items()):
+            over = [then for until, then in look_up.waiting if now >= until]
+            if over:
+                look_up.waiting = [each for each in look_up.waiting if now < each[0]]
+            for then in over:
+                then(self.get(service) or _silent(service))
 
     @property
     def waiting(self) -> int:
@@ -90,7 +131,8 @@ class Descriptions:
                 return
             self._descriptions[service] = description
             outcome = description
-        for then in self._lookups.pop(service, ()):
+        look_up = self._lookups.pop(service, None)
+        for _, then in () if look_up is None else look_up.waiting:
             then(outcome)
 
     def _on_not_described(self, service: str, failure: Failure, first: Description | None) -> Description | Failure:
@@ -102,7 +144,7 @@ class Descriptions:
         if known is not None and known.methods is not None:
             return known  # the service is slow or in trouble, but its last description still holds
         if failure.code is ErrorCode.TIMEOUT:
-            return Failure(ErrorCode.SERVICE_UNAVAILABLE, f"Service {service} did not describe itself in time")
+            return _silent(service)
         if failure.code in (ErrorCode.MESH_UNAVAILABLE, ErrorCode.INTERNAL):
             return failure
         if first is not None:

@@ -63,7 +63,8 @@ class Outcomes:
         if reply.error is not None:
             self._calls.count_error(call)
             if not isinstance(call, OrphanCall):
-                self._calls.finish(call, service_failure(reply.error, call.message, self._settings))
+                known = self._calls.descriptions.get(call.message.service)
+                self._calls.finish(call, service_failure(reply.error, call.message, self._settings, known))
         elif isinstance(call, ClientCall) and len(memoryview(reply.result)) > self._settings.outbox_size:
             self._calls.count_error(call)
             description = f"The result has more than {self._settings.outbox_size} bytes"

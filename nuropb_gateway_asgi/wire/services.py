@@ -15,9 +15,11 @@ import logging
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
 
+from ..exceptions import format_traceback
 from ..topics import check_topic
+from .arguments import faults_by_signature
 from .errors import NuropbValidationError
 
 __all__ = [
@@ -33,6 +35,24 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+#: Characters of a trace id in a log line; a longer one is not of a gateway.
+_TRACE_ID_LENGTH: Final = 256
+
+
+class _TracebackFilter(logging.Filter):
+    """Gives a record the text of its traceback, from which the messages of exceptions were left out.
+
+    Every formatter writes ``exc_text``; from ``exc_info`` it would make a traceback with the messages.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log the record: always. It is changed in place."""
+        record.exc_text = getattr(record, "traceback_text", record.exc_text)
+        return True
+
+
+logger.addFilter(_TracebackFilter())
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -88,15 +108,17 @@ async def call_service(
     method: str,
     params: Mapping[str, Any],
     context: Mapping[str, Any],
+    trace_id: str | None = None,
     redelivered: bool = False,
 ) -> Outcome:
-    """Call ``method`` and return the outcome; an exception of the service is an outcome, too.
+    """Call ``method`` and return the outcome; an exception of the service is an outcome, too, and is logged.
 
-    Cancellation cancels an asynchronous method.
+    Parameters that do not fit the method's signature are a NuropbValidationError. Cancellation cancels an asynchronous
+    method.
     """
     at_once = True
     try:
-        result = _start(instance, method, params, context)
+        result = _start(instance, service, method, params, context)
         if inspect.isawaitable(result):
             at_once = False
             result = await result
@@ -107,36 +129,39 @@ async def call_service(
     except (Exception, asyncio.CancelledError) as error:
         if _is_cancelled(error):
             raise
-        logger.debug("%s.%s raised", service, method, exc_info=True)
+        _log(error, f"{service}.{method}", trace_id)
         try:
             return _failure(error, service, method, redelivered, at_once)
         except Exception as unspeakable:  # an exception or result that JSON cannot express
+            _log(unspeakable, f"{service}.{method}", trace_id)
             return Outcome("reject", error=_error(type(unspeakable).__name__, "The outcome is not JSON"))
 
 
-def _start(instance: object, method: str, params: Mapping[str, Any], context: Mapping[str, Any]) -> Any:
+def _start(instance: object, service: str, method: str, params: Mapping[str, Any], context: Mapping[str, Any]) -> Any:
     if method == "nuropb_describe":
         return describe_service(instance)
     function = None if method.startswith("_") else getattr(instance, method, None)
     if not callable(function):
         raise _UnknownMethod(f"Unknown method {method}")
     arguments = (dict(context),) if getattr(function, "__nuropb_context__", False) else ()
-    try:
-        return function(*arguments, **params)
-    except TypeError:
-        if getattr(instance, "_is_gateway_", False) is True:
-            _check_parameters(function, method, arguments, params)
-        raise
+    faults = faults_by_signature(function, len(arguments), params)
+    if faults:
+        raise NuropbValidationError(f"{service}.{method}: {faults}")
+    return function(*arguments, **params)
 
 
-def _check_parameters(
-    function: Callable[..., Any], method: str, arguments: tuple[Any, ...], params: Mapping[str, Any]
-) -> None:
-    """Raise NuropbValidationError if ``function`` has other parameters."""
-    try:
-        inspect.signature(function).bind(*arguments, **params)
-    except TypeError as error:
-        raise NuropbValidationError(f"{method}: {error}") from error
+def _log(error: BaseException, name: str, trace_id: str | None) -> None:
+    """Log the error of a service, without its message, which may quote a caller; at level debug with it."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    shown = trace_id if trace_id and trace_id.isprintable() and len(trace_id) <= _TRACE_ID_LENGTH else "unknown"
+    if isinstance(error, _UnknownMethod) or kinds & {"NuropbSuccess", "NuropbCallAgain"}:
+        logger.debug("trace %s: %s raised", shown, name, exc_info=error)
+    elif "NuropbException" in kinds:  # an answer that the service gives on purpose
+        logger.info("trace %s: %s answered with %s", shown, name, type(error).__name__)
+    else:
+        report = format_traceback(error, without=__file__)
+        logger.error("trace %s: %s raised %s", shown, name, type(error).__name__, extra={"traceback_text": report})
+        logger.debug("trace %s: %s raised", shown, name, exc_info=error)
 
 
 class _UnknownMethod(Exception):
@@ -197,7 +222,12 @@ def as_target(users: Iterable[str] | None) -> list[str] | None:
 
 
 async def deliver_event(
-    instance: object, topic: str, event: Any, target: list[str] | None, context: Mapping[str, Any]
+    instance: object,
+    topic: str,
+    event: Any,
+    target: list[str] | None,
+    context: Mapping[str, Any],
+    trace_id: str | None = None,
 ) -> None:
     """Give an event to ``instance._handle_event_``, which may be a plain function or a coroutine function.
 
@@ -213,7 +243,7 @@ async def deliver_event(
     except (Exception, asyncio.CancelledError) as error:
         if _is_cancelled(error):
             raise
-        logger.exception("%s._handle_event_ failed for topic %s", type(instance).__name__, topic)
+        _log(error, f"{type(instance).__name__}._handle_event_ (topic {topic})", trace_id)
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------

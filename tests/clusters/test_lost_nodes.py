@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import pytest
 
+from tests.kit.amqp import peer_at
+from tests.kit.clients import connect
 from tests.kit.clustered import SECONDS, Stage, eventually, in_thread, mesh_of, stage, warnings_of
 from tests.kit.gateways import run_gateway
 from tests.servers.cluster import RabbitMQCluster
@@ -122,4 +125,79 @@ async def test_calls_go_on_without_a_node_that_stands_still(
             record_property("answered again", f"{await set_.answered():.2f} s")
         finally:
             await in_thread(set_.home.kill)  # going on, it could find itself in a partition that does not end
+        assert set_.caller.closed is None
+
+
+# --- histories --------------------------------------------------------------------------------------------------
+
+
+async def publish(url: str, first: int, count: int = 20) -> None:
+    """Publish numbered events, and wait until the broker has them."""
+    async with peer_at(url) as peer:
+        for number in range(first, first + count):
+            await peer.event("news.today", number)
+
+
+async def hears_all(set_: Stage, count: int) -> list[dict[str, Any]]:
+    """Wait for ``count`` events, each once, in order, and of one history; return their positions."""
+    inbox = set_.caller.client.inbox
+    await eventually(lambda: len(inbox) >= count)
+    payloads = [frame["payload"] for frame in inbox]
+    assert [each.get("event") for each in payloads] == list(range(count)), payloads[-1]
+    positions = [each["position"] for each in payloads]
+    assert len({each["epoch"] for each in positions}) == 1
+    offsets = [each["offset"] for each in positions]
+    assert offsets == sorted(set(offsets))
+    return positions
+
+
+async def recovered(set_: Stage, position: dict[str, Any]) -> int:
+    """Subscribe behind a position by a new client; return the number of events since then, none of them missing."""
+    async with connect(set_.running.url, "bob") as client:
+        answer = await client.ask("subscribe", topics=["news.#"], since={"news.#": position})
+        found = answer["result"]["history"]["news.#"]
+        assert found["recovered"]
+        count: int = found["count"]
+        return count
+
+
+async def test_a_history_goes_on_without_the_node_that_leads_its_stream(
+    cluster: RabbitMQCluster, record_property: Record
+) -> None:
+    async with stage(cluster, "classic", history=["news.#:1h"], ping_interval=600) as set_:
+        others = cluster.url(set_.vhost, set_.others[:1])
+        await set_.caller.subscribe("news.#")
+        await publish(others, 0)
+        position = (await hears_all(set_, 20))[-1]
+        columns = ("name", "leader", "members")
+        queues = await in_thread(set_.others[0].ctl, "list_queues", "--vhost", set_.vhost, *columns)
+        (stream,) = (line.split("\t") for line in queues.splitlines() if "-history-" in line)
+        assert stream[1] == set_.home.name
+        assert all(node.name in stream[2] for node in cluster.nodes)  # each node has a copy
+        await set_.lose_home()
+        began = time.monotonic()
+        await publish(others, 20)
+        record_property("events published again", f"{time.monotonic() - began:.2f} s")
+        await hears_all(set_, 40)
+        record_property("events come again", f"{time.monotonic() - began:.2f} s")
+        assert await recovered(set_, position) == 20
+        assert not any("-history-" in each for each in set_.mesh.warnings)
+        assert set_.caller.closed is None
+
+
+async def test_a_history_outlives_the_restart_of_each_node(cluster: RabbitMQCluster, record_property: Record) -> None:
+    async with stage(cluster, "classic", history=["news.#:1h"], ping_interval=600) as set_:
+        await set_.caller.subscribe("news.#")
+        await publish(cluster.url(set_.vhost, cluster.nodes[:1]), 0)
+        position = (await hears_all(set_, 20))[-1]
+        for number, node in enumerate(cluster.nodes, 1):
+            await in_thread(node.stop_app)
+            began = time.monotonic()
+            (other, *_) = (each for each in cluster.nodes if each is not node)
+            await publish(cluster.url(set_.vhost, [other]), 20 * number)
+            await hears_all(set_, 20 * (number + 1))
+            record_property(f"without node {number}", f"{time.monotonic() - began:.2f} s")
+            await in_thread(node.start_app)
+            await in_thread(cluster.wait)
+        assert await recovered(set_, position) == 60
         assert set_.caller.closed is None

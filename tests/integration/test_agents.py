@@ -81,7 +81,12 @@ async def shared(tmp_path_factory: pytest.TempPathFactory, turnstile: Turnstile)
     path.write_text(POLICY)
     gateway = make_gateway(
         Settings(
-            policy=str(path), allowed_origins=[PAGE], max_message_size=LIMIT, max_json_depth=8, outbox_size=200000
+            error_details="nuropb",
+            policy=str(path),
+            allowed_origins=[PAGE],
+            max_message_size=LIMIT,
+            max_json_depth=8,
+            outbox_size=200000,
         ),
         mesh=EmbeddedMesh({"demo": DemoService(), "turnstile": turnstile}),
         authenticator=FunctionAuthenticator(claims_of),

@@ -433,6 +433,38 @@ async def test_tabs_come_back_together(browser: Browser) -> None:
         await eventually(lambda: set_.topics == {"demo.news"})
 
 
+async def test_each_tab_of_a_shared_connection_begins_in_the_past_where_it_asks_and_misses_nothing_later(
+    browser: Browser,
+) -> None:
+    settings: dict[str, Any] = {"expose_topics": ["shop.#"], "history": ["shop.#:1h"], "resume_window": 0}
+    async with stage(browser, **settings) as set_:
+        publish = set_.gateway.service_mesh_manager.publish_event
+        for number in range(5):
+            await publish("shop.sold", number)
+        tabs = [await set_.client("alice", shared=True, backoff={"base": 50}) for _ in range(2)]
+        for tab, last in zip(tabs, (2, 4), strict=True):
+            await tab.evaluate(
+                f"""(() => {{
+                  const [heard, told] = [globalThis.heard, globalThis.told] = [[], []];
+                  const since = {{ last: {last} }};
+                  const subscription = gateway.subscribe("shop.#", ({{ event }}) => heard.push(event), {{ since }});
+                  subscription.on("history", (answers) => told.push(answers["shop.#"].recovered));
+                  subscription.on("gap", () => heard.push("gap"));
+                  return subscription.ready.then(() => {{}});
+                }})()"""
+            )
+            await tab.until(f"heard.length === {last}")
+        assert set_.connections == 1
+        set_.gateway.handler_manager.close_all(CloseCode.SLOW_CONSUMER)
+        await publish("shop.sold", 5)  # no session keeps it
+        await eventually(lambda: set_.connections == 1)
+        await publish("shop.sold", 6)
+        for tab, last in zip(tabs, (2, 4), strict=True):
+            await tab.until("heard.includes(6)")
+            assert await tab.evaluate("heard") == list(range(5 - last, 7))
+            assert await tab.evaluate("told") == [True, True]
+
+
 async def test_what_is_final_is_final_for_all_tabs(browser: Browser) -> None:
     async with stage(browser) as set_:
         tabs = [await set_.client("alice", shared=True) for _ in range(2)]

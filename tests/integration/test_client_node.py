@@ -58,6 +58,16 @@ async def run(program: str, *, begin: str = BEGIN) -> Any:
     return json.loads(output)
 
 
+async def test_a_client_without_a_token_is_told_long_before_the_gateway_gives_up() -> None:
+    program = """
+const client = connect("ws://gateway/ws", { WebSocket: FakeSocket });
+client.on("state", ({ name, error }) => name === "closed" && told([error.closeCode, error.reason.split(":")[0]]));
+await settled();
+FakeSocket.last.onopen({});
+"""
+    assert await run(program) == [4502, "no token was given"]
+
+
 # --- the package --------------------------------------------------------------------------------------------------
 
 

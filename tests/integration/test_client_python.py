@@ -126,6 +126,13 @@ async def test_a_token_may_be_made_by_a_function_a_coroutine_function_or_not_at_
     assert caught.value.reason == "there is no token any more"
 
 
+async def test_a_client_without_a_token_is_told_long_before_the_gateway_gives_up(gateway: RunningGateway) -> None:
+    with pytest.raises(ConnectionClosed) as caught:
+        async with connect(gateway.url):
+            pass
+    assert (caught.value.close_code, caught.value.reason.partition(":")[0]) == (4502, "no token was given")
+
+
 async def test_a_refused_token_is_replaced_once(gateway: RunningGateway) -> None:
     async with connect(gateway.url, token=tokens("bad", "alice"), backoff=QUICK) as client:
         assert client.hello is not None

@@ -14,7 +14,9 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import aio_pika
 import httpx
 import pytest
 from jose import jwt
@@ -162,7 +164,7 @@ async def test_a_port_that_does_not_do(capsys: pytest.CaptureFixture[str]) -> No
         taken = str(other.getsockname()[1])
         async with run_module(PACKAGE, "--port", taken) as in_use, run_module(PACKAGE, "--port", "65536") as too_high:
             assert await in_use.wait() == 3
-            assert "in use" in "\n".join(in_use.stderr)
+            assert f"port {taken} of 127.0.0.1 is in use by another program: stop it" in in_use.stderr[-1]
             assert await too_high.wait() == 2
             assert "65536 is not in the range" in too_high.stderr[-1]
             for process in (in_use, too_high):
@@ -248,8 +250,13 @@ async def test_a_token_for_development(
     ],
 )
 def test_no_token_can_be_made(
-    settings: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    settings: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where no gateway has kept a key
     for name, value in settings.items():
         monkeypatch.setenv(f"NUROPB_GATEWAY_{name}", value)
     assert main(["token", "--user", "alice"]) == 2
@@ -328,11 +335,28 @@ def test_a_check_of_what_is_wrong(
         assert wrong.get(name, "") in text
 
 
+def test_a_check_knows_that_a_provider_s_tokens_have_to_name_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    provider = {"JWT_OIDC_ISSUER": "http://127.0.0.1:1"}
+    found = check(monkeypatch, capsys, **provider)
+    assert found["keys"].startswith("ok: JWT_AUDIENCE is not set, so tokens are not checked for it; set it")
+    found = check(monkeypatch, capsys, **provider, JWT_CLIENT_ID="spa")
+    assert found["keys"] == "ok: issuer and audience of tokens are checked"
+
+
 async def test_a_check_of_a_broker(
     rabbitmq: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = await asyncio.to_thread(check, monkeypatch, capsys, MESH_URL=rabbitmq.url, JWT_KEY=SECRET)
+    name = f"checked-{secrets.token_hex(4)}"
+    async with await aio_pika.connect(rabbitmq.url) as connection, connection.channel() as channel:
+        queue = f"nuropb-{name}-history-orders.#"
+        await channel.declare_queue(queue, exclusive=False, auto_delete=True)
+        settings = {"MESH_URL": rabbitmq.url, "JWT_KEY": SECRET, "SERVICE_NAME": name, "HISTORY": "orders.#:1h"}
+        found = await asyncio.to_thread(check, monkeypatch, capsys, **settings)
+        await channel.queue_delete(queue)
     assert found["broker"].startswith("ok: RabbitMQ ")
+    assert "; but events of orders.# have no history" in found["broker"]
 
 
 async def test_a_check_of_permissions(

@@ -95,6 +95,25 @@ def test_a_result_is_json_in_one_line_where_nobody_looks(run: Run) -> None:
     assert run("call", "demo", "echo", '{"x": [1, null]}', "y=ä\x9b") == (0, '{"x":[1,null],"y":"ä\\u009b"}\n', "")
 
 
+def test_a_url_may_be_that_of_the_console(gateway: RunningGateway, run: Run) -> None:
+    url = gateway.url.replace("ws://", "http://").removesuffix("/ws")
+    assert run("call", "demo.add", "a:=2", "b:=3", "--url", url) == (0, "5\n", "")
+
+
+@pytest.mark.parametrize(
+    "command", [["call", "demo.add"], ["listen", "demo.tick"], ["describe"], ["bench", "demo.add"]]
+)
+def test_a_command_without_a_token_says_at_once_where_one_comes_from(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.delenv("NUROPB_GATEWAY_TOKEN")
+    status, _, errors = run(*command)
+    assert (status, line(errors).partition(";")[0]) == (
+        5,
+        "unauthenticated: no token was given: set NUROPB_GATEWAY_TOKEN, or use --token-file",
+    )
+
+
 def test_a_command_has_no_result_and_raw_text_has_no_quotes(run: Run) -> None:
     assert run("call", "--command", "demo", "add", "a:=2", "b:=3") == (0, "", "")
     assert run("call", "--raw", "demo", "echo", "a=b") == (0, '{"a":"b"}\n', "")
@@ -103,8 +122,12 @@ def test_a_command_has_no_result_and_raw_text_has_no_quotes(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["demo", "add", "a=2", "b=3"], 4, "invalid_params: a and b must be numbers"),
-        (["demo", "nothing"], 4, "method_not_found: "),
+        (
+            ["demo", "add", "a=2", "b=3"],
+            4,
+            "invalid_params: demo.add: parameters of the wrong type: a (float), b (float)",
+        ),
+        (["demo.nothing"], 4, "method_not_found: "),
         (["demo", "add", "a=", "b=", "--trace-id", "t-1"], 4, "(trace id t-1)"),
         (["demo", "echo", "x=" + "x" * 70_000], 4, "payload_too_large: "),
         (["other", "method"], 5, "permission_denied: "),
@@ -115,9 +138,9 @@ def test_a_command_has_no_result_and_raw_text_has_no_quotes(run: Run) -> None:
         (["demo", "fail", "how=deprecated"], 1, "deprecated: "),
         (["demo", "add", "--token", "not.a.token"], 5, "HTTP status 401: A valid bearer token is required"),
         (["demo", "add", "--token", "x" * 9000], 5, "HTTP status 401"),
-        (["demo", "add", "--url", "ws://127.0.0.1:1/ws"], 3, "connecting failed: "),
+        (["demo", "add", "--url", "ws://127.0.0.1:1/ws"], 3, "connecting failed: nothing listens there; start"),
         (["demo", "add", "--url", "ws://nowhere.invalid/ws"], 3, "connecting failed: "),
-        (["demo", "add", "--url", "http://127.0.0.1:1/ws"], 2, "write ws:// instead"),
+        (["demo", "add", "--url", "amqp://127.0.0.1:1/ws"], 2, "https://gateway.example.com"),
         (["demo", "add", "--token", "two words"], 2, "the token contains spaces"),
         (["demo", "add", "--token-file", "/nowhere/token"], 2, "No such file"),
     ],
@@ -134,8 +157,7 @@ def test_a_failure_is_a_line_and_an_exit_code(run: Run, arguments: list[str], st
     ("arguments", "said"),
     [
         (["ws://127.0.0.1:8000/ws", "demo.add"], "--url"),
-        (["demo.add", '{"a": 2}'], "two words"),
-        (["demo.add", "a:=2"], "two words"),
+        (["demo", "a:=2"], "SERVICE needs a METHOD"),
         (["demo", "add", "{"], "PARAMETERS: the object is not JSON"),
         (["demo", "add", "a"], "PARAMETERS: "),
         (["demo", "add", "--timeout", "0"], "--timeout"),
@@ -316,7 +338,7 @@ def test_a_doctor_in_words(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "step", "said"),
     [
-        (["--url", "http://127.0.0.1/ws"], "url", "write ws://"),
+        (["--url", "amqp://127.0.0.1/ws"], "url", "https://gateway.example.com"),
         (["--url", "ws://nowhere.invalid/ws"], "dns", "the name nowhere.invalid does not exist"),
         (["--url", "ws://127.0.0.1:1/ws"], "tcp", "nothing listens"),
         (["--token-file", "/nowhere/token"], "token", "No such file"),
@@ -335,6 +357,18 @@ def test_what_is_wrong_is_found_where_it_is(run: Run, arguments: list[str], step
     assert said in wrong[step]
     # "ghost" is exposed, but no such service runs.
     assert wrong.keys() <= {step, "describe"}
+
+
+@pytest.mark.parametrize(
+    ("origin", "found"),
+    [
+        ("http://localhost:3000", "ok: a page of http://localhost:3000 may connect"),
+        ("https://evil.example", "WRONG: a page of https://evil.example may not connect: Origin not allowed"),
+    ],
+)
+def test_a_doctor_asks_whether_a_page_may_connect(run: Run, origin: str, found: str) -> None:
+    _, output, _ = run("doctor", "--origin", origin)
+    assert re.search(rf"^origin +{re.escape(found)}", output, re.MULTILINE)
 
 
 def test_an_expired_token_is_known_before_it_is_refused(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from starlette.applications import Starlette
 
 from nuropb_gateway_asgi import CloseCode, Gateway, Handler, Settings
 from nuropb_gateway_asgi import console as console_module
+from nuropb_gateway_asgi.authentication import issue_token, new_secret
 from nuropb_gateway_asgi.console import CONTENT_SECURITY_POLICY
 from nuropb_gateway_asgi.mesh.demo import DemoService
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.agents import agent
 from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway, serve
 from tests.kit.javascript import node
+from tests.kit.layout import layout_problems
 from tests.kit.pages import Page, Pages, run_pages
+from tests.kit.processes import run_process
 from tests.kit.turnstile import Turnstile
 from tests.servers.javascript import CONSOLE
 from tests.servers.processes import ServiceProcess, unavailable
@@ -333,6 +337,8 @@ async def test_an_error_shows_its_code_and_its_text_and_where_to_look(pages: Pag
 async def test_what_cannot_be_meant_is_not_sent(pages: Pages, gateway: RunningGateway) -> None:
     before = gateway.gateway.service_mesh_manager.statistics.requests
     async with console(pages, gateway) as page:
+        await call(page, b="3")
+        await page.sees("Required.", within=".call")
         await call(page, a="two", b="3")
         await page.sees("Enter a number, such as 1.5.")
         assert await page.focus() == "input: a float required"
@@ -343,6 +349,75 @@ async def test_what_cannot_be_meant_is_not_sent(pages: Pages, gateway: RunningGa
         assert gateway.gateway.service_mesh_manager.statistics.requests == before
         await call(page, Timeout="5")
         await page.sees("5", within=".answer pre")
+
+
+async def test_a_search_finds_words_of_names_and_descriptions(pages: Pages, gateway: RunningGateway) -> None:
+    async with console(pages, gateway) as page:
+        await page.sees("whoami", within=".services")
+        for text, methods in (("sum of two", "add"), ("DEMO.WHO", "whoami"), ("without a broker", "add echo fail")):
+            await page.fill("Search in services and methods", text)
+            found = (await page.text(".services ul")).split()
+            assert found[:3] == methods.split()
+        await page.fill("Search in services and methods", "nothing of this kind")
+        await page.sees("No service and no method has this.")
+
+
+async def test_a_call_is_copied_as_code_that_makes_the_same_call(
+    pages: Pages, gateway: RunningGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = {"text": 'it\'s "$HOME" \u00e9 \\ \u2028', "n": -1.5, "none": None, "list": [True]}
+    async with console(pages, gateway) as page:
+        copied: dict[str, str] = await page.evaluate(
+            f"""import("./console/copy.js").then(({{ LANGUAGES, asText }}) => Object.fromEntries(
+                  LANGUAGES.map(([each]) =>
+                    [each, asText(each, {{ service: "demo", method: "echo" }}, {json.dumps(params)})])))"""
+        )
+        await page.run("await page.getByText('Copy as code').click()")
+        await page.fill("a", "2")
+        assert await page.run("return page.getByRole('button', { name: 'for Python' }).isDisabled()")
+        await page.fill("b", "3")
+        assert await page.run("return page.getByRole('button', { name: 'for Python' }).isEnabled()")
+    *command, said = shlex.split(copied["shell"])
+    assert command == ["nuropb-gateway", "call", "--url", gateway.url, "demo", "echo"]
+    assert json.loads(said) == params
+    monkeypatch.setenv("NUROPB_GATEWAY_TOKEN", "alice")
+    printed: list[Any] = []
+    await anyio.to_thread.run_sync(exec, copied["python"], {"print": printed.append})
+    assert printed == [params]
+    module = tmp_path / "call.mjs"
+    client = (Path(console_module.__file__).parents[1] / "static" / "client.js").as_uri()
+    script = copied["javascript"].replace(gateway.site.http("/client.js"), client)
+    script = script.replace("{ getToken }", "{ token: 'alice' }")
+    module.write_text(f"{script}console.log(JSON.stringify(result)); gateway.close();")
+    curl = f"curl -s --noproxy '*' {copied['curl'].removeprefix('curl ')}"
+    for run in (curl, shlex.join([*node(), str(module)])):
+        async with run_process("bash", "-c", run, environment={"NUROPB_GATEWAY_TOKEN": "alice"}) as process:
+            assert await process.wait() == 0, process.output
+        assert json.loads("\n".join(process.stdout)) == params, run
+
+
+async def test_calls_outlive_a_reload_without_their_results_until_the_user_signs_out(
+    pages: Pages, gateway: RunningGateway
+) -> None:
+    async with console(pages, gateway, "alice:secret") as page:
+        await choose(page, "echo")
+        await page.fill("Parameters", '{"hidden": "alice:secret"}')
+        await page.click("Call", within=".call")
+        await page.sees("hidden", within=".answer pre")
+        await choose(page, "add")
+        await call(page, a="20", b="22")
+        await page.sees("42", within=".answer pre")
+        await page.go_to(gateway.site.http("/"))
+        await sign_in(page, "alice:other")
+        await page.run("await page.getByText('Earlier calls').click()")
+        assert "echo" not in await page.text(".history")  # it has the token in it
+        await page.run("await page.locator('.history li button').click()")
+        await page.sees("Results are not kept over a reload: call again.")
+        await page.click("Call", within=".call")
+        await page.sees("42", within=".answer pre")
+        await page.click("Sign out", within="header")
+        await page.sees("Sign in")
+        assert await page.evaluate("sessionStorage.length + localStorage.length") == 0
 
 
 async def test_parameters_can_be_written_as_json(pages: Pages, gateway: RunningGateway) -> None:
@@ -578,11 +653,50 @@ async def test_a_token_that_expires_soon_can_be_replaced_before(pages: Pages, ga
         handler = be_patient(gateway)
         await page.sees("The token expires soon")
         assert await page.accessibility_problems() == []
+        await page.fill("Newer token", "bob:for:3000")
+        await page.click("Continue")
+        await page.sees("This is a token of another user. Sign out first to use it.")
+        await page.sees("Alice", within="header")
         await page.fill("Newer token", "alice:for:3000")
         await page.click("Continue")
         await page.misses("The token expires soon")
         await eventually(lambda: handler.identity is not None and handler.identity.token == "alice:for:3000")
         assert len(await page.seen("sockets")) == 1
+        await page.sees("token: 49 min", within="header")
+
+
+async def test_a_token_that_names_another_user_is_refused_before_it_is_sent(pages: Pages) -> None:
+    secret = new_secret()
+    async with (
+        run_gateway(Gateway(Settings(jwt_key=secret))) as gateway,
+        console(pages, gateway, issue_token(secret, "alice", lifetime=8)) as page,
+    ):
+        be_patient(gateway)
+        await page.sees("The token expires soon")
+        await page.fill("Newer token", issue_token(secret, "bob"))
+        await page.click("Continue")
+        await page.sees("This is a token of the user bob. Sign out first to use it.")
+        assert "authorize" not in (await page.text(".frames .log")).partition("hello")[0]
+
+
+async def test_another_user_begins_afresh_without_the_events_and_calls_of_the_last(
+    pages: Pages, gateway: RunningGateway
+) -> None:
+    async with console(pages, gateway, "alice") as page:
+        await page.fill("Topic to subscribe to", "demo.of.alice")
+        await page.press("Enter")
+        await page.until("document.querySelector('.chip[data-state=active]') !== null")
+        await call(page, a="2", b="3")
+        await page.sees("5", within=".answer pre")
+        gateway.gateway.handler_manager.close_all(CloseCode.TOKEN_EXPIRED, "token expired")
+        await page.sees("The token has expired")
+        await page.fill("Newer token", "bob")
+        await page.click("Continue")
+        await page.sees("Bob", within="header")
+        await page.sees("Connected", within="header")
+        assert await page.text(".events .empty") == "Subscribe to a topic to see its events here."
+        for text in ("demo.of.alice", "Earlier calls"):
+            assert text not in await page.text("main")
 
 
 async def test_a_connection_that_the_operator_ends_is_not_made_again(pages: Pages, gateway: RunningGateway) -> None:
@@ -795,9 +909,22 @@ async def test_everything_can_be_done_by_keyboard(pages: Pages) -> None:
         await page.sees("slept", within=".answer pre")
 
 
-async def test_the_chart_shows_the_round_trip_the_calls_and_the_rate(pages: Pages, gateway: RunningGateway) -> None:
-    async with console(pages, gateway) as page:
-        await call(page, a="2", b="3")
+async def test_the_chart_shows_the_round_trip_the_calls_and_the_rate_and_a_hole_for_an_outage(
+    pages: Pages, gateway: RunningGateway
+) -> None:
+    # Chromium would read the chart faster if it were told before.
+    async with console(pages, gateway, problems=("willReadFrequently",)) as page:
+        samples = [(1.5, True), (None, True), (2.5, True), (None, False), (3.5, True)]
+        listed = ", ".join(
+            f"{{ at: {at}, roundTrip: {json.dumps(trip)}, isOpen: {json.dumps(is_open)}, call: null, rate: 0 }}"
+            for at, (trip, is_open) in enumerate(samples)
+        )
+        line = f"import('./console/traffic.js').then(({{ columns }}) => columns([{listed}])[2].map(String))"
+        # uPlot draws a line across undefined, and none across null.
+        assert await page.evaluate(line) == ["1.5", "undefined", "2.5", "null", "3.5"]
+        await choose(page, "slow")
+        await call(page, seconds="1.2")
+        await page.sees("slept", within=".answer pre")
         await page.until(f"!document.querySelector('.figures').innerText.includes('{UNKNOWN}')")
         label = await page.evaluate("document.querySelector('.plot').getAttribute('aria-label')")
         assert "Round trip to the gateway, median: " in label
@@ -810,8 +937,99 @@ async def test_the_chart_shows_the_round_trip_the_calls_and_the_rate(pages: Page
                  return new Set(new Uint32Array(data.buffer)).size > 3;
                })()"""
         )
+        # Labels such as "1500 ms" are on the axis by now: nothing of them is at the edges of the canvas.
+        assert await page.evaluate(
+            """(() => {
+                 const canvas = document.querySelector(".plot canvas");
+                 const paint = canvas.getContext("2d");
+                 return [0, canvas.width - 1].map((x) => paint.getImageData(x, 0, 1, canvas.height).data)
+                   .every((pixels) => pixels.every((each) => each === 0));
+               })()"""
+        )
         await page.run("await page.emulateMedia({ colorScheme: 'dark' })")
         await page.until("document.querySelectorAll('.plot canvas').length === 1")
+
+
+async def test_colours_are_the_systems_or_a_choice_that_lasts(pages: Pages, gateway: RunningGateway) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    async with console(pages, gateway) as page:
+        light = await page.evaluate(background)
+        await page.click("Signed in as Alice")
+        await page.run("await page.getByLabel('Colours').selectOption('dark')")
+        dark = await page.evaluate(background)
+        assert dark != light
+        assert await page.accessibility_problems() == []
+        await page.go_to(gateway.site.http("/"))
+        assert await page.evaluate(background) == dark
+        await page.run("await page.emulateMedia({ colorScheme: 'dark' })")
+        await sign_in(page, "alice")
+        await page.click("Signed in as Alice")
+        await page.run("await page.getByLabel('Colours').selectOption('light')")
+        assert await page.evaluate(background) == light
+        await page.run("await page.getByLabel('Colours').selectOption('system')")
+        assert await page.evaluate(background) == dark
+        assert await page.evaluate("localStorage.length") == 0
+
+
+async def test_every_state_of_the_page_fits_a_phone_a_tablet_and_a_laptop(pages: Pages, tmp_path: Path) -> None:
+    found: list[str] = []
+    async with (
+        run_gateway(mcp="on") as gateway,
+        console(pages, gateway, "", path="/", problems=("WebSocket",)) as page,
+    ):
+
+        async def look(state: str) -> None:
+            found.extend(await layout_problems(page, state, tmp_path))
+
+        await look("sign-in")
+        await sign_in(page, "bad")
+        await page.sees("The gateway does not accept this token.")
+        await look("refused")
+        await sign_in(page, "alice:for:6")
+        await page.sees("Connected")
+        handler = be_patient(gateway)
+        await page.click("Subscribe to demo.#")
+        await page.sees("demo.tick", within=".events .log")
+        await page.click("Call", within=".call")
+        await page.sees("Required.")
+        await look("incomplete")
+        await call(page, a="20", b="22")
+        await page.sees("42", within=".answer pre")
+        await page.run("await page.getByText('Copy as code').click()")
+        await page.run("await page.locator('.events .log button').first().click()")
+        await look("answer")
+        await choose(page, "fail")
+        await page.click("Call", within=".call")
+        await page.sees("service_error", within=".verdict")
+        await page.run("await page.getByText('Earlier calls').click()")
+        await look("error")
+        await page.click("Signed in as Alice")
+        await page.sees("Token expires")
+        await look("identity")
+        await page.press("Escape")
+        await page.click("Agents", within=".views")
+        await page.sees("demo__add", within=".tools")
+        await look("agents")
+        await page.click("Services", within=".views")
+        await page.sees("The token expires soon")
+        await look("token expires")
+        manager = gateway.gateway.handler_manager
+        manager.closed_for = 1.0
+        manager.say_goodbye(handler, "draining")
+        await page.sees("The gateway stops", within="header")
+        await look("drain")
+        manager.close_all(CloseCode.SLOW_CONSUMER, "too slow")
+        await page.sees("The connection to the gateway is lost")
+        await look("connection lost")
+        manager.closed_for = None
+        await page.fill("Newer token", "alice")
+        await page.click("Continue")
+        await page.sees("Connected", within="header")
+        await look("returned")
+        manager.close_all(CloseCode.DISCONNECTED, "for maintenance")
+        await page.sees("The gateway has closed the connection for good")
+        await look("closed")
+    assert found == [], "\n".join(found)
 
 
 async def test_pings_are_shown_only_if_they_are_wanted_and_all_frames_can_be_read(

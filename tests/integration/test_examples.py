@@ -9,6 +9,7 @@ import re
 import secrets
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from typing import Final
@@ -16,6 +17,7 @@ from typing import Final
 import httpx
 import pytest
 
+from examples.orders import app
 from tests.integration.scene import delete_shared
 from tests.kit.browser import Browser, Tab, run_browser
 from tests.kit.gateways import DEADLINE
@@ -167,3 +169,10 @@ async def test_the_service_on_rabbitmq_is_called_from_the_application_and_by_the
         await ends_well(service)
     await delete_shared(amqp_url, name)
     await delete_shared(amqp_url, "orders")
+
+
+def test_the_application_runs_beside_a_program_that_has_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        monkeypatch.setattr(app, "PORTS", range(taken, taken + 100))
+        assert taken < app.free_port() < taken + 100

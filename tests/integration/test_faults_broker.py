@@ -17,6 +17,11 @@ from nuropb_gateway_asgi import CallError
 from nuropb_gateway_asgi.mesh.rabbitmq import _mesh
 from nuropb_gateway_asgi.wire import codec
 from tests.integration.scene import Caller, Record, Scene, eventually_within, log_lines, scene
+from tests.integration.test_history import contents, since
+from tests.integration.test_history import scene as history_scene
+from tests.integration.test_resume import resuming
+from tests.kit.amqp import peer_at
+from tests.kit.gateways import eventually
 from tests.servers.rabbitmq import RabbitMQNode
 
 #: Seconds.
@@ -81,6 +86,60 @@ async def test_the_broker_goes_away_and_comes_back(
         set_.service.released.set()
         await set_.recovers(RECOVERED, since=accepts)
         set_.check(record_property, how, calls)
+
+
+#: Events that are published at a time.
+EVENTS: Final = 50
+
+
+async def publish_numbers(url: str, topic: str, first: int) -> None:
+    """Publish EVENTS numbered events, and wait until the broker has them."""
+    async with peer_at(url) as peer:
+        for number in range(first, first + EVENTS):
+            await peer.event(f"{topic}.new", number)
+
+
+async def test_an_outage_of_the_broker_costs_no_event_and_no_position(own_node: RabbitMQNode) -> None:
+    url = own_node.url()
+    async with contextlib.AsyncExitStack() as stack:
+        made = await stack.enter_async_context(history_scene(url, 2, ping_interval=600))
+        listeners = [await stack.enter_async_context(made.client(at)) for at in (0, 1)]
+        session = await stack.enter_async_context(resuming(made.first))
+        await session.resume()
+        await session.client.send("subscribe", id="s", topics=[made.pattern])
+        for each in listeners:
+            await each.ask("subscribe", topics=[made.pattern])
+        await session.next()
+        await publish_numbers(url, made.topic, 0)
+        for each in listeners:
+            assert await contents(each, EVENTS) == list(range(EVENTS))
+        position = (await session.next(EVENTS))[-1]["payload"]["position"]
+        session.client.abort()
+
+        await anyio.to_thread.run_sync(own_node.stop_app)
+        await eventually(lambda: not made.first.gateway.service_mesh_manager.connected)
+        async with made.client() as client:
+            answer = await client.ask("subscribe", topics=[made.pattern], since={made.pattern: position})
+            assert answer["error"]["code"] == "mesh_unavailable"
+        await anyio.to_thread.run_sync(own_node.start_app)
+        # Some events come before the gateway is back.
+        await publish_numbers(url, made.topic, EVENTS)
+        await eventually(lambda: all(each.gateway.service_mesh_manager.connected for each in made.processes))
+
+        for each in listeners:
+            assert await contents(each, EVENTS) == list(range(EVENTS, 2 * EVENTS))
+            assert await each.settled() == []
+        async with made.client(1) as client:  # one without a session goes on behind its position, at another process
+            found = await since(client, made.pattern, position)
+            assert (found["recovered"], found["count"], found["epoch"]) == (True, EVENTS, position["epoch"])
+            assert await contents(client, EVENTS) == list(range(EVENTS, 2 * EVENTS))
+        again = await stack.enter_async_context(resuming(made.processes[1]))
+        assert (await again.resume(key=session.key, received=session.received))["resumed"]
+        frames = await again.next(EVENTS)
+        assert [frame["payload"]["event"] for frame in frames] == list(range(EVENTS, 2 * EVENTS))
+        assert {each["payload"]["position"]["epoch"] for each in frames} == {position["epoch"]}
+        assert not await again.client.settled()
+        assert made.log(0).epoch == made.log(1).epoch == position["epoch"]
 
 
 @contextlib.asynccontextmanager

@@ -15,7 +15,7 @@ import pytest
 from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.client import Recovered
 from nuropb_gateway_asgi.client import connect as python_connect
-from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _history
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _marks
 from nuropb_gateway_asgi.wire import codec
 from nuropb_gateway_asgi.wire import history as wire_history
 from tests.integration.test_fleet import SECRET, fleet
@@ -195,6 +195,7 @@ async def test_no_event_is_lost_or_doubled_between_the_past_and_live_ones(any_sc
         assert found["count"] > 0
         assert await contents(client, 399) == list(range(1, 400))
         await publishing
+        other.abort()  # the rest that it has not read would delay its goodbye
 
 
 async def test_a_subscriber_of_a_wider_topic_gets_each_event_once(any_scene: Scene) -> None:
@@ -303,7 +304,7 @@ async def test_a_lost_connection_to_the_broker_costs_no_event(two: Scene) -> Non
 
 
 async def test_many_subscriptions_share_a_mark(two: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_history, "MARK_INTERVAL", 1.0)
+    monkeypatch.setattr(_marks, "MARK_INTERVAL", 1.0)
     async with contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(two.client()) for _ in range(10)]
         found = [await since(clients[0], two.pattern, {"last": 1})]

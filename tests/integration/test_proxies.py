@@ -138,6 +138,22 @@ async def test_only_what_is_for_clients_is_open_to_the_outside(site: Site) -> No
     assert await status("/readyz", "127.0.0.1") == 200
 
 
+async def test_the_client_for_browsers_and_the_contract_come_through(site: Site) -> None:
+    async with httpx.AsyncClient(verify=site.proxy.tls) as browser:
+
+        async def get(path: str, **headers: str) -> httpx.Response:
+            return await browser.get(site.proxy.url(path, "https"), headers=headers)
+
+        for path in ("/client.js", "/client-worker.js"):
+            assert (await get(path)).headers["Content-Type"].startswith("text/javascript")
+        for path in ("/asyncapi.json", "/openapi.json"):
+            assert (await get(path)).status_code == 401
+            contract = await get(path, Authorization=f"Bearer {TOKEN}")
+            assert contract.status_code == 200
+            assert '"wss' in contract.text if path == "/asyncapi.json" else '"https://' in contract.text
+        assert (await get("/asyncapi.json/x")).status_code == 404
+
+
 async def test_who_comes_without_tls_is_sent_to_it(site: Site) -> None:
     async with httpx.AsyncClient(trust_env=False) as browser:
         response = await browser.get(site.proxy.url("/ws", "http"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import decimal
+import logging
 import secrets
 import signal
 import sys
@@ -20,6 +21,7 @@ import pytest
 from nuropb_gateway_asgi import CallError, ServiceMeshManager, SettingsError
 from nuropb_gateway_asgi.mesh import hosting, serve, with_context
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _service_host
+from nuropb_gateway_asgi.settings import hide_password
 from nuropb_gateway_asgi.wire.errors import NuropbValidationError
 from nuropb_gateway_asgi.wire.services import PublishEvent
 from tests.integration.scene import delete_queues
@@ -141,6 +143,22 @@ async def test_nuropbs_client_calls_a_hosted_service(amqp_url: str) -> None:
         described = (await nuropb(amqp_url, name, "nuropb_describe"))["result"]
         assert described["service_version"] == "3"
         assert set(described["methods"]) == {"add", "hold", "refuse", "crash", "whoami"}
+
+
+async def test_a_service_says_at_its_start_what_it_hosts_and_where(
+    amqp_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Orders:
+        def create(self) -> None: ...
+        def ship(self) -> None: ...
+
+    caplog.set_level(logging.INFO)
+    async with hosting(Orders(), amqp_url, service_name="orders-said", event_topics=["payments.*"]):
+        pass
+    (said,) = [record.message for record in caplog.records if "is hosted" in record.message]
+    assert said == (
+        f"service orders-said is hosted at {hide_password(amqp_url)}; methods: create, ship; events: payments.*"
+    )
 
 
 async def test_a_hosted_service_calls_others_and_publishes_events(amqp_url: str, echo_service: ServiceProcess) -> None:

@@ -13,6 +13,7 @@ import anyio
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 from tests.integration.scene import Record, delete_queues, delete_shared
+from tests.integration.test_history import delete
 from tests.kit.balancer import run_balancer
 from tests.kit.processes import GatewayProcess, run_gateway_process
 from tests.kit.soak import Soakers
@@ -30,11 +31,12 @@ EVENT_INTERVAL: Final = 1.0
 
 
 async def publish(mesh: RabbitMQMesh) -> None:
-    """Publish numbered events until cancelled."""
+    """Publish numbered events until cancelled: of a topic with history, and of one without."""
     number = 0
     while True:
         with contextlib.suppress(MeshUnavailable):
-            mesh.publish("news.today", b"%d" % number, context=b"{}", trace_id="t", target=None)
+            for topic in ("news.today", "kept.today"):
+                mesh.publish(topic, b"%d" % number, context=b"{}", trace_id="t", target=None)
             number += 1
         await asyncio.sleep(EVENT_INTERVAL)
 
@@ -43,7 +45,12 @@ async def test_nothing_is_lost_or_done_twice_while_connections_break_and_process
     amqp_url: str, record_property: Record
 ) -> None:
     service, unique = SurvivingService(), secrets.token_hex(4)
-    settings = {"service_name": f"gateway-{unique}", "expose": "*.*", "expose_topics": "news.#"}
+    settings = {
+        "service_name": f"gateway-{unique}",
+        "expose": "*.*",
+        "expose_topics": "news.#,kept.#",
+        "history": "kept.#:1h",
+    }
     ports = [free_port() for _ in range(PROCESSES)]
     async with (
         host(amqp_url, f"echo-{unique}", service) as mesh,
@@ -91,21 +98,34 @@ async def test_nothing_is_lost_or_done_twice_while_connections_break_and_process
                 ends.set()
             chaos.cancel_scope.cancel()
         await delete_queues(amqp_url, mesh)
+    # A service that loses its connection gets the calls again that it has not acknowledged.
+    reconnections = mesh.statistics.reconnects
     await delete_shared(amqp_url, settings["service_name"])
-    account = {"processes restarted": restarts, "connections cut": cuts, **soakers.account(service.calls)}
+    await delete(amqp_url, f"nuropb-{settings['service_name']}-history-kept.#")
+    account = {
+        "processes restarted": restarts,
+        "connections cut": cuts,
+        "reconnections of the service": reconnections,
+        **soakers.account(service.calls),
+    }
     for name, count in account.items():
         print(f"{name}: {count}")
         record_property(name, count)
     assert account["calls answered"] > 0
     assert account["sessions resumed"] > 0
+    assert account["subscriptions recovered"] > 0
     # A session that was lost ends its calls with an unknown outcome, and says why; all others lose nothing.
     lost = {name: count for name, count in account.items() if name.startswith("sessions not resumed")}
     assert set(lost) <= {f"sessions not resumed: {reason}" for reason in ("expired", "overflow", "gone")}, account
     known = {
         "processes restarted",
         "connections cut",
+        "reconnections of the service",
         "calls answered",
         "events delivered",
+        "events with history delivered",
+        "subscriptions recovered",
+        "connections without a session",
         "sessions begun",
         "sessions resumed",
         *lost,

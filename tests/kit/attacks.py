@@ -58,7 +58,9 @@ def handshakes(secret: str) -> dict[str, tuple[bytes, int]]:
         "token in a cookie": (upgrade(("Cookie", f"Authorization={secret}")), 403),
         "two tokens": (upgrade(bearer, ("Authorization", f"Bearer {secret}2")), 401),
         "basic": (upgrade(("Authorization", f"Basic {secret}")), 401),
-        "foreign origin": (upgrade(bearer, ("Origin", f"https://{secret}.example.com")), 403),
+        # The log and the answer name a refused origin, if it is one: what is none is not shown.
+        "foreign origin": (upgrade(bearer, ("Origin", "https://foreign.example.com")), 403),
+        "origin with a secret": (upgrade(bearer, ("Origin", f"https://foreign.example.com/?token={secret}")), 403),
         "unknown subprotocol": (upgrade(bearer, ("Sec-WebSocket-Protocol", secret)), 400),
         # Not HTTP.
         "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + secret.encode() + b"\r\n\r\n", 400),

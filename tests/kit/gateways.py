@@ -92,8 +92,10 @@ def authorise_from_token(token: str) -> dict[str, Any] | None:
 def make_gateway(settings: Settings | None = None, /, **options: Any) -> Gateway:
     """Make a gateway that accepts the tokens of :func:`authorise_from_token` instead of JSON web tokens.
 
-    ``options`` are parts of the gateway, or settings unless ``settings`` are given. A uvicorn keeps its own protocols.
+    ``options`` are parts of the gateway, or settings unless ``settings`` are given. A uvicorn keeps its own protocols,
+    and the texts of exceptions stay in the gateway, as they do by default with RabbitMQ.
     """
+    options.setdefault("error_details", "nuropb")
     options.setdefault("server_protocols", "off")
     parts = ("authenticator", "service_controller", "policy", "authorizer", "mesh", "handler_class")
     given = {name: options.pop(name) for name in parts if name in options}

@@ -74,9 +74,9 @@ class Process:
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
-    async def wait(self) -> int:
+    async def wait(self, seconds: float = DEADLINE) -> int:
         """Wait for the end of the process and of its output, and return the exit status."""
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(seconds):
             await asyncio.gather(*self._readers)
             return await self._process.wait()
 

@@ -6,14 +6,53 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 import anyio
 
-from nuropb_gateway_asgi.client import Client, ConnectionLost, Gap, GatewayError, GatewayEvent, State, connect
+from nuropb_gateway_asgi.client import (
+    Client,
+    ConnectionLost,
+    Gap,
+    GatewayError,
+    GatewayEvent,
+    Recovered,
+    State,
+    connect,
+)
 
 from .processes import token_of
 
 __all__ = ["SoakClient", "Soakers"]
+
+
+#: One of so many clients subscribes to a topic with history as well. Every other one of these has no session and makes
+#: no calls: it depends on the history whenever its connection is cut.
+WITH_HISTORY: Final = 4
+
+
+class Serials:
+    """An account of numbered events, each of which has to come once, in order."""
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+        self.delivered = 0
+        #: Events that came twice or too late, and events that are missing between two others.
+        self.doubled = 0
+        self.lost = 0
+
+    def take(self, event: GatewayEvent) -> None:
+        """Take an event."""
+        number = event.event
+        self.delivered += 1
+        if self._last is not None:
+            self.doubled += number <= self._last
+            self.lost += max(number - self._last - 1, 0)
+        self._last = number
+
+    def restart(self) -> None:
+        """Take note that the client was told that events may be missing."""
+        self._last = None
 
 
 class SoakClient:
@@ -29,12 +68,12 @@ class SoakClient:
         self.answered: list[str] = []
         #: The client's warnings: answers to calls that it does not know, or has answered already.
         self.warnings: list[GatewayError] = []
-        #: The numbers of the events since the last opening without the session before.
-        self.serials: list[int] = []
-        self.delivered = 0
-        #: Events that came twice or too late, and events that are missing between two others of one session.
-        self.doubled = 0
-        self.lost = 0
+        self.events = Serials()
+        #: The events of the topic with history, and the subscriptions to it that went on in the past, by ``recovered``.
+        self.kept = Serials()
+        self.recovered: Counter[bool] = Counter()
+        self._has_history = number % WITH_HISTORY == 0
+        self._has_session = number % (2 * WITH_HISTORY) != 0
         #: Times when a session was lost and the subscription was not told.
         self.untold = 0
         self._expects_gap = False
@@ -44,13 +83,21 @@ class SoakClient:
     async def run(self, ends: asyncio.Event) -> None:
         """Connect, call and listen until ``ends`` is set; then let calls in flight end."""
         soakers = self._soakers
-        async with connect(soakers.url, token=token_of(self.name), proxy=None, open_timeout=60) as client:
+        async with connect(
+            soakers.url, token=token_of(self.name), proxy=None, open_timeout=60, resume=self._has_session
+        ) as client:
             client.on("state", self._on_state)
             client.on("warning", self.warnings.append)
             client.on("gap", self._on_gap)
-            async with client.subscribe("news.#", self._on_event), anyio.create_task_group() as calls:
+            if self._has_history:
+                # The first subscription begins with the next event, later ones behind the last event that came.
+                kept = client.subscribe("kept.#", self.kept.take)
+                kept.on("recovered", self._on_recovered)
+                kept.on("gap", lambda gap: self.kept.restart())
+            async with client.subscribe("news.#", self.events.take), anyio.create_task_group() as calls:
                 while not ends.is_set():
-                    calls.start_soon(self._call, client)
+                    if self._has_session:
+                        calls.start_soon(self._call, client)
                     await asyncio.sleep(soakers.interval * random.uniform(0.5, 1.5))
 
     async def _call(self, client: Client) -> None:
@@ -69,6 +116,10 @@ class SoakClient:
     def _on_state(self, state: State) -> None:
         if state.name != "open":
             return
+        if not self._has_session:
+            self.openings["without a session"] += 1
+            self.events.restart()
+            return
         if state.resumed:
             self.openings["resumed"] += 1
             return
@@ -78,17 +129,14 @@ class SoakClient:
         self._expects_gap = True
 
     def _on_gap(self, gap: Gap) -> None:
-        self.serials.clear()
-        self._expects_gap = False
+        if "news.#" in gap.topics:
+            self.events.restart()
+            self._expects_gap = False
 
-    def _on_event(self, event: GatewayEvent) -> None:
-        number = event.event
-        self.delivered += 1
-        if self.serials:
-            last = self.serials[-1]
-            self.doubled += number <= last
-            self.lost += max(number - last - 1, 0)
-        self.serials.append(number)
+    def _on_recovered(self, found: Recovered) -> None:
+        self.recovered[found.recovered] += 1
+        if not found.recovered:
+            self.kept.restart()
 
 
 class Soakers:
@@ -116,9 +164,15 @@ class Soakers:
             "calls answered twice": self.total(lambda each: len(each.warnings)),
             "calls executed twice": sum(count > 1 for count in executions.values()),
             "calls answered and not executed": sum(id_ not in executions for id_ in answered),
-            "events delivered": self.total(lambda each: each.delivered),
-            "events lost": self.total(lambda each: each.lost),
-            "events doubled or out of order": self.total(lambda each: each.doubled),
+            "events delivered": self.total(lambda each: each.events.delivered),
+            "events lost": self.total(lambda each: each.events.lost),
+            "events doubled or out of order": self.total(lambda each: each.events.doubled),
+            "events with history delivered": self.total(lambda each: each.kept.delivered),
+            "events with history lost": self.total(lambda each: each.kept.lost),
+            "events with history doubled or out of order": self.total(lambda each: each.kept.doubled),
+            "subscriptions recovered": self.total(lambda each: each.recovered[True]),
+            "subscriptions not recovered": self.total(lambda each: each.recovered[False]),
+            "connections without a session": openings.pop("without a session", 0),
             "sessions begun": openings.pop("new", 0),
             "sessions resumed": openings.pop("resumed", 0),
             **{f"sessions not resumed: {reason}": count for reason, count in sorted(openings.items())},

@@ -516,7 +516,7 @@ class FakeGateway:
         """Have the client call a method; return the frames that it got at once."""
         return self.receive(handler, "request", service=service, method=method, **payload)
 
-    def know(self, service: str = "orders", methods: Sequence[str] = ("get", "put")) -> None:
+    def know(self, service: str = "orders", methods: Mapping[str, Any] | Sequence[str] = ("get", "put")) -> None:
         """Fetch the description of a service, without a call."""
         self.manager.calls.descriptions.look_up(service, 60.0, lambda found: None)
         self.mesh.describe(service, methods)

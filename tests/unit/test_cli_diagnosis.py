@@ -17,6 +17,7 @@ from nuropb_gateway_asgi.cli.doctor.gateway_findings import (
     about_close,
     about_description,
     about_hello,
+    about_origin,
     about_refusal,
 )
 from nuropb_gateway_asgi.cli.doctor.network_findings import (
@@ -114,6 +115,14 @@ WRONG: list[tuple[Finding, str, str]] = [
     (about_close(4510, "", CLAIMS, NOW), "4510", "JWT_ISSUER"),
     (about_close(4511, "revoked", CLAIMS, NOW), "4511: revoked", "a new one"),
     (about_close(4999, "", CLAIMS, NOW), "4999", "docs/protocol.md"),
+    # pages
+    (
+        about_origin(403, "Origin not allowed: http://a.example", "http://a.example"),
+        "may not connect",
+        "ALLOWED_ORIGINS",
+    ),
+    (about_origin(403, "", "http://a.example"), "403", "no gateway at this path"),
+    (about_origin(None, "", "http://a.example"), "no answer", "this is a gateway"),
     # calls and subscriptions
     (about_hello("nuropb.v9", "a", Limits(), expected="nuropb.v1"), "speaks nuropb.v9", "versions"),
     (about_description({"services": {}, "unavailable": ["orders"]}), "no answer from orders", "services run"),
@@ -121,6 +130,7 @@ WRONG: list[tuple[Finding, str, str]] = [
 ]
 
 FINE: list[tuple[Finding, str, str | None]] = [
+    (about_origin(101, "", "http://a.example"), "a page of http://a.example may connect", None),
     (about_transport(TARGET, query=False), "wss://gateway.example.com:443/ws", None),
     (about_transport(TARGET, query=True), "with a query", "--token-file"),
     (about_transport(parse_url("ws://10.0.0.1/ws"), query=False), "ws://10.0.0.1:80/ws", "wss://"),

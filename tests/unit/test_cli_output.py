@@ -7,12 +7,14 @@ import json
 import sys
 from typing import Any
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.cli._output import dump, printable
 from nuropb_gateway_asgi.cli._target import BadURL, parse_url
+from nuropb_gateway_asgi.cli.call import split_words
 
 
 @given(st.text())
@@ -40,7 +42,12 @@ def test_what_standard_output_has_no_characters_for_is_escaped(monkeypatch: pyte
     [
         ("ws://127.0.0.1:8000/ws", "ws://127.0.0.1:8000/ws"),
         ("WSS://Gateway.example.com/a/ws", "wss://gateway.example.com:443/a/ws"),
-        ("ws://gateway.example.com", "ws://gateway.example.com:80/"),
+        ("ws://gateway.example.com", "ws://gateway.example.com:80/ws"),
+        ("ws://gateway.example.com/", "ws://gateway.example.com:80/"),
+        ("http://127.0.0.1:8000", "ws://127.0.0.1:8000/ws"),
+        ("http://127.0.0.1:8000/", "ws://127.0.0.1:8000/ws"),
+        ("HTTPS://gateway.example.com/gateway/", "wss://gateway.example.com:443/gateway/ws"),
+        ("https://gateway.example.com/gateway/ws", "wss://gateway.example.com:443/gateway/ws"),
         ("ws://[::1]:1/ws", "ws://[::1]:1/ws"),
         ("wss://host/ws?token=hunter2", "wss://host:443/ws"),
     ],
@@ -50,13 +57,46 @@ def test_a_url_is_shown_without_what_may_be_secret(url: str, shown: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("url", "used"),
+    [
+        ("http://host:1?token=hunter2", "ws://host:1/ws?token=hunter2"),
+        ("wss://host/a/ws", "wss://host/a/ws"),
+    ],
+)
+def test_a_client_gets_the_url_of_the_websocket(url: str, used: str) -> None:
+    assert parse_url(url).url == used
+
+
+@pytest.mark.parametrize(
+    ("words", "split"),
+    [
+        (("demo", "add", ("a:=2",)), ("demo", "add", ("a:=2",))),
+        (("demo.add", "a:=2", ("b:=3",)), ("demo", "add", ("a:=2", "b:=3"))),
+        (("demo.add", None, ()), ("demo", "add", ())),
+        (("shop.orders", "get", ()), ("shop.orders", "get", ())),
+        (("shop.orders.get", "-", ()), ("shop.orders", "get", ("-",))),
+        (("demo.add", '{"a": 2}', ()), ("demo", "add", ('{"a": 2}',))),
+    ],
+)
+def test_service_and_method_may_be_one_word(words: Any, split: Any) -> None:
+    assert split_words(*words) == split
+
+
+@pytest.mark.parametrize(
+    "words", [("demo", None, ()), ("demo", "a=2", ()), ("demo.", None, ()), (".add", None, ()), ("ws://host", "a", ())]
+)
+def test_a_service_needs_a_method(words: Any) -> None:
+    with pytest.raises(click.UsageError):
+        split_words(*words)
+
+
+@pytest.mark.parametrize(
     ("url", "mend"),
     [
-        ("", "wss://gateway.example.com/ws"),
-        ("nonsense", "wss://gateway.example.com/ws"),
-        ("localhost:8000", "wss://gateway.example.com/ws"),
-        ("http://host/ws", "write ws://"),
-        ("https://host/ws", "write wss://"),
+        ("", "https://gateway.example.com"),
+        ("nonsense", "https://gateway.example.com"),
+        ("localhost:8000", "https://gateway.example.com"),
+        ("amqp://host/", "https://gateway.example.com"),
         ("ws:///ws", "wss://gateway.example.com/ws"),
         ("ws://host:0/ws", "wss://gateway.example.com/ws"),
         ("ws://host:99999/ws", "wss://gateway.example.com/ws"),

@@ -60,12 +60,10 @@ async def test_it_can_be_slow(seconds: float) -> None:
 
 
 FAILURES: list[tuple[str, dict[str, Any], str, str]] = [
-    ("add", {"a": "1", "b": 2}, "NuropbValidationError", "a and b must be numbers"),
-    ("add", {"a": True, "b": 2}, "NuropbValidationError", "a and b must be numbers"),
-    ("add", {"a": 1, "b": None}, "NuropbValidationError", "a and b must be numbers"),
-    ("slow", {"seconds": "nan"}, "NuropbValidationError", "seconds must be a number"),
-    ("slow", {"seconds": None}, "NuropbValidationError", "seconds must be a number"),
-    ("slow", {"seconds": [1]}, "NuropbValidationError", "seconds must be a number"),
+    ("add", {"a": "1", "b": 2}, "NuropbValidationError", "demo.add: parameters of the wrong type: a (float)"),
+    ("add", {"a": True, "b": 2}, "NuropbValidationError", "demo.add: parameters of the wrong type: a (float)"),
+    ("add", {"a": 1, "b": None}, "NuropbValidationError", "demo.add: parameters of the wrong type: b (float)"),
+    ("slow", {"seconds": "nan"}, "NuropbValidationError", "demo.slow: parameters of the wrong type: seconds (float)"),
     ("fail", {"how": "validation"}, "NuropbValidationError", "This is how a validation failure looks"),
     ("fail", {"how": "authorization"}, "NuropbAuthorizationError", "This is how a authorization failure looks"),
     ("fail", {"how": "authentication"}, "NuropbAuthenticationError", "This is how a authentication failure looks"),
@@ -73,7 +71,6 @@ FAILURES: list[tuple[str, dict[str, Any], str, str]] = [
     ("fail", {"how": "handling"}, "NuropbHandlingError", "This is how a handling failure looks"),
     ("fail", {}, "NuropbException", "Runtime exception calling demo.fail:ZeroDivisionError: "),
     ("fail", {"how": "well"}, "NuropbValidationError", "how must be one of validation, authorization, "),
-    ("fail", {"how": []}, "NuropbValidationError", "how must be one of validation, authorization, "),
     ("publish", {"topic": "demo.x"}, "NuropbValidationError", "topic: "),
     ("nothing", {}, "NuropbHandlingError", "Unknown method nothing"),
     ("_run_", {}, "NuropbHandlingError", "Unknown method _run_"),

@@ -10,7 +10,7 @@ import pytest
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 
-from .fakes import KEY, OTHER_KEY, SECRET, FakeGateway, answers, end_call, running, until
+from .fakes import KEY, OTHER_KEY, SECRET, FakeGateway, FakeHandler, answers, end_call, running, until
 
 # --- the first call, and renewal ------------------------------------------------------------------------
 
@@ -384,3 +384,55 @@ async def test_a_method_that_had_to_be_encrypted_is_never_called_in_clear(gatewa
             await end_call(gateway, handler, question, how)
         assert [message.public_key for message in gateway.mesh.calls if message.method == "secret"][-1] == KEY
     assert all(message.public_key for message in gateway.mesh.calls if message.method == "secret")
+
+
+# --- a service that does not answer ---------------------------------------------------------------------
+
+
+def described(handler: FakeHandler) -> tuple[list[str], list[str]]:
+    """The services of the last answer, and those that it names as unavailable."""
+    result = handler.frames[-1]["payload"]["result"]
+    return list(result["services"]), result["unavailable"]
+
+
+async def test_a_service_that_does_not_answer_holds_a_description_up_for_three_seconds() -> None:
+    async with running(policy=ExposePolicy(["orders.*", "stopped.*"], [])) as gateway:
+        handler = await gateway.connect()
+        gateway.receive(handler, "describe", id="1")
+        gateway.mesh.describe("orders", ["get"])
+        await gateway.sweep(2.9)
+        assert not handler.frames
+        await gateway.pass_time(0.2, lambda: handler.frames)
+        assert described(handler) == (["orders"], ["stopped"])
+
+
+async def test_the_next_description_does_not_wait_for_it_again() -> None:
+    async with running(policy=ExposePolicy(["orders.*", "stopped.*"], [])) as gateway:
+        handler = await gateway.connect()
+        gateway.receive(handler, "describe", id="1")
+        gateway.mesh.describe("orders", ["get"])
+        await gateway.pass_time(3.1, lambda: handler.frames)
+        gateway.receive(handler, "describe", id="2")
+        await until(lambda: len(handler.frames) == 2)
+        assert described(handler) == (["orders"], ["stopped"])
+
+
+async def test_a_service_that_has_stopped_is_named_beside_its_former_description() -> None:
+    async with running(policy=ExposePolicy(["orders.*"], [])) as gateway:
+        gateway.know()
+        handler = await gateway.connect()
+        await gateway.sweep(61.0)
+        gateway.receive(handler, "describe", id="1")
+        await gateway.pass_time(3.1, lambda: handler.frames)
+        assert described(handler) == (["orders"], ["orders"])
+
+
+async def test_a_call_waits_for_the_description_as_long_as_it_may(gateway: FakeGateway) -> None:
+    handler = await gateway.connect()
+    gateway.receive(handler, "describe", id="1", service="orders")
+    gateway.request(handler, id="2", timeout=10.0)
+    await gateway.pass_time(3.1, lambda: handler.frames)
+    assert handler.codes == ["service_unavailable"]
+    gateway.mesh.describe("orders", ["get"])
+    gateway.mesh.reply(gateway.mesh.calls[0], "done")
+    assert answers(handler)[-1] == ("2", "done", None)

@@ -87,15 +87,51 @@ async def test_an_error_is_an_error_whatever_the_result_says(gateway: FakeGatewa
     assert [(answer[1], answer[2]) for answer in answers(handler)] == [(None, "invalid_params")]
 
 
-async def test_what_a_client_is_not_told_is_in_the_log_under_the_trace_id(
-    gateway: FakeGateway, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_a_client_is_not_told_is_in_the_log_under_the_trace_id(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    gateway.know()
-    handler = await gateway.connect("alice/c0ffee")
-    gateway.request(handler, trace_id="trace7", params={"card": "4111"})
-    gateway.mesh.reply(gateway.mesh.calls[0], error={"error": "KeyError", "description": "4111"})
+    async with running(error_details="nuropb") as gateway:
+        gateway.know()
+        handler = await gateway.connect("alice/c0ffee")
+        gateway.request(handler, trace_id="trace7", params={"card": "4111"})
+        gateway.mesh.reply(gateway.mesh.calls[0], error={"error": "KeyError", "description": "4111"})
     (record,) = [record for record in caplog.records if "trace7" in record.message]
     assert "orders.get failed with KeyError" in record.message
     assert "c0ffee" not in caplog.text
     assert "4111" not in caplog.text
+
+
+NUROPB = "Runtime exception calling orders.get:"
+ARGUMENTS = [
+    ("NuropbException", f"{NUROPB}TypeError: Orders.get() missing 1 required positional argument", "invalid_params"),
+    ("TypeError", "can only concatenate str", "invalid_params"),
+    ("NuropbException", f"{NUROPB}TimeoutError: ", "service_error"),
+    ("NuropbException", "out of tea", "service_error"),
+    ("NuropbHandlingError", "out of tea", "service_error"),
+]
+
+
+@pytest.mark.parametrize("details", ["nuropb", "all", "none"])
+@pytest.mark.parametrize(("name", "text", "code"), ARGUMENTS)
+async def test_a_description_explains_an_error_of_nuropb_by_the_arguments(
+    name: str, text: str, code: str, details: str
+) -> None:
+    parameters = {"properties": [["number", {"type": "int"}]], "required": ["number"]}
+    async with running(error_details=details) as gateway:
+        gateway.know(methods={"get": {"parameters": parameters}})
+        handler = await gateway.connect()
+        gateway.request(handler, params={"num": 1})
+        gateway.mesh.reply(gateway.mesh.calls[0], error={"error": name, "description": text})
+        assert handler.codes == [code]
+        description = handler.frames[0]["payload"]["error"]["description"]
+        if code == "invalid_params":
+            assert ("missing: number; unknown: num" in description) == (details != "none")
+
+
+async def test_arguments_that_fit_explain_nothing() -> None:
+    parameters = {"properties": [["number", {"type": "int"}]], "required": ["number"]}
+    async with running() as gateway:
+        gateway.know(methods={"get": {"parameters": parameters}})
+        handler = await gateway.connect()
+        gateway.request(handler, params={"number": 1})
+        gateway.mesh.reply(gateway.mesh.calls[0], error={"error": "TypeError", "description": "a bug"})
+        assert handler.codes == ["service_error"]

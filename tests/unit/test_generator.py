@@ -241,7 +241,8 @@ def test_a_client_is_made_of_a_file(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["nowhere.json"], "nowhere.json"),
-        (["ws://127.0.0.1:1"], "expected the gateway's"),
+        (["ws://127.0.0.1:1"], "a token is needed"),
+        (["amqp://127.0.0.1:1"], "expected the gateway's"),
         (["http://user:secret@127.0.0.1:1"], "expected the gateway's"),
         (["http://127.0.0.1:1"], "a token is needed"),
         (["http://127.0.0.1:1", "--token", "t\nX: y"], "the token contains invalid characters"),

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nuropb_gateway_asgi.exceptions import MeshUnavailable, SettingsError
-from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _history
-from nuropb_gateway_asgi.mesh.rabbitmq._history import StreamLog, read_stamp
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _history, _marks
+from nuropb_gateway_asgi.mesh.rabbitmq._history import StreamLog
+from nuropb_gateway_asgi.mesh.rabbitmq._stamps import read_stamp
+from nuropb_gateway_asgi.wire import codec
 from nuropb_gateway_asgi.wire.history import KeptTopic, Last
+from nuropb_gateway_asgi.wire.interface import EventMessage
 
 from .fakes import until
 
@@ -58,7 +64,7 @@ def test_a_stamp_is_one_of_this_stream_only_behind_the_offset_that_its_writer_kn
 
 
 async def test_marks_within_a_moment_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_history, "MARK_INTERVAL", 0.01)
+    monkeypatch.setattr(_marks, "MARK_INTERVAL", 0.01)
     published: list[tuple[str, str]] = []
     log = make_log(published)
     for _ in range(100):
@@ -76,6 +82,114 @@ async def test_a_mark_that_cannot_be_written_is_an_error() -> None:
     log = StreamLog("gateway", TOPIC, publish, lambda: False, lambda: None)
     with pytest.raises(MeshUnavailable):
         log.mark(lambda offset: None)
+
+
+class Listener:
+    """A follower that keeps all that it gets."""
+
+    def __init__(self, log: StreamLog) -> None:
+        self._log = log
+        #: The offset and epoch of each event; "started" and "missed" between them.
+        self.got: list[Any] = []
+
+    def on_started(self, offset: int) -> None:
+        self.got.append("started")
+
+    def on_kept(self, offset: int, event: EventMessage) -> None:
+        self.got.append((offset, self._log.epoch))
+
+    def on_missed(self) -> None:
+        self.got.append("missed")
+
+    def on_unavailable(self) -> None:
+        raise AssertionError("it is available")
+
+
+def incoming(offset: int, correlation_id: str = "") -> Any:
+    body = codec.encode_event("orders.new", b"1", context=b"{}", trace_id="t", correlation_id="c", target=None)
+    kind = "event"
+    return SimpleNamespace(stream_offset=offset, correlation_id=correlation_id or str(offset), kind=kind, body=body)
+
+
+@dataclass
+class FakeStream:
+    """A stream whose messages come as soon as it is consumed, before the broker's answer is read."""
+
+    messages: list[Any]
+    #: Called while a consumer is opened.
+    meanwhile: Callable[[], None] = lambda: None
+
+    async def open(self, connection: Any, stream: str, start: Any, take: Any, on_cancel: Any) -> Any:
+        for message in self.messages if start != "next" else ():
+            take(message.stream_offset, message)
+        self.meanwhile()
+        await asyncio.sleep(0)
+        self.take = take
+        return SimpleNamespace(channel=None, stop=lambda: None)
+
+    async def collect(self, connection: Any, stream: str, start: Any, take: Any) -> None:
+        for message in self.messages:
+            if take(message.stream_offset, message):
+                return
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
+    made = FakeStream([incoming(0, "nuropb-history-epoch-abc--1"), *map(incoming, range(1, 4))])
+    monkeypatch.setattr(_history, "StreamConsumer", made)
+    monkeypatch.setattr(_history, "collect", made.collect)
+    return made
+
+
+async def following(log: StreamLog, stream: FakeStream, published: list[tuple[str, str]]) -> Listener:
+    """Follow the stream, up to its third event."""
+    listener = Listener(log)
+    log.follow(listener)
+    await log.consume(object())  # type: ignore[arg-type]
+    stream.take(1, incoming(1, published[-1][1]))  # the mark behind which live events begin
+    for offset in (2, 3):
+        stream.take(offset, incoming(offset))
+    assert listener.got == ["started", (2, "abc"), (3, "abc")]
+    listener.got.clear()
+    return listener
+
+
+async def test_messages_that_come_before_the_brokers_answer_to_a_consumer_count(stream: FakeStream) -> None:
+    published: list[tuple[str, str]] = []
+    log = make_log(published)
+    listener = await following(log, stream, published)
+    stream.messages += map(incoming, range(4, 7))
+    await log.consume(object())  # type: ignore[arg-type]  # on another connection
+    stream.take(7, incoming(7))
+    assert [each for each in listener.got if each != "started"] == [(offset, "abc") for offset in range(4, 8)]
+    assert listener.got.count("started") == 1
+
+
+async def test_a_follower_is_told_of_a_lost_stream_once_events_of_the_new_one_come(stream: FakeStream) -> None:
+    published: list[tuple[str, str]] = []
+    log = make_log(published)
+    listener = await following(log, stream, published)
+    stream.messages = [incoming(0, "nuropb-history-epoch-def--1")]
+    await log.consume(object())  # type: ignore[arg-type]
+    assert (listener.got, log.epoch) == ([], None)
+    stream.take(1, incoming(1, published[-1][1]))
+    stream.take(2, incoming(2))
+    assert listener.got == ["missed", "started", (2, "def")]
+
+
+async def test_a_follower_that_leaves_while_a_consumer_is_made_gets_nothing_of_it(stream: FakeStream) -> None:
+    published: list[tuple[str, str]] = []
+    log = make_log(published)
+    listener = await following(log, stream, published)
+
+    def leave_and_come_back() -> None:
+        log.leave()
+        log.follow(listener)
+
+    stream.meanwhile = leave_and_come_back
+    await log.consume(object())  # type: ignore[arg-type]
+    stream.take(4, incoming(4))
+    assert listener.got == []
 
 
 async def test_without_a_connection_nothing_is_read() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import logging
 
-from nuropb_gateway_asgi.authentication.origins import OriginPolicy
+import pytest
+from starlette.datastructures import Headers
+
+from nuropb_gateway_asgi.authentication.origins import NAMED, SECONDS, OriginPolicy, RefusedOrigins, shown_origin
 from nuropb_gateway_asgi.exceptions import SettingsError
+from nuropb_gateway_asgi.handlers.handshake import check_origin
+from nuropb_gateway_asgi.handlers.refusals import Refusal
 
 
 @pytest.mark.parametrize(
@@ -160,3 +165,53 @@ def test_the_gateways_own_origin_may_always_connect(url: str, origin: str) -> No
     for policy in (OriginPolicy(["https://a.example"], own=url), OriginPolicy.loopback(own=url)):
         assert policy.allows(origin)
         assert not policy.allows("https://other.example")
+
+
+# --- refused origins in the log -------------------------------------------------------------------------
+
+
+def test_an_origin_is_named_once_a_minute() -> None:
+    refused = RefusedOrigins()
+    assert [refused.note("https://a.example", now) for now in (0.0, 1.0, 59.9, 60.0, 61.0)] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert refused.note("https://b.example", 61.0)
+
+
+def test_a_flood_of_made_up_origins_is_counted_and_not_named() -> None:
+    refused = RefusedOrigins()
+    named = [refused.note(f"https://{number}.example", 0.0) for number in range(1000)]
+    assert (sum(named), refused.left_out) == (NAMED, 1000 - NAMED)
+    assert refused.note("https://a.example", SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("origin", "shown"),
+    [
+        ("https://a.example:8443", "https://a.example:8443"),
+        ("null", "null (a local file or a sandboxed frame)"),
+        ("https://a.example/?token=secret", "(not a valid origin)"),
+        ("https://" + "a" * 250, "(not a valid origin)"),
+        ("https://a.example\n", "(not a valid origin)"),
+    ],
+)
+def test_only_an_origin_is_shown(origin: str, shown: str) -> None:
+    assert shown_origin(origin) == shown
+
+
+def test_the_warning_about_an_origin_names_the_setting(caplog: pytest.LogCaptureFixture) -> None:
+    policy = OriginPolicy(["https://a.example"])
+    for _ in range(3):
+        with pytest.raises(Refusal) as caught:
+            check_origin(Headers({"origin": "https://b.example"}), policy)
+    assert caught.value.failure.description == "Origin not allowed: https://b.example"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.message == (
+        "connection refused: a page of origin https://b.example; to allow its origin, add it to "
+        "NUROPB_GATEWAY_ALLOWED_ORIGINS"
+    )

@@ -184,12 +184,52 @@ async def test_an_exception_that_is_returned_is_as_good_as_one_that_is_raised_la
     assert await call("returns", value=error) == await call("raises_later", error=error)
 
 
-@pytest.mark.parametrize("params", [{}, {"a": 1, "c": 3}, {"self": 1}])
-async def test_parameters_that_do_not_fit_are_an_exception(params: dict[str, Any]) -> None:
-    outcome = await call("add", **params)
-    assert outcome.action == "reject"
-    assert outcome.error is not None
-    assert outcome.error["description"].startswith("Runtime exception calling orders.add:TypeError: ")
+@pytest.mark.parametrize(
+    ("params", "faults"),
+    [
+        ({}, "missing: a"),
+        ({"b": 1, "c": 3}, "missing: a; unknown: c"),
+        ({"a": 1, "b": 2, "self": 1}, "unknown: self"),
+    ],
+)
+async def test_parameters_that_do_not_fit_are_named(params: dict[str, Any], faults: str) -> None:
+    error = {"error": "NuropbValidationError", "description": f"orders.add: parameters {faults}"}
+    assert await call("add", **params) == Outcome("reject", error=error)
+
+
+@pytest.mark.parametrize("method", ["raises", "raises_later"])
+async def test_an_error_is_logged_with_its_trace_id_and_place_and_without_its_message(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    params = {"error": ValueError("4111 1111")}
+    await call_service(Service(), service="orders", method=method, params=params, context={}, trace_id="c0ffee")
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.message == f"trace c0ffee: orders.{method} raised ValueError"
+    formatted = logging.Formatter().format(record)
+    assert f"in {method}\n" in formatted
+    assert "wire/services.py" not in formatted
+    assert "4111" not in formatted
+
+
+async def test_an_error_that_a_service_answers_with_on_purpose_is_no_fault_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    await call_service(
+        Service(),
+        service="orders",
+        method="raises",
+        params={"error": NuropbValidationError("no")},
+        context={},
+        trace_id="not\na line",
+    )
+    (record,) = caplog.records
+    assert (record.levelno, record.message) == (
+        logging.INFO,
+        "trace unknown: orders.raises answered with NuropbValidationError",
+    )
 
 
 @pytest.mark.parametrize("method", ["raises", "raises_later"])
@@ -359,10 +399,10 @@ async def test_an_exception_of_a_listener_ends_in_the_log(kind: str, caplog: pyt
         }.get(kind, 7)
 
     async with anyio.create_task_group():
-        await deliver_event(Failing(), "orders.new", None, None, {})
+        await deliver_event(Failing(), "orders.new", None, None, {}, "7")
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert record.message == "Failing._handle_event_ failed for topic orders.new"
+    assert record.message.startswith("trace 7: Failing._handle_event_ (topic orders.new) raised ")
 
 
 async def test_delivering_can_be_cancelled() -> None:

@@ -42,6 +42,7 @@ const BROKEN = 1006;
 const TOKEN_EXPIRED = 4005;
 /** The close code for an invalid token. */
 const INVALID_TOKEN = 4510;
+const AUTHORISATION_TIMEOUT = 4502;
 
 /** The code with which the client closes a connection that it gives up. After 1000 the gateway would end the session. */
 const GIVEN_UP = 4000;
@@ -52,6 +53,9 @@ const MOVED_TIMEOUT = 10_000;
 /** Ids of the client's own requests; those of calls are numbers. */
 const RESUME = "resume";
 const AUTHORIZE = "authorize";
+/** How long the first connection waits for a hello if the application gave no token, and what it is told then. */
+const TOKEN_PATIENCE = 2_000;
+const NO_TOKEN = "no token was given: pass getToken, which fetches one from your sign-in, or set AUTH_COOKIE on the gateway";
 
 /**
  * Milliseconds for the answer to a ping when a page wakes up, for an attempt to connect that began before, and for calls
@@ -275,6 +279,12 @@ export class Client {
     link.timers.connect = after(this.#options.connectTimeout ?? 15_000, () => this.#drop(link, "no hello in time"));
     socket.onopen = () => {
       if (link === this.#link) this.#setState({ name: "authorising" });
+      if (token === undefined && this.#hello === null && !isHttp) {
+        // Where a cookie has the token, the gateway says hello at once.
+        link.timers.token = after(TOKEN_PATIENCE, () => {
+          if (link.hello === null) this.#drop(link, NO_TOKEN, AUTHORISATION_TIMEOUT);
+        });
+      }
       if (!this.#has(link) || token === undefined || !inFrame) return;
       // A refusal is followed by the close of the connection, which reports it.
       socket.send(JSON.stringify({ type: "authorize", payload: { id: AUTHORIZE, token } }));
@@ -307,9 +317,9 @@ export class Client {
   }
 
   /** Abort a connection. Waiting for a graceful close could take minutes if the network is down. */
-  #drop(link: Link, reason: string): void {
+  #drop(link: Link, reason: string, code = BROKEN): void {
     if (!this.#has(link)) return;
-    this.#closed(link, BROKEN, reason);
+    this.#closed(link, code, reason);
     link.socket.close(GIVEN_UP);
   }
 

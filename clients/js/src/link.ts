@@ -13,7 +13,7 @@ export interface Link {
   /** Whether a call waits for its answer, which is watched. */
   isBusy: boolean;
   readonly startedAt: number;
-  timers: { [name in "connect" | "error" | "silence" | "refresh" | "goodbye"]?: ReturnType<typeof setTimeout> };
+  timers: { [name in "connect" | "token" | "error" | "silence" | "refresh" | "goodbye"]?: ReturnType<typeof setTimeout> };
   /** The last error that the gateway sent. */
   lastError: CallFailed | null;
   /** The reason why the connection failed, as far as the runtime tells. */

@@ -13,7 +13,7 @@ from .._completion import complete_method, complete_service
 from .._options import ENVIRONMENT, SECONDS, find_token, source_options
 from .._output import dump, printable
 from .._parameters import FORMS
-from ..call import check_names, parse_words
+from ..call import parse_words, split_words
 from .findings import Finding
 from .steps import HALTED, Call, Steps
 
@@ -29,6 +29,7 @@ Examples:
   nuropb-gateway doctor
   nuropb-gateway doctor --url wss://gateway.example.com/ws --token-file token
   nuropb-gateway doctor demo add a:=2 b:=3 --topic demo.tick
+  nuropb-gateway doctor --origin https://app.example.com
 
 \b
 Exit codes:
@@ -47,6 +48,9 @@ _MARKS: Final = {"ok": ("ok", "green"), "wrong": ("WRONG", "red"), "not checked"
 @source_options
 @click.option("--topic", help="Also subscribe to this topic.")
 @click.option(
+    "--origin", metavar="ORIGIN", help="Also ask whether a page of this origin may connect: scheme://host:port."
+)
+@click.option(
     "--timeout", type=SECONDS, metavar="SECONDS", default=5.0, show_default=True, help="Timeout of each step."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -58,15 +62,14 @@ def doctor(
     token: str | None,
     token_file: str | None,
     topic: str | None,
+    origin: str | None,
     timeout: float,
     as_json: bool,
 ) -> int:
     """Test the way to a gateway step by step, and say how to fix the problems."""
     call: Call | None = None
     if service is not None:
-        if method is None:
-            raise click.UsageError("SERVICE needs a METHOD: doctor demo add")
-        check_names(service, method)
+        service, method, parameters = split_words(service, method, parameters)
         call = (service, method, parse_words(parameters))
     taken: list[dict[str, Any]] = []
 
@@ -76,7 +79,7 @@ def doctor(
             _print(name, finding)
 
     steps = Steps(on_step, timeout)
-    asyncio.run(steps.run(url, lambda: find_token(token, token_file), call, topic))
+    asyncio.run(steps.run(url, lambda: find_token(token, token_file), call, topic, origin))
     well = all(step["status"] != "wrong" for step in taken)
     halted = [step["step"] for step in taken if step["found"] == HALTED.found]
     if halted and not as_json:

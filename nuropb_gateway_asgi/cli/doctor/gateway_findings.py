@@ -10,7 +10,15 @@ from .findings import Finding, ok, wrong
 from .network_findings import PROXY_STATUSES
 from .token_findings import after_refusal
 
-__all__ = ["CLOSE_REMEDIES", "about_call", "about_close", "about_description", "about_hello", "about_refusal"]
+__all__ = [
+    "CLOSE_REMEDIES",
+    "about_call",
+    "about_close",
+    "about_description",
+    "about_hello",
+    "about_origin",
+    "about_refusal",
+]
 
 
 def about_refusal(status: int, said: str, claims: Mapping[str, Any] | None, now: float) -> Finding:
@@ -42,6 +50,19 @@ def about_refusal(status: int, said: str, claims: Mapping[str, Any] | None, now:
         mend = "it is stopping, full, or cannot check tokens now: try again, and look at its log and /readyz"
         return wrong(found, mend if said else f"if a proxy sent this, the gateway is not running; else {mend}")
     return wrong(found, "look at the logs of the gateway and of every proxy in front of it")
+
+
+def about_origin(status: int | None, said: str, origin: str) -> Finding:
+    """Explain the ``status`` of a handshake that a browser would send for a page of ``origin``; None for no answer."""
+    page = f"a page of {printable(origin)}"
+    if status == 101:
+        return ok(f"{page} may connect")
+    if status == 403 and said.startswith("Origin"):
+        mend = f"add {printable(origin)} to ALLOWED_ORIGINS of the gateway; scheme, host and port are compared exactly"
+        return wrong(f"{page} may not connect: {printable(said)}", mend)
+    if status is None:
+        return wrong("no answer to the handshake of a page", "check that this is a gateway")
+    return about_refusal(status, said, None, 0.0)
 
 
 #: How to fix what made the gateway close a connection, by close code.

@@ -8,6 +8,7 @@ import email.utils
 import http.client
 import io
 import json
+import re
 import ssl
 import time
 import urllib.request
@@ -22,6 +23,11 @@ __all__ = ["Answer", "Proxy", "get", "open_connection", "proxy_for"]
 
 #: Bytes of an HTTP answer that are read.
 MAX_ANSWER: Final = 65536
+#: The headers of a WebSocket's handshake. The key is no secret; a server only shows by it that it has understood.
+_UPGRADE: Final = (
+    "Origin: {origin}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: bnVyb3BiLWdhdGV3YXkuLg==\r\nSec-WebSocket-Protocol: nuropb.v1\r\n"
+)
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,23 @@ async def open_connection(
         writer.transport.abort()
 
 
-async def get(target: Target, path: str, timeout: float) -> Answer | None:  # noqa: ASYNC109
-    """Request ``path`` over HTTP/1.0. Return None if the server does not answer in HTTP within ``timeout`` seconds."""
-    request = f"GET {path} HTTP/1.0\r\nHost: {target.address}\r\nUser-Agent: nuropb-gateway-doctor\r\n\r\n"
+async def get(
+    target: Target,
+    path: str,
+    timeout: float,  # noqa: ASYNC109
+    *,
+    upgrade_from: str | None = None,
+) -> Answer | None:
+    """Request ``path`` over HTTP/1.0. Return None if the server does not answer in HTTP within ``timeout`` seconds.
+
+    With ``upgrade_from``, the origin of a page, it asks for a WebSocket as a browser does; it reads the head of the
+    answer alone if there is no body.
+    """
+    version, more_headers = ("1.0", "") if upgrade_from is None else ("1.1", _UPGRADE.format(origin=upgrade_from))
+    request = (
+        f"GET {path} HTTP/{version}\r\nHost: {target.address}\r\n"
+        f"User-Agent: nuropb-gateway-doctor\r\n{more_headers}\r\n"
+    )
     began = time.time()
     try:
         async with (
@@ -86,9 +106,18 @@ async def get(target: Target, path: str, timeout: float) -> Answer | None:  # no
             data = b""
             while len(data) < MAX_ANSWER and (more := await reader.read(MAX_ANSWER)):
                 data += more
+                if upgrade_from is not None and _is_whole(data):
+                    break
     except OSError:
         return None
     return _parse_answer(data, (began + time.time()) / 2)
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether ``data`` is a whole answer of a connection that stays open: a 101, or a head and its body."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)\r\ncontent-length: *([0-9]{1,6})", head)
+    return bool(end) and (length is None or len(body) >= int(length[1]))
 
 
 def _parse_answer(data: bytes, now: float) -> Answer | None:

@@ -19,7 +19,7 @@ from .._output import printable
 from .._session import session
 from .._target import BadURL, Target, parse_url
 from .findings import LEEWAY, Finding, not_checked, ok, wrong
-from .gateway_findings import about_call, about_close, about_description, about_hello, about_refusal
+from .gateway_findings import about_call, about_close, about_description, about_hello, about_origin, about_refusal
 from .network_findings import (
     about_certificate,
     about_clock,
@@ -69,6 +69,7 @@ class Steps:
         find_token: Callable[[], str | None],
         call: Call | None,
         topic: str | None,
+        origin: str | None = None,
     ) -> None:
         """Take all steps. A step that needs the result of a failed one is reported as :data:`HALTED`."""
         target = await self._step("url", self._read_url(url))
@@ -78,6 +79,8 @@ class Steps:
         secured = await self._step("tls", self._agree_on_tls(reached, proxy) if reached else None)
         health = await self._step("http", self._check_health(secured, proxy) if secured else None)
         skew = await self._step("clock", self._compare_clocks(health) if health else None)
+        if origin is not None:
+            await self._step("origin", self._ask_for_page(secured, proxy, origin) if secured else None)
         token = await self._step("token", self._read_token(find_token, skew or 0.0))
         server = secured if token and health and health.speaks_http else None
         async with contextlib.AsyncExitStack() as stack:
@@ -160,6 +163,15 @@ class Steps:
         # Dates are in whole seconds, so a small difference counts as none.
         skew = 0.0 if health.skew is None or abs(health.skew) <= LEEWAY else health.skew
         return about_clock(health.skew), skew
+
+    async def _ask_for_page(self, target: Target, proxy: Proxy | None, origin: str) -> Outcome[None]:
+        if proxy is not None:
+            return not_checked(_BEHIND_PROXY), None
+        if not origin.isascii() or not origin.isprintable():
+            return wrong("the origin contains invalid characters", "write it as https://app.example.com"), None
+        answer = await get(target, target.path, self._timeout, upgrade_from=origin)
+        said = answer.json.get("description") if answer is not None and isinstance(answer.json, dict) else None
+        return about_origin(None if answer is None else answer.status, str(said or ""), origin), None
 
     # --- at the gateway ---------------------------------------------------------------------------------------
 

@@ -14,8 +14,10 @@ from .._options import DEFAULT_URL
 __all__ = ["announce", "console_url", "tools_url"]
 
 
-def announce(url: str, token: str | None, console: str | None, tools: str | None = None) -> None:
-    """Print where the gateway is, and with a ``token`` for this run also how to call the demo service.
+def announce(
+    url: str, settings: Settings, token: str | None, console: str | None = None, tools: str | None = None
+) -> None:
+    """Print where the gateway is, and with a ``token`` for development also how to call the demo service.
 
     ``tools`` is the URL for agents, if the gateway serves them.
     """
@@ -27,11 +29,12 @@ def announce(url: str, token: str | None, console: str | None, tools: str | None
         signed_in = " (this link signs you in)" if "#" in console else ""
         click.echo(f"The console is here{signed_in}:\n\n{console}\n")
     if token is not None:
-        click.echo(
-            f"The mesh is embedded, with a demo service. Token for this run (user dev, valid for one day):\n\n{token}"
-        )
+        kept = "valid for one day, also after a restart" if settings.development_key_file else "valid for this run"
+        click.echo(f"The mesh is embedded, with a demo service. Token of the user dev, {kept}:\n\n{token}")
         if url.startswith("ws"):  # the client cannot connect to a Unix socket
             click.echo(_invitation(url, token))
+    elif signs_tokens(settings):
+        click.echo(f"Make a token: {_program()} token --user NAME (with the same settings as the gateway)")
     if tools is not None:
         click.echo(_agents(tools, token))
     sys.stdout.flush()
@@ -72,9 +75,18 @@ def _agents(url: str, token: str | None) -> str:
 
 def _invitation(url: str, token: str) -> str:
     """Return shell commands for another terminal that call the demo service."""
-    program = os.path.relpath(sys.executable)
-    program = program if not program.startswith("..") else sys.executable
     variables = {"TOKEN": token} if url == DEFAULT_URL else {"URL": url, "TOKEN": token}
     exports = [f"export {ENV_PREFIX}{name}={value}" for name, value in variables.items()]
-    command = f"{program} -m nuropb_gateway_asgi call demo add a:=2 b:=3"
+    command = f"{_program()} call demo add a:=2 b:=3"
     return "\n".join(["", "Try it from another terminal:", "", *exports, command, ""])
+
+
+def signs_tokens(settings: Settings) -> bool:
+    """Whether the key in the settings is a secret, so that the command ``token`` can sign with it."""
+    return bool(settings.jwt_key) and "-----BEGIN" not in settings.jwt_key
+
+
+def _program() -> str:
+    """Return the words that run this program in the same environment."""
+    python = os.path.relpath(sys.executable)
+    return f"{python if not python.startswith('..') else sys.executable} -m nuropb_gateway_asgi"

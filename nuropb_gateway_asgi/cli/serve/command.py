@@ -42,9 +42,7 @@ Exit codes:
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="Port to listen at; 0 picks a free one.",
+    help="Port to listen at; 0 picks a free one.  [default: 8000; on the embedded mesh the next free one]",
 )
 @click.option("--uds", metavar="PATH", help="Listen at this Unix socket instead; its owner and group may connect.")
 @click.option("--fd", type=int, help="Listen at this file descriptor instead: a socket that is already bound.")

@@ -12,7 +12,8 @@ class Options:
     """The options of one ``serve``, by the names that click gives them."""
 
     host: str
-    port: int
+    #: None if the user named none.
+    port: int | None
     uds: str | None
     fd: int | None
     workers: int

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...exceptions import SettingsError
 from ...settings import ENV_PREFIX, Settings
+from .._development import share_key, with_kept_key
+from .._output import say
 from . import workers
 from .announcement import announce, console_url, tools_url
-from .listener import listening, shown_url
+from .listener import choose_port, listening, shown_url
 from .options import Options
 from .workers import START_FAILED, run_workers
 
@@ -40,23 +42,31 @@ def run(options: Options) -> int:
     settings = Settings.from_env()
     _check_certificate(options)
     processes = options.workers > 1 or options.reload
+    if options.workers == 1:
+        settings = with_kept_key(settings, make=True)
     token: str | None = None
     app: Any
     if processes:
         configure_logging(settings)
         # Invalid settings are reported here, once, and not by every worker.
-        if Gateway(settings).development_token is not None:
-            token = _share_secret(options)
+        token = Gateway(settings).development_token
+        if token is not None:
+            token = _share_secret(options, settings, token)
         app = f"{workers.__name__}:{'reloaded_app' if options.reload else 'worker_app'}"
     else:
         app = create_app(settings, announce=False)
         token = app.state.gateway.development_token
+    try:
+        port = choose_port(options, may_move=settings.embedded)
+    except OSError as error:
+        say(error.strerror or str(error))
+        return START_FAILED
     config = make_config(
         app,
         settings,
         factory=processes,
         host=options.host,
-        port=options.port,
+        port=port,
         workers=options.workers,
         reload=options.reload,
         proxy_headers=options.proxy_headers,
@@ -75,15 +85,16 @@ def run(options: Options) -> int:
     with listening(config, options) as listener:
         url = shown_url(listener, settings.path, tls=config.is_ssl)
         console, tools = console_url(url, settings), tools_url(url, settings)
+        # The console takes a token from its link if the serving process has made the token's key, or has read it.
+        is_own = token is not None and (not processes or bool(settings.development_key_file))
+        link = f"{console}#token={token}" if console is not None and is_own else console
         if options.reload:
-            announce(url, token, console, tools)
+            announce(url, settings, token, link, tools)
             ChangeReload(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
             return 0
         if processes:
-            return run_workers(config, listener, on_ready=lambda: announce(url, None, console, tools))
-        # The console takes the token from its link. Only a token of this process goes there.
-        link = console if console is None or token is None else f"{console}#token={token}"
-        return _run_here(config, listener, lambda: announce(url, token, link, tools))
+            return run_workers(config, listener, on_ready=lambda: announce(url, settings, None, console, tools))
+        return _run_here(config, listener, lambda: announce(url, settings, token, link, tools))
 
 
 def _run_here(config: uvicorn.Config, listener: socket.socket, on_ready: workers.OnReady) -> int:
@@ -114,8 +125,8 @@ def _check_certificate(options: Options) -> None:
             raise ValueError(f"--ssl-certfile, --ssl-keyfile: {error}") from error
 
 
-def _share_secret(options: Options) -> str:
-    """Set one development key for all restarts of the process, and return a token that it signs."""
+def _share_secret(options: Options, settings: Settings, token: str) -> str:
+    """Give all restarts of the process one development key, and return a token that it signs."""
     from ...authentication import issue_token, new_secret
     from ...gateway import DEVELOPMENT_TOKEN_LIFETIME
 
@@ -124,5 +135,8 @@ def _share_secret(options: Options) -> str:
             f"{ENV_PREFIX}JWT_KEY: not set, so every worker would generate a key of its own; expected a secret of at "
             "least 32 bytes"
         )
+    if settings.development_key_file:
+        share_key(settings)
+        return token
     secret = os.environ[f"{ENV_PREFIX}JWT_KEY"] = new_secret()
     return issue_token(secret, "dev", username="Developer", lifetime=DEVELOPMENT_TOKEN_LIFETIME)

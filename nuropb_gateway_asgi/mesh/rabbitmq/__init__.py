@@ -9,7 +9,8 @@ there afterwards. aiormq makes connections and channels; the messages go through
 ``_replies``        the reply queue, and the keys of encrypted calls
 ``_events``         the event queue, and the events that it has lost
 ``_subscriptions``  topics and the bindings of the event queue
-``_history``        histories of topics in streams, and ``_stream_reader``, which reads their past
+``_history``        histories of topics in streams; ``_stream_reader`` reads their past
+``_history_queue``  the declaration of these streams; ``_marks`` and ``_stamps`` are the gateway's own messages in them
 ``_service_host``   the calls of a service object, and their acknowledgement
 ``_peers``          messages and records between the processes of one gateway
 ``_self_check``     the message that a process sends to itself

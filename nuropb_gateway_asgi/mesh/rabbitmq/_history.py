@@ -12,43 +12,31 @@ both. A position whose epoch is another one is never taken for recovered.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from aiormq.abc import AbstractChannel
-from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
-from ...exceptions import MeshUnavailable, SettingsError
+from ...exceptions import MeshUnavailable
 from ...identifiers import new_id
 from ...wire import codec
 from ...wire.history import Follower, KeptTopic, Read, Start
 from ...wire.interface import EventMessage
 from ._connection import Connection
-from ._errors import explain
 from ._frames import Incoming
+from ._history_queue import HistoryQueue
+from ._marks import Marks, mark_id
+from ._stamps import STAMP_AFTER, Stamps, read_stamp, stamp_id
 from ._stream_reader import MARK, StreamConsumer, as_event, collect, read
 
-__all__ = ["StreamLog", "read_stamp"]
+__all__ = ["StreamLog"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two marks in a stream, whatever clients do.
-MARK_INTERVAL: Final = 0.2
-#: Messages after which a stamp is repeated, with as many again at random: one of several processes comes first, and the
-#: others need not.
-STAMP_AFTER: Final = 1000
 #: Messages that are read from the beginning to find a stamp.
 SEARCHED_FOR_STAMP: Final = 3 * STAMP_AFTER
-#: Stamps in the time, and in the bytes, that the stream keeps.
-STAMPS_KEPT: Final = 4
-#: A stream drops whole segments: so many make up its bytes.
-SEGMENTS: Final = 8
-MAX_NAME_BYTES: Final = 255
-_STAMP: Final = f"{MARK}epoch-"
 
 
 class StreamLog:
@@ -67,21 +55,12 @@ class StreamLog:
         wake: Callable[[], None],
     ) -> None:
         self.pattern = topic.pattern
-        self.stream = f"nuropb-{service_name}-history-{topic.pattern}"
-        if len(self.stream.encode()) > MAX_NAME_BYTES:
-            raise SettingsError(
-                f"HISTORY: the queue of {topic.pattern!r} would have a name of more than {MAX_NAME_BYTES} bytes; "
-                "expected a shorter pattern, or a shorter SERVICE_NAME"
-            )
-        self._topic = topic
+        self._queue = HistoryQueue(service_name, topic)
+        self.stream = self._queue.name
         self._publish = publish
         self._can_publish = can_publish
         self._wake = wake
         self.available = True
-        #: The reason why the stream keeps events in another way than the settings say, or None.
-        self.warning: str | None = None
-        #: The connection on which the arguments were checked last.
-        self._checked: Connection | None = None
         #: Whether this process has made the stream, and has still to write its first stamp.
         self._is_new = False
         self._epoch: str | None = None
@@ -94,76 +73,40 @@ class StreamLog:
         self._offset_epoch: str | None = None
         #: Whether the message at that offset is still to come, which proves that none is missing since.
         self._resumes = False
+        #: Whether events are lost that the follower has not been told of.
+        self._has_missed = False
         #: The correlation id of the mark behind which live events begin.
         self._beginning: str | None = None
-        self._marks: dict[str, list[Callable[[int], None]]] = {}
-        self._waiting: list[Callable[[int], None]] = []
-        self._marked_at = 0.0
-        self._mark_timer: asyncio.TimerHandle | None = None
-        self._stamps = _Stamps(topic)
+        self._marks = Marks(self.stream, publish)
+        self._stamps = Stamps(topic)
+
+    @property
+    def warning(self) -> str | None:
+        """The reason why the stream keeps events in another way than the settings say, or None."""
+        return self._queue.warning
 
     @property
     def epoch(self) -> str | None:
         """The epoch of the stream, once it is followed."""
-        return self._epoch
+        return self._epoch if self._beginning is None else None
 
     # --- its part of the consuming connection -----------------------------------------------------------------
 
     async def declare(self, connection: Connection) -> None:
         """Declare the stream and its binding."""
-        arguments: dict[str, Any] = {
-            "x-queue-type": "stream",
-            "x-max-length-bytes": self._topic.size,
-            "x-stream-max-segment-size-bytes": max(self._topic.size // SEGMENTS, 65536),
-        }
-        if self._topic.seconds is not None:
-            arguments["x-max-age"] = f"{self._topic.seconds}s"
         try:
-            is_there = await self._is_there(connection)
-            if not is_there or self._checked is not connection:
-                try:
-                    async with connection.channel() as channel:
-                        await channel.queue_declare(self.stream, durable=True, arguments=arguments)
-                    self.warning = None
-                except ChannelPreconditionFailed as error:
-                    await self._check_other(connection, error)
-                self._checked = connection
-            async with connection.channel() as channel:
-                await channel.queue_bind(self.stream, codec.EVENTS_EXCHANGE, self.pattern)
+            is_new = await self._queue.declare(connection)
         except (ChannelAccessRefused, ChannelPreconditionFailed):
             self._give_up()
             raise
         self.available = True
-        self._is_new = self._is_new or not is_there
+        self._is_new = self._is_new or is_new
         self._stamp_new()
-
-    async def _is_there(self, connection: Connection) -> bool:
-        """Tell whether the stream exists, however it was made: the broker logs each declaration that differs."""
-        try:
-            async with connection.channel() as channel:
-                await channel.queue_declare(self.stream, durable=True, passive=True)
-        except ChannelNotFoundEntity:
-            return False
-        return True
-
-    async def _check_other(self, connection: Connection, error: ChannelPreconditionFailed) -> None:
-        """Use a stream that was made with other arguments. Raises ChannelPreconditionFailed if it is no stream."""
-        try:
-            async with connection.channel() as channel:
-                await channel.queue_declare(self.stream, durable=True, arguments={"x-queue-type": "stream"})
-        except ChannelPreconditionFailed as other:
-            if "x-queue-type" in str(other) or "durable" in str(other):
-                raise
-        if self.warning is None:
-            self.warning = (
-                f"the stream {self.stream} was made with other arguments than HISTORY says, and keeps events as it was "
-                f"made ({explain(error)}); delete it, and the gateway makes it anew"
-            )
-            logger.warning("mesh: %s", self.warning)
 
     def _give_up(self) -> None:
         """Note that there is no history for this user."""
         self.available = False
+        self._queue.distrust()
         self._stop()
         if self._follower is not None:
             self._follower.on_unavailable()
@@ -192,26 +135,39 @@ class StreamLog:
         epoch = await self._find_epoch(connection)
         if self._follower is not follower:  # it has left meanwhile
             return ()
-        self._resumes = self._offset is not None and epoch is not None and epoch == self._offset_epoch
-        if self._offset is not None and not self._resumes:
+        resumes = self._offset is not None and epoch is not None and epoch == self._offset_epoch
+        if self._offset is not None and not resumes:
             self._offset = None
-            follower.on_missed()
+            self._has_missed = True
         start = "next" if self._offset is None else self._offset
-        consumer = await StreamConsumer.open(connection, self.stream, start, self._take, self._on_cancelled)
-        self._consumer = consumer
+        # Messages come before the answer of the broker to the consumer is read: all of this has to be known by then.
+        self._resumes = resumes
         self._epoch = self._offset_epoch = epoch or new_id()
-        if self._resumes:
+        if not resumes:
+            # A stamp is a mark, too.
+            self._beginning = mark_id() if epoch is not None else stamp_id(self._epoch, self._offset)
+        beginning = self._beginning
+        try:
+            consumer = await StreamConsumer.open(connection, self.stream, start, self._take, self._on_cancelled)
+        except BaseException:
+            self._stop()
+            raise
+        if self._epoch is None:  # the follower has left meanwhile; maybe it came back, and has it begin again
+            consumer.stop()
+            return (consumer.channel,)
+        self._consumer = consumer
+        if beginning is None:
             self._on_begun(follower)
-        elif epoch is None:
-            self._beginning = self._stamp()  # a stamp is a mark, too
         else:
-            self._beginning = self._mark_id()
-            self._publish(self.stream, self._beginning)
+            self._publish(self.stream, beginning)
         return (consumer.channel,)
 
     def _on_begun(self, follower: Follower) -> None:
+        if self._has_missed:  # told now, so that whatever comes after the client has loaded its state anew comes to it
+            self._has_missed = False
+            follower.on_missed()
         follower.on_started(-1 if self._offset is None else self._offset)
-        self._send_marks_soon()
+        self._marks.send_soon()
 
     async def _find_epoch(self, connection: Connection) -> str | None:
         """Read the first stamp of the stream. Returns None if there is none, or if it lies too far from the beginning.
@@ -219,7 +175,7 @@ class StreamLog:
         Raises MeshUnavailable, and ChannelAccessRefused.
         """
         found: list[str] = []
-        end = self._mark_id()
+        end = mark_id()
         searched = 0
 
         def take(offset: int, message: Incoming) -> bool:
@@ -250,7 +206,7 @@ class StreamLog:
             self._consumer.stop()
             self._consumer = None
         self._epoch = self._beginning = None
-        self._marks.clear()
+        self._marks.forget_sent()
 
     # --- live messages ----------------------------------------------------------------------------------------
 
@@ -266,17 +222,15 @@ class StreamLog:
         if self._epoch is not None and self._stamps.has_old:
             self._try_to_stamp()
         self._follower = self._offset = None
+        self._has_missed = False
         self._stop()
-        self._waiting.clear()
-        if self._mark_timer is not None:
-            self._mark_timer.cancel()
-            self._mark_timer = None
+        self._marks.clear()
         self._wake()
 
     def _take(self, offset: int, message: Incoming) -> None:
         """Take a live message."""
         follower = self._follower
-        if follower is None:
+        if follower is None or self._epoch is None:
             return
         if self._resumes:
             if self._offset is not None and offset < self._offset:
@@ -293,7 +247,7 @@ class StreamLog:
             self._take_mark(follower, offset, correlation_id)
         elif self._beginning is None:
             self._take_event(follower, offset, message)
-        if self._epoch is not None and self._beginning is None and self._stamps.is_due(len(message.body)):
+        if self._beginning is None and self._stamps.is_due(len(message.body)):
             self._try_to_stamp()
 
     def _take_mark(self, follower: Follower, offset: int, correlation_id: str) -> None:
@@ -308,8 +262,7 @@ class StreamLog:
         if correlation_id == self._beginning:
             self._beginning = None
             self._on_begun(follower)
-        for done in self._marks.pop(correlation_id, ()):
-            done(offset)
+        self._marks.take(correlation_id, offset)
 
     def _take_event(self, follower: Follower, offset: int, message: Incoming) -> None:
         event: EventMessage
@@ -323,49 +276,18 @@ class StreamLog:
 
     def mark(self, done: Callable[[int], None]) -> None:
         """Call ``done`` with the offset of a message that is written now, once it has come."""
-        self._waiting.append(done)
-        self._send_marks_soon()
+        self._marks.ask(done)
 
-    def _send_marks_soon(self) -> None:
-        """Write one mark for all that wait, but not too often."""
-        if self._mark_timer is not None or not self._waiting:
-            return
-        wait = self._marked_at + MARK_INTERVAL - time.monotonic()
-        if wait <= 0:
-            self._send_mark()
-        else:
-            self._mark_timer = asyncio.get_running_loop().call_later(wait, self._on_mark_timer)
-
-    def _on_mark_timer(self) -> None:
-        self._mark_timer = None
-        try:
-            self._send_mark()
-        except MeshUnavailable as error:  # those that wait give up after a while
-            logger.debug("mesh: a mark for %s could not be written: %s", self.stream, error)
-
-    def _send_mark(self) -> None:
-        mark = self._mark_id()
-        waiting, self._waiting = self._waiting, []
-        self._marked_at = time.monotonic()
-        self._publish(self.stream, mark)
-        self._marks[mark] = waiting
-
-    @staticmethod
-    def _mark_id() -> str:
-        return f"{MARK}mark-{new_id()}"
-
-    def _stamp(self) -> str:
-        """Write the epoch, with the latest offset that is known; return the correlation id."""
-        stamp = f"{_STAMP}{self._epoch}-{-1 if self._offset is None else self._offset}"
-        self._publish(self.stream, stamp)
+    def _stamp(self) -> None:
+        """Write the epoch, with the latest offset that is known."""
+        self._publish(self.stream, stamp_id(self._epoch, self._offset))
         self._stamps.reset()
-        return stamp
 
     def _stamp_new(self) -> None:
         """Begin a new stream with a stamp, once messages can be published."""
         if self._is_new and self._can_publish():
             self._is_new = False
-            self._publish(self.stream, f"{_STAMP}{new_id()}--1")
+            self._publish(self.stream, stamp_id(new_id(), None))
 
     def _try_to_stamp(self) -> None:
         try:
@@ -381,45 +303,3 @@ class StreamLog:
         if connection is None or connection.closing.done():
             raise MeshUnavailable("not connected")
         return await read(connection, self.stream, start, end, wanted, limit, size)
-
-
-class _Stamps:
-    """Tells when the stamp of a stream has to be repeated, before the broker drops the latest one."""
-
-    def __init__(self, topic: KeptTopic) -> None:
-        self._seconds = float("inf") if topic.seconds is None else topic.seconds / STAMPS_KEPT
-        self._size = topic.size // STAMPS_KEPT
-        self.reset()
-
-    def reset(self) -> None:
-        """Take note of a stamp."""
-        self._count = self._bytes = 0
-        self._at = time.monotonic()
-        self._limit = STAMP_AFTER + random.randrange(STAMP_AFTER)  # noqa: S311 - not for secrets
-
-    def hurry(self) -> None:
-        """Have the next message be one after which a stamp is due."""
-        self._count = self._limit
-
-    @property
-    def has_old(self) -> bool:
-        """Whether messages came since the latest stamp."""
-        return self._count > 0
-
-    def is_due(self, size: int) -> bool:
-        """Count a message of ``size`` bytes; tell whether a stamp is due."""
-        self._count += 1
-        self._bytes += size
-        return self._count > self._limit or self._bytes > self._size or time.monotonic() - self._at > self._seconds
-
-
-def read_stamp(correlation_id: str | None, offset: int) -> str | None:
-    """Return the epoch of a stamp at ``offset``, or None if the message is no stamp of this stream.
-
-    A process that has not heard yet that the stream was deleted may write a stamp of the former one: it knows of
-    offsets that the new stream has not reached.
-    """
-    if correlation_id is None or not correlation_id.startswith(_STAMP):
-        return None
-    epoch, _, known = correlation_id.removeprefix(_STAMP).partition("-")
-    return epoch if known.lstrip("-").isdigit() and int(known) < offset else None

@@ -8,18 +8,20 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, PublishError
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed, PublishError
 from pamqp import commands
 
 from ...identifiers import new_id
 from ...settings import host_urls
 from ...wire import codec
+from ...wire.history import KeptTopic
 from ...wire.publish import expiration
 from . import _aiormq
 from ._addresses import Addresses
 from ._connection import Connection, connect
 from ._errors import CONNECTION_ERRORS, explain
 from ._exchanges import SERVICE_QUEUE, declare_exchanges
+from ._history_queue import HOME_NODE, HistoryQueue
 from ._logs import quiet_aiormq
 from ._peers import Peers
 
@@ -29,23 +31,23 @@ __all__ = ["probe"]
 TIMEOUT: Final = 10.0
 
 
-async def probe(url: str, service_name: str, topics: Sequence[str] = ()) -> str:
+async def probe(url: str, service_name: str, topics: Sequence[str] = (), kept_topics: Sequence[KeptTopic] = ()) -> str:
     """Do once everything that a gateway of this name does on a broker, and leave nothing behind.
 
-    ``topics`` are those that the gateway subscribes to by itself. Returns the broker's product and version, and the
-    parts of the gateway that would do without a permission. Raises ConnectionError, in words for an operator, if a step
-    fails; with several hosts, if it fails at one of them.
+    ``topics`` are those that the gateway subscribes to by itself, ``kept_topics`` those with history. Returns the
+    broker's product and version, and the parts of the gateway that would do without a permission. Raises
+    ConnectionError, in words for an operator, if a step fails; with several hosts, if it fails at one of them.
     """
     _aiormq.check()
     urls = host_urls(url)
     if len(urls) == 1:
-        return await _probe_host(url, service_name, topics)
+        return await _probe_host(url, service_name, topics, kept_topics)
     versions: dict[str, str] = {}
     failures: list[str] = []
     for each in urls:
         host = urlsplit(each).netloc.rpartition("@")[2]
         try:
-            versions[host] = await _probe_host(each, service_name, topics)
+            versions[host] = await _probe_host(each, service_name, topics, kept_topics)
         except ConnectionError as error:
             failures.append(f"{host}: {error}")
     if failures:
@@ -54,7 +56,7 @@ async def probe(url: str, service_name: str, topics: Sequence[str] = ()) -> str:
     return f"{', '.join(dict.fromkeys(versions.values()))} at {', '.join(versions)}"
 
 
-async def _probe_host(url: str, service_name: str, topics: Sequence[str]) -> str:
+async def _probe_host(url: str, service_name: str, topics: Sequence[str], kept_topics: Sequence[KeptTopic]) -> str:
     quiet_aiormq()
     try:
         async with asyncio.timeout(TIMEOUT):
@@ -65,6 +67,9 @@ async def _probe_host(url: str, service_name: str, topics: Sequence[str]) -> str
                 await _try_service_queue(connection, service_name)
                 queue = await _exchange_messages(connection, service_name)
                 refused = await _find_refusals(connection, service_name, queue, topics)
+                refused += [
+                    each for topic in kept_topics if (each := await _try_history(connection, service_name, topic))
+                ]
                 return "; but ".join((_describe(connection), *refused))
             finally:
                 await connection.close()
@@ -94,7 +99,7 @@ async def _is_there(connection: Connection, queue: str) -> bool:
         async with connection.channel() as channel:
             await channel.queue_declare(queue, passive=True)
     except ChannelNotFoundEntity as error:
-        if "home node" in str(error):  # it exists, on a node that is down
+        if HOME_NODE in str(error):  # it exists, on a node that is down
             raise
         return False
     return True
@@ -112,6 +117,27 @@ async def _find_refusals(connection: Connection, service_name: str, queue: str, 
         except ChannelAccessRefused as error:
             refused.append(f"events with a target do not come of the topic {topic}: {explain(error)}")
     return refused
+
+
+async def _try_history(connection: Connection, service_name: str, topic: KeptTopic) -> str | None:
+    """Declare, bind and consume what is named like a history's stream; return what the gateway would do without.
+
+    A stream that is there is compared with the settings. In the place of a missing one, a queue tries the permissions,
+    which are those of the name: a stream that a gateway has just made must not be deleted.
+    """
+    queue = HistoryQueue(service_name, topic)
+    try:
+        if await _is_there(connection, queue.name):
+            await queue.declare(connection)
+            return queue.warning
+        async with connection.channel() as channel:
+            await channel.queue_declare(queue.name, exclusive=True, auto_delete=True)
+            await channel.queue_bind(queue.name, codec.EVENTS_EXCHANGE, topic.pattern)
+            await channel.basic_get(queue.name, no_ack=True)
+            await channel.queue_delete(queue.name)
+    except (ChannelAccessRefused, ChannelPreconditionFailed) as error:
+        return f"events of {topic.pattern} have no history, as the stream {queue.name} cannot be used: {explain(error)}"
+    return None
 
 
 async def _exchange_messages(connection: Connection, service_name: str) -> str:

@@ -258,7 +258,7 @@ class ServiceHost:
         except (msgspec.MsgspecError, RecursionError) as error:
             raise codec.InvalidMessage("the event cannot be read") from error
         context = context if isinstance(context, dict) else {}
-        await deliver_event(self._service, event.topic, payload, event.target, context)
+        await deliver_event(self._service, event.topic, payload, event.target, context, event.trace_id)
 
     async def _call(self, call: codec.ServiceCall, *, encrypted: bool, redelivered: bool) -> Outcome:
         method = None
@@ -275,6 +275,7 @@ class ServiceHost:
             method=call.method,
             params=call.params,
             context=call.context,
+            trace_id=call.trace_id,
             redelivered=redelivered,
         )
         if self.tracing is None:

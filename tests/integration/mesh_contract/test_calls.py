@@ -162,10 +162,13 @@ async def test_what_a_service_says_by_accident_does_not(client: Client, echo: st
 
 
 @pytest.mark.parametrize("params", [{}, {"a": 1}, {"a": 1, "b": 2, "c": 3}, {"self": 1, "a": 1, "b": 1}])
-async def test_parameters_that_the_method_does_not_have_are_an_error(
+async def test_parameters_that_the_method_does_not_have_are_an_error_that_names_them(
     client: Client, echo: str, params: dict[str, Any]
 ) -> None:
-    assert (await client.error(echo, "add", params))["code"] == "service_error"
+    error = await client.error(echo, "add", params)
+    assert error["code"] == "invalid_params"
+    for name in {"a", "b"} ^ params.keys():
+        assert f"{name}" in error["description"].partition("parameters ")[2]
 
 
 async def test_a_result_that_only_python_calls_json_is_an_error(client: Client, echo: str) -> None:

@@ -69,7 +69,7 @@ async def test_a_method_that_requires_encryption_is_called(client: Client, servi
 
 
 async def test_an_encrypted_call_can_fail_and_be_a_command(client: Client, echo: str) -> None:
-    assert (await client.error(echo, "secret", {"valu": "s"}))["code"] == "service_error"
+    assert (await client.error(echo, "secret", {"valu": "s"}))["code"] == "invalid_params"
     before = await client.result(echo, "count", {"method": "secret"})
     assert (await client.ask("command", service=echo, method="secret", params={"value": "s"}))["error"] is None
     assert await client.result(echo, "count", {"method": "secret"}) == before + 1

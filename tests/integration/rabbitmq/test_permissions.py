@@ -6,12 +6,16 @@ import asyncio
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from logging import LogRecord
+from typing import Any
 
 import anyio
 import pytest
 
-from nuropb_gateway_asgi.mesh.rabbitmq import _parts
+from nuropb_gateway_asgi.mesh.rabbitmq import _parts, probe
+from nuropb_gateway_asgi.wire.history import parse_kept_topics
 from tests.integration.conftest import Broker
+from tests.integration.scene import log_lines
 from tests.kit.amqp import (
     DEAD_LETTERS,
     EVENTS,
@@ -21,7 +25,8 @@ from tests.kit.amqp import (
     reconnected,
     running,
 )
-from tests.kit.gateways import eventually
+from tests.kit.clients import connect
+from tests.kit.gateways import eventually, run_gateway
 from tests.servers.rabbitmq import RabbitMQNode
 
 
@@ -167,3 +172,53 @@ async def test_a_limit_of_the_broker_is_told_in_its_own_words(
             ("clear_vhost_limits", *scope) if command == "set_vhost_limits" else ("clear_user_limits", *scope, "all")
         )
         await asyncio.to_thread(ctl, *clear)
+
+
+async def test_each_history_that_the_user_may_not_have_is_one_line_and_an_ordinary_topic(
+    restricted: Restricted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_parts, "RETRY_INTERVAL", 0.1)
+    permit = ("set_permissions", "--vhost", restricted.vhost, restricted.vhost)
+    refused = {"configured": "configure", "written": "write", "consumed": "read"}
+    history = [*(f"{name}.#:1h" for name in refused), "made.#:1h", "all.#:1h"]
+    streams = {name: f"nuropb-gateway-h-history-{name}.#" for name in ("made", "all", *refused)}
+    settings: dict[str, Any] = {"service_name": "gateway-h", "expose_topics": ["#"], "history": history}
+    async with peer_at(restricted.url) as peer, running(restricted.url, "gateway-x"):
+        # A stream that the operator has made needs no permission to configure it.
+        await peer.channel.queue_declare(streams["made"], durable=True, arguments={"x-queue-type": "stream"})
+        except_for = [f"^(?!.*history-({names})\\.).*$" for names in ("configured|made", "written", "consumed")]
+        await asyncio.to_thread(restricted.node.ctl, *permit, *except_for)
+        url = restricted.restricted_url
+        found = await probe(url, "gateway-h", kept_topics=parse_kept_topics(history))
+        with log_lines(caplog) as lines:
+            async with run_gateway(mesh_url=url, **settings) as gateway:
+                manager = gateway.gateway.service_mesh_manager
+                await eventually(lambda: len(manager.warnings) == len(refused))  # before any client comes
+                async with connect(gateway.url, "alice") as client:
+                    for name, permission in refused.items():
+                        topic = f"{name}.#"
+                        answer = await client.ask("subscribe", topics=[topic], since={topic: {"last": 1}})
+                        assert answer["error"]["code"] == "mesh_unavailable"
+                        assert (await client.ask("subscribe", topics=[topic]))["error"] is None
+                        await peer.event(f"{name}.new", permission)
+                        event = await client.event(f"{name}.new")
+                        assert (event["event"], "position" in event) == (permission, False)
+                        (line,) = [
+                            each for each in map(LogRecord.getMessage, lines()) if f"{streams[name]} is missing" in each
+                        ]
+                        assert "access to" in line
+                        assert f"events of {topic} have no history, as the stream {streams[name]}" in found
+                    for name in ("made", "all"):
+                        await peer.event(f"{name}.new", name)
+                        answer = await client.ask("subscribe", topics=[f"{name}.#"], since={f"{name}.#": {"last": 1}})
+                        assert answer["result"]["history"][f"{name}.#"]["count"] == 1
+                        assert f"events of {name}.#" not in found
+                    await asyncio.to_thread(restricted.node.ctl, *permit, ".*", ".*", ".*")
+                    await eventually(lambda: not manager.warnings)
+                    again = {"consumed.#": {"seconds": 300}}
+                    await client.ask("unsubscribe", topics=["consumed.#"])
+                    answer = await client.ask("subscribe", topics=["consumed.#"], since=again)
+                    found_now = answer["result"]["history"]["consumed.#"]
+                    assert (found_now["recovered"], found_now["count"]) == (True, 1)
+        for stream in streams.values():
+            await peer.channel.queue_delete(stream)
