@@ -17,6 +17,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
     ├── fleet                         the other processes of the gateway
     ├── handler_manager               the connected clients
     ├── limits, authorization         how much clients may do, and which calls they may make
+    ├── tracing                       spans, and the trace context of callers
     ├── wire, static, client          NuroPb's messages; files for pages; the Python client
     ├── authentication                the identity behind a token
     └── protocol, topics, settings, rates, exceptions, generation_cache, identifiers, loopback, sockets, tasks

@@ -507,3 +507,18 @@ told([...counts, count]);
 client.close();
 """
     assert await run(program) == [2, 0]
+
+
+async def test_a_call_has_the_trace_context_of_its_caller() -> None:
+    told = await run(
+        """
+        const contexts = [{ traceparent: "00-1-2-01", baggage: "a=b", other: "x" }, undefined];
+        const client = await open({ trace: () => contexts.shift() });
+        for (let call = 0; call < 2; call += 1) client.request("a", "b").catch(() => {});
+        await settled();
+        const requests = FakeSocket.last.sent.filter((each) => each.type === "request");
+        told(requests.map(({ payload }) => payload.trace ?? null));
+        client.close();
+        """
+    )
+    assert told == [{"traceparent": "00-1-2-01", "baggage": "a=b"}, None]

@@ -186,6 +186,7 @@ KNOWN_TO = [
     ("click", {"cli"}),
     ("rich", {"cli"}),
     ("prometheus_client", {"observability.metrics"}),
+    ("opentelemetry", {"tracing.spans"}),
     ("cryptography", {"authentication.keys", "wire.encryption", "wire.services"}),
 ]
 
