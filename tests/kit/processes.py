@@ -9,6 +9,7 @@ import re
 import secrets
 import signal
 import sys
+import tempfile
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -114,10 +115,10 @@ async def run_process(
     *command: str,
     settings: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
-    cwd: Path = ROOT,
+    cwd: Path | None = None,
     **options: Any,
 ) -> AsyncIterator[Process]:
-    """Run a command in the project's root, with only these ``settings`` (named without prefix).
+    """Run a command in an empty folder, or in ``cwd``, with only these ``settings`` (named without prefix).
 
     ``environment`` is added to that of the tests; ``options`` are those of subprocess.Popen.
     """
@@ -125,13 +126,18 @@ async def run_process(
     variables |= {"PYTHONPATH": str(ROOT)}
     variables |= {f"{ENV_PREFIX}{name}": value for name, value in (settings or {}).items()}
     variables |= environment or {}
-    process = Process(
-        await asyncio.create_subprocess_exec(*command, cwd=cwd, env=variables, stdout=PIPE, stderr=PIPE, **options)
-    )
-    try:
-        yield process
-    finally:
-        await process.end()
+    with contextlib.ExitStack() as stack:
+        # The gateway keeps its key for development in the folder in which it is started.
+        folder = cwd or stack.enter_context(tempfile.TemporaryDirectory(prefix="nuropb-gateway-test-"))
+        process = Process(
+            await asyncio.create_subprocess_exec(
+                *command, cwd=folder, env=variables, stdout=PIPE, stderr=PIPE, **options
+            )
+        )
+        try:
+            yield process
+        finally:
+            await process.end()
 
 
 def run_module(*arguments: str, **options: Any) -> contextlib.AbstractAsyncContextManager[Process]:
