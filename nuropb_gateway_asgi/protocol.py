@@ -42,6 +42,7 @@ __all__ = [
     "Resume",
     "Since",
     "Subscribe",
+    "TraceContext",
     "Unsubscribe",
     "encode_call",
     "encode_dropped",
@@ -170,6 +171,14 @@ class Failure(NamedTuple):
 # --- frames from a client -------------------------------------------------------------------------------------
 
 
+class TraceContext(Struct, gc=False):
+    """The client's span, as the W3C writes it; it is ignored if it is invalid, or the gateway does not trace."""
+
+    traceparent: str | None = None
+    tracestate: str | None = None
+    baggage: str | None = None
+
+
 class Request(Struct, gc=False):
     """Call ``service.method`` and answer with its result. ``timeout`` is in seconds."""
 
@@ -180,6 +189,7 @@ class Request(Struct, gc=False):
     trace_id: str | None = None
     timeout: float | None = None
     idempotency_key: str | None = None
+    trace: TraceContext | None = None
 
 
 class Command(Struct, gc=False):
@@ -191,6 +201,7 @@ class Command(Struct, gc=False):
     id: str | None = None
     trace_id: str | None = None
     idempotency_key: str | None = None
+    trace: TraceContext | None = None
 
 
 class Describe(Struct, gc=False):
@@ -199,6 +210,7 @@ class Describe(Struct, gc=False):
     service: str | None = None
     id: str | None = None
     trace_id: str | None = None
+    trace: TraceContext | None = None
 
 
 class Since(Struct, gc=False):
@@ -692,6 +704,7 @@ def encode_call(
     trace_id: str,
     timeout: float | None = None,
     idempotency_key: str | None = None,
+    trace: TraceContext | None = None,
 ) -> bytes:
     """Encode the frame of a call whose ``params`` (JSON, or empty) came apart from it.
 
@@ -710,6 +723,8 @@ def encode_call(
     more = b"" if timeout is None else b'"timeout":%b,' % encode_json(timeout)
     if idempotency_key is not None:
         more += b'"idempotency_key":%b,' % encode_json(idempotency_key)
+    if trace is not None:
+        more += b'"trace":%b,' % encode_json(trace)
     ids = _ids(id_, trace_id)
     return b'{"type":"%b","payload":{%b%b"service":%b,"method":%b,"params":%b}}' % (
         kind.encode(),

@@ -98,7 +98,9 @@ class ServiceMeshManager:
 
         self.calls = CallsInFlight(settings, mesh, policy, limits, self.statistics, clock)
         catalogue = Catalogue(policy, self.calls.descriptions)
-        self.client_calls = ClientCalls(settings, policy, limits, self.calls, catalogue, self.statistics, clock)
+        self.client_calls = ClientCalls(
+            settings, policy, limits, self.calls, catalogue, self.statistics, clock, handler_manager.tracing
+        )
         self.events = EventRouter(
             settings, handler_manager, mesh, policy, self.controller, self.statistics, clock, kept_topics
         )

@@ -160,6 +160,8 @@ class Settings:
     log_tool_arguments: Literal["off", "on"] = "off"
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     log_format: Literal["text", "json"] = "text"
+    #: Spans for OpenTelemetry.
+    tracing: Literal["off", "on"] = "off"
     #: A file in the place of log_level and log_format, as uvicorn's --log-config takes it.
     log_config: str = ""
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from ..exceptions import ProtocolError
 from ..handlers.exchange import FRAME_ID, Answer
-from ..protocol import ErrorCode, encode_call, encode_json, is_method, is_service
+from ..protocol import ErrorCode, TraceContext, encode_call, encode_json, is_method, is_service
 from .audit import log_call
 from .handler import AgentHandler
 from .names import method_of
 from .recent import RecentCall, RecentCalls
 from .tool_lists import ToolLists
 
-__all__ = ["Outcome", "ToolCalls", "UnknownTool", "trace_id_of"]
+__all__ = ["Outcome", "ToolCalls", "UnknownTool"]
 
 #: Characters of a result that an agent gets. Its context has room for some ten thousand words, and hosts cut longer
 #: results themselves, without a note.
 MAX_RESULT: Final = 65536
-#: The trace id of a W3C traceparent; one of only zeros is invalid.
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _RETRY: Final = "Nothing was done; try again later."
 _UNCERTAIN: Final = "Find out whether it was done before you try again."
 #: The remedies for an agent, by error code; any other error is explained by its description.
@@ -63,8 +60,13 @@ class ToolCalls:
         self._recent = recent
         self._logs_arguments = logs_arguments
 
-    async def call(self, handler: AgentHandler, name: str, arguments: Mapping[str, Any], trace_id: str) -> Outcome:
-        """Call a tool. Raises UnknownTool. After a cancellation the call ends with the handler."""
+    async def call(
+        self, handler: AgentHandler, name: str, arguments: Mapping[str, Any], trace_id: str, meta: Mapping[str, Any]
+    ) -> Outcome:
+        """Call a tool. Raises UnknownTool. After a cancellation the call ends with the handler.
+
+        ``meta`` is the request's ``_meta``, which may have the host's trace context.
+        """
         identity = handler.identity
         assert identity is not None  # noqa: S101 - it is registered
         named = method_of(name)
@@ -76,7 +78,8 @@ class ToolCalls:
         is_command = self._lists.policy.options(identity, *named).is_command
         started, code = time.monotonic(), "abandoned"
         try:
-            answer = await self._ask(handler, named, arguments, trace_id, is_command=is_command)
+            trace = None if handler.tracing is None else handler.tracing.ambient(meta)
+            answer = await self._ask(handler, named, arguments, trace_id, trace, is_command=is_command)
             outcome, code = _outcome(answer, is_command=is_command)
         finally:
             logged = arguments if self._logs_arguments else None
@@ -88,23 +91,24 @@ class ToolCalls:
 
     @staticmethod
     async def _ask(
-        handler: AgentHandler, named: tuple[str, str], arguments: Mapping[str, Any], trace_id: str, *, is_command: bool
+        handler: AgentHandler,
+        named: tuple[str, str],
+        arguments: Mapping[str, Any],
+        trace_id: str,
+        trace: TraceContext | None,
+        *,
+        is_command: bool,
     ) -> Answer | str:
         """Return the answer, or why there can be none."""
         try:
             params = encode_json(arguments)
-            frame = encode_call("command" if is_command else "request", *named, params, id_=FRAME_ID, trace_id=trace_id)
+            kind: Literal["request", "command"] = "command" if is_command else "request"
+            frame = encode_call(kind, *named, params, id_=FRAME_ID, trace_id=trace_id, trace=trace)
         except ProtocolError as error:
             return error.description
         except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError):
             return "The arguments cannot be written as JSON"
         return await handler.ask(frame, added=len(frame) - len(params))
-
-
-def trace_id_of(traceparent: object, otherwise: str) -> str:
-    """Return the trace id of a W3C ``traceparent``, or ``otherwise`` if it has none."""
-    match = _TRACEPARENT.fullmatch(traceparent) if isinstance(traceparent, str) else None
-    return otherwise if match is None else match[1]
 
 
 def _outcome(answer: Answer | str, *, is_command: bool) -> tuple[Outcome, str]:

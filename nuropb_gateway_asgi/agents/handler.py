@@ -12,6 +12,7 @@ from ..handler_manager import HandlerManager
 from ..handlers.exchange import FRAME_ID, UNREADABLE, Answer, read_answer
 from ..handlers.http_calls import CallHandler
 from ..protocol import encode_json
+from ..tracing import Tracing
 
 __all__ = ["AgentHandler"]
 
@@ -50,6 +51,11 @@ class AgentHandler(CallHandler):
     def has_ended(self) -> bool:
         """Whether the gateway has ended the request."""
         return self._closed is not None
+
+    @property
+    def tracing(self) -> Tracing | None:
+        """The spans of the gateway's calls, if it traces."""
+        return self._manager.tracing
 
     async def ask(self, frame: bytes, *, added: int = 0) -> Answer:
         """Send a frame with the id FRAME_ID to the gateway and return its answer.

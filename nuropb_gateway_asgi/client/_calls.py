@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from ._backoff import Backoff
 from ._call import Call, Kind, encode_members
+from ._options import Trace
 from ._state import Limits
 from .errors import (
     CallTimeout,
@@ -38,6 +39,8 @@ _COUNTED: Final = frozenset({"request", "command"})
 _OF_CONNECTION: Final = frozenset({"subscribe", "unsubscribe", "authorize"})
 #: Seconds: far more than any gateway grants, in few digits.
 _MAX_TIMEOUT: Final = 1e6
+#: The members of a trace context.
+_TRACE_MEMBERS: Final = ("traceparent", "tracestate", "baggage")
 
 
 @dataclass(eq=False)
@@ -51,6 +54,8 @@ class Calls:
     max_depth: int = 32
     #: Whether bytes are sent as tagged objects.
     binary: bool = False
+    #: Returns the trace context of each call, or None.
+    trace: Trace | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -98,6 +103,8 @@ class Calls:
         if idempotency_key is not None or (idempotent and kind in _COUNTED):
             # One key for all its repetitions, so that the gateway joins them and the service can tell.
             more["idempotency_key"] = idempotency_key or secrets.token_hex(16)
+        if self.trace is not None and (trace := self.trace()):
+            more["trace"] = {name: trace[name] for name in _TRACE_MEMBERS if name in trace}
         members = encode_members({**payload, **more} if more else payload, self.max_depth, binary=self.binary)
         patience = self.limits.request_timeout if timeout is None else timeout
         call = Call(

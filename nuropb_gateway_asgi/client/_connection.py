@@ -58,7 +58,9 @@ class Connection:
             options.connect_timeout, options.ping_timeout, options.max_size, options.ssl, options.proxy
         )
         self.backoff = options.backoff
-        self.calls = Calls(options.backoff, options.grace, options.max_queue, options.max_depth, options.binary)
+        self.calls = Calls(
+            options.backoff, options.grace, options.max_queue, options.max_depth, options.binary, options.trace
+        )
         self.subscriptions = Subscriptions(self)
         self.state = State("connecting")
         self.hello: Hello | None = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ssl as ssl_module
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypedDict
 
 from ._backoff import Backoff
 
-__all__ = ["ClientOptions", "Options", "Reason", "Token"]
+__all__ = ["ClientOptions", "Options", "Reason", "Token", "Trace"]
 
 #: Why a token is needed: for a connection, because the token of the connection expires soon, because the last one was
 #: refused, or because the last one had expired.
@@ -18,6 +18,10 @@ Reason: TypeAlias = Literal["connect", "refresh", "rejected", "expired"]
 #: :data:`Reason` if it has a parameter ``reason``. None means that there are no more tokens, and closes the client.
 #: After an exception the client tries again.
 Token: TypeAlias = str | Callable[..., str | Awaitable[str | None] | None]
+
+#: A function that returns the caller's span as the W3C's headers have it: ``traceparent``, and perhaps ``tracestate``
+#: and ``baggage``. With OpenTelemetry, ``propagate.inject`` fills such a dict.
+Trace: TypeAlias = Callable[[], Mapping[str, str] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,8 @@ class ClientOptions:
     grace: float = 2.0
     #: Maximum number of calls that wait to be sent.
     max_queue: int = 10_000
+    #: Returns the trace context of a call that is about to be made, or None: see :data:`Trace`.
+    trace: Trace | None = None
     #: Levels of JSON in a frame that the gateway accepts (``MAX_JSON_DEPTH``).
     max_depth: int = 32
     #: Whether bytes are sent as ``{"$bytes": "<base64>"}``, and such objects arrive as bytes.
@@ -68,6 +74,7 @@ class Options(TypedDict, total=False):
     refresh_margin: float
     grace: float
     max_queue: int
+    trace: Trace | None
     max_depth: int
     binary: bool
     max_size: int | None

@@ -19,6 +19,7 @@ from ..identifiers import new_id
 from ..limits.admission import address_of
 from ..protocol import MAX_TRACE_ID_LENGTH, ErrorCode, Failure, encode_json, error_members
 from ..settings import Settings
+from ..tracing import trace_id_of
 from .connection import ClientLeft
 from .direct import CUT
 from .refusals import DenialLogFilter, Reason, Refusal
@@ -60,12 +61,12 @@ class Exchange:
         self._settings = settings
 
     def take_trace_id(self) -> None:
-        """Use the client's trace id, if the request has one. Raises Refusal."""
+        """Use the client's trace id, if the request has one: in X-Trace-Id or traceparent. Raises Refusal."""
         named = set(self.headers.getlist("x-trace-id")) - {""}
         if len(named) > 1 or not all(map(_VALID_TRACE_ID.fullmatch, named)):
             description = f"X-Trace-Id: must be at most {MAX_TRACE_ID_LENGTH} printable ASCII characters"
             raise Refusal(Reason.BAD_REQUEST, description)
-        self.trace_id = named.pop() if named else self.trace_id
+        self.trace_id = named.pop() if named else trace_id_of(self.headers.get("traceparent"), self.trace_id)
 
     @property
     def response_headers(self) -> dict[str, str]:

@@ -125,12 +125,23 @@ def count_failure(admission: Admission, address: str, arrival: Arrival, error: E
         admission.on_failure(address, arrival, time.monotonic(), UNKNOWN_KEY_COST)
 
 
-async def register(manager: HandlerManager, handler: Handler, token: str, address: str, arrival: Arrival) -> None:
-    """Authorise and register ``handler``, of a client at ``address``. Raises Refusal; then it is not registered."""
+async def register(
+    manager: HandlerManager,
+    handler: Handler,
+    token: str,
+    address: str,
+    arrival: Arrival,
+    headers: Headers | None = None,
+) -> None:
+    """Authorise and register ``handler``, of a client at ``address``. Raises Refusal; then it is not registered.
+
+    ``headers`` are those of its request, which may have the client's trace context.
+    """
     if manager.closed_for is not None:
         raise closed(manager)
     try:
-        await manager.register(handler, token, listens=arrival is not Arrival.CALL)
+        trace = None if manager.tracing is None or headers is None else manager.tracing.ambient(headers)
+        await manager.register(handler, token, listens=arrival is not Arrival.CALL, handshake=trace)
     except (AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached) as error:
         count_failure(manager.admission, address, arrival, error)
         raise log_refusal(error) from error

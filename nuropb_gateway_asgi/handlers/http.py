@@ -129,7 +129,7 @@ class CallEndpoint(Endpoint):
         if any(not size.isdecimal() or len(size) > 18 or int(size) > limit for size in sizes):
             raise too_big(limit)
         call = CallHandler(exchange.address)
-        await register(self._manager, call, token, exchange.address, Arrival.CALL)
+        await register(self._manager, call, token, exchange.address, Arrival.CALL, exchange.headers)
         try:
             body = await exchange.body()
             if body and not kinds:
@@ -157,6 +157,7 @@ class CallEndpoint(Endpoint):
         applied = {} if wait is None else {"Preference-Applied": f"wait={wait}"}
         if "respond-async" in map(str.lower, preferences):
             kind, wait, applied = "command", None, {"Preference-Applied": "respond-async"}
+        tracing = self._manager.tracing
         names: Mapping[str, str] = exchange.scope["path_params"]
         try:
             frame = encode_call(
@@ -168,6 +169,7 @@ class CallEndpoint(Endpoint):
                 trace_id=exchange.trace_id,
                 timeout=wait,
                 idempotency_key=key,
+                trace=None if tracing is None else tracing.ambient(exchange.headers),
             )
         except ProtocolError as error:
             raise Refusal(Reason.BAD_REQUEST, error.description) from error
@@ -191,7 +193,7 @@ class EventsEndpoint(Endpoint):
         topics = list(dict.fromkeys(value for name, value in query if name == "topic"))
         stream = EventStreamHandler(exchange, topics, self._manager, self._settings)
         try:
-            await register(self._manager, stream, token, exchange.address, Arrival.WITH_TOKEN)
+            await register(self._manager, stream, token, exchange.address, Arrival.WITH_TOKEN, exchange.headers)
             await stream.run()
         finally:
             self._manager.unregister(stream)

@@ -100,7 +100,8 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         try:
             if credentials.token is not None:
                 self._sends_pings = not credentials.legacy
-                await register(self._manager, self, credentials.token, self.address, Arrival.WITH_TOKEN)
+                arrival = Arrival.WITH_TOKEN
+                await register(self._manager, self, credentials.token, self.address, arrival, websocket.headers)
                 await self._accept(subprotocol)
             else:
                 await self._accept(subprotocol)

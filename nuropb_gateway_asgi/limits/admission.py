@@ -123,6 +123,11 @@ class Admission:
         return self._connections
 
     @property
+    def max_connections(self) -> int:
+        """The number of connections with a token that the process accepts."""
+        return self._max[0]
+
+    @property
     def is_idle(self) -> bool:
         """Whether no connection, address or user is counted."""
         return not (self._connections or self._by_address or self._waiting or self._users)

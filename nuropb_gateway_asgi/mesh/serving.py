@@ -24,6 +24,7 @@ from ..service_mesh_manager import ServiceMeshManager
 from ..settings import Settings, hide_password
 from ..tasks import in_own_task
 from ..topics import check_topic
+from ..tracing import ServiceTracing
 from ..wire.services import PublishEvent, Runnable, as_target, describe_service, to_json, with_context
 from .rabbitmq import RabbitMQMesh
 
@@ -40,6 +41,7 @@ async def serve(
     event_topics: Sequence[str] = (),
     concurrency: int = 32,
     drain_timeout: float = 10.0,
+    tracing: bool = False,
 ) -> None:
     """Host ``service`` until SIGTERM or SIGINT, or until cancelled. See :func:`hosting` for the arguments.
 
@@ -63,6 +65,7 @@ async def serve(
             event_topics=event_topics,
             concurrency=concurrency,
             drain_timeout=drain_timeout,
+            tracing=tracing,
         ):
             await stop.wait()
 
@@ -77,6 +80,7 @@ async def hosting(
     event_topics: Sequence[str] = (),
     concurrency: int = 32,
     drain_timeout: float = 10.0,
+    tracing: bool = False,
 ) -> AsyncIterator[ServiceMeshManager]:
     """Host ``service`` for as long as the context lasts; yield a manager that calls services and publishes events.
 
@@ -89,6 +93,9 @@ async def hosting(
 
     A coroutine function ``service._run_(publish)`` runs beside the calls; it gets a function to publish events by,
     ``publish(topic, event, target=None)``. It may return, or run as long as the context, which its exception ends.
+
+    With ``tracing``, each call is a span of OpenTelemetry (the extra ``otel``): a child of its caller's span, and
+    current as long as the method runs.
 
     Entering does not wait for the broker, and only the end of the context stops the service. Then it takes no more
     calls and waits for the running ones for ``drain_timeout`` seconds. Calls are made at least once: when a process
@@ -115,6 +122,7 @@ async def hosting(
     policy = ExposePolicy((), ())
     manager = ServiceMeshManager(settings, HandlerManager(settings, _nobody, policy), mesh, policy)
     mesh.bind(manager.receiver, service)
+    mesh.service_host.tracing = ServiceTracing() if tracing else None
     topics = f"; events: {', '.join(event_topics)}" if event_topics else ""
     logger.info("service %s is hosted at %s; methods: %s%s", name, hide_password(url), _methods(service), topics)
     async with manager, anyio.create_task_group() as tasks:

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -53,6 +54,11 @@ _GAUGES: Final[Sequence[tuple[str, str, Callable[[ConnectionKind], float]]]] = (
         lambda each: each.service_mesh_manager.calls.places.waiting,
     ),
     ("mesh_connected", "Processes with a connection to the mesh", lambda each: each.service_mesh_manager.connected),
+    (
+        "mesh_blocked",
+        "Processes whose publishers the broker blocks",
+        lambda each: getattr(each.service_mesh_manager.mesh, "blocked", False),
+    ),
     (
         "open_circuits",
         "Services that do not answer",
@@ -123,8 +129,8 @@ class Metrics:
         )
         self._duration = prometheus.Histogram(
             "nuropb_gateway_request_duration_seconds",
-            "From a call's frame to its answer",
-            ("transport",),
+            "From a call's frame to its answer, by service",
+            ("service", "transport"),
             registry=registry,
             buckets=_DURATIONS,
         )
@@ -137,6 +143,13 @@ class Metrics:
             registry=registry,
             buckets=_DURATIONS,
         )
+        # Of several processes, the latest start: it changes with the start of each worker.
+        started = gauge("start_time_seconds", "Time at which the newest process started, in Unix time", "livemax")
+        started.set(time.time())
+        # All kinds share the places of their process.
+        places = max((each.handler_manager.admission.max_connections for each in kinds), default=0)
+        gauge("processes", "Processes that answer together").set(1)
+        gauge("connections_limit", "Connections that the processes accept (MAX_CONNECTIONS of each)").set(places)
         self._gauges: list[tuple[Any, Callable[[], float]]] = [
             (gauge("policy_broken", "Processes in which the policy file is not in force"), self._policy_broken),
         ]
@@ -256,7 +269,7 @@ class Metrics:
 
     def _on_call_ended(self, transport: str, service: str, code: str, seconds: float) -> None:
         self._calls.labels(service, code, transport).inc()
-        self._duration.labels(transport).observe(seconds)
+        self._duration.labels(service, transport).observe(seconds)
 
     def _carry(self, name: str, count: int, *labels: str) -> None:
         key = (name, labels)

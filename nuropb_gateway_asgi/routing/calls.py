@@ -14,6 +14,7 @@ from ..authentication import Identity
 from ..generation_cache import GenerationCache
 from ..handler_manager import Handler
 from ..protocol import ErrorCode, Failure, encode_failure, encode_response
+from ..tracing import CallTrace
 from ..wire.interface import CallMessage
 from .failures import INTERNAL, call_error
 
@@ -43,13 +44,15 @@ State: TypeAlias = Literal["free", "waiting", "started", "sent"]
 class Call:
     """A request or command in flight."""
 
-    __slots__ = ("began", "caller", "message", "state")
+    __slots__ = ("began", "caller", "message", "state", "trace")
 
     def __init__(self, message: CallMessage, caller: str | None = None) -> None:
         self.message = message
         #: The id of the calling user; None for calls of this process itself.
         self.caller = caller
         self.state: State = "free"
+        #: Its span, if it is recorded.
+        self.trace: CallTrace | None = None
         #: The time from which the service could work on it.
         self.began = message.deadline - message.timeout
 

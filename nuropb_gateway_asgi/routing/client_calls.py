@@ -15,6 +15,7 @@ from ..limits.prices import extra_for_methods
 from ..limits.shared import SharedLimits
 from ..protocol import Cancel, CloseCode, Command, Describe, ErrorCode, Failure, Request, encode_failure, encode_json
 from ..settings import Settings
+from ..tracing import CallTrace, Tracing
 from ..wire.context import context_of
 from ..wire.description import MAX_AGE_SECONDS, Description
 from ..wire.interface import CallMessage
@@ -43,6 +44,7 @@ class ClientCalls:
         catalogue: Catalogue,
         statistics: MeshStatistics,
         clock: Callable[[], float],
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
         self._policy = policy
@@ -51,6 +53,7 @@ class ClientCalls:
         self._catalogue = catalogue
         self._statistics = statistics
         self._clock = clock
+        self._tracing = tracing
         #: Calls in flight of each session: correlation ids by the ids that the client chose.
         self._sessions: dict[str, dict[str, str]] = {}
         #: Sessions without a connection, by user. Their calls count for the user's other connections, or a client that
@@ -93,6 +96,16 @@ class ClientCalls:
                 timeout = min(frame.timeout, self._settings.request_timeout_max)
         else:
             self._statistics.commands += 1
+        trace: CallTrace | None = None
+        carrier: dict[str, str] | None = None
+        if self._tracing is not None:
+            carrier = self._tracing.unrecorded(frame.trace, handler.session_id)
+            if carrier is None:
+                trace = self._tracing.call(kind, frame.service, frame.method, frame.trace, handler.session_id)
+                carrier = trace.carrier
+            is_own = trace is not None or (frame.trace is not None and frame.trace.traceparent is not None)
+            if is_own and frame.trace_id is None and carrier:  # else it would be that of all calls of the connection
+                trace_id = carrier["traceparent"][3:35]
         message = CallMessage(
             kind,
             correlation_id,
@@ -100,7 +113,7 @@ class ClientCalls:
             frame.service,
             frame.method,
             frame.params,
-            context_of(identity, trace_id, handler.session_id, frame.idempotency_key),
+            context_of(identity, trace_id, handler.session_id, frame.idempotency_key, carrier),
             self._clock() + timeout,
             timeout,
         )
@@ -108,6 +121,7 @@ class ClientCalls:
             call = ClientCall(message, handler, frame.id, trace_id, places)
         else:
             call = self.idempotent.make(message, handler, frame, trace_id, places)
+        call.trace = trace
         self._calls.start(call)
 
     def _check_budget(self, handler: Handler, identity: Identity) -> Failure | None:
@@ -238,7 +252,10 @@ class ClientCalls:
         timeout = 2 * (self._settings.request_timeout + SLOT_SECONDS)
         deadline = self._clock() + timeout
         message = CallMessage("request", correlation_id, trace_id, "", "", b"{}", b"{}", deadline, timeout)
-        self._calls.table.add(ClientCall(message, handler, frame.id, trace_id, places))
+        call = ClientCall(message, handler, frame.id, trace_id, places)
+        if self._tracing is not None:
+            call.trace = self._tracing.describe(frame.service, frame.trace, handler.session_id)
+        self._calls.table.add(call)
         found: dict[str, Description | Failure] = {}
         answer = self._answer_describe(correlation_id, identity, handler.session_id, found, only=frame.service)
 
@@ -292,7 +309,7 @@ class ClientCalls:
                 return
         call = self._calls.take(correlation_id)
         if call is not None:
-            call.succeed(encode_json({"services": services, "unavailable": unavailable}))
+            self._calls.finish(call, None, encode_json({"services": services, "unavailable": unavailable}))
 
 
 def _may_not_describe(service: str) -> Failure:

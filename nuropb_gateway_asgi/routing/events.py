@@ -70,6 +70,7 @@ class EventRouter:
     ) -> None:
         self._settings = settings
         self._handler_manager = handler_manager
+        self._tracing = handler_manager.tracing
         self._mesh = mesh
         self._policy = policy
         self._clock = clock
@@ -426,7 +427,11 @@ class EventRouter:
         """Send an event to the connections of its target's users, or to its subscribers."""
         self._statistics.events += 1
         self.delivering = event.id
-        self._deliver(event)
+        if self._tracing is None:
+            self._deliver(event)
+        else:
+            with self._tracing.delivering(event.topic, event.context):
+                self._deliver(event)
         self.delivering = None
 
     def _deliver(self, event: EventMessage) -> None:

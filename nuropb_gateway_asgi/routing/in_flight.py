@@ -164,6 +164,8 @@ class CallsInFlight:
             return
         if call.state == "started":
             call.state = "sent"
+        if call.trace is not None:
+            call.trace.on_sent()
 
     def _obstacle(self, call: Call, known: Description) -> Failure | None:
         """Return the reason why a call cannot be sent, for one of a method that is unknown or has to be encrypted."""
@@ -237,6 +239,8 @@ class CallsInFlight:
             call.succeed(result)
         else:
             call.fail(failure)
+        if call.trace is not None:
+            call.trace.end("ok" if failure is None else failure.code.value)
         message = call.message
         if message.service and not isinstance(call, LookUpCall):
             # A name that no service answered to is a client's invention, and must not become a label.
@@ -259,7 +263,10 @@ class CallsInFlight:
 
     def abandon(self, correlation_id: str) -> bool:
         """Remove a call that is not to be answered: its caller is gone. Returns False if it had ended already."""
-        return self._give_up(correlation_id) is not None
+        call = self._give_up(correlation_id)
+        if call is not None and call.trace is not None:
+            call.trace.end("abandoned")
+        return call is not None
 
     def sweep(self, now: float) -> None:
         """End the calls whose deadline has passed."""

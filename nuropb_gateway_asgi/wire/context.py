@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..authentication import Identity
 from ..protocol import encode_json
 
@@ -19,10 +21,19 @@ def context_for(identity: Identity | None, trace_id: str, session_id: str | None
 
 
 def context_of(
-    identity: Identity | None, trace_id: str, session_id: str | None, idempotency_key: str | None = None
+    identity: Identity | None,
+    trace_id: str,
+    session_id: str | None,
+    idempotency_key: str | None = None,
+    trace: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Make the context of a call, as JSON. ``idempotency_key`` is the client's own word, if it gave one."""
+    """Make the context of a call, as JSON. ``idempotency_key`` is the client's own word, if it gave one.
+
+    ``trace`` has the members of the W3C's trace context.
+    """
     context = context_for(identity, trace_id, session_id)
+    if trace is not None:
+        context |= trace
     if idempotency_key is not None:
         context["idempotency_key"] = idempotency_key
     return encode_json(context)

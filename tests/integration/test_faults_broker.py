@@ -171,6 +171,7 @@ async def test_an_alarm_blocks_publishers(own_node: RabbitMQNode, kind: str, rec
             assert (await caller.ended(ids, within=4)).keys() <= {"ok", "timeout", "mesh_unavailable"}
         await eventually_within(NOTICED, lambda: "blocks publishers" in set_.not_ready)
         assert (await set_.readyz())[0] == 503
+        assert 'mesh_blocked{transport="websocket"} 1.0' in (await set_.http.get("/metrics")).text
         not_run = [id_ for _, ids in calls for id_ in ids if id_ not in set_.service.calls]
         await clear()
         await set_.recovers(RECOVERED)

@@ -1,6 +1,7 @@
-"""RabbitMQ, nginx, HAProxy and an OpenID provider for the tests: ``python -m tests.servers.provision [NAME ...]``.
+"""RabbitMQ, proxies, promtool and an OpenID provider for the tests: ``python -m tests.servers.provision [NAME ...]``.
 
-The names are ``rabbitmq``, ``proxies`` and ``openid``; all three by default.
+The names are ``rabbitmq``, ``tools`` (nginx, HAProxy and promtool) and ``openid``, all three by default, and
+``apache2``, for the tests of ``make matrix``.
 
 As root on Debian this program installs the missing packages; otherwise it prints the command that does. RabbitMQ need
 not be installed if NUROPB_TEST_AMQP_URL names a broker that answers; without it the tests boot throwaway nodes. The
@@ -23,7 +24,9 @@ from tests.servers import openid
 from tests.servers.rabbitmq import answers_amqp, find_program
 
 APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300")
-PROXIES = ("nginx", "haproxy")
+#: Debian's packages, with the program of each that the tests run.
+TOOLS = {"nginx": "nginx", "haproxy": "haproxy", "prometheus": "promtool"}
+PROGRAMS = TOOLS | {"apache2": "apache2"}
 #: Debian's packages run this program before they start a daemon; status 101 forbids it.
 POLICY = Path("/usr/sbin/policy-rc.d")
 
@@ -39,14 +42,14 @@ def installed() -> bool:
     return all((find_program("rabbitmq-server"), find_program("rabbitmqctl"), shutil.which("epmd")))
 
 
-def find_proxy(name: str) -> str | None:
-    """Return the path of nginx or haproxy, whose directory is only on root's PATH."""
+def find_tool(name: str) -> str | None:
+    """Return the path of a program, also if its directory is only on root's PATH."""
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
 
 
 def missing(wanted: Sequence[str]) -> list[str]:
     """Return the packages whose programs are not installed."""
-    return [name for name in wanted if not (find_proxy(name) if name in PROXIES else installed())]
+    return [name for name in wanted if not (find_tool(PROGRAMS[name]) if name in PROGRAMS else installed())]
 
 
 def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -103,15 +106,21 @@ def listening(port: int) -> bool:
     return True
 
 
-def provide_programs(*, rabbitmq: bool = True, proxies: bool = True) -> int:
-    """Provide RabbitMQ and the proxies, and return the exit status."""
+def provide_programs(*, rabbitmq: bool = True, tools: bool = True, apache: bool = False) -> int:
+    """Provide RabbitMQ and the tools, and return the exit status."""
     url = external_url()
-    packages = missing([*(["rabbitmq-server"] if rabbitmq and not url else []), *(PROXIES if proxies else ())])
+    packages = missing(
+        [
+            *(["rabbitmq-server"] if rabbitmq and not url else []),
+            *(TOOLS if tools else ()),
+            *(["apache2"] if apache else []),
+        ]
+    )
     if packages and (shutil.which("apt-get") is None or os.geteuid() != 0):
         hint = "as root: apt-get install" if shutil.which("apt-get") else "install"
         broker = ", or set NUROPB_TEST_AMQP_URL to a broker for tests" if "rabbitmq-server" in packages else ""
         print(f"Missing for the tests: {hint} {' '.join(packages)}{broker}", file=sys.stderr)
-        # Tests without their proxy are skipped, but most tests need a broker, and CI skips none.
+        # Tests without their tool are skipped, but most tests need a broker, and CI skips none.
         if broker or os.environ.get("CI"):
             return 1
     elif packages:
@@ -166,8 +175,8 @@ def provide_openid_provider() -> int:
 
 def main(names: Sequence[str]) -> int:
     """Provide the named programs, or all of them, and return the exit status."""
-    names = names or ("rabbitmq", "proxies", "openid")
-    status = provide_programs(rabbitmq="rabbitmq" in names, proxies="proxies" in names)
+    names = names or ("rabbitmq", "tools", "openid")
+    status = provide_programs(rabbitmq="rabbitmq" in names, tools="tools" in names, apache="apache2" in names)
     return max(status, provide_openid_provider() if "openid" in names else 0)
 
 

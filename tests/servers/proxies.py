@@ -15,7 +15,7 @@ from tests.kit.certificates import Certificate
 from tests.kit.gateways import DEADLINE
 from tests.kit.processes import ROOT, Process, run_process
 from tests.servers.processes import unavailable
-from tests.servers.provision import find_proxy
+from tests.servers.provision import find_tool
 from tests.servers.rabbitmq import free_port
 
 __all__ = ["PROXIES", "Proxy", "ProxyName", "run_proxy"]
@@ -56,7 +56,7 @@ class Proxy:
 @contextlib.asynccontextmanager
 async def run_proxy(name: ProxyName, directory: Path, gateway_port: int, timeouts: str = "75s") -> AsyncIterator[Proxy]:
     """Run a proxy, on free ports, before the gateway at ``gateway_port``; ``timeouts`` for those of 75 s in it."""
-    program = find_proxy(name)
+    program = find_tool(name)
     if program is None:
         unavailable(f"{name} is not installed")
     certificate = Certificate.make(directory)

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi import Identity
-from nuropb_gateway_asgi.agents.calls import trace_id_of
 from nuropb_gateway_asgi.agents.names import MAX_LENGTH, method_of, tool_name
 from nuropb_gateway_asgi.agents.text import plain_text
 from nuropb_gateway_asgi.agents.tools import MAX_TOOLS_OF_SERVICE, Tool, tools_in_steps
@@ -18,6 +17,7 @@ from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.authorization.tool_policy import ToolPolicy
 from nuropb_gateway_asgi.contracts.model import contract_for
 from nuropb_gateway_asgi.contracts.steps import finish
+from nuropb_gateway_asgi.tracing import trace_id_of
 from nuropb_gateway_asgi.wire.description import Description, MethodInfo
 
 ALICE = Identity(user_id="alice", token="t", username="Alice")

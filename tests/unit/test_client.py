@@ -163,6 +163,17 @@ async def test_a_call_that_may_run_twice_has_one_key_for_all_its_repetitions() -
         wire.answer(number)
 
 
+async def test_a_call_has_the_trace_context_of_its_caller() -> None:
+    wire = Wire()
+    contexts: list[dict[str, str] | None] = [{"traceparent": "00-1-2-01", "baggage": "a=b", "other": "x"}, None]
+    wire.calls.trace = lambda: contexts.pop(0)
+    wire.start("in a span")
+    wire.start("outside")
+    wire.open()
+    traces = [frame["payload"].get("trace") for frame in wire.sent]
+    assert traces == [{"traceparent": "00-1-2-01", "baggage": "a=b"}, None]
+
+
 async def test_after_a_frame_that_the_gateway_could_not_read_no_call_is_repeated() -> None:
     wire = Wire()
     twice = wire.start(idempotent=True)

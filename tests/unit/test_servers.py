@@ -96,7 +96,7 @@ class TestProvisionOfRabbitMQ:
         monkeypatch.delenv("NUROPB_TEST_AMQP_URL", raising=False)
         monkeypatch.delenv("CI", raising=False)
         monkeypatch.setattr(provision, "installed", lambda: False)
-        monkeypatch.setattr(provision, "find_proxy", lambda name: None)
+        monkeypatch.setattr(provision, "find_tool", lambda name: None)
         monkeypatch.setattr(shutil, "which", lambda name: None)
 
     def test_a_broker_that_answers_is_used(
@@ -104,7 +104,7 @@ class TestProvisionOfRabbitMQ:
     ) -> None:
         with server_that_says(b"\x01\x00\x00") as port:
             monkeypatch.setenv("NUROPB_TEST_AMQP_URL", f"amqp://user:hunter2@127.0.0.1:{port}/")
-            assert provision.provide_programs(proxies=False) == 0
+            assert provision.provide_programs(tools=False) == 0
         output = capsys.readouterr().out
         assert f"127.0.0.1:{port}" in output
         assert "hunter2" not in output
@@ -114,17 +114,17 @@ class TestProvisionOfRabbitMQ:
     ) -> None:
         monkeypatch.setenv("NUROPB_TEST_AMQP_URL", f"amqp://127.0.0.1:{free_port()}/")
         monkeypatch.setattr(provision, "installed", lambda: True)
-        assert provision.provide_programs(proxies=False) == 0
+        assert provision.provide_programs(tools=False) == 0
         assert capsys.readouterr().err == ""
 
     def test_what_to_install_is_said_in_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert provision.provide_programs() == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert "install rabbitmq-server nginx haproxy" in line
+        assert "install rabbitmq-server nginx haproxy prometheus" in line
         assert "NUROPB_TEST_AMQP_URL" in line
 
     @pytest.mark.parametrize(("variables", "status"), [({}, 0), ({"CI": "1"}, 1)])
-    def test_without_proxies_there_is_enough_left_to_test_unless_nothing_may_be_skipped(
+    def test_without_tools_there_is_enough_left_to_test_unless_nothing_may_be_skipped(
         self,
         variables: dict[str, str],
         status: int,
@@ -136,7 +136,7 @@ class TestProvisionOfRabbitMQ:
         monkeypatch.setattr(provision, "installed", lambda: True)
         assert provision.provide_programs() == status
         (line,) = capsys.readouterr().err.splitlines()
-        assert "install nginx haproxy" in line
+        assert "install nginx haproxy prometheus" in line
 
     @pytest.mark.parametrize(("output", "status"), [(None, 0), ("E: Unable to locate package", 1)])
     def test_root_on_debian_installs_it(
@@ -156,7 +156,7 @@ class TestProvisionOfRabbitMQ:
         monkeypatch.setattr(os, "geteuid", lambda: 0)
         monkeypatch.setattr(provision, "install", install)
         assert provision.provide_programs() == status
-        assert asked == [["rabbitmq-server", "nginx", "haproxy"]]
+        assert asked == [["rabbitmq-server", "nginx", "haproxy", "prometheus"]]
         assert (output or "") in capsys.readouterr().err
 
     def test_nothing_is_started_by_what_is_installed(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ FIELDS = [
     ("LOG_TOOL_ARGUMENTS", "On", "off", "on"),
     ("LOG_LEVEL", "Debug", "info", "debug"),
     ("LOG_FORMAT", "json", "text", "json"),
+    ("TRACING", "on", "off", "on"),
     ("LOG_CONFIG", "/etc/nuropb-gateway/logging.json", "", "/etc/nuropb-gateway/logging.json"),
 ]
 

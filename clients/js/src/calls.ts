@@ -11,6 +11,7 @@ import {
 } from "./errors.js";
 import { isObject } from "./objects.js";
 import { randomKey } from "./random.js";
+import type { TraceContext } from "./types.js";
 
 /** Options of a call. */
 export interface CallOptions {
@@ -32,6 +33,8 @@ export interface CallOptions {
   retries?: number | undefined;
   /** Trace id for the logs of gateway and service; by default the gateway generates one. */
   traceId?: string | undefined;
+  /** The span that the call belongs to, instead of the one that the client's option `trace` returns. */
+  trace?: TraceContext | undefined;
 }
 
 export interface CallSettings {
@@ -40,6 +43,7 @@ export interface CallSettings {
   grace: number;
   /** Maximum number of calls that wait to be sent. */
   maxQueue: number;
+  trace?: (() => TraceContext | undefined) | undefined;
 }
 
 /** The limits of a gateway, from its hello. */
@@ -76,6 +80,12 @@ interface Call {
 }
 
 const encoder = new TextEncoder();
+
+/** The members of a trace context, without any others; undefined without one. */
+function contextOf(trace: TraceContext | undefined): TraceContext | undefined {
+  const { traceparent, tracestate, baggage } = trace ?? {};
+  return traceparent === undefined ? undefined : { traceparent, tracestate, baggage };
+}
 
 /** Calls that wait to be sent, calls in flight, and requests to the gateway itself. */
 export class Calls {
@@ -116,7 +126,8 @@ export class Calls {
       const description = `${this.#settings.maxQueue} calls are already waiting to be sent; wait for an answer first`;
       return Promise.reject(new TooManyRequests({ code: "too_many_requests", description, retryable: true }));
     }
-    const rest = membersOf({ ...payload, trace_id: traceId, idempotency_key: key });
+    const trace = options.trace ?? this.#settings.trace?.();
+    const rest = membersOf({ ...payload, trace_id: traceId, idempotency_key: key, trace: contextOf(trace) });
     const members = params === undefined ? rest : `${rest},"params":${params}`;
     const deadline = performance.now() + (timeout ?? this.limits.requestTimeout);
     const { promise, call } = makeCall(kind, members, deadline);

@@ -114,6 +114,7 @@ export class Client {
       backoff: this.#backoff,
       grace: options.grace ?? 2000,
       maxQueue: options.maxQueue ?? 10_000,
+      trace: options.trace,
     });
     this.#subscriptions = new Subscriptions({
       ask: (kind, payload, answered) => this.#calls.ask(kind, payload, answered),

@@ -157,6 +157,7 @@ export class HttpSocket implements SocketLike {
     headers.Prefer = type === "command" ? "respond-async" : `wait=${Math.ceil(Number(timeout))}`;
     if (traceId !== undefined) headers["X-Trace-Id"] = String(traceId);
     if (key !== undefined) headers["Idempotency-Key"] = String(key);
+    Object.assign(headers, more.trace);
     const path = [...String(service).split("/"), String(method)].map(encodeURIComponent).join("/");
     try {
       const body = this.#stringify(params as object);

@@ -12,6 +12,7 @@ export type {
   SocketLike,
   State,
   TokenReason,
+  TraceContext,
 } from "./types.js";
 export type { Backoff } from "./backoff.js";
 export type { CallOptions } from "./calls.js";

@@ -114,8 +114,20 @@ export interface ClientOptions {
   grace?: number | undefined;
   /** Maximum number of calls that wait to be sent. Default: 10 000. */
   maxQueue?: number | undefined;
+  /**
+   * Returns the trace context of a call that is about to be made: the caller's span as the W3C's headers have it. With
+   * OpenTelemetry, `propagation.inject(context.active(), carrier)` fills such an object.
+   */
+  trace?: (() => TraceContext | undefined) | undefined;
   /** Levels of JSON in a frame, as the gateway allows (`MAX_JSON_DEPTH`). Default: 32. */
   maxDepth?: number | undefined;
+}
+
+/** A span, as the headers of W3C Trace Context and Baggage have it. */
+export interface TraceContext {
+  traceparent?: string;
+  tracestate?: string;
+  baggage?: string;
 }
 
 /** The services that the client may call. */

@@ -238,6 +238,7 @@ class Tab {
       signal: controller.signal,
       timeout: typeof payload.timeout === "number" ? payload.timeout * 1000 : undefined,
       traceId: typeof payload.trace_id === "string" ? payload.trace_id : undefined,
+      trace: isObject(payload.trace) ? payload.trace : undefined,
       idempotencyKey: typeof payload.idempotency_key === "string" ? payload.idempotency_key : undefined,
     };
     try {

@@ -30,7 +30,8 @@ from starlette.types import Receive, Scope, Send
 from ..._version import __version__
 from ...settings import Settings
 from ...tasks import TaskOwner
-from ..calls import Outcome, ToolCalls, UnknownTool, trace_id_of
+from ...tracing import trace_id_of
+from ..calls import Outcome, ToolCalls, UnknownTool
 from ..handler import AgentHandler
 from ..tool_lists import ToolLists
 from ..tools import Tool
@@ -146,7 +147,7 @@ class AgentServer:
         handler = handler_of(ctx)
         meta = ctx.meta or {}
         trace_id = trace_id_of(meta.get("traceparent"), handler.trace_id)
-        call = self._calls.call(handler, params.name, params.arguments or {}, trace_id)
+        call = self._calls.call(handler, params.name, params.arguments or {}, trace_id, meta)
         try:
             outcome = await (call if meta.get("progress_token") is None else _reporting(ctx, call))
         except UnknownTool:

@@ -192,6 +192,11 @@ class RabbitMQMesh:
         return "waiting for a first message to come back from the broker"
 
     @property
+    def blocked(self) -> bool:
+        """Whether the broker blocks publishers, because of a memory or disk alarm."""
+        return self._blocked
+
+    @property
     def warnings(self) -> list[str]:
         """The parts that are missing while everything else works, in words for an operator."""
         missing = [part.warning for part in self._parts if part.warning is not None]

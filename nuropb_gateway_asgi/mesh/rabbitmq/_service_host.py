@@ -17,6 +17,7 @@ from aiormq.exceptions import AMQPException, ChannelInvalidStateError
 from ...exceptions import MeshUnavailable, MessageTooLarge
 from ...generation_cache import GenerationCache
 from ...tasks import TaskOwner
+from ...tracing import ServiceTracing
 from ...wire import codec
 from ...wire.encryption import UndecryptableMessage, decrypt_call, encrypt
 from ...wire.services import Outcome, call_service, deliver_event
@@ -79,6 +80,8 @@ class ServiceHost:
         self._get_service = service
         self._send_reply = send_reply
         self._publish = publish
+        #: The spans of calls, if the service traces.
+        self.tracing: ServiceTracing | None = None
         self._channel: AbstractChannel | None = None
         #: The tag by which the broker knows the consumer of the queue.
         self.consumer_tag = ""
@@ -265,7 +268,8 @@ class ServiceHost:
         if getattr(method, "__nuropb_requires_encryption__", False) and not encrypted:
             description = f"{call.method} has to be called encrypted"
             return Outcome("reject", error={"error": "NuropbAuthorizationError", "description": description})
-        return await call_service(
+        run = functools.partial(
+            call_service,
             self._service,
             service=self._name,
             method=call.method,
@@ -274,6 +278,13 @@ class ServiceHost:
             trace_id=call.trace_id,
             redelivered=redelivered,
         )
+        if self.tracing is None:
+            return await run()
+        with self.tracing.calling(self._name, call.method, call.context) as span:
+            outcome = await run()
+            if outcome.error is not None:
+                self.tracing.fail(span, outcome.error["error"])
+            return outcome
 
     async def _reply(self, call: codec.ServiceCall, outcome: Outcome, reply_to: str, key: bytes | None) -> None:
         """Send a reply, or in the place of one that is too large an error. Raises MeshUnavailable."""

@@ -1,0 +1,201 @@
+"""The gateway behind Caddy, Traefik, Envoy and Apache, each as deploy/ has it, over TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from nuropb_gateway_asgi.authentication import issue_token
+from tests.kit.clients import bearer_subprotocol, connect, refusal
+from tests.kit.gateways import eventually
+from tests.kit.javascript import node
+from tests.kit.processes import Process, run_module, run_process
+from tests.matrix.proxies import MORE_PROXIES, run_more_proxy
+from tests.servers.proxies import PROXIES, Proxy, run_proxy
+
+SECRET = "a secret that is long enough to sign with, and no longer"
+ORIGIN = "https://app.example.com"
+TOKEN = issue_token(SECRET, "alice")
+#: 16 KiB, which is what the gateway takes.
+LARGE = issue_token(SECRET, "alice", padding="x" * 12162)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A proxy and the gateways behind it."""
+
+    proxy: Proxy
+    gateways: list[Process]
+
+
+@contextlib.asynccontextmanager
+async def serving(**settings: str) -> AsyncIterator[tuple[Process, int]]:
+    settings = {"JWT_KEY": SECRET, "ALLOWED_ORIGINS": ORIGIN, "AUTH_COOKIE": "session", **settings}
+    async with run_module("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
+        url: str = (await process.line(r"ws://\S+"))[0]
+        yield process, int(url.rpartition(":")[2].partition("/")[0])
+
+
+@pytest.fixture(params=MORE_PROXIES, scope="module")
+async def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    directory = tmp_path_factory.mktemp(request.param)
+    async with serving() as (gateway, port), run_more_proxy(request.param, directory, [port]) as proxy:
+        await ready(proxy)
+        yield Site(proxy, [gateway])
+
+
+async def ready(proxy: Proxy) -> None:
+    """Wait until the proxy has its certificate, and its health checks have found a gateway."""
+    async with httpx.AsyncClient(verify=proxy.tls, trust_env=False) as client, asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(httpx.ConnectError):
+                if (await client.get(proxy.url("/readyz", "https"))).status_code == 200:
+                    return
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("token", [TOKEN, LARGE], ids=["small token", "token of 16 KiB"])
+async def test_a_token_by_every_channel(site: Site, token: str) -> None:
+    url, tls = site.proxy.url(), site.proxy.tls
+    async with (
+        connect(url, token, ssl=tls) as by_header,
+        connect(url, subprotocols=["nuropb.v1", bearer_subprotocol(token)], ssl=tls) as by_subprotocol,
+        connect(url, headers=[("Cookie", f"session={token}")], origin=ORIGIN, ssl=tls) as by_cookie,
+        connect(url, hello=False, ssl=tls) as by_frame,
+    ):
+        await by_frame.send("authorize", token=token)
+        await by_frame.event("hello")
+        assert by_subprotocol.subprotocol == "nuropb.v1"
+        for client in (by_header, by_subprotocol, by_cookie, by_frame):
+            assert await client.result("demo.echo", {"text": "x" * 60000}) == {"text": "x" * 60000}
+
+
+async def test_refusals_come_through(site: Site) -> None:
+    refused = await refusal(site.proxy.url(), "nobody's", ssl=site.proxy.tls)
+    assert (refused.status, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
+
+
+async def test_calls_and_events_over_http_come_through(site: Site) -> None:
+    async with httpx.AsyncClient(
+        verify=site.proxy.tls, headers={"Authorization": f"Bearer {LARGE}"}, timeout=30
+    ) as client:
+
+        async def call(method: str, **params: Any) -> Any:
+            response = await client.post(site.proxy.url(f"/rpc/demo/{method}", "https"), json=params)
+            return response.json() if response.status_code == 200 else response.status_code
+
+        assert await call("echo", text="x" * 60000) == {"text": "x" * 60000}
+        assert await call("echo", text="x" * 70000) == 413
+        assert await call("nothing") == 404
+        async with client.stream("GET", site.proxy.url("/events?topic=demo.x", "https")) as response:
+            lines = response.aiter_lines()
+            for topic in ("hello", "demo.x"):  # each before the next is sent, so nothing waits on the way
+                if topic == "demo.x":
+                    await call("publish", topic=topic)
+                while f'"topic":"{topic}"' not in await anext(lines):
+                    pass
+
+
+async def test_the_address_is_the_one_that_the_proxy_saw(site: Site) -> None:
+    forged = [("X-Forwarded-For", "192.0.2.66"), ("Forwarded", "for=192.0.2.68")]
+    options: dict[str, Any] = {"ssl": site.proxy.tls, "local_addr": ("127.0.0.7", 0)}
+    async with connect(site.proxy.url(), TOKEN, headers=forged, **options) as client:
+        await client.settled()
+        await site.gateways[0].line(r'127\.0\.0\.7:\d+ - "WebSocket /ws" \[accepted\]')
+    assert "192.0.2.6" not in site.gateways[0].output
+
+
+async def test_only_what_is_for_clients_is_open_to_the_outside(site: Site) -> None:
+    async def status(path: str, address: str = "127.0.0.7") -> int:
+        transport = httpx.AsyncHTTPTransport(verify=site.proxy.tls, local_address=address)
+        async with httpx.AsyncClient(transport=transport) as browser:
+            return (await browser.get(site.proxy.url(path, "https"))).status_code
+
+    paths = (
+        "/metrics",
+        "//metrics",
+        "/ws/../metrics",
+        "/rpc/../metrics",
+        "/rpc/..%2fmetrics",
+        "/%6detrics",
+        "/livez",
+        "/",
+    )
+    answers = {path: await status(path) for path in paths}
+    # A redirection to the plain path is as good: that is refused.
+    assert {path: each for path, each in answers.items() if each not in (301, 307, 308, 400, 401, 403, 404, 405)} == {}
+    assert answers["/metrics"] in (403, 404)
+    assert await status("/readyz") in (403, 404)
+    assert await status("/readyz", "127.0.0.1") == 200
+
+
+async def test_who_comes_without_tls_is_sent_to_it(site: Site) -> None:
+    async with httpx.AsyncClient(trust_env=False) as browser:
+        response = await browser.get(site.proxy.url("/ws", "http"))
+    assert response.status_code in (301, 308)
+    assert response.headers["Location"].startswith("https://")
+
+
+@pytest.mark.parametrize("name", MORE_PROXIES)
+async def test_calls_go_on_while_a_gateway_drains(name: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    drains = {"SHUTDOWN_DELAY": "3", "DRAIN_TIMEOUT": "5"}
+    async with (
+        serving(**drains) as (first, one),
+        serving(**drains) as (_, two),
+        run_more_proxy(name, tmp_path_factory.mktemp(name), [one, two]) as proxy,
+        httpx.AsyncClient(verify=proxy.tls, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30) as client,
+    ):
+        await ready(proxy)
+        statuses: list[int] = []
+
+        async def keep_calling() -> None:
+            while True:
+                response = await client.post(proxy.url("/rpc/demo/add", "https"), json={"a": 1, "b": 1})
+                statuses.append(response.status_code)
+                await asyncio.sleep(0.02)
+
+        calling = asyncio.create_task(keep_calling())
+        await eventually(lambda: len(statuses) > 20)
+        first.signal(signal.SIGTERM)
+        await first.wait()
+        after = len(statuses)
+        await eventually(lambda: len(statuses) > after + 20)
+        calling.cancel()
+        assert set(statuses) == {200}
+
+
+#: Opens a WebSocket over HTTP/2 (RFC 8441), and prints the status and the first frame that comes.
+WEBSOCKET_OVER_HTTP2 = """
+import { connect } from "node:http2";
+const [url, token] = process.argv.slice(1);
+const session = connect(url, { rejectUnauthorized: false });
+session.once("remoteSettings", ({ enableConnectProtocol }) => {
+  const stream = session.request({
+    ":method": "CONNECT", ":protocol": "websocket", ":scheme": "https", ":path": "/ws",
+    ":authority": new URL(url).host, "sec-websocket-version": "13", authorization: `Bearer ${token}`,
+  });
+  stream.once("response", (headers) => console.log(enableConnectProtocol, headers[":status"]));
+  stream.once("data", (data) => { console.log(data.toString()); session.destroy(); });
+});
+"""
+
+
+@pytest.mark.parametrize("name", ["haproxy", "envoy"])
+async def test_a_websocket_over_http2_reaches_the_gateway(name: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp(name)
+    async with serving() as (_, port):
+        run = run_proxy(name, directory, port) if name in PROXIES else run_more_proxy(name, directory, [port])
+        async with run as proxy:
+            await ready(proxy)
+            url = proxy.url("", "https")
+            command = [*node(), "--input-type=module", "--eval", WEBSOCKET_OVER_HTTP2, url, TOKEN]
+            async with run_process(*command) as client:
+                await client.line("true 200")
+                await client.line('"type":"event".*"topic":"hello"')
