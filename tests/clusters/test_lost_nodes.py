@@ -151,14 +151,6 @@ async def hears_all(set_: Stage, count: int) -> list[dict[str, Any]]:
     return positions
 
 
-def leader_and_members(set_: Stage) -> tuple[str, str]:
-    """Return the leader of the history's stream, and its copies. It blocks."""
-    columns = ("name", "leader", "members")
-    queues = set_.others[0].ctl("list_queues", "--vhost", set_.vhost, *columns)
-    (stream,) = (line.split("\t") for line in queues.splitlines() if "-history-" in line)
-    return stream[1], stream[2]
-
-
 async def recovered(set_: Stage, position: dict[str, Any]) -> int:
     """Subscribe behind a position by a new client; return the number of events since then, none of them missing."""
     async with connect(set_.running.url, "bob") as client:
@@ -167,32 +159,6 @@ async def recovered(set_: Stage, position: dict[str, Any]) -> int:
         assert found["recovered"]
         count: int = found["count"]
         return count
-
-
-async def test_a_history_goes_on_without_the_node_that_leads_its_stream(
-    cluster: RabbitMQCluster, record_property: Record
-) -> None:
-    async with stage(cluster, "classic", history=["news.#:1h"], ping_interval=600) as set_:
-        others = cluster.url(set_.vhost, set_.others[:1])
-        await set_.caller.subscribe("news.#")
-        await publish(others, 0)
-        position = (await hears_all(set_, 20))[-1]
-        leader, members = await in_thread(leader_and_members, set_)
-        assert leader == set_.home.name
-        assert all(node.name in members for node in cluster.nodes)  # each node has a copy
-        await set_.lose_home()
-        began = time.monotonic()
-        # RabbitMQ closes the connection of a program that publishes to a stream without a leader.
-        with anyio.fail_after(SECONDS):
-            while (await in_thread(leader_and_members, set_))[0] in ("", set_.home.name):
-                pass
-        await publish(others, 20)
-        record_property("events published again", f"{time.monotonic() - began:.2f} s")
-        await hears_all(set_, 40)
-        record_property("events come again", f"{time.monotonic() - began:.2f} s")
-        assert await recovered(set_, position) == 20
-        assert not any("-history-" in each for each in set_.mesh.warnings)
-        assert set_.caller.closed is None
 
 
 async def test_a_history_outlives_the_restart_of_each_node(cluster: RabbitMQCluster, record_property: Record) -> None:

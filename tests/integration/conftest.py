@@ -64,7 +64,8 @@ def nothing_is_left_on_a_broker_of_others() -> Iterator[None]:
 async def remove(url: str, made: list[Peers]) -> None:
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:
         for peers in made:
-            await channel.queue_delete(peers.queue)
+            if peers.queue:  # a check of a broker has none
+                await channel.queue_delete(peers.queue)
             await channel.queue_delete(peers.stream)
             await channel.exchange_delete(peers.exchange)
 
