@@ -17,7 +17,7 @@ from tests.kit.processes import DEADLINE, ROOT
 from tests.kit.waiting import eventually
 from tests.kit.walk import Walk, blocks_of, walk
 from tests.servers.processes import unavailable
-from tests.servers.provision import find_proxy
+from tests.servers.provision import find_tool
 from tests.servers.rabbitmq import RabbitMQNode, free_port
 
 PAGE: Final = ROOT / "docs" / "tutorial.md"
@@ -82,7 +82,7 @@ async def order_together(pages: Pages, url: str, item: str) -> None:
 async def test_the_tutorial_leads_to_a_page_with_live_orders_behind_a_proxy(
     broker: RabbitMQNode, pages: Pages, tmp_path: Path
 ) -> None:
-    if find_proxy("nginx") is None:
+    if find_tool("nginx") is None:
         unavailable("nginx is not installed")
     port, tls_port = free_port(), free_port()
     replaced = {
