@@ -2,11 +2,12 @@
 
 The rooms of the package, and which may import which (only downwards; a test holds this)::
 
-    cli                               the command line
+    cli, testing                      the command line; fixtures for tests of programs that call services
     gateway                           wires the parts
     ├── assembly, drain, server       parts from settings; from SIGTERM to the end; uvicorn for an open network
     ├── agents                        services as tools for agents
     ├── contracts, console            documents of what a caller may do, and a page to do it
+    ├── mocks                         answers in the place of services
     ├── mesh, observability           RabbitMQ and the embedded mesh; logs and metrics
     ├── connection_kind, handlers     both managers and the mesh of a transport; WebSocket, HTTP, TCP
     ├── service_mesh_manager          calls in flight, and the clients that wait for them
@@ -24,6 +25,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -194,6 +196,7 @@ class Gateway:
             origins=origins,
         )
         self.app = Starlette(routes=self.routes(), lifespan=self.lifespan)
+        self.app.state.gateway = self  # where an application mounts it, tests find it by this
         # Behind a proxy that ends TLS the redirect would lead to http, and a client might send its token along.
         self.app.router.redirect_slashes = False
 
@@ -309,6 +312,22 @@ class Gateway:
         """
         await self._drain.run()
 
+    def restart_connections(self, seconds: float) -> None:
+        """Say goodbye to all clients, close their connections after ``seconds``, and then admit clients again.
+
+        For development: clients see the drain of a process, and the process stays.
+        """
+        kinds = list(self.connection_kinds.values())
+        for kind in kinds:
+            kind.say_goodbye()
+
+        def again() -> None:
+            for kind in kinds if self._running and not self._drain.draining else ():
+                kind.close_connections()
+                kind.open()
+
+        asyncio.get_running_loop().call_later(seconds, again)
+
     def not_ready(self) -> list[str]:
         """Return the reasons why new clients should go elsewhere; none when all is well."""
         return self._health.not_ready()
@@ -341,6 +360,11 @@ class Gateway:
         if self._secret is None:
             return None
         return issue_token(self._secret, "dev", username="Developer", lifetime=DEVELOPMENT_TOKEN_LIFETIME)
+
+    @property
+    def development_secret(self) -> str | None:
+        """The secret of this run; None unless the gateway made it itself. It signs tokens of any user."""
+        return self._secret
 
     def _reminding(self, application: ASGIApp) -> ASGIApp:
         """Wrap ``application`` so that its first use without a started gateway logs how to start it."""
@@ -385,7 +409,6 @@ def create_app(settings: Settings | None = None, *, announce: bool = True) -> St
     settings = Settings.from_env() if settings is None else settings
     configure_logging(settings)
     gateway = Gateway(settings)
-    gateway.app.state.gateway = gateway
     if gateway.development_token is not None and announce:
         print(f"The mesh is embedded. A token for this run:\n\n{gateway.development_token}\n", flush=True)  # noqa: T201
     return gateway.app

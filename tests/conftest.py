@@ -11,6 +11,9 @@ from hypothesis import HealthCheck, settings
 from nuropb_gateway_asgi import Settings
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 
+# The fixtures for users' tests. pytest finds them by itself where the package was installed with its entry points.
+pytest_plugins = ["nuropb_gateway_asgi.testing.plugin"]
+
 # A busy machine is slow, and that is no failure.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")

@@ -10,6 +10,7 @@ const ENTRIES = [
   { entry: "src/react.ts", name: "react", formats: ["es", "cjs"] },
   { entry: "src/json.ts", name: "json", formats: ["es", "cjs"] },
   { entry: "src/upload.ts", name: "upload", formats: ["es", "cjs"] },
+  { entry: "src/testing.ts", name: "testing", formats: ["es", "cjs"] },
   { entry: "src/event-source.ts", name: "event-source", formats: ["es", "cjs"] },
   { entry: "src/tabs.ts", name: "shared", formats: ["es"] },
   { entry: "src/tabs.worker.ts", name: "nuropb-gateway-worker", formats: ["es"] },
@@ -29,6 +30,10 @@ for (const { entry, name, formats } of ENTRIES) {
           }
           // Without it, Node and TypeScript would take the files beside it for modules, as in the rest of the package.
           if (format !== "cjs") return;
+          // The main module of the same kind is beside the entry: an application has one client.
+          for (const chunk of Object.values(bundle)) {
+            if (chunk.type === "chunk") chunk.code = chunk.code.replaceAll('require("../index.js")', 'require("./index.js")');
+          }
           this.emitFile({ type: "asset", fileName: "cjs/package.json", source: '{ "type": "commonjs" }\n' });
         },
       },

@@ -2,7 +2,7 @@
 
 For the gateway:
 
-* ``serve``: run it;
+* ``serve``: run it; ``dev``: run it on mocked services; ``record``: record the traffic of its clients;
 * ``check``: are settings, policy, keys, provider and broker in order?
 * ``token``: make a token for development;
 * ``explain``: may a token call a method, and which rule decides?
@@ -12,7 +12,7 @@ For its clients:
 * ``call``, ``listen``, ``describe``: calls, events, and the methods that a token may call;
 * ``bench``: throughput and latency of a method;
 * ``doctor``: why does a client not reach a gateway?
-* ``gen_client``: a typed client module.
+* ``gen_client``: a typed client module; ``contract``: do the services still fit the clients?
 
 Shared by the commands: ``_options`` (URL and token), ``_target`` (a URL, parsed), ``_session`` (one connection),
 ``_errors`` (error lines and exit codes), ``_parameters`` (of a call), ``_output`` (JSON, safe for terminals),
@@ -35,11 +35,14 @@ from ._output import printable_lines
 from .bench import bench
 from .call import call
 from .check import check
+from .contract import contract
 from .describe import describe
+from .dev import dev
 from .doctor import doctor
 from .explain import explain
 from .gen_client import gen_client_command
 from .listen import listen
+from .record import record
 from .serve import serve
 from .token import token
 
@@ -49,6 +52,7 @@ EPILOG = """\b
 Examples:
   nuropb-gateway                          run the gateway at 127.0.0.1:8000
   nuropb-gateway serve --port 8080 --workers 4
+  nuropb-gateway dev --mock services.yaml run it on mocked services
   nuropb-gateway check                    check settings, policy, keys and broker
   nuropb-gateway explain orders.create    may this token call it, and why?
   nuropb-gateway gen-client --lang ts http://127.0.0.1:8000 --out gateway.ts
@@ -95,11 +99,14 @@ def commands() -> None:
 
 # To add a command, write a module with a click command, and add a line here.
 commands.add_command(serve)
+commands.add_command(dev)
+commands.add_command(record)
 commands.add_command(call)
 commands.add_command(token)
 commands.add_command(check)
 commands.add_command(explain)
 commands.add_command(gen_client_command)
+commands.add_command(contract)
 commands.add_command(listen)
 commands.add_command(describe)
 commands.add_command(bench)

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Protocol, Self, TypeVar, Unpack
 
 from ._client import Client
 from ._events import GatewayEvent, Position
@@ -19,9 +19,25 @@ from ._options import ClientOptions, Options, Token
 from ._state import Hello, State
 from ._subscription import Subscription
 
-__all__ = ["SyncClient", "SyncSubscription", "connect_sync"]
+__all__ = ["Background", "SyncClient", "SyncSubscription", "connect_sync"]
 
 T = TypeVar("T")
+
+
+class Background(Protocol):
+    """An event loop of another thread, on which a client runs."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the loop takes work."""
+        ...
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run ``coroutine`` on the loop and wait for its result. An interrupted wait cancels it."""
+        ...
+
+    def stop(self) -> None:
+        """Stop, after the client was closed."""
 
 
 def connect_sync(
@@ -53,7 +69,7 @@ def connect_sync(
 class SyncClient:
     """A client of a gateway, made by :func:`connect_sync`. Its methods block, and any thread may call them."""
 
-    def __init__(self, client: Client, background: _Background) -> None:
+    def __init__(self, client: Client, background: Background) -> None:
         self._client = client
         self._background = background
 
@@ -161,7 +177,7 @@ class SyncClient:
 class SyncSubscription:
     """A subscription to topics, to iterate over. As a context manager it ends with the block."""
 
-    def __init__(self, subscription: Subscription, background: _Background) -> None:
+    def __init__(self, subscription: Subscription, background: Background) -> None:
         self._subscription = subscription
         self._background = background
 

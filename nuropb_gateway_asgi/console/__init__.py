@@ -45,15 +45,16 @@ _PAGE_HEADERS: Final = {
 }
 
 
-def console_routes(path: str, agents: str | None, *, development: bool) -> list[BaseRoute]:
+def console_routes(path: str, agents: str | None, *, development: bool, faults: str | None = None) -> list[BaseRoute]:
     """Return the routes of the page (``/``) and of its files.
 
-    ``path`` is the path of the WebSocket, ``agents`` that of the tools for agents, or None if these are off.
+    ``path`` is the path of the WebSocket, ``agents`` that of the tools for agents, or None if these are off, and
+    ``faults`` that of the faults on demand, which only a gateway for development has.
 
     With ``development`` the page reads a token from the fragment of its own address. That is for a gateway that made
     the token itself, for this run: on any other gateway, a link could sign a person in as somebody else.
     """
-    page = _page(path, agents, development)
+    page = _page(path, agents, development, faults)
 
     async def serve_page(request: Request) -> Response:
         return serve_asset(request, page, _PAGE_HEADERS)
@@ -71,12 +72,13 @@ async def _serve_file(request: Request) -> Response:
     return serve_asset(request, read_asset(f"console/{file}"), _PAGE_HEADERS)
 
 
-def _page(path: str, agents: str | None, development: bool) -> Asset:
+def _page(path: str, agents: str | None, development: bool, faults: str | None) -> Asset:
     page = read_asset("console/index.html")
     # Relative, so that the page works wherever the gateway is mounted.
     values = {
         "socket": f".{path}",
         "agents": "" if agents is None else f".{agents}",
+        "faults": "" if faults is None else f".{faults}",
         "development": "yes" if development else "no",
     }
     body = page.body.decode()

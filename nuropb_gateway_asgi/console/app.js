@@ -1,6 +1,7 @@
 /** Sign-in, header, notices and layout. */
 import { Agents } from "./agents.js";
 import { CallPanel, Services } from "./call.js";
+import { Faults, hasFaults } from "./faults.js";
 import { onFragmentToken } from "./fragment.js";
 import { forgetCalls } from "./past.js";
 import { Session, messageOf } from "./session.js";
@@ -142,6 +143,8 @@ const VIEWS = /** @type {const} */ ([
   ["agents", "Agents"],
 ]);
 
+const FAULTS = /** @type {const} */ (["faults", "Faults"]);
+
 /** @param {{ session: Session, onSignOut: () => void }} props */
 function Console({ session, onSignOut }) {
   const [view, setView] = useState("call");
@@ -159,7 +162,7 @@ function Console({ session, onSignOut }) {
     <${Header} session=${session} onSignOut=${onSignOut} />
     <${Notices} session=${session} onSignOut=${onSignOut} />
     <nav class="views" aria-label="Parts of the console">
-      ${VIEWS.map(([name, label]) => html`
+      ${[...VIEWS, ...(hasFaults ? [FAULTS] : [])].map(([name, label]) => html`
         <button type="button" data-view=${name} aria-current=${view === name ? "page" : undefined}
           onClick=${() => setView(name)}>
           ${name === "call" ? html`<span class="narrow">Call</span><span class="wide">Services</span>` : label}${name === "events" && unread > 0 && html` <span class="count">${unread}</span>`}
@@ -176,6 +179,7 @@ function Console({ session, onSignOut }) {
         <${Frames} session=${session} />
       </div>
       ${view === "agents" && html`<${Agents} session=${session} />`}
+      ${view === "faults" && html`<${Faults} session=${session} />`}
     </main>`;
 }
 

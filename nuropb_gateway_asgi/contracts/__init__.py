@@ -4,6 +4,7 @@
 * ``asyncapi`` (with ``frames``) and ``openapi`` write the contract as documents.
 * ``endpoints`` serves the documents.
 * ``clients`` generates typed clients from them.
+* ``compare`` finds the differences between the contract of a client and the services of now.
 """
 
 from __future__ import annotations

@@ -33,6 +33,9 @@ class Line(Protocol):
     def close(self, code: int, reason: str = "") -> None:
         """Begin to close the connection."""
 
+    def cut(self) -> None:
+        """End the connection in the kernel, at once."""
+
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run a task that ends with the connection at the latest."""
 
@@ -137,6 +140,11 @@ class Session:
             self.over = True
             if self._observer is not None:
                 self._observer.on_ended(self, reason)
+
+    def cut(self) -> None:
+        """Cut the present connection, if there is one: as by a network, and the session waits for its client."""
+        if self._line is not None:
+            self._line.cut()
 
     def acknowledge(self, received: int) -> bool:
         """Take the client's word for the frames that it has. Returns False for a number that cannot be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ import { connect, type ConnectOptions, type Position } from "nuropb-gateway-clie
 import { connect as connectTabs } from "nuropb-gateway-client/shared";
 import { eventSource } from "nuropb-gateway-client/event-source";
 import { json } from "nuropb-gateway-client/json";
+import { Failure, mockGateway, type MockCall } from "nuropb-gateway-client/testing";
 import { upload } from "nuropb-gateway-client/upload";
 
 declare const token: string | undefined;
@@ -44,6 +46,10 @@ gateway.subscribe<{ n: number }>("a", ({ event }) => event.n.toFixed(), { buffer
 gateway.on("state", (state) => state.name === "closed" && state.error?.closeCode.toFixed());
 connectTabs("/ws", { getToken: () => "a", shared: true, workerUrl: undefined }).close();
 eventSource("/events", { token }).onmessage = ({ data }) => data.toUpperCase();
+const memory = mockGateway({ userOf: undefined });
+memory.mock("a", { b: (params: object) => params, c: new Failure("timeout") });
+export const call: MockCall = memory.called("a.b", { n: 1 });
+memory.connect("bob").request("a", "b").finally(() => memory.close());
 export const done = upload<string>(gateway, new Blob([]), { service: "a", method: "b", params: undefined });
 """
 
@@ -77,13 +83,23 @@ async def test_a_module_has_less_than_14_kb_with_compression(name: str) -> None:
     assert len(gzip.compress((CLIENT / "dist" / name).read_bytes(), 9)) < 14_000
 
 
-@pytest.mark.parametrize("entry", ["index", "react", "json", "upload", "event-source"])
+@pytest.mark.parametrize("entry", ["index", "react", "json", "upload", "event-source", "testing"])
 @pytest.mark.parametrize("folder", ["", "cjs/"])
 async def test_the_modules_run_where_there_is_no_import_meta(folder: str, entry: str) -> None:
     assert node()
     module = (CLIENT / "dist" / f"{folder}{entry}.js").read_text()
     assert "import.meta" not in module
     assert "import(" not in module
+
+
+async def test_commonjs_entries_share_the_main_module_beside_them() -> None:
+    assert node()
+    required = {
+        name
+        for each in (CLIENT / "dist" / "cjs").glob("*.js")
+        for name in re.findall(r'require\("(\.[^"]*)"\)', each.read_text())
+    }
+    assert required == {"./index.js"}
 
 
 async def test_no_file_of_the_package_has_a_path_of_the_machine_that_built_it() -> None:
@@ -107,7 +123,7 @@ console.log(JSON.stringify([module, required, shared].map(names)));
     assert "connect" in module
 
 
-@pytest.mark.parametrize("entry", ["json", "upload", "event-source"])
+@pytest.mark.parametrize("entry", ["json", "upload", "event-source", "testing"])
 async def test_an_entry_has_the_same_names_in_both_kinds_of_modules(entry: str) -> None:
     program = f"""
 import {{ createRequire }} from "node:module";

@@ -24,7 +24,7 @@ from .workers import START_FAILED, run_workers
 if TYPE_CHECKING:
     import uvicorn
 
-__all__ = ["run"]
+__all__ = ["run", "run_here"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,10 +94,10 @@ def run(options: Options) -> int:
             return 0
         if processes:
             return run_workers(config, listener, on_ready=lambda: announce(url, settings, None, console, tools))
-        return _run_here(config, listener, lambda: announce(url, settings, token, link, tools))
+        return run_here(config, listener, lambda: announce(url, settings, token, link, tools))
 
 
-def _run_here(config: uvicorn.Config, listener: socket.socket, on_ready: workers.OnReady) -> int:
+def run_here(config: uvicorn.Config, listener: socket.socket, on_ready: workers.OnReady) -> int:
     """Serve in this process, and return the exit code."""
     import uvicorn
 

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from nuropb_gateway_asgi.cli.record.relay import relaying
+from nuropb_gateway_asgi.client import ConnectionClosed, InvalidParams, connect
+from nuropb_gateway_asgi.mocks import MockFileError
+from nuropb_gateway_asgi.mocks.replay import Replay
+from nuropb_gateway_asgi.mocks.traffic import REDACTED, Recorder, Redaction, head, read_traffic
+from nuropb_gateway_asgi.testing import TestGateway
+from nuropb_gateway_asgi.wire.errors import NuropbValidationError
+from nuropb_gateway_asgi.wire.services import Outcome, call_service
+
+HEAD = '{"kind":"head","format":"nuropb-traffic/1","redacted":["token","email"]}\n'
+
+
+def written(folder: Path, *records: dict[str, Any], first: str = HEAD) -> Path:
+    path = folder / "traffic.jsonl"
+    path.write_text(first + "".join(json.dumps(each) + "\n" for each in records))
+    return path
+
+
+def recorded(result: Any = None, *, method: str = "get", **params: Any) -> dict[str, Any]:
+    return {"kind": "call", "at": 0.0, "service": "orders", "method": method, "params": params, "result": result}
+
+
+async def outcome(replay: Replay, method: str = "get", **params: Any) -> Outcome:
+    service = replay.services()["orders"]
+    return await call_service(service, service="orders", method=method, params=params, context={})
+
+
+async def answer(replay: Replay, **params: Any) -> Any:
+    found = await outcome(replay, **params)
+    assert found.error is None, found.error
+    return json.loads(found.result)
+
+
+# --- replay -------------------------------------------------------------------------------------------------------
+
+
+async def test_equal_calls_are_answered_in_order_and_then_by_the_last(tmp_path: Path) -> None:
+    replay = Replay(written(tmp_path, recorded(1, number=7), recorded(2, number=7), recorded(3, number=8)))
+    assert [await answer(replay, number=n) for n in (7, 8, 7, 7)] == [1, 3, 2, 2]
+    assert replay.report() == []
+
+
+async def test_another_call_is_answered_by_the_most_similar_one_and_told(tmp_path: Path) -> None:
+    replay = Replay(written(tmp_path, recorded("a", number=7, page=1), recorded("b", number=8, page=2)))
+    assert await answer(replay, number=8, page=3) == "b"
+    assert await answer(replay, number=9, page=1) == "a"
+    assert replay.report() == ["answered by a similar call: orders.get: 2 times"]
+
+
+async def test_a_call_with_no_match_fails_and_is_listed(tmp_path: Path) -> None:
+    replay = Replay(written(tmp_path, recorded("a", number=7)))
+    found = await outcome(replay, colour="red")
+    assert found.error is not None
+    assert "no call of orders.get with such parameters" in found.error["description"]
+    assert replay.report() == ["no match for orders.get: 1 times"]
+
+
+async def test_errors_are_replayed(tmp_path: Path) -> None:
+    record = {**recorded(), "error": {"code": "invalid_params", "description": "too many"}}
+    found = await outcome(Replay(written(tmp_path, record)))
+    assert found.error == {"error": "NuropbValidationError", "description": "too many"}
+
+
+async def test_redacted_parameters_match(tmp_path: Path) -> None:
+    replay = Replay(written(tmp_path, recorded(1, email=REDACTED, n=1), recorded(2, email=REDACTED, n=2)))
+    assert await answer(replay, email="alice@example.com", n=2) == 2
+    assert replay.report() == []
+
+
+@pytest.mark.parametrize(
+    ("first", "line", "reason"),
+    [
+        ("", 1, "the file is empty"),
+        ('{"kind":"head","format":"nuropb-traffic/9"}\n', 1, "another format"),
+        ('{"kind":"event","at":1,"topic":"a"}\n', 1, "a head with nuropb-traffic/1 first"),
+        (HEAD + HEAD, 2, "a second head"),
+        (HEAD + "\n{}\n", 3, "no record"),
+        (HEAD + '{"kind":"call","at":0,"service":"a","method":"b","params":1}\n', 2, "no record"),
+        (HEAD + "[" * 100_000 + "\n", 2, "no record"),
+        (HEAD + "x" * (4 << 20) + "yy\n", 2, "too long"),
+        (HEAD + '{"kind":"call","at":0,"service":"a b","method":"_b","params":{}}\n', 0, "no valid service and method"),
+    ],
+)
+def test_another_file_is_refused_with_its_line(tmp_path: Path, first: str, line: int, reason: str) -> None:
+    path = written(tmp_path, first=first)
+    with pytest.raises(MockFileError, match=reason) as refused:
+        Replay(path)
+    assert str(refused.value).startswith(f"{path}:{line}:" if line else f"{path}: ")
+
+
+# --- recording ----------------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_redacted_at_any_depth() -> None:
+    jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
+    redact = Redaction(["Email"])
+    value = {"a": [{"PASSWORD": "x", "email": {"b": 1}, "text": f"Bearer {jwt}."}], "token": None, "n": 1}
+    assert redact(value) == {
+        "a": [{"PASSWORD": REDACTED, "email": REDACTED, "text": f"Bearer {REDACTED}."}],
+        "token": None,
+        "n": 1,
+    }
+
+
+def test_frames_that_are_no_calls_are_not_recorded() -> None:
+    lines: list[bytes] = []
+    recorder = Recorder(lines.append, Redaction(), time.monotonic())
+    for text in (
+        "",
+        "[1]",
+        "[" * 100_000,
+        '{"type":"authorize","payload":{"token":"x"}}',
+        '{"type":"request","payload":{}}',
+    ):
+        recorder.on_client(text)
+        recorder.on_gateway(text)
+    recorder.on_gateway('{"type":"event","payload":{"topic":"hello","event":{"session_id":"s"}}}')
+    recorder.on_gateway('{"type":"response","payload":{"id":"unknown","result":1}}')
+    assert lines == []
+
+
+async def test_a_relay_records_a_client_and_its_recording_answers(nuropb_gateway: TestGateway, tmp_path: Path) -> None:
+    mesh, token = nuropb_gateway.mesh, nuropb_gateway.token()
+
+    def create(item: str, password: str = "") -> dict[str, Any]:
+        if item == "beer":
+            raise NuropbValidationError("sold out")
+        return {"item": item, "secret": "s"}
+
+    mesh.mock("orders", create=create)
+    path = tmp_path / "traffic.jsonl"
+    redaction = Redaction(["email"])
+    with path.open("wb") as file:
+        file.write(head(redaction))
+        recorder = lambda: Recorder(file.write, redaction, time.monotonic())  # noqa: E731
+        async with (
+            relaying(nuropb_gateway.url, "127.0.0.1", 0, recorder) as url,
+            connect(url, token=token, proxy=None) as client,
+        ):
+            async with client.subscribe("orders.*") as events:
+                assert (await client.request("orders", "create", {"item": "tea", "password": "hunter2"}))[
+                    "item"
+                ] == "tea"
+                mesh.publish("orders.created", {"item": "tea", "email": "a@example.com"})
+                await anext(events)
+            with pytest.raises(InvalidParams):
+                await client.request("orders", "create", {"item": "beer"})
+            async with httpx.AsyncClient() as http:
+                script = await http.get(f"http{url.removeprefix('ws').removesuffix('/ws')}/client.js")
+            assert "connect" in script.text
+            assert script.headers["content-type"] == "text/javascript"
+    text = path.read_text()
+    for secret in (token, "hunter2", "a@example.com", '"s"'):
+        assert secret not in text
+    _, records = read_traffic(path)
+    assert [type(each).__name__ for each in records] == ["CallRecord", "EventRecord", "CallRecord"]
+    replay = Replay(path)
+    service = replay.services()["orders"]
+    nuropb_gateway.mesh.add(service)
+    again = nuropb_gateway.async_client()
+    assert await again.request("orders", "create", {"item": "tea", "password": "other"}) == {
+        "item": "tea",
+        "secret": REDACTED,
+    }
+    with pytest.raises(InvalidParams, match="sold out"):
+        await again.request("orders", "create", {"item": "beer"})
+    assert replay.report() == []
+
+
+async def test_a_refused_token_is_refused_through_the_relay(nuropb_gateway: TestGateway) -> None:
+    recorder = lambda: Recorder(lambda line: None, Redaction(), 0.0)  # noqa: E731
+    async with relaying(nuropb_gateway.url, "127.0.0.1", 0, recorder) as url:
+        with pytest.raises(ConnectionClosed) as refused:
+            async with connect(url, token="nonsense", proxy=None):
+                pass
+    assert refused.value.close_code == 4510
