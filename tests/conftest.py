@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+from typing import Final
 
 import anyio.pytest_plugin
 import pytest
@@ -27,6 +28,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if lane := os.environ.get("NUROPB_TEST_LANE"):
     (Settings.__init__.__kwdefaults__ or {})["mesh_lane"] = lane
     (RabbitMQMesh.__init__.__kwdefaults__ or {})["lane"] = lane
+
+
+#: Files whose tests wait longest. They are run first, or a single worker would wait for them at the end.
+LONG: Final = ("test_cluster.py", "test_stalled_readers.py", "test_history.py", "test_command_line.py", "test_serve.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 # The oldest allowed anyio, with which `make oldest` runs, lacks `anyio_mode = "auto"`.

@@ -21,7 +21,7 @@ from tests.servers.rabbitmq import free_port
 from tests.servers.surviving_service import SurvivingService, host
 
 SECONDS: Final = float(os.environ.get("SOAK_SECONDS", "60"))
-CLIENTS: Final = int(os.environ.get("SOAK_CLIENTS", "100"))
+CLIENTS: Final = int(os.environ.get("SOAK_CLIENTS", "60"))
 PROCESSES: Final = 4
 #: Connections that the balancer cuts in a second, for each hundred clients.
 CUTS: Final = 1.25
