@@ -47,7 +47,7 @@ class _Signature(NamedTuple):
     """The parameters of a method: all names (None with ``**kwargs``), the required ones, and the types to check."""
 
     names: frozenset[str] | None
-    required: tuple[str, ...]
+    required: Mapping[str, None]
     types: Mapping[str, tuple[str, ...]]
 
 
@@ -64,14 +64,17 @@ def faults_by_signature(function: Callable[..., Any], given: int, params: Mappin
     if signature is None:
         return ""
     names, required, expected = signature
-    missing = [name for name in required if name not in params]
-    surplus = [] if names is None else [name for name in params if name not in names]
-    wrong = [
-        f"{name} ({' or '.join(expected[name])})"
-        for name, value in params.items()
-        if name in expected and not any(_FITS[each](value) for each in expected[name])
-    ]
-    return _text(missing, surplus, wrong)
+    wrong = []
+    for name in expected.keys() & params.keys() if expected else ():
+        if not any(_FITS[each](params[name]) for each in expected[name]):
+            wrong.append(name)
+    if not wrong and required.keys() <= params.keys() and (names is None or params.keys() <= names):
+        return ""  # as nearly always
+    return _text(
+        [name for name in required if name not in params],
+        [] if names is None else [name for name in params if name not in names],
+        [f"{name} ({' or '.join(expected[name])})" for name in params if name in wrong],
+    )
 
 
 def faults_by_description(parameters: Mapping[str, Any], params: Mapping[str, Any]) -> str:
@@ -142,7 +145,7 @@ def _read_signature(function: Callable[..., Any], given: int) -> _Signature | No
     checked = {each.name: names for each in named if (names := _type_names(each))}
     return _Signature(
         None if takes_any else frozenset(each.name for each in named),
-        tuple(each.name for each in named if each.default is each.empty),
+        {each.name: None for each in named if each.default is each.empty},
         checked,
     )
 
