@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -40,7 +42,7 @@ class Recording:
         self.path = path
         self.redact = Redaction(redacted)
         self._started = time.monotonic()
-        self._file: IO[bytes] | None = None
+        self._file: io.FileIO | None = None
         self._size = self._lines = 0
         #: How often each event was written.
         self._written: GenerationCache[int, int] = GenerationCache(REMEMBERED)
@@ -49,7 +51,8 @@ class Recording:
     def opened(self) -> Iterator[None]:
         """Make the file, and close it at the end. Raises OSError, FileExistsError for a file that is there."""
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-        with open(descriptor, "wb") as self._file:
+        # Without a buffer: a recording is read while it is made, and is whole if the process is killed.
+        with open(descriptor, "wb", buffering=0) as self._file:
             self._started = time.monotonic()
             self.put(Head(redacted=self.redact.names))
             try:
@@ -80,9 +83,11 @@ class Recording:
             self._end("it has the size that a replay reads")
             return
         try:
-            file.write(line)
-            file.flush()  # a recording is read while it is made, and has no end if the process is killed
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            with contextlib.suppress(OSError):  # a half line would keep a replay from reading the file
+                file.truncate(self._size)
             self._end(error.strerror or type(error).__name__)
             return
         self._size += len(line)

@@ -201,6 +201,24 @@ def test_a_recording_ends_with_one_warning_at_the_size_that_a_replay_reads(
     assert warning.startswith(f"the recording ends, and all else goes on: {recording.path}: it has the size")
 
 
+def test_a_recording_ends_with_a_whole_line_where_the_disk_is_full(
+    recording: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    resource = pytest.importorskip("resource")
+    recorder = Recorder(recording)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    recorder.on_gateway(event_frame(1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (recording.path.stat().st_size + 5, limits[1]))
+    try:
+        recorder.on_gateway(event_frame(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    recorder.on_gateway(event_frame(3))
+    assert len(records_of(recording.path)) == 1
+    assert [text for text in caplog.messages if "the recording ends" in text] == caplog.messages
+    assert len(caplog.messages) == 1
+
+
 async def test_a_relay_records_a_client_and_its_recording_answers(nuropb_gateway: TestGateway, tmp_path: Path) -> None:
     mesh, token = nuropb_gateway.mesh, nuropb_gateway.token()
 
