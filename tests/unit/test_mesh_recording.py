@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from nuropb_gateway_asgi.client import CallTimeout, Client, GatewayError, ServiceUnavailable, connect
+from nuropb_gateway_asgi.exceptions import MeshUnavailable
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from nuropb_gateway_asgi.mocks import CallLog, MockService
 from nuropb_gateway_asgi.mocks.faults import Faults
@@ -18,8 +20,10 @@ from nuropb_gateway_asgi.mocks.recording import Recording
 from nuropb_gateway_asgi.mocks.replay import Replay
 from nuropb_gateway_asgi.mocks.traffic import REDACTED, CallRecord, EventRecord, read_traffic
 from nuropb_gateway_asgi.wire.errors import NuropbValidationError
+from nuropb_gateway_asgi.wire.interface import CallMessage, MeshReceiver, Reply
 from tests.kit.gateways import make_gateway, run_gateway
 from tests.kit.waiting import eventually
+from tests.unit.fakes import FakeMesh
 
 
 @dataclass
@@ -130,3 +134,65 @@ async def test_a_service_that_sends_a_value_that_is_too_deep_is_recorded_without
     await recorded.client.request("orders", "list")
     (call,) = recorded.calls()
     assert call.error is None
+
+
+class Receiver:
+    """A receiver that keeps the names of its calls."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values: self.told.append(name)
+
+
+@pytest.fixture
+def sent(tmp_path: Path) -> Iterator[tuple[FakeMesh, Receiver, Path]]:
+    """A mesh that has taken a call with the correlation id ``id``, and its receiver."""
+    recording = Recording(tmp_path / "traffic.jsonl")
+    mesh, receiver = FakeMesh(), Receiver()
+    with recording.opened():
+        taps = recorded_mesh(mesh, recording)
+        taps.bind(cast("MeshReceiver", receiver), None)
+        deadline = time.monotonic() + 30
+        taps.send(CallMessage("request", "id", "trace", "orders", "list", b"{}", b"{}", deadline, 30))
+        yield mesh, receiver, recording.path
+
+
+@pytest.mark.parametrize(
+    ("outcome", "values", "code"),
+    [
+        ("on_unreadable", (), "service_error"),
+        ("on_returned", (), "service_unavailable"),
+        ("on_rejected", (), "mesh_unavailable"),
+        ("on_unconfirmed", (), "timeout"),
+        ("on_too_large", ("too large",), None),
+        ("on_confirmed", (), None),
+    ],
+)
+def test_each_outcome_of_a_call_is_recorded_and_passed_on(
+    outcome: str, values: tuple[str, ...], code: str | None, sent: tuple[FakeMesh, Receiver, Path]
+) -> None:
+    mesh, receiver, path = sent
+    getattr(mesh.told, outcome)("id", *values)
+    errors = [each.error["code"] for each in read_traffic(path)[1] if isinstance(each, CallRecord) and each.error]
+    assert errors == ([] if code is None else [code])
+    assert receiver.told == [outcome]
+
+
+def test_an_exception_of_another_kind_is_a_service_error(sent: tuple[FakeMesh, Receiver, Path]) -> None:
+    mesh, receiver, path = sent
+    mesh.told.on_reply(Reply("id", error={"error": "ZeroDivisionError", "description": "division by zero"}))
+    (call,) = read_traffic(path)[1]
+    assert isinstance(call, CallRecord)
+    assert call.error == {"code": "service_error", "description": "division by zero", "error": "ZeroDivisionError"}
+    assert receiver.told == ["on_reply"]
+
+
+def test_a_call_that_the_mesh_does_not_take_raises_and_is_not_recorded(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "traffic.jsonl")
+    mesh = FakeMesh(error=MeshUnavailable("away"))
+    message = CallMessage("request", "id", "trace", "orders", "list", b"{}", b"{}", time.monotonic() + 30, 30)
+    with recording.opened(), pytest.raises(MeshUnavailable):
+        recorded_mesh(mesh, recording).send(message)
+    assert read_traffic(recording.path)[1] == []
