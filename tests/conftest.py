@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from typing import Final
 
 import anyio.pytest_plugin
@@ -36,6 +38,16 @@ LONG: Final = ("test_cluster.py", "test_stalled_readers.py", "test_history.py", 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(autouse=True)
+def logging_stays() -> Iterator[None]:
+    """Give the package's logger back as it was: a gateway of its own configures logging for its whole process."""
+    package = logging.getLogger("nuropb_gateway_asgi")
+    before = package.handlers, package.propagate, package.level
+    yield
+    package.handlers, package.propagate = before[:2]
+    package.setLevel(before[2])
 
 
 # The oldest allowed anyio, with which `make oldest` runs, lacks `anyio_mode = "auto"`.

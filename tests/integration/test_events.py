@@ -28,7 +28,8 @@ def mesh_of(running: RunningGateway) -> RabbitMQMesh:
 @asynccontextmanager
 async def process(url: str, name: str, **settings: Any) -> AsyncIterator[RunningGateway]:
     """One process of the gateway ``name``."""
-    options: dict[str, Any] = {"expose": ["*.*"], "expose_topics": ["#"]} | settings
+    # Clients that are not read from answer no pings, and on a busy machine a test takes longer than two of them.
+    options: dict[str, Any] = {"expose": ["*.*"], "expose_topics": ["#"], "ping_interval": 3600.0} | settings
     async with run_gateway(mesh_url=url, service_name=name, **options) as running:
         await eventually(lambda: running.gateway.service_mesh_manager.connected)
         yield running

@@ -246,7 +246,7 @@ async def test_a_method_reaches_the_clients_of_the_gateway(site: Site, call: Cal
         ("no_such_method", {}, "NuropbHandlingError", "Unknown method no_such_method"),
         ("_bind", {}, "NuropbHandlingError", "Unknown method _bind"),
         ("service_name", {}, "NuropbHandlingError", "Unknown method service_name"),
-        ("add", {"c": 1}, "NuropbValidationError", "add: "),
+        ("add", {"c": 1}, "NuropbValidationError", "{name}.add: parameters missing: a; unknown: c"),
         ("secret", {"value": "s"}, "NuropbAuthorizationError", "secret has to be called encrypted"),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 
 from nuropb_gateway_asgi import Settings, SettingsError
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
+from nuropb_gateway_asgi.observability.log_files import handlers
 from nuropb_gateway_asgi.observability.logs import configure_logging
 
 #: Loggers that a configuration may change.
@@ -24,14 +25,14 @@ LOGGERS = ("", "nuropb_gateway_asgi", "uvicorn", "uvicorn.error", "uvicorn.acces
 def unchanged() -> Iterator[None]:
     """Give the loggers back as they were."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
-    last = logging.lastResort
+    filtered = {each: list(each.filters) for each in handlers()}  # pytest's own among them
     before = [(each, list(each.handlers), list(each.filters), each.level, each.propagate) for each in loggers]
     yield
-    for logger, handlers, filters, level, propagate in before:
-        logger.handlers, logger.filters, logger.propagate = handlers, filters, propagate
+    for logger, its_handlers, filters, level, propagate in before:
+        logger.handlers, logger.filters, logger.propagate = its_handlers, filters, propagate
         logger.setLevel(level)
-    if last is not None:
-        last.filters = []
+    for handler, filters in filtered.items():
+        handler.filters = filters
 
 
 class Verbose(logging.Formatter):
