@@ -23,7 +23,7 @@ class UnknownCalls:
 
     def __init__(self, tell: Callable[[str], object], then: Interceptor | None = None) -> None:
         self.host: EmbeddedHost | None = None
-        #: Set by each call and subscription of a client, also of what is there.
+        #: Set by each call and subscription of a client, of known names, too.
         self.in_use = asyncio.Event()
         self._tell = tell
         self._then = then

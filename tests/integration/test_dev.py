@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nuropb_gateway_asgi.client import MethodNotFound, ServiceUnavailable, connect
+from nuropb_gateway_asgi.mocks.traffic import CallRecord, EventRecord, read_traffic
 from tests.kit.processes import SECRET, run_module, token_of
 from tests.servers.processes import ServiceProcess
 
@@ -113,6 +114,29 @@ async def test_recorded_events_come_after_the_first_subscription_and_again_after
             assert (await anext(events)).event == 3
         process.signal(signal.SIGTERM)
         await process.wait()
+
+
+async def test_record_writes_the_calls_and_events_of_a_client(tmp_path: Path) -> None:
+    (tmp_path / "services.yaml").write_text(MOCKS)
+    dev = ("dev", "--mock", "services.yaml", "--user", "carol", "--port", "0")
+    async with run_module("nuropb_gateway_asgi", *dev, cwd=tmp_path) as gateway:
+        url = (await gateway.line(r"The gateway is at (ws://\S+)"))[1]
+        token = (await gateway.line(r"^(ey\S+)$"))[1]
+        record = ("record", "--url", url, "-o", "traffic.jsonl", "--redact", "item", "--port", "0")
+        async with run_module("nuropb_gateway_asgi", *record, cwd=tmp_path) as process:
+            relay = (await process.line(r"Connect clients to (ws://\S+) in place of"))[1]
+            async with connect(relay, token=token, proxy=None) as client, client.subscribe("orders.*") as events:
+                await client.request("orders", "create", {"item": "tea"})
+                await anext(events)
+            process.signal(signal.SIGTERM)
+            assert await process.wait() == 0
+        gateway.signal(signal.SIGTERM)
+        await gateway.wait()
+    call, event = sorted(read_traffic(tmp_path / "traffic.jsonl")[1], key=lambda each: isinstance(each, EventRecord))
+    assert isinstance(call, CallRecord)
+    assert (call.params, call.result) == ({"item": "(redacted)"}, {"number": 1})
+    assert isinstance(event, EventRecord)
+    assert (event.topic, event.event) == ("orders.created", {"number": 1})
 
 
 @pytest.mark.parametrize("mesh", ["embedded", "rabbitmq"])
