@@ -170,6 +170,7 @@ class Metrics:
             for name, text, labels in (*_COUNTERS, *([(*_KEY_FAILURES, by_issuer)] if key_sets else []))
         }
         self._carried: dict[tuple[str, tuple[str, ...]], int] = {}
+        self._ended: dict[tuple[str, str, str], tuple[Callable[[], None], Callable[[float], None]]] = {}
         for kind in kinds:
             kind.service_mesh_manager.calls.on_call_ended = functools.partial(self._on_call_ended, kind.name)
 
@@ -268,8 +269,14 @@ class Metrics:
                 self.collect()
 
     def _on_call_ended(self, transport: str, service: str, code: str, seconds: float) -> None:
-        self._calls.labels(service, code, transport).inc()
-        self._duration.labels(service, transport).observe(seconds)
+        # As many as there are series of calls. The library takes a lock and makes strings to find one by its labels.
+        ended = self._ended.get((transport, service, code))
+        if ended is None:
+            series = self._calls.labels(service, code, transport), self._duration.labels(service, transport)
+            ended = self._ended[transport, service, code] = series[0].inc, series[1].observe
+        count, observe = ended
+        count()
+        observe(seconds)
 
     def _carry(self, name: str, count: int, *labels: str) -> None:
         key = (name, labels)
