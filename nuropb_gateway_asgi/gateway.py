@@ -405,14 +405,15 @@ class _Application:
 # --- as a server --------------------------------------------------------------------------------------------------
 
 
-def create_app(settings: Settings | None = None, *, announce: bool = True) -> Starlette:
+def create_app(settings: Settings | None = None, *, announce: bool = True, mesh: Mesh | None = None) -> Starlette:
     """Make the application of ``uvicorn nuropb_gateway_asgi:app``: a gateway from the environment, with its logging.
 
-    ``app.state.gateway`` is the gateway. With ``announce`` its token for development is printed, if it has one.
+    ``app.state.gateway`` is the gateway. With ``announce`` its token for development is printed, if it has one. A
+    ``mesh`` takes the place of ``MESH_URL``.
     """
     settings = Settings.from_env() if settings is None else settings
     configure_logging(settings)
-    gateway = Gateway(settings)
+    gateway = Gateway(settings, mesh=mesh)
     if gateway.development_token is not None and announce:
         print(f"The mesh is embedded. A token for this run:\n\n{gateway.development_token}\n", flush=True)  # noqa: T201
     return gateway.app

@@ -97,7 +97,7 @@ class ServiceMeshManager:
         limits = handler_manager.shared_limits
 
         self.calls = CallsInFlight(settings, mesh, policy, limits, self.statistics, clock)
-        catalogue = Catalogue(policy, self.calls.descriptions)
+        catalogue = Catalogue(policy, self.calls.descriptions, mesh)
         self.client_calls = ClientCalls(
             settings, policy, limits, self.calls, catalogue, self.statistics, clock, handler_manager.tracing
         )

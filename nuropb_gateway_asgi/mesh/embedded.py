@@ -68,6 +68,11 @@ class EmbeddedMesh:
         return "the embedded mesh was switched off" if self.host.away else None
 
     @property
+    def hosted(self) -> list[str]:
+        """The names of the services, without the gateway's own."""
+        return [name for name in self.host.all if name != self.host.own_name]
+
+    @property
     def warnings(self) -> list[str]:
         """None: there are no permissions."""
         return []

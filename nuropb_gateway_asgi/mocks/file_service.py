@@ -33,7 +33,7 @@ class FileService(MockService):
         self._publish: PublishEvent | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
         methods = {each.name: self._made(each) for each in definition.methods}
-        super().__init__(definition.name, methods, version=definition.version)
+        super().__init__(definition.name, methods, version=definition.version, description=definition.description)
 
     async def _run_(self, publish: PublishEvent) -> None:
         """Publish the events of timers, and those after calls."""

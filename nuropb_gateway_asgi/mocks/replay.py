@@ -1,33 +1,48 @@
-"""Services made of recorded traffic: the answer to a call is that of the most similar recorded call."""
+"""Recorded traffic played again: the answer to a call is that of the most similar recorded call, and events come."""
 
 from __future__ import annotations
 
+import operator
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import anyio
+
 from ..protocol import is_method, is_service
+from ..topics import check_topic
 from ..wire import errors
 from ..wire.errors import NuropbException
+from ..wire.services import PublishEvent
 from .definition import ERRORS
 from .nodes import MockFileError
 from .service import MockMethod, MockService
-from .traffic import CallRecord, Redaction, read_traffic
+from .traffic import CallRecord, EventRecord, Redaction, read_traffic
 
 __all__ = ["Replay"]
 
 #: Unanswered calls that are listed at the end.
 MAX_LISTED: Final = 100
+#: Seconds until the first event, at least: a subscription that starts the replay is in force by then.
+FIRST_EVENT: Final = 0.1
 
 
 class Replay:
-    """The services of one recording, and the calls for which it had no answer."""
+    """The services and events of one recording, and the calls for which it had no answer."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         head, records = read_traffic(path)
         self._redact = Redaction(head.redacted)
         self._calls: dict[tuple[str, str], list[CallRecord]] = defaultdict(list)
+        #: The events, in the order of their times.
+        self.events = sorted((each for each in records if isinstance(each, EventRecord)), key=operator.attrgetter("at"))
+        self._began = min((each.at for each in records), default=0.0)
+        for event in self.events:
+            if (reason := check_topic(event.topic)) is not None:
+                raise MockFileError(f"{path}: an event of no valid topic: {reason}")
         for record in records:
             if not isinstance(record, CallRecord):
                 continue
@@ -55,6 +70,14 @@ class Replay:
             for (name, method), calls in self._calls.items()
             if name == service
         )
+
+    async def play(self, emit: PublishEvent) -> None:
+        """Publish the events, in the distance that they have from the first record."""
+        started = time.monotonic()
+        for event in self.events:
+            due = started + max(event.at - self._began, FIRST_EVENT)
+            await anyio.sleep(max(due - time.monotonic(), 0.0))
+            emit(event.topic, event.event, event.users)
 
     def _method(self, service: str, method: str) -> MockMethod:
         def answer(**params: Any) -> Any:

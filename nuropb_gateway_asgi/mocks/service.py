@@ -95,11 +95,19 @@ def _signature(answer: Answer, parameters: Mapping[str, str] | None, required: f
 class MockService:
     """A service whose methods are :class:`MockMethod` objects; other answers are made into such.
 
-    A call of another method fails with a text that lists the methods. Raises ValueError for a name that no client can
-    call.
+    ``description`` and ``version`` are for descriptions. A call of another method fails with a text that lists the
+    methods. Raises ValueError for a name that no client can call.
     """
 
-    def __init__(self, name: str, methods: Mapping[str, Answer | MockMethod], *, version: str | None = "mock") -> None:
+    def __init__(
+        self,
+        name: str,
+        methods: Mapping[str, Answer | MockMethod],
+        *,
+        version: str | None = "mock",
+        description: str = "",
+    ) -> None:
+        self.__doc__ = description or None
         self._service_name = name
         self._version = version
         self._methods: dict[str, MockMethod] = {}

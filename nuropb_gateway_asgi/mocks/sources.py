@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
+import asyncio
 import logging
-import os
 import random
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeAlias
 
 import anyio
 
 from ..exceptions import SettingsError
 from ..mesh.embedded_host import EmbeddedHost
-from ..wire.services import describe_service
+from ..wire.services import PublishEvent, describe_service
 from .definition import ServiceDefinition
 from .file_service import FileService
 from .mock_file import read_mocks
+from .modules import ServiceModules
 from .openapi import read_openapi
 from .replay import Replay
 
 __all__ = ["Mocked", "Sources"]
 
 logger = logging.getLogger(__name__)
+
+#: The time and size of a file.
+Stamp: TypeAlias = tuple[int, int]
 
 #: Seconds between two looks at the files.
 LOOK_INTERVAL: Final = 0.5
@@ -58,9 +60,13 @@ class Sources:
         self._replays = tuple(replays)
         #: The recordings of the last load, which know the calls that they had no answer for.
         self.replayed: list[Replay] = []
+        #: The time and size of each recording's file.
+        self._recordings: dict[Path, tuple[Stamp, Replay]] = {}
+        self._changed = asyncio.Event()
         self._mocks = tuple(mocks)
         self._openapi = tuple(openapi)
         self._classes = tuple(classes)
+        self._modules = ServiceModules(self._classes)
         self._seed = seed
 
     def load(self) -> dict[str, Mocked]:
@@ -70,6 +76,8 @@ class Sources:
             if name in found:
                 raise SettingsError(f"{mocked.source}: the service {name} is also in {found[name].source}")
             found[name] = mocked
+        self.replayed = [self._recordings[path][1] for path in self._replays]
+        self._changed.set()
         return found
 
     def _loaded(self) -> Iterator[tuple[str, Mocked]]:
@@ -79,13 +87,21 @@ class Sources:
         for path in self._openapi:
             for definition in read_openapi(path):
                 yield definition.name, self._mocked(definition, "its example or schema")
-        self.replayed = [Replay(path) for path in self._replays]
-        for path, replay in zip(self._replays, self.replayed, strict=True):
+        for path in self._replays:
+            replay = self._recording(path)
             for name, recorded in replay.services().items():
                 yield name, Mocked(recorded, str(path), replay.methods(name))
         for name in self._classes:
-            service = _made(name)
+            service = self._modules.make(name)
             yield str(getattr(service, "_service_name")), Mocked(service, name, _described(service))  # noqa: B009
+
+    def _recording(self, path: Path) -> Replay:
+        """Return the recording of a file. It stays the same, and knows its calls, until its file changes."""
+        stamp = _stamp(path)
+        kept = self._recordings.get(path)
+        if kept is None or kept[0] != stamp:
+            kept = self._recordings[path] = stamp, Replay(path)
+        return kept[1]
 
     def _mocked(self, definition: ServiceDefinition, how: str) -> Mocked:
         # Not for secrets: a seed repeats the delays.
@@ -103,16 +119,16 @@ class Sources:
             await anyio.sleep(LOOK_INTERVAL)
             if (state := self._state()) == seen:
                 continue
-            seen = state
             try:
-                for name in self._classes:
-                    _reload(name)
-                loaded = self.load()
-                for name in loaded.keys() & {host.own_name}:
-                    raise SettingsError(f"{loaded[name].source}: {name} is the name of the gateway itself")
+                with self._modules.renewed():
+                    loaded = self.load()
+                    for name in loaded.keys() & {host.own_name}:
+                        raise SettingsError(f"{loaded[name].source}: {name} is the name of the gateway itself")
             except (SettingsError, OSError) as error:
                 tell(f"nothing was loaded, as before: {error}")
                 continue
+            finally:  # the services may need other files now; a change during the load is seen next time
+                seen = {path: state.get(path, stamp) for path, stamp in self._state().items()}
             for name in current.keys() - loaded.keys():
                 host.remove(name)
             for name, mocked in loaded.items():
@@ -120,53 +136,44 @@ class Sources:
             current = loaded
             tell(f"loaded again: {', '.join(loaded)}")
 
-    def _state(self) -> tuple[tuple[float, int], ...]:
-        return tuple(
-            _stamp(path) for path in (*self._mocks, *self._openapi, *self._replays, *map(_file_of, self._classes))
-        )
+    async def play(self, emit: PublishEvent, in_use: asyncio.Event, tell: Callable[[str], object]) -> None:
+        """Publish the events of each recording once, from the time on when ``in_use`` is set, and again if it changes.
+
+        Runs until cancelled.
+        """
+        playing: dict[Replay, anyio.CancelScope] = {}
+        async with anyio.create_task_group() as tasks:
+            while True:
+                self._changed.clear()
+                for gone in playing.keys() - set(self.replayed):
+                    playing.pop(gone).cancel()
+                for replay in self.replayed:
+                    if replay not in playing and replay.events:
+                        playing[replay] = anyio.CancelScope()
+                        tasks.start_soon(_play, replay, playing[replay], emit, in_use, tell, name="recorded events")
+                await self._changed.wait()
+
+    def _state(self) -> dict[Path, Stamp]:
+        paths = (*self._mocks, *self._openapi, *self._replays, *self._modules.files)
+        return {path: _stamp(path) for path in paths}
 
 
-def _stamp(path: Path | None) -> tuple[float, int]:
+async def _play(
+    replay: Replay, scope: anyio.CancelScope, emit: PublishEvent, in_use: asyncio.Event, tell: Callable[[str], object]
+) -> None:
+    with scope:
+        in_use.clear()
+        await in_use.wait()
+        tell(f"{replay.path}: {len(replay.events)} recorded events are published now, in their recorded distance")
+        await replay.play(emit)
+
+
+def _stamp(path: Path) -> Stamp:
     try:
-        status = path.stat() if path is not None else None
+        status = path.stat()
     except OSError:  # an editor replaces it just now
-        status = None
-    return (0.0, 0) if status is None else (status.st_mtime_ns, status.st_size)
-
-
-def _file_of(name: str) -> Path | None:
-    module = sys.modules.get(name.partition(":")[0])
-    file = getattr(module, "__file__", None)
-    return None if file is None else Path(file)
-
-
-def _made(name: str) -> object:
-    """Make the service ``module:Class``, or take the object of that name."""
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not attribute:
-        raise SettingsError(f"--service {name}: no class; expected module:Class")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-        for each in attribute.split("."):
-            found = getattr(found, each)
-        service = found() if isinstance(found, type) else found
-    except Exception as error:  # the module runs the developer's own code
-        raise SettingsError(f"--service {name}: {type(error).__name__}: {error}") from error
-    if not isinstance(getattr(service, "_service_name", None), str):
-        raise SettingsError(f"--service {name}: the service has no name; set _service_name in the class")
-    made: object = service
-    return made
-
-
-def _reload(name: str) -> None:
-    module = sys.modules.get(name.partition(":")[0])
-    try:
-        if module is not None:
-            importlib.reload(module)
-    except Exception as error:  # the module runs the developer's own code
-        raise SettingsError(f"--service {name}: {type(error).__name__}: {error}") from error
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
 
 
 def _described(service: object) -> tuple[tuple[str, str], ...]:

@@ -1,4 +1,4 @@
-"""Recorded traffic of clients: one JSON object a line. ``docs/development-without-a-mesh.md`` has the format.
+"""Recorded traffic: one JSON object a line. ``docs/development-without-a-mesh.md`` has the format.
 
 Tokens and the named members are redacted before anything is written.
 """
@@ -6,8 +6,7 @@ Tokens and the named members are redacted before anything is written.
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -15,7 +14,19 @@ import msgspec
 
 from .nodes import MockFileError
 
-__all__ = ["FORMAT", "REDACTED", "CallRecord", "EventRecord", "Head", "Recorder", "Redaction", "read_traffic"]
+__all__ = [
+    "FORMAT",
+    "MAX_LINE",
+    "MAX_LINES",
+    "MAX_SIZE",
+    "REDACTED",
+    "CallRecord",
+    "EventRecord",
+    "Head",
+    "Record",
+    "Redaction",
+    "read_traffic",
+]
 
 FORMAT: Final = "nuropb-traffic/1"
 REDACTED: Final = "(redacted)"
@@ -25,10 +36,6 @@ ALWAYS: Final = ("token", "access_token", "refresh_token", "id_token", "authoriz
 MAX_SIZE: Final = 256 << 20
 MAX_LINE: Final = 4 << 20
 MAX_LINES: Final = 200_000
-#: Calls of a connection whose answers a recorder waits for.
-MAX_PENDING: Final = 10_000
-#: Events of the protocol itself, which no service publishes.
-_OWN: Final = frozenset({"hello", "goodbye", "closed", "gap", "dropped", "unsubscribed", "recovered"})
 #: A JSON web token, anywhere in a text.
 _TOKEN: Final = re.compile(r"\bey[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*")
 
@@ -56,12 +63,17 @@ class CallRecord(msgspec.Struct, tag="call", tag_field="kind"):
     ms: float = 0.0
 
 
-class EventRecord(msgspec.Struct, tag="event", tag_field="kind"):
-    """An event that a client received ``at`` seconds after the start."""
+class EventRecord(msgspec.Struct, tag="event", tag_field="kind", omit_defaults=True):
+    """An event that came ``at`` seconds after the start.
+
+    ``users`` are the user ids that its publisher named; None for the subscribers of the topic, and in the recording of
+    a client, which does not learn them.
+    """
 
     at: float
     topic: str
     event: Any = None
+    users: list[str] | None = None
 
 
 Record: TypeAlias = Head | CallRecord | EventRecord
@@ -76,71 +88,21 @@ class Redaction:
         self.names = tuple(dict.fromkeys([*ALWAYS, *(name.lower() for name in names)]))
 
     def __call__(self, value: Any) -> Any:
-        """Return ``value``, which is JSON, without the secrets."""
+        """Return ``value``, which is JSON, without the secrets; nothing of it if it is too deep to look through."""
+        try:
+            return self._of(value)
+        except RecursionError:
+            return REDACTED
+
+    def _of(self, value: Any) -> Any:
         if isinstance(value, dict):
             return {
-                name: REDACTED if name.lower() in self.names and each is not None else self(each)
+                name: REDACTED if name.lower() in self.names and each is not None else self._of(each)
                 for name, each in value.items()
             }
         if isinstance(value, list):
-            return [self(each) for each in value]
+            return [self._of(each) for each in value]
         return _TOKEN.sub(REDACTED, value) if isinstance(value, str) else value
-
-
-class Recorder:
-    """Records one connection: every call with its answer, and every event. ``write`` gets the lines."""
-
-    def __init__(self, write: Callable[[bytes], object], redaction: Redaction, started: float) -> None:
-        self._write = write
-        self._redact = redaction
-        self._started = started
-        self._pending: dict[str, tuple[CallRecord, float]] = {}
-
-    def on_client(self, text: str | bytes) -> None:
-        """Take a frame of the client."""
-        type_, payload = _frame(text)
-        id_, params = payload.get("id"), payload.get("params", {})
-        service, method = payload.get("service"), payload.get("method")
-        if type_ not in ("request", "command") or not isinstance(params, dict) or len(self._pending) >= MAX_PENDING:
-            return
-        if isinstance(id_, str) and isinstance(service, str) and isinstance(method, str):
-            now = time.monotonic()
-            kind: Any = type_
-            record = CallRecord(round(now - self._started, 3), service, method, self._redact(params), type=kind)
-            self._pending[id_] = record, now
-
-    def on_gateway(self, text: str | bytes) -> None:
-        """Take a frame of the gateway."""
-        type_, payload = _frame(text)
-        now = time.monotonic()
-        if type_ == "event" and isinstance(topic := payload.get("topic"), str) and topic not in _OWN:
-            self._put(EventRecord(round(now - self._started, 3), topic, self._redact(payload.get("event"))))
-        elif type_ in ("response", "error") and isinstance(id_ := payload.get("id"), str) and id_ in self._pending:
-            record, sent = self._pending.pop(id_)
-            record.ms = round((now - sent) * 1000, 1)
-            error = payload.get("error")
-            if isinstance(error, dict):
-                record.error = self._redact(error)
-            else:
-                record.result = self._redact(payload.get("result"))
-            self._put(record)
-
-    def _put(self, record: Record) -> None:
-        self._write(msgspec.json.encode(record) + b"\n")
-
-
-def _frame(text: str | bytes) -> tuple[str, dict[str, Any]]:
-    try:
-        frame = msgspec.json.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return "", {}
-    payload = frame.get("payload") if isinstance(frame, dict) else None
-    return (str(frame.get("type")), payload) if isinstance(payload, dict) else ("", {})
-
-
-def head(redaction: Redaction) -> bytes:
-    """Return the first line of a recording."""
-    return msgspec.json.encode(Head(redacted=redaction.names)) + b"\n"
 
 
 def read_traffic(path: Path) -> tuple[Head, list[CallRecord | EventRecord]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -22,12 +23,16 @@ class UnknownCalls:
 
     def __init__(self, tell: Callable[[str], object], then: Interceptor | None = None) -> None:
         self.host: EmbeddedHost | None = None
+        #: Set by each call and subscription of a client, of known names, too.
+        self.in_use = asyncio.Event()
         self._tell = tell
         self._then = then
         self._told: set[str] = set()
 
     def admits(self, message: CallMessage, *, is_known: bool) -> bool:
         """Pass the call on."""
+        if message.method != "nuropb_describe":  # a page that shows the services does not use them yet
+            self.in_use.set()
         return self._then is None or self._then.admits(message, is_known=is_known)
 
     async def answer(self, message: CallMessage, call: Callable[[], Awaitable[Outcome]]) -> tuple[Outcome, int]:
@@ -36,6 +41,8 @@ class UnknownCalls:
 
     def __call__(self, identity: Identity, action: str, name: str, default: Decision, /) -> Decision:
         """Leave the decision as it is, and look at the name."""
+        if action == "subscribe":
+            self.in_use.set()
         if action == "call" and self.host is not None:
             service, _, method = name.rpartition(".")
             services = self.host.services

@@ -16,6 +16,7 @@ from ..authorization.policy import callable_methods
 from ..limits.slices import METHODS_PER_SLICE
 from ..protocol import ErrorCode, Failure, encode_json
 from ..wire.description import MAX_AGE_SECONDS, Description, describe_for_clients
+from ..wire.interface import HostingMesh, Mesh
 from .descriptions import Descriptions
 from .failures import call_error
 
@@ -27,13 +28,19 @@ _DID_NOT_SAY: Final = Failure(ErrorCode.SERVICE_UNAVAILABLE, "It did not describ
 class Catalogue:
     """Descriptions of services, cut down to what the policy allows an identity."""
 
-    def __init__(self, policy: Policy, descriptions: Descriptions) -> None:
+    def __init__(self, policy: Policy, descriptions: Descriptions, mesh: Mesh) -> None:
         self._policy = policy
         self._descriptions = descriptions
+        self._mesh = mesh
 
     def services_for(self, identity: Identity) -> set[str]:
-        """Return the known services on which this identity may call something."""
+        """Return the known services on which this identity may call something.
+
+        Of those that the mesh runs itself, the ones without a description yet belong to them, too.
+        """
         known = {name for name in self._descriptions if self._callable(identity, name)}
+        if isinstance(self._mesh, HostingMesh):
+            known.update(name for name in self._mesh.hosted if self._descriptions.get(name) is None)
         return known.union(self._policy.services(identity))
 
     def entry(

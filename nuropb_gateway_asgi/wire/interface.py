@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -203,6 +203,16 @@ class Mesh(Protocol):
 
     def unsubscribe(self, topic: str) -> None:
         """Receive events of this topic pattern no longer."""
+
+
+@runtime_checkable
+class HostingMesh(Protocol):
+    """A mesh that runs services itself, and so knows their names before anybody calls them."""
+
+    @property
+    def hosted(self) -> Collection[str]:
+        """The names of the services, without the gateway's own."""
+        ...
 
 
 @runtime_checkable

@@ -279,7 +279,7 @@ def describe_service(instance: object) -> dict[str, Any]:
         if callable(function) and not getattr(function, "__nuropb_mesh_hidden__", False):
             methods[name] = _describe_method(function)
     encrypted = any(spec["requires_encryption"] for spec in methods.values())
-    doc = type(instance).__doc__
+    doc = instance.__doc__  # an object may have one of its own
     # Only a gateway's controller has the mark: nuropb's descriptions have no such member.
     mark = {"nuropb_gateway": True} if getattr(instance, "_is_gateway_", False) is True else {}
     return {
@@ -294,6 +294,9 @@ def describe_service(instance: object) -> dict[str, Any]:
     }
 
 
+_CATCH_ALL: Final = {inspect.Parameter.VAR_POSITIONAL: "args", inspect.Parameter.VAR_KEYWORD: "kwargs"}
+
+
 def _describe_method(function: Any) -> dict[str, Any]:
     context_argument = getattr(function, "__nuropb_context_arg__", "ctx")
     properties: list[tuple[str, dict[str, Any]]] = []
@@ -306,10 +309,12 @@ def _describe_method(function: Any) -> dict[str, Any]:
     for name, parameter in parameters.items():
         if name in ("self", "cls", context_argument):
             continue
+        # A description has no kinds of parameters: its readers know catch-alls by these names.
+        shown = _CATCH_ALL.get(parameter.kind, name)
         default = "" if parameter.default is parameter.empty else parameter.default
         if parameter.default is parameter.empty:
-            required.append(name)
-        properties.append((name, {"type": _type_name(parameter.annotation), "description": "", "default": default}))
+            required.append(shown)
+        properties.append((shown, {"type": _type_name(parameter.annotation), "description": "", "default": default}))
     return {
         "description": getattr(function, "__nuropb_description__", inspect.getdoc(function)),
         "requires_encryption": bool(getattr(function, "__nuropb_requires_encryption__", False)),

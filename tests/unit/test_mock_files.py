@@ -149,8 +149,11 @@ async def test_an_event_follows_its_call_and_timers_publish(orders: FileService)
 
 
 def test_a_mock_describes_itself(orders: FileService) -> None:
-    described = describe_service(orders)["methods"]
+    service = describe_service(orders)
+    assert service["description"] == "The orders of a shop"
+    described = service["methods"]
     assert sorted(described) == ["create", "list", "slow"]
+    assert described["list"]["parameters"]["properties"][0][0] == "kwargs"
     assert described["create"]["description"] == "Create an order"
     assert described["create"]["parameters"]["required"] == ["item"]
     assert dict(described["create"]["parameters"]["properties"])["quantity"]["type"] == "int"

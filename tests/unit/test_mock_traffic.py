@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-import time
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from nuropb_gateway_asgi.cli.record.relay import relaying
 from nuropb_gateway_asgi.client import ConnectionClosed, InvalidParams, connect
 from nuropb_gateway_asgi.mocks import MockFileError
+from nuropb_gateway_asgi.mocks import recording as recordings
+from nuropb_gateway_asgi.mocks.recording import Recorder, Recording
 from nuropb_gateway_asgi.mocks.replay import Replay
-from nuropb_gateway_asgi.mocks.traffic import REDACTED, Recorder, Redaction, head, read_traffic
+from nuropb_gateway_asgi.mocks.traffic import REDACTED, CallRecord, EventRecord, Redaction, read_traffic
 from nuropb_gateway_asgi.testing import TestGateway
 from nuropb_gateway_asgi.wire.errors import NuropbValidationError
 from nuropb_gateway_asgi.wire.services import Outcome, call_service
@@ -71,6 +74,17 @@ async def test_errors_are_replayed(tmp_path: Path) -> None:
     assert found.error == {"error": "NuropbValidationError", "description": "too many"}
 
 
+async def test_events_are_replayed_in_their_order_to_their_users(tmp_path: Path) -> None:
+    events = [
+        {"kind": "event", "at": 7.02, "topic": "orders.shipped", "event": 2, "users": ["alice"]},
+        {"kind": "event", "at": 7.01, "topic": "orders.created", "event": 1},
+    ]
+    replay = Replay(written(tmp_path, {**recorded(), "at": 7.0}, *events))
+    emitted: list[tuple[Any, ...]] = []
+    await replay.play(lambda *event: emitted.append(event))
+    assert emitted == [("orders.created", 1, None), ("orders.shipped", 2, ["alice"])]
+
+
 async def test_redacted_parameters_match(tmp_path: Path) -> None:
     replay = Replay(written(tmp_path, recorded(1, email=REDACTED, n=1), recorded(2, email=REDACTED, n=2)))
     assert await answer(replay, email="alice@example.com", n=2) == 2
@@ -88,6 +102,7 @@ async def test_redacted_parameters_match(tmp_path: Path) -> None:
         (HEAD + '{"kind":"call","at":0,"service":"a","method":"b","params":1}\n', 2, "no record"),
         (HEAD + "[" * 100_000 + "\n", 2, "no record"),
         (HEAD + "x" * (4 << 20) + "yy\n", 2, "too long"),
+        (HEAD + '{"kind":"event","at":0,"topic":"' + "a" * 300 + '"}\n', 0, "an event of no valid topic"),
         (HEAD + '{"kind":"call","at":0,"service":"a b","method":"_b","params":{}}\n', 0, "no valid service and method"),
     ],
 )
@@ -112,21 +127,96 @@ def test_secrets_are_redacted_at_any_depth() -> None:
     }
 
 
-def test_frames_that_are_no_calls_are_not_recorded() -> None:
-    lines: list[bytes] = []
-    recorder = Recorder(lines.append, Redaction(), time.monotonic())
+def test_a_value_that_is_too_deep_to_look_through_is_redacted() -> None:
+    value: Any = []
+    for _ in range(100_000):
+        value = [value]
+    assert Redaction()({"value": value}) == REDACTED
+
+
+def records_of(path: Path) -> list[CallRecord | EventRecord]:
+    return read_traffic(path)[1]
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Iterator[Recording]:
+    recording = Recording(tmp_path / "traffic.jsonl")
+    with recording.opened():
+        yield recording
+
+
+def event_frame(number: int, trace_id: str = "t") -> str:
+    payload = {"topic": "orders.created", "event": {"number": number}, "trace_id": trace_id}
+    return json.dumps({"type": "event", "payload": payload})
+
+
+def test_frames_that_are_no_calls_are_not_recorded(recording: Recording) -> None:
+    recorder = Recorder(recording)
     for text in (
         "",
         "[1]",
         "[" * 100_000,
         '{"type":"authorize","payload":{"token":"x"}}',
         '{"type":"request","payload":{}}',
+        '{"type":"request","payload":{"id":"1","service":"orders","method":"_private"}}',
+        '{"type":"request","payload":{"id":"1","service":"orders","method":"no name"}}',
+        '{"type":"request","payload":{"id":"1","service":"orders","method":"nuropb_describe"}}',
     ):
         recorder.on_client(text)
         recorder.on_gateway(text)
     recorder.on_gateway('{"type":"event","payload":{"topic":"hello","event":{"session_id":"s"}}}')
-    recorder.on_gateway('{"type":"response","payload":{"id":"unknown","result":1}}')
-    assert lines == []
+    recorder.on_gateway('{"type":"response","payload":{"id":"1","result":1}}')
+    assert records_of(recording.path) == []
+
+
+def test_an_event_that_two_clients_get_is_recorded_once(recording: Recording) -> None:
+    one, other = Recorder(recording), Recorder(recording)
+    for number in (1, 2):
+        one.on_gateway(event_frame(number))
+        other.on_gateway(event_frame(number))
+    assert [each.event["number"] for each in records_of(recording.path) if isinstance(each, EventRecord)] == [1, 2]
+
+
+def test_equal_events_one_after_the_other_are_all_recorded(recording: Recording) -> None:
+    one, other = Recorder(recording), Recorder(recording)
+    for each in (one, one, other, other, other):
+        each.on_gateway(event_frame(1))
+    assert len(records_of(recording.path)) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such modes")
+def test_a_recording_is_readable_by_its_owner_alone(recording: Recording) -> None:
+    assert recording.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_recording_ends_with_one_warning_at_the_size_that_a_replay_reads(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recordings, "MAX_LINES", 3)
+    recorder = Recorder(recording)
+    for number in range(10):
+        recorder.on_gateway(event_frame(number))
+    assert len(records_of(recording.path)) == 2
+    (warning,) = caplog.messages
+    assert warning.startswith(f"the recording ends, and all else goes on: {recording.path}: it has the size")
+
+
+def test_a_recording_ends_with_a_whole_line_where_the_disk_is_full(
+    recording: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    resource = pytest.importorskip("resource")
+    recorder = Recorder(recording)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    recorder.on_gateway(event_frame(1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (recording.path.stat().st_size + 5, limits[1]))
+    try:
+        recorder.on_gateway(event_frame(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    recorder.on_gateway(event_frame(3))
+    assert len(records_of(recording.path)) == 1
+    assert [text for text in caplog.messages if "the recording ends" in text] == caplog.messages
+    assert len(caplog.messages) == 1
 
 
 async def test_a_relay_records_a_client_and_its_recording_answers(nuropb_gateway: TestGateway, tmp_path: Path) -> None:
@@ -138,11 +228,9 @@ async def test_a_relay_records_a_client_and_its_recording_answers(nuropb_gateway
         return {"item": item, "secret": "s"}
 
     mesh.mock("orders", create=create)
-    path = tmp_path / "traffic.jsonl"
-    redaction = Redaction(["email"])
-    with path.open("wb") as file:
-        file.write(head(redaction))
-        recorder = lambda: Recorder(file.write, redaction, time.monotonic())  # noqa: E731
+    recording = Recording(path := tmp_path / "traffic.jsonl", ["email"])
+    with recording.opened():
+        recorder = lambda: Recorder(recording)  # noqa: E731
         async with (
             relaying(nuropb_gateway.url, "127.0.0.1", 0, recorder) as url,
             connect(url, token=token, proxy=None) as client,
@@ -177,8 +265,8 @@ async def test_a_relay_records_a_client_and_its_recording_answers(nuropb_gateway
     assert replay.report() == []
 
 
-async def test_a_refused_token_is_refused_through_the_relay(nuropb_gateway: TestGateway) -> None:
-    recorder = lambda: Recorder(lambda line: None, Redaction(), 0.0)  # noqa: E731
+async def test_a_refused_token_is_refused_through_the_relay(nuropb_gateway: TestGateway, tmp_path: Path) -> None:
+    recorder = lambda: Recorder(Recording(tmp_path / "traffic.jsonl"))  # noqa: E731
     async with relaying(nuropb_gateway.url, "127.0.0.1", 0, recorder) as url:
         with pytest.raises(ConnectionClosed) as refused:
             async with connect(url, token="nonsense", proxy=None):

@@ -29,6 +29,8 @@ def options(port: int | None = None, host: str = "127.0.0.1", uds: str | None = 
         shutdown_delay=None,
         log_level=None,
         log_config=None,
+        record=None,
+        redact=(),
     )
 
 

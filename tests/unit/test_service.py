@@ -115,6 +115,25 @@ async def test_an_attribute_that_can_be_called_is_a_method() -> None:
     assert strict_json((await call("callback", service)).result) == "called"
 
 
+def test_parameters_that_catch_all_have_the_names_by_which_readers_know_them() -> None:
+    class Loose:
+        def find(self, *words: str, **filters: Any) -> None: ...
+
+    parameters = describe_service(Loose())["methods"]["find"]["parameters"]
+    assert [name for name, _ in parameters["properties"]] == ["args", "kwargs"]
+    assert parameters["required"] == ["args", "kwargs"]
+
+
+def test_an_object_may_have_a_description_of_its_own() -> None:
+    class Shop:
+        """The class of all shops."""
+
+    shop = Shop()
+    assert describe_service(shop)["description"] == "The class of all shops."
+    shop.__doc__ = "The shop of tea"
+    assert describe_service(shop)["description"] == "The shop of tea"
+
+
 async def test_a_hidden_method_can_be_called_all_the_same() -> None:
     class Hiding:
         @marked(mesh_hidden=True)

@@ -53,6 +53,11 @@ async def test_a_coroutine_gets_a_client_of_coroutines(mesh: TestMesh, client: A
     assert (event.topic, event.event) == ("orders.created", {"number": 7})
 
 
+def test_services_of_the_mesh_are_described_before_anybody_has_called_them(mesh: TestMesh, client: SyncClient) -> None:
+    mesh.mock("orders", create={"number": 1})
+    assert set(client.describe()["services"]["orders"]["methods"]) == {"create"}
+
+
 def test_an_event_reaches_a_plain_function(mesh: TestMesh, client: SyncClient) -> None:
     with client.subscribe("orders.created") as events:
         mesh.publish("orders.created", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import signal
@@ -45,6 +46,8 @@ _OPTIONS: Final[dict[str, Any]] = {
     "shutdown_delay": None,
     "log_level": None,
     "log_config": None,
+    "record": None,
+    "redact": (),
 }
 
 
@@ -61,15 +64,17 @@ def run(sources: Sources, users: Sequence[str], host: str, port: int) -> int:
     from ...server import make_config
     from .faults_api import PATH, faults_route
 
+    sys.dont_write_bytecode = True  # a change within a second, of the same size, would leave a stale file behind
     settings = development_settings(Settings.from_env())
     configure_logging(settings)
     mocked = sources.load()
-    gateway, faults = make_gateway(settings, mocked)
+    gateway, faults, in_use = make_gateway(settings, mocked)
 
     @contextlib.asynccontextmanager
     async def watching(app: Any) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(sources.watch, _host(gateway), mocked, say, name="mock files")
+            tasks.start_soon(sources.watch, _mesh(gateway).host, mocked, say, name="mock files")
+            tasks.start_soon(sources.play, _mesh(gateway).emit, in_use, say, name="recordings")
             yield
             tasks.cancel_scope.cancel()
 
@@ -103,10 +108,11 @@ def development_settings(settings: Settings) -> Settings:
     return with_kept_key(settings, make=True)
 
 
-def make_gateway(settings: Settings, mocked: dict[str, Mocked]) -> tuple[Gateway, Faults]:
+def make_gateway(settings: Settings, mocked: dict[str, Mocked]) -> tuple[Gateway, Faults, asyncio.Event]:
     """Make the gateway on an embedded mesh with these services, and its faults on demand.
 
-    Raises SettingsError for a service with the gateway's own name.
+    The event is set by each call and subscription of a client. Raises SettingsError for a service with the gateway's
+    own name.
     """
     from ...gateway import Gateway
     from ...mesh.embedded import EmbeddedMesh
@@ -125,12 +131,11 @@ def make_gateway(settings: Settings, mocked: dict[str, Mocked]) -> tuple[Gateway
     unknown.host = mesh.host
     gateway = Gateway(settings, mesh=mesh, authorizer=unknown)
     faults.connections = connection_faults(gateway)
-    return gateway, faults
+    return gateway, faults, unknown.in_use
 
 
-def _host(gateway: Gateway) -> Any:
-    mesh: Any = gateway.service_mesh_manager.mesh
-    return mesh.host
+def _mesh(gateway: Gateway) -> Any:
+    return gateway.service_mesh_manager.mesh
 
 
 def _token(gateway: Gateway, user: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import time
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,7 @@ import click
 from ...settings import ENV_PREFIX
 from .._options import DEFAULT_URL
 from .._output import say
+from .._recording import opened
 from .._target import parse_url
 
 __all__ = ["record"]
@@ -43,34 +43,23 @@ Exit codes:
 @click.option("--port", type=click.IntRange(0, 65535), default=8008, show_default=True, help="Port; 0 for a free one.")
 def record(url: str, output: Path, redact: tuple[str, ...], host: str, port: int) -> int:
     """Record the calls of clients, their answers and events: a WebSocket between them and a gateway."""
-    from ...mocks.traffic import Recorder, Redaction, head
+    from ...mocks.recording import Recorder, Recording
     from .relay import relaying
 
     target = parse_url(url)
-    redaction = Redaction(redact)
-    try:
-        file = output.open("xb")
-    except FileExistsError:
-        raise click.UsageError(f"{output}: the file exists; expected a new one") from None
+    recording = Recording(output, redact)
 
     async def run() -> None:
-        started = time.monotonic()
-
-        def write(line: bytes) -> None:
-            file.write(line)
-            file.flush()
-
-        write(head(redaction))
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         with contextlib.suppress(NotImplementedError):  # Windows
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop.set)
-        async with relaying(target.url, host, port, lambda: Recorder(write, redaction, started)) as own:
+        async with relaying(target.url, host, port, lambda: Recorder(recording)) as own:
             click.echo(f"Connect clients to {own} in place of {target.url}; the recording is in {output}")
             await stop.wait()
 
-    with file, contextlib.suppress(KeyboardInterrupt):
+    with opened(recording), contextlib.suppress(KeyboardInterrupt):
         asyncio.run(run())
     say(f"the recording is in {output}")
     return 0

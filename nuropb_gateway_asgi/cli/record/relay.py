@@ -20,7 +20,7 @@ from ...protocol import SUBPROTOCOL
 from ...static.assets import read_asset
 
 if TYPE_CHECKING:
-    from ...mocks.traffic import Recorder
+    from ...mocks.recording import Recorder
 
 __all__ = ["relaying"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -92,6 +93,13 @@ Exit codes:
     metavar="FILE",
     help=f"Overrides {ENV_PREFIX}LOG_CONFIG: a logging configuration (.json, .yaml, .ini); secrets stay filtered.",
 )
+@click.option(
+    "--record",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Record all calls to services, their answers and all events in a new file, for 'dev --replay'.",
+)
+@click.option("--redact", multiple=True, metavar="NAME", help="Redact members of this name in the recording.")
 def serve(**options: Any) -> int:
     """Run the gateway. This is the default command."""
     chosen = Options(**options)
@@ -99,6 +107,10 @@ def serve(**options: Any) -> int:
         raise click.UsageError("--uds and --fd cannot be combined")
     if chosen.reload and chosen.workers > 1:
         raise click.UsageError("--reload and --workers cannot be combined")
+    if chosen.record is not None and (chosen.reload or chosen.workers > 1):
+        raise click.UsageError("--record needs one process, without --reload and --workers")
+    if chosen.redact and chosen.record is None:
+        raise click.UsageError("--redact is for --record: give both")
     if (chosen.ssl_certfile is None) != (chosen.ssl_keyfile is None):
         raise click.UsageError("--ssl-certfile and --ssl-keyfile need each other: give both")
     if chosen.log_level is not None:

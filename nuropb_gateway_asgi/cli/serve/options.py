@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 __all__ = ["Options"]
 
@@ -27,3 +28,6 @@ class Options:
     shutdown_delay: float | None
     log_level: str | None
     log_config: str | None
+    #: A new file for the traffic of the mesh, and the names of members that are redacted in it.
+    record: Path | None
+    redact: tuple[str, ...]

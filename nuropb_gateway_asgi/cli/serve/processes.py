@@ -15,6 +15,7 @@ from ...exceptions import SettingsError
 from ...settings import ENV_PREFIX, Settings
 from .._development import share_key, with_kept_key
 from .._output import say
+from .._recording import opened
 from . import workers
 from .announcement import announce, console_url, tools_url
 from .listener import choose_port, listening, shown_url
@@ -23,6 +24,9 @@ from .workers import START_FAILED, run_workers
 
 if TYPE_CHECKING:
     import uvicorn
+
+    from ...mocks.recording import Recording
+    from ...wire.interface import Mesh
 
 __all__ = ["run", "run_here"]
 
@@ -46,6 +50,7 @@ def run(options: Options) -> int:
         settings = with_kept_key(settings, make=True)
     token: str | None = None
     app: Any
+    recording: Recording | None = None
     if processes:
         configure_logging(settings)
         # Invalid settings are reported here, once, and not by every worker.
@@ -54,7 +59,8 @@ def run(options: Options) -> int:
             token = _share_secret(options, settings, token)
         app = f"{workers.__name__}:{'reloaded_app' if options.reload else 'worker_app'}"
     else:
-        app = create_app(settings, announce=False)
+        mesh, recording = _recorded(options, settings)
+        app = create_app(settings, announce=False, mesh=mesh)
         token = app.state.gateway.development_token
     try:
         port = choose_port(options, may_move=settings.embedded)
@@ -94,7 +100,23 @@ def run(options: Options) -> int:
             return 0
         if processes:
             return run_workers(config, listener, on_ready=lambda: announce(url, settings, None, console, tools))
-        return run_here(config, listener, lambda: announce(url, settings, token, link, tools))
+        with contextlib.nullcontext() if recording is None else opened(recording):
+            if recording is not None:
+                say(f"all calls to services, their answers and all events are recorded in {recording.path}")
+            return run_here(config, listener, lambda: announce(url, settings, token, link, tools))
+
+
+def _recorded(options: Options, settings: Settings) -> tuple[Mesh | None, Recording | None]:
+    """Make the mesh with its recording, if the options name a file."""
+    if options.record is None:
+        return None, None
+    from ...assembly import make_mesh, naming_variables
+    from ...mocks.mesh_recording import recorded_mesh
+    from ...mocks.recording import Recording
+
+    recording = Recording(options.record, options.redact)
+    with naming_variables():
+        return recorded_mesh(make_mesh(settings), recording), recording
 
 
 def run_here(config: uvicorn.Config, listener: socket.socket, on_ready: workers.OnReady) -> int:
