@@ -138,8 +138,8 @@ install = printf "Installing packages "; $(BIN)/python $(INSTALL) $(1) & pid=$$!
 	while kill -0 $$pid 2> /dev/null; do printf .; sleep 1; done; echo; wait $$pid
 
 $(VENV)/.runtime: $(VENV)/.made
-	@$(call install,--editable ".[mcp$(comma)oidc]")
-	@$(BIN)/python $(INSTALL) --only-binary uvloop --editable ".[mcp,oidc,uvloop]" 2> /dev/null || \
+	@$(call install,--editable ".[mcp$(comma)metrics$(comma)oidc]")
+	@$(BIN)/python $(INSTALL) --only-binary uvloop --editable ".[mcp,metrics,oidc,uvloop]" 2> /dev/null || \
 	    echo "There is no uvloop for this platform: the gateway runs on asyncio's event loop, which needs more CPU"
 	@touch $@
 

@@ -62,6 +62,7 @@ from .console import console_routes
 from .contracts.endpoints import Contracts
 from .controller import ServiceMeshManagerController
 from .drain import Drain
+from .handlers.absent import explaining_not_found
 from .handlers.http import make_endpoints
 from .handlers.refusals import DenialLogFilter
 from .handlers.tcp import TCPServer
@@ -195,7 +196,10 @@ class Gateway:
             settings=settings,
             origins=origins,
         )
-        self.app = Starlette(routes=self.routes(), lifespan=self.lifespan)
+        not_found = explaining_not_found(
+            settings, has_tools=self._agents is not None, has_metrics=self._metrics is not None
+        )
+        self.app = Starlette(routes=self.routes(), lifespan=self.lifespan, exception_handlers={404: not_found})
         self.app.state.gateway = self  # where an application mounts it, tests find it by this
         # Behind a proxy that ends TLS the redirect would lead to http, and a client might send its token along.
         self.app.router.redirect_slashes = False

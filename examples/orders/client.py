@@ -48,7 +48,8 @@ async def main(url: str, name: str, item: str) -> None:
         while order["number"] not in shipped:
             news.clear()
             await news.wait()
-        print(f"Number {order['number']} is shipped; {name} has {len(await gateway.request('orders', 'mine'))} orders")
+        count = len(await gateway.request("orders", "mine"))
+        print(f"Number {order['number']} is shipped; {name} has {count} {'order' if count == 1 else 'orders'}")
 
 
 if __name__ == "__main__":

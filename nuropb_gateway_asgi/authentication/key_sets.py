@@ -252,7 +252,7 @@ class KeySet:
                 await self.ring()
             if self.problem is not None:
                 raise ConnectionError(self.problem)
-            return f"{self.size} keys of {self._url}"
+            return f"{self.size} {'key' if self.size == 1 else 'keys'} of {self._url}"
 
     # --- for operators ----------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from ..client import ConnectionClosed, ConnectionLost, GatewayError
 
-__all__ = ["BROKEN", "EXIT_CODES", "describe_error", "exit_code", "refusal_text"]
+__all__ = ["BROKEN", "EXIT_CODES", "TIMEOUT_REMEDY", "describe_error", "exit_code", "refusal_text"]
 
 #: The close code of a connection that broke, or was never established.
 BROKEN: Final = 1006
@@ -26,6 +26,11 @@ Exit codes:
   7    the call may have run: timeout, or the connection was lost
   130  interrupted"""
 
+#: The next step after a call without an answer, which may have run.
+TIMEOUT_REMEDY: Final = (
+    "the service is busy, stuck or stopped: check that it runs (a nuropb service has to be restarted after a restart "
+    "of the broker), or wait longer with --timeout"
+)
 #: By error code; all other codes give 1.
 _BY_ERROR_CODE: Final = {
     "bad_request": 4,

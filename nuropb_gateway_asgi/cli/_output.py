@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-__all__ = ["dump", "printable", "printable_lines", "say"]
+__all__ = ["counted", "dump", "printable", "printable_lines", "say"]
 
 _ASTRAL = 0xFFFF
 
@@ -22,6 +22,11 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Escape as :func:`printable` does, except for tabs and the ends of lines."""
     return re.sub(r"[^\n\t]+", lambda match: printable(match[0]), text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: ``1 method``, ``2 methods``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def dump(value: Any, *, pretty: bool = False) -> str:

@@ -27,15 +27,20 @@ NO_TOKEN: Final = (
 LEAST_CONNECT_TIMEOUT: Final = 5.0
 
 
-def run(command: Coroutine[Any, Any, int]) -> int:
-    """Run ``command`` and return its exit code. A gateway's error is printed in one line."""
-    from ..client import ConnectionClosed, GatewayError
+def run(command: Coroutine[Any, Any, int], *, after_timeout: str = "") -> int:
+    """Run ``command`` and return its exit code. A gateway's error is printed in one line.
+
+    ``after_timeout`` is the next step after a call that was sent, and has no answer in time.
+    """
+    from ..client import CallTimeout, ConnectionClosed, GatewayError
 
     try:
         return asyncio.run(command)
     except GatewayError as error:
-        hint = "; 'nuropb-gateway doctor' shows why" if isinstance(error, ConnectionClosed) else ""
-        say(f"{describe_error(error)}{hint}")
+        hint = "'nuropb-gateway doctor' shows why" if isinstance(error, ConnectionClosed) else ""
+        if isinstance(error, CallTimeout) and not error.retryable:
+            hint = after_timeout
+        say(f"{describe_error(error)}{f'; {hint}' if hint else ''}")
         return exit_code(error)
 
 

@@ -20,7 +20,7 @@ from ._completion import complete_method, complete_service
 from ._errors import EXIT_CODES
 from ._numbers import bar, histogram, percentile
 from ._options import ENVIRONMENT, SECONDS, gateway_options
-from ._output import dump, printable, say
+from ._output import counted, dump, printable, say
 from ._parameters import FORMS
 from ._session import connect_timeout, run, session
 from ._target import Target
@@ -102,7 +102,8 @@ def bench(
             ]
             room = min(gateway.hello.limits.max_in_flight for gateway in gateways if gateway.hello is not None)
             if in_flight > room:
-                say(f"the gateway accepts {room} calls at a time on a connection; others wait here, which counts, too")
+                calls = counted(room, "call")
+                say(f"the gateway accepts {calls} at a time on a connection; others wait here, which counts, too")
             with _until_interrupted(load):
                 async with _progress(load):
                     await load.run(ask, [gateway for gateway in gateways for _ in range(in_flight)])

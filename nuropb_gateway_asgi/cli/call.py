@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ._completion import complete_method, complete_service
-from ._errors import EXIT_CODES
+from ._errors import EXIT_CODES, TIMEOUT_REMEDY
 from ._options import ENVIRONMENT, SECONDS, gateway_options
 from ._output import dump, printable_lines
 from ._parameters import FORMS, parse_parameters
@@ -77,7 +77,7 @@ def call(
                 click.echo(dump(result, pretty=is_terminal and not raw))
         return 0
 
-    return run(call())
+    return run(call(), after_timeout="" if command else TIMEOUT_REMEDY)
 
 
 def split_words(service: str, method: str | None, parameters: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:

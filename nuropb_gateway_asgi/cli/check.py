@@ -12,7 +12,7 @@ import click
 from ..exceptions import GatewayError, SettingsError
 from ..settings import Settings
 from ._development import with_kept_key
-from ._output import printable
+from ._output import counted, printable
 
 if TYPE_CHECKING:
     from ..authentication import Identity
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["check"]
 
 EPILOG: Final = """Prints one line each for the settings, the policy, the keys of tokens, their provider and the broker,
-with the fault if there is one. Starts no gateway, and leaves nothing on the broker.
+with the fault if there is one, and its remedy in a second line. Starts no gateway, and leaves nothing on the broker.
 
 \b
 Exit codes:
@@ -38,7 +38,11 @@ def check() -> int:
     settings: list[Settings] = []
 
     def read() -> str:
+        from ..assembly import make_origins, naming_variables
+
         settings.append(with_kept_key(Settings.from_env(), make=False))
+        with naming_variables():
+            make_origins(settings[0])
         return f"{settings[0].mesh_url.partition(':')[0]} mesh, clients at {settings[0].path}"
 
     well = _report("settings", read)
@@ -48,11 +52,15 @@ def check() -> int:
 
 
 def _report(name: str, examine: Callable[[], str | None]) -> bool:
-    """Print the result of ``examine`` in one line; None means not checked. Return whether there was no problem."""
+    """Print the result of ``examine`` in one line; None means not checked. Return whether there was no problem.
+
+    A second line says how to fix a problem.
+    """
     try:
         found = examine()
     except (GatewayError, OSError) as error:
         click.echo(f"{name:<10}WRONG: {printable(str(error))}")
+        click.echo(f"{'':<10}-> {printable(getattr(error, 'remedy', None) or _REMEDIES[name])}")
         return False
     click.echo(f"{name:<10}{'not checked' if found is None else f'ok: {printable(found)}'}")
     return True
@@ -64,8 +72,11 @@ def _policy(settings: Settings) -> str:
     async def nobody(token: str) -> Identity | None:
         return None
 
-    policy = Gateway(settings, authenticator=nobody).policy
-    return "methods or topics are exposed" if policy.exposes_anything else "nothing is exposed to clients"
+    # The check of the settings tells of wrong origins.
+    policy = Gateway(dataclasses.replace(settings, allowed_origins=()), authenticator=nobody).policy
+    if policy.exposes_anything:
+        return "methods or topics are exposed"
+    return "nothing is exposed to clients; name methods in EXPOSE and topics in EXPOSE_TOPICS, or a file in POLICY"
 
 
 def _without_policy(settings: Settings) -> Gateway:
@@ -103,7 +114,8 @@ def _issuers(path: str) -> str:
     issuers = read_issuer_file(path)
     unchecked = [each.issuer or each.oidc_issuer for each in issuers if not (each.audience or each.client_id)]
     lacking = f"; audience is not set for {', '.join(unchecked)}, so their tokens are not checked for it"
-    return f"{len(issuers)} issuers, each with its keys{lacking if unchecked else ''}"
+    each = "with its keys" if len(issuers) == 1 else "each with its keys"
+    return f"{counted(len(issuers), 'issuer')}, {each}{lacking if unchecked else ''}"
 
 
 def _provider(settings: Settings) -> str | None:
@@ -144,6 +156,15 @@ def _kept_topics(settings: Settings) -> tuple[KeptTopic, ...]:
     except SettingsError:
         return ()
 
+
+#: How to fix a problem that names no remedy of its own, by the name that is printed.
+_REMEDIES: Final = {
+    "settings": "correct this variable: docs/deployment.md lists all settings and their values",
+    "policy": "correct the named setting, or the file at the named line: docs/policy.md has all rules",
+    "keys": "set JWT_KEY_FILE to the file of a key, or JWT_OIDC_ISSUER to a provider: docs/issuing-tokens.md",
+    "provider": "check its URL, and the way from this machine to it: DNS, HTTPS_PROXY, SSL_CERT_FILE",
+    "broker": "look at the log of the broker; docs/mesh.md has the permissions that the gateway needs",
+}
 
 #: By the name that is printed. A check returns its result, or None if an earlier check has to succeed first.
 CHECKS: Final[dict[str, Callable[[Settings], str | None]]] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ._options import ENVIRONMENT, gateway_options
-from ._output import printable, say
+from ._output import counted, printable, say
 from ._session import run, session
 from ._target import Target
 
@@ -83,7 +83,7 @@ def _write(made: ContractFile, output: Path | None) -> None:
         click.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
-        say(f"{len(made.services)} services in {output}")
+        say(f"{counted(len(made.services), 'service')} in {output}")
 
 
 @contract.command(epilog=EPILOG)

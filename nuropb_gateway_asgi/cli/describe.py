@@ -97,8 +97,9 @@ def _draw(console: Console, found: Mapping[str, Any]) -> None:
 
     for service, described in found["services"].items():
         version = described.get("version")
+        former = " (no answer: this is its former description)" if service in found.get("unavailable", ()) else ""
         # Text, not str: descriptions come from services, and must not be taken for markup.
-        console.print(Text(printable(f"{service} {version or ''}".rstrip()), style="bold"))
+        console.print(Text(printable(f"{service} {version or ''}".rstrip() + former), style="bold"))
         if described.get("description"):
             console.print(Text(_first_line(described["description"])))
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)

@@ -8,7 +8,7 @@ import click
 
 from ._errors import EXIT_CODES, describe_error
 from ._options import ENVIRONMENT, SECONDS, gateway_options
-from ._output import dump, say
+from ._output import counted, dump, say
 from ._session import CONNECT_TIMEOUT, run, session
 from ._target import Target
 
@@ -79,4 +79,5 @@ def _on_gap(gap: Gap) -> None:
 
 
 def _on_dropped(dropped: Dropped) -> None:
-    say(f"{dropped.count} events were dropped: they arrived faster than they were read")
+    were = "was dropped: it" if dropped.count == 1 else "were dropped: they"
+    say(f"{counted(dropped.count, 'event')} {were} arrived faster than read")

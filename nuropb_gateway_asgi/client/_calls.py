@@ -29,6 +29,7 @@ from .errors import (
     TooManyRequests,
     UnexpectedFrame,
     call_failed,
+    caused_by,
 )
 
 __all__ = ["Calls"]
@@ -71,6 +72,8 @@ class Calls:
         #: Number of counted calls in flight.
         self._counted = 0
         self._send: Callable[[str], None] | None = None
+        #: Why there is no connection, after an attempt that failed; None while calls can be sent.
+        self.problem: ConnectionLost | None = None
         #: Whether calls have to wait, because the gateway has not said hello, or has said goodbye.
         self._held = True
 
@@ -151,6 +154,7 @@ class Calls:
 
     def release(self) -> None:
         """Send calls from now on."""
+        self.problem = None
         self._held = False
         self._flush()
 
@@ -304,8 +308,11 @@ class Calls:
 
     def _expire(self, call: Call) -> None:
         sent = call not in self._waiting and call not in self._pausing
-        description = "No answer in time; whether it ran is unknown" if sent else "The call could not be sent in time"
-        self.abandon(call, CallTimeout("timeout", description, retryable=not sent))
+        description = "No answer in time; whether it ran is unknown"
+        if not sent:
+            why = "" if self.problem is None else f": {self.problem}; 'nuropb-gateway doctor' shows why"
+            description = f"The call could not be sent in time{why}"
+        self.abandon(call, caused_by(CallTimeout("timeout", description, retryable=not sent), self.problem))
 
     def _cancel(self, call: Call) -> None:
         if call.kind == "request" and self._send is not None:

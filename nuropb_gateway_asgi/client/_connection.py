@@ -207,6 +207,7 @@ class Connection:
             self._close_for_good(ending)
             return None
         asked = max(ending.retry_after, self._incoming.farewell.wait(self._loop.time()))
+        self.calls.problem = lost
         delay = asked + self.backoff.delay(self._attempt)
         self._attempt += 1
         self._set_state(State("reconnecting", delay=delay, error=lost))

@@ -174,7 +174,7 @@ function Form({ chosen, method, draft, onCall }) {
             problem=${reading.problems[""] ?? ""} />`
         : fields.map((field) => html`<${Input} key=${field.name} id="${id}-${field.name}" field=${field}
             value=${texts[field.name] ?? ""} problem=${tried ? (reading.problems[field.name] ?? "") : ""}
-            onValue=${(/** @type {string} */ text) => setTexts(withEntry(texts, field.name, text))} />`)}
+            onValue=${(/** @type {string} */ text) => setTexts((former) => withEntry(former, field.name, text))} />`)}
       ${!asJson && fields.length === 0 && html`<p class="muted">This method takes no parameters.</p>`}
       <div class="actions">
         <button type="submit" class="primary">Call</button>

@@ -73,7 +73,7 @@ def faults_by_signature(function: Callable[..., Any], given: int, params: Mappin
     return _text(
         [name for name in required if name not in params],
         [] if names is None else [name for name in params if name not in names],
-        [f"{name} ({' or '.join(expected[name])})" for name in params if name in wrong],
+        [f"{name} (expected {' or '.join(expected[name])})" for name in params if name in wrong],
     )
 
 
@@ -100,7 +100,7 @@ def faults_by_description(parameters: Mapping[str, Any], params: Mapping[str, An
     ]
     surplus = [] if known.keys() & _CATCH_ALL else [name for name in params if name not in known]
     wrong = [
-        f"{name} ({type_})"
+        f"{name} (expected {type_})"
         for name, value in params.items()
         if isinstance(type_ := known.get(name), str)
         and type_ in _FITS

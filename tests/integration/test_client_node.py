@@ -74,6 +74,18 @@ FakeSocket.last.onopen({});
     assert await run(program) == [4502, "no token was given"]
 
 
+async def test_a_call_that_could_not_be_sent_says_why_there_is_no_connection() -> None:
+    program = """
+const client = connect("ws://gateway/ws", { WebSocket: FakeSocket, token: "a", backoff: { base: 1e6, cap: 1e6 } });
+const call = client.request("demo", "add", {}, { timeout: 50 }).catch((error) => told(error.message));
+await settled();
+FakeSocket.last.onclose({ code: 1006, reason: "" });
+await call;
+client.close();
+"""
+    assert (await run(program)).startswith("The call could not be sent in time: the connection was lost (")
+
+
 # --- the package --------------------------------------------------------------------------------------------------
 
 

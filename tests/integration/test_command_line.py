@@ -280,8 +280,17 @@ CHECKS = ["settings", "policy", "keys", "provider", "broker"]
 
 def examined(output: str) -> dict[str, str]:
     """Return the printed results by the names of the checks."""
-    lines = dict(line.split(maxsplit=1) for line in output.splitlines())
+    lines: dict[str, str] = {}
+    for line in output.splitlines():
+        name, text = line[:10].strip(), line[10:]
+        if name:
+            lines[name] = text
+        else:
+            assert text.startswith("-> ")
+            lines[list(lines)[-1]] += f"\n{text}"
     assert list(lines) == CHECKS
+    for text in lines.values():
+        assert text.count("\n") == (1 if text.startswith("WRONG") else 0)  # each problem has a remedy
     return lines
 
 
@@ -310,13 +319,13 @@ def test_a_check_of_what_needs_nothing(monkeypatch: pytest.MonkeyPatch, capsys: 
             {"settings": "MAX_IN_FLIGHT: not a number", "policy": "", "keys": "", "provider": "", "broker": ""},
         ),
         ({"EXPOSE": "orders"}, {"policy": "EXPOSE"}),
-        ({"ALLOWED_ORIGINS": "app.example.com"}, {"policy": "ALLOWED_ORIGINS"}),
+        ({"ALLOWED_ORIGINS": "app.example.com"}, {"settings": "ALLOWED_ORIGINS"}),
         ({"JWT_KEY": "hunter2"}, {"keys": "32 bytes or more", "provider": ""}),
         (
             {"MESH_URL": "amqp://127.0.0.1:1/"},
             {"keys": "JWT_KEY: not set", "provider": "", "broker": "Connect"},
         ),
-        ({"MESH_URL": "amqp://127.0.0.1:1/", "JWT_KEY": SECRET}, {"broker": "Connect"}),
+        ({"MESH_URL": "amqp://127.0.0.1:1/", "JWT_KEY": SECRET}, {"broker": "\n-> start RabbitMQ at 127.0.0.1:1"}),
         ({"JWT_OIDC_ISSUER": "http://127.0.0.1:1"}, {"provider": "the discovery document: ConnectError"}),
         ({"JWT_OIDC_ISSUER": "http://id.example.com"}, {"keys": "JWT_OIDC_ISSUER", "provider": ""}),
         ({"POLICY": "/missing.toml"}, {"policy": "the file cannot be read"}),
@@ -373,7 +382,7 @@ async def test_a_check_of_permissions(
         assert "hunter2" not in str(found)
         return found["broker"]
 
-    assert "vhost" in await broker()  # this user has no permissions in it yet
+    assert f"rabbitmqctl set_permissions -p {name} {name} " in await broker()
     for permissions, said in (
         (("", ".*", ".*"), "exchange nuropb"),
         ((".*", ".*", ".*"), "ok: RabbitMQ"),
@@ -384,6 +393,6 @@ async def test_a_check_of_permissions(
         assert said in found
         assert found.startswith("ok: " if said.startswith("ok") else "WRONG: ")
     assert node.list_queues(name) == []
-    assert "credentials" in await broker(url.replace("hunter2", "another"))
+    assert f"authenticate_user {name}" in await broker(url.replace("hunter2", "another"))
     node.ctl("delete_user", name)
     node.delete_vhost(name)

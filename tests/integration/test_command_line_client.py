@@ -125,7 +125,7 @@ def test_a_command_has_no_result_and_raw_text_has_no_quotes(run: Run) -> None:
         (
             ["demo", "add", "a=2", "b=3"],
             4,
-            "invalid_params: demo.add: parameters of the wrong type: a (float), b (float)",
+            "invalid_params: demo.add: parameters of the wrong type: a (expected float), b (expected float)",
         ),
         (["demo.nothing"], 4, "method_not_found: "),
         (["demo", "add", "a=", "b=", "--trace-id", "t-1"], 4, "(trace id t-1)"),

@@ -377,6 +377,14 @@ async def test_a_call_is_copied_as_code_that_makes_the_same_call(
         assert await page.run("return page.getByRole('button', { name: 'for Python' }).isDisabled()")
         await page.fill("b", "3")
         assert await page.run("return page.getByRole('button', { name: 'for Python' }).isEnabled()")
+        await page.evaluate(  # as a program that fills a form in does
+            """for (const [index, field] of document.querySelectorAll(".field input").entries()) {
+                 field.value = `${index + 4}`;
+                 field.dispatchEvent(new Event("input", { bubbles: true }));
+               }"""
+        )
+        values = "return page.locator('.field input').evaluateAll((fields) => fields.map((field) => field.value))"
+        assert await page.run(values) == ["4", "5"]
     *command, said = shlex.split(copied["shell"])
     assert command == ["nuropb-gateway", "call", "--url", gateway.url, "demo", "echo"]
     assert json.loads(said) == params

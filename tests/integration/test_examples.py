@@ -165,7 +165,7 @@ async def test_the_service_on_rabbitmq_is_called_from_the_application_and_by_the
                 await asyncio.sleep(0.05)
         said = await run_script(url, "alice", "tea")
         assert "Ordered tea as number 1" in said
-        assert "Number 1 is shipped; alice has 1 orders" in said
+        assert "Number 1 is shipped; alice has 1 order" in said
         await ends_well(service)
     await delete_shared(amqp_url, name)
     await delete_shared(amqp_url, "orders")

@@ -438,11 +438,11 @@ async def test_the_commands_know_several_issuers(
     status, text = await check()
     assert status == 0
     assert "keys      ok: 2 issuers, each with its keys" in text
-    assert f"provider  ok: 1 keys of {provider.issuer}; 1 keys of {second.issuer}" in text
+    assert f"provider  ok: 1 key of {provider.issuer}; 1 key of {second.issuer}" in text
     second.stop()
     status, text = await check()
     assert status == 1
-    assert f"provider  WRONG: 1 keys of {provider.issuer}; the discovery document: ConnectError" in text
+    assert f"provider  WRONG: 1 key of {provider.issuer}; the discovery document: ConnectError" in text
 
 
 # --- settings ---------------------------------------------------------------------------------------------------

@@ -232,7 +232,7 @@ async def test_a_result_is_spelled_as_by_nuropb(method: str, value: Any) -> None
 
 
 @pytest.mark.parametrize("method", ["raises", "raises_later"])
-async def test_the_lines_in_the_documentation_log_the_trace_id_in_a_service_of_nuropb(
+async def test_the_lines_in_the_documentation_log_trace_id_and_traceback_in_one_record_of_a_nuropb_service(
     method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = (Path(__file__).parents[2] / "docs" / "mesh.md").read_text()
@@ -241,4 +241,6 @@ async def test_the_lines_in_the_documentation_log_the_trace_id_in_a_service_of_n
     monkeypatch.setattr(service_handlers, name, getattr(service_handlers, name))  # restored at the end
     exec(code, {})
     await compare(SERVICES["everything"], method, error=ValueError("a bad day"))
-    assert "trace t" in [record.message for record in caplog.records]
+    (record,) = (each for each in caplog.records if each.message == "trace t")
+    assert f"in {method}\n" in (record.exc_text or "")
+    assert "ValueError: a bad day" in (record.exc_text or "")

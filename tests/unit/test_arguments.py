@@ -39,19 +39,19 @@ class Orders:
 CALLS = [
     ("typed", {"number": 1}, ""),
     ("typed", {"number": 3.0, "price": 2, "item": "", "paid": True}, ""),
-    ("typed", {"number": 3.5}, "of the wrong type: number (int)"),
-    ("typed", {"number": True, "price": "2", "item": 1, "paid": 0}, "of the wrong type: number (int), price (float), "
-     "item (str), paid (bool)"),
-    ("typed", {"number": None}, "of the wrong type: number (int)"),
+    ("typed", {"number": 3.5}, "of the wrong type: number (expected int)"),
+    ("typed", {"number": True, "price": "2", "item": 1, "paid": 0}, "of the wrong type: number (expected int), "
+     "price (expected float), item (expected str), paid (expected bool)"),
+    ("typed", {"number": None}, "of the wrong type: number (expected int)"),
     ("typed", {}, "missing: number"),
-    ("typed", {"num": 1, "item": []}, "missing: number; unknown: num; of the wrong type: item (str)"),
+    ("typed", {"num": 1, "item": []}, "missing: number; unknown: num; of the wrong type: item (expected str)"),
     ("lists", {"items": [1], "names": {}, "more": [1]}, ""),
-    ("lists", {"items": "a", "names": []}, "of the wrong type: items (list), names (dict)"),
+    ("lists", {"items": "a", "names": []}, "of the wrong type: items (expected list), names (expected dict)"),
     ("open", {"first": None, "unknown": "x", "other": 1}, ""),
     ("open", {}, "missing: first"),
     ("nothing_or", {"a": None, "b": None, "c": None, "d": None}, ""),
-    ("nothing_or", {"a": "", "b": 1, "c": "", "d": ""}, "of the wrong type: a (int or None), b (str or "
-     "None), c (int or None), d (int or None)"),
+    ("nothing_or", {"a": "", "b": 1, "c": "", "d": ""}, "of the wrong type: a (expected int or None), "
+     "b (expected str or None), c (expected int or None), d (expected int or None)"),
     ("positional", {}, ""),
 ]  # fmt: skip
 
@@ -101,7 +101,7 @@ def described(method: str) -> dict[str, Any]:
 DESCRIBED_CALLS = [
     ("typed", {"number": 1}, ""),
     ("typed", {"num": "1"}, "missing: number; unknown: num"),
-    ("typed", {"number": "1"}, "of the wrong type: number (int)"),
+    ("typed", {"number": "1"}, "of the wrong type: number (expected int)"),
     ("typed", {"number": None}, ""),
     ("typed", {"number": [1]}, ""),
     ("open", {"first": 1, "rest": 1}, ""),

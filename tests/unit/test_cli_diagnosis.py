@@ -27,6 +27,7 @@ from nuropb_gateway_asgi.cli.doctor.network_findings import (
     about_network,
     about_tls,
     about_transport,
+    says_mesh_is_lost,
 )
 from nuropb_gateway_asgi.cli.doctor.token_findings import about_claims, read_claims
 from nuropb_gateway_asgi.client import Limits
@@ -126,6 +127,22 @@ WRONG: list[tuple[Finding, str, str]] = [
     # calls and subscriptions
     (about_hello("nuropb.v9", "a", Limits(), expected="nuropb.v1"), "speaks nuropb.v9", "versions"),
     (about_description({"services": {}, "unavailable": ["orders"]}), "no answer from orders", "services run"),
+    (
+        about_description({"services": {}, "unavailable": ["orders"]}),
+        "no answer from orders",
+        "take them out of EXPOSE",
+    ),
+    (
+        about_description({"services": {}, "unavailable": ["orders"]}, mesh_is_lost=True),
+        "no answer from orders",
+        "the gateway cannot reach RabbitMQ",
+    ),
+    (
+        about_description({"services": {"a": {"methods": {"x": {}}}}, "unavailable": ["a"]}),
+        "0 methods of 0 services; no answer from a",
+        "services run",
+    ),
+    (about_call("timeout", "timeout: x"), "timeout: x", "check that it runs"),
     (about_call("newer", "newer: x"), "newer: x", "log"),
 ]
 
@@ -203,6 +220,14 @@ def test_every_error_code_has_a_remedy(code: ErrorCode) -> None:
     finding = about_call(code.value, "said")
     # doctor sends no duplicate ids and cancels no calls.
     assert code in (ErrorCode.DUPLICATE_ID, ErrorCode.CANCELLED) or finding.mend != about_call("", "").mend
+
+
+@pytest.mark.parametrize(
+    ("body", "is_lost"),
+    [({"mesh": {"connected": False}}, True), ({"mesh": {"connected": True}}, False), ({}, False), ("<html>", False)],
+)
+def test_only_a_gateway_that_says_so_has_lost_the_mesh(body: object, is_lost: bool) -> None:
+    assert says_mesh_is_lost(body) is is_lost
 
 
 def test_a_certificate_that_ends_soon_is_worth_a_word() -> None:

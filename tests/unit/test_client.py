@@ -247,6 +247,19 @@ async def test_deadlines_hold_wherever_a_call_is() -> None:
     assert (in_flight.value.retryable, unsent.value.retryable) == (False, True)
 
 
+async def test_a_call_that_could_not_be_sent_says_why_there_is_no_connection() -> None:
+    wire = Wire()
+    wire.calls.hold()
+    lost = wire.calls.problem = ConnectionLost(1006, "connecting failed")
+    with pytest.raises(CallTimeout, match=r"could not be sent in time: .*connecting failed.*doctor") as caught:
+        await wire.start(timeout=0.01)
+    assert caught.value.__cause__ is lost
+    wire.calls.release()
+    wire.calls.hold()
+    with pytest.raises(CallTimeout, match=r"could not be sent in time$"):
+        await wire.start(timeout=0.01)
+
+
 async def test_what_can_never_be_sent_is_refused() -> None:
     wire = Wire(max_message_size=200, max_queue=1)
     with pytest.raises(PayloadTooLarge):

@@ -60,10 +60,15 @@ async def test_it_can_be_slow(seconds: float) -> None:
 
 
 FAILURES: list[tuple[str, dict[str, Any], str, str]] = [
-    ("add", {"a": "1", "b": 2}, "NuropbValidationError", "demo.add: parameters of the wrong type: a (float)"),
-    ("add", {"a": True, "b": 2}, "NuropbValidationError", "demo.add: parameters of the wrong type: a (float)"),
-    ("add", {"a": 1, "b": None}, "NuropbValidationError", "demo.add: parameters of the wrong type: b (float)"),
-    ("slow", {"seconds": "nan"}, "NuropbValidationError", "demo.slow: parameters of the wrong type: seconds (float)"),
+    ("add", {"a": "1", "b": 2}, "NuropbValidationError", "demo.add: parameters of the wrong type: a (expected float)"),
+    ("add", {"a": True, "b": 2}, "NuropbValidationError", "demo.add: parameters of the wrong type: a (expected float)"),
+    ("add", {"a": 1, "b": None}, "NuropbValidationError", "demo.add: parameters of the wrong type: b (expected float)"),
+    (
+        "slow",
+        {"seconds": "nan"},
+        "NuropbValidationError",
+        "demo.slow: parameters of the wrong type: seconds (expected float)",
+    ),
     ("fail", {"how": "validation"}, "NuropbValidationError", "This is how a validation failure looks"),
     ("fail", {"how": "authorization"}, "NuropbAuthorizationError", "This is how a authorization failure looks"),
     ("fail", {"how": "authentication"}, "NuropbAuthenticationError", "This is how a authentication failure looks"),

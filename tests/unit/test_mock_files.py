@@ -115,8 +115,11 @@ async def test_answers_come_in_the_order_of_the_calls_and_the_last_one_stays(ord
     [
         ({}, "orders.create: parameters missing: item"),
         ({"item": ""}, "item must be at least 1 characters"),
-        ({"item": 1}, "orders.create: parameters of the wrong type: item (str)"),
-        ({"item": "tea", "quantity": True}, "orders.create: parameters of the wrong type: quantity (int or None)"),
+        ({"item": 1}, "orders.create: parameters of the wrong type: item (expected str)"),
+        (
+            {"item": "tea", "quantity": True},
+            "orders.create: parameters of the wrong type: quantity (expected int or None)",
+        ),
         ({"item": "tea", "colour": 1}, "orders.create: parameters unknown: colour"),
     ],
 )

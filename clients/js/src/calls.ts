@@ -90,6 +90,8 @@ function contextOf(trace: TraceContext | undefined): TraceContext | undefined {
 /** Calls that wait to be sent, calls in flight, and requests to the gateway itself. */
 export class Calls {
   limits: CallLimits = LIMITS;
+  /** Why there is no connection, as the end of a sentence; empty while calls can be sent. */
+  reason = "";
   readonly #settings: CallSettings;
   /** In the order of sending. */
   #waiting = new Set<Call>();
@@ -174,6 +176,7 @@ export class Calls {
 
   /** Send calls from now on. */
   release(): void {
+    this.reason = "";
     this.#held = false;
     this.#flush();
   }
@@ -365,7 +368,9 @@ export class Calls {
 
   #expire(call: Call): void {
     const sent = !this.#waiting.has(call) && !this.#pausing.has(call);
-    const description = sent ? "No answer in time; whether it ran is unknown" : "The call could not be sent in time";
+    const description = sent
+      ? "No answer in time; whether it ran is unknown"
+      : `The call could not be sent in time${this.reason}`;
     this.#abandon(call, new CallTimeout({ code: "timeout", description, retryable: !sent }));
   }
 

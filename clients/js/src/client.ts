@@ -374,10 +374,11 @@ export class Client {
 
   #retry(error: ConnectionLost, asked: number): void {
     if (!this.#comesBack) {
-      const { closeCode, reason, cause } = error;
-      this.#finish(new ConnectionClosed(closeCode, reason, cause === undefined ? undefined : { cause }));
+      // As options, the error has its own cause, if there is one.
+      this.#finish(new ConnectionClosed(error.closeCode, error.reason, error));
       return;
     }
+    this.#calls.reason = `: ${error.message}`;
     const delay = asked + jittered(this.#backoff, this.#attempt++);
     this.#isAsked = asked > 0;
     this.#reconnection = after(delay, () => void this.#connect(this.#reason));

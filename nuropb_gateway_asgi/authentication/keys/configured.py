@@ -71,7 +71,8 @@ def _check_secret(data: bytes) -> None:
     if data.lstrip().startswith(b"{") and b'"kty"' in data:
         raise SettingsError("JWT_KEY: a JSON web key; give a PEM public key")
     if len(data) < 32:  # RFC 7518, 3.2: the size of SHA-256
-        raise SettingsError(f"JWT_KEY: the secret has {len(data)} bytes; expected 32 bytes or more")
+        size = f"{len(data)} {'byte' if len(data) == 1 else 'bytes'}"
+        raise SettingsError(f"JWT_KEY: the secret has {size}; expected 32 bytes or more")
 
 
 def _base64_decode(data: bytes) -> bytes:

@@ -103,4 +103,5 @@ def _span(seconds: float) -> str:
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} seconds"
+    rounded = f"{max(seconds, 0):.0f}"
+    return f"{rounded} second{'' if rounded == '1' else 's'}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from .._output import counted
+
 __all__ = ["DAY", "LEEWAY", "Finding", "not_checked", "ok", "span", "wrong"]
 
 #: Seconds by which clocks may differ: the default leeway of a gateway.
@@ -42,6 +44,5 @@ def span(seconds: float) -> str:
     size = abs(seconds)
     for length, name in ((DAY, "day"), (3600.0, "hour"), (60.0, "minute")):
         if size >= length:
-            count = int(size // length)
-            return f"{count} {name}{'' if count == 1 else 's'}"
-    return f"{size:.0f} seconds"
+            return counted(int(size // length), name)
+    return counted(round(size), "second")

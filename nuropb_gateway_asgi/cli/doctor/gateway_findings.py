@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .._output import printable
+from .._errors import TIMEOUT_REMEDY
+from .._output import counted, printable
 from .findings import Finding, ok, wrong
 from .network_findings import PROXY_STATUSES
 from .token_findings import after_refusal
@@ -98,19 +99,27 @@ def about_hello(protocol: str, user: str, limits: Any, *, expected: str) -> Find
         spoken = printable(protocol) or "a protocol without a name"
         return wrong(f"the gateway speaks {spoken}, this client {expected}", "use matching versions of both")
     size, room, patience = limits.max_message_size, limits.max_in_flight, limits.request_timeout
-    found = f"{protocol}, as user {printable(user)}; {room} calls at a time, {size} bytes each, {patience:g} s"
+    found = (
+        f"{protocol}, as user {printable(user)}; {counted(room, 'call')} at a time, {counted(size, 'byte')} each, "
+        f"{patience:g} s"
+    )
     return ok(found)
 
 
-def about_description(description: Mapping[str, Any]) -> Finding:
-    """Count the methods that the token may call, and name the services that do not answer."""
-    services, unavailable = description.get("services", {}), description.get("unavailable", [])
+def about_description(description: Mapping[str, Any], *, mesh_is_lost: bool = False) -> Finding:
+    """Count the methods that the token may call, and name the services that do not answer.
+
+    Those count for nothing, even if the gateway still knows what they had. With ``mesh_is_lost`` the gateway has said
+    that it cannot reach the broker, so no service can answer.
+    """
+    unavailable = description.get("unavailable", [])
+    services = {name: each for name, each in description.get("services", {}).items() if name not in unavailable}
     methods = sum(len(each.get("methods", {})) for each in services.values())
-    found = f"{_count(methods, 'method')} of {_count(len(services), 'service')}"
+    found = f"{counted(methods, 'method')} of {counted(len(services), 'service')}"
     if unavailable:
         names = printable(", ".join(map(str, unavailable)))
-        mend = "check that these services run, on the gateway's vhost"
-        return wrong(f"{found}; no answer from {names}", mend)
+        mend = "check that these services run, on the gateway's vhost, or take them out of EXPOSE"
+        return wrong(f"{found}; no answer from {names}", _ERROR_REMEDIES["mesh_unavailable"] if mesh_is_lost else mend)
     if not methods:
         mend = (
             "EXPOSE or POLICY of the gateway allows this user no method of the services that it knows; "
@@ -118,10 +127,6 @@ def about_description(description: Mapping[str, Any]) -> Finding:
         )
         return ok("no methods", mend)
     return ok(found)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 #: How to fix a failed call or subscription, by error code.
@@ -133,7 +138,7 @@ _ERROR_REMEDIES: Final[Mapping[str, str]] = {
     "method_not_found": "'nuropb-gateway describe' lists the methods",
     "service_unavailable": "check that the service runs, on the gateway's vhost",
     "mesh_unavailable": "the gateway cannot reach RabbitMQ: 'nuropb-gateway check', with its settings, shows why",
-    "timeout": "the service is busy or stuck, and the call may have run: wait longer with --timeout",
+    "timeout": TIMEOUT_REMEDY,
     "too_many_requests": "wait, or have the limits raised: RATE_LIMIT, and the rates in the policy",
     "payload_too_large": "look at MAX_MESSAGE_SIZE (calls) and OUTBOX_SIZE (results)",
     "deprecated": "call the method that the service names instead",

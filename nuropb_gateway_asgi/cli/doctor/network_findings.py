@@ -20,6 +20,7 @@ __all__ = [
     "about_network",
     "about_tls",
     "about_transport",
+    "says_mesh_is_lost",
 ]
 
 #: Seconds before a certificate expires from which renewal is advised.
@@ -134,6 +135,12 @@ def about_health(live: int | None, ready: int | None, body: object) -> Finding:
         mend = "a proxy answered: check that the gateway runs, and at the address that the proxy has for it"
         return wrong(f"HTTP {live} for /livez", mend)
     return not_checked(f"not reachable from here (HTTP {live}): usual behind a proxy, or this is not a gateway")
+
+
+def says_mesh_is_lost(body: object) -> bool:
+    """Return whether the JSON ``body`` of /readyz says that the gateway has no connection to the mesh."""
+    mesh = body.get("mesh") if isinstance(body, dict) else None
+    return isinstance(mesh, dict) and mesh.get("connected") is False
 
 
 def about_clock(skew: float | None) -> Finding:

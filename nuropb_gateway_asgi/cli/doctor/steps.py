@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import time
@@ -27,6 +28,7 @@ from .network_findings import (
     about_network,
     about_tls,
     about_transport,
+    says_mesh_is_lost,
 )
 from .probes import Proxy, get, open_connection, proxy_for
 from .token_findings import about_claims, expectations, read_claims
@@ -50,10 +52,14 @@ _BEHIND_PROXY: Final = "a proxy is in between"
 
 @dataclass(frozen=True)
 class Health:
-    """The result of the health checks: whether the server speaks HTTP, and by how many seconds its clock is ahead."""
+    """The result of the health checks: whether the server speaks HTTP, and by how many seconds its clock is ahead.
+
+    ``mesh_is_lost`` is whether the gateway says that it has no connection to the mesh.
+    """
 
     speaks_http: bool = True
     skew: float | None = None
+    mesh_is_lost: bool = False
 
 
 class Steps:
@@ -87,7 +93,8 @@ class Steps:
             shaking = self._shake_hands(server, token, skew or 0.0, stack) if server and token else None
             gateway = await self._step("handshake", shaking)
             greeted = await self._step("hello", self._check_hello(gateway) if gateway else None)
-            await self._step("describe", self._describe(greeted) if greeted else None)
+            lost = health is not None and health.mesh_is_lost
+            await self._step("describe", self._describe(greeted, mesh_is_lost=lost) if greeted else None)
             await self._step("call", self._make_call(greeted, call) if greeted else None)
             await self._step("events", self._subscribe(greeted, topic) if greeted else None)
 
@@ -157,7 +164,9 @@ class Steps:
             None if ready is None else ready.status,
             None if ready is None else ready.json,
         )
-        return finding, Health(speaks_http=live is not None, skew=None if live is None else live.skew)
+        skew = None if live is None else live.skew
+        lost = ready is not None and says_mesh_is_lost(ready.json)
+        return finding, Health(speaks_http=live is not None, skew=skew, mesh_is_lost=lost)
 
     async def _compare_clocks(self, health: Health) -> Outcome[float]:
         # Dates are in whole seconds, so a small difference counts as none.
@@ -212,8 +221,9 @@ class Steps:
             return wrong("the connection was closed", "try again"), None
         return about_hello(hello.protocol, hello.user_id, hello.limits, expected=SUBPROTOCOL), gateway
 
-    async def _describe(self, gateway: Client) -> Outcome[None]:
-        return await self._attempt(gateway.describe(timeout=self._timeout), about_description), None
+    async def _describe(self, gateway: Client, *, mesh_is_lost: bool) -> Outcome[None]:
+        find = functools.partial(about_description, mesh_is_lost=mesh_is_lost)
+        return await self._attempt(gateway.describe(timeout=self._timeout), find), None
 
     async def _make_call(self, gateway: Client, call: Call | None) -> Outcome[None]:
         if call is None:

@@ -27,6 +27,7 @@ there afterwards. aiormq makes connections and channels; the messages go through
 ``_errors``         errors of a connection, in words for an operator
 ``_logs``           aiormq's log lines
 ``_probe``          the check of a broker, for ``nuropb-gateway check``
+``_remedies``       remedies for the faults that it finds
 ``_statistics``     counters
 """
 

@@ -24,6 +24,7 @@ from ._exchanges import SERVICE_QUEUE, declare_exchanges
 from ._history_queue import HOME_NODE, HistoryQueue
 from ._logs import quiet_aiormq
 from ._peers import Peers
+from ._remedies import BrokerFault, remedy_for
 
 __all__ = ["probe"]
 
@@ -36,7 +37,7 @@ async def probe(url: str, service_name: str, topics: Sequence[str] = (), kept_to
 
     ``topics`` are those that the gateway subscribes to by itself, ``kept_topics`` those with history. Returns the
     broker's product and version, and the parts of the gateway that would do without a permission. Raises
-    ConnectionError, in words for an operator, if a step fails; with several hosts, if it fails at one of them.
+    BrokerFault, in words for an operator, if a step fails; with several hosts, if it fails at one of them.
     """
     _aiormq.check()
     urls = host_urls(url)
@@ -44,15 +45,17 @@ async def probe(url: str, service_name: str, topics: Sequence[str] = (), kept_to
         return await _probe_host(url, service_name, topics, kept_topics)
     versions: dict[str, str] = {}
     failures: list[str] = []
+    remedies: list[str] = []
     for each in urls:
         host = urlsplit(each).netloc.rpartition("@")[2]
         try:
             versions[host] = await _probe_host(each, service_name, topics, kept_topics)
-        except ConnectionError as error:
+        except BrokerFault as error:
             failures.append(f"{host}: {error}")
+            remedies += [error.remedy] if error.remedy is not None and error.remedy not in remedies else []
     if failures:
         working = f"; all is well at {', '.join(versions)}" if versions else ""
-        raise ConnectionError(f"{'; '.join(failures)}{working}")
+        raise BrokerFault(f"{'; '.join(failures)}{working}", "; ".join(remedies) or None)
     return f"{', '.join(dict.fromkeys(versions.values()))} at {', '.join(versions)}"
 
 
@@ -77,7 +80,8 @@ async def _probe_host(url: str, service_name: str, topics: Sequence[str], kept_t
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
-        raise ConnectionError(explain(error)) from error
+        fault = explain(error)
+        raise BrokerFault(fault, remedy_for(fault, url)) from error
 
 
 async def _try_service_queue(connection: Connection, service_name: str) -> None:
