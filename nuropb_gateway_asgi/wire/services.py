@@ -294,7 +294,10 @@ def describe_service(instance: object) -> dict[str, Any]:
     }
 
 
-_CATCH_ALL: Final = {inspect.Parameter.VAR_POSITIONAL: "args", inspect.Parameter.VAR_KEYWORD: "kwargs"}
+_CATCH_ALL: Final[Mapping[object, str]] = {
+    inspect.Parameter.VAR_POSITIONAL: "args",
+    inspect.Parameter.VAR_KEYWORD: "kwargs",
+}
 
 
 def _describe_method(function: Any) -> dict[str, Any]:
