@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from http import HTTPStatus
 from typing import Final
 
@@ -42,7 +43,8 @@ def close_after_reading(transport: asyncio.Transport, loop: asyncio.AbstractEven
     reset, which may overtake the refusal.
     """
     if transport.can_write_eof():
-        transport.write_eof()
+        with contextlib.suppress(OSError):  # the client has reset the connection: nobody reads the end
+            transport.write_eof()
     else:
         transport.close()  # TLS has an end of its own
     return loop.call_later(LINGER, cut, transport)

@@ -194,6 +194,6 @@ def test_make_run_installs_uvloop_where_there_is_one(is_there: bool, tmp_path: P
     assert made.returncode == 0, made.stderr
     assert ("no uvloop" in made.stdout) is not is_there
     plain, fast, run = log.read_text().splitlines()
-    assert plain.endswith("--editable .[mcp,oidc]")
-    assert fast.endswith("--only-binary uvloop --editable .[mcp,oidc,uvloop]")
+    assert plain.endswith("--editable .[mcp,metrics,oidc]")
+    assert fast.endswith("--only-binary uvloop --editable .[mcp,metrics,oidc,uvloop]")
     assert run.startswith("-m nuropb_gateway_asgi serve")

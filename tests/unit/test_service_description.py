@@ -157,7 +157,7 @@ def test_a_service_is_described() -> None:
         "undecorated",
         "whoami",
     ]
-    assert described["methods"]["whoami"]["parameters"]["required"] == ["params"]
+    assert described["methods"]["whoami"]["parameters"]["required"] == ["kwargs"]
 
 
 def test_what_a_service_does_not_say_is_left_open() -> None:

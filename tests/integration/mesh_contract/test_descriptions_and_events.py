@@ -52,7 +52,11 @@ async def test_a_description_names_the_parameters(
 
 
 async def test_a_description_of_everything_has_what_was_called(client: Client, services: Services) -> None:
-    assert (await client.ask("describe"))["result"] == {"services": {}, "unavailable": []}
+    at_first = (await client.ask("describe"))["result"]
+    if services.objects:  # a mesh that runs the services knows them before anybody calls them
+        assert set(at_first["services"]) == {services.echo, services.stub}
+        return
+    assert at_first == {"services": {}, "unavailable": []}
     await client.result(services.echo, "echo")
     assert set((await client.ask("describe"))["result"]["services"]) == {services.echo}
     await client.result(services.stub, "test_method")
