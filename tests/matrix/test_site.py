@@ -18,7 +18,7 @@ SITE: Final = ROOT / "site" / "built"
 async def test_the_site_has_every_document_a_search_and_no_broken_link() -> None:
     # Strict: a link that leads nowhere fails the build. make may be a part of another one.
     environment = {"MAKEFLAGS": "", "MFLAGS": "", "PATH": os.environ["PATH"]}
-    async with run_process("make", "docs", environment=environment) as process:
+    async with run_process("make", "docs", environment=environment, cwd=ROOT) as process:
         assert await process.wait(600.0) == 0, process.output
     built = {page.stem for page in SITE.glob("*.html")}
     assert {page.stem for page in (ROOT / "docs").glob("*.md")} <= built
