@@ -18,7 +18,7 @@ from ..authorization.patterns import is_private
 from ..authorization.policy import callable_methods
 from ..limits.slices import METHODS_PER_SLICE
 from ..protocol import Failure, is_method, is_service
-from ..wire.description import Description, describe_for_clients
+from ..wire.description import CATCH_ALL, Description, describe_for_clients
 from .steps import finish
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ _TYPES: Final[Mapping[str, str]] = {
     "dict": "object",
 }
 _UNTYPED: Final = frozenset({"", "any", "Any", "object"})
-#: Untyped parameters with these names collect further arguments, and cannot be passed by name.
-_CATCH_ALL: Final = frozenset({"args", "kwargs"})
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 #: Characters that keys of an AsyncAPI document's components may not have.
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9._-]+")
@@ -161,7 +159,7 @@ def parameters_schema(parameters: Mapping[str, Any]) -> Schema:
     schema: Schema = {"type": "object", "properties": properties}
     for name, spec in parameters["properties"].items():
         type_ = str(spec.get("type") or "")
-        if not (name in _CATCH_ALL and type_ in _UNTYPED):
+        if not (name in CATCH_ALL and type_ in _UNTYPED):
             properties[name] = _property(type_, spec)
         elif name == "kwargs":
             schema["additionalProperties"] = True

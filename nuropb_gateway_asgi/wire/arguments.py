@@ -14,13 +14,13 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from .description import CATCH_ALL
+
 __all__ = ["faults_by_description", "faults_by_signature"]
 
 #: Names, and characters of one, in the text for a caller: the names of surplus arguments are the caller's own.
 _NAMES: Final = 10
 _LONGEST: Final = 64
-#: NuroPb describes ``*args`` and ``**kwargs`` like other parameters.
-_CATCH_ALL: Final = frozenset({"args", "kwargs"})
 
 
 def _is_int(value: Any) -> bool:
@@ -96,9 +96,9 @@ def faults_by_description(parameters: Mapping[str, Any], params: Mapping[str, An
     missing = [
         name
         for name in required
-        if isinstance(name, str) and name in known and name not in params and name not in _CATCH_ALL
+        if isinstance(name, str) and name in known and name not in params and name not in CATCH_ALL
     ]
-    surplus = [] if known.keys() & _CATCH_ALL else [name for name in params if name not in known]
+    surplus = [] if known.keys() & CATCH_ALL else [name for name in params if name not in known]
     wrong = [
         f"{name} (expected {type_})"
         for name, value in params.items()

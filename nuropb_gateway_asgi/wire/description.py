@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 __all__ = [
+    "CATCH_ALL",
     "FRESH_SECONDS",
     "MAX_AGE_SECONDS",
     "Description",
@@ -27,7 +28,7 @@ MAX_AGE_SECONDS: Final = 60.0
 #: nuropb 0.1.8 service fail for good.
 FRESH_SECONDS: Final = 5.0
 #: NuroPb describes ``*args`` and ``**kwargs`` like other parameters of any type; only their usual names differ.
-_CATCH_ALL: Final = ("args", "kwargs")
+CATCH_ALL: Final = frozenset({"args", "kwargs"})
 _ANYTHING: Final = ("any", "Any")
 
 
@@ -121,7 +122,7 @@ def _parameters(parameters: dict[str, Any]) -> dict[str, Any]:
             continue
         name, spec = pair[0], pair[1] if isinstance(pair[1], dict) else {}
         properties[name] = {"type": spec.get("type") or "any"}
-        if name in _CATCH_ALL and properties[name]["type"] in _ANYTHING:
+        if name in CATCH_ALL and properties[name]["type"] in _ANYTHING:
             continue
         if isinstance(names, list) and name in names:
             required.append(name)

@@ -294,6 +294,7 @@ def describe_service(instance: object) -> dict[str, Any]:
     }
 
 
+#: The names of ``description.CATCH_ALL``, by the kinds of parameters that have them.
 _CATCH_ALL: Final[Mapping[object, str]] = {
     inspect.Parameter.VAR_POSITIONAL: "args",
     inspect.Parameter.VAR_KEYWORD: "kwargs",
