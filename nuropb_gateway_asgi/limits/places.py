@@ -58,7 +58,7 @@ class Shares:
     is quick once :meth:`on_answer` has been told of an answer, until it is told of a slow one.
     """
 
-    __slots__ = ("_counts", "_limit", "_waiting", "slow_until")
+    __slots__ = ("_counts", "_limit", "_slow_until", "_waiting")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -66,7 +66,7 @@ class Shares:
         #: Calls without a place, by user and service; then by correlation id.
         self._waiting: dict[tuple[str, str], OrderedDict[str, Resume]] = {}
         #: Services that have answered: the time until which each counts as slow.
-        self.slow_until: dict[str, float] = {}
+        self._slow_until: dict[str, float] = {}
 
     def __len__(self) -> int:
         """The number of pairs of a user and a service with calls."""
@@ -83,18 +83,18 @@ class Shares:
 
     def is_quick(self, service: str, now: float) -> bool:
         """Tell whether a service has answered, and has not been slow lately."""
-        return now >= self.slow_until.get(service, math.inf)
+        return now >= self._slow_until.get(service, math.inf)
 
     def on_answer(self, service: str, seconds: float, now: float) -> None:
         """Note how long an answer of a service to a user took, or how long a user waited for one in vain.
 
         An answer within SLOW seconds changes nothing for a service that has answered before.
         """
-        if seconds < SLOW and service in self.slow_until:
+        if seconds < SLOW and service in self._slow_until:
             return  # a quick method does not hide a slow one
-        if service not in self.slow_until and len(self.slow_until) >= MAX_SERVICES:
-            del self.slow_until[next(iter(self.slow_until))]
-        self.slow_until[service] = now + SLOW_FOR if seconds >= SLOW else -math.inf
+        if service not in self._slow_until and len(self._slow_until) >= MAX_SERVICES:
+            del self._slow_until[next(iter(self._slow_until))]
+        self._slow_until[service] = now + SLOW_FOR if seconds >= SLOW else -math.inf
 
     def wait(self, user_id: str, service: str, correlation_id: str, resume: Resume) -> None:
         """Have a call wait for a place, which :meth:`give_back` will pass on to it."""

@@ -35,7 +35,6 @@ class ServicePlaces:
         "_command_places",
         "_commands",
         "_is_resuming",
-        "_known",
         "_ready",
         "_request_places",
         "_request_timeout",
@@ -45,8 +44,6 @@ class ServicePlaces:
     def __init__(self, limits: SharedLimits, request_timeout: float, ask: Fetch, clock: Callable[[], float]) -> None:
         self._request_places = limits.request_places
         self._command_places = limits.command_places
-        #: Services that have answered: a quick answer of one of them is no news.
-        self._known = limits.request_places.slow_until
         self._request_timeout = request_timeout
         self._ask = ask
         self._clock = clock
@@ -127,9 +124,8 @@ class ServicePlaces:
     def on_answer(self, call: Call, now: float) -> None:
         """Note the answer of a service to a request, and free the places of the commands that it must have taken."""
         service, began = call.message.service, call.began
-        seconds = now - began
-        if (seconds >= SLOW or service not in self._known) and call.caller is not None:
-            self._request_places.on_answer(service, seconds, now)
+        if call.caller is not None:
+            self._request_places.on_answer(service, now - began, now)
         if service in self._commands.sent:
             for user_id in self._commands.on_answer(service, began):
                 self._free_commands(user_id, service)
