@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from nuropb_gateway_asgi.authentication import issue_token
 from tests.kit.clients import bearer_subprotocol, connect, refusal, turned_away
-from tests.kit.processes import Process, run_module
-from tests.servers.proxies import PROXIES, Proxy, ProxyName, run_proxy
-
-SECRET = "a secret that is long enough to sign with, and no longer"
-ORIGIN = "https://app.example.com"
-TOKEN = issue_token(SECRET, "alice")
-#: 16 KiB, which is what the gateway takes.
-LARGE = issue_token(SECRET, "alice", padding="x" * 12162)
+from tests.kit.processes import Process
+from tests.servers.proxies import LARGE, ORIGIN, PROXIES, TOKEN, Proxy, ProxyName, port_of, run_proxy, serving
 
 
 @dataclass(frozen=True)
@@ -32,21 +24,10 @@ class Site:
     gateway_url: str
 
 
-@contextlib.asynccontextmanager
-async def serving(**settings: str) -> AsyncIterator[tuple[Process, str]]:
-    settings = {"JWT_KEY": SECRET, "ALLOWED_ORIGINS": ORIGIN, "AUTH_COOKIE": "session"} | settings
-    async with run_module("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
-        yield process, (await process.line(r"ws://\S+"))[0]
-
-
-def port(url: str) -> int:
-    return int(url.rpartition(":")[2].partition("/")[0])
-
-
 @pytest.fixture(params=PROXIES, scope="module")
 async def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     directory = tmp_path_factory.mktemp(request.param)
-    async with serving() as (gateway, url), run_proxy(request.param, directory, port(url)) as proxy:
+    async with serving() as (gateway, url), run_proxy(request.param, directory, port_of(url)) as proxy:
         yield Site(proxy, gateway, url)
 
 
@@ -189,8 +170,8 @@ async def test_pings_keep_an_idle_connection_from_being_cut_off(
     async with (
         serving(PING_INTERVAL="0.3", PING_TIMEOUT="0.3") as (_, often),
         serving(PING_INTERVAL="3600") as (_, never),
-        run_proxy(name, tmp_path_factory.mktemp("often"), port(often), "1s") as kept,
-        run_proxy(name, tmp_path_factory.mktemp("never"), port(never), "1s") as cut,
+        run_proxy(name, tmp_path_factory.mktemp("often"), port_of(often), "1s") as kept,
+        run_proxy(name, tmp_path_factory.mktemp("never"), port_of(never), "1s") as cut,
         connect(kept.url(), TOKEN, ssl=kept.tls) as client,
         connect(cut.url(), TOKEN, ssl=cut.tls) as idle,
     ):

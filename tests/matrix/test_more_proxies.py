@@ -12,19 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-from nuropb_gateway_asgi.authentication import issue_token
 from tests.kit.clients import bearer_subprotocol, connect, refusal
 from tests.kit.gateways import eventually
 from tests.kit.javascript import node
-from tests.kit.processes import Process, run_module, run_process
+from tests.kit.processes import Process, run_process
 from tests.matrix.proxies import MORE_PROXIES, run_more_proxy
-from tests.servers.proxies import PROXIES, Proxy, run_proxy
-
-SECRET = "a secret that is long enough to sign with, and no longer"
-ORIGIN = "https://app.example.com"
-TOKEN = issue_token(SECRET, "alice")
-#: 16 KiB, which is what the gateway takes.
-LARGE = issue_token(SECRET, "alice", padding="x" * 12162)
+from tests.servers.proxies import LARGE, ORIGIN, PROXIES, TOKEN, Proxy, port_of, run_proxy, serving
 
 
 @dataclass(frozen=True)
@@ -35,18 +28,10 @@ class Site:
     gateways: list[Process]
 
 
-@contextlib.asynccontextmanager
-async def serving(**settings: str) -> AsyncIterator[tuple[Process, int]]:
-    settings = {"JWT_KEY": SECRET, "ALLOWED_ORIGINS": ORIGIN, "AUTH_COOKIE": "session", **settings}
-    async with run_module("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
-        url: str = (await process.line(r"ws://\S+"))[0]
-        yield process, int(url.rpartition(":")[2].partition("/")[0])
-
-
 @pytest.fixture(params=MORE_PROXIES, scope="module")
 async def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     directory = tmp_path_factory.mktemp(request.param)
-    async with serving() as (gateway, port), run_more_proxy(request.param, directory, [port]) as proxy:
+    async with serving() as (gateway, url), run_more_proxy(request.param, directory, [port_of(url)]) as proxy:
         await ready(proxy)
         yield Site(proxy, [gateway])
 
@@ -149,7 +134,7 @@ async def test_calls_go_on_while_a_gateway_drains(name: Any, tmp_path_factory: p
     async with (
         serving(**drains) as (first, one),
         serving(**drains) as (_, two),
-        run_more_proxy(name, tmp_path_factory.mktemp(name), [one, two]) as proxy,
+        run_more_proxy(name, tmp_path_factory.mktemp(name), [port_of(one), port_of(two)]) as proxy,
         httpx.AsyncClient(verify=proxy.tls, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30) as client,
     ):
         await ready(proxy)
@@ -190,12 +175,12 @@ session.once("remoteSettings", ({ enableConnectProtocol }) => {
 @pytest.mark.parametrize("name", ["haproxy", "envoy"])
 async def test_a_websocket_over_http2_reaches_the_gateway(name: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp(name)
-    async with serving() as (_, port):
+    async with serving() as (_, url):
+        port = port_of(url)
         run = run_proxy(name, directory, port) if name in PROXIES else run_more_proxy(name, directory, [port])
         async with run as proxy:
             await ready(proxy)
-            url = proxy.url("", "https")
-            command = [*node(), "--input-type=module", "--eval", WEBSOCKET_OVER_HTTP2, url, TOKEN]
+            command = [*node(), "--input-type=module", "--eval", WEBSOCKET_OVER_HTTP2, proxy.url("", "https"), TOKEN]
             async with run_process(*command) as client:
                 await client.line("true 200")
                 await client.line('"type":"event".*"topic":"hello"')

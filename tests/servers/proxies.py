@@ -11,18 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from nuropb_gateway_asgi.authentication import issue_token
 from tests.kit.certificates import Certificate
 from tests.kit.gateways import DEADLINE
-from tests.kit.processes import ROOT, Process, run_process
+from tests.kit.processes import ROOT, Process, run_module, run_process
 from tests.servers.processes import unavailable
 from tests.servers.provision import find_tool
 from tests.servers.rabbitmq import free_port
 
-__all__ = ["PROXIES", "Proxy", "ProxyName", "run_proxy"]
+__all__ = ["LARGE", "ORIGIN", "PROXIES", "TOKEN", "Proxy", "ProxyName", "port_of", "run_proxy", "serving"]
 
 ProxyName: TypeAlias = Literal["nginx", "haproxy"]
 PROXIES: Final[tuple[ProxyName, ...]] = ("nginx", "haproxy")
 DEPLOY: Final = ROOT / "deploy"
+
+SECRET: Final = "a secret that is long enough to sign with, and no longer"
+ORIGIN: Final = "https://app.example.com"
+TOKEN: Final = issue_token(SECRET, "alice")
+#: 16 KiB, which is what the gateway takes.
+LARGE: Final = issue_token(SECRET, "alice", padding="x" * 12162)
 
 #: What nginx wants around the file, which is a part of its configuration only.
 NGINX = """
@@ -37,6 +44,18 @@ http {{
     include {directory}/nuropb-gateway.conf;
 }}
 """
+
+
+@contextlib.asynccontextmanager
+async def serving(**settings: str) -> AsyncIterator[tuple[Process, str]]:
+    """Run a gateway for proxies, in a process of its own; yield it with the URL of its WebSocket."""
+    settings = {"JWT_KEY": SECRET, "ALLOWED_ORIGINS": ORIGIN, "AUTH_COOKIE": "session"} | settings
+    async with run_module("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
+        yield process, (await process.line(r"ws://\S+"))[0]
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2].partition("/")[0])
 
 
 @dataclass(frozen=True)
