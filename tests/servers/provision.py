@@ -1,7 +1,7 @@
 """RabbitMQ, proxies, promtool and an OpenID provider for the tests: ``python -m tests.servers.provision [NAME ...]``.
 
 The names are ``rabbitmq``, ``tools`` (nginx, HAProxy and promtool) and ``openid``, all three by default, and
-``apache2``, for the tests of ``make matrix``.
+``matrix``, for the tests of ``make matrix``.
 
 As root on Debian this program installs the missing packages; otherwise it prints the command that does. RabbitMQ need
 not be installed if NUROPB_TEST_AMQP_URL names a broker that answers; without it the tests boot throwaway nodes. The
@@ -26,7 +26,15 @@ from tests.servers.rabbitmq import answers_amqp, find_program
 APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300")
 #: Debian's packages, with the program of each that the tests run.
 TOOLS = {"nginx": "nginx", "haproxy": "haproxy", "prometheus": "promtool"}
-PROGRAMS = TOOLS | {"apache2": "apache2"}
+#: Those of `make matrix`, beside the tools: a fourth proxy, what builds and runs an image, and the alarms' manager.
+MATRIX = {
+    "apache2": "apache2",
+    "buildah": "buildah",
+    "crun": "crun",
+    "debootstrap": "debootstrap",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+}
+PROGRAMS = TOOLS | MATRIX
 #: Debian's packages run this program before they start a daemon; status 101 forbids it.
 POLICY = Path("/usr/sbin/policy-rc.d")
 
@@ -106,14 +114,14 @@ def listening(port: int) -> bool:
     return True
 
 
-def provide_programs(*, rabbitmq: bool = True, tools: bool = True, apache: bool = False) -> int:
+def provide_programs(*, rabbitmq: bool = True, tools: bool = True, matrix: bool = False) -> int:
     """Provide RabbitMQ and the tools, and return the exit status."""
     url = external_url()
     packages = missing(
         [
             *(["rabbitmq-server"] if rabbitmq and not url else []),
             *(TOOLS if tools else ()),
-            *(["apache2"] if apache else []),
+            *(MATRIX if matrix else ()),
         ]
     )
     if packages and (shutil.which("apt-get") is None or os.geteuid() != 0):
@@ -176,7 +184,7 @@ def provide_openid_provider() -> int:
 def main(names: Sequence[str]) -> int:
     """Provide the named programs, or all of them, and return the exit status."""
     names = names or ("rabbitmq", "tools", "openid")
-    status = provide_programs(rabbitmq="rabbitmq" in names, tools="tools" in names, apache="apache2" in names)
+    status = provide_programs(rabbitmq="rabbitmq" in names, tools="tools" in names, matrix="matrix" in names)
     return max(status, provide_openid_provider() if "openid" in names else 0)
 
 
