@@ -17,13 +17,12 @@ from typing import Any, Final
 import pytest
 
 from tests.kit.processes import DEADLINE, ROOT, SECRET, Process, run_process, token_of
+from tests.matrix.deploy_tools import find_deploy_tool
 from tests.servers.processes import unavailable
 from tests.servers.provision import find_tool
 
 DOCKERFILE: Final = ROOT / "deploy" / "Dockerfile"
 FOLDER: Final = ROOT / ".matrix" / "image"
-#: Where `make matrix` puts the tools that come from PyPI.
-TOOLS: Final = ROOT / ".venv-deploy" / "bin"
 BUILDAH: Final = ("buildah", f"--root={FOLDER}/storage", f"--runroot={FOLDER}/run", "--storage-driver=vfs")
 #: The packages that the official image of Python has, and ``useradd``.
 PACKAGES: Final = "python3,python3-venv,passwd,ca-certificates"
@@ -155,10 +154,7 @@ async def running(root: Path, config: dict[str, Any], folder: Path, **settings: 
 
 
 def test_hadolint_finds_nothing() -> None:
-    program = TOOLS / "hadolint"
-    if not program.exists():
-        unavailable("hadolint is not installed")
-    run(str(program), str(DOCKERFILE))
+    run(str(find_deploy_tool("hadolint")), str(DOCKERFILE))
 
 
 def test_the_image_names_itself_and_has_a_user_a_health_check_and_a_stop_signal(config: dict[str, Any]) -> None:
