@@ -16,9 +16,7 @@ from tests.servers.rabbitmq import free_port
 SERVICES: Final[dict[str, Any]] = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
 
 
-async def test_the_gateway_and_the_example_service_of_compose_serve_a_call(
-    amqp_url: str, tmp_path: Path
-) -> None:
+async def test_the_gateway_and_the_example_service_of_compose_serve_a_call(amqp_url: str, tmp_path: Path) -> None:
     (tmp_path / "mesh_url").write_text(amqp_url)
     (tmp_path / "jwt_key").write_text(SECRET)
 

@@ -32,6 +32,8 @@ def run_tool(name: str, *arguments: str, text: str | None = None) -> subprocess.
 
 def ask(script: str, **values: Any) -> Any:
     """Run Python code with these ``values`` as variables, and return the JSON that it prints."""
-    done = run_tool("python", "-c", f"import json, sys\nglobals().update(json.load(sys.stdin))\n{script}", text=json.dumps(values))
+    done = run_tool(
+        "python", "-c", f"import json, sys\nglobals().update(json.load(sys.stdin))\n{script}", text=json.dumps(values)
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

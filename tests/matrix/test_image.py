@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -168,9 +168,7 @@ def test_the_image_names_itself_and_has_a_user_a_health_check_and_a_stop_signal(
 
 def test_the_list_of_packages_in_the_image_is_complete(root: Path) -> None:
     (environment,) = (root / "opt" / "nuropb-gateway" / "lib").glob("python3.*/site-packages")
-    installed = {
-        re.sub(r"[-_.]+", "-", path.name.split("-")[0]).lower() for path in environment.glob("*.dist-info")
-    }
+    installed = {re.sub(r"[-_.]+", "-", path.name.split("-")[0]).lower() for path in environment.glob("*.dist-info")}
     bom = json.loads((root / "opt" / "nuropb-gateway" / "sbom.cdx.json").read_text())
     listed = {re.sub(r"[-_.]+", "-", each["name"]).lower() for each in bom["components"]}
     assert installed == listed
@@ -200,16 +198,14 @@ async def test_a_container_with_a_read_only_root_answers_and_ends_with_0_on_sigt
 async def test_a_container_that_has_just_begun_ends_on_its_first_signals(
     root: Path, config: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The kernel ignores signals to the process with the id 1 that has no handler: so Python's own start is left out."""
+    """The kernel ignores signals to the process with the id 1 until it has a handler: Python's own start is left out."""
     tmp_path.chmod(0o755)
     async with running(root, config, tmp_path, JWT_KEY_FILE="/run/secrets/jwt_key") as container:
         async with asyncio.timeout(DEADLINE):
             while not container.process.ended:
                 if (tmp_path / "pid").exists() and container.process.returncode is None:
-                    try:
+                    with suppress(ProcessLookupError, ValueError):
                         container.signal(signal.SIGTERM)
-                    except (ProcessLookupError, ValueError):
-                        pass
                 await asyncio.sleep(0.01)
         assert await container.process.wait() in (0, 143)
         assert "The gateway is at" not in container.process.output

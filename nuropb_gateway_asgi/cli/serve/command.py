@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from ...settings import ENV_PREFIX
+from .activation import descriptor
 from .options import Options
 from .processes import run
 
@@ -46,7 +47,12 @@ Exit codes:
     help="Port to listen at; 0 picks a free one.  [default: 8000; on the embedded mesh the next free one]",
 )
 @click.option("--uds", metavar="PATH", help="Listen at this Unix socket instead; its owner and group may connect.")
-@click.option("--fd", type=int, help="Listen at this file descriptor instead: a socket that is already bound.")
+@click.option(
+    "--fd",
+    callback=descriptor,
+    metavar="N",
+    help="Listen at this socket instead, which is bound already: a file descriptor, or 'systemd' for its .socket unit.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),

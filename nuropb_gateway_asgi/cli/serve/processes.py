@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -9,6 +10,8 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ...exceptions import SettingsError
@@ -17,6 +20,7 @@ from .._development import share_key, with_kept_key
 from .._output import say
 from .._recording import opened
 from . import workers
+from .activation import notify
 from .announcement import announce, console_url, tools_url
 from .listener import choose_port, listening, shown_url
 from .options import Options
@@ -99,11 +103,21 @@ def run(options: Options) -> int:
             ChangeReload(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
             return 0
         if processes:
-            return run_workers(config, listener, on_ready=lambda: announce(url, settings, None, console, tools))
+            return run_workers(config, listener, on_ready=lambda: _announce_ready(url, settings, None, console, tools))
         with contextlib.nullcontext() if recording is None else opened(recording):
             if recording is not None:
                 say(f"all calls to services, their answers and all events are recorded in {recording.path}")
-            return run_here(config, listener, lambda: announce(url, settings, token, link, tools))
+            return run_here(
+                config,
+                listener,
+                lambda: _announce_ready(url, settings, token, link, tools),
+                is_shared=options.fd is not None,
+            )
+
+
+def _announce_ready(*lines: Any) -> None:
+    announce(*lines)
+    notify("READY=1")
 
 
 def _recorded(options: Options, settings: Settings) -> tuple[Mesh | None, Recording | None]:
@@ -119,8 +133,14 @@ def _recorded(options: Options, settings: Settings) -> tuple[Mesh | None, Record
         return recorded_mesh(make_mesh(settings), recording), recording
 
 
-def run_here(config: uvicorn.Config, listener: socket.socket, on_ready: workers.OnReady) -> int:
-    """Serve in this process, and return the exit code."""
+def run_here(
+    config: uvicorn.Config, listener: socket.socket, on_ready: workers.OnReady, *, is_shared: bool = False
+) -> int:
+    """Serve in this process, and return the exit code.
+
+    A listener that is shared with the program that has opened it is let go at the first stop signal: clients that come
+    later wait in the kernel for the next process, in the place of a refusal.
+    """
     import uvicorn
 
     from ...server import tune_collector
@@ -128,14 +148,35 @@ def run_here(config: uvicorn.Config, listener: socket.socket, on_ready: workers.
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            if self.started:
-                on_ready()
+            if not self.started:
+                return
+            # The gateway's own handlers have been in place since the lifespan began.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _before(signal.getsignal(number), asyncio.get_running_loop(), self._leave))
+            on_ready()
+
+        def _leave(self) -> None:
+            notify("STOPPING=1")
+            for each in self.servers if is_shared else ():
+                each.close()
 
     server = Server(config)
     tune_collector()
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     return 0 if server.started else START_FAILED
+
+
+def _before(handler: Any, loop: asyncio.AbstractEventLoop, action: Callable[[], object]) -> Any:
+    """Return a signal handler that has the event loop do ``action``, and then does what ``handler`` does."""
+    if not callable(handler):
+        return handler
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(action)
+        handler(number, frame)
+
+    return on_signal
 
 
 def _check_certificate(options: Options) -> None:
