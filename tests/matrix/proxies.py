@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -53,7 +53,11 @@ MODULES: Final = (
     "lbmethod_byrequests",
     "lbmethod_bybusyness",
     "reqtimeout",
+    "remoteip",
+    "setenvif",
 )
+#: Those of packages of their own, if they are installed.
+FURTHER_MODULES: Final = ("qos",)
 
 
 def find(name: MoreProxies) -> Path:
@@ -68,9 +72,17 @@ def find(name: MoreProxies) -> Path:
 
 @contextlib.asynccontextmanager
 async def run_more_proxy(
-    name: MoreProxies, directory: Path, gateways: Sequence[int], timeout: str = "75s"
+    name: MoreProxies,
+    directory: Path,
+    gateways: Sequence[int],
+    timeout: str = "75s",
+    *,
+    edits: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Proxy]:
-    """Run a proxy, on free ports, before the gateways at these ports; ``timeout`` in the place of its 75 s."""
+    """Run a proxy, on free ports, before the gateways at these ports; ``timeout`` in the place of its 75 s.
+
+    ``edits`` are made in the file before anything else.
+    """
     program = find(name)
     certificate = Certificate.make(directory)
     port, plain_port = free_port(), free_port()
@@ -86,7 +98,7 @@ async def run_more_proxy(
             "admin off": f"admin off\n\thttp_port {plain_port}\n\thttps_port {port}",
         }
         main = directory / "Caddyfile"
-        main.write_text(rendered(DEPLOY / "Caddyfile", changes))
+        main.write_text(rendered(DEPLOY / "Caddyfile", changes, edits))
         command = [str(program), "run", "--adapter", "caddyfile", "--config", str(main)]
     elif name == "traefik":
         servers = "\n".join(f"          - url: http://127.0.0.1:{each}" for each in gateways)
@@ -103,7 +115,7 @@ async def run_more_proxy(
             "to: secure": f'to: ":{port}"',
             "/etc/traefik/dynamic.yml": str(directory / "dynamic.yml"),
         }
-        main.write_text(rendered(DEPLOY / "traefik" / "traefik.yml", changes))
+        main.write_text(rendered(DEPLOY / "traefik" / "traefik.yml", changes, edits))
         command = [str(program), f"--configFile={main}"]
     elif name == "envoy":
         endpoint = "- endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 8000}}}"
@@ -115,7 +127,7 @@ async def run_more_proxy(
             "stream_idle_timeout: 75s": f"stream_idle_timeout: {timeout}",
         }
         main = directory / "envoy.yaml"
-        main.write_text(rendered(DEPLOY / "envoy.yaml", changes))
+        main.write_text(rendered(DEPLOY / "envoy.yaml", changes, edits))
         command = [str(program), "-c", str(main), "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]
     else:
         text = (DEPLOY / "apache.conf").read_text()
@@ -129,9 +141,10 @@ async def run_more_proxy(
             "/var/log/apache2/nuropb-gateway.log": "/dev/stdout",
             "ProxyTimeout 75": f"ProxyTimeout {timeout.removesuffix('s')}",
         }
-        (directory / "nuropb-gateway.conf").write_text(rendered(DEPLOY / "apache.conf", changes))
+        (directory / "nuropb-gateway.conf").write_text(rendered(DEPLOY / "apache.conf", changes, edits))
         folder = program.parents[1] / "lib" / "apache2" / "modules"
-        modules = "\n".join(f"LoadModule {each}_module {folder}/mod_{each}.so" for each in MODULES)
+        found_modules = [*MODULES, *(each for each in FURTHER_MODULES if (folder / f"mod_{each}.so").exists())]
+        modules = "\n".join(f"LoadModule {each}_module {folder}/mod_{each}.so" for each in found_modules)
         main = directory / "apache.conf"
         main.write_text(APACHE.format(directory=directory, modules=modules, port=port, plain_port=plain_port))
         command = [str(program), "-f", str(main), "-DFOREGROUND"]

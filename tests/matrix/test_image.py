@@ -198,7 +198,7 @@ async def test_a_container_with_a_read_only_root_answers_and_ends_with_0_on_sigt
 async def test_a_container_that_has_just_begun_ends_on_its_first_signals(
     root: Path, config: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The kernel ignores signals to the process with the id 1 until it has a handler: Python's own start is left out."""
+    """The kernel ignores signals to the process with the id 1 until it has a handler, after Python's own start."""
     tmp_path.chmod(0o755)
     async with running(root, config, tmp_path, JWT_KEY_FILE="/run/secrets/jwt_key") as container:
         async with asyncio.timeout(DEADLINE):

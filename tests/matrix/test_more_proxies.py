@@ -7,7 +7,8 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -128,13 +129,24 @@ async def test_who_comes_without_tls_is_sent_to_it(site: Site) -> None:
     assert response.headers["Location"].startswith("https://")
 
 
-@pytest.mark.parametrize("name", MORE_PROXIES)
+@contextlib.asynccontextmanager
+async def run_any(name: Any, directory: Path, *ports: int, edits: dict[str, str] | None = None) -> AsyncIterator[Proxy]:
+    """Run any of the six proxies before the gateways at these ports."""
+    if name in PROXIES:
+        running = run_proxy(name, directory, ports[0], others=ports[1:], edits=edits)
+    else:
+        running = run_more_proxy(name, directory, ports, edits=edits)
+    async with running as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("name", [*PROXIES, *MORE_PROXIES])
 async def test_calls_go_on_while_a_gateway_drains(name: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     drains = {"SHUTDOWN_DELAY": "3", "DRAIN_TIMEOUT": "5"}
     async with (
         serving(**drains) as (first, one),
         serving(**drains) as (_, two),
-        run_more_proxy(name, tmp_path_factory.mktemp(name), [port_of(one), port_of(two)]) as proxy,
+        run_any(name, tmp_path_factory.mktemp(name), port_of(one), port_of(two)) as proxy,
         httpx.AsyncClient(verify=proxy.tls, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30) as client,
     ):
         await ready(proxy)
@@ -177,10 +189,67 @@ async def test_a_websocket_over_http2_reaches_the_gateway(name: Any, tmp_path_fa
     directory = tmp_path_factory.mktemp(name)
     async with serving() as (_, url):
         port = port_of(url)
-        run = run_proxy(name, directory, port) if name in PROXIES else run_more_proxy(name, directory, [port])
-        async with run as proxy:
+        async with run_any(name, directory, port) as proxy:
             await ready(proxy)
             command = [*node(), "--input-type=module", "--eval", WEBSOCKET_OVER_HTTP2, proxy.url("", "https"), TOKEN]
             async with run_process(*command) as client:
                 await client.line("true 200")
                 await client.line('"type":"event".*"topic":"hello"')
+
+
+#: What makes the comments of each file about the PROXY protocol its configuration.
+PROXY_PROTOCOL: Final[dict[str, dict[str, str]]] = {
+    "nginx": {"#listen 443": "listen 443", "    listen 443 ssl;\n": "", "from 10.0.0.0/8": "from 127.0.0.0/8"},
+    "haproxy": {"    bind :443 ssl crt /etc/haproxy/gateway.example.com.pem alpn h2,http/1.1\n": "", "#bind": "bind"},
+    "caddy": {
+        "#listener_wrappers": "listener_wrappers",
+        "\t\t#\t": "\t\t\t",
+        "\t\t#}": "\t\t}",
+        "allow 10.0.0.0/8": "allow 127.0.0.0/8",
+    },
+    "traefik": {"#proxyProtocol": "proxyProtocol", "10.0.0.0/8": "127.0.0.0/8"},
+    "envoy": {"#listener_filters": "listener_filters"},
+    "apache2": {"#RemoteIPProxyProtocol": "RemoteIPProxyProtocol"},
+}
+
+
+@pytest.mark.parametrize("name", [*PROXIES, *MORE_PROXIES])
+async def test_the_address_comes_from_the_proxy_protocol_of_a_load_balancer(
+    name: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    edits, directory = PROXY_PROTOCOL[name], tmp_path_factory.mktemp(name)
+    async with serving() as (gateway, url), run_any(name, directory, port_of(url), edits=edits) as proxy:
+        async with asyncio.timeout(30):
+            while "203.0.113.9:" not in gateway.output:
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                    await ask_by_proxy_protocol(proxy)
+                await asyncio.sleep(0.1)
+
+
+async def ask_by_proxy_protocol(proxy: Proxy) -> None:
+    """Ask for the client's file as a load balancer does for a client at 203.0.113.9."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    try:
+        writer.write(f"PROXY TCP4 203.0.113.9 127.0.0.1 50000 {proxy.port}\r\n".encode())
+        await writer.drain()
+        await writer.start_tls(proxy.tls, server_hostname="127.0.0.1")
+        head = f"GET /client.js HTTP/1.1\r\nHost: 127.0.0.1:{proxy.port}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode())
+        await reader.readuntil(b"\r\n")
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("name", ["traefik", "envoy", "apache2"])
+async def test_an_address_with_too_many_handshakes_is_put_off(
+    name: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with serving() as (_, url), run_any(name, tmp_path_factory.mktemp(name), port_of(url)) as proxy:
+        await ready(proxy)
+        options: dict[str, Any] = {"ssl": proxy.tls, "local_addr": ("127.0.0.8", 0)}
+        refused = [await refusal(proxy.url(), "nobody's", **options) for _ in range(30)]
+        refused += await asyncio.gather(*(refusal(proxy.url(), "nobody's", **options) for _ in range(110)))
+        assert {answer.status for answer in refused} == {401, 429}
+        # Another address is let in.
+        async with connect(proxy.url(), TOKEN, ssl=proxy.tls, local_addr=("127.0.0.9", 0)):
+            pass

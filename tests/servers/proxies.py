@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -30,6 +30,12 @@ ORIGIN: Final = "https://app.example.com"
 TOKEN: Final = issue_token(SECRET, "alice")
 #: 16 KiB, which is what the gateway takes.
 LARGE: Final = issue_token(SECRET, "alice", padding="x" * 12162)
+
+#: The lines that name a gateway.
+GATEWAY_LINES: Final = {
+    "nginx": ("server 127.0.0.1:8000;", "server 127.0.0.1:8000 max_fails=0;"),
+    "haproxy": ("server gateway1 127.0.0.1:8000",),
+}
 
 #: What nginx wants around the file, which is a part of its configuration only.
 NGINX = """
@@ -73,25 +79,41 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
-async def run_proxy(name: ProxyName, directory: Path, gateway_port: int, timeouts: str = "75s") -> AsyncIterator[Proxy]:
-    """Run a proxy, on free ports, before the gateway at ``gateway_port``; ``timeouts`` for those of 75 s in it."""
+async def run_proxy(
+    name: ProxyName,
+    directory: Path,
+    gateway_port: int,
+    timeouts: str = "75s",
+    *,
+    others: Sequence[int] = (),
+    edits: Mapping[str, str] | None = None,
+) -> AsyncIterator[Proxy]:
+    """Run a proxy, on free ports, before the gateway at ``gateway_port``; ``timeouts`` for those of 75 s in it.
+
+    ``others`` are the ports of further gateways; ``edits`` are made in the file before anything else.
+    """
     program = find_tool(name)
     if program is None:
         unavailable(f"{name} is not installed")
     certificate = Certificate.make(directory)
     port, plain_port = free_port(), free_port()
-    changes = {"127.0.0.1:8000": f"127.0.0.1:{gateway_port}", "75s": timeouts}
+    changes: dict[str, str] = {}
+    for other in others:
+        for line in GATEWAY_LINES[name]:
+            more = line.replace("8000", str(other)).replace("gateway1", f"other{other}")
+            changes[line] = f"{changes.get(line, line)}\n{more}"
+    changes |= {"127.0.0.1:8000": f"127.0.0.1:{gateway_port}", "75s": timeouts}
     if name == "nginx":
         changes |= {
             "listen 80;": f"listen 127.0.0.1:{plain_port};",
-            "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+            "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
             "/etc/ssl/gateway.example.com.pem": str(certificate.certificate),
             "/etc/ssl/private/gateway.example.com.key": str(certificate.key),
             "/var/log/nginx/nuropb-gateway.log": "/dev/stdout",
         }
         main = directory / "nginx.conf"
         main.write_text(NGINX.format(directory=directory))
-        (directory / "nuropb-gateway.conf").write_text(rendered(DEPLOY / "nginx.conf", changes))
+        (directory / "nuropb-gateway.conf").write_text(rendered(DEPLOY / "nginx.conf", changes, edits))
         command = [program, "-c", str(main), "-p", str(directory), "-e", "stderr"]
     else:
         changes |= {
@@ -101,7 +123,7 @@ async def run_proxy(name: ProxyName, directory: Path, gateway_port: int, timeout
             "log /dev/log local0": "log stdout format raw local0",
         }
         main = directory / "haproxy.cfg"
-        main.write_text(rendered(DEPLOY / "haproxy.cfg", changes))
+        main.write_text(rendered(DEPLOY / "haproxy.cfg", changes, edits))
         command = [program, "-db", "-f", str(main)]
     async with run_process(*command) as process:
         proxy = Proxy(process, port, plain_port, certificate.client())
@@ -109,9 +131,15 @@ async def run_proxy(name: ProxyName, directory: Path, gateway_port: int, timeout
         yield proxy
 
 
-def rendered(file: Path, changes: Mapping[str, str]) -> str:
-    """The file, with other addresses, paths and times in the places where it is said what is to be changed."""
+def rendered(file: Path, changes: Mapping[str, str], edits: Mapping[str, str] | None = None) -> str:
+    """The file, with other addresses, paths and times in the places where it is said what is to be changed.
+
+    ``edits`` come first, and may be in comments.
+    """
     text = file.read_text()
+    for old, new in (edits or {}).items():
+        assert old in text, f"{file.name} has no {old} any more"
+        text = text.replace(old, new)
     for old, new in changes.items():
         assert re.search(rf"^[^#\n]*{re.escape(old)}", text, re.MULTILINE), f"{file.name} has no {old} any more"
         text = text.replace(old, new)

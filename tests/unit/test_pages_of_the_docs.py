@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import json
 import re
 from collections import Counter
@@ -137,3 +138,15 @@ def test_every_snippet_of_python_can_be_read() -> None:
         except SyntaxError as error:
             broken.append(f"{place}: {error}")
     assert broken == []
+
+
+def test_every_file_of_deploy_is_in_the_table_of_how_it_is_tested() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    table = text.partition("## How each file is tested")[2].partition("\n## ")[0]
+    patterns = [name for row in table.splitlines()[7:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    deploy = ROOT / "deploy"
+    files = {path.relative_to(deploy).as_posix() for path in deploy.rglob("*") if path.is_file()}
+    files = {name for name in files if not name.startswith("secrets/")}
+    matched = {pattern: {name for name in files if fnmatch.fnmatchcase(name, pattern)} for pattern in patterns}
+    assert [pattern for pattern, names in matched.items() if not names] == []
+    assert files - set().union(*matched.values()) == set()
