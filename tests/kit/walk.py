@@ -85,6 +85,11 @@ class Walk:
             file.parent.mkdir(exist_ok=True)
             file.write_text(self._own(block.text), encoding="utf-8")
 
+    def shown(self) -> str:
+        """Return what the terminals show, each by its last lines."""
+        shown = {name: process.output.splitlines()[-20:] for name, process in self._terminals.items()}
+        return "\n".join(line for name, lines in shown.items() for line in [f"{name}:", *lines])
+
     async def stop(self, terminal: str) -> None:
         """Press Ctrl+C in a terminal."""
         process = self._terminals.pop(terminal, None)
@@ -142,5 +147,8 @@ async def walk(folder: Path, replaced: Mapping[str, str], **environment: str) ->
     reader = Walk(folder, replaced, environment)
     try:
         yield reader
+    except BaseException as error:
+        error.add_note(reader.shown())
+        raise
     finally:
         await reader.end()

@@ -54,10 +54,7 @@ MODULES: Final = (
     "lbmethod_bybusyness",
     "reqtimeout",
     "remoteip",
-    "setenvif",
 )
-#: Those of packages of their own, if they are installed.
-FURTHER_MODULES: Final = ("qos",)
 
 
 def find(name: MoreProxies) -> Path:
@@ -143,8 +140,7 @@ async def run_more_proxy(
         }
         (directory / "nuropb-gateway.conf").write_text(rendered(DEPLOY / "apache.conf", changes, edits))
         folder = program.parents[1] / "lib" / "apache2" / "modules"
-        found_modules = [*MODULES, *(each for each in FURTHER_MODULES if (folder / f"mod_{each}.so").exists())]
-        modules = "\n".join(f"LoadModule {each}_module {folder}/mod_{each}.so" for each in found_modules)
+        modules = "\n".join(f"LoadModule {each}_module {folder}/mod_{each}.so" for each in MODULES)
         main = directory / "apache.conf"
         main.write_text(APACHE.format(directory=directory, modules=modules, port=port, plain_port=plain_port))
         command = [str(program), "-f", str(main), "-DFOREGROUND"]
