@@ -249,7 +249,9 @@ async def test_an_address_with_too_many_handshakes_is_put_off(
         options: dict[str, Any] = {"ssl": proxy.tls, "local_addr": ("127.0.0.8", 0)}
         refused = [await refusal(proxy.url(), "nobody's", **options) for _ in range(30)]
         refused += await asyncio.gather(*(refusal(proxy.url(), "nobody's", **options) for _ in range(110)))
-        assert {answer.status for answer in refused} == {401, 429}
+        # A busy machine may keep the proxy's health check from its answer, which is 503 for a while.
+        assert {401, 429} <= {answer.status for answer in refused} <= {401, 429, 503}
+        await ready(proxy)
         # Another address is let in.
         async with connect(proxy.url(), TOKEN, ssl=proxy.tls, local_addr=("127.0.0.9", 0)):
             pass
