@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import itertools
+import json
 import os
 import resource
 import secrets
@@ -40,37 +41,67 @@ CALLERS, IDLE = 200, 20
 IN_FLIGHT: Final = 64
 #: Seconds: between two pings of a client, and between two looks of the clients at the clock.
 PING_PAUSE, TICK = 0.1, 0.002
+#: Loads, in multiples of the best rate.
+LOADS: Final = (0.8, 1.0, 1.5, 2.0, 4.0)
 #: Connections that return after an outage, and the seconds over which they do.
 RETURNING, RETURN_SECONDS = 10_000, 5.0
+#: Events that are published in one turn of the event loop: else a publisher that is late would have it for itself.
+MOST_AT_ONCE: Final = 40
+#: New subscriptions, and events, a second.
+SUBSCRIPTIONS, EVENTS = 1000, 10_000
 PING_INTERVAL: Final = 5.0
 
 
 # --- the gateway --------------------------------------------------------------------------------------------------
 
 
-def serve(mesh_url: str) -> None:
+def serve() -> None:
     """Run a gateway without rate limits for calls, and print its port."""
     end_with_parent()
     raise_file_limit()
     settings = Settings(
-        mesh_url=mesh_url,
+        mesh_url="embedded://demo",
         jwt_key=KEY,
         expose=["quick.*"],
         expose_topics=["#"],
         rate_limit="off",
         rate_limit_user="off",
+        handshake_rate_per_address="off",
         max_connections=30_000,
         service_name=f"gateway-{secrets.token_hex(4)}",
         ping_interval=PING_INTERVAL,
         log_level="warning",
     )
-    quick = type("Quick", (), {"_service_name": "quick", "echo": lambda self, **kwargs: kwargs})()
-    mesh = EmbeddedMesh({"quick": quick}) if mesh_url.startswith("embedded") else None
-    gateway = Gateway(settings, mesh=mesh)
+    quick = Quick()
+    gateway = Gateway(settings, mesh=EmbeddedMesh({"quick": quick}))
+    quick.publish_event = gateway.service_mesh_manager.publish_event
     config = make_config(gateway.app, settings, ws_per_message_deflate=False, access_log=False)
     listener = socket.create_server((HOST, 0), backlog=4096)
     print(listener.getsockname()[1], flush=True)
     run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
+class Quick:
+    """A service that answers at once, and publishes events at a rate."""
+
+    _service_name = "quick"
+
+    def __init__(self) -> None:
+        self.publish_event: Callable[..., Coroutine[Any, Any, None]] | None = None
+
+    def echo(self, **kwargs: Any) -> dict[str, Any]:
+        return kwargs
+
+    async def publish(self, topics: list[str], rate: float, seconds: float) -> int:
+        """Publish events, to each topic in turn; return their number."""
+        assert self.publish_event is not None
+        began, sent = time.perf_counter(), 0
+        while (now := time.perf_counter()) - began < seconds:
+            for _ in range(min(int((now - began) * rate) - sent, MOST_AT_ONCE)):
+                await self.publish_event(topics[sent % len(topics)], {"number": sent})
+                sent += 1
+            await asyncio.sleep(TICK)
+        return sent
 
 
 def raise_file_limit() -> None:
@@ -90,6 +121,9 @@ class Counts:
     codes: Counter[str] = field(default_factory=Counter)
     pongs: list[float] = field(default_factory=list)
     closed: Counter[str] = field(default_factory=Counter)
+    events: int = 0
+    #: Events that the gateway told it had dropped.
+    dropped: int = 0
 
 
 class Crowd:
@@ -161,6 +195,12 @@ class Visitor(asyncio.Protocol):
             self.waiting[b"%d" % number] = time.perf_counter()
         self.say(*texts)
 
+    def ask(self, kind: str, **payload: Any) -> None:
+        """Send another frame."""
+        number = next(self.crowd.numbers)
+        self.waiting[b"%d" % number] = time.perf_counter()
+        self.say(json.dumps({"type": kind, "payload": {"id": str(number), **payload}}))
+
     def ping(self) -> None:
         """Send a WebSocket ping, unless one is under way."""
         if self.pinged is None and self._transport is not None:
@@ -207,6 +247,12 @@ class Visitor(asyncio.Protocol):
             counts.closed[str(struct.unpack(">H", payload[:2])[0])] += 1
         elif opcode == TEXT and not self.opened.done():
             self.opened.set_result("hello")
+        elif opcode == TEXT and payload.startswith(b'{"type":"ping"'):
+            self.say('{"type":"pong"}')
+        elif opcode == TEXT and payload.startswith(b'{"type":"event"'):
+            counts.events += 1
+            if b'"topic":"dropped"' in payload:
+                counts.dropped += json.loads(payload)["payload"]["event"]["count"]
         elif opcode == TEXT and (at := payload.find(b'"id":"')) >= 0:
             asked = self.waiting.pop(payload[at + 6 : payload.index(b'"', at + 6)], None)
             if asked is None:
@@ -226,15 +272,11 @@ class Visitor(asyncio.Protocol):
 async def open_all(crowd: Crowd, count: int, prefix: str) -> list[Visitor]:
     """Open connections, each of a user of its own."""
     visitors = [Visitor(crowd, f"{prefix}-{number}") for number in range(count)]
-    for some in itertools.batched(visitors, 50) if sys.version_info >= (3, 12) else _batched(visitors, 50):
-        opened = await asyncio.gather(*(each.open() for each in some))
+    for start in range(0, count, 50):
+        opened = await asyncio.gather(*(each.open() for each in visitors[start : start + 50]))
         if set(opened) != {"hello"}:
             raise RuntimeError(f"connections were refused: {Counter(opened)}")
     return visitors
-
-
-def _batched(items: list[Visitor], size: int) -> list[list[Visitor]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 async def pace(visitors: list[Visitor], rate: float, seconds: float) -> None:
@@ -305,10 +347,8 @@ async def overload(crowd: Crowd, pid: int, seconds: float) -> None:
     callers = await open_all(crowd, CALLERS, "caller")
     idle = await open_all(crowd, IDLE, "idle")
     rate = await best_rate(crowd, callers, pid, min(seconds, 10.0))
-    print(
-        "| times the best rate | sent/s | answered/s | of the best | ms | refused/s | ms | codes | pong ms | closed | MiB |"
-    )
-    for times in (0.8, 1.0, 1.5, 2.0, 4.0):
+    print("| load | sent/s | answered/s | of the best | ms | refused/s | ms | codes | pong ms | closed | MiB |")
+    for times in LOADS:
         crowd.restart()
         before = resident_bytes(pid)
         sent, began = next(crowd.numbers), time.perf_counter()
@@ -331,8 +371,7 @@ async def overload(crowd: Crowd, pid: int, seconds: float) -> None:
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
         began = time.perf_counter()
-        while any(each.waiting for each in callers) and time.perf_counter() - began < 90:
-            await asyncio.sleep(0.05)
+        await quiet(callers)
         left = sum(len(each.waiting) for each in callers)
         print(f"  the rest was answered within {time.perf_counter() - began:.1f} s; {left} never", flush=True)
 
@@ -340,8 +379,6 @@ async def overload(crowd: Crowd, pid: int, seconds: float) -> None:
 async def returning(crowd: Crowd, pid: int, seconds: float) -> None:
     """Have ten thousand connections come back within five seconds, while another client calls."""
     other = (await open_all(crowd, 1, "other"))[0]
-    visitors = await open_all(crowd, RETURNING, "user") if False else []
-    del visitors
     calls = asyncio.create_task(pace([other], 20, 600))
     began, cpu = time.perf_counter(), cpu_seconds(pid)
     tries: Counter[str] = Counter()
@@ -351,7 +388,10 @@ async def returning(crowd: Crowd, pid: int, seconds: float) -> None:
         await asyncio.sleep(RETURN_SECONDS * number / RETURNING)
         for attempt in itertools.count():
             visitor = Visitor(crowd, f"user-{number}")
-            answer = await visitor.open()
+            try:
+                answer = await visitor.open()
+            except OSError as error:
+                answer = type(error).__name__
             tries[answer] += 1
             if answer == "hello":
                 arrived.append(time.perf_counter() - began)
@@ -368,15 +408,107 @@ async def returning(crowd: Crowd, pid: int, seconds: float) -> None:
     )
 
 
+async def subscribing(crowd: Crowd, pid: int, seconds: float) -> None:
+    """Subscribe to a thousand new topics a second, and end as many subscriptions."""
+    visitors = await open_all(crowd, 100, "user")
+    others = Crowd(crowd.port)
+    (other,) = await open_all(others, 1, "other")
+    calls = asyncio.create_task(pace([other], 50, seconds))
+    began, cpu, asked = time.perf_counter(), cpu_seconds(pid), 0
+    while (now := time.perf_counter()) - began < seconds:
+        while asked < (now - began) * SUBSCRIPTIONS:
+            visitor, topic = visitors[asked % 100], asked // 100
+            visitor.ask("subscribe", topics=[f"news.{visitor.user}.{topic}"])
+            if topic >= 50:
+                visitor.ask("unsubscribe", topics=[f"news.{visitor.user}.{topic - 50}"])
+            asked += 1
+        await asyncio.sleep(TICK)
+    await calls
+    await quiet(visitors)
+    print(
+        f"{asked / seconds:,.0f} subscriptions a second, answered after {milliseconds(crowd.counts.answered)} ms, "
+        f"{len(crowd.counts.refused)} refused; {100 * (cpu_seconds(pid) - cpu) / seconds:.0f} % of a core; another "
+        f"client's calls: {milliseconds(others.counts.answered)} ms"
+    )
+
+
+async def many_topics(crowd: Crowd, pid: int, seconds: float) -> None:
+    """Subscribe a thousand connections to a hundred topics each, all of them distinct, and publish to all."""
+    visitors = await open_all(crowd, 1000, "user")
+    before = resident_bytes(pid)
+    for visitor in visitors:
+        visitor.ask("subscribe", topics=[f"news.{visitor.user}.{number}" for number in range(100)])
+        await asyncio.sleep(0)
+    await quiet(visitors)
+    grown = resident_bytes(pid) - before
+    others = Crowd(crowd.port)
+    (other,) = await open_all(others, 1, "other")
+    await asyncio.sleep(2.0)  # the subscriptions were an overload
+    crowd.restart()
+    cpu = cpu_seconds(pid)
+    topics = [f"news.user-{number}.{number % 100}" for number in range(1000)]
+    calls = asyncio.create_task(pace([other], 50, min(seconds, 10.0)))
+    other.ask(
+        "request",
+        service="quick",
+        method="publish",
+        params={"topics": topics, "rate": 1000, "seconds": min(seconds, 10.0)},
+    )
+    await calls
+    await quiet([other])
+    events = crowd.counts.events
+    print(
+        f"100,000 topics take {grown / 2**20:.0f} MiB; 1,000 events a second: {events:,} delivered, "
+        f"{1e6 * (cpu_seconds(pid) - cpu) / max(events, 1):.0f} us of CPU for each, with its publication; "
+        f"another client's calls: {milliseconds(others.counts.answered[:-1])} ms"
+    )
+
+
+async def many_events(crowd: Crowd, pid: int, seconds: float) -> None:
+    """Subscribe one connection to a hundred patterns, and publish ten thousand events a second to it."""
+    (visitor,) = await open_all(crowd, 1, "user")
+    visitor.ask("subscribe", topics=[f"app.area{number}.#" for number in range(100)])
+    await quiet([visitor])
+    others = Crowd(crowd.port)
+    (other,) = await open_all(others, 1, "other")
+    crowd.restart()
+    cpu, memory = cpu_seconds(pid), resident_bytes(pid)
+    topics = [f"app.area{number}.kind" for number in range(100)]
+    calls = asyncio.create_task(pace([other], 50, seconds))
+    other.ask(
+        "request", service="quick", method="publish", params={"topics": topics, "rate": EVENTS, "seconds": seconds}
+    )
+    await calls
+    await quiet([other])
+    counts = crowd.counts
+    print(
+        f"{counts.events / seconds:,.0f} events a second delivered, {counts.dropped:,} dropped and told, "
+        f"{100 * (cpu_seconds(pid) - cpu) / seconds:.0f} % of a core, with their publication; "
+        f"closed {dict(counts.closed)}; "
+        f"{memory / 2**20:.0f} to {resident_bytes(pid) / 2**20:.0f} MiB; another client's calls: "
+        f"{milliseconds(others.counts.answered[:-1])} ms"
+    )
+
+
+async def quiet(visitors: list[Visitor]) -> None:
+    """Wait until all is answered, for a minute and a half at most."""
+    deadline = time.perf_counter() + 90.0
+    while any(each.waiting for each in visitors) and time.perf_counter() < deadline:
+        await asyncio.sleep(0.05)
+
+
 SCENES: dict[str, Callable[[Crowd, int, float], Coroutine[Any, Any, None]]] = {
     "overload": overload,
     "return": returning,
+    "subscriptions": subscribing,
+    "topics": many_topics,
+    "events": many_events,
 }
 
 
-async def measure(name: str, mesh_url: str, seconds: float) -> None:
+async def measure(name: str, seconds: float) -> None:
     server = await asyncio.create_subprocess_exec(
-        sys.executable, *("-m", "benchmarks.pressure", "serve", "--mesh-url", mesh_url), stdout=asyncio.subprocess.PIPE
+        sys.executable, *("-m", "benchmarks.pressure", "serve"), stdout=asyncio.subprocess.PIPE
     )
     assert server.stdout is not None
     try:
@@ -393,15 +525,14 @@ def main() -> None:
     parser.add_argument("role", nargs="?", choices=["serve"], help="for the processes of this command")
     parser.add_argument("--only", choices=SCENES, help="one of the scenes")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
-    parser.add_argument("--mesh-url", default="embedded://demo")
     options = parser.parse_args()
     if options.role == "serve":
-        serve(options.mesh_url)
+        serve()
         return
     raise_file_limit()
     for name in [options.only] if options.only else SCENES:
         print(f"\n{name}", flush=True)
-        run(measure(name, options.mesh_url, options.seconds))
+        run(measure(name, options.seconds))
 
 
 if __name__ == "__main__":

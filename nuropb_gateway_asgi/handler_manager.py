@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 import math
 import random
@@ -49,10 +50,12 @@ from .protocol import (
     TraceContext,
     Unsubscribe,
     encode_error,
+    encode_failed,
     encode_failure,
     encode_json,
     encode_pong,
     encode_response,
+    error_members,
 )
 from .settings import Settings
 from .tracing import Tracing
@@ -81,6 +84,14 @@ _EXCESSES: Final = {
 #: The frames that are refused in an overload; others keep connections alive, or make work less.
 _CALLS: Final = frozenset({"request", "command", "describe"})
 OVERLOADED: Final = "The gateway has more to do than it can"
+#: The errors of calls that are refused in an overload, encoded once and used in turn. Clients try again at different
+#: times, from half a second to one and a half.
+_OVERLOADED: Final = itertools.cycle(
+    [
+        encode_json(error_members(Failure(ErrorCode.TOO_MANY_REQUESTS, OVERLOADED, retry_after_ms=wait)))
+        for wait in range(500, 1500, 10)
+    ]
+)
 #: Private methods are not for clients, whatever the policy says.
 _PRIVATE: Final = CallVerdict(allowed=False, rate=None)
 #: The text for a client whose token is genuine, and has expired.
@@ -443,9 +454,9 @@ class HandlerManager:
             handler.close(CloseCode.MESSAGE_TOO_BIG, "message too big")
             return None
         assert handler.identity is not None  # noqa: S101 - it is registered
-        now = self._clock()
-        if now > self._overload.late_at and self._overload.refuses(now) and self._refuse_late(handler, data):
+        if self._overload.active and self._overload.refuses() and self._refuse_late(handler, data):
             return None
+        now = self._clock()
         excess = self._limits.on_frame(session_id, handler.identity.user_id, now)
         if excess is not None:
             self._refuse_at_a_glance(handler, data, excess)
@@ -473,8 +484,10 @@ class HandlerManager:
         if kind not in _CALLS:
             return False
         self.statistics.limited["overload"] += 1
-        failure = Failure(ErrorCode.TOO_MANY_REQUESTS, OVERLOADED, retry_after_ms=self._overload.retry_after())
-        handler.send_frame(_encode_answer(id_, trace_id, failure))
+        if id_ is None and trace_id is None:
+            handler.send_frame(encode_error(Failure(ErrorCode.TOO_MANY_REQUESTS, OVERLOADED, retry_after_ms=1000)))
+        else:
+            handler.send_frame(encode_failed(id_, trace_id, next(_OVERLOADED)))
         return True
 
     def _refuse_at_a_glance(self, handler: Handler, data: str | bytes, excess: Excess) -> None:
