@@ -31,7 +31,7 @@ async def test_every_call_of_an_overload_has_an_answer_and_pings_are_answered(ru
         for number in range(CALLS):
             await client.send("request", service="demo", method="add", params={"a": 1, "b": number}, id=str(number))
         await client.send("ping")
-        ids = set()
+        ids: set[str] = set()
         pongs = 0
         while len(ids) < CALLS or not pongs:
             frame = await client.next()
