@@ -158,6 +158,7 @@ KNOWN_TO = [
         "starlette",
         {
             "",
+            "admin",
             "agents",
             "authentication",
             "cli",
