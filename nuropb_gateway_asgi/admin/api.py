@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
 from ..connection_kind import WEBSOCKET
 from ..exceptions import CallError
@@ -108,7 +108,7 @@ class Event(Struct, forbid_unknown_fields=True):
     """An event for all subscribers of its topic, or for the users in ``target``."""
 
     topic: _Name
-    event: Raw = msgspec.field(default_factory=lambda: Raw(b"null"))
+    event: Any = None
     target: list[_Name] | None = None
 
 

@@ -143,7 +143,7 @@ def _shown(parameters: Any) -> str:
     """Return the parameters for the audit log, without the body of an event."""
     given = {name: value for name, value in msgspec.structs.asdict(parameters).items() if value is not None}
     if isinstance(parameters, Event):
-        given["event"] = f"{len(memoryview(parameters.event))} bytes"
+        given["event"] = f"{len(_encode(parameters.event))} bytes"
     return _encode(given).decode()
 
 
