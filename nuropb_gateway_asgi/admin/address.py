@@ -69,8 +69,8 @@ def _taking_path(path: str) -> Iterator[socket.socket]:
                 made = os.path.join(directory, "s")
                 listener.bind(made)
                 os.chmod(made, 0o600)
+                listener.listen(32)
                 os.rename(made, path)  # also in the place of the socket that a killed process has left
-            listener.listen(32)
             listener.setblocking(False)
             try:
                 yield listener

@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 #: Bytes of a body, and seconds for it to come.
 MAX_BODY: Final = 1 << 20
 BODY_TIMEOUT: Final = 10.0
-#: Seconds for a response to be read; after it the connection is cut.
-RESPONSE_TIMEOUT: Final = 60.0
+#: Seconds for a request with its response; after it the connection is cut. The protocol of the server cuts those that
+#: read nothing of a response before.
+REQUEST_TIMEOUT: Final = 60.0
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _REFUSALS: Final[dict[Refused, tuple[int, str]]] = {
     "host": (403, "the Host of this request is a name of somebody else; expected an address, or localhost"),
@@ -62,10 +63,10 @@ def make_endpoint(api: Api, guard: Guard, journal: Journal) -> Any:
         if refused is not None:
             application = _refusal(refused, request, guard, journal)
         try:
-            async with asyncio.timeout(RESPONSE_TIMEOUT):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
                 await application(scope, receive, send)
         except TimeoutError:
-            logger.warning("admin: a response was not read within %g s", RESPONSE_TIMEOUT)
+            logger.warning("admin: a request took more than %g s", REQUEST_TIMEOUT)
             cut: Callable[[], None] | None = scope.get("extensions", {}).get(CUT)
             if cut is not None:
                 cut()

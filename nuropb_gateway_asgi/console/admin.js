@@ -123,6 +123,7 @@ function Panel({ token, onRefused }) {
     );
   return html`
     <main class="admin">
+      <h1>NuroPb Gateway Admin</h1>
       <p class="problem" role="alert">${problem}</p>
       ${state === null ? html`<p class="loading">Loading…</p>` : html`
         <${Processes} state=${state} />
@@ -134,10 +135,10 @@ function Panel({ token, onRefused }) {
 /** @param {{ state: State }} props */
 function Processes({ state }) {
   return html`
-    <section class="agents card" aria-labelledby="processes-title">
-      <h2 id="processes-title">Processes <span class="count">${state.processes.length}</span></h2>
+    <section class="card" aria-labelledby="processes-title">
+      <div class="head"><h2 id="processes-title">Processes <span class="count">${state.processes.length}</span></h2></div>
       ${state.missing.length > 0 && html`<p class="problem">No answer from ${state.missing.join(", ")}</p>`}
-      <ul class="log" aria-label="Processes">
+      <ul class="rows" aria-label="Processes">
         ${state.processes.map((each) => html`
           <li key=${each.instance_id} class="row">
             <code class="ellipsis grow">${each.instance_id}</code>
@@ -160,21 +161,21 @@ function Connections({ state, user, onUser, onAct }) {
     onUser(/** @type {HTMLInputElement} */ (form.elements.namedItem("user")).value.trim());
   };
   return html`
-    <section class="agents card" aria-labelledby="connections-title">
+    <section class="card" aria-labelledby="connections-title">
       <div class="head">
         <h2 id="connections-title">Connections <span class="count">${state.total}</span></h2>
-        <form class="fault" onSubmit=${submit}>
-          <label>User <input name="user" size="16" autocomplete="off" defaultValue=${user} /></label>
+        <form class="filter" onSubmit=${submit}>
+          <label>User <input type="search" name="user" size="16" autocomplete="off" defaultValue=${user} /></label>
           <button type="submit" class="small">Show</button>
         </form>
       </div>
       ${state.connections.length < state.total && html`
         <p class="muted">The oldest ${state.connections.length} are listed; name a user to see others.</p>`}
-      <ul class="log" aria-label="Connections">
+      <ul class="rows" aria-label="Connections">
         ${state.connections.map((each) => html`
           <li key=${each.session_id} class="row">
             <span class="grow">
-              <b>${each.user_id}</b> <span class="muted">${each.transport} ${each.address}, since
+              <b>${each.user_id}</b> <span class="muted">${each.transport} ${each.address}, since${" "}
               ${new Date(each.connected_at * 1000).toLocaleString()}${each.connected ? "" : ", without a connection"}</span><br />
               <code class="muted">${each.topics.join(" ") || "no topics"}${each.topic_count > each.topics.length
                 ? ` and ${each.topic_count - each.topics.length} more` : ""}</code>
@@ -192,12 +193,12 @@ function Connections({ state, user, onUser, onAct }) {
 /** @param {{ state: State, onAct: Act }} props */
 function Circuits({ state, onAct }) {
   return html`
-    <section class="agents card" aria-labelledby="circuits-title">
+    <section class="card" aria-labelledby="circuits-title">
       <div class="head">
         <h2 id="circuits-title">Circuits and budgets</h2>
         <button type="button" class="small" onClick=${() => onAct("reset", {})}>Reset all</button>
       </div>
-      <ul class="log" aria-label="Circuits">
+      <ul class="rows" aria-label="Circuits">
         ${state.circuits.map((each) => html`
           <li key=${each.service + each.instance_id + each.transport} class="row">
             <code class="ellipsis grow">${each.service}</code>

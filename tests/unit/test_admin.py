@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from nuropb_gateway_asgi import Gateway, Settings
+from nuropb_gateway_asgi.admin import endpoint
 from nuropb_gateway_asgi.admin.address import Taken, taking
 from nuropb_gateway_asgi.admin.api import ACTIONS
 from nuropb_gateway_asgi.admin.endpoint import MAX_BODY
@@ -56,7 +57,7 @@ async def running(
     async with gateway.lifespan(), httpx.AsyncClient(transport=transport, base_url=url, trust_env=False) as client:
         async with asyncio.timeout(20):
             while True:
-                with contextlib.suppress(httpx.ConnectError):
+                with contextlib.suppress(httpx.TransportError):
                     if (await client.get("/v1/nothing")).status_code == 404:
                         break
                 await asyncio.sleep(0.01)
@@ -348,6 +349,35 @@ async def test_a_page_of_another_site_reaches_nothing(admin: tuple[Gateway, http
     gateway.handler_manager.unregister(alice)
 
 
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    admin: tuple[Gateway, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "BODY_TIMEOUT", 0.05)
+    path = str(admin[0].settings.admin_address)
+    reader, writer = await asyncio.open_unix_connection(path)
+    head = "POST /v1/reset HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    writer.write(head.encode())
+    async with asyncio.timeout(20):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+    writer.close()
+
+
+async def test_connections_without_requests_are_bounded(at_port: tuple[Gateway, httpx.AsyncClient]) -> None:
+    gateway, client = at_port
+    host, _, port = gateway.settings.admin_listen.partition(":")
+    opened = [socket.create_connection((host, int(port))) for _ in range(40)]
+    try:
+        async with asyncio.timeout(20):
+            while (await client.get("/v1/status", headers=HEADERS)).status_code != 503:
+                await asyncio.sleep(0.01)
+    finally:
+        for each in opened:
+            each.close()
+    async with asyncio.timeout(20):
+        while (await client.get("/v1/status", headers=HEADERS)).status_code != 200:
+            await asyncio.sleep(0.01)
+
+
 async def test_the_page_asks_for_a_token_only_where_one_is_needed(
     admin: tuple[Gateway, httpx.AsyncClient], at_port: tuple[Gateway, httpx.AsyncClient]
 ) -> None:
@@ -413,7 +443,7 @@ async def test_a_process_that_waits_for_the_address_serves_it_once_it_is_free(so
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             end = time.monotonic() + 20
             while time.monotonic() < end:
-                with contextlib.suppress(httpx.ConnectError):
+                with contextlib.suppress(httpx.TransportError):
                     assert (await client.get("/v1/status")).status_code == 200
                     break
                 await asyncio.sleep(0.05)
