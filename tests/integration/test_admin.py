@@ -214,7 +214,7 @@ async def test_another_worker_takes_the_address_when_its_worker_dies(workers: Wo
 
 async def test_the_page_shows_connections_and_disconnects() -> None:
     port = free_port()
-    settings = {"admin_listen": f"127.0.0.1:{port}", "admin_token": TOKEN, "expose_topics": ["#"]}
+    settings: dict[str, Any] = {"admin_listen": f"127.0.0.1:{port}", "admin_token": TOKEN, "expose_topics": ["#"]}
     async with run_gateway(**settings) as gateway, run_pages() as pages:
         async with connect(gateway.url, "alice") as client:
             await client.ask("subscribe", topics=["news.#"])
