@@ -22,11 +22,13 @@ import pytest
 from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.journal import EVENTS
 from tests.kit.clients import connect, refusal
-from tests.kit.gateways import DEADLINE, eventually, run_gateway
+from tests.kit.gateways import eventually, run_gateway
 from tests.kit.pages import run_pages
 from tests.kit.processes import Process, run_module
 
 SECRET = secrets.token_urlsafe(48)
+#: Seconds for two workers to start on a busy machine, and for an answer of theirs.
+PATIENCE = 180.0
 TOKEN = "an-admin-token-of-32-characters-or-more"
 
 
@@ -80,10 +82,10 @@ async def workers(amqp_url: str, tmp_path_factory: pytest.TempPathFactory) -> As
     async with run_module(*command, settings=settings) as process:
         url = (await process.line(r"The gateway is at ([^\s\"]+)"))[1]
         async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False, timeout=DEADLINE
+            base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False, timeout=PATIENCE
         ) as admin:
             running = Workers(process, url, admin, folder)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 while True:
                     with contextlib.suppress(httpx.TransportError):
                         found = (await running.get("status"))["processes"]
@@ -207,7 +209,7 @@ async def test_another_worker_takes_the_address_when_its_worker_dies(workers: Wo
             return len((await workers.get("status"))["processes"]) >= 1
         return False
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while not await answers():
             await asyncio.sleep(0.1)
 
