@@ -133,7 +133,7 @@ clean: ## Remove all files that these commands made.
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The tests that use most of the dependencies' interfaces.
-OLDEST_TESTS := tests/integration/test_other_packages.py tests/integration/test_rabbitmq_mesh.py \
+OLDEST_TESTS := tests/integration/test_other_packages.py tests/integration/rabbitmq \
     tests/integration/test_serving.py tests/integration/test_serve.py tests/integration/test_transports.py \
     tests/integration/test_openid.py tests/integration/test_aiormq_changes.py
 
