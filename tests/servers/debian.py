@@ -30,8 +30,8 @@ PACKAGES: Final = {
     "trixie": ("rabbitmq-server",),
 }
 
-# Mounts end with the process, because they are in a namespace of its own. $1 is the root, $2 the directory for temporary
-# files, where nodes keep their data; the rest is the program, which replaces the shell, so that signals reach it.
+# The mounts end with the process, because they are in a namespace of its own. $1 is the root, $2 the directory for
+# temporary files, where nodes keep their data; the rest is the program, which replaces the shell: it gets the signals.
 ENTER = """
 set -e
 mount --rbind /dev "$1/dev"

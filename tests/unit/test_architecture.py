@@ -299,7 +299,7 @@ def test_importing_the_package_makes_no_app_and_needs_no_settings_and_no_nuropb(
 
 
 def _needed_to_collect(path: Path) -> set[str]:
-    """The names that a file of the tests imports outside of its functions, as far as they are absolute, or the tests'."""
+    """The absolute names that a file of the tests imports outside of its functions."""
     found: set[str] = set()
     nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while nodes:
@@ -327,6 +327,8 @@ def test_the_unit_tests_need_the_packages_of_their_group_only() -> None:
         seen.add(path)
         names = _needed_to_collect(path)
         assert {name.split(".")[0] for name in names} & others == set(), path
-        files = {(ROOT.parent / name.replace(".", "/")).with_suffix(".py") for name in names if name.startswith("tests.")}
+        files = {
+            (ROOT.parent / name.replace(".", "/")).with_suffix(".py") for name in names if name.startswith("tests.")
+        }
         waiting |= {file for file in files if file.exists()} - seen
     assert ROOT.parent / "tests" / "kit" / "gateways.py" in seen

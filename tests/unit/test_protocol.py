@@ -36,13 +36,13 @@ from nuropb_gateway_asgi.protocol import (
     encode_call,
     encode_error,
     encode_event,
-    nests_deeper,
     encode_failure,
     encode_json,
     encode_pong,
     encode_response,
     encode_subscribe,
     encode_topics,
+    nests_deeper,
     on_one_line,
 )
 

@@ -244,7 +244,7 @@ def test_the_makefile_names_tests_that_are_there() -> None:
     assert {name for name in named if not (root / name).exists()} <= {"tests/servers/openid_provider/node_modules"}
 
 
-# --- RabbitMQ of another root -------------------------------------------------------------------------------------------
+# --- RabbitMQ of another root -----------------------------------------------------------------------------------------
 
 
 def test_a_program_of_another_root_is_run_in_it_and_keeps_its_process_id(

@@ -254,9 +254,7 @@ def test_what_nobody_can_read_is_named_and_not_quoted(
     ],
     ids=["response", "event", "request"],
 )
-def test_on_every_python_a_message_has_as_many_levels(
-    decode: Callable[[bytes], Any], start: bytes, end: bytes
-) -> None:
+def test_on_every_python_a_message_has_as_many_levels(decode: Callable[[bytes], Any], start: bytes, end: bytes) -> None:
     inside = codec.MAX_DEPTH - len(end)
     assert decode(start + b'[ "[", ' * inside + b"1" + b"]" * inside + end)
     with pytest.raises(InvalidMessage, match=r"nested more than 900 levels deep$|\(RecursionError\)$"):
