@@ -92,10 +92,11 @@ def make_python(root: Path) -> Path:
         for path in library.glob("_sysconfigdata*.py"):
             # venv installs pip from there.
             path.write_text(path.read_text().replace("'/usr/share/python-wheels", f"'{root}/usr/share/python-wheels"))
-        copy = shutil.copy2(newest, PYTHON / "bin" / newest.name)
+        copy = PYTHON / "bin" / newest.name
+        shutil.copy2(newest, copy)
         loader = next(root.glob("usr/lib*/ld-linux*.so.*"), None) or next(root.glob("usr/lib/*/ld-linux*.so.*"))
         libraries = next(root.glob("usr/lib/*-linux-gnu"))
-        _run("patchelf", "--set-interpreter", str(loader), "--force-rpath", "--set-rpath", str(libraries), copy)
+        _run("patchelf", "--set-interpreter", str(loader), "--force-rpath", "--set-rpath", str(libraries), str(copy))
         program.symlink_to(newest.name)
     return program
 

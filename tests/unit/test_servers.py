@@ -22,6 +22,7 @@ from tests.servers.rabbitmq import (
     command,
     common_settings,
     config_text,
+    erlang_call,
     find_program,
     free_port,
     node_environment,
@@ -271,3 +272,13 @@ def test_without_another_root_a_program_is_run_as_it_is(monkeypatch: pytest.Monk
 def test_lines_for_all_nodes_are_separated_by_semicolons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUROPB_TEST_RABBITMQ_SETTINGS", "a = 1; b.c = false;")
     assert common_settings() == ["a = 1", "b.c = false"]
+
+
+def test_commands_of_rabbitmqctl_are_calls_in_the_node() -> None:
+    assert erlang_call(["add_vhost", "a"]) == "rabbit_vhost:add(<<97>>, <<116,101,115,116,115>>)"
+    for options in (["--vhost", "v"], ["-p", "v"]):
+        call = erlang_call(["set_permissions", *options, "u", "c", "w", "r"])
+        assert call is not None
+        assert call.startswith("rabbit_auth_backend_internal:set_permissions(<<117>>, <<118>>, <<99>>, <<119>>, ")
+    assert erlang_call(["list_queues"]) is None
+    assert erlang_call(["add_vhost", "a", "--default-queue-type", "quorum"]) is None
