@@ -61,6 +61,7 @@ RELIED_ON: Final = (
     Reliance(owner="uvicorn", documented="Config"),
     Reliance(owner="uvicorn.config", uses="LOGGING_CONFIG"),
     Reliance(owner="uvicorn.config:Config", documented="h11_max_incomplete_event_size timeout_keep_alive ws_max_size"),
+    Reliance(owner="uvicorn.server", uses="ServerState"),
     Reliance(owner="uvicorn.loops.auto", uses="auto_loop_factory"),
     Reliance(
         owner="websockets.server:ServerProtocol",
@@ -147,6 +148,8 @@ class LogText(NamedTuple):
     source: str
     #: The room of the gateway that compares the text.
     room: str
+    #: The library's first major version that logs the text; allowed older ones log nothing in its place.
+    since: int = 0
 
 
 #: asyncio's message when a process has no files left for new connections.
@@ -162,7 +165,7 @@ LOG_TEXTS: Final = (
     LogText("[accepted]", _SANSIO, "observability"),
     LogText("connection rejected", "websockets.server", "observability"),
     LogText("connection open", "websockets.server", "observability"),
-    LogText("connection closed", "websockets.protocol", "observability"),
+    LogText("connection closed", "websockets.protocol", "observability", since=16),
     LogText("Invalid HTTP request received", _H11, "observability"),
     LogText("Invalid UTF-8", _SANSIO, "observability"),
     LogText("ASGI callable returned without completing", _SANSIO, "handlers"),

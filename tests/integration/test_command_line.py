@@ -139,7 +139,7 @@ async def test_neither_calls_that_do_not_end_nor_clients_that_do_not_read_hold_i
         assert "Traceback" not in process.output
         assert "Application shutdown complete." in process.output
         entries = [json.loads(line) for line in process.stderr if line.startswith("{")]
-        assert {"time", "level", "logger", "message"} <= entries[0].keys()
+        assert {"Timestamp", "SeverityText", "InstrumentationScope", "Body"} <= entries[0].keys()
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ async def test_a_check_of_a_broker(
     name = f"checked-{secrets.token_hex(4)}"
     async with await aio_pika.connect(rabbitmq.url) as connection, connection.channel() as channel:
         queue = f"nuropb-{name}-history-orders.#"
-        await channel.declare_queue(queue, exclusive=False, auto_delete=True)
+        await channel.declare_queue(queue, durable=True, auto_delete=True)
         settings = {"MESH_URL": rabbitmq.url, "JWT_KEY": SECRET, "SERVICE_NAME": name, "HISTORY": "orders.#:1h"}
         found = await asyncio.to_thread(check, monkeypatch, capsys, **settings)
         await channel.queue_delete(queue)
