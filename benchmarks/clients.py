@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Any, Final, cast
 
-from benchmarks.dialects import TOPIC, Dialect, Kind
+from benchmarks.dialects import Dialect, Kind
 
 __all__ = ["HOST", "CallClient", "Client", "Load", "LoadError", "StreamClient", "client_of"]
 
@@ -305,8 +305,9 @@ class StreamClient(Client):
     """A stream of Server-Sent Events."""
 
     def _begin(self) -> None:
-        path = f"{self._load.dialect.path}?topic={TOPIC}"
-        self._send_head(f"GET {path}", "Accept: text/event-stream", f"Authorization: Bearer {self._token}")
+        self._send_head(
+            f"GET {self._load.dialect.path}", "Accept: text/event-stream", f"Authorization: Bearer {self._token}"
+        )
 
     def close(self) -> None:
         """Close the connection."""

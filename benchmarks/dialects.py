@@ -79,8 +79,9 @@ class NuropbFrames:
     path = "/ws"
     publishes_by_calls = False
 
-    def __init__(self, service: str, broadcaster: str, *, subscribes: bool) -> None:
+    def __init__(self, service: str, broadcaster: str, *, subscribes: bool, topic: str = TOPIC) -> None:
         self._service = service
+        self._topic = topic
         self._broadcaster = broadcaster
         self._subscribes = subscribes
 
@@ -97,11 +98,11 @@ class NuropbFrames:
         if not self._subscribes:
             return None
         id_ = str(number)
-        return json.dumps({"type": "subscribe", "payload": {"topics": [TOPIC], "id": id_, "trace_id": id_}})
+        return json.dumps({"type": "subscribe", "payload": {"topics": [self._topic], "id": id_, "trace_id": id_}})
 
     def broadcast(self, number: int, event: dict[str, Any]) -> str:
         service, _, method = self._broadcaster.rpartition(".")
-        return self._call(service, method, {"topic": TOPIC, "event": event}, number)
+        return self._call(service, method, {"topic": self._topic, "event": event}, number)
 
     def read(self, text: bytes) -> Said:
         message = json.loads(text)
@@ -252,8 +253,9 @@ class Calls:
     path = "/rpc"
     publishes_by_calls = False
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, topic: str = TOPIC) -> None:
         self._service = service
+        self._topic = topic
 
     def headers(self, token: str) -> Sequence[str]:
         return ()
@@ -268,7 +270,7 @@ class Calls:
         return None
 
     def broadcast(self, number: int, event: dict[str, Any]) -> str:
-        return f"/rpc/{self._service}/publish {json.dumps({'topic': TOPIC, 'event': event})}"
+        return f"/rpc/{self._service}/publish {json.dumps({'topic': self._topic, 'event': event})}"
 
     def read(self, text: bytes) -> Said:
         result = json.loads(text)
@@ -283,28 +285,32 @@ class Events(Calls):
     path = "/events"
     publishes_by_calls = True
 
+    def __init__(self, service: str, topic: str = TOPIC) -> None:
+        super().__init__(service, topic)
+        self.path = f"/events?topic={topic}"
+
     def read(self, text: bytes) -> Said:
         message = json.loads(text)
         if not isinstance(message, dict):  # the answer to a call that published
             return NOTHING
-        if message.get("topic") == TOPIC:
+        if message.get("topic") == self._topic:
             return Said(Kind.EVENT, value=message["event"])
         return NOTHING if message.get("topic") == "hello" else WRONG
 
 
-def make_dialect(name: str, service: str, broadcaster: str) -> Dialect:
-    """Make a dialect by its name."""
+def make_dialect(name: str, service: str, broadcaster: str, topic: str = TOPIC) -> Dialect:
+    """Make a dialect by its name. Contenders that share a mesh need a ``topic`` each."""
     if name == "socket.io":
         return SocketIO(service)
     if name == "stomp":
         return Stomp(service)
     if name == "calls":
-        return Calls(service)
+        return Calls(service, topic)
     if name == "events":
-        return Events(service)
+        return Events(service, topic)
     if name == "echo":
         return Echo(service, broadcaster, subscribes=False)
-    return NuropbFrames(service, broadcaster, subscribes=name == "gateway")
+    return NuropbFrames(service, broadcaster, subscribes=name == "gateway", topic=topic)
 
 
 DIALECTS: Final = ("gateway", "nuropb_gw", "echo", "socket.io", "stomp", "calls", "events")

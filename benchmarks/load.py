@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, Final
 
 from benchmarks.clients import HOST, CallClient, Client, Load, LoadError, client_of
-from benchmarks.dialects import DIALECTS, make_dialect
+from benchmarks.dialects import DIALECTS, TOPIC, make_dialect
 from benchmarks.process import busy_seconds, cpu_seconds, family, run
 from benchmarks.samples import histogram, percentile
 from benchmarks.tokens import Signer, make_signer
@@ -245,7 +245,7 @@ def same(client: Client) -> Client:
 
 
 async def obey(options: argparse.Namespace) -> None:
-    load = Load(make_dialect(options.dialect, options.service, options.broadcaster), options.size)
+    load = Load(make_dialect(options.dialect, options.service, options.broadcaster, options.topic), options.size)
     pids = {"clients": os.getpid(), **{name: int(pid) for name, pid in (each.split("=") for each in options.pid)}}
     key = os.environ.get("BENCHMARK_SIGNING_KEY", "")
     sign = make_signer(os.environ.get("BENCHMARK_ALGORITHM", "HS256"), key)
@@ -269,6 +269,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="characters of text in each request")
     parser.add_argument("--service", default="bench", help="the service that answers")
     parser.add_argument("--broadcaster", default="bench.publish", help="the method that sends to all connections")
+    parser.add_argument("--topic", default=TOPIC, help="the topic of the events to all connections")
     parser.add_argument("--pid", action="append", default=[], metavar="NAME=PID", help="measure its CPU time")
     options = parser.parse_args()
     try:

@@ -238,7 +238,7 @@ class Stage:
             f"clients of {contender.name}",
             *(sys.executable, "-m", "benchmarks.load", dialect or contender.dialect),
             *("--port", str(server.port), "--size", str(self._size)),
-            *("--service", SERVICE, "--broadcaster", broadcaster),
+            *("--service", SERVICE, "--broadcaster", broadcaster, "--topic", f"{SERVICE}.{contender.name}"),
             *(f"--pid={name}={pid}" for name, pid in pids.items()),
             environment={"BENCHMARK_SIGNING_KEY": signing_key, "BENCHMARK_ALGORITHM": algorithm},
         )

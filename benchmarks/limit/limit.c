@@ -78,7 +78,7 @@ static void answer(int file, const char *id, int id_size, const char *result, in
 
 static void deliver(const char *event, int size) {
     static char text[ROOM / 2];
-    int length = sprintf(text, "{\"topic\":\"bench.fan-out\",\"event\":%.*s}", size, event), whole;
+    int length = sprintf(text, "{\"topic\":\"bench.limit%s\",\"event\":%.*s}", broker < 0 ? "" : "-mesh", size, event), whole;
     static char frame[ROOM];
     whole = sprintf(frame, "{\"type\":\"event\",\"payload\":%s}", text);
     for (int each = 0; each < listeners; each++)
@@ -252,7 +252,7 @@ static void connect_to_broker(const char *url) {
     METHOD(0, "\0\x0a\0\x28\x01/\0\0");
     METHOD(1, "\0\x14\0\x0a\0");
     QUEUE_METHOD("\0\x32\0\x0a\0\0", "\x0c\0\0\0\0"); /* exclusive, deleted with the connection */
-    QUEUE_METHOD("\0\x32\0\x14\0\0", "\x16nuropb-events-exchange\x07" "bench.#\0\0\0\0\0");
+    QUEUE_METHOD("\0\x32\0\x14\0\0", "\x16nuropb-events-exchange\x10" "bench.limit-mesh\0\0\0\0\0");
     QUEUE_METHOD("\0\x3c\0\x14\0\0", "\0\x02\0\0\0\0"); /* without acknowledgements */
 }
 
