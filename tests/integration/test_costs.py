@@ -1,4 +1,4 @@
-"""The cost of a request and of a delivery, in calls and system calls instead of time; see docs/development.md."""
+"""The cost of a request, of a connection and of a delivery, in calls and system calls instead of time; see docs/development.md."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
     ("request", "rabbitmq"): Cost(own_calls=94, all_calls=287, callbacks=3, tasks=0, writes=2),
     # One write for each answer, and for all requests together two or three to the broker, more if it is slow.
     ("request of many", "rabbitmq"): Cost(own_calls=91, all_calls=VARIES, callbacks=VARIES, tasks=0, writes=1.25),
+    # From its handshake to its end.
+    ("connection", "embedded"): Cost(own_calls=163, all_calls=1176, callbacks=12, tasks=2, writes=2),
     ("delivery", "embedded"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
     ("delivery", "rabbitmq"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
 }
@@ -89,6 +91,18 @@ def requests(service: str, count: int) -> Callable[[Sequence[BlockingClient]], R
     return prepare
 
 
+def handshakes(url: str) -> Callable[[Sequence[BlockingClient]], Repeat]:
+    """Open a connection, wait for its hello, and close it."""
+
+    def prepare(clients: Sequence[BlockingClient]) -> Repeat:
+        def connect(time: int) -> None:
+            BlockingClient(url, f"another-{time}").close()
+
+        return connect
+
+    return prepare
+
+
 def events(publish: str) -> Callable[[Sequence[BlockingClient]], Repeat]:
     """Have the first connection publish an event that all other connections receive."""
 
@@ -131,6 +145,13 @@ async def test_requests_that_come_together_share_the_writes_to_the_broker(
     async with a_gateway("rabbitmq", amqp_url) as running:
         measured = await measure(running, 1, requests(echo_service.service, MANY))
     check("request of many", "rabbitmq", measured.cost / MANY, measured / MANY)
+
+
+@pytest.mark.parametrize("server", SAME_COST)
+async def test_a_connection_costs_what_it_may(server: Server, amqp_url: str) -> None:
+    async with a_gateway("embedded", amqp_url, server) as running:
+        measured = await measure(running, 0, handshakes(running.url))
+    check("connection", "embedded", measured.cost, measured)
 
 
 @pytest.mark.parametrize("server", SAME_COST)
