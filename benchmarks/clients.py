@@ -16,7 +16,20 @@ from typing import Any, Final, cast
 
 from benchmarks.dialects import Dialect, Kind
 
-__all__ = ["HOST", "CallClient", "Client", "Load", "LoadError", "StreamClient", "client_of"]
+__all__ = [
+    "CLOSE",
+    "HOST",
+    "PING",
+    "PONG",
+    "TEXT",
+    "CallClient",
+    "Client",
+    "Load",
+    "LoadError",
+    "StreamClient",
+    "client_of",
+    "frame",
+]
 
 HOST: Final = "127.0.0.1"
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10

@@ -1,4 +1,4 @@
-"""The cost of a request, of a connection and of a delivery, in calls and system calls instead of time; see docs/development.md."""
+"""The cost of a request, a connection and a delivery, in calls and system calls, not time; see docs/development.md."""
 
 from __future__ import annotations
 
