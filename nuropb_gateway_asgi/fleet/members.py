@@ -223,8 +223,10 @@ class Fleet:
 
     # --- questions and news -----------------------------------------------------------------------------------
 
-    async def ask(self, question: bytes, decode: Callable[[Raw], T]) -> tuple[list[T], list[str]]:
+    async def ask(self, question: bytes, decode: Callable[[Raw], T], *, subject: str = "") -> tuple[list[T], list[str]]:
         """Ask all peer processes; return their answers, and the instance ids of those silent for ANSWER_TIMEOUT.
+
+        ``subject`` says which part of them answers; by default the one for users.
 
         A process whose answer ``decode`` cannot read counts as silent, too. Raises nothing: without a mesh there are no
         answers. After a cancellation late answers are dropped.
@@ -232,7 +234,7 @@ class Fleet:
         id_ = new_id()
         asked = self._asked[id_] = _Asked(set(self._members), others=self._clock() < self._settled_at)
         try:
-            self._mesh.broadcast(_encode(Ask(self._mesh.address, id_, Raw(question))))
+            self._mesh.broadcast(_encode(Ask(self._mesh.address, id_, Raw(question), subject)))
             if asked.missing or asked.others:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     await asked.done

@@ -70,6 +70,7 @@ RELIED_ON: Final = (
     ),
     Reliance(owner="uvicorn.server:ServerState", uses="default_headers"),
     Reliance(owner="uvicorn.protocols.utils", uses="get_client_addr get_path_with_query_string"),
+    Reliance(owner="uvicorn.server", uses="ServerState"),
     Reliance(owner="uvicorn.loops.auto", uses="auto_loop_factory"),
     Reliance(
         owner="websockets.server:ServerProtocol",
