@@ -312,7 +312,7 @@ newest: ## Run the tests against the newest releases of uvicorn, websockets, h11
 	.venv-newest/bin/python $(PYTEST) $(NEWEST)
 
 .PHONY: bench
-bench: .venv-bench/.done .venv-bench-nuropb-gw/.done $(MOLECULER)/node_modules/.done ## Measure what requests and connections cost, in under 3 minutes; BENCH=--full takes longer.
+bench: .venv-bench/.done .venv-bench-nuropb-gw/.done $(MOLECULER)/node_modules/.done benchmarks/limit/.built ## Measure what requests and connections cost, in under 5 minutes; BENCH=--full takes longer.
 	@.venv-bench/bin/python -m tests.servers.provision rabbitmq >&2
 	@.venv-bench/bin/python -m benchmarks.run $(BENCH)
 
@@ -333,6 +333,10 @@ bench: .venv-bench/.done .venv-bench-nuropb-gw/.done $(MOLECULER)/node_modules/.
 	echo "Setting up $(@D) with $$("$$python" --version), which is done once" >&2; \
 	rm -rf $(@D) && "$$python" -m venv $(@D) && \
 	$(@D)/bin/python $(INSTALL) "nuropb-gw==0.1.4" "python-jose[cryptography]>=3.5" && touch $@
+
+benchmarks/limit/.built: benchmarks/limit/limit.c
+	@if command -v cc > /dev/null; then cc -O2 -Wall -o $@ $<; \
+	else echo "A C compiler is missing, so the limit is left out" >&2; fi
 
 $(MOLECULER)/node_modules/.done: $(MOLECULER)/package.json
 	@if ! command -v npm > /dev/null; then \

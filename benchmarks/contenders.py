@@ -8,14 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["BASE", "CONTENDERS", "FLOOR", "MOLECULER", "NUROPB_GW", "ROOT", "STOMP", "WORKERS", "Contender"]
+__all__ = [
+    "BASE",
+    "CONTENDERS",
+    "FLOOR",
+    "LIMIT",
+    "LIMIT_MESH",
+    "MOLECULER",
+    "NUROPB_GW",
+    "ROOT",
+    "STOMP",
+    "WORKERS",
+    "Contender",
+]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 MOLECULER_DIRECTORY: Final = ROOT / "benchmarks" / "moleculer"
 NUROPB_GW_VENV: Final = ROOT / ".venv-bench-nuropb-gw"
 
 _SERVERS: Final = ("-m", "benchmarks.servers")
-_EVERYTHING: Final = frozenset({"load", "memory", "connect", "fan-out", "growth"})
+LIMIT_PROGRAM: Final = ROOT / "benchmarks" / "limit" / ".built"
+
+_WEBSOCKETS: Final = frozenset({"load", "memory", "connect", "fan-out", "growth"})
+_EVERYTHING: Final = _WEBSOCKETS | {"http", "streams", "start"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,7 @@ class Contender:
 
     name: str
     title: str
-    #: A name in dialects.py.
+    #: A name in dialects.py; that of its WebSockets, if it has any.
     dialect: str
     #: Start command, without the port; empty for a contender within the broker.
     command: tuple[str, ...]
@@ -54,7 +69,7 @@ NUROPB_GW: Final = Contender(
     "nuropb_gw 0.1.4 (Tornado)",
     "nuropb_gw",
     (str(NUROPB_GW_VENV / "bin" / "python"), *_SERVERS, "nuropb_gw", "--port"),
-    _EVERYTHING,
+    _WEBSOCKETS | {"start"},
     needs=NUROPB_GW_VENV / ".done",
     otherwise="it needs Python 3.11",
     broadcaster="broadcast",
@@ -64,7 +79,7 @@ MOLECULER: Final = Contender(
     "moleculer-io (Node.js)",
     "socket.io",
     (shutil.which("node") or "node", str(MOLECULER_DIRECTORY / "gateway.mjs")),
-    _EVERYTHING - {"growth"},
+    (_WEBSOCKETS | {"start"}) - {"growth"},
     needs=MOLECULER_DIRECTORY / "node_modules" / ".done",
     otherwise="it needs Node.js and npm",
     is_moleculer=True,
@@ -79,7 +94,51 @@ FLOOR: Final = Contender(
     "floor: bare echo, uvloop",
     "echo",
     (sys.executable, *_SERVERS, "echo", "--port"),
+    _EVERYTHING - {"streams"},
+)
+#: The fewest system calls and bytes: what no program on this machine can go below.
+LIMIT: Final = Contender(
+    "limit",
+    "limit: C without a mesh",
+    "gateway",
+    (str(LIMIT_PROGRAM), "echo"),
     _EVERYTHING,
+    needs=LIMIT_PROGRAM,
+    otherwise="it needs a C compiler",
+)
+LIMIT_MESH: Final = Contender(
+    "limit-mesh",
+    "limit: C over RabbitMQ",
+    "gateway",
+    (str(LIMIT_PROGRAM), "mesh"),
+    frozenset({"load", "fan-out", "growth", "http", "streams"}),
+    needs=LIMIT_PROGRAM,
+    otherwise="it needs a C compiler",
+)
+#: Other ways to calls and events over HTTP.
+MOLECULER_WEB: Final = Contender(
+    "moleculer-web",
+    "moleculer-web (Node.js)",
+    "calls",
+    (shutil.which("node") or "node", str(MOLECULER_DIRECTORY / "web.mjs")),
+    frozenset({"http"}),
+    needs=MOLECULER_DIRECTORY / "node_modules" / ".done",
+    otherwise="it needs Node.js and npm",
+    is_moleculer=True,
+)
+FASTAPI: Final = Contender(
+    "fastapi",
+    "FastAPI and aio-pika, uvloop",
+    "calls",
+    (sys.executable, *_SERVERS, "fastapi", "--port"),
+    frozenset({"http"}),
+)
+SSE_STARLETTE: Final = Contender(
+    "sse-starlette",
+    "sse-starlette, uvloop",
+    "events",
+    (sys.executable, *_SERVERS, "sse-starlette", "--port"),
+    frozenset({"streams"}),
 )
 WORKERS: Final = tuple(
     _gateway(
@@ -100,9 +159,21 @@ CONTENDERS: Final = (
         parts=frozenset({"load"}),
         only_full=True,
     ),
+    _gateway(
+        "gateway-uvicorn",
+        "this gateway, by uvicorn itself",
+        "gateway-uvicorn",
+        parts=frozenset({"load", "fan-out"}),
+        only_full=True,
+    ),
     NUROPB_GW,
     MOLECULER,
+    MOLECULER_WEB,
+    FASTAPI,
+    SSE_STARLETTE,
     STOMP,
     FLOOR,
+    LIMIT,
+    LIMIT_MESH,
     *WORKERS,
 )

@@ -48,6 +48,8 @@ class Dialect(Protocol):
     """The protocol of one kind of server."""
 
     path: str
+    #: Whether another connection, which makes calls over HTTP, has the events published.
+    publishes_by_calls: bool
 
     def headers(self, token: str) -> Sequence[str]:
         """Return additional header lines of the handshake."""
@@ -75,9 +77,11 @@ class NuropbFrames:
     """This gateway and nuropb_gw. ``service`` is the name of the echo service, ``broadcaster`` a method on the mesh."""
 
     path = "/ws"
+    publishes_by_calls = False
 
-    def __init__(self, service: str, broadcaster: str, *, subscribes: bool) -> None:
+    def __init__(self, service: str, broadcaster: str, *, subscribes: bool, topic: str = TOPIC) -> None:
         self._service = service
+        self._topic = topic
         self._broadcaster = broadcaster
         self._subscribes = subscribes
 
@@ -94,11 +98,11 @@ class NuropbFrames:
         if not self._subscribes:
             return None
         id_ = str(number)
-        return json.dumps({"type": "subscribe", "payload": {"topics": [TOPIC], "id": id_, "trace_id": id_}})
+        return json.dumps({"type": "subscribe", "payload": {"topics": [self._topic], "id": id_, "trace_id": id_}})
 
     def broadcast(self, number: int, event: dict[str, Any]) -> str:
         service, _, method = self._broadcaster.rpartition(".")
-        return self._call(service, method, {"topic": TOPIC, "event": event}, number)
+        return self._call(service, method, {"topic": self._topic, "event": event}, number)
 
     def read(self, text: bytes) -> Said:
         message = json.loads(text)
@@ -145,6 +149,7 @@ class SocketIO:
     """moleculer-io: Socket.IO 4 (protocol 5, Engine.IO 4) over a WebSocket from the start."""
 
     path = "/socket.io/?EIO=4&transport=websocket"
+    publishes_by_calls = False
 
     def __init__(self, service: str) -> None:
         self._service = service
@@ -190,6 +195,7 @@ class Stomp:
     """
 
     path = "/ws"
+    publishes_by_calls = False
 
     def __init__(self, service: str) -> None:
         self._service = service
@@ -241,15 +247,70 @@ class Stomp:
         return "\n".join((command, *headers, "", body)) + "\0"
 
 
-def make_dialect(name: str, service: str, broadcaster: str) -> Dialect:
-    """Make a dialect by its name."""
+class Calls:
+    """Calls over HTTP: a path, a space and the parameters; the response is the result alone."""
+
+    path = "/rpc"
+    publishes_by_calls = False
+
+    def __init__(self, service: str, topic: str = TOPIC) -> None:
+        self._service = service
+        self._topic = topic
+
+    def headers(self, token: str) -> Sequence[str]:
+        return ()
+
+    def greet(self, token: str) -> str | None:
+        return None
+
+    def request(self, number: int, params: dict[str, Any]) -> str:
+        return f"/rpc/{self._service}/echo {json.dumps(params)}"
+
+    def subscribe(self, number: int) -> str | None:
+        return None
+
+    def broadcast(self, number: int, event: dict[str, Any]) -> str:
+        return f"/rpc/{self._service}/publish {json.dumps({'topic': self._topic, 'event': event})}"
+
+    def read(self, text: bytes) -> Said:
+        result = json.loads(text)
+        if isinstance(result, dict) and "number" in result:
+            return Said(Kind.ANSWER, result["number"], result)
+        return WRONG if isinstance(result, dict) and "error" in result else NOTHING
+
+
+class Events(Calls):
+    """Server-Sent Events, each with a topic and an event. A connection of :class:`Calls` has them published."""
+
+    path = "/events"
+    publishes_by_calls = True
+
+    def __init__(self, service: str, topic: str = TOPIC) -> None:
+        super().__init__(service, topic)
+        self.path = f"/events?topic={topic}"
+
+    def read(self, text: bytes) -> Said:
+        message = json.loads(text)
+        if not isinstance(message, dict):  # the answer to a call that published
+            return NOTHING
+        if message.get("topic") == self._topic:
+            return Said(Kind.EVENT, value=message["event"])
+        return NOTHING if message.get("topic") == "hello" else WRONG
+
+
+def make_dialect(name: str, service: str, broadcaster: str, topic: str = TOPIC) -> Dialect:
+    """Make a dialect by its name. Contenders that share a mesh need a ``topic`` each."""
     if name == "socket.io":
         return SocketIO(service)
     if name == "stomp":
         return Stomp(service)
+    if name == "calls":
+        return Calls(service, topic)
+    if name == "events":
+        return Events(service, topic)
     if name == "echo":
         return Echo(service, broadcaster, subscribes=False)
-    return NuropbFrames(service, broadcaster, subscribes=name == "gateway")
+    return NuropbFrames(service, broadcaster, subscribes=name == "gateway", topic=topic)
 
 
-DIALECTS: Final = ("gateway", "nuropb_gw", "echo", "socket.io", "stomp")
+DIALECTS: Final = ("gateway", "nuropb_gw", "echo", "socket.io", "stomp", "calls", "events")

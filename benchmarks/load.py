@@ -1,251 +1,37 @@
-"""Clients of one contender: WebSocket connections that send requests and check every answer.
+"""Clients of one contender: connections that send requests and check every answer.
 
 The process reads orders from standard input, one line of JSON each, and answers each with a line of JSON; see
 :class:`Orders`. It ends when standard input does.
 
-The clients are asyncio protocols with only the parts of RFC 6455 that a client must have, because on a small machine
-they share the processors with the server. Their masking key is zero.
+Their connections are those of clients.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import gc
 import json
 import os
-import struct
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from benchmarks.dialects import DIALECTS, Dialect, Kind, make_dialect
+from benchmarks.clients import HOST, CallClient, Client, Load, LoadError, client_of
+from benchmarks.dialects import DIALECTS, TOPIC, make_dialect
 from benchmarks.process import busy_seconds, cpu_seconds, family, run
 from benchmarks.samples import histogram, percentile
 from benchmarks.tokens import Signer, make_signer
 
-HOST: Final = "127.0.0.1"
 ANSWER_TIMEOUT: Final = 20.0
 CLOSE_TIMEOUT: Final = 20.0
 #: Concurrent handshakes.
 HANDSHAKES: Final = 32
 #: Seconds between two looks at the clock when requests are sent at a rate.
 TICK: Final = 0.001
-TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
-
-
-class LoadError(RuntimeError):
-    """A wrong or missing answer."""
-
-
-def frame(opcode: int, payload: bytes) -> bytes:
-    size = len(payload)
-    first = 0x80 | opcode
-    if size < 126:
-        return struct.pack(">BBI", first, 0x80 | size, 0) + payload
-    if size < 65536:
-        return struct.pack(">BBHI", first, 0xFE, size, 0) + payload
-    return struct.pack(">BBQI", first, 0xFF, size, 0) + payload
-
-
-class Load:
-    """State shared by all connections."""
-
-    def __init__(self, dialect: Dialect, size: int) -> None:
-        self.dialect = dialect
-        self.clients: list[Client] = []
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: Answers, or deliveries of events, so far.
-        self.count = 0
-        self.measuring = False
-        self.latencies: list[float] = []
-        #: Connections that send the next requests, while each answer is followed by a request.
-        self.next: deque[Client] | None = None
-        #: The current event, and the number of connections that still lack it.
-        self.event: dict[str, Any] = {}
-        self.missing = 0
-        self.arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: Numbers of requests for events: some servers answer them, some do not.
-        self.broadcasts: set[int] = set()
-        self._number = 0
-        self._text = "x" * size
-
-    def fail(self, reason: str) -> None:
-        if not self.failed.done():
-            self.failed.set_exception(LoadError(reason))
-
-    def check(self) -> None:
-        if self.failed.done():
-            self.failed.result()
-
-    def number(self) -> int:
-        """Return a new number for a request."""
-        self._number += 1
-        return self._number
-
-    @property
-    def in_flight(self) -> int:
-        return sum(len(client.waiting) for client in self.clients)
-
-    # --- requests ---------------------------------------------------------------------------------------------
-
-    def ask(self, client: Client) -> None:
-        number = self.number()
-        params = {"number": number, "text": self._text}
-        client.ask(number, self.dialect.request(number, params), params)
-
-    def on_answer(self, client: Client, latency: float) -> None:
-        self.count += 1
-        if self.measuring:
-            self.latencies.append(latency)
-        if self.next is not None:
-            self.next.append(client)
-            self.ask(self.next.popleft())
-
-    # --- events -----------------------------------------------------------------------------------------------
-
-    def broadcast(self, client: Client) -> asyncio.Future[None]:
-        """Have ``client`` request an event to all connections; the future is done when all have it."""
-        number = self.number()
-        self.event = {"number": number, "text": self._text}
-        self.missing = len(self.clients)
-        self.arrived = asyncio.get_running_loop().create_future()
-        self.broadcasts.add(number)
-        client.say(self.dialect.broadcast(number, self.event))
-        return self.arrived
-
-    def on_event(self, client: Client, event: Any) -> None:
-        if event != self.event or client.last_event == event["number"]:
-            self.fail(f"a wrong event, or one too many: {event!r:.200}")
-            return
-        client.last_event = event["number"]
-        self.count += 1
-        self.missing -= 1
-        if not self.missing:
-            self.arrived.set_result(None)
-
-
-class Client(asyncio.Protocol):
-    """A connection to the server."""
-
-    def __init__(self, load: Load, port: int, token: str) -> None:
-        #: By the number of the request: its time of sending, and its expected answer; None for any answer.
-        self.waiting: dict[int, tuple[float, dict[str, Any] | None]] = {}
-        self.last_event = 0
-        loop = asyncio.get_running_loop()
-        self.opened: asyncio.Future[None] = loop.create_future()
-        self.closed: asyncio.Future[None] = loop.create_future()
-        self._load = load
-        self._token = token
-        self._accepted = False
-        self._closing = False
-        self._buffer = bytearray()
-        self._transport: asyncio.Transport | None = None
-        lines = (
-            f"GET {load.dialect.path} HTTP/1.1",
-            f"Host: {HOST}:{port}",
-            "Connection: Upgrade",
-            "Upgrade: websocket",
-            "Sec-WebSocket-Version: 13",
-            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
-            *load.dialect.headers(token),
-        )
-        self._handshake = "".join(f"{line}\r\n" for line in (*lines, "")).encode()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._write(self._handshake)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.closed.set_result(None)
-        if not self._closing:
-            self._load.fail(f"the server closed a connection: {error}")
-
-    def close(self) -> None:
-        """Send a close frame; the server then closes the connection."""
-        self._closing = True
-        self._write(frame(CLOSE, struct.pack(">H", 1000)))
-
-    def ask(self, number: int, message: str, answer: dict[str, Any] | None = None) -> None:
-        self.waiting[number] = time.perf_counter(), answer
-        self.say(message)
-
-    def say(self, message: str) -> None:
-        self._write(frame(TEXT, message.encode()))
-
-    def _write(self, data: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(data)
-
-    def data_received(self, data: bytes) -> None:
-        buffer = self._buffer
-        buffer += data
-        if not self._accepted and not self._take_handshake():
-            return
-        start, available = 0, len(buffer)
-        while available - start >= 2:
-            size, body = buffer[start + 1], start + 2
-            if size == 126:
-                body += 2
-                size = int.from_bytes(buffer[start + 2 : body], "big")
-            elif size == 127:
-                body += 8
-                size = int.from_bytes(buffer[start + 2 : body], "big")
-            if available < body + size:
-                break
-            first, payload = buffer[start], bytes(buffer[body : body + size])
-            start = body + size
-            if first == 0x80 | TEXT:
-                self._on_text(payload)
-            elif first == 0x80 | PING:
-                self._write(frame(PONG, payload))
-            elif first != 0x80 | CLOSE or not self._closing:
-                self._load.fail(f"unexpected frame {first:#x}: {payload[:200]!r}")
-        del buffer[:start]
-
-    def _take_handshake(self) -> bool:
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return False
-        if not self._buffer.startswith(b"HTTP/1.1 101 "):
-            self._load.fail(f"the handshake was refused: {bytes(self._buffer[:200])!r}")
-            return False
-        del self._buffer[: end + 4]
-        self._accepted = True
-        greeting = self._load.dialect.greet(self._token)
-        if greeting is not None:
-            self.say(greeting)
-        return True
-
-    def _on_text(self, text: bytes) -> None:
-        now = time.perf_counter()
-        kind, number, value = self._load.dialect.read(text)
-        if kind is Kind.ANSWER and number in self.waiting:
-            asked, wanted = self.waiting.pop(number)
-            if wanted is None:
-                return
-            if value == wanted:
-                self._load.on_answer(self, now - asked)
-                return
-        elif kind is Kind.ANSWER and number in self._load.broadcasts:
-            self._load.broadcasts.discard(number)
-            return
-        elif kind is Kind.EVENT:
-            self._load.on_event(self, value)
-            return
-        elif kind is Kind.SEND:
-            self.say(value)
-            return
-        elif kind is Kind.OPENED and not self.opened.done():
-            self.opened.set_result(None)
-            return
-        elif kind is Kind.NOTHING:
-            return
-        self._load.fail(f"a wrong answer, or one too many: {text[:500]!r}")
 
 
 # --- waiting ------------------------------------------------------------------------------------------------------
@@ -294,14 +80,17 @@ class Meter:
 class Orders:
     """Orders to the clients, by the names of the methods."""
 
-    def __init__(self, load: Load, port: int, sign: Signer, pids: Mapping[str, int]) -> None:
+    def __init__(self, load: Load, port: int, sign: Signer, pids: Mapping[str, int], kind: type[Client]) -> None:
         self._load = load
         self._port = port
+        self._kind = kind
         self._sign = sign
         self._pids = pids
         self._users = 0
         #: Number of connections that are subscribed to the events.
         self._subscribed = 0
+        #: The connection that has events published, if the others only listen.
+        self._publisher: Client | None = None
 
     # --- connections ------------------------------------------------------------------------------------------
 
@@ -335,7 +124,7 @@ class Orders:
 
         async def connect() -> None:
             for token in tokens:
-                client = Client(self._load, self._port, token)
+                client = self._kind(self._load, self._port, token)
                 await loop.create_connection(partial(same, client), HOST, self._port)
                 await client.opened
                 self._load.clients.append(client)
@@ -409,6 +198,10 @@ class Orders:
     async def subscribe(self) -> int:
         """Subscribe every connection to the events, if the dialect has subscriptions."""
         load = self._load
+        if self._publisher is None and load.dialect.publishes_by_calls:
+            (token,) = self._tokens(1)
+            self._publisher = CallClient(load, self._port, token)
+            await asyncio.get_running_loop().create_connection(partial(same, self._publisher), HOST, self._port)
         for client in load.clients[self._subscribed :]:
             number = load.number()
             message = load.dialect.subscribe(number)
@@ -433,7 +226,7 @@ class Orders:
         latencies: list[float] = []
         end = time.perf_counter() + seconds
         while (began := time.perf_counter()) < end or not latencies:
-            arrived = load.broadcast(load.clients[0])
+            arrived = load.broadcast(self._publisher or load.clients[0])
             await asyncio.wait((arrived, load.failed), timeout=ANSWER_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
             load.check()
             if not arrived.done():
@@ -452,10 +245,11 @@ def same(client: Client) -> Client:
 
 
 async def obey(options: argparse.Namespace) -> None:
-    load = Load(make_dialect(options.dialect, options.service, options.broadcaster), options.size)
+    load = Load(make_dialect(options.dialect, options.service, options.broadcaster, options.topic), options.size)
     pids = {"clients": os.getpid(), **{name: int(pid) for name, pid in (each.split("=") for each in options.pid)}}
     key = os.environ.get("BENCHMARK_SIGNING_KEY", "")
-    orders = Orders(load, options.port, make_signer(os.environ.get("BENCHMARK_ALGORITHM", "HS256"), key), pids)
+    sign = make_signer(os.environ.get("BENCHMARK_ALGORITHM", "HS256"), key)
+    orders = Orders(load, options.port, sign, pids, client_of(options.dialect))
     loop = asyncio.get_running_loop()
     gc.disable()
     while True:
@@ -475,6 +269,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="characters of text in each request")
     parser.add_argument("--service", default="bench", help="the service that answers")
     parser.add_argument("--broadcaster", default="bench.publish", help="the method that sends to all connections")
+    parser.add_argument("--topic", default=TOPIC, help="the topic of the events to all connections")
     parser.add_argument("--pid", action="append", default=[], metavar="NAME=PID", help="measure its CPU time")
     options = parser.parse_args()
     try:

@@ -1,7 +1,7 @@
 """Parts of the benchmark: each sends orders to the clients and returns its measurements.
 
 A part gets its contenders, and returns the input of report.py and targets.py: turns of samples (see samples.py), and
-for memory the bytes by contender and number of connections.
+for memory the bytes by contender and number of connections. Streams have both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from benchmarks.contenders import Contender
-from benchmarks.plan import GROWTH_IN_FLIGHT, HALF, SATURATION, Plan
+from benchmarks.plan import GROWTH_IN_FLIGHT, HALF, HTTP_CELLS, SATURATION, Plan
 from benchmarks.samples import rate
 from benchmarks.stage import Crew, Stage, rotated
 from benchmarks.tokens import ALGORITHMS
@@ -56,13 +56,19 @@ def measure_load(stage: Stage, plan: Plan, contenders: Sequence[Contender], say:
 
 def measure_memory(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
     """Measure idle connections: bytes of the process with the first connections, and per connection beyond these."""
+    return _memory_of(stage, plan.idle, contenders, say)
+
+
+def _memory_of(
+    stage: Stage, counts: Sequence[int], contenders: Sequence[Contender], say: Say, dialect: str | None = None
+) -> dict[str, dict[str, float]]:
     memory = {}
     for contender in contenders:
         say(f"memory: {contender.title}")
         with contextlib.ExitStack() as stack:
-            (crew,) = stage.start(stack, [contender])
+            (crew,) = stage.start(stack, [contender], dialect=dialect)
             sizes = {}
-            for count in (FIRST_CONNECTIONS, *plan.idle):
+            for count in (FIRST_CONNECTIONS, *counts):
                 crew.clients.order("open", count=count)
                 time.sleep(SETTLE)
                 sizes[count] = crew.server.resident_bytes
@@ -87,14 +93,25 @@ def measure_connecting(stage: Stage, plan: Plan, contenders: Sequence[Contender]
 
 def measure_fan_out(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
     """Measure one event after the other to all connections."""
+    return {"turns": _fan_out_to(stage, plan, plan.audiences, contenders, say)}
+
+
+def _fan_out_to(
+    stage: Stage,
+    plan: Plan,
+    audiences: Sequence[int],
+    contenders: Sequence[Contender],
+    say: Say,
+    dialect: str | None = None,
+) -> list[dict[str, dict[str, Any]]]:
     turns: list[dict[str, dict[str, Any]]] = [{} for _ in range(plan.other_turns)]
 
     def measure(cell: str, crew: Crew) -> Any:
         return crew.clients.order("fan_out", warm_up=plan.warm_up, seconds=plan.seconds)
 
     with contextlib.ExitStack() as stack:
-        crews = stage.start(stack, contenders)
-        for audience in plan.audiences:
+        crews = stage.start(stack, contenders, dialect=dialect)
+        for audience in audiences:
             crews = [crew for crew in crews if (crew.server.contender.most_connections or audience) >= audience]
             for crew in crews:
                 crew.clients.order("open", count=audience)
@@ -103,7 +120,41 @@ def measure_fan_out(stage: Stage, plan: Plan, contenders: Sequence[Contender], s
             for turn, samples in zip(turns, _take_turns("fan-out", plan, group, measure, say), strict=True):
                 for name, cells in samples.items():
                     turn.setdefault(name, {}).update(cells)
-    return {"turns": turns}
+    return turns
+
+
+def measure_http(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
+    """Measure calls over HTTP, on kept connections with one call in flight each."""
+    with contextlib.ExitStack() as stack:
+        crews = stage.start(stack, contenders, dialect="calls")
+        for crew in crews:
+            crew.clients.order("open", count=max(plan.cells[cell][0] for cell in HTTP_CELLS))
+
+        def measure(cell: str, crew: Crew) -> Any:
+            return _load(crew, plan, *plan.cells[cell])
+
+        return {"turns": _take_turns("http", plan, dict.fromkeys(HTTP_CELLS, crews), measure, say)}
+
+
+def measure_streams(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
+    """Measure Server-Sent Events: one event after the other to all streams, and the memory of idle streams."""
+    audience = plan.audiences[0]
+    turns = _fan_out_to(stage, plan, [audience], contenders, say, dialect="events")
+    return {"turns": turns, "memory": _memory_of(stage, [audience], contenders, say, dialect="events")}
+
+
+def measure_start(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
+    """Measure the start of a server's process, from its command to its first answer that says that it is ready."""
+    turns = []
+    for turn in range(plan.other_turns + 1):
+        say(f"start: turn {turn} of {plan.other_turns}")
+        samples = {}
+        for contender in contenders:
+            seconds, cpu = stage.start_alone(contender)
+            cell = {"count": 1, "seconds": seconds, "cpu": {"server": cpu}, "others": 0.0}
+            samples[contender.name] = {"start": cell}
+        turns.append(samples)
+    return {"turns": turns[1:]}  # without the turn that reads all files from the disk
 
 
 def measure_growth(stage: Stage, plan: Plan, contenders: Sequence[Contender], say: Say) -> Any:
@@ -166,5 +217,8 @@ PARTS: Final[Mapping[str, Callable[[Stage, Plan, Sequence[Contender], Say], Any]
     "connect": measure_connecting,
     "fan-out": measure_fan_out,
     "growth": measure_growth,
+    "http": measure_http,
+    "streams": measure_streams,
+    "start": measure_start,
     "workers": measure_workers,
 }

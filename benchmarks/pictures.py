@@ -22,7 +22,10 @@ COLOURS: Final = {
     "nuropb_gw": "#d9822b",
     "moleculer-io": "#4f9d69",
     "web-stomp": "#8a63a8",
+    "gateway-uvicorn": "#4a86c8",
     "echo": "#9aa0a6",
+    "limit": "#d0d3d6",
+    "limit-mesh": "#5f6368",
 }
 Titles = Mapping[str, str]
 

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-__all__ = ["FULL", "GROWTH_IN_FLIGHT", "HALF", "QUICK", "SATURATION", "SPARE_FILES", "Plan", "within"]
+__all__ = ["FULL", "GROWTH_IN_FLIGHT", "HALF", "HTTP_CELLS", "QUICK", "SATURATION", "SPARE_FILES", "Plan", "within"]
 
 #: The cell with the most requests in flight, and the cell with half of the rate reached there.
 SATURATION: Final = "400"
 HALF: Final = "half"
 #: Constant number of requests in flight while the number of connections grows.
 GROWTH_IN_FLIGHT: Final = 10
+#: Cells of the calls over HTTP: each connection has one call in flight.
+HTTP_CELLS: Final = ("1", "32")
 #: Open files of a process beside its connections.
 SPARE_FILES: Final = 200
 
@@ -63,8 +65,8 @@ FULL: Final = Plan(
     idle=(1000, 5000, 10000),
     handshakes=300,
     audiences=(1000, 5000),
-    growth=(10, 100, 1000, 5000),
-    growth_of=frozenset({"gateway", "nuropb_gw", "echo"}),
+    growth=(10, 100, 1000, 5000, 10000),
+    growth_of=frozenset({"gateway", "nuropb_gw", "echo", "limit-mesh"}),
 )
 
 

@@ -26,7 +26,7 @@ from typing import Any, Final, cast
 
 import uvicorn
 
-from benchmarks.load import CLOSE, HOST, PING, PONG, TEXT, frame
+from benchmarks.clients import CLOSE, HOST, PING, PONG, TEXT, frame
 from benchmarks.process import cpu_seconds, end_with_parent, resident_bytes, run
 from benchmarks.samples import percentile
 from nuropb_gateway_asgi import Gateway, Settings

@@ -45,6 +45,9 @@ def report(results: Results, pictures: str | None = None) -> Iterator[str]:
         "connect": _connect,
         "fan-out": _fan_out,
         "growth": _growth,
+        "http": _http,
+        "streams": _streams,
+        "start": _start,
         "workers": _workers,
     }
     for name, section in sections.items():
@@ -64,6 +67,9 @@ _TITLES: Final = {
     "connect": "Accepting connections",
     "fan-out": "Fan-out",
     "growth": "Growth",
+    "http": "Calls over HTTP",
+    "streams": "Server-Sent Events",
+    "start": "Start",
     "workers": "Workers",
 }
 #: Alternative texts of the pictures.
@@ -86,7 +92,18 @@ def _targets(parts: Mapping[str, Any]) -> Iterator[str]:
 
 def _load(part: Any, titles: Mapping[str, str]) -> Iterator[str]:
     turns: Turns = part["turns"]
-    head = ("", "CPU s / 1000", "times this gateway", "requests/s", "p50 ms", "p99 ms", "p99.9 ms", "share of a core")
+    yield from _requests(turns, titles)
+
+
+def _http(part: Any, titles: Mapping[str, str]) -> Iterator[str]:
+    yield from _requests(part["turns"], titles)
+
+
+def _requests(turns: Turns, titles: Mapping[str, str]) -> Iterator[str]:
+    head = (
+        *("", "CPU s / 1000", "times this gateway", "times the limit"),
+        *("requests/s", "p50 ms", "p99 ms", "p99.9 ms", "share of a core"),
+    )
     for cell in turns[0]["gateway"]:
         yield f"**{CELLS[cell]}**"
         yield ""
@@ -97,6 +114,7 @@ def _load(part: Any, titles: Mapping[str, str]) -> Iterator[str]:
                     titles[name],
                     _number(median(turns, name, cell, cpu_per_thousand), 3),
                     _times(turns, name, cell),
+                    _times_limit(turns, name, cell),
                     _number(median(turns, name, cell, rate)),
                     _number(median(turns, name, cell, latency("p50")), 2, 1000),
                     _number(median(turns, name, cell, latency("p99")), 2, 1000),
@@ -129,12 +147,13 @@ def _connect(part: Any, titles: Mapping[str, str]) -> Iterator[str]:
         yield f"**{cell}**"
         yield ""
         yield from _table(
-            ("", "CPU ms / connection", "times this gateway", "connections/s"),
+            ("", "CPU ms / connection", "times this gateway", "times the limit", "connections/s"),
             [
                 (
                     titles[name],
                     _number(median(turns, name, cell, cpu_per_thousand), 2),
                     _times(turns, name, cell),
+                    _times_limit(turns, name, cell),
                     _number(median(turns, name, cell, rate)),
                 )
                 for name in _present(turns, titles, cell)
@@ -143,17 +162,43 @@ def _connect(part: Any, titles: Mapping[str, str]) -> Iterator[str]:
 
 
 def _fan_out(part: Any, titles: Mapping[str, str]) -> Iterator[str]:
+    yield from _deliveries(part["turns"], titles)
+
+
+def _streams(part: Any, titles: Mapping[str, str]) -> Iterator[str]:
+    yield from _deliveries(part["turns"], titles)
+    yield from _memory(part["memory"], titles)
+
+
+def _start(part: Any, titles: Mapping[str, str]) -> Iterator[str]:
     turns: Turns = part["turns"]
+    rows = [
+        (
+            titles[name],
+            _number(median(turns, name, "start", cpu_per_thousand), 2, 1 / 1000),
+            _times(turns, name, "start"),
+            _number(median(turns, name, "start", latency("seconds")), 2),
+        )
+        for name in _present(turns, titles, "start")
+    ]
+    yield from _table(("", "CPU s until ready", "times this gateway", "s until ready"), rows)
+
+
+def _deliveries(turns: Turns, titles: Mapping[str, str]) -> Iterator[str]:
     for cell in turns[0]["gateway"]:
         yield f"**To {cell} connections**"
         yield ""
         yield from _table(
-            ("", "CPU µs / delivery", "times this gateway", "deliveries/s", "ms to reach all connections (p50)"),
+            (
+                *("", "CPU µs / delivery", "times this gateway", "times the limit"),
+                *("deliveries/s", "ms to reach all connections (p50)"),
+            ),
             [
                 (
                     titles[name],
                     _number(median(turns, name, cell, cpu_per_thousand), 1, 1000),
                     _times(turns, name, cell),
+                    _times_limit(turns, name, cell),
                     _number(median(turns, name, cell, rate)),
                     _number(median(turns, name, cell, latency("p50")), 1, 1000),
                 )
@@ -275,6 +320,13 @@ def _present(turns: Turns, titles: Mapping[str, str], cell: str) -> list[str]:
 
 def _times(turns: Turns, name: str, cell: str, value: Value = cpu_per_thousand) -> str:
     return "1" if name == "gateway" else _ratio(ratio(turns, name, "gateway", cell, value))
+
+
+def _times_limit(turns: Turns, name: str, cell: str) -> str:
+    """Return the multiple of what the same work costs a C program: over RabbitMQ, where that was measured."""
+    over_mesh = "limit-mesh" in turns[0] and name != "limit"
+    limit = "limit-mesh" if over_mesh else "limit"
+    return "1" if name == limit else _ratio(ratio(turns, name, limit, cell, cpu_per_thousand))
 
 
 def _ratio(value: Ratio | None) -> str:

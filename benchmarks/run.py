@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.contenders import CONTENDERS, MOLECULER, MOLECULER_DIRECTORY, NUROPB_GW, ROOT, Contender
+from benchmarks.contenders import CONTENDERS, LIMIT, MOLECULER, MOLECULER_DIRECTORY, NUROPB_GW, ROOT, Contender
 from benchmarks.parts import PARTS
 from benchmarks.plan import FULL, QUICK, SPARE_FILES, Plan, within
 from benchmarks.report import numbers, replaced, report
@@ -32,10 +32,10 @@ README: Final = ROOT / "README.md"
 
 PACKAGES: Final = (
     *("nuropb-gateway-asgi", "uvicorn", "starlette", "websockets", "uvloop", "msgspec", "aio-pika", "aiormq", "pamqp"),
-    *("python-jose", "cryptography", "prometheus-client"),
+    *("python-jose", "cryptography", "prometheus-client", "fastapi", "sse-starlette"),
 )
 PACKAGES_OF_NUROPB_GW: Final = ("nuropb-gw", "tornado", "nuropb", "pika", "python-jose")
-PACKAGES_OF_MOLECULER: Final = ("moleculer", "moleculer-io", "socket.io", "amqplib", "jsonwebtoken")
+PACKAGES_OF_MOLECULER: Final = ("moleculer", "moleculer-io", "moleculer-web", "socket.io", "amqplib", "jsonwebtoken")
 
 
 #: Remedy for too few open files.
@@ -113,6 +113,8 @@ def versions(contenders: Sequence[Contender], broker: str) -> Iterator[str]:
         found = [f"{name} {file['version']}" for name, file in files.items()]
         node = said_by(MOLECULER.command[0], "--version").removeprefix("v")
         yield f"Node.js {node}: {', '.join(found)}"
+    if LIMIT in contenders:
+        yield said_by("cc", "--version").splitlines()[0]
 
 
 def said_by(*command: str) -> str:
@@ -135,7 +137,7 @@ def write(results: dict[str, Any]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare the cost of requests, connections and events.")
-    parser.add_argument("--full", action="store_true", help="longer, with up to 10000 connections (15 minutes)")
+    parser.add_argument("--full", action="store_true", help="longer, with up to 10000 connections (25 minutes)")
     parser.add_argument(
         "--only", metavar="PART,...", default=",".join(PARTS), help=f"only these parts, of {', '.join(PARTS)}"
     )

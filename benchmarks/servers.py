@@ -2,8 +2,10 @@
 
 ``gateway`` and ``gateway-asyncio`` are ``nuropb-gateway serve``, the former on uvloop if it is installed, with
 ``--workers`` processes; their settings come from the environment. ``nuropb_gw`` is the Tornado gateway that this
-gateway replaces, in an application that checks tokens. ``echo`` sends every WebSocket message back, by Starlette on
-uvicorn and the event loop of ``gateway``: the lowest cost of an ordinary application on both.
+gateway replaces, in an application that checks tokens. ``gateway-uvicorn`` is the same application by uvicorn's own
+command. ``echo`` sends every WebSocket message and every parameter of a call back, by Starlette on uvicorn and the
+event loop of ``gateway``: the lowest cost of an ordinary application on both. ``fastapi`` is the way to a service on
+RabbitMQ that a FastAPI application would take, ``sse-starlette`` the way to Server-Sent Events.
 
 Each server imports its packages only when it starts, because it has to run where the others cannot be installed.
 """
@@ -12,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import importlib
+import json
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Literal
 from uuid import uuid4
 
 from benchmarks.process import end_with_parent
@@ -38,11 +42,16 @@ def serve_gateway_on_asyncio(options: argparse.Namespace) -> None:
     serve_gateway(options)
 
 
+def serve_gateway_by_uvicorn(options: argparse.Namespace) -> None:
+    from uvicorn.main import main
+
+    main(["nuropb_gateway_asgi:app", "--host", HOST, "--port", str(options.port), "--log-level", "warning"])
+
+
 def serve_echo(options: argparse.Namespace) -> None:
-    import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
-    from starlette.responses import PlainTextResponse
+    from starlette.responses import PlainTextResponse, Response
     from starlette.routing import Route, WebSocketRoute
     from starlette.websockets import WebSocket
 
@@ -64,15 +73,129 @@ def serve_echo(options: argparse.Namespace) -> None:
     async def ready(request: Request) -> PlainTextResponse:
         return PlainTextResponse("ready")
 
-    app = Starlette(routes=[WebSocketRoute("/ws", echo), Route("/readyz", ready)])
+    async def call(request: Request) -> Response:
+        return Response(await request.body(), media_type="application/json")
+
+    app = Starlette(
+        routes=[
+            WebSocketRoute("/ws", echo),
+            Route("/rpc/{service}/{method}", call, methods=["POST"]),
+            Route("/readyz", ready),
+        ]
+    )
+    _run_uvicorn(app, options.port, lifespan="off")
+
+
+def serve_fastapi(options: argparse.Namespace) -> None:
+    import aio_pika
+    from fastapi import Body, FastAPI, Header, HTTPException
+
+    waiting: dict[str, asyncio.Future[Any]] = {}
+    exchange: aio_pika.abc.AbstractExchange
+    replies: aio_pika.abc.AbstractQueue
+    authorise = _authorise_from_token()
+
+    async def on_reply(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        answer = waiting.pop(message.correlation_id or "", None)
+        if answer is not None:
+            answer.set_result(json.loads(message.body))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        nonlocal exchange, replies
+        connection = await aio_pika.connect_robust(os.environ["NUROPB_GATEWAY_MESH_URL"])
+        async with connection:
+            channel = await connection.channel()
+            exchange = await channel.get_exchange("nuropb-rpc-exchange")
+            replies = await channel.declare_queue(exclusive=True)
+            await replies.consume(on_reply, no_ack=True)
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.post("/rpc/{service}/{method}")
+    async def call(service: str, method: str, params: Any = Body(), authorization: str = Header()) -> Any:  # noqa: B008
+        user = authorise(authorization.removeprefix("Bearer "))
+        if user is None:
+            raise HTTPException(401)
+        id_ = uuid4().hex
+        context = {"user_id": user["user_id"], "Authorization": authorization, "trace_id": id_, "session_id": id_}
+        body = {"tag": "request", "service": service, "method": method, "params": params, "context": context}
+        message = aio_pika.Message(
+            json.dumps({**body, "trace_id": id_, "correlation_id": id_, "reply_to": replies.name}).encode(),
+            content_type="application/json",
+            correlation_id=id_,
+            reply_to=replies.name,
+            headers={"nuropb_type": "request", "nuropb_version": "0.1.8", "nuropb_protocol": "0.1.1", "trace_id": id_},
+        )
+        waiting[id_] = asyncio.get_running_loop().create_future()
+        await exchange.publish(message, service)
+        answer = await asyncio.wait_for(waiting[id_], 30)
+        if answer["error"] is not None:
+            raise HTTPException(502, answer["error"])
+        return answer["result"]
+
+    @app.get("/readyz")
+    async def ready() -> str:
+        return "ready"
+
+    _run_uvicorn(app, options.port, lifespan="on")
+
+
+def serve_sse_starlette(options: argparse.Namespace) -> None:
+    from sse_starlette import EventSourceResponse
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+
+    streams: set[asyncio.Queue[str]] = set()
+    authorise = _authorise_from_token()
+
+    async def events(request: Request) -> Response:
+        if authorise(request.headers["authorization"].removeprefix("Bearer ")) is None:
+            return PlainTextResponse("who?", 401)
+        stream: asyncio.Queue[str] = asyncio.Queue()
+
+        async def waiting() -> AsyncIterator[dict[str, str]]:
+            streams.add(stream)
+            try:
+                number = 0
+                while True:
+                    number += 1
+                    yield {"id": str(number), "data": await stream.get()}
+            finally:
+                streams.discard(stream)
+
+        return EventSourceResponse(waiting())
+
+    async def publish(request: Request) -> Response:
+        text = json.dumps(await request.json())
+        for stream in streams:
+            stream.put_nowait(text)
+        return JSONResponse(None)
+
+    async def ready(request: Request) -> Response:
+        return PlainTextResponse("ready")
+
+    routes = [Route("/events", events), Route("/readyz", ready)]
+    app = Starlette(routes=[*routes, Route("/rpc/{service}/publish", publish, methods=["POST"])])
+    _run_uvicorn(app, options.port, lifespan="off")
+
+
+def _run_uvicorn(app: Any, port: int, lifespan: Literal["on", "off"]) -> None:
+    import uvicorn
+
     uvicorn.run(
         app,
         host=HOST,
-        port=options.port,
+        port=port,
+        http="h11",
         ws="websockets-sansio",
         ws_per_message_deflate=False,
-        lifespan="off",
+        lifespan=lifespan,
         server_header=False,
+        access_log=False,
     )
 
 
@@ -141,8 +264,11 @@ def _authorise_from_token() -> Callable[[str], dict[str, Any] | None]:
 SERVERS: dict[str, Callable[[argparse.Namespace], None]] = {
     "gateway": serve_gateway,
     "gateway-asyncio": serve_gateway_on_asyncio,
+    "gateway-uvicorn": serve_gateway_by_uvicorn,
     "nuropb_gw": serve_nuropb_gw,
     "echo": serve_echo,
+    "fastapi": serve_fastapi,
+    "sse-starlette": serve_sse_starlette,
 }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.contenders import MOLECULER_DIRECTORY, ROOT, Contender
-from benchmarks.process import resident_bytes
+from benchmarks.process import cpu_seconds, family, resident_bytes
 from benchmarks.tokens import Keys, make_keys
 from tests.servers.rabbitmq import RabbitMQNode, free_port
 
@@ -164,20 +164,42 @@ class Stage:
         self._moleculer_service: Process | None = None
 
     def start(
-        self, stack: contextlib.ExitStack, contenders: Iterable[Contender], algorithm: str = "HS256"
+        self,
+        stack: contextlib.ExitStack,
+        contenders: Iterable[Contender],
+        algorithm: str = "HS256",
+        dialect: str | None = None,
     ) -> list[Crew]:
-        """Start the contenders, all at once, and for each its clients, which wait for orders."""
-        servers = [self._serve(stack, contender, algorithm) for contender in contenders]
-        deadline = time.monotonic() + START_TIMEOUT
-        for server in servers:
-            while not server.is_ready():
-                if time.monotonic() > deadline:
-                    assert server.process is not None
-                    raise server.process.error(f"was not ready in {START_TIMEOUT:.0f} s")
-                time.sleep(0.05)
-        return [Crew(server, self._clients(stack, server, algorithm)) for server in servers]
+        """Start the contenders, all at once, and for each its clients, which wait for orders.
 
-    def _serve(self, stack: contextlib.ExitStack, contender: Contender, algorithm: str) -> Server:
+        The clients speak ``dialect`` in the place of the contender's own.
+        """
+        servers = [self._serve(stack, contender, algorithm, http=dialect is not None) for contender in contenders]
+        for server in servers:
+            self._await(server, 0.05)
+        return [Crew(server, self._clients(stack, server, algorithm, dialect)) for server in servers]
+
+    def start_alone(self, contender: Contender) -> tuple[float, float]:
+        """Start a contender, and stop it once it is ready; return the seconds until then, and its CPU seconds."""
+        self._service_for(contender)
+        with contextlib.ExitStack() as stack:
+            began = time.perf_counter()
+            server = self._serve(stack, contender, "HS256")
+            self._await(server, 0.002)
+            assert server.process is not None
+            return time.perf_counter() - began, sum(map(cpu_seconds, family(server.process.pid)))
+
+    def _await(self, server: Server, interval: float) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not server.is_ready():
+            if time.monotonic() > deadline:
+                assert server.process is not None
+                raise server.process.error(f"was not ready in {START_TIMEOUT:.0f} s")
+            time.sleep(interval)
+
+    def _serve(
+        self, stack: contextlib.ExitStack, contender: Contender, algorithm: str, *, http: bool = False
+    ) -> Server:
         if not contender.command:
             return Server(contender, self._stomp_port, None, SERVICE)
         service = self._service_for(contender)
@@ -192,6 +214,7 @@ class Stage:
             "NUROPB_GATEWAY_EXPOSE": f"{SERVICE}.*",
             "NUROPB_GATEWAY_EXPOSE_TOPICS": f"{SERVICE}.#",
             "NUROPB_GATEWAY_MAX_CONNECTIONS": "20000",
+            "NUROPB_GATEWAY_HTTP": "on" if http else "off",
             # The other contenders have no such limits.
             "NUROPB_GATEWAY_RATE_LIMIT": "off",
             "NUROPB_GATEWAY_RATE_LIMIT_USER": "off",
@@ -201,7 +224,7 @@ class Stage:
         process = self._start(stack, contender.name, *contender.command, str(port), environment=settings)
         return Server(contender, port, process, service_name)
 
-    def _clients(self, stack: contextlib.ExitStack, server: Server, algorithm: str) -> Process:
+    def _clients(self, stack: contextlib.ExitStack, server: Server, algorithm: str, dialect: str | None) -> Process:
         contender = server.contender
         pids = {"service": self._service_for(contender).pid, "broker": self._node.pid}
         if server.process is not None:
@@ -213,9 +236,9 @@ class Stage:
         return self._start(
             stack,
             f"clients of {contender.name}",
-            *(sys.executable, "-m", "benchmarks.load", contender.dialect),
+            *(sys.executable, "-m", "benchmarks.load", dialect or contender.dialect),
             *("--port", str(server.port), "--size", str(self._size)),
-            *("--service", SERVICE, "--broadcaster", broadcaster),
+            *("--service", SERVICE, "--broadcaster", broadcaster, "--topic", f"{SERVICE}.{contender.name}"),
             *(f"--pid={name}={pid}" for name, pid in pids.items()),
             environment={"BENCHMARK_SIGNING_KEY": signing_key, "BENCHMARK_ALGORITHM": algorithm},
         )

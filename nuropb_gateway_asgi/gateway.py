@@ -31,7 +31,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
@@ -65,6 +65,7 @@ from .contracts.endpoints import Contracts
 from .controller import ServiceMeshManagerController
 from .drain import Drain
 from .handlers.absent import explaining_not_found
+from .handlers.application import GatewayApplication
 from .handlers.http import make_endpoints
 from .handlers.refusals import DenialLogFilter
 from .handlers.tcp import TCPServer
@@ -208,7 +209,13 @@ class Gateway:
         not_found = explaining_not_found(
             settings, has_tools=self._agents is not None, has_metrics=self._metrics is not None
         )
-        self.app = Starlette(routes=self.routes(), lifespan=self.lifespan, exception_handlers={404: not_found})
+        self.app: Starlette = GatewayApplication(
+            path=settings.path,
+            websocket=self._serve_websocket if handler_class is WebSocketHandler else None,
+            routes=self.routes(),
+            lifespan=self.lifespan,
+            exception_handlers={404: not_found},
+        )
         self.app.state.gateway = self  # where an application mounts it, tests find it by this
         # Behind a proxy that ends TLS the redirect would lead to http, and a client might send its token along.
         self.app.router.redirect_slashes = False
@@ -415,14 +422,21 @@ class Gateway:
         """Wrap ``application`` so that its first use without a started gateway logs how to start it."""
 
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-            if not self.service_mesh_manager.started and not self._warned:
-                self._warned = True
-                # Starlette keeps the outermost router in the scope.
-                is_mounted = scope.get("router") is not self.app.router
-                logger.error(_HOW_TO_START_MOUNTED if is_mounted else _HOW_TO_START)
+            self._remind(scope)
             await application(scope, receive, send)
 
         return _Application(serve)
+
+    def _remind(self, scope: Scope) -> None:
+        if not self.service_mesh_manager.started and not self._warned:
+            self._warned = True
+            # Starlette keeps the outermost router in the scope.
+            is_mounted = scope.get("router") is not self.app.router
+            logger.error(_HOW_TO_START_MOUNTED if is_mounted else _HOW_TO_START)
+
+    def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        self._remind(scope)
+        return self._endpoint(scope, receive, send).dispatch()
 
 
 async def _serve_client(request: HTTPRequest) -> Response:

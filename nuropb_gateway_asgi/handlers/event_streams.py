@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 import re
 from collections.abc import Sequence
@@ -268,14 +269,21 @@ _decode_goodbye = msgspec.json.Decoder(_Goodbye).decode
 
 def server_sent_event(text: str, id_: str | int) -> bytes:
     """Format an event frame's payload as a Server-Sent Event, or any other frame as an event named "frame"."""
-    text, number = on_one_line(text), str(id_).encode()
+    head, data = _formatted(text)
+    return b"%bid: %b\ndata: %b\n\n" % (head, str(id_).encode(), data)
+
+
+@functools.lru_cache(maxsize=4)
+def _formatted(text: str) -> tuple[bytes, bytes]:
+    """Return the lines before the id, and the data: the same for all streams that get an event, one after the other."""
+    text = on_one_line(text)
     try:
         payload = bytes(_decode_event_frame(text).payload)
     except UNREADABLE:  # sent by the host application
-        return b"event: frame\nid: %b\ndata: %b\n\n" % (number, text.encode())
+        return b"event: frame\n", text.encode()
     own = _OWN_TOPIC.match(payload)
     head = b"" if own is None else b"event: %b\n" % own[1]
     if own is not None and own[1] == b"goodbye":
         with contextlib.suppress(*UNREADABLE):
             head += b"retry: %d\n" % max(_decode_goodbye(payload).event.retry_after_ms, 0)
-    return b"%bid: %b\ndata: %b\n\n" % (head, number, payload)
+    return head, payload

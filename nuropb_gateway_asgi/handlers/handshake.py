@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -16,7 +15,7 @@ from ..authentication.origins import OriginPolicy, shown_origin
 from ..authentication.tokens import MAX_TOKEN
 from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached, UnknownKey
 from ..handler_manager import Handler, HandlerManager
-from ..limits.admission import UNKNOWN_KEY_COST, Admission, Arrival
+from ..limits.admission import UNKNOWN_KEY_COST, Admission, Arrival, Place
 from ..protocol import SUBPROTOCOL
 from ..settings import ENV_PREFIX
 from .refusals import Reason, Refusal, log_refusal
@@ -40,25 +39,46 @@ origins_log = logging.getLogger(f"{__name__}.origins")
 _SEVERAL_TOKENS: Final = "The handshake has several tokens; send one, in a header, a subprotocol or a cookie"
 
 
-@contextlib.contextmanager
-def admitted(manager: HandlerManager, address: str, arrival: Arrival) -> Iterator[None]:
-    """Hold a place for a connection, or for a call, of a client at ``address``, for as long as the context lasts.
+class admitted:  # noqa: N801 - a context manager, which a generator would make four times as big
+    """Holds a place for a connection, or for a call, of a client at ``address``, for as long as the context lasts.
 
     Raises Refusal if no place is left, at the start or later in the context.
     """
-    admission = manager.admission
-    try:
-        admission.on_arrival(address, arrival, time.monotonic())
-    except ConnectionLimitReached as error:
-        raise log_refusal(error) from error
-    try:
-        with admission.connection(address):
-            if manager.closed_for is not None:
-                raise closed(manager)
-            yield
-    except (ConnectionLimitReached, Refusal) as error:
-        admission.on_refusal(arrival, time.monotonic())
-        raise error if isinstance(error, Refusal) else log_refusal(error) from error
+
+    __slots__ = ("_address", "_arrival", "_manager", "_place")
+
+    def __init__(self, manager: HandlerManager, address: str, arrival: Arrival) -> None:
+        self._manager = manager
+        self._address = address
+        self._arrival = arrival
+        self._place: Place | None = None
+
+    def __enter__(self) -> None:
+        admission = self._manager.admission
+        try:
+            admission.on_arrival(self._address, self._arrival, time.monotonic())
+        except ConnectionLimitReached as error:
+            raise log_refusal(error) from error
+        try:
+            self._place = admission.connection(self._address)
+        except ConnectionLimitReached as error:
+            admission.on_refusal(self._arrival, time.monotonic())
+            raise log_refusal(error) from error
+        if self._manager.closed_for is not None:
+            refusal = closed(self._manager)
+            self._leave(refusal)
+            raise refusal
+
+    def __exit__(self, type_: object, error: BaseException | None, traceback: object) -> None:
+        self._leave(error)
+        if isinstance(error, ConnectionLimitReached):
+            raise log_refusal(error) from error
+
+    def _leave(self, error: BaseException | None) -> None:
+        if self._place is not None:
+            self._place.__exit__()
+        if isinstance(error, ConnectionLimitReached | Refusal):
+            self._manager.admission.on_refusal(self._arrival, time.monotonic())
 
 
 def arrival_of(credentials: Credentials) -> Arrival:

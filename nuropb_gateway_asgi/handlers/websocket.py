@@ -140,8 +140,12 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
                 self._direct = direct if self._traffic is None else CountedWriter(direct, self._traffic)
                 direct.attach(self.on_message, self._flush, self.is_busy)
                 self._flush()
-                while await self._is_connected():
-                    pass
+                while True:
+                    try:
+                        if await self.receive_message() is None:
+                            break
+                    except Refusal as refusal:  # a binary message, the only one that does not come by attach()
+                        self.close(refusal.close, refusal.failure.description)
         finally:
             self._tasks = None
             self.end()
@@ -160,14 +164,6 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         """Write the frames in the outbox while the client keeps up."""
         if self._direct is not None and self._writing_since is None:
             self._flush()
-
-    async def _is_connected(self) -> bool:
-        """Wait for an ASGI message on the fast path. Returns False at the end, True after a binary message."""
-        try:
-            return await self.receive_message() is not None
-        except Refusal as refusal:
-            self.close(refusal.close, refusal.failure.description)
-            return True
 
     def _flush(self) -> None:
         """Write the frames in the outbox while the client keeps up, then the close frame if there is one to send."""

@@ -8,6 +8,7 @@ in place, or the operator names them::
 
 * ``http``: limits on request heads, and deadlines for idle connections;
 * ``websocket``: limits on WebSocket messages, and a direct way to the application;
+* ``opening``: the ordinary handshake of a WebSocket;
 * ``frame_limits``: limits on fragments, pings and pongs;
 * ``text_frames``: fast path for unfragmented text frames;
 * ``message_queue``: the receive queue of a WebSocket;

@@ -40,7 +40,8 @@ RELIED_ON: Final = (
         owner=f"{_H11}:H11Protocol",
         overrides="handle_websocket_upgrade(event) on_response_complete() send_400_response(msg)",
         replaces="send_400_response",
-        uses="config connections cycle loop scope transport",
+        uses="app_state client config connections cycle headers loop scheme scope server server_state transport "
+        "ws_protocol_class",
         sets="conn",
     ),
     Reliance(
@@ -51,16 +52,24 @@ RELIED_ON: Final = (
     Reliance(
         owner=f"{_SANSIO}:WebSocketsSansIOProtocol",
         overrides="handle_close(event) handle_connect(event) handle_parser_exception() handle_ping() "
-        "keepalive_timeout() receive() send(message) send_receive_event_to_app()",
-        replaces="handle_parser_exception pause_writing",
-        uses="close_timeout config curr_msg_data_type disconnected handshake_initiated loop response scope transport",
-        sets="close_sent close_timer conn frames handshake_complete queue read_paused writable",
+        "keepalive_timeout() receive() send(message) send_keepalive_ping() send_receive_event_to_app()",
+        replaces="handle_parser_exception pause_writing receive",
+        uses="app_state asgi_version close_timeout config connections curr_msg_data_type disconnected handle_pong "
+        "handshake_initiated logger loop on_task_complete ping_timeout response root_path run_asgi schedule_ping "
+        "start_keepalive tasks",
+        sets="client close_sent close_timer default_headers frames handshake_complete pending_ping_payload "
+        "ping_sent_at ping_timer pong_timer queue read_paused scheme scope server transport writable",
         # All connections share the event: clear() would stop them all.
         lends={"queue": "empty get put_nowait", "writable": "is_set set wait"},
     ),
     Reliance(owner="uvicorn", documented="Config"),
     Reliance(owner="uvicorn.config", uses="LOGGING_CONFIG"),
-    Reliance(owner="uvicorn.config:Config", documented="h11_max_incomplete_event_size timeout_keep_alive ws_max_size"),
+    Reliance(
+        owner="uvicorn.config:Config",
+        documented="h11_max_incomplete_event_size timeout_keep_alive ws_max_size ws_per_message_deflate",
+    ),
+    Reliance(owner="uvicorn.server:ServerState", uses="default_headers"),
+    Reliance(owner="uvicorn.protocols.utils", uses="get_client_addr get_path_with_query_string"),
     Reliance(owner="uvicorn.server", uses="ServerState"),
     Reliance(owner="uvicorn.loops.auto", uses="auto_loop_factory"),
     Reliance(
@@ -79,6 +88,9 @@ RELIED_ON: Final = (
     Reliance(owner="websockets.exceptions", documented="ProtocolError"),
     Reliance(owner="websockets.frames:Close", documented="code reason"),
     Reliance(owner="websockets.frames:Frame", documented="data opcode"),
+    Reliance(owner="websockets.frames", documented="Frame"),
+    Reliance(owner="websockets.protocol", documented="State"),
+    Reliance(owner="websockets.protocol:State", documented="CONNECTING OPEN"),
     Reliance(owner="websockets.frames:Opcode", documented="CLOSE CONT PING PONG"),
     Reliance(owner="websockets.http11:Request", documented="headers"),
     Reliance(owner="websockets.http11:Response", documented="headers"),

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..handlers.direct import CUT
 from ..sockets import hasten_end, set_options
 from .closing import close_after_reading, cut, refusal, unsent
+from .opening import read_opening
 from .process import most_connections
 
 __all__ = ["HEAD_TIMEOUT", "LOOKS", "MAX_HEAD", "MAX_HEADERS", "MAX_HEADER_LINE", "STALL_TIMEOUT", "HTTPProtocol"]
@@ -66,14 +67,15 @@ class _Requests(h11.Connection):
         return event
 
     def _check(self, request: h11.Request) -> None:
-        longest = max((len(name) + len(value) for name, value in request.headers), default=0)
-        if len(request.headers) > MAX_HEADERS or longest + len(": \r\n") > self._max_line:
+        headers = list(request.headers)  # which makes each pair anew
+        longest = max([len(name) + len(value) for name, value in headers], default=0)
+        if len(headers) > MAX_HEADERS or longest + len(": \r\n") > self._max_line:
             raise h11.RemoteProtocolError("header fields too large", error_status_hint=431)
         if request.http_version not in (b"1.0", b"1.1"):
             raise h11.RemoteProtocolError("unknown version", error_status_hint=505)
         if len(request.target) > self._max_line:
             raise h11.RemoteProtocolError("target too long", error_status_hint=414)
-        names = [name for name, _ in request.headers]
+        names = [name for name, _ in headers]
         if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
             # RFC 9112, 6.1: a proxy may take the other length, and the bytes after it for a request of somebody else.
             raise h11.RemoteProtocolError("ambiguous length", error_status_hint=400)
@@ -203,7 +205,7 @@ class HTTPProtocol(H11Protocol):
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Hand a handshake over to the WebSocket protocol, or refuse it."""
-        headers = dict(event.headers)
+        headers = dict(self.headers)
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         if event.http_version != b"1.1":
             self._refuse(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
@@ -212,7 +214,26 @@ class HTTPProtocol(H11Protocol):
             self._refuse(HTTPStatus.BAD_REQUEST)
         else:
             self._upgraded = True
-            super().handle_websocket_upgrade(event)
+            if not self._open(event):
+                super().handle_websocket_upgrade(event)
+
+    def _open(self, event: h11.Request) -> bool:
+        """Hand an ordinary handshake over as it was parsed; uvicorn would write it down and have it parsed again."""
+        opened: Any = getattr(self.ws_protocol_class, "opened", None)
+        opening = (
+            None
+            if opened is None
+            else read_opening(event.target, self.headers, compresses=self.config.ws_per_message_deflate)
+        )
+        if opening is None:
+            return False
+        protocol = opened(self.config, self.server_state, self.app_state)
+        if protocol is None:
+            return False
+        self.connections.discard(self)
+        self.transport.set_protocol(protocol)
+        protocol.open(opening, self.transport, self.server, self.client, self.scheme)
+        return True
 
     def _refuse(self, status: HTTPStatus) -> None:
         if self._serving:

@@ -12,7 +12,7 @@ try:
 except ImportError:  # pragma: no cover - websockets without its C extension
     from websockets.utils import apply_mask
 
-__all__ = ["decode_text", "encode_text", "frame_size", "has_invalid_head", "is_fragment"]
+__all__ = ["decode_pong", "decode_text", "encode_text", "frame_size", "has_invalid_head", "is_fragment"]
 
 _TEXT: Final = 0x81  # FIN, without the bits of extensions
 _MASKED: Final = 0x80
@@ -57,6 +57,13 @@ def decode_text(buffer: bytes | bytearray, start: int, end: int) -> str | None:
         return apply_mask(buffer[mask + 4 : end], buffer[mask : mask + 4]).decode()
     except UnicodeDecodeError:
         return None
+
+
+def decode_pong(buffer: bytes | bytearray, start: int, end: int) -> bytes | None:
+    """Return the payload of the frame between ``start`` and ``end`` if it is a pong of 4 bytes, else None."""
+    if buffer[start : start + 2] != b"\x8a\x84" or end - start != 10:
+        return None
+    return apply_mask(buffer[start + 6 : end], buffer[start + 2 : start + 6])
 
 
 def is_fragment(first: int) -> bool | None:

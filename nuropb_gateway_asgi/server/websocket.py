@@ -6,13 +6,20 @@ Whole text frames are decoded before the websockets library sees them; every oth
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import os
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Self, cast
+from urllib.parse import unquote
 
 import websockets.http11
+from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.server import ServerProtocol
 
 from ..handlers.direct import EXTENSION, FRAMES_PER_TURN
 from ..limits.prices import BYTES_PER_UNIT
@@ -22,7 +29,8 @@ from .closing import close_after_reading, cut, refusal
 from .frame_limits import LimitedServerProtocol
 from .http import MAX_HEADER_LINE
 from .message_queue import MessageQueue
-from .text_frames import decode_text, encode_text, frame_size, has_invalid_head, is_fragment
+from .opening import Opening
+from .text_frames import decode_pong, decode_text, encode_text, frame_size, has_invalid_head, is_fragment
 
 __all__ = ["FRAMES_PER_TURN", "MAX_FRAME_HEAD", "MAX_LATE", "SLICE", "PlacedWebSocketProtocol", "WebSocketProtocol"]
 
@@ -45,7 +53,8 @@ _WRITABLE.set()
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """WebSockets by the websockets library, and a :class:`~..handlers.direct.DirectWebSocket` for the application.
 
-    The library gets whole frames only, so that text frames can be taken out in front of it.
+    The library gets whole frames only, so that text frames can be taken out in front of it. A connection with an
+    ordinary handshake (:meth:`opened`) has no protocol of the library before its first other frame.
     """
 
     #: Whether the server's operator has chosen this class: then its limits hold for every connection, and the
@@ -53,15 +62,19 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     is_chosen = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._library: ServerProtocol | None = None
         super().__init__(*args, **kwargs)
         plain = self.conn
-        self.conn = self._limited = LimitedServerProtocol(
+        self._library = LimitedServerProtocol(
             extensions=plain.available_extensions,
             max_size=self.config.ws_max_size,
             logger=plain.logger,
             is_limited=self.is_chosen,
         )
         plain.parser.close()  # breaks its reference cycle now, without the garbage collector
+        #: The handshake that the HTTP protocol has read, if it is an ordinary one.
+        self._opening: Opening | None = None
+        self._max_message: float = math.inf
         self.queue = MessageQueue()  # type: ignore[assignment]
         self.writable = _WRITABLE
         self._unread: bytes | bytearray = b""
@@ -74,6 +87,97 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._is_busy: Callable[[], bool] = bool  # no application yet: never busy
         #: Whether the application works on its last message, and takes no other one.
         self._busy = self._waits_for_turn = False
+
+    @property
+    def conn(self) -> ServerProtocol:
+        """The library's protocol, made when it is first needed."""
+        if self._library is None:
+            self._library = limited = LimitedServerProtocol(
+                state=State.OPEN if self.handshake_complete else State.CONNECTING,
+                max_size=self.config.ws_max_size,
+                logger=self.logger,
+                is_limited=self._prepared or self.is_chosen,
+            )
+            limited.max_message = self._max_message
+            # Newer releases log the refusal of a handshake otherwise unless they have judged it themselves.
+            vars(limited)["accept_called"] = True
+        return self._library
+
+    @conn.setter
+    def conn(self, protocol: ServerProtocol) -> None:
+        self._library = protocol
+
+    @property
+    def _limited(self) -> LimitedServerProtocol:
+        return cast("LimitedServerProtocol", self.conn)
+
+    # --- an ordinary handshake ----------------------------------------------------------------------------------
+
+    @classmethod
+    def opened(cls, config: Any, server_state: Any, app_state: Any) -> Self | None:
+        """Make a protocol for :meth:`open`, or return None if its server's connections have to be made as usual.
+
+        It shares the attributes that are the same in all connections of a server, as attributes of a class.
+        """
+        kept: Any = vars(config).get(_KEPT)
+        if kept is None or kept[:2] != (cls, id(server_state)) or kept[2] is not app_state:
+            kept = (cls, id(server_state), app_state, _shared_class(cls, config, server_state, app_state))
+            vars(config)[_KEPT] = kept
+        made: type[Self] | None = kept[3]
+        if made is None:
+            return None
+        self = made.__new__(made)
+        self.default_headers = server_state.default_headers
+        self.queue = MessageQueue()  # type: ignore[assignment]
+        return self
+
+    def open(self, opening: Opening, transport: asyncio.Transport, server: Any, client: Any, scheme: str) -> None:
+        """Start the application, as uvicorn does after it has parsed a handshake.
+
+        Addresses and scheme are as the HTTP protocol has found them.
+        """
+        self.connections.add(self)
+        self.transport, self.server, self.client = transport, server, client
+        self.scheme = "wss" if scheme == "https" else "ws"
+        self._opening = opening
+        path, _, query = opening.target.partition(b"?")
+        root = self.root_path
+        extensions: Any = {"websocket.http.response": {}, EXTENSION: self}
+        self.scope = {
+            "type": "websocket",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.4"},
+            "http_version": "1.1",
+            "scheme": self.scheme,
+            "server": self.server,
+            "client": self.client,
+            "root_path": root,
+            "path": root + unquote(path.decode("ascii")),
+            "raw_path": root.encode("ascii") + path,
+            "query_string": query,
+            "headers": opening.headers,
+            "subprotocols": opening.subprotocols,
+            "state": self.app_state.copy(),
+            "extensions": extensions,
+        }
+        self.queue.put_nowait({"type": "websocket.connect"})
+        task = self.loop.create_task(self.run_asgi())
+        task.add_done_callback(self.on_task_complete)
+        self.tasks.add(task)
+
+    def _accept(self, opening: Opening, message: Any) -> None:
+        """Send the response to an ordinary handshake."""
+        if self.logger.isEnabledFor(logging.INFO):
+            address, path = get_client_addr(self.scope), get_path_with_query_string(self.scope)
+            self.logger.info('%s - "WebSocket %s" [accepted]', address, path)
+            self.logger.info("connection open")
+        self._opening = None
+        if not self.transport.is_closing():
+            self.handshake_complete = True
+            headers = [*self.default_headers, *message.get("headers", ())]
+            self.transport.write(opening.response(message.get("subprotocol"), headers))
+            self.start_keepalive()
+
+    # --- frames ---------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         """Keep data, and parse it unless the connection waits for its turn."""
@@ -98,12 +202,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     async def receive(self) -> Any:
         """Wait for a message of the client, and parse on after it."""
-        message = await super().receive()
+        message = await self.queue.get()
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self.transport.resume_reading()
         self._parse()
         return message
 
     async def send(self, message: Any) -> None:
         """Send a message of the application."""
+        if self._opening is not None and message["type"] == "websocket.accept" and not self.disconnected:
+            self._accept(self._opening, message)
+            return
         await super().send(message)
         if self._prepared and message["type"] == "websocket.close" and self.close_timer is not None:
             self._await_close()
@@ -147,12 +257,41 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                     start = end
                     self._busy = self._on_text(text)
                     continue
+            if self._takes_pong(buffer, start, end):
+                start = end
+                continue
             unfinished = is_fragment(buffer[start])
             self._fragmented = self._fragmented if unfinished is None else unfinished
             piece, start = bytes(buffer[start:end]), end
             super().data_received(piece)
         if start:
             self._unread = buffer[start:]
+
+    def _takes_pong(self, buffer: bytes | bytearray, start: int, end: int) -> bool:
+        """Take the answer to a ping, without the library's protocol if there is none yet."""
+        if self._library is not None or self.pending_ping_payload is None:
+            return False
+        payload = decode_pong(buffer, start, end)
+        if payload is None or payload != self.pending_ping_payload:
+            return False
+        self.handle_pong(Frame(Opcode.PONG, payload))
+        return True
+
+    def send_keepalive_ping(self) -> None:
+        """Send a ping, without the library's protocol if there is none yet."""
+        if self._library is not None or not self.handshake_complete:
+            super().send_keepalive_ping()
+            return
+        self.ping_timer = None
+        if self.close_sent or self.transport.is_closing():
+            return
+        self.pending_ping_payload = payload = os.urandom(4)
+        self.ping_sent_at = self.loop.time()
+        self.transport.write(b"\x89\x04" + payload)
+        if self.ping_timeout is not None:
+            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
+        else:
+            self.schedule_ping()
 
     def _wait_for_turn(self) -> None:
         """Parse the rest of the received data in the next iteration of the event loop."""
@@ -195,9 +334,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def prepare(self, max_size: int) -> bool:
         """Have the connection as the gateway needs it, before the application accepts the handshake."""
-        self._prepared = self._limited.is_limited = True
-        self._limited.max_message = max_size
+        self._prepared = True
+        self._max_message = max_size
         self._max_frame = min(max_size, self.config.ws_max_size) + MAX_FRAME_HEAD
+        if self._library is None:
+            return True
+        self._limited.is_limited = True
+        self._limited.max_message = max_size
         if self.conn.extensions and not self.is_chosen:
             # The response has not been sent: without the header the client compresses nothing either.
             self.conn.extensions = []
@@ -311,6 +454,34 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().keepalive_timeout()
         if self.transport.get_write_buffer_size():
             cut(self.transport)  # close() would wait for a client that does not read
+
+
+#: The name under which a configuration of uvicorn keeps the class of its connections with an ordinary handshake.
+_KEPT: Final = "_nuropb_gateway_class"
+#: The attributes that each connection has for itself.
+_OWN: Final = frozenset({"_library", "conn", "default_headers", "frames", "queue"})
+
+
+def _shared_class(
+    cls: type[WebSocketProtocol], config: Any, server_state: Any, app_state: Any
+) -> type[WebSocketProtocol] | None:
+    """Make a class whose attributes are those that two connections of a server have in common.
+
+    Returns None if the two differ in anything unknown.
+    """
+    one, other = (vars(cls(config=config, server_state=server_state, app_state=app_state)) for _ in range(2))
+    common = {
+        name: value
+        for name, value in one.items()
+        if name not in _OWN
+        and (value is other[name] or (type(value) in (bool, bytes, float, int, str) and value == other[name]))
+    }
+    for each in (one, other):
+        each["_library"].parser.close()
+    if {*one} - {*common} != _OWN - {"conn"}:
+        return None
+    own = {"_library": None, "frames": (), "handshake_initiated": True, "__module__": __name__}
+    return type(cls.__name__, (cls,), common | own)
 
 
 class PlacedWebSocketProtocol(WebSocketProtocol):

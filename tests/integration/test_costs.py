@@ -1,7 +1,9 @@
-"""The cost of a request and of a delivery, in calls and system calls instead of time; see docs/development.md."""
+"""The cost of a request, a connection and a delivery, in calls and system calls, not time; see docs/development.md."""
 
 from __future__ import annotations
 
+import http.client
+import json
 import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,7 +14,7 @@ import pytest
 
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 from tests.integration.scene import delete_queues
-from tests.kit.costs import BlockingClient, Cost, Measured, Repeat, measure
+from tests.kit.costs import REPEATS, WARM_UP, BlockingClient, Cost, Measured, Repeat, measure
 from tests.kit.gateways import RunningGateway, Server, eventually, run_gateway
 from tests.servers.processes import ServiceProcess
 
@@ -28,6 +30,10 @@ COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
     ("request", "rabbitmq"): Cost(own_calls=94, all_calls=287, callbacks=3, tasks=0, writes=2),
     # One write for each answer, and for all requests together two or three to the broker, more if it is slow.
     ("request of many", "rabbitmq"): Cost(own_calls=91, all_calls=VARIES, callbacks=VARIES, tasks=0, writes=1.25),
+    ("call over HTTP", "embedded"): Cost(own_calls=159, all_calls=1498, callbacks=6, tasks=2, writes=2),
+    # From its handshake to its end. uvicorn itself has compression, so the websockets library reads the handshake.
+    ("connection", "embedded"): Cost(own_calls=164, all_calls=1183, callbacks=12, tasks=2, writes=2),
+    ("negotiated connection", "embedded"): Cost(own_calls=182, all_calls=1768, callbacks=12, tasks=2, writes=2),
     ("delivery", "embedded"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
     ("delivery", "rabbitmq"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
 }
@@ -45,9 +51,12 @@ TOPIC: Final = "costs.counted"
 
 
 @asynccontextmanager
-async def a_gateway(mesh: MeshName, url: str, server: Server = "nuropb-gateway") -> AsyncIterator[RunningGateway]:
+async def a_gateway(
+    mesh: MeshName, url: str, server: Server = "nuropb-gateway", **more: Any
+) -> AsyncIterator[RunningGateway]:
     """Run a gateway with default settings, on the default lane even if the tests run on the other one."""
     options: dict[str, Any] = {"expose": ["*.*"], "expose_topics": ["#"], "targeted_topics": [], "mesh_lane": "fast"}
+    options |= more
     if mesh == "rabbitmq":
         options |= {"mesh_url": url, "service_name": f"gateway-{secrets.token_hex(4)}"}
     async with run_gateway(server=server, **options) as running:
@@ -85,6 +94,37 @@ def requests(service: str, count: int) -> Callable[[Sequence[BlockingClient]], R
             assert {client.answer() for _ in ids} == set(ids)
 
         return ask
+
+    return prepare
+
+
+def calls_over_http(url: str) -> Callable[[Sequence[BlockingClient]], Repeat]:
+    """Make a call by POST on a kept connection."""
+
+    def prepare(clients: Sequence[BlockingClient]) -> Repeat:
+        connection = http.client.HTTPConnection(url.removeprefix("ws://").partition("/")[0])
+        headers = {"Authorization": "Bearer user-0", "Content-Type": "application/json"}
+
+        def call(time: int) -> None:
+            connection.request("POST", "/rpc/demo/echo", json.dumps({"text": "x" * 64}), headers)
+            response = connection.getresponse()
+            assert (response.status, json.loads(response.read())) == (200, {"text": "x" * 64})
+            if time == WARM_UP + REPEATS:
+                connection.close()
+
+        return call
+
+    return prepare
+
+
+def handshakes(url: str) -> Callable[[Sequence[BlockingClient]], Repeat]:
+    """Open a connection, wait for its hello, and close it."""
+
+    def prepare(clients: Sequence[BlockingClient]) -> Repeat:
+        def connect(time: int) -> None:
+            BlockingClient(url, f"another-{time}").close()
+
+        return connect
 
     return prepare
 
@@ -131,6 +171,20 @@ async def test_requests_that_come_together_share_the_writes_to_the_broker(
     async with a_gateway("rabbitmq", amqp_url) as running:
         measured = await measure(running, 1, requests(echo_service.service, MANY))
     check("request of many", "rabbitmq", measured.cost / MANY, measured / MANY)
+
+
+async def test_a_call_over_http_costs_what_it_may(amqp_url: str) -> None:
+    async with a_gateway("embedded", amqp_url, http="on") as running:
+        measured = await measure(running, 0, calls_over_http(running.url))
+    check("call over HTTP", "embedded", measured.cost, measured)
+
+
+@pytest.mark.parametrize("server", SAME_COST)
+async def test_a_connection_costs_what_it_may(server: Server, amqp_url: str) -> None:
+    async with a_gateway("embedded", amqp_url, server) as running:
+        measured = await measure(running, 0, handshakes(running.url))
+    what = "connection" if server == "nuropb-gateway" else "negotiated connection"
+    check(what, "embedded", measured.cost, measured)
 
 
 @pytest.mark.parametrize("server", SAME_COST)

@@ -23,7 +23,7 @@ import nuropb_gateway_asgi
 from .clients import TEXT, RawClient
 from .gateways import DEADLINE, RunningGateway
 
-__all__ = ["BlockingClient", "Cost", "Measured", "Repeat", "measure"]
+__all__ = ["REPEATS", "WARM_UP", "BlockingClient", "Cost", "Measured", "Repeat", "measure"]
 
 #: Allowance for counts that are differences: an exact zero may come out slightly above.
 TOLERANCE: Final = 0.1
