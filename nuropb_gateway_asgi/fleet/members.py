@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from ..exceptions import MeshUnavailable, MessageTooLarge
 from ..identifiers import new_id
 from ..wire.interface import Mesh
+from .messages import UNREADABLE, VERSION, Alive, Answer, Ask, Leaving, Message, News, decode, encode
+from .messages import Roster as RosterMessage
+from .roster import SMALL_FLEET, Member, Roster
 
 __all__ = ["ANSWER_TIMEOUT", "Fleet", "FleetObserver", "Member"]
 
@@ -31,65 +34,12 @@ SILENCE: Final = 10.0
 #: Seconds for the peer processes to answer; the others are named as missing.
 ANSWER_TIMEOUT: Final = 1.0
 
-
-class Alive(Struct, tag="alive", gc=False):
-    """A sign of life. The peer processes answer a new process at once with theirs."""
-
-    sender: str
-    instance_id: str
-    new: bool = False
-
-
-class Leaving(Struct, tag="leaving", gc=False):
-    """The end of a process."""
-
-    sender: str
-
-
-class Ask(Struct, tag="ask", gc=False, omit_defaults=True):
-    """A question to all peer processes, or to one. ``question`` is JSON; ``subject`` says which part answers it."""
-
-    sender: str
-    id: str
-    question: Raw
-    subject: str = ""
-
-
-class Answer(Struct, tag="answer", gc=False):
-    """The answer of one peer process. ``answer`` is JSON."""
-
-    sender: str
-    id: str
-    answer: Raw
-
-
-class News(Struct, tag="news", gc=False):
-    """News for an observer in the peer processes. ``news`` is JSON."""
-
-    sender: str
-    topic: str
-    news: Raw
-
-
-Message: TypeAlias = Alive | Leaving | Ask | Answer | News
 #: Answers a question of a peer process: JSON in, JSON out.
 Answerer: TypeAlias = Callable[[Raw], bytes]
 #: Answers a question of a peer process, now or later: the second argument takes the answer.
 LateAnswerer: TypeAlias = Callable[[Raw, Callable[[bytes], None]], None]
 
 T = TypeVar("T")
-
-_encode = msgspec.json.encode
-#: Every error of decoding bytes of any kind.
-_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_decode: Final[Callable[[bytes], Message]] = msgspec.json.Decoder(Message).decode
-
-
-class Member(Struct):
-    """A peer process."""
-
-    instance_id: str
-    heard_at: float
 
 
 class _Asked:
@@ -138,7 +88,10 @@ class Fleet:
         self.instance_id = instance_id
         self._clock = clock
         self._answer = answer
-        self._members: dict[str, Member] = {}
+        #: The members, and who leads them.
+        self.roster = Roster()
+        self._members = self.roster.members
+        self._on_roster: Callable[[bool], None] = _take_no_note
         self._asked: dict[str, _Asked] = {}
         #: The address by which the peer processes know this one; "" before the first message.
         self._known_as = ""
@@ -156,6 +109,15 @@ class Fleet:
     def bind_answerer(self, subject: str, answerer: LateAnswerer) -> None:
         """Set the part that answers the questions on a subject. It may raise as ``answer`` may."""
         self._late_answerers[subject] = answerer
+
+    def bind_roster(self, on_roster: Callable[[bool], None]) -> None:
+        """Set the function to call when registrars change, or, with True, when they have forgotten this process."""
+        self._on_roster = on_roster
+
+    @property
+    def address(self) -> str:
+        """The address of this process."""
+        return self._mesh.address
 
     def address_of(self, instance_id: str) -> str | None:
         """Return the address of a peer process, or None for one that is not known."""
@@ -179,47 +141,82 @@ class Fleet:
             self._settled_at = self._clock() + ANSWER_TIMEOUT
             former, self._known_as = self._known_as, self._mesh.address
             moved = former not in ("", self._known_as)
+            self.roster.move(self._known_as)
+            self.roster.refresh(self._clock())
             if moved:
                 self._send(Leaving(former))
-            self._say(new=True)
+            if moved or self.roster.leads or self.roster.leader not in self._members or self.roster.has_older:
+                self._send(self._alive(new=True))
+            else:  # the leader tells what the others have to know
+                self._send(self._alive(sync=True), self.roster.leader)
             if moved:
                 for observer in self._observers:
                     observer.on_moved()
+            else:
+                self._on_roster(True)
 
     async def run(self) -> None:
         """Give signs of life, and forget peer processes without any, until cancelled."""
         while True:
             await asyncio.sleep(ALIVE_INTERVAL * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
-            self._say(new=False)
             self.sweep()
+            self._give_sign()
 
     def sweep(self) -> None:
-        """Forget the peer processes without a sign of life for SILENCE seconds."""
-        now = self._clock()
-        for address, member in tuple(self._members.items()):
-            if now - member.heard_at > SILENCE:
-                logger.info("process %s gave no sign of life for %g s", member.instance_id, SILENCE)
-                self._forget(address)
+        """Forget the peer processes that this process should have heard in the last SILENCE seconds."""
+        for address in self.roster.silent(self._clock(), SILENCE):
+            logger.info("process %s gave no sign of life for %g s", self._members[address].instance_id, SILENCE)
+            self._forget(address)
 
     def leave(self) -> None:
         """Tell the peer processes that this process ends."""
         self._send(Leaving(self._mesh.address))
 
-    def _say(self, *, new: bool) -> None:
-        self._send(Alive(self._mesh.address, self.instance_id, new))
+    def _alive(self, *, new: bool = False, sync: bool = False) -> Alive:
+        return Alive(self._mesh.address, self.instance_id, new, VERSION, sync)
 
-    def _send(self, message: Message) -> None:
+    def _give_sign(self) -> None:
+        """Tell the leader that this process is alive; or tell all, if this process leads, or an older one is there."""
+        roster, now = self.roster, self._clock()
+        if not roster.own or not self._mesh.connected:
+            return
+        if roster.has_older:
+            self._send(self._alive())
+        elif roster.leader and not roster.leads:
+            self._send(self._alive(), roster.leader)
+        if now >= self._settled_at and roster.claim(now):
+            logger.info("process %s leads the %d others", self.instance_id, len(self._members))
+        if roster.leads:
+            self._tell_roster()
+
+    def _tell_roster(self) -> None:
+        before = self.roster.registrars
+        self._send(self.roster.tell(self.instance_id))
+        if before != self.roster.registrars:
+            self._on_roster(False)
+
+    def _send(self, message: Message, address: str | None = None) -> None:
         try:
-            self._mesh.broadcast(_encode(message))
+            if address is None:
+                self._mesh.broadcast(encode(message))
+            else:
+                self._mesh.tell(address, encode(message))
         except MeshUnavailable:
             logger.debug("no mesh: the peer processes were not told")
+        except MessageTooLarge as error:
+            logger.warning("the peer processes were not told: %s", error)
 
     def _forget(self, address: str) -> None:
-        if self._members.pop(address, None) is not None:
-            for observer in self._observers:
-                observer.on_gone(address)
-            for asked in self._asked.values():
-                asked.settle(address)
+        if self.roster.forget(address):
+            self._on_forgotten(address)
+
+    def _on_forgotten(self, address: str) -> None:
+        for observer in self._observers:
+            observer.on_gone(address)
+        for asked in self._asked.values():
+            asked.settle(address)
+        if self.roster.leads and address in self.roster.registrars.values():
+            self._tell_roster()  # at once: until then, questions about its users go to all
 
     # --- questions and news -----------------------------------------------------------------------------------
 
@@ -232,7 +229,7 @@ class Fleet:
         id_ = new_id()
         asked = self._asked[id_] = _Asked(set(self._members), others=self._clock() < self._settled_at)
         try:
-            self._mesh.broadcast(_encode(Ask(self._mesh.address, id_, Raw(question))))
+            self._mesh.broadcast(encode(Ask(self._mesh.address, id_, Raw(question))))
             if asked.missing or asked.others:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     await asked.done
@@ -242,43 +239,63 @@ class Fleet:
             logger.warning("the peer processes were not asked: %s", error)
         finally:
             del self._asked[id_]
-        answers = []
-        for address, answer in asked.answers.items():
+        return self.read(asked.missing | asked.answers.keys(), asked.answers, decode)
+
+    def read(
+        self, asked: Iterable[str], answers: Mapping[str, Raw], decode: Callable[[Raw], T]
+    ) -> tuple[list[T], list[str]]:
+        """Decode answers; return them, and the instance ids of the asked processes without one that can be read."""
+        found, missing = [], set(asked) - answers.keys()
+        for address, answer in answers.items():
             try:
-                answers.append(decode(answer))
-            except _UNREADABLE:
+                found.append(decode(answer))
+            except UNREADABLE:
                 self._on_unreadable()
-                asked.missing.add(address)
-        missing = [self._members[address].instance_id for address in asked.missing if address in self._members]
-        return answers, sorted(missing)
+                missing.add(address)
+        return found, sorted(self._members[address].instance_id for address in missing if address in self._members)
 
     async def ask_one(self, address: str, subject: str, question: bytes) -> Raw | None:
         """Ask one peer process; return its answer, or None if it is silent for ANSWER_TIMEOUT or gone.
 
         Raises nothing. After a cancellation a late answer is dropped.
         """
+        return (await self.ask_each({address: question}, subject)).get(address)
+
+    async def ask_each(self, questions: Mapping[str, bytes], subject: str = "") -> dict[str, Raw]:
+        """Ask some peer processes, each its own question; return the answers that come within ANSWER_TIMEOUT.
+
+        Raises nothing. After a cancellation late answers are dropped.
+        """
+        if not questions:
+            return {}
         id_ = new_id()
-        asked = self._asked[id_] = _Asked({address}, others=False)
+        asked = self._asked[id_] = _Asked(set(questions), others=False)
         try:
-            self._mesh.tell(address, _encode(Ask(self._mesh.address, id_, Raw(question), subject)))
+            for address, question in questions.items():
+                self._mesh.tell(address, encode(Ask(self._mesh.address, id_, Raw(question), subject)))
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 await asked.done
         except (TimeoutError, MeshUnavailable):
-            pass  # there is no answer
+            pass  # the silent processes have no answer
         except MessageTooLarge as error:
             logger.warning("a peer process was not asked: %s", error)
         finally:
             del self._asked[id_]
-        return asked.answers.get(address)
+        return asked.answers
 
-    def tell(self, topic: str, news: bytes, address: str | None = None) -> None:
-        """Tell news to one peer process, or to all. A process that cannot be reached misses them."""
-        message = _encode(News(self._mesh.address, topic, Raw(news)))
+    def tell(self, topic: str, news: bytes, address: str | None = None, *, expires: float | None = None) -> None:
+        """Tell news to one peer process, or to all. A process that cannot be reached misses them.
+
+        News to one process may wait for it for ``expires`` seconds.
+        """
+        message = encode(News(self._mesh.address, topic, Raw(news)))
         try:
             if address is None:
                 self._mesh.broadcast(message)
-            else:
+            elif expires is None:
                 self._mesh.tell(address, message)
+            else:
+                self._mesh.tell(address, message, expires=expires)
         except MeshUnavailable:
             logger.debug("no mesh: the peer processes were not told of %s", topic)
         except MessageTooLarge as error:
@@ -289,14 +306,16 @@ class Fleet:
     def on_message(self, data: bytes) -> None:
         """Take a message of a peer process."""
         try:
-            message = _decode(data)
-        except _UNREADABLE:
+            message = decode(data)
+        except UNREADABLE:
             self._on_unreadable()
             return
         if message.sender == self._mesh.address:
             return
         if isinstance(message, Alive):
             self._on_alive(message)
+        elif isinstance(message, RosterMessage):
+            self._take_roster(message)
         elif isinstance(message, Leaving):
             self._forget(message.sender)
         elif isinstance(message, Ask):
@@ -315,21 +334,39 @@ class Fleet:
         logger.debug("a message of a peer process could not be read")
 
     def _on_alive(self, message: Alive) -> None:
-        known = self._members.get(message.sender)
-        self._members[message.sender] = Member(message.instance_id, self._clock())
-        if message.new:
-            try:
-                self._mesh.tell(message.sender, _encode(Alive(self._mesh.address, self.instance_id)))
-            except MeshUnavailable:
-                logger.debug("no mesh: process %s was not greeted", message.instance_id)
-        if known is None or message.new:
+        is_new = self.roster.hear(message.sender, message.instance_id, message.version, self._clock())
+        if self.roster.leads and message.version:
+            if message.new or message.sync:
+                self._send(self.roster.tell_all(self.instance_id), message.sender)
+        elif message.new and (
+            message.version == 0 or (not self.roster.leader and len(self._members) <= SMALL_FLEET)
+        ):  # nobody else greets it: it does not know the roster, or there is no leader yet
+            self._send(self._alive(), message.sender)
+        if is_new or message.new:
             for observer in self._observers:
                 observer.on_member(message.sender, message.new)
+
+    def _take_roster(self, message: RosterMessage) -> None:
+        """Follow a leader."""
+        if not self.roster.prefers(message):
+            return
+        registrars = self.roster.registrars
+        new, gone = self.roster.take(message, self._clock())
+        for address in new:
+            for observer in self._observers:
+                observer.on_member(address, False)
+        for address in gone:
+            self._on_forgotten(address)
+        if not self.roster.is_in_step(message):
+            self._send(self._alive(sync=True), message.sender)
+        anew = self._mesh.address in message.joined
+        if anew or registrars != self.roster.registrars:
+            self._on_roster(anew)
 
     def _on_ask(self, message: Ask) -> None:
         def reply(answer: bytes) -> None:
             try:
-                self._mesh.tell(message.sender, _encode(Answer(self._mesh.address, message.id, Raw(answer))))
+                self._mesh.tell(message.sender, encode(Answer(self._mesh.address, message.id, Raw(answer))))
             except MeshUnavailable:
                 logger.debug("no mesh: an answer to another process is lost")
             except MessageTooLarge as error:
@@ -343,3 +380,7 @@ class Fleet:
         except (msgspec.MsgspecError, RecursionError, LookupError, ValueError, TypeError) as error:
             # The question is one of another version. The process that asked names this one as missing.
             logger.warning("a question of another process cannot be answered: %s", type(error).__name__)
+
+
+def _take_no_note(_: bool) -> None:
+    """Take no note of the roster."""

@@ -1,0 +1,262 @@
+"""A process with many members of a fleet: the gateway's own managers and mesh, with users but without clients.
+
+The process reads orders from standard input, one line of JSON each, and answers each with a line of JSON; see
+:class:`Orders`. It ends when standard input does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from aiormq.channel import Channel
+
+from benchmarks.process import end_with_parent, run
+from nuropb_gateway_asgi.authentication import Identity
+from nuropb_gateway_asgi.authorization import ExposePolicy
+from nuropb_gateway_asgi.fleet import members as fleet_members
+from nuropb_gateway_asgi.fleet.roster import SMALL_FLEET
+from nuropb_gateway_asgi.handler_manager import HandlerManager
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _mesh, _self_check
+from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager
+from nuropb_gateway_asgi.settings import Settings
+
+#: What members send and get. Published and delivered messages are those between members; operations are declarations,
+#: bindings and channels, which are round trips to the broker.
+COUNTED: Final[Counter[str]] = Counter()
+#: Members that connect at a time: a listener has a backlog.
+STARTS_AT_ONCE: Final = 50
+#: Seconds for anything that has to happen.
+PATIENCE: Final = 240.0
+
+
+class CountedMesh(RabbitMQMesh):
+    """A mesh that counts the messages between members."""
+
+    def broadcast(self, message: bytes, **more: Any) -> None:
+        COUNTED.update(published=1, published_bytes=len(message))
+        super().broadcast(message, **more)
+
+    def tell(self, address: str, message: bytes, **more: Any) -> None:
+        COUNTED.update(published=1, published_bytes=len(message))
+        super().tell(address, message, **more)
+
+    def _on_peer_message(self, message: bytes) -> None:
+        COUNTED.update(delivered=1, delivered_bytes=len(message))
+        super()._on_peer_message(message)
+
+    def _on_record(self, record: bytes) -> None:
+        COUNTED.update(records=1)
+        super()._on_record(record)
+
+
+def count_operations() -> None:
+    """Count the operations on the broker of all channels from now on."""
+
+    def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            COUNTED[name] += 1
+            return method(*args, **kwargs)
+
+        return call
+
+    names = {"queue_bind": "binds", "queue_unbind": "unbinds", "queue_declare": "declares"}
+    for method, name in {**names, "exchange_declare": "declares", "open": "channels"}.items():
+        setattr(Channel, method, counted(name, getattr(Channel, method)))
+
+
+class Silent:
+    """A connection that drops what it gets."""
+
+    address = ""
+    outbox_size = 0
+    identity: Identity | None = None
+    connected_at = 0.0
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+
+    def on_registered(self, identity: Identity) -> None:
+        """Take no note."""
+
+    def send_frame(self, text: str) -> None:
+        COUNTED["frames"] += 1
+
+    def send_event(self, text: str, topic: str, delivery: object) -> None:
+        COUNTED["frames"] += 1
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Stay: only the question is measured."""
+
+    def start_soon(self, function: Any, *args: Any) -> None:
+        """Start nothing."""
+
+    def check(self, now: float) -> None:
+        """Find everything in order."""
+
+
+async def authenticate(token: str) -> Identity:
+    return Identity(user_id=token, username=token, token=token)
+
+
+class Member:
+    """One process of a gateway, as far as the other processes can tell."""
+
+    def __init__(self, url: str, name: str, number: int, presence: str) -> None:
+        options: dict[str, Any] = {"targeted_topics": (), "presence_events": presence}
+        settings = Settings(service_name=name, instance_id=f"member-{number}", mesh_url=url, **options)
+        policy = ExposePolicy(["*.*"], ["#"])
+        self.number = number
+        self.handlers = HandlerManager(settings, authenticate, policy)
+        self.mesh = CountedMesh(url, service_name=name, instance_id=settings.instance_id)
+        self.manager = ServiceMeshManager(settings, self.handlers, self.mesh, policy)
+        self.users: list[Any] = []
+        self.stop = asyncio.Event()
+        #: The task that the manager lives in: its context has to end where it began.
+        self.life = asyncio.create_task(self._live())
+
+    async def _live(self) -> None:
+        async with self.manager:
+            await self.stop.wait()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+class Orders:
+    """The orders; each method is one of them."""
+
+    def __init__(self, url: str, name: str, presence: str) -> None:
+        self._url = url
+        self._name = name
+        self._presence = presence
+        self.members: list[Member] = []
+
+    async def start(self, first: int, count: int) -> dict[str, Any]:
+        """Start members, all at once but for the limit of the listener's backlog."""
+        gate = asyncio.Semaphore(STARTS_AT_ONCE)
+
+        async def one(number: int) -> None:
+            async with gate:
+                member = Member(self._url, self._name, number, self._presence)
+                self.members.append(member)
+                await until(lambda: member.mesh.connected)
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(first, first + count):
+                tasks.create_task(one(number))
+        gc.freeze()
+        return {"started": len(self.members)}
+
+    async def know(self, total: int) -> dict[str, Any]:
+        """Wait until every member knows ``total`` members, itself included."""
+        await until(lambda: all(len(each.manager.fleet.members) == total - 1 for each in self.members))
+        return {}
+
+    async def settle(self) -> dict[str, Any]:
+        """Wait until questions are answered by those who have the users, if the fleet is large enough for that."""
+        if len(self.members[0].manager.fleet.members) >= SMALL_FLEET:
+            await until(lambda: all(each.manager.whereabouts.is_settled() for each in self.members))
+        return {}
+
+    async def counts(self) -> dict[str, Any]:
+        """Return everything counted so far, with the CPU time and the memory of this process."""
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {**COUNTED, "cpu": time.process_time(), "resident": resident, "time": time.monotonic()}
+
+    async def sleep(self, seconds: float) -> dict[str, Any]:
+        await asyncio.sleep(seconds)
+        return {}
+
+    async def users(self, each: int) -> dict[str, Any]:
+        """Connect ``each`` new users to every member."""
+        for member in self.members:
+            for _ in range(each):
+                number = len(member.users)
+                handler = Silent(f"session-{member.number}-{number}")
+                await member.handlers.register(handler, f"user-{member.number}-{number}")
+                member.users.append(handler)
+            await asyncio.sleep(0)
+        return {"users": sum(len(member.users) for member in self.members)}
+
+    async def leave(self, each: int) -> dict[str, Any]:
+        """Disconnect ``each`` users from every member."""
+        for member in self.members:
+            for _ in range(min(each, len(member.users))):
+                member.handlers.unregister(member.users.pop())
+            await asyncio.sleep(0)
+        return {}
+
+    async def ask(self, what: str, times: int, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Have the first member of this process ask, one question after the other."""
+        manager = self.members[0].manager
+        took, answer = [], None
+        for _ in range(times):
+            began = time.perf_counter()
+            answer = await getattr(manager, what)(**arguments)
+            took.append(time.perf_counter() - began)
+        processes, missing = getattr(answer, "processes", 0), len(getattr(answer, "missing", ()))
+        return {"seconds": sorted(took)[len(took) // 2], "processes": processes, "missing": missing}
+
+    async def die(self) -> dict[str, Any]:
+        """End the last member of this process without a word to the others."""
+        member = self.members.pop()
+        member.manager.fleet.leave = lambda: None  # type: ignore[method-assign]
+        member.stop.set()
+        await member.life
+        return {}
+
+
+@contextlib.contextmanager
+def slowed(times: float) -> Iterator[None]:
+    """Slow the intervals of the fleet and of the mesh down."""
+    for module, names in (
+        (fleet_members, ("ALIVE_INTERVAL", "SILENCE")),
+        (_self_check, ("PING_INTERVAL", "PING_TIMEOUT")),
+        (_mesh, ("REASSERT_INTERVAL",)),
+    ):
+        for name in names:
+            setattr(module, name, getattr(module, name) * times)
+    yield
+
+
+async def serve(options: argparse.Namespace) -> None:
+    orders = Orders(options.url, options.name, options.presence)
+    count_operations()
+    loop = asyncio.get_running_loop()
+    with slowed(options.slow):
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            order = json.loads(line)
+            print(json.dumps(await getattr(orders, order.pop("do"))(**order)), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Members of a fleet, without clients.")
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--presence", default="off")
+    parser.add_argument("--slow", type=float, default=1.0, help="multiply the intervals by this number")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    end_with_parent()
+    run(serve(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The measurements: fleets of growing size on one broker, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.process import cpu_seconds
+from benchmarks.stage import Process
+from tests.servers.rabbitmq import RabbitMQNode
+
+__all__ = ["Plan", "measure"]
+
+#: Sizes of fleets in the quick form and in the full form.
+QUICK: Final = (2, 10, 25, 50)
+FULL: Final = (2, 10, 25, 50, 100, 200, 500, 1000)
+#: Members in one Python process at most.
+MEMBERS_PER_PROCESS: Final = 500
+#: Seconds at rest, and seconds until the last messages of a measurement have arrived.
+REST: Final = 15.0
+SETTLE: Final = 0.4
+#: Seconds until a broker that has booted is at rest.
+BOOTED: Final = 5.0
+#: Users of each member.
+USERS: Final = 20
+QUESTIONS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
+    "count": ("count", {}),
+    "is_online, 1 user": ("is_online", {"user_ids": ["user-1-0"]}),
+    "send_to_users, 1 user": ("send_to_users", {"user_ids": ["user-1-0"], "topic": "t", "event": 1}),
+    "send_to_users, 10 users": (
+        "send_to_users",
+        {"user_ids": [f"user-{each % 2}-{each}" for each in range(10)], "topic": "t", "event": 1},
+    ),
+    "send_to_all": ("send_to_all", {"topic": "t", "event": 1}),
+    "revoke a token": ("revoke", {"token_id": "t"}),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The measurements of a run. ``slow`` returns the factor for all intervals of a fleet of so many members."""
+
+    sizes: Sequence[int]
+    slow: Callable[[int], float]
+    rest: float = REST
+
+
+class Fleet:
+    """The processes of one fleet, beside the broker."""
+
+    def __init__(self, stack: contextlib.ExitStack, node: RabbitMQNode, size: int, slow: float, presence: str) -> None:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
+        vhost = f"fleet-{secrets.token_hex(4)}"
+        url = node.add_vhost(vhost)
+        stack.callback(node.delete_vhost, vhost)
+        self.node, self.size, self.processes = node, size, []
+        for number in range(-(-size // MEMBERS_PER_PROCESS)):
+            arguments = ("--url", url, "--name", "fleet", "--slow", str(slow), "--presence", presence)
+            process = Process(
+                f"members-{number}",
+                *(sys.executable, "-m", "benchmarks.fleet.members", *arguments),
+                directory=directory,
+                environment={"PYTHONUNBUFFERED": "1"},
+            )
+            stack.callback(process.stop)
+            self.processes.append(process)
+
+    def order(self, do: str, **arguments: Any) -> None:
+        """Give an order to all processes, which follow it at the same time."""
+        for process in self.processes:
+            send(process, do, **arguments)
+        for process in self.processes:
+            process.line(300)
+
+    def start(self) -> None:
+        first = 0
+        for number, process in enumerate(self.processes):
+            share = self.size // len(self.processes) + (number < self.size % len(self.processes))
+            send(process, "start", first=first, count=share)
+            first += share
+        for process in self.processes:
+            process.line(600)
+        self.order("know", total=self.size)
+
+    def counts(self) -> Counter[str]:
+        total: Counter[str] = Counter()
+        for process in self.processes:
+            send(process, "counts")
+            total.update(json.loads(process.line(300)))
+        total["broker"] = cpu_seconds(self.node.pid)  # type: ignore[assignment]
+        total["seconds"] = time.monotonic()  # type: ignore[assignment]
+        return total
+
+    def over(self, do: Callable[[], object], wait: float = SETTLE) -> dict[str, float]:
+        """Return the difference of all counts over ``do``."""
+        before = self.counts()
+        do()
+        time.sleep(wait)
+        after = self.counts()
+        return {name: after[name] - before[name] for name in after if name not in ("resident", "time")}
+
+
+def send(process: Process, do: str, **arguments: Any) -> None:
+    assert process._process.stdin is not None
+    process._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+    process._process.stdin.flush()
+
+
+def per(counts: Mapping[str, float], number: float) -> dict[str, float]:
+    return {name: value / number for name, value in counts.items()}
+
+
+def measure(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Measure the fleets of a plan; yield the figures of each."""
+    with RabbitMQNode() as node:
+        time.sleep(BOOTED)
+        for size in plan.sizes:
+            with contextlib.ExitStack() as stack:
+                yield _measure_one(stack, node, size, plan)
+
+
+def _measure_one(stack: contextlib.ExitStack, node: RabbitMQNode, size: int, plan: Plan) -> dict[str, Any]:
+    slow = plan.slow(size)
+    idle = cpu_seconds(node.pid)
+    time.sleep(2.0)
+    idle = (cpu_seconds(node.pid) - idle) / 2.0
+    fleet = Fleet(stack, node, size, slow, "off")
+    found: dict[str, Any] = {"members": size, "slow": slow, "broker_idle": idle}
+    found["start"] = fleet.over(fleet.start)
+    fleet.order("users", each=USERS)
+    fleet.order("settle")
+    found["resident"] = fleet.counts()["resident"]
+
+    seconds = plan.rest if slow == 1 else plan.rest * 2
+    resting = fleet.over(lambda: fleet.order("sleep", seconds=seconds), 0.0)
+    resting["broker"] -= idle * resting["seconds"]
+    # In the time of a fleet that is not slowed down.
+    found["rest"] = {name: value * slow / resting["seconds"] for name, value in resting.items() if name != "seconds"}
+
+    found["questions"] = {}
+    background = per(resting, resting["seconds"])
+    first = fleet.processes[0]
+    for name, (what, arguments) in QUESTIONS.items():
+        times = 10 if size <= 100 else 5
+        answers: list[Any] = []
+
+        def ask(what: str = what, arguments: dict[str, Any] = arguments, answers: list[Any] = answers) -> None:
+            answers.append(first.order("ask", what=what, times=times, arguments=arguments))
+
+        cost = fleet.over(ask)
+        own = {key: value - background.get(key, 0.0) * cost["seconds"] for key, value in cost.items()}
+        own["broker"] -= idle * cost["seconds"]
+        found["questions"][name] = {**per(own, times), **answers[0]}
+
+    def churn() -> None:
+        fleet.order("leave", each=5)
+        fleet.order("users", each=5)
+
+    cost = fleet.over(churn, 1.0)
+    changes = 2 * 5 * size
+    found["change of a user"] = {
+        key: (value - background.get(key, 0.0) * cost["seconds"]) / changes for key, value in cost.items()
+    }
+    if slow == 1:
+        began = time.monotonic()
+        fleet.processes[-1].order("die")
+        death = fleet.over(lambda: fleet.order("know", total=size - 1), 0.0)
+        found["death"] = {**death, "seconds": time.monotonic() - began}
+    return found
