@@ -10,15 +10,13 @@ from pathlib import Path
 from benchmarks.fleet.report import write
 from benchmarks.fleet.run import FULL, QUICK, Plan, measure
 
-#: Messages between members in a second that two cores carry beside everything else; beyond it, clocks are slowed down.
-BEARABLE = 3000.0
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the cost of a fleet of 2 to 1,000 processes.")
     parser.add_argument("--full", action="store_true", help=f"sizes {FULL} in the place of {QUICK}")
     parser.add_argument("--sizes", help="other sizes, separated by commas")
     parser.add_argument("--slow", help="multiply all intervals, by default by 1 up to 100 members and then by more")
+    parser.add_argument("--memory", action="store_true", help="count messages, without a broker")
     parser.add_argument("--raw", type=Path, help="write the figures into this file")
     parser.add_argument("--from", dest="source", type=Path, help="measure nothing, report on such a file")
     parser.add_argument("--before", type=Path, help="such a file of an earlier design, to compare with")
@@ -33,7 +31,7 @@ def main() -> None:
             return float(options.slow) if options.slow else max(1.0, float(round(size / 100)))
 
         results = []
-        for found in measure(Plan(sizes, slow)):
+        for found in measure(Plan(sizes, slow, options.memory)):
             results.append(found)
             print(f"{found['members']} members: measured", file=sys.stderr)
             if options.raw is not None:

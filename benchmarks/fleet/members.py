@@ -12,21 +12,26 @@ import contextlib
 import gc
 import json
 import logging
+import os
 import resource
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from aiormq.channel import Channel
+from msgspec import Raw
 
 from benchmarks.process import end_with_parent, run
 from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.fleet import members as fleet_members
+from nuropb_gateway_asgi.fleet.messages import News, encode
 from nuropb_gateway_asgi.fleet.roster import SMALL_FLEET
 from nuropb_gateway_asgi.handler_manager import HandlerManager
+from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _mesh, _self_check
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager
 from nuropb_gateway_asgi.settings import Settings
@@ -36,28 +41,49 @@ from nuropb_gateway_asgi.settings import Settings
 COUNTED: Final[Counter[str]] = Counter()
 #: Members that connect at a time: a listener has a backlog.
 STARTS_AT_ONCE: Final = 50
+#: The URL of members without a broker, of which messages are counted alone.
+MEMORY: Final = "memory"
+QUOTE: Final = b'"'
 #: Seconds for anything that has to happen.
 PATIENCE: Final = 240.0
 
 
-class CountedMesh(RabbitMQMesh):
-    """A mesh that counts the messages between members."""
+def count_messages(manager: ServiceMeshManager) -> None:
+    """Count the messages of a member to others, and those that it gets, also by their types."""
+    mesh: Any = manager.mesh
+    receiver: Any = manager.receiver
+    broadcast, tell, take, take_record = mesh.broadcast, mesh.tell, receiver.on_peer_message, receiver.on_record
+    broadcasting = False
 
-    def broadcast(self, message: bytes, **more: Any) -> None:
-        COUNTED.update(published=1, published_bytes=len(message))
-        super().broadcast(message, **more)
+    def count(what: str, message: bytes) -> None:
+        COUNTED[what] += 1
+        COUNTED[f"{what} bytes"] += len(message)
+        COUNTED[f"{what} {message[9:].partition(QUOTE)[0].decode()}"] += 1  # its "type" is its first member
 
-    def tell(self, address: str, message: bytes, **more: Any) -> None:
-        COUNTED.update(published=1, published_bytes=len(message))
-        super().tell(address, message, **more)
+    def counted_broadcast(message: bytes) -> None:
+        nonlocal broadcasting
+        count("published", message)
+        broadcasting = True
+        try:
+            broadcast(message)
+        finally:
+            broadcasting = False
 
-    def _on_peer_message(self, message: bytes) -> None:
-        COUNTED.update(delivered=1, delivered_bytes=len(message))
-        super()._on_peer_message(message)
+    def counted_tell(address: str, message: bytes, **more: Any) -> None:
+        if not broadcasting:  # a mesh in memory tells one after the other
+            count("published", message)
+        tell(address, message, **more)
 
-    def _on_record(self, record: bytes) -> None:
-        COUNTED.update(records=1)
-        super()._on_record(record)
+    def counted_take(message: bytes) -> None:
+        count("delivered", message)
+        take(message)
+
+    def counted_record(record: bytes) -> None:
+        COUNTED["records"] += 1
+        take_record(record)
+
+    mesh.broadcast, mesh.tell = counted_broadcast, counted_tell
+    receiver.on_peer_message, receiver.on_record = counted_take, counted_record
 
 
 def count_operations() -> None:
@@ -112,14 +138,15 @@ async def authenticate(token: str) -> Identity:
 class Member:
     """One process of a gateway, as far as the other processes can tell."""
 
-    def __init__(self, url: str, name: str, number: int, presence: str) -> None:
+    def __init__(self, number: int, name: str, mesh: Any, presence: str) -> None:
         options: dict[str, Any] = {"targeted_topics": (), "presence_events": presence}
-        settings = Settings(service_name=name, instance_id=f"member-{number}", mesh_url=url, **options)
+        settings = Settings(service_name=name, instance_id=f"member-{number}", **options)
         policy = ExposePolicy(["*.*"], ["#"])
         self.number = number
         self.handlers = HandlerManager(settings, authenticate, policy)
-        self.mesh = CountedMesh(url, service_name=name, instance_id=settings.instance_id)
-        self.manager = ServiceMeshManager(settings, self.handlers, self.mesh, policy)
+        self.mesh = mesh
+        self.manager = ServiceMeshManager(settings, self.handlers, mesh, policy)
+        count_messages(self.manager)
         self.users: list[Any] = []
         self.stop = asyncio.Event()
         #: The task that the manager lives in: its context has to end where it began.
@@ -144,6 +171,13 @@ class Orders:
         self._name = name
         self._presence = presence
         self.members: list[Member] = []
+        #: The mesh of all members, if they have no broker.
+        self._memory = None if url != MEMORY else EmbeddedMesh({}, service_name=name)
+
+    def _mesh(self, number: int) -> Any:
+        if self._memory is None:
+            return RabbitMQMesh(self._url, service_name=self._name, instance_id=f"member-{number}")
+        return self._memory.for_transport(f"member-{number}")
 
     async def start(self, first: int, count: int) -> dict[str, Any]:
         """Start members, all at once but for the limit of the listener's backlog."""
@@ -151,7 +185,7 @@ class Orders:
 
         async def one(number: int) -> None:
             async with gate:
-                member = Member(self._url, self._name, number, self._presence)
+                member = Member(number, self._name, self._mesh(number), self._presence)
                 self.members.append(member)
                 await until(lambda: member.mesh.connected)
 
@@ -211,6 +245,18 @@ class Orders:
         processes, missing = getattr(answer, "processes", 0), len(getattr(answer, "missing", ()))
         return {"seconds": sorted(took)[len(took) // 2], "processes": processes, "missing": missing}
 
+    async def burst(self, times: int, everybody: bool) -> dict[str, Any]:
+        """Have the first member send messages that others read and drop: to all, or each to another one."""
+        first, message = self.members[0], News(self.members[0].mesh.address, "nothing", Raw(b'"' + b"x" * 40 + b'"'))
+        for number in range(times):
+            if everybody:
+                first.mesh.broadcast(encode(message))
+            else:
+                first.mesh.tell(self.members[number % len(self.members)].mesh.address, encode(message))
+            if number % 20 == 0:
+                await asyncio.sleep(0.005)
+        return {}
+
     async def die(self) -> dict[str, Any]:
         """End the last member of this process without a word to the others."""
         member = self.members.pop()
@@ -240,7 +286,12 @@ async def serve(options: argparse.Namespace) -> None:
     with slowed(options.slow):
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             order = json.loads(line)
-            print(json.dumps(await getattr(orders, order.pop("do"))(**order)), flush=True)
+            try:
+                answer = await getattr(orders, order.pop("do"))(**order)
+            except Exception:
+                traceback.print_exc()
+                os._exit(1)  # hundreds of members would take minutes to end
+            print(json.dumps(answer), flush=True)
 
 
 def main() -> None:
@@ -250,7 +301,7 @@ def main() -> None:
     parser.add_argument("--presence", default="off")
     parser.add_argument("--slow", type=float, default=1.0, help="multiply the intervals by this number")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=os.environ.get("LOG_LEVEL", "ERROR"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

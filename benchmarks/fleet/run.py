@@ -11,9 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.fleet.members import MEMORY
 from benchmarks.process import cpu_seconds
 from benchmarks.stage import Process
 from tests.servers.rabbitmq import RabbitMQNode
@@ -51,23 +53,28 @@ class Plan:
 
     sizes: Sequence[int]
     slow: Callable[[int], float]
+    #: Count messages without a broker.
+    memory: bool = False
     rest: float = REST
 
 
 class Fleet:
-    """The processes of one fleet, beside the broker."""
+    """The processes of one fleet, beside the broker; without a ``node``, all members are in one process."""
 
-    def __init__(self, stack: contextlib.ExitStack, node: RabbitMQNode, size: int, slow: float, presence: str) -> None:
+    def __init__(self, stack: contextlib.ExitStack, node: RabbitMQNode | None, size: int, slow: float) -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
-        vhost = f"fleet-{secrets.token_hex(4)}"
-        url = node.add_vhost(vhost)
-        stack.callback(node.delete_vhost, vhost)
-        self.node, self.size, self.processes = node, size, []
-        for number in range(-(-size // MEMBERS_PER_PROCESS)):
-            arguments = ("--url", url, "--name", "fleet", "--slow", str(slow), "--presence", presence)
+        self.node, self.size = node, size
+        self.processes: list[Process] = []
+        url = MEMORY
+        if node is not None:
+            vhost = f"fleet-{secrets.token_hex(4)}"
+            url = node.add_vhost(vhost)
+            stack.callback(node.delete_vhost, vhost)
+        for number in range(1 if node is None else -(-size // MEMBERS_PER_PROCESS)):
             process = Process(
                 f"members-{number}",
-                *(sys.executable, "-m", "benchmarks.fleet.members", *arguments),
+                *(sys.executable, "-m", "benchmarks.fleet.members", "--url", url, "--name", "fleet"),
+                *("--slow", str(slow)),
                 directory=directory,
                 environment={"PYTHONUNBUFFERED": "1"},
             )
@@ -96,7 +103,7 @@ class Fleet:
         for process in self.processes:
             send(process, "counts")
             total.update(json.loads(process.line(300)))
-        total["broker"] = cpu_seconds(self.node.pid)  # type: ignore[assignment]
+        total["broker"] = 0.0 if self.node is None else cpu_seconds(self.node.pid)  # type: ignore[assignment]
         total["seconds"] = time.monotonic()  # type: ignore[assignment]
         return total
 
@@ -115,64 +122,77 @@ def send(process: Process, do: str, **arguments: Any) -> None:
     process._process.stdin.flush()
 
 
+def _ask(process: Process, answers: list[Any], **arguments: Any) -> None:
+    answers.append(process.order("ask", **arguments))
+
+
 def per(counts: Mapping[str, float], number: float) -> dict[str, float]:
     return {name: value / number for name, value in counts.items()}
 
 
 def measure(plan: Plan) -> Iterator[dict[str, Any]]:
     """Measure the fleets of a plan; yield the figures of each."""
-    with RabbitMQNode() as node:
-        time.sleep(BOOTED)
+    with contextlib.ExitStack() as outer:
+        node = None
+        if not plan.memory:
+            node = outer.enter_context(RabbitMQNode())
+            time.sleep(BOOTED)
         for size in plan.sizes:
             with contextlib.ExitStack() as stack:
                 yield _measure_one(stack, node, size, plan)
 
 
-def _measure_one(stack: contextlib.ExitStack, node: RabbitMQNode, size: int, plan: Plan) -> dict[str, Any]:
-    slow = plan.slow(size)
-    idle = cpu_seconds(node.pid)
+def _idle(node: RabbitMQNode | None) -> float:
+    """Return the CPU time of a broker at rest, in seconds for a second."""
+    if node is None:
+        return 0.0
+    before = cpu_seconds(node.pid)
     time.sleep(2.0)
-    idle = (cpu_seconds(node.pid) - idle) / 2.0
-    fleet = Fleet(stack, node, size, slow, "off")
-    found: dict[str, Any] = {"members": size, "slow": slow, "broker_idle": idle}
+    return (cpu_seconds(node.pid) - before) / 2.0
+
+
+def _measure_one(stack: contextlib.ExitStack, node: RabbitMQNode | None, size: int, plan: Plan) -> dict[str, Any]:
+    slow = plan.slow(size)
+    idle = _idle(node)
+    fleet = Fleet(stack, node, size, slow)
+    found: dict[str, Any] = {"members": size, "slow": slow, "broker": node is not None}
     found["start"] = fleet.over(fleet.start)
     fleet.order("users", each=USERS)
     fleet.order("settle")
     found["resident"] = fleet.counts()["resident"]
 
-    seconds = plan.rest if slow == 1 else plan.rest * 2
-    resting = fleet.over(lambda: fleet.order("sleep", seconds=seconds), 0.0)
+    resting = fleet.over(lambda: fleet.order("sleep", seconds=plan.rest * min(slow, 2.0)), 0.0)
     resting["broker"] -= idle * resting["seconds"]
     # In the time of a fleet that is not slowed down.
     found["rest"] = {name: value * slow / resting["seconds"] for name, value in resting.items() if name != "seconds"}
 
     found["questions"] = {}
-    background = per(resting, resting["seconds"])
-    first = fleet.processes[0]
+    times = 10 if size <= 100 else 5
     for name, (what, arguments) in QUESTIONS.items():
-        times = 10 if size <= 100 else 5
         answers: list[Any] = []
-
-        def ask(what: str = what, arguments: dict[str, Any] = arguments, answers: list[Any] = answers) -> None:
-            answers.append(first.order("ask", what=what, times=times, arguments=arguments))
-
-        cost = fleet.over(ask)
-        own = {key: value - background.get(key, 0.0) * cost["seconds"] for key, value in cost.items()}
-        own["broker"] -= idle * cost["seconds"]
-        found["questions"][name] = {**per(own, times), **answers[0]}
+        cost = fleet.over(partial(_ask, fleet.processes[0], answers, what=what, times=times, arguments=arguments))
+        found["questions"][name] = {**per(_of(cost, "ask", "answer", "records"), times), **answers[0]}
 
     def churn() -> None:
         fleet.order("leave", each=5)
         fleet.order("users", each=5)
 
-    cost = fleet.over(churn, 1.0)
-    changes = 2 * 5 * size
-    found["change of a user"] = {
-        key: (value - background.get(key, 0.0) * cost["seconds"]) / changes for key, value in cost.items()
-    }
+    found["change of a user"] = per(_of(fleet.over(churn, 1.0), "news"), 2 * 5 * size)
+    for name, everybody, bursts in (("to one", False, 2000), ("to all", True, max(20, 4000 // size))):
+        cost = fleet.over(partial(fleet.processes[0].order, "burst", times=bursts, everybody=everybody))
+        for part in ("cpu", "broker"):
+            cost[part] -= resting[part] / resting["seconds"] * cost["seconds"]
+        found[f"burst {name}"] = per(cost, bursts)
     if slow == 1:
         began = time.monotonic()
         fleet.processes[-1].order("die")
         death = fleet.over(lambda: fleet.order("know", total=size - 1), 0.0)
         found["death"] = {**death, "seconds": time.monotonic() - began}
     return found
+
+
+def _of(counts: Mapping[str, float], *kinds: str) -> dict[str, float]:
+    """Return the counts of some kinds of messages alone: signs of life come meanwhile."""
+    return {what: sum(counts.get(f"{what} {kind}", 0.0) for kind in kinds) for what in ("published", "delivered")} | {
+        kind: counts[kind] for kind in kinds if kind == "records" and kind in counts
+    }

@@ -99,6 +99,7 @@ class Fleet:
         self._settled_at = 0.0
         self._observers: list[FleetObserver] = []
         self._late_answerers: dict[str, LateAnswerer] = {}
+        self._listeners: dict[str, Callable[[str, Raw], None]] = {}
         #: Messages of peer processes that could not be read.
         self.unreadable = 0
 
@@ -109,6 +110,10 @@ class Fleet:
     def bind_answerer(self, subject: str, answerer: LateAnswerer) -> None:
         """Set the part that answers the questions on a subject. It may raise as ``answer`` may."""
         self._late_answerers[subject] = answerer
+
+    def bind_listener(self, topic: str, listener: Callable[[str, Raw], None]) -> None:
+        """Set the function that takes news of ``topic`` with their sender's address, also of unknown processes."""
+        self._listeners[topic] = listener
 
     def bind_roster(self, on_roster: Callable[[bool], None]) -> None:
         """Set the function to call when registrars change, or, with True, when they have forgotten this process."""
@@ -325,6 +330,8 @@ class Fleet:
             if asked is not None:
                 asked.answers.setdefault(message.sender, message.answer)
                 asked.settle(message.sender)
+        elif (listener := self._listeners.get(message.topic)) is not None:
+            listener(message.sender, message.news)
         elif message.sender in self._members:
             for observer in self._observers:
                 observer.on_news(message.sender, message.topic, message.news)

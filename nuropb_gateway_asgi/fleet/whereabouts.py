@@ -65,6 +65,8 @@ class Whereabouts:
         self._changed: dict[str, None] = {}
         fleet.bind_observer(self)
         fleet.bind_answerer(SUBJECT, self._on_question)
+        fleet.bind_listener(TOPIC, self._on_told)
+        fleet.bind_listener(WANTED, lambda registrar, _: self._on_wanted(registrar))
         fleet.bind_roster(self._on_roster)
 
     def look_at(self, user_id: str) -> None:
@@ -157,6 +159,12 @@ class Whereabouts:
         else:
             self.directory.change(address, news.came, news.left)
 
+    def _on_told(self, address: str, news: Raw) -> None:
+        try:
+            self._take(address, _decode_told(news))
+        except _ERRORS:
+            self._fleet.unreadable += 1
+
     def _is_complete(self, partition: int) -> bool:
         return self._registrars.get(partition) == self._fleet.address and self.directory.is_complete(
             partition, (*self._fleet.members, self._fleet.address)
@@ -165,7 +173,9 @@ class Whereabouts:
     def _locate(self, user_ids: list[str]) -> dict[str, list[str]] | None:
         partitions = set(map(partition_of, user_ids))
         if all(self._is_complete(each) for each in partitions):
-            return self.directory.locate(user_ids)
+            found = self.directory.locate(user_ids)
+            own, members = self._fleet.address, self._fleet.members
+            return {address: users for address, users in found.items() if address == own or address in members}
         now = self._clock()
         if now - self._wanted_at > WANTED_INTERVAL:
             self._wanted_at = now
@@ -189,14 +199,7 @@ class Whereabouts:
     # --- a fleet observer -------------------------------------------------------------------------------------
 
     def on_news(self, address: str, topic: str, news: Raw) -> None:
-        """Take the news of a process about its users."""
-        if topic == TOPIC:
-            try:
-                self._take(address, _decode_told(news))
-            except _ERRORS:
-                self._fleet.unreadable += 1
-        elif topic == WANTED:
-            self._on_wanted(address)
+        """Take no note: registrars listen to all processes, also to those that they do not know yet."""
 
     def on_member(self, address: str, new: bool) -> None:
         """Take no note: a process tells its users by itself."""
