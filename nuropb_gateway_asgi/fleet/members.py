@@ -91,7 +91,7 @@ class Fleet:
         #: The members, and who leads them.
         self.roster = Roster()
         self._members = self.roster.members
-        self._on_roster: Callable[[bool], None] = _take_no_note
+        self._roster_observers: list[Callable[[bool], None]] = []
         self._asked: dict[str, _Asked] = {}
         #: The address by which the peer processes know this one; "" before the first message.
         self._known_as = ""
@@ -116,8 +116,8 @@ class Fleet:
         self._listeners[topic] = listener
 
     def bind_roster(self, on_roster: Callable[[bool], None]) -> None:
-        """Set the function to call when registrars change, or, with True, when they have forgotten this process."""
-        self._on_roster = on_roster
+        """Add a function to call when registrars change, or, with True, when they have forgotten this process."""
+        self._roster_observers.append(on_roster)
 
     @property
     def address(self) -> str:
@@ -199,6 +199,10 @@ class Fleet:
         self._send(self.roster.tell(self.instance_id))
         if before != self.roster.registrars:
             self._on_roster(False)
+
+    def _on_roster(self, anew: bool) -> None:
+        for on_roster in self._roster_observers:
+            on_roster(anew)
 
     def _send(self, message: Message, address: str | None = None) -> None:
         try:
@@ -387,7 +391,3 @@ class Fleet:
         except (msgspec.MsgspecError, RecursionError, LookupError, ValueError, TypeError) as error:
             # The question is one of another version. The process that asked names this one as missing.
             logger.warning("a question of another process cannot be answered: %s", type(error).__name__)
-
-
-def _take_no_note(_: bool) -> None:
-    """Take no note of the roster."""

@@ -10,9 +10,11 @@ import pytest
 from nuropb_gateway_asgi.fleet import Connections, Online, Reached, members, roster
 from nuropb_gateway_asgi.fleet.directory import partition_of
 from nuropb_gateway_asgi.fleet.members import SILENCE
+from nuropb_gateway_asgi.fleet.online import OFFLINE, ONLINE
+from nuropb_gateway_asgi.fleet.presence import DEBOUNCE
 
 from .fakes import FakeGateway, Network, running, until
-from .test_fleet import events, processes
+from .test_fleet import events, processes, published
 
 COUNT = 7
 
@@ -236,3 +238,46 @@ async def test_news_of_users_that_cannot_be_read_change_nothing(fleet: list[Fake
     message = f'{{"type":"news","sender":"{two.mesh.address}","topic":"whereabouts","news":{news}}}'
     one.manager.receiver.on_peer_message(message.encode())
     assert one.manager.fleet.unreadable == 1
+
+
+async def test_presence_is_told_by_registrars_who_alone_know_it(
+    monkeypatch: pytest.MonkeyPatch, network: Network
+) -> None:
+    monkeypatch.setattr(members, "ALIVE_INTERVAL", 0.01)
+    async with processes(COUNT, network, presence_events="on") as gateways:
+        early = await gateways[0].connect("early")
+        monkeypatch.setattr(roster, "SMALL_FLEET", 2)
+        await settled(gateways)
+        for gateway in gateways:
+            gateway.mesh.told_peers.clear()
+        watches = {each.mesh.address: each.manager.online for each in gateways}
+        registrar = registrar_of(gateways, "alice")
+        one, two, *_ = others(gateways, registrar)
+        here, there = await one.connect("alice/1"), await two.connect("alice/2")
+
+        def know(user_id: str) -> list[str]:
+            return [each for each, watch in watches.items() if watch and user_id in watch.presence.online]
+
+        def pass_time() -> None:
+            for gateway in gateways:
+                gateway.clock.now += DEBOUNCE + 1
+
+        knowing = {one.mesh.address, two.mesh.address, registrar.mesh.address}
+        await until(lambda: {*know("alice")} == knowing)
+        pass_time()
+        await until(lambda: sorted(published(gateways)) == [(ONLINE, "alice"), (ONLINE, "early")])
+        one.handlers.unregister(here)
+        await until(lambda: len(know("alice")) == 2)
+        pass_time()
+        gateways[0].handlers.unregister(early)
+        two.handlers.unregister(there)
+        await until(lambda: not know("alice") and not know("early"))
+        pass_time()
+        events = [(OFFLINE, "alice"), (OFFLINE, "early"), (ONLINE, "alice"), (ONLINE, "early")]
+        await until(lambda: sorted(published(gateways)) == events)
+        assert {
+            message["topic"]
+            for gateway in gateways
+            for address, message in gateway.mesh.told_peers
+            if message["type"] == "news" and address == ""
+        } == set()
