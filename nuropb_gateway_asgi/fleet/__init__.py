@@ -1,6 +1,6 @@
 """What do the other processes do? The peer processes of a gateway, and users wherever they are connected.
 
-* ``members``: the peer processes, their signs of life, and questions and news between them; ``messages``: these
+* ``members``: the peer processes, and their signs of life; ``talk``: questions and news between them, ``messages``
 * ``roster``: the members as their leader tells them; ``whereabouts``: the processes that have a user, by the register
   (``directory``) of one of them
 * ``users``: messages to users, and the end of their connections, in all processes; ``local``: in this process

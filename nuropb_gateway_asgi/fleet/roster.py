@@ -64,8 +64,8 @@ class Roster:
         return any(member.version == 0 for member in self.members.values())
 
     def move(self, own: str) -> None:
-        """Take another address. A former leader begins anew, as the others know it by its former address."""
-        if self.own in (self.leader, ""):
+        """Take an address. A leader with another one begins anew, as the others know it by its former address."""
+        if own != self.own and self.leads:
             self._follow("", self.term)
         self.own = own
 

@@ -164,8 +164,10 @@ def test_a_fleet_that_shrinks_has_no_registrars_any_more() -> None:
     assert leader.registrars == followers[0].registrars == {}
 
 
-def test_a_process_that_moves_leads_no_longer() -> None:
+def test_a_leader_that_moves_leads_no_longer() -> None:
     leader, _ = led(3)
+    leader.move(leader.own)
+    assert leader.leads
     leader.move("elsewhere")
     assert not leader.leads
     assert leader.own == "elsewhere"
