@@ -135,7 +135,7 @@ class ServiceMeshManager:
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            parts = (self.calls, self.calls.descriptions, self.events, self.revoker, self.resumption)
+            parts = (self.calls, self.calls.descriptions, self.events, self.revoker, self.resumption, self.whereabouts)
             tasks.start_soon(_sweep, self._clock, parts, name="deadlines")
             self.events.start()
             stack.callback(self.events.stop)

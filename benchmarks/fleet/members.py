@@ -45,7 +45,7 @@ STARTS_AT_ONCE: Final = 50
 MEMORY: Final = "memory"
 QUOTE: Final = b'"'
 #: Seconds for anything that has to happen.
-PATIENCE: Final = 240.0
+PATIENCE: Final = 900.0
 
 
 def count_messages(manager: ServiceMeshManager) -> None:

@@ -86,7 +86,7 @@ class Fleet:
         for process in self.processes:
             send(process, do, **arguments)
         for process in self.processes:
-            process.line(300)
+            process.line(1000)
 
     def start(self) -> None:
         first = 0
@@ -95,14 +95,14 @@ class Fleet:
             send(process, "start", first=first, count=share)
             first += share
         for process in self.processes:
-            process.line(600)
+            process.line(1000)
         self.order("know", total=self.size)
 
     def counts(self) -> Counter[str]:
         total: Counter[str] = Counter()
         for process in self.processes:
             send(process, "counts")
-            total.update(json.loads(process.line(300)))
+            total.update(json.loads(process.line(1000)))
         total["broker"] = 0.0 if self.node is None else cpu_seconds(self.node.pid)  # type: ignore[assignment]
         total["seconds"] = time.monotonic()  # type: ignore[assignment]
         return total

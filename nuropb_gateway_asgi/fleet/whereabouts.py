@@ -27,8 +27,8 @@ TOPIC: Final = "whereabouts"
 WANTED: Final = "wanted"
 #: Seconds that news wait for a busy registrar. One that takes longer counts as gone, and is told everything anew.
 EXPIRES: Final = 60.0
-#: Seconds between two times that a registrar wants to hear of users.
-WANTED_INTERVAL: Final = 1.0
+#: Seconds from a change of registrars, or from the last time, until a registrar wants to hear of users.
+WANTED_INTERVAL: Final = 5.0
 
 
 class Told(Struct, gc=False, omit_defaults=True):
@@ -127,6 +127,7 @@ class Whereabouts:
     def _on_roster(self, anew: bool) -> None:
         """Follow the roster; ``anew`` if the registrars do not know this process's users any more."""
         former, self._registrars = self._registrars, dict(self._fleet.roster.registrars)
+        self._wanted_at = self._clock()
         for each, address in former.items():
             if address == self._fleet.address != self._registrars.get(each):
                 self.directory.drop(each)
@@ -176,13 +177,17 @@ class Whereabouts:
             found = self.directory.locate(user_ids)
             own, members = self._fleet.address, self._fleet.members
             return {address: users for address, users in found.items() if address == own or address in members}
-        now = self._clock()
-        if now - self._wanted_at > WANTED_INTERVAL:
-            self._wanted_at = now
-            for address in (*self._fleet.members, self._fleet.address):
-                if not all(self.directory.is_complete(each, (address,)) for each in partitions):
-                    self._want(address)
         return None
+
+    def sweep(self, now: float) -> None:
+        """Ask the processes for their users of which this process, as a registrar, has not heard: news can be lost."""
+        if not self._registrars or now - self._wanted_at < WANTED_INTERVAL:
+            return
+        self._wanted_at = now
+        own = [each for each, address in self._registrars.items() if address == self._fleet.address]
+        for address in (*self._fleet.members, self._fleet.address):
+            if not all(self.directory.is_complete(each, (address,)) for each in own):
+                self._want(address)
 
     def _want(self, address: str) -> None:
         if address == self._fleet.address:

@@ -12,6 +12,7 @@ from nuropb_gateway_asgi.fleet.directory import partition_of
 from nuropb_gateway_asgi.fleet.members import SILENCE
 from nuropb_gateway_asgi.fleet.online import OFFLINE, ONLINE
 from nuropb_gateway_asgi.fleet.presence import DEBOUNCE
+from nuropb_gateway_asgi.fleet.whereabouts import WANTED_INTERVAL
 
 from .fakes import FakeGateway, Network, running, until
 from .test_fleet import events, processes, published
@@ -203,6 +204,7 @@ async def test_a_registrar_that_has_lost_news_asks_for_them(fleet: list[FakeGate
     await has.connect("alice")
     registrar.manager.whereabouts.directory.drop(partition_of("alice"))
     assert (await asks.manager.send_to_users(["alice"], "news", 1)).count == 1  # by asking all
+    registrar.clock.now += WANTED_INTERVAL
     await settled(fleet)
     assert await asks.manager.send_to_users(["alice"], "news", 1) == Reached(count=1, processes=2)
 
