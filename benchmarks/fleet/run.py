@@ -24,7 +24,9 @@ __all__ = ["Plan", "measure"]
 
 #: Sizes of fleets in the quick form and in the full form.
 QUICK: Final = (2, 10, 25, 50)
-FULL: Final = (2, 10, 25, 50, 100, 200, 500, 1000)
+FULL: Final = (2, 10, 25, 50, 100, 200)
+#: Sizes beyond those that a broker and their connections leave processors for, on a machine with two cores.
+MEMORY_SIZES: Final = (200, 500, 1000)
 #: Members in one Python process at most.
 MEMBERS_PER_PROCESS: Final = 500
 #: Seconds at rest, and seconds until the last messages of a measurement have arrived.
