@@ -43,6 +43,8 @@ COUNTED: Final[Counter[str]] = Counter()
 STARTS_AT_ONCE: Final = 50
 #: The URL of members without a broker, of which messages are counted alone.
 MEMORY: Final = "memory"
+#: Seconds until a burst has arrived.
+BURST_TIMEOUT: Final = 10.0
 QUOTE: Final = b'"'
 #: Seconds for anything that has to happen.
 PATIENCE: Final = 900.0
@@ -102,7 +104,7 @@ def count_operations() -> None:
 
 
 class Silent:
-    """A connection that drops what it gets."""
+    """A connection that drops every frame."""
 
     address = ""
     outbox_size = 0
@@ -201,7 +203,7 @@ class Orders:
         return {}
 
     async def settle(self) -> dict[str, Any]:
-        """Wait until questions are answered by those who have the users, if the fleet is large enough for that."""
+        """Wait until the registrars of a large fleet have heard every process."""
         if len(self.members[0].manager.fleet.members) >= SMALL_FLEET:
             await until(lambda: all(each.manager.whereabouts.is_settled() for each in self.members))
         return {}
@@ -248,6 +250,7 @@ class Orders:
     async def burst(self, times: int, everybody: bool) -> dict[str, Any]:
         """Have the first member send messages that others read and drop: to all, or each to another one."""
         first, message = self.members[0], News(self.members[0].mesh.address, "nothing", Raw(b'"' + b"x" * 40 + b'"'))
+        before = COUNTED["delivered news"]
         for number in range(times):
             if everybody:
                 first.mesh.broadcast(encode(message))
@@ -255,6 +258,11 @@ class Orders:
                 first.mesh.tell(self.members[number % len(self.members)].mesh.address, encode(message))
             if number % 20 == 0:
                 await asyncio.sleep(0.005)
+        expected = times * (len(self.members) if everybody else 1)
+        with contextlib.suppress(TimeoutError):  # on a busy machine some expire
+            async with asyncio.timeout(BURST_TIMEOUT):
+                while COUNTED["delivered news"] - before < expected:
+                    await asyncio.sleep(0.05)
         return {}
 
     async def die(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Whereabouts:
         self.directory = Directory()
         #: The registrars that were told, by partition.
         self._registrars: dict[int, str] = {}
-        #: Users who came or left in this turn of the event loop.
+        #: Arrivals and departures of users in this turn of the event loop.
         self._changed: dict[str, None] = {}
         fleet.bind_observer(self)
         fleet.bind_answerer(SUBJECT, self._on_question)

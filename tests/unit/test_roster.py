@@ -25,7 +25,7 @@ def rosters(count: int) -> list[Roster]:
 
 
 def tell(leader: Roster, followers: list[Roster], now: float) -> list[bool]:
-    """Have the leader give a sign of life; return who is in step afterwards."""
+    """Have the leader give a sign of life; return for each follower whether it is in step afterwards."""
     message = leader.tell("leader")
     found = []
     for follower in followers:
