@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fleet.report import FIGURES, write
-from benchmarks.fleet.run import FULL, MEMORY_SIZES, QUICK, Plan, measure
+from benchmarks.fleet.run import FULL, QUICK, SIMULATED, Broker, Plan, measure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the cost of a fleet of 2 to 1,000 processes.")
-    parser.add_argument("--full", action="store_true", help=f"sizes {FULL} on a broker, {MEMORY_SIZES} in memory")
+    parser.add_argument("--full", action="store_true", help=f"sizes {FULL} on a broker, {SIMULATED} by simulation")
     parser.add_argument("--sizes", help="other sizes, separated by commas")
     parser.add_argument("--slow", type=float, help="multiply all intervals, by default by a hundredth of the members")
-    parser.add_argument("--memory", action="store_true", help="count messages, without a broker")
+    parser.add_argument("--simulate", action="store_true", help="count messages, without a broker")
+    parser.add_argument("--url", help="use this broker, and do not measure its CPU time")
     parser.add_argument("--raw", type=Path, help="write the figures into this file")
     parser.add_argument("--from", dest="sources", type=Path, nargs="+", help="measure nothing, report on such files")
     parser.add_argument("--before", type=Path, nargs="+", help="such files of an earlier design")
@@ -44,11 +45,13 @@ def plans(options: argparse.Namespace) -> list[Plan]:
     def slow(size: int) -> float:
         return float(options.slow or max(1.0, size / 100))
 
-    if options.sizes:
-        return [Plan([int(each) for each in options.sizes.split(",")], slow, options.memory)]
+    broker = Broker(options.url) if options.url else None
     if options.full:
-        return [Plan(FULL, slow), Plan(MEMORY_SIZES, slow, memory=True)]
-    return [Plan(QUICK, slow, options.memory)]
+        return [Plan(FULL, slow, broker), Plan(SIMULATED, slow, simulated=True)]
+    sizes = [int(each) for each in options.sizes.split(",")] if options.sizes else None
+    if options.simulate:
+        return [Plan(sizes or SIMULATED, slow, simulated=True)]
+    return [Plan(sizes or QUICK, slow, broker)]
 
 
 def read(paths: list[Path]) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def question(found: Found, name: str) -> float:
 
 CELLS: Final[Sequence[Callable[[Found], str]]] = (
     lambda found: f"{found['members']:,}",
-    lambda found: "RabbitMQ" if found["broker"] else "in memory",
+    lambda found: "RabbitMQ" if found["broker"] else "simulated",
     lambda found: f"{found['rest']['delivered']:,.0f}",
     lambda found: f"{found['rest']['delivered bytes'] / 1000:,.1f}",
     lambda found: f"{found['start']['delivered']:,.0f}",

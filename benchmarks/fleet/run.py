@@ -15,18 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.fleet.members import MEMORY
+from benchmarks.fleet.members import QUESTIONS, USERS
+from benchmarks.fleet.simulation import simulate
 from benchmarks.process import cpu_seconds
 from benchmarks.stage import Process
 from tests.servers.rabbitmq import RabbitMQNode
 
-__all__ = ["Plan", "measure"]
+__all__ = ["FULL", "QUICK", "SIMULATED", "Broker", "Plan", "measure"]
 
 #: Sizes of fleets in the quick form and in the full form.
 QUICK: Final = (2, 10, 25, 50)
 FULL: Final = (2, 10, 25, 50, 100, 200)
 #: Sizes beyond those that a broker and their connections leave processors for, on a machine with two cores.
-MEMORY_SIZES: Final = (200, 500, 1000)
+SIMULATED: Final = (25, 50, 100, 200, 500, 1000)
 #: Members in one Python process at most.
 MEMBERS_PER_PROCESS: Final = 500
 #: Seconds at rest, and seconds until the last messages of a measurement have arrived.
@@ -34,19 +35,17 @@ REST: Final = 15.0
 SETTLE: Final = 0.4
 #: Seconds until a broker that has booted is at rest.
 BOOTED: Final = 5.0
-#: Users of each member.
-USERS: Final = 20
-QUESTIONS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
-    "count": ("count", {}),
-    "is_online, 1 user": ("is_online", {"user_ids": ["user-1-0"]}),
-    "send_to_users, 1 user": ("send_to_users", {"user_ids": ["user-1-0"], "topic": "t", "event": 1}),
-    "send_to_users, 10 users": (
-        "send_to_users",
-        {"user_ids": [f"user-{each % 2}-{each}" for each in range(10)], "topic": "t", "event": 1},
-    ),
-    "send_to_all": ("send_to_all", {"topic": "t", "event": 1}),
-    "revoke a token": ("revoke", {"token_id": "t"}),
-}
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A broker by its URL, and its process, of which the CPU time is measured, if that is on this machine."""
+
+    url: str
+    pid: int | None = None
+
+    def cpu(self) -> float:
+        return 0.0 if self.pid is None else cpu_seconds(self.pid)
 
 
 @dataclass(frozen=True)
@@ -55,27 +54,25 @@ class Plan:
 
     sizes: Sequence[int]
     slow: Callable[[int], float]
-    #: Count messages without a broker.
-    memory: bool = False
+    #: None for a broker of the run's own.
+    broker: Broker | None = None
+    #: Count messages, without a broker.
+    simulated: bool = False
     rest: float = REST
 
 
 class Fleet:
-    """The processes of one fleet, beside the broker; without a ``node``, all members are in one process."""
+    """The processes of one fleet, beside the broker."""
 
-    def __init__(self, stack: contextlib.ExitStack, node: RabbitMQNode | None, size: int, slow: float) -> None:
+    def __init__(self, stack: contextlib.ExitStack, broker: Broker, size: int, slow: float) -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
-        self.node, self.size = node, size
+        self.broker, self.size = broker, size
         self.processes: list[Process] = []
-        url = MEMORY
-        if node is not None:
-            vhost = f"fleet-{secrets.token_hex(4)}"
-            url = node.add_vhost(vhost)
-            stack.callback(node.delete_vhost, vhost)
-        for number in range(1 if node is None else -(-size // MEMBERS_PER_PROCESS)):
+        name = f"fleet-{secrets.token_hex(4)}"
+        for number in range(-(-size // MEMBERS_PER_PROCESS)):
             process = Process(
                 f"members-{number}",
-                *(sys.executable, "-m", "benchmarks.fleet.members", "--url", url, "--name", "fleet"),
+                *(sys.executable, "-m", "benchmarks.fleet.members", "--url", broker.url, "--name", name),
                 *("--slow", str(slow)),
                 directory=directory,
                 environment={"PYTHONUNBUFFERED": "1"},
@@ -105,7 +102,7 @@ class Fleet:
         for process in self.processes:
             send(process, "counts")
             total.update(json.loads(process.line(1000)))
-        total["broker"] = 0.0 if self.node is None else cpu_seconds(self.node.pid)  # type: ignore[assignment]
+        total["broker"] = self.broker.cpu()  # type: ignore[assignment]
         total["seconds"] = time.monotonic()  # type: ignore[assignment]
         return total
 
@@ -134,30 +131,34 @@ def per(counts: Mapping[str, float], number: float) -> dict[str, float]:
 
 def measure(plan: Plan) -> Iterator[dict[str, Any]]:
     """Measure the fleets of a plan; yield the figures of each."""
+    if plan.simulated:
+        yield from map(simulate, plan.sizes)
+        return
     with contextlib.ExitStack() as outer:
-        node = None
-        if not plan.memory:
+        broker = plan.broker
+        if broker is None:
             node = outer.enter_context(RabbitMQNode())
+            broker = Broker(node.url(), node.pid)
             time.sleep(BOOTED)
         for size in plan.sizes:
             with contextlib.ExitStack() as stack:
-                yield _measure_one(stack, node, size, plan)
+                yield _measure_one(stack, broker, size, plan)
 
 
-def _idle(node: RabbitMQNode | None) -> float:
+def _idle(broker: Broker) -> float:
     """Return the CPU time of a broker at rest, in seconds for a second."""
-    if node is None:
+    if broker.pid is None:
         return 0.0
-    before = cpu_seconds(node.pid)
+    before = broker.cpu()
     time.sleep(2.0)
-    return (cpu_seconds(node.pid) - before) / 2.0
+    return (broker.cpu() - before) / 2.0
 
 
-def _measure_one(stack: contextlib.ExitStack, node: RabbitMQNode | None, size: int, plan: Plan) -> dict[str, Any]:
+def _measure_one(stack: contextlib.ExitStack, broker: Broker, size: int, plan: Plan) -> dict[str, Any]:
     slow = plan.slow(size)
-    idle = _idle(node)
-    fleet = Fleet(stack, node, size, slow)
-    found: dict[str, Any] = {"members": size, "slow": slow, "broker": node is not None}
+    idle = _idle(broker)
+    fleet = Fleet(stack, broker, size, slow)
+    found: dict[str, Any] = {"members": size, "slow": slow, "broker": True}
     found["start"] = fleet.over(fleet.start)
     fleet.order("users", each=USERS)
     fleet.order("settle")
