@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.fleet.simulation import simulate
 from nuropb_gateway_asgi.fleet import Connections, Online, Reached, members, roster
 from nuropb_gateway_asgi.fleet.directory import partition_of
 from nuropb_gateway_asgi.fleet.members import SILENCE
@@ -283,3 +284,11 @@ async def test_presence_is_told_by_registrars_who_alone_know_it(
             for address, message in gateway.mesh.told_peers
             if message["type"] == "news" and address == ""
         } == set()
+
+
+def test_the_messages_of_a_large_fleet_grow_with_its_members_and_not_with_their_square() -> None:
+    some, more = simulate(20), simulate(60)
+    assert more["rest"]["delivered"] <= 3.2 * some["rest"]["delivered"]
+    for found in (some, more):
+        assert found["questions"]["send_to_users, 1 user"]["delivered"] == 4
+        assert found["change of a user"]["delivered"] <= 1
