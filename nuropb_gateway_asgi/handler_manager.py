@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 import math
 import random
@@ -49,10 +50,12 @@ from .protocol import (
     TraceContext,
     Unsubscribe,
     encode_error,
+    encode_failed,
     encode_failure,
     encode_json,
     encode_pong,
     encode_response,
+    error_members,
 )
 from .settings import Settings
 from .tracing import Tracing
@@ -78,6 +81,17 @@ _EXCESSES: Final = {
     "bindings": "Too many new topics of this user",
 }
 
+#: The frames that are refused in an overload; others keep connections alive, or make work less.
+_CALLS: Final = frozenset({"request", "command", "describe"})
+OVERLOADED: Final = "The gateway has more to do than it can"
+#: The errors of calls that are refused in an overload, encoded once and used in turn. Clients try again at different
+#: times, from half a second to one and a half.
+_OVERLOADED: Final = itertools.cycle(
+    [
+        encode_json(error_members(Failure(ErrorCode.TOO_MANY_REQUESTS, OVERLOADED, retry_after_ms=wait)))
+        for wait in range(500, 1500, 10)
+    ]
+)
 #: Private methods are not for clients, whatever the policy says.
 _PRIVATE: Final = CallVerdict(allowed=False, rate=None)
 #: The text for a client whose token is genuine, and has expired.
@@ -215,6 +229,7 @@ class HandlerManager:
         #: Sessions whose newer token is being checked.
         self._refreshing: set[str] = set()
         self._limits = shared.rates
+        self._overload = shared.overload
         #: Frames whose work is done in slices.
         self.slices = shared.slices
         self._busy = shared.slices.held
@@ -439,13 +454,15 @@ class HandlerManager:
             handler.close(CloseCode.MESSAGE_TOO_BIG, "message too big")
             return None
         assert handler.identity is not None  # noqa: S101 - it is registered
-        excess = self._limits.on_frame(handler.session_id, handler.identity.user_id, self._clock())
+        if self._overload.active and self._overload.refuses() and self._refuse_late(handler, data):
+            return None
+        now = self._clock()
+        excess = self._limits.on_frame(session_id, handler.identity.user_id, now)
         if excess is not None:
             self._refuse_at_a_glance(handler, data, excess)
             return None
         if len(data) > BYTES_PER_UNIT:
-            extra = extra_for_size(len(data))
-            self._limits.charge(session_id, handler.identity.user_id, self._clock(), extra)
+            self._limits.charge(session_id, handler.identity.user_id, now, extra_for_size(len(data)))
         try:
             frame = self._decoder.decode(data)
         except ProtocolError as error:
@@ -460,6 +477,18 @@ class HandlerManager:
         except Exception as error:
             _on_defect(handler, frame, error)
         return frame
+
+    def _refuse_late(self, handler: Handler, data: str | bytes) -> bool:
+        """Refuse a call that the process has no time for; return whether the frame was one."""
+        kind, id_, trace_id = self._decoder.glance(data)
+        if kind not in _CALLS:
+            return False
+        self.statistics.limited["overload"] += 1
+        if id_ is None and trace_id is None:
+            handler.send_frame(encode_error(Failure(ErrorCode.TOO_MANY_REQUESTS, OVERLOADED, retry_after_ms=1000)))
+        else:
+            handler.send_frame(encode_failed(id_, trace_id, next(_OVERLOADED)))
+        return True
 
     def _refuse_at_a_glance(self, handler: Handler, data: str | bytes, excess: Excess) -> None:
         """Refuse a frame over a rate limit without decoding more than its type and ids."""
@@ -638,6 +667,13 @@ class HandlerManager:
         """Enforce the time limits of all connections, until cancelled."""
         shortest = min(self._settings.ping_interval, self._settings.ping_timeout, self._settings.write_timeout)
         interval = min(MAX_SWEEP_INTERVAL, shortest / 4)
+        self._overload.watch(asyncio.get_running_loop())
+        try:
+            await self._sweep(interval)
+        finally:
+            self._overload.stop()
+
+    async def _sweep(self, interval: float) -> None:
         while True:
             await asyncio.sleep(interval)
             now, wall = self._clock(), time.time()

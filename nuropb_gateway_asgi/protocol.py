@@ -770,7 +770,11 @@ def encode_response(id_: str | None, trace_id: str | None, result: bytes | Raw) 
 
 def encode_failure(id_: str | None, trace_id: str | None, failure: Failure) -> str:
     """Encode the answer to a failed frame."""
-    error = encode_json(error_members(failure))
+    return encode_failed(id_, trace_id, encode_json(error_members(failure)))
+
+
+def encode_failed(id_: str | None, trace_id: str | None, error: bytes) -> str:
+    """Encode the answer to a failed frame. ``error`` is JSON, an object with the :func:`error_members`."""
     return (b'{"type":"response","payload":{%b"result":null,"error":%b}}' % (_ids(id_, trace_id), error)).decode()
 
 

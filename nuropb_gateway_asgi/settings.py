@@ -130,6 +130,8 @@ class Settings:
     max_connections_per_user: int = 100
     #: 0 is no limit: behind a proxy whose X-Forwarded-For is not trusted, all clients have the same address.
     max_connections_per_address: int = 0
+    #: Seconds that a turn of the event loop may take before calls are refused; 0 is no limit.
+    overload_delay: float = 0.02
     handshake_rate: str = "500/s burst 5000"
     handshake_rate_per_address: str = "50/s burst 1000"
     outbox_size: int = 1048576
@@ -348,6 +350,7 @@ _TYPES: Final[dict[str, Any]] = typing.get_type_hints(Settings)
 #: The minimums of numbers; all other numbers must be above 0.
 _MINIMUM: Final = {
     "jwt_leeway": 0,
+    "overload_delay": 0,
     "drain_timeout": 0,
     "shutdown_delay": 0,
     "max_message_size": 256,

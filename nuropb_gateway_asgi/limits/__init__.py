@@ -4,6 +4,7 @@
 * ``admission``: limits on the number of connections and on the rate of handshakes
 * ``circuits``: circuit breakers of services, and error budgets of users
 * ``prices``: prices of frames, in units of the rate limits
+* ``overload``: calls beyond what a process can do
 * ``slices``: long work, done in slices
 * ``lifetimes``: the maximum lifetime of connections
 * ``shared``: the limits that all connection kinds of a process share

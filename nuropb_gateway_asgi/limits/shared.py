@@ -12,6 +12,7 @@ from ..settings import Settings
 from .admission import Admission
 from .buckets import RateLimits
 from .circuits import ErrorBudgets
+from .overload import Overload
 from .places import Orphans, Shares
 from .slices import Slices
 
@@ -42,6 +43,8 @@ class SharedLimits:
     command_users: GenerationCache[str, str]
     #: Revoked tokens, which are refused even if the authenticator accepts them.
     revocations: Revocations
+    #: Calls beyond what the process can do.
+    overload: Overload
     #: Long work, done in slices.
     slices: Slices = field(default_factory=Slices)
 
@@ -63,4 +66,5 @@ class SharedLimits:
             Shares(settings.max_in_flight_per_service),
             GenerationCache(REMEMBERED_COMMANDS),
             Revocations(),
+            Overload(settings.overload_delay),
         )

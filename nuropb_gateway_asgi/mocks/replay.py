@@ -108,8 +108,12 @@ class Replay:
 
     def report(self) -> list[str]:
         """Return lines about the calls whose answers were not recorded as such."""
-        lines = [f"no match for {name}: {count} times" for name, count in sorted(self.unmatched.items())]
-        return lines + [f"answered by a similar call: {name}: {n} times" for name, n in sorted(self.alike.items())]
+        lines = [f"no match for {name}: {_times(count)}" for name, count in sorted(self.unmatched.items())]
+        return lines + [f"answered by a similar call: {name}: {_times(n)}" for name, n in sorted(self.alike.items())]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _likeness(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:

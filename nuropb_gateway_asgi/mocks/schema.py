@@ -66,17 +66,21 @@ def _check_size(value: Any, schema: Schema, name: str) -> str | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         size, unit, keys = value, "", ("minimum", "maximum")
     elif isinstance(value, str):
-        size, unit, keys = len(value), " characters", ("minLength", "maxLength")
+        size, unit, keys = len(value), " character", ("minLength", "maxLength")
     elif isinstance(value, list):
-        size, unit, keys = len(value), " items", ("minItems", "maxItems")
+        size, unit, keys = len(value), " item", ("minItems", "maxItems")
     else:
         return None
     least, most = (schema.get(key) for key in keys)
     if isinstance(least, int | float) and size < least:
-        return f"{name} must be at least {least}{unit}"
+        return f"{name} must be at least {_counted(least, unit)}"
     if isinstance(most, int | float) and size > most:
-        return f"{name} must be at most {most}{unit}"
+        return f"{name} must be at most {_counted(most, unit)}"
     return None
+
+
+def _counted(number: float, unit: str) -> str:
+    return f"{number}{unit}{'s' if unit and number != 1 else ''}"
 
 
 def _check_members(value: Any, schema: Schema, at: str, depth: int) -> str | None:

@@ -94,7 +94,7 @@ async def test_a_page_has_its_mocks_its_tokens_and_every_change_of_a_file(tmp_pa
                 pass
         process.signal(signal.SIGTERM)
         assert await process.wait() in (0, -signal.SIGTERM)
-        assert "answered by a similar call: old.get: 1 times" in process.output
+        assert "answered by a similar call: old.get: once" in process.output
 
 
 async def test_recorded_events_come_after_the_first_subscription_and_again_after_a_change(tmp_path: Path) -> None:

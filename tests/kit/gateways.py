@@ -93,10 +93,13 @@ def make_gateway(settings: Settings | None = None, /, **options: Any) -> Gateway
     """Make a gateway that accepts the tokens of :func:`authorise_from_token` instead of JSON web tokens.
 
     ``options`` are parts of the gateway, or settings unless ``settings`` are given. A uvicorn keeps its own protocols,
-    and the texts of exceptions stay in the gateway, as they do by default with RabbitMQ.
+    and the texts of exceptions stay in the gateway, as they do by default with RabbitMQ; calls are not refused in an
+    overload.
     """
     options.setdefault("error_details", "nuropb")
     options.setdefault("server_protocols", "off")
+    # Clients and services of tests share the event loop with the gateway, and make its turns long.
+    options.setdefault("overload_delay", 0.0)
     parts = ("authenticator", "service_controller", "policy", "authorizer", "mesh", "handler_class")
     given = {name: options.pop(name) for name in parts if name in options}
     given.setdefault("authenticator", FunctionAuthenticator(_authorise))

@@ -81,7 +81,7 @@ async def test_a_page_is_made_against_mocks_and_meets_the_real_service_without_a
                 await order(one, "beer")
                 await one.sees("beer is sold out")
                 await order(one, "")
-                await one.sees("item must be at least 1 characters")
+                await one.sees("item must be at least 1 character")
             process.signal(signal.SIGTERM)
             await process.wait()
         settings = {

@@ -21,6 +21,7 @@ from nuropb_gateway_asgi.authorization import ExposePolicy, Policy
 from nuropb_gateway_asgi.authorization.rules import Delivery
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
 from nuropb_gateway_asgi.handler_manager import Handler, HandlerManager
+from nuropb_gateway_asgi.limits.shared import SharedLimits
 from nuropb_gateway_asgi.protocol import ClientFrame
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager, ServiceMeshManagerController
 from nuropb_gateway_asgi.settings import Settings
@@ -661,13 +662,16 @@ class HandlerHarness:
         expose: list[str] | None = None,
         topics: list[str] | None = None,
         policy: ExposePolicy | None = None,
+        shared_limits: SharedLimits | None = None,
         **settings: Any,
     ) -> None:
         self.authenticator = FakeAuthenticator()
         self.receiver = FakeReceiver()
         self.clock = Clock(1000.0)
         policy = policy or ExposePolicy(["*.*"] if expose is None else expose, ["#"] if topics is None else topics)
-        self.manager = HandlerManager(Settings(**settings), self.authenticator, policy, clock=self.clock)
+        self.manager = HandlerManager(
+            Settings(**settings), self.authenticator, policy, shared_limits=shared_limits, clock=self.clock
+        )
         self.manager.bind_receiver(self.receiver)
 
     async def connect(self, token: str = "alice") -> FakeHandler:

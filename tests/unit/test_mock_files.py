@@ -114,7 +114,7 @@ async def test_answers_come_in_the_order_of_the_calls_and_the_last_one_stays(ord
     ("params", "reason"),
     [
         ({}, "orders.create: parameters missing: item"),
-        ({"item": ""}, "item must be at least 1 characters"),
+        ({"item": ""}, "item must be at least 1 character"),
         ({"item": 1}, "orders.create: parameters of the wrong type: item (expected str)"),
         (
             {"item": "tea", "quantity": True},

@@ -65,7 +65,7 @@ async def test_a_call_with_no_match_fails_and_is_listed(tmp_path: Path) -> None:
     found = await outcome(replay, colour="red")
     assert found.error is not None
     assert "no call of orders.get with such parameters" in found.error["description"]
-    assert replay.report() == ["no match for orders.get: 1 times"]
+    assert replay.report() == ["no match for orders.get: once"]
 
 
 async def test_errors_are_replayed(tmp_path: Path) -> None:
