@@ -1,4 +1,4 @@
-"""Sessions under a balancer that cuts connections while all processes are restarted: a minute, or SOAK_SECONDS."""
+"""Sessions under a balancer that cuts connections while all processes are restarted: half a minute, or SOAK_SECONDS."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.kit.soak import Soakers
 from tests.servers.rabbitmq import free_port
 from tests.servers.surviving_service import SurvivingService, host
 
-SECONDS: Final = float(os.environ.get("SOAK_SECONDS", "60"))
-CLIENTS: Final = int(os.environ.get("SOAK_CLIENTS", "60"))
+SECONDS: Final = float(os.environ.get("SOAK_SECONDS", "30"))
+CLIENTS: Final = int(os.environ.get("SOAK_CLIENTS", "50"))
 PROCESSES: Final = 4
 #: Connections that the balancer cuts in a second, for each hundred clients.
 CUTS: Final = 1.25

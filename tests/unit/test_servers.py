@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from tests.servers import openid, provision
-from tests.servers.rabbitmq import answers_amqp, config_text, free_port, node_environment, plugins_text, table
+from tests.servers.rabbitmq import (
+    answers_amqp,
+    config_text,
+    erlang_call,
+    free_port,
+    node_environment,
+    plugins_text,
+    table,
+)
 
 
 @contextmanager
@@ -222,3 +230,13 @@ class TestProvisionOfTheOpenIDProvider:
         )
         assert provision.provide_openid_provider() == 1
         assert "E: no network" in capsys.readouterr().err
+
+
+def test_commands_of_rabbitmqctl_are_calls_in_the_node() -> None:
+    assert erlang_call(["add_vhost", "a"]) == "rabbit_vhost:add(<<97>>, <<116,101,115,116,115>>)"
+    for options in (["--vhost", "v"], ["-p", "v"]):
+        call = erlang_call(["set_permissions", *options, "u", "c", "w", "r"])
+        assert call is not None
+        assert call.startswith("rabbit_auth_backend_internal:set_permissions(<<117>>, <<118>>, <<99>>, <<119>>, ")
+    assert erlang_call(["list_queues"]) is None
+    assert erlang_call(["add_vhost", "a", "--default-queue-type", "quorum"]) is None
