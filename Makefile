@@ -19,6 +19,8 @@ REACT := examples/react
 PYTEST := -m pytest -n $(or $(TEST_WORKERS),4) --dist loadfile --no-loadscope-reorder
 # Unit tests do not wait: one worker for each of two cores.
 UNIT := -m pytest -n $(or $(TEST_WORKERS),2) tests/unit
+# The tests of programs by the pytest plugin, which need no other server. tests/unit/test_testing.py has the others.
+PLUGIN := tests/integration/test_examples_in_process.py
 
 # The tests start hundreds of Python processes, and without .pyc files each would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -29,7 +31,7 @@ find = for python in $(2); do \
 	    if "$$python" -c "import sys, ensurepip, venv; v = sys.version_info; sys.exit(not $(1))" 2> /dev/null; \
 	    then echo "$$python"; break; fi; \
 	done
-minor = python3.$(1) $(PYENV)/3.$(1)*/bin/python3
+minor = python3.$(1) $(PYENV)/3.$(1)*/bin/python3 .debian/python/bin/python3
 
 # 3.11 comes first, because nuropb cannot be installed on newer versions.
 PYTHONS = $(PYTHON) $(call minor,11) python3 python3.13 python3.12 python3.14
@@ -41,10 +43,11 @@ ifeq ($(filter setup,$(MAKECMDGOALS)),)
 endif
 .SECONDARY:
 .PHONY: help run check test lint format unit integration coverage matrix soak pythons clusters oldest clean client vendor docs
+.PHONY: brokers
 .PHONY: setup lint-python lint-javascript node programs openid peer pytest pytest-others
 
 help: ## Show this list.
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
 run: $(VENV)/.runtime ## Start the gateway, on PORT (8000, or the next free one) of HOST (127.0.0.1).
 	@exec $(BIN)/python -m nuropb_gateway_asgi serve --host $(HOST) $(if $(PORT),--port $(PORT))
@@ -92,8 +95,26 @@ soak: ## Cut connections and restart processes under 400 clients for ten minutes
 	SOAK_SECONDS=$(or $(SOAK_SECONDS),600) SOAK_CLIENTS=$(or $(SOAK_CLIENTS),400) \
 	    $(BIN)/python -m pytest -s tests/integration/test_soak.py
 
-pythons: $(VENV)/.dev ## Run the unit tests on every other Python that is found.
+pythons: $(VENV)/.dev ## Run the unit tests, and those of the pytest plugin, on every other Python that is found.
 	@$(MAKE) --no-print-directory --keep-going pytest-others
+
+.PHONY: newest-python
+newest-python: ## Run all tests on Python 3.14; if there is none, as root on Debian it comes from sid.
+	@[ -n "$$($(call find,v.minor == 14,$(call minor,14)))" ] || python3 -m tests.servers.debian sid
+	@python=$$($(call find,v.minor == 14,$(call minor,14))); \
+	if [ -z "$$python" ]; then echo "Python 3.14 is missing" >&2; exit 1; fi; \
+	$(MAKE) --no-print-directory VENV=.venv-newest-python PYTHON="$$python" $(JOBS) setup && \
+	$(MAKE) --no-print-directory VENV=.venv-newest-python PYTHON="$$python" pytest
+
+# Debian's build of RabbitMQ permits a feature that other builds of that version deny.
+DENIED := deprecated_features.permit.transient_nonexcl_queues = false
+
+brokers: ## Run the tests that need RabbitMQ on 4.0 and on the newest, of Debian's trixie and sid; needs root on Debian.
+	@$(MAKE) --no-print-directory $(JOBS) setup
+	@$(BIN)/python -m tests.servers.debian trixie sid
+	NUROPB_TEST_RABBITMQ_ROOT="$(CURDIR)/.debian/trixie" $(BIN)/python $(PYTEST) -m broker tests/integration
+	NUROPB_TEST_RABBITMQ_ROOT="$(CURDIR)/.debian/sid" NUROPB_TEST_RABBITMQ_SETTINGS="$(DENIED)" \
+	    $(BIN)/python $(PYTEST) -m broker tests/integration
 
 clusters: ## Run the tests on clusters of three brokers, whose nodes die and are restarted, in some minutes.
 	@$(MAKE) --no-print-directory $(JOBS) setup
@@ -104,7 +125,7 @@ docs: .venv-docs/.done ## Build the site of all documents, with a search, in sit
 	@echo "To read it with its search: .venv-docs/bin/python -m http.server --directory site/built 8100"
 
 clean: ## Remove all files that these commands made.
-	rm -rf .nuropb-gateway .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .nuropb-gateway .debian .venv .venv-* .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	rm -rf $(JS)/node_modules $(JS)/dist $(JS)/.built .matrix tests/servers/openid_provider/node_modules
 	rm -rf benchmarks/moleculer/node_modules site/built
 	rm -rf $(REACT)/node_modules $(REACT)/.built
@@ -112,7 +133,7 @@ clean: ## Remove all files that these commands made.
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The tests that use most of the dependencies' interfaces.
-OLDEST_TESTS := tests/integration/test_other_packages.py tests/integration/test_rabbitmq_mesh.py \
+OLDEST_TESTS := tests/integration/test_other_packages.py tests/integration/rabbitmq \
     tests/integration/test_serving.py tests/integration/test_serve.py tests/integration/test_transports.py \
     tests/integration/test_openid.py tests/integration/test_aiormq_changes.py
 
@@ -263,7 +284,7 @@ pytest-others: $(FOUND:%=pytest-3.%)
 	@echo "Not found: $(or $(ABSENT:%=3.%),none)"
 
 pytest-3.%: .venv-3.%/.unit
-	.venv-3.$*/bin/python $(UNIT) -p no:cacheprovider
+	.venv-3.$*/bin/python $(UNIT) $(PLUGIN) -p no:cacheprovider
 
 # The benchmark. nuropb_gw has an environment of its own, because it needs Python 3.11, and moleculer-io needs Node.
 # Without Python 3.11 or Node, the benchmark leaves that gateway out.

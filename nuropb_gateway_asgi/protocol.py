@@ -397,6 +397,9 @@ _SHAPE: Final = bytes(
 #: An integer with fewer digits than this fits 64 bits.
 _LONG_RUN: Final = b"0" * 19
 _NO_BRACKETS: Final = b" 0e+"
+#: Brackets and the quotes of strings, and nothing else.
+_LEVELS: Final = bytes.maketrans(b"{}", b"[]")
+_ALL_BUT_LEVELS: Final = bytes(set(range(256)) - set(b'{[]}"'))
 #: Most valleys are shallow, so these are looked for first, and twice; the last search is for texts with deep ones.
 _VALLEYS: Final = (b"][", b"][", b"]" * 8 + b"[" * 8)
 _LONG_NUMBER = re.compile(rb"(?<![0-9.eE+-])-?[0-9](?:[0-9.eE+-]{18,}|[0-9.]*+[eE]\+?[0-9]{3,})")
@@ -430,6 +433,20 @@ def check_limits(text: bytes, max_depth: int) -> str | None:
         elif math.isinf(float(number)):
             return "a number is out of range"
     return None
+
+
+def nests_deeper(text: bytes, max_depth: int) -> bool:
+    """Tell whether ``text``, valid JSON, nests deeper than ``max_depth`` levels.
+
+    It cannot if it is short or has few brackets, which costs nothing or a search. 64 KiB with two thousand brackets
+    take a fifth of a millisecond.
+    """
+    if len(text) <= 2 * max_depth or text.count(b"[") + text.count(b"{") <= max_depth:
+        return False
+    # Strings without brackets become pairs of quotes, side by side. Without these pairs, each bracket that is left has
+    # as many quotes before it as it had, by an even number.
+    levels = text.replace(rb"\\", b"").replace(rb"\"", b"").translate(_LEVELS, _ALL_BUT_LEVELS).replace(b'""', b"")
+    return _is_deeper(b"".join(levels.split(b'"')[::2]), max_depth)
 
 
 def _is_deeper(levels: bytes, max_depth: int) -> bool:

@@ -147,6 +147,8 @@ class LogText(NamedTuple):
     source: str
     #: The room of the gateway that compares the text.
     room: str
+    #: The library's first major version that logs the text; allowed older ones log nothing in its place.
+    since: int = 0
 
 
 #: asyncio's message when a process has no files left for new connections.
@@ -162,7 +164,7 @@ LOG_TEXTS: Final = (
     LogText("[accepted]", _SANSIO, "observability"),
     LogText("connection rejected", "websockets.server", "observability"),
     LogText("connection open", "websockets.server", "observability"),
-    LogText("connection closed", "websockets.protocol", "observability"),
+    LogText("connection closed", "websockets.protocol", "observability", since=16),
     LogText("Invalid HTTP request received", _H11, "observability"),
     LogText("Invalid UTF-8", _SANSIO, "observability"),
     LogText("ASGI callable returned without completing", _SANSIO, "handlers"),

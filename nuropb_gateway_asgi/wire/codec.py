@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Raw, Struct
 
+from ..protocol import nests_deeper
 from .interface import EventMessage, Reply
 
 __all__ = [
@@ -39,6 +40,9 @@ NUROPB_VERSION: Final = "0.1.8"
 #: Characters of a topic, which is a routing key of at most 255 bytes, and of a trace id; services send any number.
 MAX_TOPIC_LENGTH: Final = 255
 MAX_TRACE_ID_LENGTH: Final = 512
+#: Levels of a message. Up to Python 3.11 the interpreter's recursion limit, of 1000, refuses more by itself; newer ones
+#: read what fits their stack, and hand it on to clients, whose own limits it passes.
+MAX_DEPTH: Final = 900
 MESSAGE_TYPES: Final = ("request", "response", "event", "command")
 MessageType = Literal["request", "response", "event", "command"]
 
@@ -155,7 +159,13 @@ def decode_reply(correlation_id: str, body: bytes) -> Reply:
         if _is_pythons_json(body):
             raise NotJson("the response holds a value that JSON does not have") from error
         raise InvalidMessage(f"the response cannot be read ({type(error).__name__})") from error
+    _check_depth("response", body)
     return Reply(correlation_id, reply.result, reply.error)
+
+
+def _check_depth(what: str, body: bytes) -> None:
+    if nests_deeper(body, MAX_DEPTH):
+        raise InvalidMessage(f"the {what} is nested more than {MAX_DEPTH} levels deep")
 
 
 def _is_pythons_json(body: bytes) -> bool:
@@ -174,6 +184,7 @@ def decode_event(body: bytes) -> EventMessage:
         raise InvalidMessage(f"the event cannot be read: {error}") from error
     except _DECODE_ERRORS as error:
         raise InvalidMessage(f"the event cannot be read ({type(error).__name__})") from error
+    _check_depth("event", body)
     # Clients get both in a frame whose size is that of the event, as far as their limits are concerned.
     if len(event.topic) > MAX_TOPIC_LENGTH or len(event.trace_id or "") > MAX_TRACE_ID_LENGTH:
         raise InvalidMessage("the event has a topic or a trace_id that is too long")
@@ -187,6 +198,7 @@ def decode_service_call(body: bytes) -> ServiceCall:
         call = _decode_call(body)
     except _DECODE_ERRORS as error:
         raise InvalidMessage(f"the request cannot be read ({type(error).__name__})") from error
+    _check_depth("request", body)
     return call
 
 

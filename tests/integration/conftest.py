@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import aio_pika
 import pytest
@@ -30,6 +30,18 @@ def boot(*settings: str) -> RabbitMQNode:
     if not installed():
         unavailable("rabbitmq-server is not installed")
     return RabbitMQNode(settings=settings)
+
+
+#: What tells that a test needs a broker: a fixture of it, or the folder for those that choose theirs by a parameter.
+BROKERS: Final = frozenset({"rabbitmq", "own_node", "cluster", "any_scene"})
+BROKER_FOLDERS: Final = frozenset({"rabbitmq", "mesh_contract"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a broker, so that ``-m broker`` runs them alone with another version."""
+    for item in items:
+        if item.path.parent.name in BROKER_FOLDERS or BROKERS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("broker")
 
 
 @pytest.fixture(scope="session")

@@ -360,7 +360,7 @@ async def test_a_check_of_a_broker(
     name = f"checked-{secrets.token_hex(4)}"
     async with await aio_pika.connect(rabbitmq.url) as connection, connection.channel() as channel:
         queue = f"nuropb-{name}-history-orders.#"
-        await channel.declare_queue(queue, exclusive=False, auto_delete=True)
+        await channel.declare_queue(queue, durable=True, auto_delete=True)
         settings = {"MESH_URL": rabbitmq.url, "JWT_KEY": SECRET, "SERVICE_NAME": name, "HISTORY": "orders.#:1h"}
         found = await asyncio.to_thread(check, monkeypatch, capsys, **settings)
         await channel.queue_delete(queue)

@@ -59,7 +59,7 @@ class RawService:
 async def raw_service(url: str, name: str) -> AsyncIterator[RawService]:
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel(publisher_confirms=False)
-        queue = await channel.declare_queue(f"nuropb-{name}-sq", auto_delete=True)
+        queue = await channel.declare_queue(f"nuropb-{name}-sq", durable=True, auto_delete=True)
         await queue.bind(codec.RPC_EXCHANGE, routing_key=name)
         service = RawService(channel)
         await queue.consume(service.take, no_ack=True)

@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-import hypercorn.asyncio
-import hypercorn.config
 import uvicorn
 
 from nuropb_gateway_asgi import FunctionAuthenticator, Gateway, Settings
@@ -257,6 +255,10 @@ def _uvicorn(name: str, max_size: int, options: dict[str, Any]) -> _Run:
 
 
 def _hypercorn(max_size: int) -> _Run:
+    # The unit tests run without it.
+    import hypercorn.asyncio
+    import hypercorn.config
+
     async def run(app: Any, listener: socket.socket, started: asyncio.Event, stop: asyncio.Event) -> None:
         async def until_stopped() -> None:
             started.set()

@@ -39,7 +39,7 @@ def external_url() -> str | None:
 
 def installed() -> bool:
     """Return whether the programs of a throwaway RabbitMQ node are installed."""
-    return all((find_program("rabbitmq-server"), find_program("rabbitmqctl"), shutil.which("epmd")))
+    return all((find_program("rabbitmq-server"), find_program("rabbitmqctl"), find_program("epmd")))
 
 
 def find_tool(name: str) -> str | None:

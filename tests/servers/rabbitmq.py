@@ -1,5 +1,8 @@
 """A throwaway RabbitMQ node: its own data, ports, cookie and port mapper, all on the loopback.
 
+NUROPB_TEST_RABBITMQ_ROOT selects the RabbitMQ of another root directory, which ``tests.servers.debian`` makes, and
+NUROPB_TEST_RABBITMQ_SETTINGS adds lines to rabbitmq.conf, separated by semicolons.
+
 Only the standard library is used, so that ``provision`` and the unit tests can import it anywhere.
 """
 
@@ -20,6 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
+
+from tests.servers.debian import command_in
 
 __all__ = ["RabbitMQError", "RabbitMQNode", "answers_amqp", "find_program", "free_port"]
 
@@ -50,7 +55,21 @@ def find_program(name: str) -> str | None:
     Debian's own directory comes first: its commands on the PATH change to the user ``rabbitmq`` when root calls them.
     """
     direct = Path("/usr/lib/rabbitmq/bin", name)
+    if root := os.environ.get("NUROPB_TEST_RABBITMQ_ROOT"):
+        inside = (direct, Path("/usr/bin", name))
+        return next((str(path) for path in inside if Path(root, path.relative_to("/")).exists()), None)
     return str(direct) if direct.exists() else shutil.which(name)
+
+
+def command(program: str) -> tuple[str, ...]:
+    """Make the command that runs a program which ``find_program`` found."""
+    root = os.environ.get("NUROPB_TEST_RABBITMQ_ROOT")
+    return command_in(root, program) if root else (program,)
+
+
+def common_settings() -> list[str]:
+    """Return the lines of rabbitmq.conf that NUROPB_TEST_RABBITMQ_SETTINGS has for every node."""
+    return [line.strip() for line in os.environ.get("NUROPB_TEST_RABBITMQ_SETTINGS", "").split(";") if line.strip()]
 
 
 def free_port() -> int:
@@ -176,12 +195,12 @@ class RabbitMQNode:
         listeners, which by default listen on every address of the machine. ``name`` is that of a node in a cluster, and
         ``arguments`` are for Erlang. A node ``like`` another one shares its port mapper and its cookie; it has to start
         later, and to end earlier."""
-        server, ctl, epmd = find_program("rabbitmq-server"), find_program("rabbitmqctl"), shutil.which("epmd")
+        server, ctl, epmd = find_program("rabbitmq-server"), find_program("rabbitmqctl"), find_program("epmd")
         if server is None or ctl is None or epmd is None:
             raise RabbitMQError("rabbitmq-server, with its rabbitmqctl and Erlang's epmd, is not installed")
-        self._server, self._ctl, self._epmd = server, ctl, epmd
+        self._server, self._ctl, self._epmd = command(server), command(ctl), command(epmd)
         self._plugins = tuple(plugins)
-        self._settings = tuple(settings)
+        self._settings = (*common_settings(), *settings)
         self.port = free_port()
         #: Random by default.
         self.name = name or f"rabbit-{secrets.token_hex(4)}@localhost"
@@ -222,7 +241,7 @@ class RabbitMQNode:
         if "server" in self._processes:
             raise RabbitMQError("the node is running already")
         try:
-            self._launch("server", self._server)
+            self._launch("server", *self._server)
             self._app_stopped = False
             self._wait_for_amqp()
         except BaseException:
@@ -311,11 +330,11 @@ class RabbitMQNode:
 
     def _succeeds(self, call: str) -> bool:
         """Have the node evaluate a call; return whether its result is ``ok``."""
-        program = shutil.which("erl_call")
+        program = find_program("erl_call")
         if program is None or self._directory is None:
             return False
         run = subprocess.run(
-            [program, "-sname", self.name, "-c", self._cookie, "-e"],
+            [*command(program), "-sname", self.name, "-c", self._cookie, "-e"],
             input=f"{call}.\n",
             env=self._environment,
             capture_output=True,
@@ -329,7 +348,7 @@ class RabbitMQNode:
         if self._directory is None:
             raise RabbitMQError("the node has not been started")
         return subprocess.run(
-            [self._ctl, "--quiet", *arguments],
+            [*self._ctl, "--quiet", *arguments],
             env=self._environment,
             cwd=self._directory,
             stdin=subprocess.DEVNULL,
@@ -370,7 +389,7 @@ class RabbitMQNode:
         if self._like is not None:
             return
         try:
-            self._launch("epmd", self._epmd, "-port", str(self._epmd_port))
+            self._launch("epmd", *self._epmd, "-port", str(self._epmd_port))
             self._wait(self._epmd_answers, "epmd")
         except BaseException:
             self.stop()

@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -295,3 +296,39 @@ def test_importing_the_package_makes_no_app_and_needs_no_settings_and_no_nuropb(
         [sys.executable, "-W", "error", "-c", program], env=environment, capture_output=True, text=True, check=False
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def _needed_to_collect(path: Path) -> set[str]:
+    """The absolute names that a file of the tests imports outside of its functions."""
+    found: set[str] = set()
+    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or _is_for_types_only(node):
+            continue
+        nodes += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join(path.relative_to(ROOT.parent).parts[: -node.level]) if node.level else ""
+            base = ".".join(filter(None, (package, node.module)))
+            found.update((base, *(f"{base}.{alias.name}" for alias in node.names)))
+    return found
+
+
+def test_the_unit_tests_need_the_packages_of_their_group_only() -> None:
+    groups = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    others = {re.split(r"[\[>=]", each)[0].replace("-", "_") for each in groups["dev"] if isinstance(each, str)}
+    assert "hypercorn" in others
+    seen: set[Path] = set()
+    waiting = {*(ROOT.parent / "tests" / "unit").glob("*.py"), ROOT.parent / "tests" / "conftest.py"}
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        names = _needed_to_collect(path)
+        assert {name.split(".")[0] for name in names} & others == set(), path
+        files = {
+            (ROOT.parent / name.replace(".", "/")).with_suffix(".py") for name in names if name.startswith("tests.")
+        }
+        waiting |= {file for file in files if file.exists()} - seen
+    assert ROOT.parent / "tests" / "kit" / "gateways.py" in seen

@@ -39,7 +39,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise OSError("no such name")
             return [(None, None, None, "", (ip, port)) for ip in known[host]]
 
-        monkeypatch.setattr(asyncio.get_event_loop_policy().get_event_loop(), "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
 
     return resolve
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
@@ -42,6 +42,7 @@ from nuropb_gateway_asgi.protocol import (
     encode_response,
     encode_subscribe,
     encode_topics,
+    nests_deeper,
     on_one_line,
 )
 
@@ -659,6 +660,14 @@ def test_the_limits_are_those_of_the_plain_reference(text: str, max_depth: int) 
         return
     if "N" not in text and "Infinity" not in text:
         assert (check_limits(text.encode(), max_depth) is None) == is_within_limits(text, max_depth)
+
+
+@given(plain_json, st.integers(1, 8))
+@fuzz
+@example({"]": ["}", {'\\"[': [1]}]}, 3)
+def test_the_levels_of_a_text_are_those_of_its_value(value: Any, max_depth: int) -> None:
+    text = json.dumps(value).encode()
+    assert nests_deeper(text, max_depth) is not is_within_limits(text, max_depth)
 
 
 @given(plain_json)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.servers import openid, provision
+from tests.servers.debian import ENTER
 from tests.servers.rabbitmq import (
     answers_amqp,
+    command,
+    common_settings,
     config_text,
     erlang_call,
+    find_program,
     free_port,
     node_environment,
     plugins_text,
@@ -230,6 +236,42 @@ class TestProvisionOfTheOpenIDProvider:
         )
         assert provision.provide_openid_provider() == 1
         assert "E: no network" in capsys.readouterr().err
+
+
+def test_the_makefile_names_tests_that_are_there() -> None:
+    root = Path(__file__).resolve().parents[2]
+    named = set(re.findall(r"tests/[\w/]+(?:\.py)?", (root / "Makefile").read_text(encoding="utf-8")))
+    assert "tests/integration/test_serve.py" in named
+    assert {name for name in named if not (root / name).exists()} <= {"tests/servers/openid_provider/node_modules"}
+
+
+# --- RabbitMQ of another root -----------------------------------------------------------------------------------------
+
+
+def test_a_program_of_another_root_is_run_in_it_and_keeps_its_process_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tmp_path / "usr" / "lib" / "rabbitmq" / "bin"
+    inside.mkdir(parents=True)
+    (inside / "rabbitmq-server").touch()
+    monkeypatch.setenv("NUROPB_TEST_RABBITMQ_ROOT", str(tmp_path))
+    assert find_program("rabbitmq-server") == "/usr/lib/rabbitmq/bin/rabbitmq-server"
+    assert find_program("rabbitmqctl") is None
+    assert find_program("epmd") is None
+    run = command("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    assert run[0] == "unshare"
+    assert run[-3:] == (str(tmp_path), tempfile.gettempdir(), "/usr/lib/rabbitmq/bin/rabbitmq-server")
+    assert 'exec chroot "$root" "$@"' in ENTER
+
+
+def test_without_another_root_a_program_is_run_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NUROPB_TEST_RABBITMQ_ROOT", raising=False)
+    assert command("/usr/sbin/rabbitmqctl") == ("/usr/sbin/rabbitmqctl",)
+
+
+def test_lines_for_all_nodes_are_separated_by_semicolons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUROPB_TEST_RABBITMQ_SETTINGS", "a = 1; b.c = false;")
+    assert common_settings() == ["a = 1", "b.c = false"]
 
 
 def test_commands_of_rabbitmqctl_are_calls_in_the_node() -> None:

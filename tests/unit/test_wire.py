@@ -245,6 +245,22 @@ def test_what_nobody_can_read_is_named_and_not_quoted(
     assert "canary" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("decode", "start", "end"),
+    [
+        (lambda body: codec.decode_reply("c", body), b'{"result":', b"}"),
+        (codec.decode_event, b'{"topic":"t","event":', b"}"),
+        (codec.decode_service_call, b'{"tag":"t","method":"m","context":{},"params":{"p":', b"}}"),
+    ],
+    ids=["response", "event", "request"],
+)
+def test_on_every_python_a_message_has_as_many_levels(decode: Callable[[bytes], Any], start: bytes, end: bytes) -> None:
+    inside = codec.MAX_DEPTH - len(end)
+    assert decode(start + b'[ "[", ' * inside + b"1" + b"]" * inside + end)
+    with pytest.raises(InvalidMessage, match=r"nested more than 900 levels deep$|\(RecursionError\)$"):
+        decode(start + b'[ "]", ' * (inside + 1) + b"1" + b"]" * (inside + 1) + end)
+
+
 @given(st.binary() | st.text().map(lambda text: text.encode(errors="surrogatepass")) | json_values.map(encoded))
 @fuzz
 @example(b'{"error":1}')

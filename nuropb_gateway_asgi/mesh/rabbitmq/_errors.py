@@ -20,8 +20,8 @@ CONNECTION_ERRORS: Final = (Exception, asyncio.CancelledError)
 
 
 #: RabbitMQ's words for its limits: of connections and queues of a vhost, connections and channels of a user,
-#: connections of a node, and channels of a connection. Each has the number in parentheses.
-_LIMIT: Final = re.compile(r"limit\b[^()]*\(\d+\)|channel_max \(\d+\)")
+#: connections of a node, and channels of a connection. Each has the number, in parentheses before RabbitMQ 4.3.
+_LIMIT: Final = re.compile(r"limit\b[^()]*\(\d+\)|limit of \d+|channel_max \(\d+\)")
 #: Its words for a vhost that there is not, or that this user may not use.
 _VHOST: Final = re.compile(r"vhost .* not found|access to vhost .* refused for user")
 

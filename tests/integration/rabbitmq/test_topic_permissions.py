@@ -25,11 +25,16 @@ class Limited:
     def __init__(self, node: RabbitMQNode, vhost: str) -> None:
         self.node, self.vhost = node, vhost
         self.url = node.add_vhost(vhost)
+        asyncio.run(self._declare())  # RabbitMQ 4.3 accepts permissions for exchanges that are there
         node.ctl("add_user", vhost, "hunter2")
         node.ctl("set_permissions", "--vhost", vhost, vhost, ".*", ".*", ".*")
         self._allowed = ""
         self.allow("^orders")
         self.limited_url = changed_url(self.url, username=vhost, password="hunter2")
+
+    async def _declare(self) -> None:
+        async with peer_at(self.url) as peer:
+            await peer.channel.exchange_declare(EVENTS, exchange_type="topic", durable=True)
 
     def allow(self, topics: str) -> None:
         if topics != self._allowed:
