@@ -196,6 +196,12 @@ def warn_of_settings(settings: Settings, policy: Policy, authenticator: Authenti
             "NUROPB_GATEWAY_JWT_ALLOW_HTTP is on: every machine between the gateway and the provider of its keys can "
             "change the keys, and sign in as any user; use https where the network is not your own"
         )
+    admin = settings.admin_address
+    if isinstance(admin, tuple) and not is_loopback_host(admin[0]):
+        logger.warning(
+            "NUROPB_GATEWAY_ADMIN_LISTEN is open to the network, and has no TLS, so its token can be read on the way; "
+            "listen at 127.0.0.1 or at a Unix socket, and reach it by ssh"
+        )
     if not policy.exposes_anything:
         logger.warning(
             "nothing is exposed: clients can connect, but cannot call any service; set NUROPB_GATEWAY_EXPOSE, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
@@ -14,8 +15,10 @@ from .authentication import Authenticator
 from .authorization import Policy
 from .controller import ServiceMeshManagerController
 from .handler_manager import GOODBYE_SPREAD, HandlerManager
+from .journal import Journal
 from .limits.shared import SharedLimits
 from .protocol import CloseCode
+from .routing.summaries import CallSummaries
 from .service_mesh_manager import ServiceMeshManager
 from .settings import Settings
 from .wire.history import KeptTopic
@@ -65,6 +68,13 @@ class ConnectionKind:
             name="" if name == WEBSOCKET else name,
         )
         self.handler_manager.closed_for = math.inf  # until it runs
+
+    def write_to(self, journal: Journal) -> None:
+        """Write the lines of its connections and calls to the logs of the process. To be called before it runs."""
+        self.handler_manager.journal = journal.for_transport(self.name)
+        if journal.access is not None and journal.access.has_calls:
+            summaries = CallSummaries(journal.access, self.name, time.monotonic)
+            self.service_mesh_manager.calls.summarise = summaries.write
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

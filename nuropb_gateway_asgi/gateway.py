@@ -4,6 +4,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
 
     cli, testing                      the command line; fixtures for tests of programs that call services
     gateway                           wires the parts
+    ├── admin                         actions of operators on a running gateway
     ├── assembly, drain, server       parts from settings; from SIGTERM to the end; uvicorn for an open network
     ├── agents                        services as tools for agents
     ├── contracts, console            documents of what a caller may do, and a page to do it
@@ -18,6 +19,7 @@ The rooms of the package, and which may import which (only downwards; a test hol
     ├── handler_manager               the connected clients
     ├── limits, authorization         how much clients may do, and which calls they may make
     ├── tracing                       spans, and the trace context of callers
+    ├── journal                       lines about connections, calls and operators
     ├── wire, static, client          NuroPb's messages; files for pages; the Python client
     ├── authentication                the identity behind a token
     └── protocol, topics, settings, rates, exceptions, generation_cache, identifiers, loopback, sockets, tasks
@@ -30,7 +32,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 from starlette.applications import Starlette
@@ -68,14 +70,18 @@ from .handlers.refusals import DenialLogFilter
 from .handlers.tcp import TCPServer
 from .handlers.websocket import WebSocketHandler
 from .limits.shared import SharedLimits
+from .observability.audit_file import journal_of, written_audit
 from .observability.health import Health
 from .observability.logs import configure_logging, filtered_server_logs
 from .observability.metrics import Metrics
 from .server import protocols_in_place
 from .settings import Settings
 from .static.assets import read_asset, serve_asset
-from .tasks import in_own_task
+from .tasks import in_own_task, on_hangup
 from .wire.interface import Mesh
+
+if TYPE_CHECKING:
+    from .admin import Admin
 
 __all__ = ["Gateway", "combine_lifespans", "configure_logging", "create_app"]
 
@@ -183,6 +189,9 @@ class Gateway:
             tools = ToolPolicy(self._policy)
             self._agents = Agents(add_kind("mcp", policy=tools), tools, origins)
         kinds = self.connection_kinds.values()
+        self._journal = journal_of(settings)
+        for kind in kinds:
+            kind.write_to(self._journal)
         self._metrics = Metrics.create(kinds, policy_file=self._policy_file, key_sets=self.key_sets)
         self._drain = Drain(kinds, settings.drain_timeout, settings.shutdown_delay)
         self._health = Health(
@@ -260,6 +269,10 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             self._running = True
             stack.callback(self._reset)
+            stack.callback(self._journal.close)
+            stack.enter_context(written_audit(self.settings, self._journal.audit))
+            if self.key_sets or self._journal.audit is not None:
+                stack.enter_context(on_hangup(self.reload))
             if self.settings.server_protocols == "on":
                 stack.enter_context(protocols_in_place(self.settings.max_connections))
             server_log.addFilter(denials)
@@ -279,6 +292,8 @@ class Gateway:
             if self._policy_file is not None:
                 tasks.start_soon(self._policy_file.watch, self._on_policy_changed, name="policy file")
             stack.enter_context(self._drain.on_signals(tasks))
+            if self.settings.admin_listen:
+                await stack.enter_async_context(self._make_admin().running(tasks))
             if self._tcp is not None:
                 await stack.enter_async_context(self._tcp.serving())
             for kind in self.connection_kinds.values():
@@ -298,6 +313,32 @@ class Gateway:
             if isinstance(self._authenticator, contextlib.AbstractAsyncContextManager):
                 await stack.enter_async_context(self._authenticator)
             yield
+
+    def _make_admin(self) -> Admin:
+        from .admin import Admin, Parts  # a gateway without the admin API does not have its code
+
+        return Admin(
+            Parts(
+                self.settings,
+                self.connection_kinds,
+                self._policy_file,
+                self.key_sets,
+                self._metrics,
+                self._journal,
+                self.not_ready,
+                self._health.warnings,
+                self.reload,
+            )
+        )
+
+    def reload(self) -> None:
+        """Read the policy file again, fetch the keys, and open the audit log again, as on SIGHUP; returns at once."""
+        if self._policy_file is not None:
+            self._policy_file.reload()
+        for key_set in self.key_sets.values():
+            key_set.renew()
+        if self._journal.audit is not None:
+            self._journal.audit.reopen()
 
     async def _on_policy_changed(self) -> None:
         for kind in self.connection_kinds.values():

@@ -27,6 +27,7 @@ from .authorization.rules import Delivery
 from .authorization.topic_checks import TopicChecks
 from .exceptions import AuthenticationFailed, AuthenticationUnavailable, ProtocolError, TokenExpired, UnknownKey
 from .generation_cache import GenerationCache
+from .journal import NO_JOURNAL, Journal
 from .limits.admission import UNKNOWN_KEY_COST, Arrival
 from .limits.buckets import Excess
 from .limits.lifetimes import Lifetimes
@@ -236,6 +237,8 @@ class HandlerManager:
         self.topic_checks = TopicChecks(self._policy, TOPICS_PER_SLICE)
         #: The spans of connections and calls, if the gateway traces.
         self.tracing = Tracing.of(settings.tracing)
+        #: The access log and the audit log, if the gateway writes any.
+        self.journal: Journal = NO_JOURNAL
         self._lifetimes = Lifetimes(settings.max_connection_lifetime, settings.drain_timeout)
         self._clock = clock
         self.statistics = HandlerStatistics()
@@ -309,6 +312,8 @@ class HandlerManager:
         else:
             self._callers[handler.session_id] = handler
         self.tokens.begin(handler.session_id, identity, brief=not listens)
+        if listens:
+            self.journal.on_connected(handler)
         if listens and tracing is not None:
             tracing.on_connected(handler.session_id, handshake)
         handler.on_registered(identity)
@@ -572,6 +577,7 @@ class HandlerManager:
             identity = await (checking if self.tracing is None else self.tracing.check(checking, None))
         except AuthenticationFailed as error:
             refresh_logger.info("session %s: token refresh refused: %s", handler.session_id, error)
+            self.journal.on_refused(handler, "newer_token", str(error))
             description = EXPIRED if isinstance(error, TokenExpired) else "A valid bearer token is required"
             failure = Failure(ErrorCode.UNAUTHENTICATED, description)
             handler.send_frame(encode_failure(frame.id, frame.trace_id, failure))

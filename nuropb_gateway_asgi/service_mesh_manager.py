@@ -367,13 +367,20 @@ class ServiceMeshManager:
         Clients reconnect at once after a ``code`` from 4000 to 4499. After any other code well-behaved clients stay
         away; only :meth:`revoke` keeps the others out.
         """
-        return await self._application.users.disconnect_users(user_ids, code, reason)
+        users = user_ids if isinstance(user_ids, str) else list(user_ids)
+        reached = await self._application.users.disconnect_users(users, code, reason)
+        if (audit := self._handler_manager.journal.audit) is not None:
+            audit.closed(list(users), None, code, reason, reached.count)
+        return reached
 
     async def disconnect_session(
         self, session_id: str, code: int = CloseCode.DISCONNECTED, reason: str = "disconnected"
     ) -> Reached:
         """Close one connection."""
-        return await self._application.users.disconnect_session(session_id, code, reason)
+        reached = await self._application.users.disconnect_session(session_id, code, reason)
+        if (audit := self._handler_manager.journal.audit) is not None:
+            audit.closed(None, session_id, code, reason, reached.count)
+        return reached
 
     async def list_sessions(self, user_id: str) -> Sessions:
         """List the connections of a user, the oldest first."""
@@ -412,6 +419,9 @@ class ServiceMeshManager:
         await self._application.revoke(
             user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before, until=until
         )
+        if (audit := self._handler_manager.journal.audit) is not None:
+            tokens = {"user_id": user_id, "session_id": session_id, "token_id": token_id}
+            audit.revoked({**tokens, "issued_before": issued_before}, until)
 
     async def unrevoke(
         self,
@@ -430,6 +440,9 @@ class ServiceMeshManager:
         await self._application.unrevoke(
             user_id=user_id, session_id=session_id, token_id=token_id, issued_before=issued_before
         )
+        if (audit := self._handler_manager.journal.audit) is not None:
+            tokens = {"user_id": user_id, "session_id": session_id, "token_id": token_id}
+            audit.taken_back({**tokens, "issued_before": issued_before})
 
 
 class _Sweeps(Protocol):

@@ -52,6 +52,12 @@ _MESH_VALUES: Final = {
 }
 #: A URL with several hosts: scheme and user, hosts, and the rest.
 _HOSTS = re.compile(r"(amqps?://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)([/?#].*)?", re.DOTALL | re.IGNORECASE)
+#: The start of an address that is a Unix socket.
+UNIX_PREFIX: Final = "unix:"
+#: The characters of a bearer token (RFC 6750, 2.1); 32 random ones cannot be guessed.
+_ADMIN_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{32,1024}")
+#: Variables that name a file with a secret, and the settings that they set.
+_SECRET_FILES: Final = {"mesh_url_file": "mesh_url", "admin_token_file": "admin_token"}
 _GIVEN_TWICE: Final = "given twice, as a value and as a file"
 
 
@@ -166,6 +172,15 @@ class Settings:
     tracing: Literal["off", "on"] = "off"
     #: A file in the place of log_level and log_format, as uvicorn's --log-config takes it.
     log_config: str = ""
+    #: Lines about connections that have ended, and about calls.
+    access_log: Literal["off", "connections", "calls"] = "off"
+    #: Such lines a second, in each process; further ones are summed up.
+    access_log_rate: int = 100
+    #: The file of the audit log, or "-" for standard output; empty for none.
+    audit_log: str = ""
+    #: The address of the admin API: unix:/path, or host:port; empty for none.
+    admin_listen: str = ""
+    admin_token: str = ""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -182,10 +197,11 @@ class Settings:
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the settings from the environment (``os.environ`` by default).
 
-        ``NUROPB_GATEWAY_JWT_KEY_FILE`` and ``NUROPB_GATEWAY_MESH_URL_FILE`` name a file to read the secret from; one
-        line break at the end of the file is not part of the secret. An empty variable counts as not set; for a
-        list it is an empty list. Variables that name no setting are ignored (Kubernetes sets some with this
-        prefix for a service called nuropb-gateway), with a warning for those that look like a misspelt setting.
+        ``NUROPB_GATEWAY_JWT_KEY_FILE``, ``NUROPB_GATEWAY_MESH_URL_FILE`` and ``NUROPB_GATEWAY_ADMIN_TOKEN_FILE`` name a
+        file to read the secret from; one line break at the end of the file is not part of the secret. An empty variable
+        counts as not set; for a list it is an empty list. Variables that name no setting are ignored (Kubernetes sets
+        some with this prefix for a service called nuropb-gateway), with a warning for those that look like a misspelt
+        setting.
         """
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {}
@@ -193,9 +209,9 @@ class Settings:
             if not variable.startswith(ENV_PREFIX):
                 continue
             name = variable.removeprefix(ENV_PREFIX).lower()
-            if name == "mesh_url_file":
+            if name in _SECRET_FILES:
                 if text:
-                    _set_once(values, "mesh_url", _read_secret(name, text))
+                    _set_once(values, _SECRET_FILES[name], _read_secret(name, text))
             elif name not in _TYPES:
                 _warn_if_misspelt(variable, name)
             elif text or _is_list(_TYPES[name]):
@@ -233,6 +249,14 @@ class Settings:
         return self.error_details or ("all" if self.embedded else "nuropb")
 
     @property
+    def admin_address(self) -> str | tuple[str, int] | None:
+        """The path of the admin API's Unix socket, or its host and port, or None."""
+        if self.admin_listen.startswith(UNIX_PREFIX):
+            return self.admin_listen.removeprefix(UNIX_PREFIX)
+        match = _ADDRESS.fullmatch(self.admin_listen)
+        return None if match is None else (match[1] or match[2], int(match[3]))
+
+    @property
     def tcp_address(self) -> tuple[str, int] | None:
         """The host and port of TCP, or None."""
         match = _ADDRESS.fullmatch(self.tcp)
@@ -255,10 +279,14 @@ class Settings:
         )
         return f"Settings({', '.join(shown)})"
 
+    def shown(self) -> dict[str, Any]:
+        """Return all settings for an operator, without keys and passwords."""
+        return {field.name: self._shown(field.name) for field in dataclasses.fields(self)}
+
     def _shown(self, name: str) -> Any:
         value = getattr(self, name)
-        if name == "jwt_key":
-            return "<hidden>"
+        if name in ("jwt_key", "admin_token"):
+            return "<hidden>" if value else ""
         return hide_password(value) if isinstance(value, str) and "://" in value else value
 
     def _mesh_parts(self) -> tuple[str, str | None]:
@@ -313,6 +341,7 @@ class Settings:
             )
         if self.tcp and (self.tcp_address is None or self.tcp_address[1] > 65535):
             raise _refusal("tcp", "not an address", "host:port, as in 127.0.0.1:8001 or [::1]:8001")
+        self._check_admin()
         for name in ("expose", "expose_topics", "expose_tools"):
             if self.policy and getattr(self, name):
                 raise _refusal(
@@ -335,6 +364,23 @@ class Settings:
                 raise _refusal(name, str(error), "a rate such as 200/s or 200/s burst 400, or off") from error
         if self.request_timeout > self.request_timeout_max:
             self._reconcile_timeouts()
+
+    def _check_admin(self) -> None:
+        address = self.admin_address
+        well = not self.admin_listen
+        if isinstance(address, str):
+            well = address.startswith("/") and address.isprintable()
+        elif address is not None:
+            well = 0 < address[1] < 65536
+        if not well:
+            raise _refusal(
+                "admin_listen", "not an address", "unix:/path/of/a/socket, or host:port as in 127.0.0.1:9100"
+            )
+        if self.admin_token and not _ADMIN_TOKEN.fullmatch(self.admin_token):
+            fact = "too short, or with characters that a header cannot have"
+            raise _refusal("admin_token", fact, "a secret of 32 to 1024 letters, digits or -._~+/=")
+        if isinstance(address, tuple) and not self.admin_token:
+            raise _refusal("admin_token", "not set, and ADMIN_LISTEN is a port", "a secret of 32 characters or more")
 
     def _reconcile_timeouts(self) -> None:
         """Adapt REQUEST_TIMEOUT to REQUEST_TIMEOUT_MAX, or the reverse, where only one of them was set."""
@@ -365,6 +411,7 @@ _MINIMUM: Final = {
     "resume_buffer": 1024,
     "resume_memory": 0,
     "history_max": 1,
+    "access_log_rate": 1,
 }
 #: Seconds; the longest time that becomes an AMQP expiration.
 _LONGEST_TIME: Final = 86400.0

@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
-from types import TracebackType
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from types import FrameType, TracebackType
 from typing import Any, Final, ParamSpec, TypeVar
 
 import anyio
 
-__all__ = ["TaskOwner", "in_own_task"]
+__all__ = ["TaskOwner", "in_own_task", "on_hangup"]
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +161,32 @@ async def _leave(task: asyncio.Task[None]) -> bool:
                 cancelled = True
                 task.cancel()
     return cancelled
+
+
+@contextlib.contextmanager
+def on_hangup(function: Callable[[], object]) -> Iterator[None]:
+    """Make SIGHUP call ``function`` on the event loop, and then the previous handler, while the context lasts.
+
+    The signal's default action would end the process.
+    """
+    number = getattr(signal, "SIGHUP", None)  # missing on Windows
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    saved = signal.getsignal(number) or signal.SIG_DFL  # None: a handler that Python did not install
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(function)
+        if callable(saved):
+            saved(number, frame)
+
+    signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        if signal.getsignal(number) is on_signal:
+            signal.signal(number, saved)
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> bool:

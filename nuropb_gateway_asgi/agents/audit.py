@@ -29,6 +29,7 @@ def log_call(
         round(seconds * 1000),
         _plain(trace_id),
         said,
+        extra={"trace_id": trace_id},
     )
 
 

@@ -22,7 +22,7 @@ from ..handlers.connection import ClientLeft
 from ..handlers.cross_origin import CrossOrigin
 from ..handlers.exchange import Answer, Exchange, too_big
 from ..handlers.handshake import admitted, arrival_of, check_credentials, check_origin, register
-from ..handlers.refusals import Reason, Refusal
+from ..handlers.refusals import Reason, Refusal, count_refusal
 from ..identifiers import new_id
 from ..limits.admission import Arrival
 from ..protocol import CloseCode, ErrorCode, Failure, check_limits, encode_json, error_members
@@ -90,7 +90,7 @@ class AgentEndpoint:
             try:
                 await self._admit(exchange, receive)
             except Refusal as refusal:
-                self._manager.statistics.refused[refusal.label] += 1
+                count_refusal(self._manager, refusal, exchange.address)
                 await exchange.respond(self._refused(exchange, refusal))
             except Exception:
                 # The server logs the exception; the client learns that the gateway is at fault.

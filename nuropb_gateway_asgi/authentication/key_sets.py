@@ -256,6 +256,11 @@ class KeySet:
 
     # --- for operators ----------------------------------------------------------------------------------------
 
+    def renew(self) -> None:
+        """Fetch the keys now, if the key set runs; the present ones stay in use if that fails."""
+        if self._task is not None:
+            self._asked.set()
+
     @property
     def problem(self) -> str | None:
         """The reason why no token can be checked now, or None."""

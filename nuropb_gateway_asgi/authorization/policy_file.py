@@ -6,12 +6,9 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import stat
-import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from types import FrameType
+from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, TypeAlias
 
 import anyio
@@ -19,6 +16,7 @@ import anyio.to_thread
 
 from ..exceptions import SettingsError
 from ..settings import ENV_PREFIX
+from ..tasks import on_hangup
 from .rule_policy import RulePolicy
 from .syntax import PolicyDocument, parse_document
 
@@ -73,6 +71,10 @@ class PolicyFile:
         self.reloads: Counter[str] = Counter()
         self._asked = asyncio.Event()
 
+    def reload(self) -> None:
+        """Have :meth:`watch` reload the file now."""
+        self._asked.set()
+
     async def watch(self, on_change: Callable[[], Awaitable[None]]) -> None:
         """Reload the file after each change, and on each SIGHUP, until cancelled.
 
@@ -82,7 +84,7 @@ class PolicyFile:
         self._asked = asyncio.Event()  # it belongs to the event loop that first waits for it
         limiter = anyio.CapacityLimiter(1)
         before = self._signature
-        with self._asking_on_hangup():
+        with on_hangup(self._asked.set):
             while True:
                 with anyio.move_on_after(POLL_INTERVAL if before == self._signature else POLL_INTERVAL / 2):
                     await self._asked.wait()
@@ -119,28 +121,6 @@ class PolicyFile:
         if history != self.history:
             logger.warning("%s: history has changed; the change takes effect when the gateway starts again", self._path)
         return True
-
-    @contextlib.contextmanager
-    def _asking_on_hangup(self) -> Iterator[None]:
-        """Make SIGHUP reload the file and then call the previous handler; its default action would end the process."""
-        number = getattr(signal, "SIGHUP", None)  # missing on Windows
-        if number is None or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        saved = signal.getsignal(number) or signal.SIG_DFL  # None: a handler that Python did not install
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            loop.call_soon_threadsafe(self._asked.set)
-            if callable(saved):
-                saved(number, frame)
-
-        signal.signal(number, on_signal)
-        try:
-            yield
-        finally:
-            if signal.getsignal(number) is on_signal:
-                signal.signal(number, saved)
 
 
 def _signature(status: os.stat_result) -> Signature:

@@ -6,6 +6,7 @@ For the gateway:
 * ``check``: are settings, policy, keys, provider and broker in order?
 * ``token``: make a token for development;
 * ``explain``: may a token call a method, and which rule decides?
+* ``admin``: connections, revocations, circuits and a debug bundle of a running gateway.
 
 For its clients:
 
@@ -32,6 +33,7 @@ from .._version import __version__
 from ..exceptions import SettingsError
 from ..settings import ENV_PREFIX
 from ._output import printable_lines
+from .admin import admin
 from .bench import bench
 from .call import call
 from .check import check
@@ -105,6 +107,7 @@ commands.add_command(call)
 commands.add_command(token)
 commands.add_command(check)
 commands.add_command(explain)
+commands.add_command(admin)
 commands.add_command(gen_client_command)
 commands.add_command(contract)
 commands.add_command(listen)

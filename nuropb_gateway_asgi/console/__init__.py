@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import html
 import importlib.resources
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from starlette.requests import Request
@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from ..static.assets import Asset, is_asset, read_asset, serve_asset
 from ..static.entity_tags import entity_tag
 
-__all__ = ["CONTENT_SECURITY_POLICY", "console_routes"]
+__all__ = ["CONTENT_SECURITY_POLICY", "admin_routes", "console_routes"]
 
 #: Scripts and styles are files of the gateway, requests go to the gateway, and no page may frame the console.
 CONTENT_SECURITY_POLICY: Final = "; ".join(
@@ -65,6 +65,22 @@ def console_routes(path: str, agents: str | None, *, development: bool, faults: 
     ]
 
 
+def admin_routes(*, needs_token: bool) -> list[BaseRoute]:
+    """Return the routes of the page of the admin API (``/``) and of its files, for the address of that API alone.
+
+    The page asks for the admin token if requests need one, and keeps it in memory.
+    """
+    page = _filled(read_asset("console/admin.html"), {"token": "yes" if needs_token else "no"})
+
+    async def serve_page(request: Request) -> Response:
+        return serve_asset(request, page, _PAGE_HEADERS)
+
+    return [
+        Route("/", serve_page, methods=["GET"], name="admin"),
+        Route("/console/{file:path}", _serve_file, methods=["GET"]),
+    ]
+
+
 async def _serve_file(request: Request) -> Response:
     file = request.path_params["file"]
     if file not in _files():
@@ -73,7 +89,6 @@ async def _serve_file(request: Request) -> Response:
 
 
 def _page(path: str, agents: str | None, development: bool, faults: str | None) -> Asset:
-    page = read_asset("console/index.html")
     # Relative, so that the page works wherever the gateway is mounted.
     values = {
         "socket": f".{path}",
@@ -81,6 +96,10 @@ def _page(path: str, agents: str | None, development: bool, faults: str | None) 
         "faults": "" if faults is None else f".{faults}",
         "development": "yes" if development else "no",
     }
+    return _filled(read_asset("console/index.html"), values)
+
+
+def _filled(page: Asset, values: Mapping[str, str]) -> Asset:
     body = page.body.decode()
     for name, value in values.items():
         body = body.replace(f"{{{{{name}}}}}", html.escape(value))
@@ -95,7 +114,7 @@ def _files() -> frozenset[str]:
 
     def names() -> Iterator[str]:
         for entry in root.iterdir():
-            if is_asset(entry.name) and entry.name != "index.html":
+            if is_asset(entry.name) and not entry.name.endswith(".html"):
                 yield entry.name
         for entry in root.joinpath("vendor").iterdir():
             if is_asset(entry.name):

@@ -78,8 +78,10 @@ class Talk:
         """Set the part that answers the questions on a subject. It may raise as ``answer`` may."""
         self._late_answerers[subject] = answerer
 
-    async def ask(self, question: bytes, decode: Callable[[Raw], T]) -> tuple[list[T], list[str]]:
+    async def ask(self, question: bytes, decode: Callable[[Raw], T], *, subject: str = "") -> tuple[list[T], list[str]]:
         """Ask all peer processes; return their answers, and the instance ids of those silent for ANSWER_TIMEOUT.
+
+        ``subject`` says which part of them answers; by default the one for users.
 
         A process whose answer ``decode`` cannot read counts as silent, too. Raises nothing: without a mesh there are no
         answers. After a cancellation late answers are dropped.
@@ -87,7 +89,7 @@ class Talk:
         id_ = new_id()
         asked = self._asked[id_] = _Asked(set(self.roster.members), others=self._clock() < self._settled_at)
         try:
-            self._mesh.broadcast(encode(Ask(self._mesh.address, id_, Raw(question))))
+            self._mesh.broadcast(encode(Ask(self._mesh.address, id_, Raw(question), subject)))
             if asked.missing or asked.others:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     await asked.done

@@ -20,6 +20,7 @@ from ..authentication import Identity
 from ..authorization.rules import Delivery
 from ..exceptions import ConnectionLimitReached, ProtocolError
 from ..handler_manager import HandlerManager, encode_authorized, encode_malformed, encode_refusal, expiry
+from ..journal import Traffic
 from ..limits.admission import Arrival
 from ..limits.prices import extra_for_size
 from ..protocol import (
@@ -38,7 +39,7 @@ from ..settings import Settings
 from ..tasks import TaskOwner
 from .direct import FRAMES_PER_TURN
 from .handshake import register
-from .refusals import Reason, Refusal, log_refusal
+from .refusals import Reason, Refusal, audit_refusal, log_refusal
 from .session_carrier import SessionCarrier
 
 __all__ = ["ClientLeft", "Connection"]
@@ -67,6 +68,8 @@ class Connection(SessionCarrier, ABC):
         super().__init__(handler_manager, settings, address)
         self._tasks: TaskOwner | None = None
         self._clock = time.monotonic
+        #: Counters for the access log, if there is one.
+        self._traffic: Traffic | None = None
         self._writing_since: float | None = None
         self._heard_at = self._pinged_at = self._clock()
         self._awaits_pong = False
@@ -101,6 +104,7 @@ class Connection(SessionCarrier, ABC):
             if frame is not None:
                 await register(self._manager, self, frame.token, self.address, Arrival.WITHOUT_TOKEN)
         except Refusal as refusal:
+            audit_refusal(self._manager, refusal, self.address)
             await self.send_refusal(refusal, frame)
         finally:
             if frame is None:
@@ -170,6 +174,7 @@ class Connection(SessionCarrier, ABC):
 
     def end(self) -> None:
         """Note the end of the connection: its session is parked if it may outlive it, else it is unregistered."""
+        self._manager.journal.on_ended(self, self._close, self.left_with, self._traffic)
         self._manager.unregister(self)
         session, self._session = self._session, None
         if session is not None:
@@ -201,6 +206,8 @@ class Connection(SessionCarrier, ABC):
     def on_message(self, message: str | bytes) -> bool:
         """Hand a message of the client to the manager; return whether it is still being worked on."""
         self._heard_at = self._clock()
+        if self._traffic is not None:
+            self._traffic.on_received(message)
         if self._close is not None:
             return False
         session = self._session
@@ -229,6 +236,8 @@ class Connection(SessionCarrier, ABC):
                     self._writing_since = self._clock()
                     await self.send_text(text)
                     self._writing_since = None
+                    if self._traffic is not None:
+                        self._traffic.on_sent(text)
                 elif outbox is self._outbox:  # else a session came or left
                     break
             if self._close is not None:
@@ -238,6 +247,11 @@ class Connection(SessionCarrier, ABC):
             return
         finally:
             self._writing_since = None
+
+    @property
+    def left_with(self) -> int | None:
+        """The close code of a client that has left, on a transport with such codes."""
+        return None
 
     def stop(self) -> None:
         """Stop reading and writing at once. Frames in the outbox are lost."""
@@ -252,6 +266,7 @@ class Connection(SessionCarrier, ABC):
     def on_registered(self, identity: Identity) -> None:
         """Send hello: the first frame on an authorised connection."""
         self.identity = identity
+        self._traffic = self._manager.journal.count()
         settings = self._settings
         hello = {
             "session_id": self.session_id,

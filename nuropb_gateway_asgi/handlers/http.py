@@ -29,7 +29,7 @@ from .event_streams import EventStreamHandler, refuse_stream
 from .exchange import FRAME_ID, Exchange, failed, refused, too_big
 from .handshake import admitted, arrival_of, check_credentials, check_origin, register
 from .http_calls import CallHandler
-from .refusals import Reason, Refusal
+from .refusals import Reason, Refusal, count_refusal
 
 __all__ = ["make_endpoints"]
 
@@ -73,7 +73,7 @@ class Endpoint(ABC):
             try:
                 await self._admit(exchange)
             except Refusal as refusal:
-                self._manager.statistics.refused[refusal.label] += 1
+                count_refusal(self._manager, refusal, exchange.address)
                 await self.refuse(exchange, refusal)
             except Exception:
                 # The server logs the exception; the client learns that the gateway is at fault.

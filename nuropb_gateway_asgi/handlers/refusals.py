@@ -9,10 +9,10 @@ from typing import Final
 from starlette.responses import JSONResponse
 
 from ..exceptions import AuthenticationFailed, AuthenticationUnavailable, ConnectionLimitReached, TokenExpired
-from ..handler_manager import CANNOT_AUTHENTICATE, EXPIRED
+from ..handler_manager import CANNOT_AUTHENTICATE, EXPIRED, HandlerManager
 from ..protocol import SUBPROTOCOL, CloseCode, ErrorCode, Failure, error_members
 
-__all__ = ["DenialLogFilter", "Reason", "Refusal", "log_refusal"]
+__all__ = ["DenialLogFilter", "Reason", "Refusal", "audit_refusal", "count_refusal", "log_refusal"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,21 @@ def log_refusal(
     if isinstance(error, ConnectionLimitReached):
         return Refusal(Reason.USER_LIMIT if error.per_user else Reason.GATEWAY_FULL)
     return Refusal(Reason.EXPIRED_TOKEN if isinstance(error, TokenExpired) else Reason.INVALID_TOKEN)
+
+
+def count_refusal(manager: HandlerManager, refusal: Refusal, address: str) -> None:
+    """Count a refused handshake or request of a client at ``address``, and note it in the audit log."""
+    manager.statistics.refused[refusal.label] += 1
+    audit_refusal(manager, refusal, address)
+
+
+def audit_refusal(manager: HandlerManager, refusal: Refusal, address: str) -> None:
+    """Note a refused client in the audit log, with the cause that the log has and the client is not told."""
+    journal = manager.journal
+    if journal.audit is not None:
+        cause = refusal.__cause__
+        detail = refusal.failure.description if cause is None or not str(cause) else str(cause)
+        journal.audit.refused(refusal.label, detail, address, journal.transport)
 
 
 class DenialLogFilter(logging.Filter):

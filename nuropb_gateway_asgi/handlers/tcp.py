@@ -25,7 +25,7 @@ from ..settings import ENV_PREFIX, Settings
 from ..sockets import hasten_end, set_options, skip_flush
 from .connection import ClientLeft, Connection
 from .handshake import admitted
-from .refusals import Refusal
+from .refusals import Refusal, count_refusal
 
 __all__ = ["TCPHandler", "TCPServer"]
 
@@ -246,7 +246,7 @@ class TCPServer:
             with admitted(self._manager, address, Arrival.WITHOUT_TOKEN):
                 closed = await self._handle(stream, address)
         except Refusal as refusal:
-            self._manager.statistics.refused[refusal.label] += 1
+            count_refusal(self._manager, refusal, address)
             if self._tls is None:  # a TLS handshake would cost more than the refusal is worth
                 handler = TCPHandler(stream, self._manager, self._settings, address)
                 await handler.send_refusal(refusal)

@@ -17,6 +17,7 @@ from ..authentication.credentials import Credentials, find_credentials, take_sub
 from ..authentication.origins import OriginPolicy
 from ..authorization.rules import Delivery
 from ..handler_manager import HandlerManager
+from ..journal import CountedWriter
 from ..limits.admission import Arrival, address_of
 from ..protocol import SUBPROTOCOL, CloseCode
 from ..settings import Settings
@@ -24,7 +25,7 @@ from ..tasks import TaskOwner
 from .connection import ClientLeft, Connection
 from .direct import EXTENSION, SIZE_FACTOR, DirectWebSocket
 from .handshake import admitted, arrival_of, check_credentials, check_origin, check_subprotocol, register
-from .refusals import DenialLogFilter, Reason, Refusal
+from .refusals import DenialLogFilter, Reason, Refusal, count_refusal
 
 __all__ = ["WebSocketHandler"]
 
@@ -136,7 +137,7 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         try:
             async with TaskOwner() as tasks:
                 self._tasks = tasks
-                self._direct = direct
+                self._direct = direct if self._traffic is None else CountedWriter(direct, self._traffic)
                 direct.attach(self.on_message, self._flush, self.is_busy)
                 self._flush()
                 while await self._is_connected():
@@ -149,6 +150,11 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
     def ended_on_purpose(self) -> bool:
         """Whether client or gateway ended the connection for good."""
         return super().ended_on_purpose or (self._close is None and self._left_with == CloseCode.NORMAL)
+
+    @property
+    def left_with(self) -> int:
+        """The close code of a client that has left."""
+        return self._left_with
 
     def wake(self) -> None:
         """Write the frames in the outbox while the client keeps up."""
@@ -242,7 +248,7 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
 
     async def _refuse(self, websocket: WebSocket, refusal: Refusal) -> None:
         """Refuse a handshake: by an HTTP status, or by a close code for browsers, which report a status as 1006."""
-        self._manager.statistics.refused[refusal.label] += 1
+        count_refusal(self._manager, refusal, self.address)
         if "origin" in websocket.headers and refusal.close is not CloseCode.ORIGIN_NOT_ALLOWED:
             offered: Sequence[str] = self.scope["subprotocols"]
             # A browser drops a connection whose server selects none of the offered subprotocols, close code included.

@@ -212,9 +212,17 @@ class Circuits:
         """Return the services whose circuits are open, for all callers or for some."""
         return [service for service, circuit in self.troubled.items() if circuit.is_open]
 
-    def reset(self) -> None:
-        """Close all circuits: the mesh was away, not the services."""
+    def states(self) -> list[tuple[str, bool, int]]:
+        """Return the services with timeouts since their last answer: whether the circuit is open, and the timeouts."""
+        return [(service, each.is_open, each.timeouts.total()) for service, each in self.troubled.items()]
+
+    def reset(self, service: str | None = None) -> int:
+        """Close all circuits, or that of a service; return how many there were with timeouts."""
+        if service is not None:
+            return 0 if self.troubled.pop(service, None) is None else 1
+        count = len(self.troubled)
         self.troubled.clear()
+        return count
 
 
 class _Budget:
@@ -261,9 +269,22 @@ class ErrorBudgets:
         budget = self._budgets.get(user_id)
         return budget is not None and budget.refusals > ERROR_REFUSALS_ALLOWED
 
-    def reset(self) -> None:
-        """Forget all errors: calls that the mesh lost are not the users' fault."""
+    def states(self, now: float) -> list[tuple[str, int, int, float]]:
+        """Return the users with failed calls: errors, refusals, and seconds until both are forgotten."""
+        current = ((user_id, self._current(user_id, now)) for user_id in tuple(self._budgets))
+        return [
+            (user_id, each.errors, each.refusals, each.started + ERROR_WINDOW - now)
+            for user_id, each in current
+            if each is not None
+        ]
+
+    def reset(self, user_id: str | None = None) -> int:
+        """Forget all errors, or those of a user; return of how many users there were any."""
+        if user_id is not None:
+            return 0 if self._budgets.pop(user_id, None) is None else 1
+        count = len(self._budgets)
         self._budgets.clear()
+        return count
 
     def _current(self, user_id: str, now: float) -> _Budget | None:
         budget = self._budgets.get(user_id)

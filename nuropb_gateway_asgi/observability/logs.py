@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import datetime as dt
 import json
 import logging
 import os
@@ -19,11 +20,21 @@ from pathlib import PurePath
 from typing import Any, Final, TextIO
 
 from ..exceptions import GatewayError, format_traceback
+from ..journal import ACCESS_LOGGER
 from ..settings import ENV_PREFIX, Settings
 from .log_files import handlers, load_log_config
 from .refusal_lines import RefusalFilter, is_of_anybody
 
-__all__ = ["JSONFormatter", "LogFilter", "configure_logging", "filtered_server_logs", "print_json_lines"]
+__all__ = [
+    "JSONFormatter",
+    "LogFilter",
+    "TextFormatter",
+    "configure_logging",
+    "filtered_server_logs",
+    "level_of_log",
+    "print_json_lines",
+    "set_level_of_log",
+]
 
 _SERVER: Final = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 #: Loggers of the gateway whose lines are about refused connections and requests.
@@ -46,6 +57,8 @@ _CUT_END: Final = re.compile(r"\.\.\. \([0-9]{1,20} characters\)\Z")
 #: Characters of that end at most, and of one escaped character.
 _CUT_END_LENGTH: Final = 37
 _ESCAPED_LENGTH: Final = 6
+#: A trace id of W3C Trace Context; the gateway's own ids are of this form.
+_TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
 #: Exceptions whose messages are about the process and its environment, and quote no client.
 _QUOTABLE: Final = (GatewayError, OSError)
 
@@ -138,26 +151,66 @@ def filtered_server_logs() -> Iterator[None]:
 
 
 class TextFormatter(logging.Formatter):
-    """Plain lines, in the style of uvicorn."""
+    """Plain lines, in the style of uvicorn. The attributes of an event follow its text."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s:     %(name)s: %(message)s")
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name of logging
+        """Format the line of a record, without its exception."""
+        line = super().formatMessage(record)
+        attributes = dict(getattr(record, "attributes", None) or {})
+        if (trace_id := getattr(record, "trace_id", None)) is not None and "attributes" in vars(record):
+            attributes["trace_id"] = trace_id
+        return " ".join([line, *(f"{name}={_plain(value)}" for name, value in attributes.items())])
+
+
+def _plain(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if text.isprintable() and text and not {" ", '"', "="} & set(text) else json.dumps(text)
+
 
 class JSONFormatter(logging.Formatter):
-    """Lines of JSON, an object per message."""
+    """Lines of JSON, an object per message, with the names of OpenTelemetry's log data model (``docs/logs.md``).
+
+    ``service_name`` is that of the resource; SERVICE_NAME by default.
+    """
+
+    def __init__(self, service_name: str = "") -> None:
+        super().__init__()
+        self._service_name = service_name or os.environ.get(f"{ENV_PREFIX}SERVICE_NAME", "") or Settings.service_name
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
-        entry = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
+        time = dt.datetime.fromtimestamp(record.created, dt.UTC)
+        entry: dict[str, Any] = {
+            "Timestamp": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "SeverityText": record.levelname,
+            "SeverityNumber": _severity(record.levelno),
+            "Body": record.getMessage(),
+            "InstrumentationScope": {"Name": record.name},
+            "Resource": {"service.name": self._service_name, "process.pid": record.process},
         }
+        if (event := getattr(record, "event_name", None)) is not None:
+            entry["EventName"] = event
+        trace_id = getattr(record, "trace_id", None)
+        attributes = dict(getattr(record, "attributes", None) or {})
+        if isinstance(trace_id, str):
+            if _TRACE_ID.fullmatch(trace_id):
+                entry["TraceId"] = trace_id
+            else:  # a client may choose any text for the id of its call
+                attributes["nuropb.trace_id"] = trace_id[:MAX_SERVER_TEXT]
         if record.exc_text or record.exc_info:
-            entry["exception"] = record.exc_text or self.formatException(record.exc_info)  # type: ignore[arg-type]
+            trace = record.exc_text or self.formatException(record.exc_info)  # type: ignore[arg-type]
+            attributes["exception.stacktrace"] = trace
+        if attributes:
+            entry["Attributes"] = attributes
         return json.dumps(entry)
+
+
+def _severity(level: int) -> int:
+    """Return the number of a level in OpenTelemetry: 1 for TRACE, 5 for DEBUG, 9 for INFO, ... 21 for CRITICAL."""
+    return 1 if level < logging.DEBUG else min(1 + level // 10 * 4, 21)
 
 
 class _JSONLines:
@@ -220,11 +273,13 @@ def configure_logging(settings: Settings) -> None:
         _configure_by_file(package, settings)
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(JSONFormatter() if settings.log_format == "json" else TextFormatter())
+        handler.setFormatter(JSONFormatter(settings.service_name) if settings.log_format == "json" else TextFormatter())
         handler.addFilter(filter_)
-        package.handlers = [handler]
-        package.propagate = False
+        for each in (package, logging.getLogger(ACCESS_LOGGER)):
+            each.handlers = [handler]
+            each.propagate = False
         package.setLevel(settings.log_level.upper())
+        logging.getLogger(ACCESS_LOGGER).setLevel(logging.INFO)
     for name in (*_SERVER, "asyncio"):
         logger = logging.getLogger(name)
         logger.filters = [each for each in logger.filters if not isinstance(each, LogFilter | RefusalFilter)]
@@ -236,10 +291,22 @@ def configure_logging(settings: Settings) -> None:
         logging.getLogger(name).addFilter(anybodys)
 
 
+def level_of_log() -> str:
+    """Return the level of the gateway's loggers in this process."""
+    return logging.getLevelName(logging.getLogger("nuropb_gateway_asgi").getEffectiveLevel()).lower()
+
+
+def set_level_of_log(level: str) -> None:
+    """Set the level of the gateway's loggers, and of the server's, in this process."""
+    for name in ("nuropb_gateway_asgi", *_SERVER):
+        logging.getLogger(name).setLevel(level.upper())
+
+
 def _configure_by_file(package: logging.Logger, settings: Settings) -> None:
-    package.handlers = []
-    package.propagate = True
-    package.setLevel(logging.NOTSET)
+    for each in (package, logging.getLogger(ACCESS_LOGGER)):
+        each.handlers = []
+        each.propagate = True
+        each.setLevel(logging.NOTSET)
     load_log_config(settings.log_config)
     filter_ = _FormatterFilter(whole=True)
     for handler in handlers():

@@ -93,6 +93,7 @@ _COUNTERS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
     ("sessions_handed_over", "Sessions that left for another process, or came from one", ("direction", "transport")),
     ("policy_reloads", "Reloads of the policy file, by result", ("result",)),
     ("published", "Messages published to the broker", ("transport",)),
+    ("admin_refused", "Refused requests to the admin API, by reason", ("reason",)),
 )
 _KEY_FAILURES: Final = ("key_fetch_failures", "Failed attempts to fetch the keys")
 
@@ -169,6 +170,8 @@ class Metrics:
             name: prometheus.Counter(f"nuropb_gateway_{name}", text, labels, registry=registry)
             for name, text, labels in (*_COUNTERS, *([(*_KEY_FAILURES, by_issuer)] if key_sets else []))
         }
+        #: Refused requests to the admin API, by reason.
+        self.admin_refused: Mapping[str, int] = MappingProxyType({})
         self._carried: dict[tuple[str, tuple[str, ...]], int] = {}
         self._ended: dict[tuple[str, str, str], tuple[Callable[[], None], Callable[[float], None]]] = {}
         for kind in kinds:
@@ -196,6 +199,8 @@ class Metrics:
         if self._policy_file is not None:
             for result, count in self._policy_file.reloads.items():
                 self._carry("policy_reloads", count, result)
+        for reason, count in self.admin_refused.items():
+            self._carry("admin_refused", count, reason)
         for labels, key_set in self._key_sets.items():
             self._carry("key_fetch_failures", key_set.failures, *labels)
 

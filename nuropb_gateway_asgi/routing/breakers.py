@@ -62,6 +62,10 @@ class Breakers:
         """Return the services whose circuits are open, for all callers or for some."""
         return self._circuits.open()
 
-    def reset(self) -> None:
-        """Close all circuits: the mesh was away, not the services."""
-        self._circuits.reset()
+    def states(self) -> list[tuple[str, bool, int]]:
+        """Return the services with timeouts since their last answer: whether the circuit is open, and the timeouts."""
+        return self._circuits.states()
+
+    def reset(self, service: str | None = None) -> int:
+        """Close all circuits, or that of a service; return how many there were with timeouts."""
+        return self._circuits.reset(service)

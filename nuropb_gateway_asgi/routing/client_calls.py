@@ -19,7 +19,7 @@ from ..tracing import CallTrace, Tracing
 from ..wire.context import context_of
 from ..wire.description import MAX_AGE_SECONDS, Description
 from ..wire.interface import CallMessage
-from .calls import SLOT_SECONDS, ClientCall
+from .calls import SLOT_SECONDS, Call, ClientCall
 from .catalogue import Catalogue
 from .descriptions import DESCRIBE_PATIENCE
 from .failures import INTERNAL
@@ -206,6 +206,11 @@ class ClientCalls:
             if id_ is not None:
                 ids.append(id_)
         return ids
+
+    def calls_of(self, handler: Handler) -> list[Call]:
+        """Return the calls in flight of a connection."""
+        found = map(self._calls.table.get, self._sessions.get(handler.session_id, {}).values())
+        return [call for call in found if call is not None]
 
     def places_of(self, handler: Handler) -> dict[str, str]:
         """Return the places of a session's calls: correlation ids by the ids that the client chose."""

@@ -65,7 +65,14 @@ def service_failure(
     shown = details == "all" or (details == "nuropb" and name in _CODES)
     if shown and len(text) <= settings.outbox_size:
         return Failure(code, text, error=name)
-    logger.info("trace %s: %s.%s failed with %s", message.trace_id, message.service, message.method, name or "no name")
+    logger.info(
+        "trace %s: %s.%s failed with %s",
+        message.trace_id,
+        message.service,
+        message.method,
+        name or "no name",
+        extra={"trace_id": message.trace_id},
+    )
     neutral = f"{message.service}.{message.method} failed; look for trace_id {message.trace_id}"
     return Failure(code, neutral, error=name if name.startswith("Nuropb") else "")
 
@@ -92,7 +99,9 @@ def send_failure(error: Exception, message: CallMessage) -> Failure:
         return Failure(ErrorCode.PAYLOAD_TOO_LARGE, str(error))
     if isinstance(error, ValueError):  # a name that does not fit AMQP's limits
         return Failure(ErrorCode.BAD_REQUEST, str(error))
-    logger.error("trace %s: the mesh failed to send", message.trace_id, exc_info=error)
+    logger.error(
+        "trace %s: the mesh failed to send", message.trace_id, exc_info=error, extra={"trace_id": message.trace_id}
+    )
     return INTERNAL
 
 

@@ -69,6 +69,9 @@ class CallsInFlight:
         self.running = False
         #: Called at the end of every call but the gateway's own: service, "ok" or an error code, seconds.
         self.on_call_ended: Callable[[str, str, float], None] = lambda service, code, seconds: None
+        #: Writes the line of a call that has ended, with an error code or ``ok`` and the bytes of the answer, if there
+        #: is a line for each call.
+        self.summarise: Callable[[Call, str, int], None] | None = None
 
     def close(self) -> None:
         """Take no more calls, and answer those in flight with ``mesh_unavailable``."""
@@ -247,6 +250,8 @@ class CallsInFlight:
             service = message.service if self.descriptions.get(message.service) is not None else "other"
             code = "ok" if failure is None else failure.code.value
             self.on_call_ended(service, code, self._clock() - message.deadline + message.timeout)
+            if self.summarise is not None:
+                self.summarise(call, code, 0 if failure is not None else len(memoryview(result)))
 
     def fail(self, correlation_id: str, failure: Failure) -> None:
         """End a call with an error, if it is still in flight."""
@@ -266,6 +271,8 @@ class CallsInFlight:
         call = self._give_up(correlation_id)
         if call is not None and call.trace is not None:
             call.trace.end("abandoned")
+        if call is not None and call.message.service and self.summarise is not None:
+            self.summarise(call, "abandoned", 0)
         return call is not None
 
     def sweep(self, now: float) -> None:

@@ -88,6 +88,7 @@ class ServicePlaces:
         places = self._request_places if message.kind == "request" else self._command_places
         if call.state == "waiting":
             self.waiting -= 1
+            call.began = self._clock()  # its service could not work on it until now, and will not
             places.withdraw(caller, message.service, message.correlation_id)
         elif (resume := places.give_back(caller, message.service, self._clock())) is not None:
             self._start(resume)

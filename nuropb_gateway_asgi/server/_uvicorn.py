@@ -61,6 +61,7 @@ RELIED_ON: Final = (
     Reliance(owner="uvicorn", documented="Config"),
     Reliance(owner="uvicorn.config", uses="LOGGING_CONFIG"),
     Reliance(owner="uvicorn.config:Config", documented="h11_max_incomplete_event_size timeout_keep_alive ws_max_size"),
+    Reliance(owner="uvicorn.server", uses="ServerState"),
     Reliance(owner="uvicorn.loops.auto", uses="auto_loop_factory"),
     Reliance(
         owner="websockets.server:ServerProtocol",

@@ -139,7 +139,7 @@ async def test_neither_calls_that_do_not_end_nor_clients_that_do_not_read_hold_i
         assert "Traceback" not in process.output
         assert "Application shutdown complete." in process.output
         entries = [json.loads(line) for line in process.stderr if line.startswith("{")]
-        assert {"time", "level", "logger", "message"} <= entries[0].keys()
+        assert {"Timestamp", "SeverityText", "InstrumentationScope", "Body"} <= entries[0].keys()
 
 
 @pytest.mark.parametrize(

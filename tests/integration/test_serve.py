@@ -351,12 +351,12 @@ async def test_json_is_all_that_is_printed(arguments: tuple[str, ...], count: in
         process.signal(signal.SIGTERM)
         assert await process.wait() == 0
     lines = [json.loads(line) for line in process.stdout + process.stderr]
-    entries = [line for line in lines if "logger" in line]  # the others are for a host's configuration
+    entries = [line for line in lines if "InstrumentationScope" in line]  # the others are for a host's configuration
     assert {"uvicorn.error", "nuropb_gateway_asgi.gateway", "stdout", "stderr"} <= {
-        each.get("logger") for each in entries
+        each["InstrumentationScope"]["Name"] for each in entries
     }
-    assert "debug" in {entry["level"] for entry in entries}
-    messages = [entry["message"] for entry in entries]
+    assert "DEBUG" in {entry["SeverityText"] for entry in entries}
+    messages = [entry["Body"] for entry in entries]
     assert any(message.endswith('"WebSocket /ws" 401') for message in messages)
     assert any(message.endswith("UserWarning: old") for message in messages)
     assert any(message.startswith("NUROPB_GATEWAY_MAX_CONNECTION is not a setting") for message in messages)
@@ -456,7 +456,7 @@ async def test_what_stops_the_start_is_json(arguments: tuple[str, ...], settings
     chosen = {"JWT_KEY": SECRET, "LOG_FORMAT": "JSON", **settings}
     async with run_module(PACKAGE, "serve", *arguments, settings=chosen) as process:
         assert await process.wait() == 2
-    assert said in [json.loads(line) for line in process.stdout + process.stderr][-1]["message"]
+    assert said in [json.loads(line) for line in process.stdout + process.stderr][-1]["Body"]
 
 
 async def test_workers_without_a_temporary_directory_go_on_without_shared_metrics() -> None:

@@ -139,6 +139,14 @@ def test_every_room_says_which_question_it_answers(room: str) -> None:
     assert door.__all__
 
 
+def test_the_gateway_imports_the_admin_api_only_when_it_is_on() -> None:
+    tree = ast.parse(FILES["gateway"].read_text(encoding="utf-8"))
+    at_once = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert not [node for node in at_once if (node.module or "").split(".")[0] == "admin"]
+    importers = {module for module in FILES if "admin" in map(_room, INTERNAL[module])} - {"gateway"}
+    assert {_room(module) for module in importers} == {"admin"}
+
+
 def test_the_version_imports_nothing() -> None:
     assert IMPORTS["_version"] <= {"__future__", "typing"}
 
@@ -159,6 +167,7 @@ KNOWN_TO = [
         "starlette",
         {
             "",
+            "admin",
             "agents",
             "authentication",
             "cli",

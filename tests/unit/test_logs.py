@@ -292,11 +292,12 @@ def test_the_gateways_own_messages_are_lines_of_their_own(
         assert first == r"INFO:     nuropb_gateway_asgi.somewhere: session a\x0aERROR: forged\x1b[2J?"
         assert (rest[0], rest[-1]) == ("ERROR:     nuropb_gateway_asgi.somewhere: it failed", "ValueError")
     else:
-        assert json.loads(first)["message"] == r"session a\x0aERROR: forged\x1b[2J?"
+        assert json.loads(first)["Body"] == r"session a\x0aERROR: forged\x1b[2J?"
         (last,) = rest
         entry = json.loads(last)
-        assert (entry["level"], entry["logger"]) == ("error", "nuropb_gateway_asgi.somewhere")
-        assert entry["exception"].splitlines()[-1] == "ValueError"
+        assert (entry["SeverityText"], entry["SeverityNumber"]) == ("ERROR", 17)
+        assert entry["InstrumentationScope"] == {"Name": "nuropb_gateway_asgi.somewhere"}
+        assert entry["Attributes"]["exception.stacktrace"].splitlines()[-1] == "ValueError"
 
 
 @pytest.mark.usefixtures("own")

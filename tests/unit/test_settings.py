@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -113,6 +114,11 @@ FIELDS = [
     ("LOG_FORMAT", "json", "text", "json"),
     ("TRACING", "on", "off", "on"),
     ("LOG_CONFIG", "/etc/nuropb-gateway/logging.json", "", "/etc/nuropb-gateway/logging.json"),
+    ("ACCESS_LOG", "Calls", "off", "calls"),
+    ("ACCESS_LOG_RATE", "1", 100, 1),
+    ("AUDIT_LOG", "/var/log/audit.jsonl", "", None),
+    ("ADMIN_LISTEN", "unix:/run/nuropb/admin.sock", "", None),
+    ("ADMIN_TOKEN", SECRET, "", None),
 ]
 
 
@@ -530,7 +536,7 @@ def test_a_secret_that_is_given_twice_is_refused(name: str, reverse: bool, tmp_p
     assert message == f"NUROPB_GATEWAY_{name}: given twice, as a value and as a file; expected one of the two"
 
 
-@pytest.mark.parametrize("name", ["JWT_KEY_FILE", "MESH_URL_FILE"])
+@pytest.mark.parametrize("name", ["JWT_KEY_FILE", "MESH_URL_FILE", "ADMIN_TOKEN_FILE"])
 @pytest.mark.parametrize(
     ("path", "error"),
     [
@@ -554,6 +560,34 @@ def test_a_copy_of_settings_keeps_the_key_of_the_file(tmp_path: Path) -> None:
     file.write_text(SECRET)
     given = Settings(jwt_key_file=str(file))
     assert dataclasses.replace(given, path="/other").jwt_key == SECRET
+
+
+@pytest.mark.parametrize("text", ["9100", "unix:", "unix:admin.sock", "127.0.0.1:0", "127.0.0.1:65536", "host"])
+def test_the_admin_api_needs_an_address(text: str) -> None:
+    assert refusal(ADMIN_LISTEN=text, ADMIN_TOKEN=SECRET).startswith("NUROPB_GATEWAY_ADMIN_LISTEN: not an address")
+
+
+def test_the_admin_api_at_a_port_needs_a_token() -> None:
+    assert refusal(ADMIN_LISTEN="127.0.0.1:9100").startswith("NUROPB_GATEWAY_ADMIN_TOKEN: not set")
+    assert from_env(ADMIN_LISTEN="[::1]:9100", ADMIN_TOKEN=SECRET).admin_address == ("::1", 9100)
+    assert from_env(ADMIN_LISTEN="unix:/run/a.sock").admin_address == "/run/a.sock"
+    assert Settings().admin_address is None
+
+
+@pytest.mark.parametrize("token", ["hunter2", "x" * 1025, f"{SECRET} {SECRET}", f"{SECRET}\n{SECRET}", f"{SECRET}é"])
+def test_an_admin_token_that_can_be_guessed_or_cannot_be_sent_is_refused(token: str) -> None:
+    said = refusal(ADMIN_LISTEN="127.0.0.1:9100", ADMIN_TOKEN=token)
+    assert said.startswith("NUROPB_GATEWAY_ADMIN_TOKEN: too short, or with characters")
+    assert token not in said
+
+
+def test_an_admin_token_comes_from_a_file_and_is_shown_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{SECRET}\n")
+    given = from_env(ADMIN_LISTEN="127.0.0.1:9100", ADMIN_TOKEN_FILE=str(tmp_path / "token"), JWT_KEY=SECRET)
+    assert given.admin_token == SECRET
+    assert SECRET not in repr(given)
+    assert SECRET not in json.dumps(given.shown())
+    assert (given.shown()["admin_token"], given.shown()["jwt_key"]) == ("<hidden>", "<hidden>")
 
 
 def test_repr_shows_changed_settings_and_no_secret(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import click
@@ -72,8 +73,13 @@ def worker_app() -> Starlette:
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, lambda number, frame: logger.info("SIGHUP ignored: there is no policy file"))
+        signal.signal(signal.SIGHUP, _explain_hangup)
     return reloaded_app()
+
+
+def _explain_hangup(number: int, frame: FrameType | None) -> None:
+    if signal.getsignal(number) is _explain_hangup:  # else the application reloads something, and then calls this
+        logger.info("SIGHUP ignored: there is no policy file")
 
 
 def reloaded_app() -> Starlette:
