@@ -30,6 +30,7 @@ from .fleet import (
     Reached,
     Revoker,
     Sessions,
+    Whereabouts,
 )
 from .handler_manager import Handler, HandlerManager
 from .limits.prices import extra_for_topics
@@ -106,7 +107,8 @@ class ServiceMeshManager:
         )
         self._local = local = LocalUsers(handler_manager, settings.instance_id)
         self.fleet = Fleet(mesh, settings.instance_id, clock, local.answer)
-        users = FleetUsers(local, self.fleet, settings.outbox_size)
+        self.whereabouts = Whereabouts(self.fleet, handler_manager, clock)
+        users = FleetUsers(local, self.fleet, self.whereabouts, settings.outbox_size)
         self.revoker = Revoker(handler_manager, mesh.record, leeway=settings.jwt_leeway)
         self._application = Application(settings, mesh, self.calls, catalogue, users, self.revoker, clock)
         self.online: OnlineWatch | None = None
@@ -133,7 +135,7 @@ class ServiceMeshManager:
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            parts = (self.calls, self.calls.descriptions, self.events, self.revoker, self.resumption)
+            parts = (self.calls, self.calls.descriptions, self.events, self.revoker, self.resumption, self.whereabouts)
             tasks.start_soon(_sweep, self._clock, parts, name="deadlines")
             self.events.start()
             stack.callback(self.events.stop)
@@ -230,13 +232,17 @@ class ServiceMeshManager:
     def on_handler_registered(self, handler: Handler) -> None:
         """Note that the handler's user came, if this is the user's first connection here."""
         self.client_calls.unpark(handler)
-        if self.online is not None and handler.identity is not None:
-            self.online.look_at(handler.identity.user_id)
+        if handler.identity is not None:
+            self.whereabouts.look_at(handler.identity.user_id)
+            if self.online is not None:
+                self.online.look_at(handler.identity.user_id)
 
     def on_handler_unregistered(self, handler: Handler) -> None:
         """Forget a connection's calls in flight and its subscriptions."""
-        if self.online is not None and handler.identity is not None:
-            self.online.look_at(handler.identity.user_id)
+        if handler.identity is not None:
+            self.whereabouts.look_at(handler.identity.user_id)
+            if self.online is not None:
+                self.online.look_at(handler.identity.user_id)
         self.client_calls.unpark(handler)
         self.client_calls.forget(handler)
         self.events.forget(handler)

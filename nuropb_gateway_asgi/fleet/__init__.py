@@ -1,6 +1,8 @@
 """What do the other processes do? The peer processes of a gateway, and users wherever they are connected.
 
-* ``members``: the peer processes, their signs of life, and questions and news between them
+* ``members``: the peer processes, and their signs of life; ``talk``: questions and news between them, ``messages``
+* ``roster``: the members as their leader tells them; ``whereabouts``: the processes that have a user, by the register
+  (``directory``) of one of them
 * ``users``: messages to users, and the end of their connections, in all processes; ``local``: in this process
 * ``results``: the results of these, summed over the processes
 * ``presence``: the debounced online state of users; ``online``: presence events made of it
@@ -15,6 +17,7 @@ from .online import OnlineWatch
 from .results import Connections, Online, Reached, Session, Sessions
 from .revocations import Revoker
 from .users import FleetUsers
+from .whereabouts import Whereabouts
 
 __all__ = [
     "Connections",
@@ -27,4 +30,5 @@ __all__ = [
     "Revoker",
     "Session",
     "Sessions",
+    "Whereabouts",
 ]

@@ -15,8 +15,10 @@ from ..handler_manager import HandlerManager
 from ..identifiers import new_id
 from ..wire.interface import Mesh
 from ..wire.services import to_json
+from .directory import partition_of
 from .members import Fleet
 from .presence import Presence, Snapshot
+from .whereabouts import EXPIRES
 
 __all__ = ["OFFLINE", "ONLINE", "OnlineWatch"]
 
@@ -46,12 +48,16 @@ class OnlineWatch:
         self.presence = Presence(self._address)
         #: Changes of this process's users, to be told to the peer processes: True for a user's arrival.
         self._changed: dict[str, bool] = {}
+        #: The registrars that were told of this process's users, by partition; empty in a small fleet.
+        self._registrars: dict[int, str] = {}
         fleet.bind_observer(self)
+        fleet.bind_roster(self._on_roster)
 
     def take_address(self) -> None:
         """Begin anew under the address that the mesh has drawn at its start."""
         self._address = self._mesh.address
         self.presence = Presence(self._address)
+        self._registrars = {}
         self._changed.clear()
 
     def on_moved(self) -> None:
@@ -59,7 +65,26 @@ class OnlineWatch:
         self._address = self._mesh.address
         self.presence.move(self._address)
         self._changed.clear()
-        self._fleet.tell("users", _encode(self.presence.snapshot()))
+        if self._registrars:
+            self._on_roster(True)
+        else:
+            self._fleet.tell("users", _encode(self.presence.snapshot()))
+
+    def _on_roster(self, anew: bool) -> None:
+        """Follow the roster; ``anew`` if the registrars do not know this process's users any more."""
+        former, self._registrars = self._registrars, dict(self._fleet.roster.registrars)
+        if former or self._registrars:
+            self.presence.share(self._registrars)
+        moved: dict[str, list[int]] = {}
+        for partition, registrar in self._registrars.items():
+            if registrar != self._address and (anew or former.get(partition) != registrar):
+                moved.setdefault(registrar, []).append(partition)
+        for registrar, partitions in moved.items():
+            snapshot = self.presence.snapshot(set(partitions))
+            if snapshot.users or snapshot.lingering:
+                self._fleet.tell("users", _encode(snapshot), registrar, expires=EXPIRES)
+        if former and not self._registrars:  # it is a small fleet from now on
+            self._fleet.tell("users", _encode(self.presence.snapshot()))
 
     def look_at(self, user_id: str) -> None:
         """Note whether the user is connected to this process, after a connection came or went."""
@@ -80,9 +105,20 @@ class OnlineWatch:
         """Tell the peer processes of changes of presence, and the mesh of lasting changes."""
         if self._changed:
             changed, self._changed = self._changed, {}
-            self._fleet.tell("changed", _encode(changed))
+            if not self._registrars:
+                self._fleet.tell("changed", _encode(changed))
+            else:
+                self._tell_registrars(changed)
         for user_id, online in self.presence.settle(self._clock()):
             self._publish(ONLINE if online else OFFLINE, user_id)
+
+    def _tell_registrars(self, changed: dict[str, bool]) -> None:
+        told: dict[str, dict[str, bool]] = {}
+        for user_id, is_here in changed.items():
+            told.setdefault(self._registrars[partition_of(user_id)], {})[user_id] = is_here
+        told.pop(self._address, None)
+        for registrar, changes in told.items():
+            self._fleet.tell("changed", _encode(changes), registrar, expires=EXPIRES)
 
     def _publish(self, topic: str, user_id: str) -> None:
         with contextlib.suppress(MeshUnavailable):
@@ -91,7 +127,7 @@ class OnlineWatch:
     def on_member(self, address: str, new: bool) -> None:
         """Note a peer process; a new one is told of this process's users."""
         self.presence.joined(address)
-        if new:
+        if new and not self._registrars:
             self._fleet.tell("users", _encode(self.presence.snapshot()), address)
 
     def on_gone(self, address: str) -> None:

@@ -1,15 +1,19 @@
 """Debounced online state of users across the processes of a gateway. Pure.
 
-Every process knows the users of all processes and comes to the same conclusions; one of them, chosen by the user's id,
-tells the mesh. Times are of one monotonic clock, in seconds, and given by the caller.
+In a small fleet every process knows the users of all processes and comes to the same conclusions; one of them, chosen
+by the user's id, tells the mesh. In a large fleet that one, the registrar of the user's partition, is the only one that
+knows of the user in other processes. Times are of one monotonic clock, in seconds, and given by the caller.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from msgspec import Struct
+
+from .directory import partition_of
 
 __all__ = ["DEBOUNCE", "Presence", "Snapshot"]
 
@@ -18,19 +22,21 @@ DEBOUNCE: Final = 5.0
 
 
 class Snapshot(Struct):
-    """The users that a process tells a new peer process, with the changes that are still to be told to the mesh."""
+    """The users that a process tells a peer process, with the changes that are still to be told to the mesh."""
 
     users: list[str]
     #: Those of ``users`` whose coming has not been told yet.
     fresh: list[str]
     #: Users without a connection whose leaving has not been told yet.
     lingering: list[str]
+    #: The partitions of all these users; None for all partitions.
+    partitions: list[int] | None = None
 
 
 class Presence:
     """The online users of all processes. ``own`` is the address of this process."""
 
-    __slots__ = ("_addresses", "_announced", "_due", "_holders", "_own")
+    __slots__ = ("_addresses", "_announced", "_due", "_holders", "_own", "_registrars")
 
     def __init__(self, own: str) -> None:
         self._own = own
@@ -40,6 +46,7 @@ class Presence:
         self._announced: set[str] = set()
         #: Users whose state has changed since, with the time at which to tell the mesh.
         self._due: dict[str, float] = {}
+        self._registrars: Mapping[int, str] = {}
 
     @property
     def online(self) -> frozenset[str]:
@@ -62,6 +69,25 @@ class Presence:
             if former in addresses:
                 addresses.discard(former)
                 addresses.add(own)
+
+    def share(self, registrars: Mapping[int, str]) -> None:
+        """Leave the users of each partition to its registrar: forget them in other processes, unless that is this one.
+
+        Without registrars, every process is told of all users again.
+        """
+        self._registrars = registrars
+        if not registrars:
+            return
+        for user_id, holders in tuple(self._holders.items()):
+            if self._owner(user_id) != self._own:
+                holders &= {self._own}
+                if not holders:
+                    del self._holders[user_id]
+                    self._announced.discard(user_id)
+        for user_id in tuple(self._due):
+            if user_id not in self._holders and self._owner(user_id) != self._own:
+                self._announced.discard(user_id)
+                del self._due[user_id]
 
     def gone(self, address: str, now: float) -> None:
         """Remove a process, and its users' connections."""
@@ -86,8 +112,15 @@ class Presence:
         """Return whether the user has a connection to a process."""
         return address in self._holders.get(user_id, ())
 
-    def snapshot(self) -> Snapshot:
-        """Return the users of this process, for a new peer process."""
+    def snapshot(self, partitions: Collection[int] | None = None) -> Snapshot:
+        """Return the users of this process, all or those in some partitions, for a peer process."""
+        if partitions is not None:
+            part = self.snapshot()
+            users, fresh, lingering = (
+                [user_id for user_id in user_ids if partition_of(user_id) in partitions]
+                for user_ids in (part.users, part.fresh, part.lingering)
+            )
+            return Snapshot(users, fresh, lingering, sorted(partitions))
         users = [user_id for user_id, holders in self._holders.items() if self._own in holders]
         return Snapshot(
             users,
@@ -96,15 +129,15 @@ class Presence:
         )
 
     def learn(self, address: str, snapshot: Snapshot, now: float) -> None:
-        """Replace the users of a peer process by those of its snapshot."""
-        fresh = set(snapshot.fresh)
+        """Replace the users of a peer process, or those in some partitions, by those of its snapshot."""
+        fresh, partitions = set(snapshot.fresh), snapshot.partitions
         for user_id in snapshot.users:
             if user_id not in fresh and user_id not in self._holders and user_id not in self._due:
                 self._announced.add(user_id)  # by another process, before this one started
             self.came(address, user_id, now)
         users = set(snapshot.users)
         for user_id in [user_id for user_id, holders in self._holders.items() if address in holders]:
-            if user_id not in users:
+            if user_id not in users and (partitions is None or partition_of(user_id) in partitions):
                 self.left(address, user_id, now)
         for user_id in snapshot.lingering:
             if user_id not in self._holders and user_id not in self._due:
@@ -130,6 +163,8 @@ class Presence:
 
     def _owner(self, user_id: str) -> str:
         """Return the process that tells of this user: by rendezvous hashing, so that few users move with a process."""
+        if self._registrars:
+            return self._registrars[partition_of(user_id)]
         return max(self._addresses, key=lambda address: _weight(address, user_id))
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from ..topics import check_topic
 from ..wire.services import to_json
 from .local import CLOSE_CODES, Count, Disconnect, IsOnline, ListSessions, LocalUsers, Question, Send
 from .members import Fleet
 from .results import Connections, Online, Reached, Session, Sessions
+from .whereabouts import Whereabouts
 
 __all__ = ["FleetUsers"]
 
@@ -32,12 +33,14 @@ class FleetUsers:
     """Sends to users, closes their connections and lists them, in all processes of the gateway.
 
     Every method raises ValueError or TypeError for invalid arguments. Without a mesh, only this process is asked, and
-    the others are named as missing. ``max_event`` is the size of an event in bytes.
+    the others are named as missing. In a large fleet, a question about users goes to the processes that have them, if
+    ``whereabouts`` knows these. ``max_event`` is the size of an event in bytes.
     """
 
-    def __init__(self, local: LocalUsers, fleet: Fleet, max_event: int) -> None:
+    def __init__(self, local: LocalUsers, fleet: Fleet, whereabouts: Whereabouts, max_event: int) -> None:
         self._local = local
         self._fleet = fleet
+        self._whereabouts = whereabouts
         self._max_event = max_event
 
     async def send_to_users(self, user_ids: Iterable[str], topic: str, event: Any) -> Reached:
@@ -92,7 +95,13 @@ class FleetUsers:
         asked = _encode(question)
         # This process gets the question as text, too, so that no two processes understand it differently.
         own = decode(self._local.answer(Raw(asked)))
-        answers, missing = await self._fleet.ask(asked, decode)
+        users = _users_of(question)
+        found = None if users is None else await self._whereabouts.find(users)
+        if found is None:
+            answers, missing = await self._fleet.ask(asked, decode)
+        else:
+            questions = {address: _encode(_about(question, users)) for address, users in found.items()}
+            answers, missing = self._fleet.read(questions, await self._fleet.ask_each(questions), decode)
         return [own, *answers], missing
 
     def _event(
@@ -113,6 +122,18 @@ def _disconnect(
     if code not in CLOSE_CODES:
         raise ValueError("code: not a close code for applications; give a number from 4000 to 4999")
     return Disconnect(user_ids=user_ids, session_id=session_id, code=code, reason=_name(reason, "reason", empty=True))
+
+
+def _users_of(question: Question) -> list[str] | None:
+    """Return the users that a question is about, or None for one that all processes have to answer."""
+    if isinstance(question, ListSessions):
+        return [question.user_id]
+    return None if isinstance(question, Count) else question.user_ids
+
+
+def _about(question: Question, user_ids: list[str]) -> Question:
+    """Return the question about some of its users."""
+    return question if isinstance(question, ListSessions | Count) else structs.replace(question, user_ids=user_ids)
 
 
 # Arguments may come from any service, by way of the controller, and be of any type.

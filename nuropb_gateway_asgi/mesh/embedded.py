@@ -142,7 +142,7 @@ class EmbeddedMesh:
         for address in self.host.running:
             self.tell(address, message)
 
-    def tell(self, address: str, message: bytes) -> None:
+    def tell(self, address: str, message: bytes, *, expires: float | None = None) -> None:
         """Send a message to one of them."""
         self._group()
         if (peer := self.host.running.get(address)) is not None:

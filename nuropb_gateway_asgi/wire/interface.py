@@ -169,8 +169,11 @@ class Mesh(Protocol):
     def broadcast(self, message: bytes) -> None:
         """Send a message to all peer processes. It expires within a few seconds. Raises as :meth:`send`."""
 
-    def tell(self, address: str, message: bytes) -> None:
-        """Send a message to the peer process at ``address``. It expires likewise. Raises as :meth:`send`."""
+    def tell(self, address: str, message: bytes, *, expires: float | None = None) -> None:
+        """Send a message to the peer process at ``address``. Raises as :meth:`send`.
+
+        It expires likewise, or, where a mesh keeps messages, after ``expires`` seconds.
+        """
 
     async def record(self, record: bytes) -> None:
         """Write a record for every process of this gateway: those that run now, and those that start within a month.

@@ -19,6 +19,7 @@ from nuropb_gateway_asgi import JWTAuthenticator
 from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.fleet import members as fleet_members
 from nuropb_gateway_asgi.fleet import presence as fleet_presence
+from nuropb_gateway_asgi.fleet import roster as fleet_roster
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _mesh
 from tests.integration.conftest import Broker
 from tests.integration.scene import delete_queues
@@ -115,6 +116,28 @@ async def test_users_are_reached_in_all_processes(amqp_url: str) -> None:
         for alice in alices:
             assert await closed_within(alice, REACH) == 4321
         assert await bob.settled() == []
+
+
+async def test_in_a_large_fleet_only_those_are_asked_that_have_the_users(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_roster, "SMALL_FLEET", 3)
+    monkeypatch.setattr(fleet_members, "ALIVE_INTERVAL", 0.3)
+    async with fleet(amqp_url, 5) as processes, contextlib.AsyncExitStack() as stack:
+        managers = [running.gateway.service_mesh_manager for running in processes]
+        await eventually(lambda: all(manager.whereabouts.is_settled() for manager in managers))
+        clients = [
+            await stack.enter_async_context(connect(running.url, token_of(f"user-{number}")))
+            for number, running in enumerate(processes)
+        ]
+        for number, client in enumerate(clients):
+            manager = managers[number - 1]
+            reached = await manager.send_to_users([f"user-{number}"], "private", number)
+            assert (reached.count, reached.processes, reached.missing) == (1, 2, [])
+            assert (await client.event("private"))["event"] == number
+        assert (await managers[0].count()).processes == 5
+        leader = next(manager for manager in managers if manager.fleet.roster.leads)
+        assert all(manager.fleet.roster.leader == leader.mesh.address for manager in managers)
 
 
 async def test_a_nuropb_service_reaches_users_by_the_controller(amqp_url: str, echo_service: ServiceProcess) -> None:

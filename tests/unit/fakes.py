@@ -346,7 +346,7 @@ class FakeMesh:
     def broadcast(self, message: bytes) -> None:
         self.tell("", message)
 
-    def tell(self, address: str, message: bytes) -> None:
+    def tell(self, address: str, message: bytes, *, expires: float | None = None) -> None:
         if not self.connected:
             raise MeshUnavailable("not connected")
         self.told_peers.append((address, strict_json(message)))

@@ -4,7 +4,9 @@ import random
 
 import pytest
 
+from nuropb_gateway_asgi.fleet.directory import partition_of
 from nuropb_gateway_asgi.fleet.presence import DEBOUNCE, Presence, Snapshot
+from nuropb_gateway_asgi.fleet.roster import PARTITIONS
 
 LATER = DEBOUNCE
 
@@ -148,3 +150,47 @@ def test_the_news_of_all_processes_together_are_true_and_take_turns(seed: int) -
     state.update(told_last)
     assert state == {user_id: user_id in presences[0].online for user_id in users}
     assert not presences[0].pending
+
+
+# --- by partition ---------------------------------------------------------------------------------------
+
+
+def test_in_a_large_fleet_only_the_registrar_tells_and_knows() -> None:
+    presences = fleet("a", "b")
+    registrars = dict.fromkeys(range(PARTITIONS), "b")
+    all_came(presences, "a", "alice")
+    for presence in presences:
+        presence.share(registrars)
+    assert told(presences[:1], LATER) == []
+    assert told(presences[1:], LATER) == [("alice", True)]
+    all_came(presences[1:], "b", "bob", LATER)
+    presences[0].share(registrars)
+    assert presences[0].online == {"alice"}
+    assert presences[1].online == {"alice", "bob"}
+
+
+def test_a_new_registrar_learns_from_every_process_what_was_told() -> None:
+    old, new, holder = Presence("old"), Presence("new"), Presence("holder")
+    user_id = "alice"
+    before, after = (dict.fromkeys(range(PARTITIONS), name) for name in ("old", "new"))
+    for presence in (old, new, holder):
+        presence.share(before)
+    for presence in (old, holder):
+        presence.came("holder", user_id, 0.0)
+    assert told([old, new, holder], LATER) == [(user_id, True)]
+    for presence in (old, new, holder):
+        presence.share(after)
+    assert old.online == frozenset()
+    new.learn("holder", holder.snapshot({partition_of(user_id)}), LATER)
+    assert told([old, new, holder], 3 * LATER) == []
+    for presence in (new, holder):
+        presence.left("holder", user_id, 3 * LATER)
+    assert told([old, new, holder], 4 * LATER) == [(user_id, False)]
+
+
+def test_a_snapshot_of_a_partition_replaces_nobody_else() -> None:
+    presence = Presence("here")
+    presence.came("there", "alice", 0.0)
+    presence.came("there", "bob", 0.0)
+    presence.learn("there", Snapshot([], [], [], [partition_of("alice")]), 1.0)
+    assert presence.online == {"bob"}

@@ -44,6 +44,8 @@ class Connection:
         self.raw = raw
         self.lane = lane
         self._socket = socket
+        #: An open channel that nobody uses, or none.
+        self._spare: list[AbstractChannel] = []
 
     @property
     def closing(self) -> asyncio.Future[Any]:
@@ -57,12 +59,23 @@ class Connection:
 
     @contextlib.asynccontextmanager
     async def channel(self) -> AsyncIterator[AbstractChannel]:
-        """Open a channel for one change of the topology: the broker closes a channel for a change that it refuses."""
-        channel = await self.open_channel()
+        """Return a channel for one change of the topology: the broker closes a channel for a change that it refuses.
+
+        The channel of a change that succeeded serves the next one: every process declares its topology again and again,
+        and a channel costs the broker more than what is done on it.
+        """
+        channel = self._spare.pop() if self._spare else await self.open_channel()
+        if channel.is_closed:
+            channel = await self.open_channel()
         try:
             yield channel
-        finally:
+        except BaseException:
             await close(channel)
+            raise
+        if self._spare or channel.is_closed:
+            await close(channel)
+        else:
+            self._spare.append(channel)
 
     async def close(self) -> None:
         """Close in good order."""

@@ -352,12 +352,12 @@ class RabbitMQMesh:
         if self.peers.can_talk:
             self._tell(self.peers.exchange, "", message)
 
-    def tell(self, address: str, message: bytes) -> None:
+    def tell(self, address: str, message: bytes, *, expires: float | None = None) -> None:
         """Send a message to the peer process at ``address``."""
-        self._tell("", address, message)
+        self._tell("", address, message, MESSAGE_EXPIRES if expires is None else expires)
 
-    def _tell(self, exchange: str, routing_key: str, message: bytes) -> None:
-        self._publish("event", exchange, routing_key, new_id(), message, expires=MESSAGE_EXPIRES)
+    def _tell(self, exchange: str, routing_key: str, message: bytes, expires: float = MESSAGE_EXPIRES) -> None:
+        self._publish("event", exchange, routing_key, new_id(), message, expires=expires)
 
     def when_events_are_in(self, done: Callable[[], None]) -> None:
         """Send a message to this process's own event queue, and call ``done`` when it arrives."""
