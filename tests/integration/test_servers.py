@@ -181,7 +181,7 @@ import sys
 from tests.servers.rabbitmq import RabbitMQNode
 node = RabbitMQNode()
 node.prepare()
-node._launch("server", node._server)
+node._launch("server", *node._server)
 print(node._directory, *[process.pid for process in node._processes.values()], flush=True)
 sys.stdin.read()
 """
