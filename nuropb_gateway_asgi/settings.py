@@ -137,7 +137,7 @@ class Settings:
     #: 0 is no limit: behind a proxy whose X-Forwarded-For is not trusted, all clients have the same address.
     max_connections_per_address: int = 0
     #: Seconds that a turn of the event loop may take before calls are refused; 0 is no limit.
-    overload_delay: float = 0.02
+    overload_delay: float = 0.05
     handshake_rate: str = "500/s burst 5000"
     handshake_rate_per_address: str = "50/s burst 1000"
     outbox_size: int = 1048576

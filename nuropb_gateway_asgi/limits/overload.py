@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 INTERVAL: Final = 0.05
 #: The part of a new delay in the mean of the delays: it lasts about ten looks, half a second.
 WEIGHT: Final = 0.1
+#: Parts of the allowed delay: the mean at which an overload begins, the one at which it ends, and the work of a turn
+#: meanwhile. So the turns of an overload are short, and the overload lasts until there are fewer calls.
+BEGIN, END, SHARE = 0.5, 0.1, 0.2
 #: Seconds between two warnings.
 WARN_INTERVAL: Final = 60.0
 
@@ -29,20 +32,20 @@ WARN_INTERVAL: Final = 60.0
 class Overload:
     """Tells which calls come too late in a turn of the event loop, while its turns are too long.
 
-    ``delay`` is how long a turn may take, in seconds; 0 is no limit. A timer is due at any moment of a turn, so turns
-    are too long once timers have been later than half of ``delay`` for a while. Then a turn may work for so long before
-    further calls are refused. ``cpu`` tells the CPU time of the loop's thread, in seconds: a process that the machine
-    gives no time refuses no more calls for it.
+    ``delay`` is how long turns may take, in seconds; 0 is no limit. A timer is due at any moment of a turn, so turns
+    are too long once timers have been later than half of ``delay`` for a while. From then on a turn may work for a fifth of
+    ``delay`` before further calls are refused, until timers are hardly late any longer. ``cpu`` tells the CPU time of
+    the loop's thread, in seconds: a process that the machine gives no time refuses no more calls for it.
     """
 
-    __slots__ = ("_began", "_cpu", "_due", "_limit", "_loop", "_mean", "_timer", "_warn_at", "active", "refused")
+    __slots__ = ("_began", "_cpu", "_delay", "_due", "_loop", "_mean", "_timer", "_warn_at", "active", "refused")
 
     def __init__(self, delay: float, cpu: Callable[[], float] = time.thread_time) -> None:
         #: Whether turns are too long, and calls are to be asked for.
         self.active = False
         #: The calls that were refused so far.
         self.refused = 0
-        self._limit = delay / 2
+        self._delay = delay
         self._cpu = cpu
         #: The CPU time at the first call of this turn.
         self._began: float | None = None
@@ -54,7 +57,7 @@ class Overload:
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to look at the turns of ``loop``, unless they are looked at already."""
-        if self._limit and self._loop is None:
+        if self._delay and self._loop is None:
             self._loop = loop
             self._schedule(loop)
 
@@ -72,7 +75,7 @@ class Overload:
             self._began = self._cpu()
             self._loop.call_soon(self._end_turn)  # the loop runs it before anything that arrives later
             return False
-        if self._cpu() - self._began <= self._limit:
+        if self._cpu() - self._began <= self._delay * SHARE:
             return False
         self.refused += 1
         return True
@@ -90,12 +93,13 @@ class Overload:
             return
         now = loop.time()
         self._mean += WEIGHT * (now - self._due - self._mean)
-        if self._mean > self._limit and not self.active and now >= self._warn_at:
+        begins = not self.active and self._mean > self._delay * BEGIN
+        self.active = begins or (self.active and self._mean > self._delay * END)
+        if begins and now >= self._warn_at:
             self._warn_at = now + WARN_INTERVAL
             logger.warning(
                 "The process has more to do than it can, and refuses a part of the calls (%d before). Start more "
                 "processes, or look for a function that blocks the event loop",
                 self.refused,
             )
-        self.active = self._mean > self._limit
         self._schedule(loop)

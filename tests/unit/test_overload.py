@@ -16,7 +16,7 @@ from nuropb_gateway_asgi.limits.shared import SharedLimits
 
 from .fakes import HandlerHarness, request_frame
 
-DELAY = 0.02
+DELAY = 0.05
 
 
 @dataclasses.dataclass
@@ -79,7 +79,7 @@ class Turns:
         for number in range(100):
             if self.overload.active:
                 return number
-            self.turn(0.0, 0.1)
+            self.turn(0.0, 0.2)
         raise AssertionError("no overload")
 
 
@@ -102,7 +102,7 @@ def test_one_slow_function_is_no_overload() -> None:
     for _ in range(5):
         assert turns.turn(0.0, 0.12, 0.13) == [False] * 3
         for _ in range(100):
-            assert turns.turn(0.0, 0.01) == [False] * 2
+            assert turns.turn(0.0, 0.02) == [False] * 2
 
 
 def test_short_turns_end_the_overload() -> None:
@@ -144,6 +144,13 @@ def test_an_overload_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -
     turns.loop.now += 60.0
     turns.until_active()
     assert len(caplog.records) == 2
+
+
+def test_an_overload_lasts_while_its_turns_are_short_because_calls_are_refused() -> None:
+    turns = Turns()
+    turns.until_active()
+    for _ in range(100):
+        assert turns.turn(0.0, 0.009, 0.011, 0.03) == [False, False, True, True]
 
 
 class Always(Overload):

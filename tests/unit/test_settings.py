@@ -89,7 +89,7 @@ FIELDS = [
     ("MAX_CONNECTIONS", "1000000", 10000, 1000000),
     ("MAX_CONNECTIONS_PER_USER", "1", 100, 1),
     ("MAX_CONNECTIONS_PER_ADDRESS", "50", 0, 50),
-    ("OVERLOAD_DELAY", "0", 0.02, 0.0),
+    ("OVERLOAD_DELAY", "0", 0.05, 0.0),
     ("HANDSHAKE_RATE", "100/s", "500/s burst 5000", None),
     ("HANDSHAKE_RATE_PER_ADDRESS", "off", "50/s burst 1000", None),
     ("OUTBOX_SIZE", "65536", 1048576, 65536),
