@@ -33,9 +33,9 @@ class Overload:
     """Tells which calls come too late in a turn of the event loop, while its turns are too long.
 
     ``delay`` is how long turns may take, in seconds; 0 is no limit. A timer is due at any moment of a turn, so turns
-    are too long once timers have been later than half of ``delay`` for a while. From then on a turn may work for a fifth of
-    ``delay`` before further calls are refused, until timers are hardly late any longer. ``cpu`` tells the CPU time of
-    the loop's thread, in seconds: a process that the machine gives no time refuses no more calls for it.
+    are too long once timers have been later than half of ``delay`` for a while. From then on a turn may work for a
+    fifth of ``delay`` before further calls are refused, until timers are hardly late any longer. ``cpu`` tells the CPU
+    time of the loop's thread, in seconds: a process that the machine gives no time refuses no more calls for it.
     """
 
     __slots__ = ("_began", "_cpu", "_delay", "_due", "_loop", "_mean", "_timer", "_warn_at", "active", "refused")
