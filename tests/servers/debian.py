@@ -24,7 +24,8 @@ __all__ = ["ROOTS", "command_in", "main"]
 ROOTS: Final = Path(__file__).resolve().parents[2] / ".debian"
 #: Where the newest Python is, as a prefix.
 PYTHON: Final = ROOTS / "python"
-MIRROR: Final = os.environ.get("NUROPB_TEST_DEBIAN_MIRROR", "http://deb.debian.org/debian")
+#: Where packages come from: by default, from where debootstrap takes them.
+MIRROR: Final = os.environ.get("NUROPB_TEST_DEBIAN_MIRROR")
 PACKAGES: Final = {
     "sid": ("rabbitmq-server", "python3.14", "python3.14-venv"),
     "trixie": ("rabbitmq-server",),
@@ -70,7 +71,14 @@ def make_root(suite: str) -> Path:
             _install(missing)
         shutil.rmtree(root, ignore_errors=True)
         root.parent.mkdir(exist_ok=True)
-        _run("debootstrap", "--variant=minbase", "--include=ca-certificates", suite, str(root), MIRROR)
+        _run(
+            "debootstrap",
+            "--variant=minbase",
+            "--include=ca-certificates",
+            suite,
+            str(root),
+            *([MIRROR] if MIRROR else ()),
+        )
         # Keep the packages from starting their daemons.
         policy = root / "usr/sbin/policy-rc.d"
         policy.write_text("#!/bin/sh\nexit 101\n")
