@@ -157,8 +157,12 @@ def run_here(
 
         def _leave(self) -> None:
             notify("STOPPING=1")
+            loop = asyncio.get_running_loop()
             for each in self.servers if is_shared else ():
-                each.close()
+                for listener in each.sockets:
+                    loop.remove_reader(listener.fileno())
+                # asyncio makes the transport of an accepted connection in a task, which fails if the server is closed.
+                loop.call_soon(loop.call_soon, each.close)
 
     server = Server(config)
     tune_collector()
