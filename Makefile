@@ -312,7 +312,7 @@ newest: ## Run the tests against the newest releases of uvicorn, websockets, h11
 	.venv-newest/bin/python $(PYTEST) $(NEWEST)
 
 .PHONY: bench
-bench: .venv-bench/.done .venv-bench-nuropb-gw/.done $(MOLECULER)/node_modules/.done benchmarks/limit/.built ## Measure what requests and connections cost, in under 5 minutes; BENCH=--full takes longer.
+bench: .venv-bench/.done .venv-bench-nuropb-gw/.done $(MOLECULER)/node_modules/.done benchmarks/limit/.built ## Measure what requests and connections cost, in under 10 minutes; BENCH=--full takes longer.
 	@.venv-bench/bin/python -m tests.servers.provision rabbitmq >&2
 	@.venv-bench/bin/python -m benchmarks.run $(BENCH)
 
