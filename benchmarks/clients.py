@@ -29,6 +29,8 @@ __all__ = [
     "StreamClient",
     "client_of",
     "frame",
+    "handshake_lines",
+    "take_frames",
 ]
 
 HOST: Final = "127.0.0.1"
@@ -47,6 +49,32 @@ def frame(opcode: int, payload: bytes) -> bytes:
     if size < 65536:
         return struct.pack(">BBHI", first, 0xFE, size, 0) + payload
     return struct.pack(">BBQI", first, 0xFF, size, 0) + payload
+
+
+def handshake_lines() -> tuple[str, ...]:
+    """Make the headers of a WebSocket's handshake, with a new key."""
+    key = base64.b64encode(os.urandom(16)).decode()
+    return "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}"
+
+
+def take_frames(buffer: bytearray) -> list[tuple[int, bytes]]:
+    """Take the complete frames of a server out of ``buffer``: the first byte and the payload of each."""
+    frames = []
+    start, available = 0, len(buffer)
+    while available - start >= 2:
+        size, body = buffer[start + 1], start + 2
+        if size == 126:
+            body += 2
+            size = int.from_bytes(buffer[start + 2 : body], "big")
+        elif size == 127:
+            body += 8
+            size = int.from_bytes(buffer[start + 2 : body], "big")
+        if available < body + size:
+            break
+        frames.append((buffer[start], bytes(buffer[body : body + size])))
+        start = body + size
+    del buffer[:start]
+    return frames
 
 
 class Load:
@@ -150,12 +178,7 @@ class Client(asyncio.Protocol):
 
     def _begin(self) -> None:
         """Send the handshake."""
-        key = base64.b64encode(os.urandom(16)).decode()
-        self._send_head(
-            f"GET {self._load.dialect.path}",
-            *("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}"),
-            *self._load.dialect.headers(self._token),
-        )
+        self._send_head(f"GET {self._load.dialect.path}", *handshake_lines(), *self._load.dialect.headers(self._token))
 
     def _send_head(self, request: str, *lines: str, body: bytes = b"") -> None:
         head = (f"{request} HTTP/1.1", f"Host: {HOST}:{self._port}", *lines, "", "")
@@ -187,26 +210,13 @@ class Client(asyncio.Protocol):
         buffer += data
         if not self._accepted and not self._take_handshake():
             return
-        start, available = 0, len(buffer)
-        while available - start >= 2:
-            size, body = buffer[start + 1], start + 2
-            if size == 126:
-                body += 2
-                size = int.from_bytes(buffer[start + 2 : body], "big")
-            elif size == 127:
-                body += 8
-                size = int.from_bytes(buffer[start + 2 : body], "big")
-            if available < body + size:
-                break
-            first, payload = buffer[start], bytes(buffer[body : body + size])
-            start = body + size
+        for first, payload in take_frames(buffer):
             if first == 0x80 | TEXT:
                 self._on_text(payload)
             elif first == 0x80 | PING:
                 self._write(frame(PONG, payload))
             elif first != 0x80 | CLOSE or not self._closing:
                 self._load.fail(f"unexpected frame {first:#x}: {payload[:200]!r}")
-        del buffer[:start]
 
     def _take_handshake(self) -> bool:
         end = self._buffer.find(b"\r\n\r\n")

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import contextlib
 import itertools
 import json
-import os
 import resource
 import secrets
 import socket
@@ -26,7 +24,7 @@ from typing import Any, Final, cast
 
 import uvicorn
 
-from benchmarks.clients import CLOSE, HOST, PING, PONG, TEXT, frame
+from benchmarks.clients import CLOSE, HOST, PING, PONG, TEXT, frame, handshake_lines, take_frames
 from benchmarks.process import cpu_seconds, end_with_parent, resident_bytes, run
 from benchmarks.samples import percentile
 from nuropb_gateway_asgi import Gateway, Settings
@@ -163,10 +161,7 @@ class Visitor(asyncio.Protocol):
         lines = (
             "GET /ws HTTP/1.1",
             f"Host: {HOST}:{self.crowd.port}",
-            "Connection: Upgrade",
-            "Upgrade: websocket",
-            "Sec-WebSocket-Version: 13",
-            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
+            *handshake_lines(),
             f"Authorization: Bearer {issue_token(KEY, self.user)}",
         )
         self._transport.write("".join(f"{line}\r\n" for line in (*lines, "")).encode())
@@ -176,24 +171,18 @@ class Visitor(asyncio.Protocol):
             self.opened.set_result("closed")
         self.crowd.counts.closed["reset" if error else "closed"] += 1
 
-    def abort(self) -> None:
+    def say(self, text: str) -> None:
         assert self._transport is not None
-        self._transport.abort()
+        self._transport.write(frame(TEXT, text.encode()))
 
-    def say(self, *texts: str) -> None:
-        assert self._transport is not None
-        self._transport.write(b"".join(frame(TEXT, text.encode()) for text in texts))
-
-    def call(self, count: int = 1) -> None:
-        """Send calls in one write."""
-        texts = []
-        for number in itertools.islice(self.crowd.numbers, count):
-            texts.append(
-                f'{{"type":"request","payload":{{"service":"quick","method":"echo","params":{{"text":"{"x" * 64}"}},'
-                f'"id":"{number}"}}}}'
-            )
-            self.waiting[b"%d" % number] = time.perf_counter()
-        self.say(*texts)
+    def call(self) -> None:
+        """Send a call."""
+        number = next(self.crowd.numbers)
+        self.waiting[b"%d" % number] = time.perf_counter()
+        self.say(
+            f'{{"type":"request","payload":{{"service":"quick","method":"echo","params":{{"text":"{"x" * 64}"}},'
+            f'"id":"{number}"}}}}'
+        )
 
     def ask(self, kind: str, **payload: Any) -> None:
         """Send another frame."""
@@ -220,20 +209,8 @@ class Visitor(asyncio.Protocol):
                 return
             self._accepted = True
             del buffer[: end + 4]
-        start, available = 0, len(buffer)
-        while available - start >= 2:
-            size, body = buffer[start + 1], start + 2
-            if size == 126:
-                body += 2
-                size = int.from_bytes(buffer[start + 2 : body], "big")
-            elif size == 127:
-                body += 8
-                size = int.from_bytes(buffer[start + 2 : body], "big")
-            if available < body + size:
-                break
-            self._on_frame(buffer[start] & 0x0F, bytes(buffer[body : body + size]))
-            start = body + size
-        del buffer[:start]
+        for first, payload in take_frames(buffer):
+            self._on_frame(first & 0x0F, payload)
 
     def _on_frame(self, opcode: int, payload: bytes) -> None:
         counts = self.crowd.counts
