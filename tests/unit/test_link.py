@@ -47,6 +47,8 @@ class Stage:
     """A link with connections that the test makes."""
 
     def __init__(self, *, in_set_up: Sequence[BaseException] = (), on_connect: Sequence[Any] = ()) -> None:
+        #: What the channels raise at the end of a connection.
+        self.at_the_end: BaseException | None = None
         self.connections: list[FakeConnection] = []
         self.changes: list[bool] = []
         self._in_set_up = list(in_set_up)
@@ -65,6 +67,8 @@ class Stage:
         if self._in_set_up:
             raise self._in_set_up.pop(0)
         yield ()
+        if self.at_the_end is not None:
+            raise self.at_the_end
 
     def _on_change(self) -> None:
         self.changes.append(self.link.up)
@@ -146,6 +150,35 @@ async def test_a_connection_may_be_given_up(caplog: pytest.LogCaptureFixture) ->
     assert [record.getMessage() for record in caplog.records] == [
         "mesh: testing connection: a message to itself did not come back"
     ]
+
+
+async def test_a_channel_that_ends_late_does_not_end_the_next_connection(caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage()
+    with caplog.at_level(logging.WARNING):
+        async with stage.running():
+            await until(lambda: stage.link.up)
+            stage.link.abort("no answer to a ping")
+            await until(lambda: len(stage.connections) == 2 and stage.link.up)
+            stage.connections[0].closing.cancel()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert stage.link.up
+    assert (len(stage.connections), len(caplog.records)) == (2, 1)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+async def test_a_loss_is_told_once_whatever_the_channels_of_the_connection_raise(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage()
+    stage.at_the_end = error
+    with caplog.at_level(logging.WARNING):
+        async with stage.running():
+            await until(lambda: stage.link.up)
+            stage.connections[0].closing.set_exception(OSError("gone"))
+            await until(lambda: len(stage.connections) == 2 and stage.link.up)
+            stage.at_the_end = None
+    assert [record.getMessage() for record in caplog.records] == ["mesh: testing connection: OSError: gone"]
 
 
 async def test_what_is_no_error_of_a_connection_is_not_kept_silent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 import time
@@ -59,6 +60,8 @@ class Link:
         self.connects = 0
         self._connection: Connection | None = None
         self._lost: asyncio.Event | None = None
+        #: Whether the loss of the latest connection has been told.
+        self._told = False
 
     def abort(self, problem: str) -> None:
         """Drop the connection and make the next one."""
@@ -78,13 +81,13 @@ class Link:
                 task = asyncio.current_task()
                 if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                     raise
-                self._set(up=False, usable=False, problem=explain(error))
+                self._failed(error)
             except BaseExceptionGroup as group:
                 # From the tasks of a set-up: a broker's error there ends the connection like any other.
                 errors, rest = group.split(CONNECTION_ERRORS)
                 if rest is not None or errors is None:
                     raise
-                self._set(up=False, usable=False, problem=explain(errors))
+                self._failed(errors)
             if time.monotonic() - started > LAST_RECONNECT:
                 delay = FIRST_RECONNECT
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
@@ -92,7 +95,8 @@ class Link:
 
     async def _live(self) -> None:
         """Connect, set up, and return when the connection is lost. Raises the error of an attempt that fails."""
-        self._lost = asyncio.Event()
+        lost = self._lost = asyncio.Event()
+        self._told = False
         connection = self._connection = await self._connect()
         try:
             async with (
@@ -101,11 +105,12 @@ class Link:
             ):
                 setting_up.reschedule(None)
                 for closing in (connection.closing, *(channel.closing for channel in channels)):
-                    closing.add_done_callback(self._on_closed)
+                    closing.add_done_callback(functools.partial(self._on_closed, lost))
                 self.connects += 1
                 self._set(up=True, usable=True, problem=None)
-                await self._lost.wait()
+                await lost.wait()
                 self._set(up=False, usable=True, problem=self.problem or "the connection was lost")
+                self._told = True
         finally:
             self.up = False
             self._connection = None
@@ -124,7 +129,14 @@ class Link:
             for _ in range(CLOSING_TURNS):
                 await asyncio.sleep(0)
 
-    def _on_closed(self, closing: asyncio.Future[Any]) -> None:
+    def _failed(self, error: BaseException) -> None:
+        """Tell of an attempt that failed. What the channels of a lost connection raise is no news, and not its cause."""
+        if not self._told:
+            self._set(up=False, usable=False, problem=explain(error))
+
+    def _on_closed(self, lost: asyncio.Event, closing: asyncio.Future[Any]) -> None:
+        if lost is not self._lost:
+            return  # aiormq may end a channel when the next connection is up already
         error = None if closing.cancelled() else closing.exception()
         self._on_lost("the connection was closed" if error is None else explain(error))
 
