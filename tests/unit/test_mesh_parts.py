@@ -108,6 +108,17 @@ async def test_a_part_that_is_lost_is_set_up_again(how: str) -> None:
     assert stage.part.warning is None
 
 
+async def test_a_channel_that_ends_late_does_not_end_the_next_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parts, "SETTLE_TIME", 0)
+    stage = Stage()
+    await stage.part.attempt(CONNECTION)
+    async with stage.running():
+        stage.channels[0].closing.set_exception(NODE_DOWN)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(stage.channels) == 2
+
+
 async def test_a_part_is_declared_again_on_request_and_its_loss_noticed() -> None:
     stage = Stage()
     async with stage.running():

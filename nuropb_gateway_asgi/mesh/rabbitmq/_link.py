@@ -130,7 +130,7 @@ class Link:
                 await asyncio.sleep(0)
 
     def _failed(self, error: BaseException) -> None:
-        """Tell of an attempt that failed. What the channels of a lost connection raise is no news, and not its cause."""
+        """Tell of an attempt that failed. The errors of the channels of a lost connection are no news, nor its cause."""
         if not self._told:
             self._set(up=False, usable=False, problem=explain(error))
 

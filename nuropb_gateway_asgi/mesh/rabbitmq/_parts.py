@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
@@ -69,7 +70,7 @@ class Part:
             self._on_error(error)
             return
         for channel in self._channels:
-            channel.closing.add_done_callback(self._on_closed)
+            channel.closing.add_done_callback(functools.partial(_on_closed, self._lost))
         if self.warning is not None:
             self.warning = None
             logger.info("mesh: %s is there again", self._name)
@@ -94,13 +95,15 @@ class Part:
         except _ERRORS as error:
             self._on_error(error)
 
-    def _on_closed(self, closing: asyncio.Future[Any]) -> None:
-        if not closing.cancelled():
-            closing.exception()  # else asyncio would report it
-        self._lost.set()
-
     def _on_error(self, error: BaseException) -> None:
         if self.warning is None:
             logger.warning("mesh: %s is missing (%s): %s", self._name, explain(error), self._without)
         self.warning = f"{self._name} is missing ({explain(error)}): {self._without}"
         self._lost.set()
+
+
+def _on_closed(lost: asyncio.Event, closing: asyncio.Future[Any]) -> None:
+    """Note that a channel has ended. It may be one of an earlier attempt, so ``lost`` is that attempt's own."""
+    if not closing.cancelled():
+        closing.exception()  # else asyncio would report it
+    lost.set()
