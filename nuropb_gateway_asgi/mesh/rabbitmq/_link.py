@@ -130,7 +130,7 @@ class Link:
                 await asyncio.sleep(0)
 
     def _failed(self, error: BaseException) -> None:
-        """Tell of an attempt that failed. The errors of the channels of a lost connection are no news, nor its cause."""
+        """Tell of an attempt that failed. The errors of a lost connection's channels are no news, nor its cause."""
         if not self._told:
             self._set(up=False, usable=False, problem=explain(error))
 
