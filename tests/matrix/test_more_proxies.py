@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,7 +19,18 @@ from tests.kit.gateways import eventually
 from tests.kit.javascript import node
 from tests.kit.processes import Process, run_process
 from tests.matrix.proxies import MORE_PROXIES, run_more_proxy
-from tests.servers.proxies import LARGE, ORIGIN, PROXIES, TOKEN, Proxy, port_of, run_proxy, serving
+from tests.servers.proxies import (
+    FOR_CLIENTS,
+    LARGE,
+    NOT_FOR_CLIENTS,
+    ORIGIN,
+    PROXIES,
+    TOKEN,
+    Proxy,
+    port_of,
+    run_proxy,
+    serving,
+)
 
 
 @dataclass(frozen=True)
@@ -138,6 +150,41 @@ async def run_any(name: Any, directory: Path, *ports: int, edits: dict[str, str]
         running = run_more_proxy(name, directory, ports, edits=edits)
     async with running as proxy:
         yield proxy
+
+
+@contextlib.asynccontextmanager
+async def stand_in() -> AsyncIterator[int]:
+    """Run a server that answers every request with 200; yield its port."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npassed on")
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize("name", [*PROXIES, *MORE_PROXIES])
+async def test_all_proxies_pass_the_same_paths_on(name: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    async with (
+        stand_in() as port,
+        run_any(name, tmp_path_factory.mktemp(name), port) as proxy,
+        httpx.AsyncClient(verify=proxy.tls, trust_env=False, timeout=30) as client,
+    ):
+        await ready(proxy)
+
+        async def passes_on(route: str) -> bool:
+            path = re.sub(r"\{[^}]*\}", "x", route)
+            response = await client.get(proxy.url(path, "https"))
+            return (response.status_code, response.text) == (200, "passed on")
+
+        assert {path for path in (*FOR_CLIENTS, *NOT_FOR_CLIENTS) if await passes_on(path)} == set(FOR_CLIENTS)
+        for path in ("/asyncapi.json/x", "/openapi.jsonx", "/client.js/x", "/wsx", "/eventsx"):
+            assert not await passes_on(path), path
 
 
 @pytest.mark.parametrize("name", [*PROXIES, *MORE_PROXIES])

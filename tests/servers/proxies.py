@@ -19,7 +19,19 @@ from tests.servers.processes import unavailable
 from tests.servers.provision import find_tool
 from tests.servers.rabbitmq import free_port
 
-__all__ = ["LARGE", "ORIGIN", "PROXIES", "TOKEN", "Proxy", "ProxyName", "port_of", "run_proxy", "serving"]
+__all__ = [
+    "FOR_CLIENTS",
+    "LARGE",
+    "NOT_FOR_CLIENTS",
+    "ORIGIN",
+    "PROXIES",
+    "TOKEN",
+    "Proxy",
+    "ProxyName",
+    "port_of",
+    "run_proxy",
+    "serving",
+]
 
 ProxyName: TypeAlias = Literal["nginx", "haproxy"]
 PROXIES: Final[tuple[ProxyName, ...]] = ("nginx", "haproxy")
@@ -30,6 +42,22 @@ ORIGIN: Final = "https://app.example.com"
 TOKEN: Final = issue_token(SECRET, "alice")
 #: 16 KiB, which is what the gateway takes.
 LARGE: Final = issue_token(SECRET, "alice", padding="x" * 12162)
+
+#: The routes of a gateway that each proxy passes on.
+FOR_CLIENTS: Final = (
+    "/ws",
+    "/events",
+    "/rpc/{service:path}/{method}",
+    "/mcp",
+    "/.well-known/oauth-protected-resource",
+    "/.well-known/oauth-protected-resource/mcp",
+    "/client.js",
+    "/client-worker.js",
+    "/asyncapi.json",
+    "/openapi.json",
+)
+#: The routes that no proxy passes on: for operators, and the console. /readyz is for the proxy's own network.
+NOT_FOR_CLIENTS: Final = ("/livez", "/metrics", "/", "/console/{file:path}", "/mcp/calls")
 
 #: The lines that name a gateway.
 GATEWAY_LINES: Final = {
