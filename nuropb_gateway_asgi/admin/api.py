@@ -274,21 +274,22 @@ class Action(NamedTuple):
     path: str
     parameters: type[Struct]
     operation: Callable[[Api, Any], Awaitable[Any]]
-    #: Whether it is noted in the audit log: it changes something, or takes data away.
-    is_audited: bool = True
+    #: How it is noted in the audit log: each time, as it changes something or takes data away; as a read of data of
+    #: users, which is noted once in a while; or not at all.
+    audited: Literal["each time", "as a read", "never"] = "each time"
 
 
 ACTIONS: Final = (
-    Action("status", "GET", "status", Nothing, Api.status, is_audited=False),
-    Action("connections", "GET", "connections", ConnectionsOf, Api.connections, is_audited=False),
+    Action("status", "GET", "status", Nothing, Api.status, "never"),
+    Action("connections", "GET", "connections", ConnectionsOf, Api.connections, "as a read"),
     Action("disconnect", "POST", "disconnect", Disconnect, Api.disconnect),
     Action("revoke", "POST", "revoke", Revocation, Api.revoke),
     Action("unrevoke", "POST", "unrevoke", Tokens, Api.unrevoke),
     Action("publish", "POST", "publish", Event, Api.publish),
-    Action("circuits", "GET", "circuits", Nothing, Api.circuits, is_audited=False),
+    Action("circuits", "GET", "circuits", Nothing, Api.circuits, "as a read"),
     Action("reset", "POST", "reset", ResetOf, Api.reset),
     Action("reload", "POST", "reload", Nothing, Api.reload),
-    Action("log-level", "GET", "log-level", Nothing, Api.log_level, is_audited=False),
+    Action("log-level", "GET", "log-level", Nothing, Api.log_level, "never"),
     Action("set-log-level", "POST", "log-level", LogLevel, Api.set_log_level),
     Action("debug-bundle", "GET", "debug-bundle", Nothing, Api.debug_bundle),
 )

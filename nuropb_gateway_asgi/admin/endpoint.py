@@ -94,11 +94,17 @@ def _serving(actions: dict[str, Action], api: Api, guard: Guard, journal: Journa
             outcome, response = "invalid", _failure(400, "invalid", str(error))
         else:
             response = _answer(result)
-        if journal.audit is not None and action.is_audited:
-            journal.audit.admin_action(address_of(request), action.name, shown, outcome)
+        _note(journal, action, address_of(request), shown, outcome)
         return response
 
     return serve
+
+
+def _note(journal: Journal, action: Action, address: str, parameters: str, outcome: str) -> None:
+    if journal.audit is None or action.audited == "never":
+        return
+    note = journal.audit.admin_action if action.audited == "each time" else journal.audit.admin_read
+    note(address, action.name, parameters, outcome)
 
 
 class _Refusal(Exception):

@@ -11,7 +11,7 @@ import hmac
 import ipaddress
 import re
 from collections import Counter
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 __all__ = ["ATTEMPTS", "LOCKED_SECONDS", "Guard", "Refused"]
 
@@ -36,8 +36,8 @@ class Guard:
     def __init__(self, token: str, host: str) -> None:
         self._token = token.encode()
         self._host = host.lower()
-        #: Refused requests, by reason.
-        self.refused: Counter[str] = Counter()
+        #: Refused requests, by reason. All reasons from the start: an alarm that compares two readings needs the first.
+        self.refused: Counter[str] = Counter(dict.fromkeys(get_args(Refused), 0))
         #: By address: the time of the first wrong token, and their number.
         self._wrong: dict[str, tuple[float, int]] = {}
 

@@ -17,6 +17,10 @@ logger: Final = logging.getLogger(AUDIT_LOGGER)
 #: Lines about refusals, which a stranger can cause at any rate, within so many seconds; further ones are summed up.
 REFUSALS: Final = 100
 REFUSAL_SECONDS: Final = 10.0
+#: Seconds for which reads that are the same have one line: the admin page repeats its own every few seconds.
+READ_SECONDS: Final = 300.0
+#: Reads that are remembered for it; beyond them the oldest are forgotten.
+MAX_READS: Final = 1000
 
 
 class Audit:
@@ -28,6 +32,9 @@ class Audit:
     def __init__(
         self, *, reopen: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self._clock = clock
+        #: The time of the latest line about each read.
+        self._reads: dict[tuple[str, str, str, str], float] = {}
         self._refusals = LineBudget(REFUSALS, REFUSAL_SECONDS, _report, clock=clock)
         self.reopen = reopen
 
@@ -85,6 +92,18 @@ class Audit:
             "nuropb.outcome": outcome,
         }
         record(logger, "nuropb.audit.admin_action", "admin action", attributes)
+
+    def admin_read(self, address: str, action: str, parameters: str, outcome: str) -> None:
+        """Note that an operator has read data of users; the same read has a line every READ_SECONDS."""
+        now, read = self._clock(), (address, action, parameters, outcome)
+        noted = self._reads.get(read)
+        if noted is not None and now - noted < READ_SECONDS:
+            return
+        self._reads.pop(read, None)
+        if len(self._reads) >= MAX_READS:
+            del self._reads[next(iter(self._reads))]
+        self._reads[read] = now
+        self.admin_action(address, action, parameters, outcome)
 
     def admin_refused(self, address: str, reason: str) -> None:
         """Note a refused request to the admin API."""

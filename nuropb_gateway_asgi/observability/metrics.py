@@ -284,9 +284,10 @@ class Metrics:
         observe(seconds)
 
     def _carry(self, name: str, count: int, *labels: str) -> None:
+        """Bring a counter up to ``count``. A count of 0 makes a series, too: growth is told by a reading before it."""
         key = (name, labels)
         new = count - self._carried.get(key, 0)
-        if new > 0:
+        if new > 0 or key not in self._carried:
             self._carried[key] = count
             counter = self._counters[name]
             (counter.labels(*labels) if labels else counter).inc(new)

@@ -306,7 +306,7 @@ async def test_a_path_leads_nowhere_else(admin: tuple[Gateway, httpx.AsyncClient
 
 async def test_every_action_has_one_place() -> None:
     assert len({(each.method, each.path) for each in ACTIONS}) == len(ACTIONS) == len({each.name for each in ACTIONS})
-    assert all(each.is_audited for each in ACTIONS if each.method == "POST")
+    assert {each.audited for each in ACTIONS if each.method == "POST"} == {"each time"}
 
 
 # --- strangers ----------------------------------------------------------------------------------------------------
@@ -404,6 +404,38 @@ async def test_audited_actions_say_who_did_what_and_hold_no_event(at_port: tuple
     assert found[0]["client.address"] == "127.0.0.1"
     assert "hunter2" not in text
     assert TOKEN not in text
+
+
+async def test_reads_of_data_of_users_are_audited_once_in_a_while_and_each_bundle(
+    at_port: tuple[Gateway, httpx.AsyncClient],
+) -> None:
+    gateway, client = at_port
+    client.headers.update(HEADERS)
+    for _ in range(3):  # as the page does
+        for path in ("status", "connections", "circuits", "log-level"):
+            await ask(client, path)
+    await ask(client, "connections", user_id="alice")
+    for _ in range(2):
+        assert (await client.get("/v1/debug-bundle")).status_code == 200
+    text = Path(gateway.settings.audit_log).read_text()
+    found = [json.loads(line)["Attributes"] for line in text.splitlines() if "admin_action" in line]
+    assert [(each["nuropb.action"], each["nuropb.parameters"]) for each in found] == [
+        ("connections", '{"limit":100}'),
+        ("circuits", "{}"),
+        ("connections", '{"user_id":"alice","limit":100}'),
+        ("debug-bundle", "{}"),
+        ("debug-bundle", "{}"),
+    ]
+
+
+async def test_each_reason_to_refuse_a_request_is_a_series_from_the_start(
+    at_port: tuple[Gateway, httpx.AsyncClient],
+) -> None:
+    gateway, _ = at_port
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://gateway") as client:
+        text = (await client.get("/metrics")).text
+    for reason in ("host", "origin", "token", "locked"):
+        assert f'nuropb_gateway_admin_refused_total{{reason="{reason}"}} 0.0' in text
 
 
 # --- the address --------------------------------------------------------------------------------------------------

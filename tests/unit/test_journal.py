@@ -19,6 +19,7 @@ import pytest
 
 from nuropb_gateway_asgi import Gateway, Settings, SettingsError
 from nuropb_gateway_asgi.journal import ACCESS_LOGGER, AUDIT_LOGGER, EVENTS, Audit, Journal, LineBudget
+from nuropb_gateway_asgi.journal.audit import MAX_READS
 from nuropb_gateway_asgi.journal.records import MAX_TEXT, record
 from nuropb_gateway_asgi.observability.audit_file import AuditFile
 from nuropb_gateway_asgi.observability.logs import JSONFormatter, TextFormatter
@@ -291,6 +292,31 @@ async def test_a_hangup_opens_the_file_again(tmp_path: Path) -> None:
 
 
 # --- the documents ------------------------------------------------------------------------------------------------
+
+
+def test_the_same_read_of_an_operator_has_a_line_once_in_a_while(lines: list[dict[str, Any]]) -> None:
+    clock = Clock(0.0)
+    audit = Audit(clock=clock)
+    for now in (0.0, 2.0, 299.0, 300.0, 301.0):
+        clock.now = now
+        audit.admin_read("127.0.0.1", "connections", "{}", "ok")
+    audit.admin_read("127.0.0.1", "connections", '{"user_id":"alice"}', "ok")
+    audit.admin_read("127.0.0.2", "connections", "{}", "ok")
+    found = events(lines, "nuropb.audit.admin_action")
+    assert [(each["client.address"], each["nuropb.parameters"]) for each in found] == [
+        ("127.0.0.1", "{}"),
+        ("127.0.0.1", "{}"),
+        ("127.0.0.1", '{"user_id":"alice"}'),
+        ("127.0.0.2", "{}"),
+    ]
+
+
+def test_reads_beyond_the_bound_are_forgotten_and_noted_again(lines: list[dict[str, Any]]) -> None:
+    audit = Audit(clock=Clock(0.0))
+    for user in [*range(MAX_READS + 1), 0]:
+        audit.admin_read("unix", "connections", str(user), "ok")
+    found = events(lines, "nuropb.audit.admin_action")
+    assert [each["nuropb.parameters"] for each in found[-2:]] == [str(MAX_READS), "0"]
 
 
 async def test_newer_tokens_that_are_refused_are_audited_and_no_token_is(
