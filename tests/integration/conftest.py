@@ -11,7 +11,9 @@ from typing import Any, Final
 import aio_pika
 import pytest
 
+from nuropb_gateway_asgi.fleet import talk
 from nuropb_gateway_asgi.mesh.rabbitmq._peers import Peers
+from tests.kit.waiting import DEADLINE
 from tests.servers.processes import ServiceProcess, unavailable
 from tests.servers.provision import external_url, installed
 from tests.servers.rabbitmq import RabbitMQNode
@@ -100,3 +102,9 @@ def echo_service(amqp_url: str) -> Iterator[ServiceProcess]:
     """An ``EchoService`` for every test that leaves it alive, under a name of its own."""
     with ServiceProcess(amqp_url, f"echo-{secrets.token_hex(3)}") as service:
         yield service
+
+
+@pytest.fixture
+def patient_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes wait long for each other: on a busy machine an answer can be late, and nobody is gone here."""
+    monkeypatch.setattr(talk, "ANSWER_TIMEOUT", DEADLINE)

@@ -22,6 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 from tests.kit.clients import Client, Frame, connect
 from tests.kit.gateways import DEADLINE, RunningGateway, eventually, run_gateway
+from tests.kit.waiting import in_time
 from tests.servers.faults import FaultProxy
 from tests.servers.surviving_service import SurvivingService, host
 
@@ -172,7 +173,7 @@ class Scene:
     async def recovers(self, within: float, since: float | None = None) -> None:
         """Wait until the gateway is ready and a call of every client succeeds; ``since`` is the end of the fault."""
         since = time.monotonic() if since is None else since
-        with anyio.fail_after(within + since - time.monotonic()):
+        async with in_time(max(within + since - time.monotonic(), within / 2)):
             while True:
                 await eventually_within(within, lambda: not self.not_ready)
                 codes = [await caller.call(timeout=2.0) for caller in self.callers]
@@ -200,8 +201,8 @@ class Scene:
 
 
 async def eventually_within(seconds: float, condition: Callable[[], object]) -> None:
-    """Wait until ``condition`` holds; fail after ``seconds``."""
-    with anyio.fail_after(seconds):
+    """Wait until ``condition`` holds; fail after ``seconds``, in which this process is let run."""
+    async with in_time(seconds):
         while not condition():
             await asyncio.sleep(0.005)
 

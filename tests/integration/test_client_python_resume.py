@@ -155,6 +155,7 @@ async def test_without_the_option_a_call_is_lost_with_its_connection() -> None:
 # --- two processes ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("patient_processes")
 async def test_a_client_moves_to_another_process_before_its_own_stops(
     amqp_url: str, echo_service: ServiceProcess
 ) -> None:
@@ -178,8 +179,9 @@ async def test_a_client_moves_to_another_process_before_its_own_stops(
             assert numbers == list(range(200))
             await slow
             await draining
-            await eventually(lambda: len(second.gateway.handler_manager) == 1)
+            await eventually(lambda: found)
             assert [(each.name, each.resumed) for each in found] == [("open", True)]
+            assert len(second.gateway.handler_manager) == 1
             assert not gaps
             assert not warnings
         for running in (first, second):

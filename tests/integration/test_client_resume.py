@@ -19,7 +19,7 @@ from tests.servers.processes import ServiceProcess
 
 
 @pytest.fixture
-async def two(amqp_url: str) -> AsyncIterator[list[RunningGateway]]:
+async def two(amqp_url: str, patient_processes: None) -> AsyncIterator[list[RunningGateway]]:
     async with fleet(amqp_url, 2, expose_topics=["#"], drain_timeout=10.0) as running:
         yield running
 

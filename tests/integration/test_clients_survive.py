@@ -27,7 +27,7 @@ from tests.servers.surviving_service import SurvivingService, host
 
 SECRET: Final = "a secret that is long enough to sign with, and no longer"
 #: Seconds for steps that wait until a broker or a process has restarted.
-STEP_TIMEOUT: Final = 60.0
+STEP_TIMEOUT: Final = 240.0
 
 
 @pytest.fixture(scope="module")

@@ -155,7 +155,7 @@ async def test_a_server_that_takes_its_time_is_given_up(name: str, monkeypatch: 
         async with keys:
             with pytest.raises(AuthenticationUnavailable, match=r"keys: no complete answer within 0\.3 s"):
                 await keys.ring()
-        await eventually(lambda: server.closed == len(server.requests))
+        await eventually(lambda: server.closed == server.opened)
 
 
 async def test_nobody_there() -> None:

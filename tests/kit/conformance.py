@@ -308,26 +308,46 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
+async def _start(command: Sequence[str]) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=2**24)
+
+
 class JavaScriptDriver:
     """Runs the steps in a program for Node. Each message in either direction is a line of JSON."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, command: Sequence[str], process: asyncio.subprocess.Process) -> None:
+        self._command = command
         self._process = process
+        # Whether the program is still at the steps of a script that was given up.
+        self._is_busy = False
 
     @classmethod
     @contextlib.asynccontextmanager
     async def start(cls, *command: str) -> AsyncIterator[JavaScriptDriver]:
         """Start the program. It exits when its standard input is closed."""
-        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=2**24)
+        driver = cls(command, await _start(command))
         try:
-            yield cls(process)
+            yield driver
         finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            await process.wait()
+            await driver._end()
+
+    async def _end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        if self._is_busy:
+            self._process.kill()
+        await self._process.wait()
 
     async def run(self, url: str, script: Script, markers: Markers) -> None:
         """Run all steps of ``script``."""
+        if self._is_busy:
+            # Else its messages about the former script would be taken for those about this one.
+            await self._end()
+            self._process = await _start(self._command)
+        self._is_busy = True
+        await self._run(url, script, markers)
+
+    async def _run(self, url: str, script: Script, markers: Markers) -> None:
         given = {**OPTIONS, **script.get("options", {})}
         await self._tell({"run": {"url": url, "token": "t1", **script, "options": given, "gateway": None}})
         waits: set[asyncio.Task[None]] = set()
@@ -342,6 +362,7 @@ class JavaScriptDriver:
                 task.cancel()
             if waits:
                 await asyncio.wait(waits)
+        self._is_busy = False
         if message["done"] is not None:
             raise ScriptError(message["done"])
 

@@ -21,7 +21,7 @@ const pages = new Map();
 async function open(id, options) {
   const context = await browser.newContext({ acceptDownloads: true, ...options });
   const page = await context.newPage();
-  page.setDefaultTimeout(20_000);
+  page.setDefaultTimeout(60_000);
   const seen = { problems: [], requests: [], sockets: [], downloads: [] };
   page.on("console", (message) => {
     if (message.type() === "error" || message.type() === "warning") seen.problems.push(message.text());

@@ -21,7 +21,9 @@ class WebServer:
         self.port = port
         self._scheme = scheme
         self.requests: list[str] = []
-        #: Of the connections that were made, how many have ended.
+        #: The connections that were made. One that is given up early brings no request.
+        self.opened = 0
+        #: How many of them have ended.
         self.closed = 0
 
     def url(self, path: str = "/", host: str = "127.0.0.1") -> str:
@@ -33,6 +35,7 @@ class WebServer:
         """Serve ``answer`` to everybody."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            site.opened += 1
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 site.requests.append((await reader.readuntil(b"\r\n\r\n")).decode("latin-1"))
                 answering = asyncio.create_task(_until_closed(answer, writer))

@@ -11,7 +11,7 @@ import * as library from "nuropb-gateway-client";
  */
 
 /** In seconds; a script may set its own. */
-const STEP_TIMEOUT = 10;
+const STEP_TIMEOUT = 30;
 const THE_END = "the end";
 const NAMES = /** @type {const} */ (["state", "event", "gap", "dropped", "unsubscribed", "goodbye", "warning"]);
 
