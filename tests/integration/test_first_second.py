@@ -37,8 +37,8 @@ IN_A_CONTAINER: Final = (
     "--kill-child",
     "--mount-proc",
 )
-#: A module that takes for ever to import.
-ENDLESS: Final = 'import time\nprint("importing", flush=True)\ntime.sleep(3600)\n'
+#: A module that takes for ever to import. In many steps: a signal that comes right before a long call waits for its end.
+ENDLESS: Final = 'import time\nprint("importing", flush=True)\nwhile True:\n    time.sleep(0.01)\n'
 
 
 def has_containers() -> bool:
