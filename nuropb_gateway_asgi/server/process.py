@@ -44,6 +44,9 @@ TLS_HANDSHAKE_TIMEOUT: Final = 10.0
 ACCEPT_LOG_INTERVAL: Final = 60.0
 #: Seconds for uvicorn's shutdown to wait for connections, after the gateway's own drain.
 SHUTDOWN_TIMEOUT: Final = 2
+#: Seconds for a worker to answer its supervisor, which kills it otherwise. A worker that starts answers once it has
+#: imported uvicorn: with uvicorn's own 5 s, a machine that is too busy for that would start and kill workers for ever.
+WORKER_TIMEOUT: Final = 60
 #: Thresholds of the garbage collector: new containers per collection of the youngest generation, and collections of a
 #: generation per collection of the next older one.
 COLLECT_AFTER: Final = (5000, 20, 50)
@@ -159,6 +162,7 @@ def make_config(app: Any, settings: Settings, **options: Any) -> uvicorn.Config:
         loop=f"{__package__}:new_event_loop",
         ws_max_size=SIZE_FACTOR * settings.max_message_size,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
+        timeout_worker_healthcheck=WORKER_TIMEOUT,
         log_level=None if settings.log_config else settings.log_level,
         server_header=False,
         lifespan="on",

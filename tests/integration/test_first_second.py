@@ -37,7 +37,7 @@ IN_A_CONTAINER: Final = (
     "--kill-child",
     "--mount-proc",
 )
-#: A module that takes for ever to import. In many steps: a signal that comes right before a long call waits for its end.
+#: A module that takes for ever to import. In many steps: a signal right before a long call waits for the call's end.
 ENDLESS: Final = 'import time\nprint("importing", flush=True)\nwhile True:\n    time.sleep(0.01)\n'
 
 

@@ -13,6 +13,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 import httpx
 import pytest
@@ -24,7 +25,7 @@ from nuropb_gateway_asgi.cli.serve.workers import reloaded_app
 from tests.kit.certificates import Certificate
 from tests.kit.clients import RawClient, connect, refusal
 from tests.kit.gateways import DEADLINE, eventually
-from tests.kit.processes import Process, run_module, run_process
+from tests.kit.processes import ROOT, Process, run_module, run_process
 
 SECRET = "a secret that is long enough to sign with, and no longer"
 TOKEN = issue_token(SECRET, "alice")
@@ -140,6 +141,22 @@ async def test_a_worker_that_dies_is_replaced(pair: tuple[Process, str, Path]) -
     assert second in workers(process)
     async with connect(url, TOKEN) as client:
         assert await client.result("demo.add", {"a": 1, "b": 1}) == 2
+
+
+#: Makes a worker import for longer than the 5 s that uvicorn's own supervisor waits.
+SLOW_START: Final = """
+import sys, time
+if any("spawn_main" in each for each in sys.orig_argv):
+    time.sleep(6)
+"""
+
+
+async def test_workers_that_start_slowly_are_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_START)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    async with serving("--workers", "2", environment={"PYTHONPATH": path}) as (process, _):
+        await ready(process)
+        assert "died" not in process.output
 
 
 async def test_workers_drain_together_when_a_terminal_interrupts_all_that_runs_in_it() -> None:
