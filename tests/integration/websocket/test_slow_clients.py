@@ -38,7 +38,9 @@ async def test_who_answers_no_ping_is_hung_up_on_unless_it_never_learned_to() ->
         # Both have been silent for longer than the client that was closed.
         for legacy in (by_header, by_frame):
             await legacy.request("demo.add", {"a": 1, "b": 1}, trace_id="t")
-            assert (await legacy.wait_for(lambda frame: frame["payload"].get("trace_id") == "t"))["payload"]["result"]
+            assert (await legacy.wait_for(lambda frame: frame.get("payload", {}).get("trace_id") == "t"))["payload"][
+                "result"
+            ]
 
 
 @pytest.mark.parametrize("answer", [{"type": "pong"}, {"type": "pong", "payload": {"a": 1}}, {"type": "ping"}, "{"])
