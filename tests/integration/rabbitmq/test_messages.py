@@ -26,7 +26,7 @@ from tests.kit.amqp import (
 )
 from tests.kit.gate_proxy import Proxy
 from tests.kit.gateways import DEADLINE, eventually
-from tests.servers.processes import call_with_nuropb
+from tests.servers.processes import call_with_nuropb, nuropb_python
 
 
 @pytest.mark.parametrize("kind", ["request", "command"])
@@ -98,6 +98,7 @@ async def test_an_event_on_the_wire_is_nuropbs(gateway: Gateway, peer: Peer) -> 
 
 @pytest.mark.parametrize("kind", ["request", "command", "event"])
 async def test_nuropbs_own_client_sends_the_same(amqp_url: str, gateway: Gateway, peer: Peer, kind: str) -> None:
+    nuropb_python()  # where there is none, the test is skipped before anything runs
     name = await peer.service()
     await peer.channel.queue_bind(name, EVENTS, name)
 
