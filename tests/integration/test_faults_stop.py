@@ -409,6 +409,8 @@ async def labels_are_the_operators(http: httpx.AsyncClient, services: set[str], 
             assert labels.pop("code", "1000").isdigit()
             assert labels.pop("reason", "a").replace("_", "").isalpha()
             assert labels.pop("transport", "websocket") == "websocket"
+            assert labels.pop("recovered", "yes") in ("yes", "no")
+            assert labels.pop("direction", "in") in ("in", "out")
             labels.pop("le", None)
             assert labels == {}
 
