@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -238,18 +239,27 @@ def listed(table: Iterable[Reliance], source: dict[str, Names]) -> dict[str, Nam
     return dict(found)
 
 
-DERIVED: Final = derived(["server", "cli"])
-SUPERVISION: Final = {owner: names for owner, names in DERIVED.items() if owner.startswith("uvicorn.supervisors")}
-PROTOCOLS: Final = {owner: names for owner, names in DERIVED.items() if owner not in SUPERVISION}
+# Read by the first test that asks, because every worker of a run collects all modules of tests.
+@functools.cache
+def in_source(*, of_supervision: bool) -> dict[str, Names]:
+    """Return the names that the supervisor uses, or those that all other modules use."""
+    found = derived(["server", "cli"])
+    return {owner: names for owner, names in found.items() if owner.startswith("uvicorn.supervisors") is of_supervision}
 
 
-@pytest.mark.parametrize("owner", sorted({*PROTOCOLS, *listed(_uvicorn.RELIED_ON, PROTOCOLS)}))
+@pytest.mark.parametrize("owner", sorted({each.owner for each in _uvicorn.RELIED_ON}))
 def test_the_table_has_the_names_that_the_protocols_use(owner: str) -> None:
-    assert listed(_uvicorn.RELIED_ON, PROTOCOLS).get(owner) == PROTOCOLS.get(owner)
+    used = in_source(of_supervision=False)
+    assert listed(_uvicorn.RELIED_ON, used).get(owner) == used.get(owner)
+
+
+def test_the_table_has_every_owner_of_names_that_the_protocols_use() -> None:
+    assert {*in_source(of_supervision=False)} <= {each.owner for each in _uvicorn.RELIED_ON}
 
 
 def test_the_table_has_the_names_that_the_supervisor_uses() -> None:
-    assert listed(_uvicorn.SUPERVISION, SUPERVISION) == SUPERVISION
+    used = in_source(of_supervision=True)
+    assert listed(_uvicorn.SUPERVISION, used) == used
 
 
 def test_the_source_still_has_the_names_of_the_drain() -> None:
@@ -288,7 +298,8 @@ def test_an_object_lent_to_a_library_has_the_members_that_the_library_may_use() 
 def test_the_gateway_overrides_nothing_by_accident() -> None:
     for class_ in (http.HTTPProtocol, websocket.WebSocketProtocol, frame_limits.LimitedServerProtocol):
         base = class_.__bases__[0]
-        (table,) = [listed(_uvicorn.RELIED_ON, PROTOCOLS)[owner] for owner in BASES.values() if load(owner) is base]
+        names = listed(_uvicorn.RELIED_ON, in_source(of_supervision=False))
+        (table,) = [names[owner] for owner in BASES.values() if load(owner) is base]
         overridden = {name for name in vars(class_) if not name.startswith("__") and hasattr(base, name)}
         assert overridden - OF_ASYNCIO == set(table.overrides)
 
