@@ -27,13 +27,13 @@ VARIES: Final = math.inf
 #: belongs here.
 COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
     ("request", "embedded"): Cost(own_calls=73, all_calls=257, callbacks=3, tasks=1, writes=1),
-    ("request", "rabbitmq"): Cost(own_calls=94, all_calls=287, callbacks=3, tasks=0, writes=2),
+    ("request", "rabbitmq"): Cost(own_calls=94, all_calls=269, callbacks=3, tasks=0, writes=2),
     # One write for each answer, and for all requests together two or three to the broker, more if it is slow.
     ("request of many", "rabbitmq"): Cost(own_calls=91, all_calls=VARIES, callbacks=VARIES, tasks=0, writes=1.25),
-    ("call over HTTP", "embedded"): Cost(own_calls=159, all_calls=1498, callbacks=6, tasks=2, writes=2),
+    ("call over HTTP", "embedded"): Cost(own_calls=159, all_calls=1445, callbacks=6, tasks=2, writes=2),
     # From its handshake to its end. uvicorn itself has compression, so the websockets library reads the handshake.
-    ("connection", "embedded"): Cost(own_calls=164, all_calls=1183, callbacks=12, tasks=2, writes=2),
-    ("negotiated connection", "embedded"): Cost(own_calls=182, all_calls=1768, callbacks=12, tasks=2, writes=2),
+    ("connection", "embedded"): Cost(own_calls=164, all_calls=1110, callbacks=12, tasks=2, writes=2),
+    ("negotiated connection", "embedded"): Cost(own_calls=182, all_calls=1647, callbacks=12, tasks=2, writes=2),
     ("delivery", "embedded"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
     ("delivery", "rabbitmq"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
 }
