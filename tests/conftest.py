@@ -33,7 +33,7 @@ if lane := os.environ.get("NUROPB_TEST_LANE"):
 
 
 #: Files whose tests wait longest. They are run first, or a single worker would wait for them at the end.
-LONG: Final = ("test_cluster.py", "test_stalled_readers.py", "test_history.py", "test_command_line.py", "test_serve.py")
+LONG: Final = ("test_stalled_readers.py", "test_history.py", "test_command_line.py", "test_serve.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -164,7 +164,7 @@ async def test_plain_uvicorn_without_a_name_uses_its_own_protocols(tmp_path: Pat
 
 async def test_a_uvicorn_of_another_program_without_a_name_keeps_its_own_protocols(tmp_path: Path) -> None:
     # tests/matrix has all the names.
-    needed = [*PLACEMENT_RENAMES.values()][::3] + [RENAMES[SOME[1]]]
+    needed = [*[*PLACEMENT_RENAMES.values()][::3], RENAMES[SOME[1]]]
     assert await all_at_once(STOCK, needed, tmp_path) == {}
 
 

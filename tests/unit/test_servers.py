@@ -280,5 +280,8 @@ def test_commands_of_rabbitmqctl_are_calls_in_the_node() -> None:
         call = erlang_call(["set_permissions", *options, "u", "c", "w", "r"])
         assert call is not None
         assert call.startswith("rabbit_auth_backend_internal:set_permissions(<<117>>, <<118>>, <<99>>, <<119>>, ")
+    call = erlang_call(["set_vhost_limits", "--vhost", "v", "{}"])
+    assert call == "rabbit_vhost_limit:parse_set(<<118>>, <<123,125>>, <<116,101,115,116,115>>)"
+    assert (erlang_call(["stop_app"]), erlang_call(["start_app"])) == ("rabbit:stop()", "rabbit:start()")
     assert erlang_call(["list_queues"]) is None
     assert erlang_call(["add_vhost", "a", "--default-queue-type", "quorum"]) is None
