@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import STOPPING
 from tests.servers import openid, provision
 from tests.servers.debian import ENTER
 from tests.servers.rabbitmq import (
@@ -243,6 +244,11 @@ def test_the_makefile_names_tests_that_are_there() -> None:
     named = set(re.findall(r"tests/[\w/]+(?:\.py)?", (root / "Makefile").read_text(encoding="utf-8")))
     assert "tests/integration/test_serve.py" in named
     assert {name for name in named if not (root / name).exists()} <= {"tests/servers/openid_provider/node_modules"}
+
+
+def test_the_files_with_tests_that_stop_a_broker_are_known() -> None:
+    files = (Path(__file__).resolve().parents[1] / "integration").rglob("test_*.py")
+    assert {file.name for file in files if "own_node: RabbitMQNode" in file.read_text(encoding="utf-8")} == STOPPING
 
 
 # --- RabbitMQ of another root -----------------------------------------------------------------------------------------
