@@ -241,9 +241,13 @@ def listed(table: Iterable[Reliance], source: dict[str, Names]) -> dict[str, Nam
 
 # Read by the first test that asks, because every worker of a run collects all modules of tests.
 @functools.cache
+def all_in_source() -> dict[str, Names]:
+    return derived(["server", "cli"])
+
+
 def in_source(*, of_supervision: bool) -> dict[str, Names]:
     """Return the names that the supervisor uses, or those that all other modules use."""
-    found = derived(["server", "cli"])
+    found = all_in_source()
     return {owner: names for owner, names in found.items() if owner.startswith("uvicorn.supervisors") is of_supervision}
 
 
@@ -304,10 +308,18 @@ def test_the_gateway_overrides_nothing_by_accident() -> None:
         assert overridden - OF_ASYNCIO == set(table.overrides)
 
 
+def trees_with(*texts: str) -> Iterator[tuple[Path, ast.Module]]:
+    """Parse the modules of the package in which one of the texts is."""
+    for path in sorted(ROOT.rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if any(text in source for text in texts):
+            yield path, ast.parse(source)
+
+
 def test_only_the_server_room_imports_the_insides_of_uvicorn() -> None:
     found = set()
-    for path in ROOT.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, tree in trees_with("uvicorn", "h11"):
+        for node in ast.walk(tree):
             names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if any(str(name).split(".")[0] in ("uvicorn", "h11") for name in names):
@@ -322,9 +334,9 @@ def test_only_the_server_room_imports_the_insides_of_uvicorn() -> None:
 def matched_texts() -> set[tuple[str, str]]:
     """Find the texts that the gateway compares with log records and with asyncio's reports, each with its room."""
     found = set()
-    for path in sorted(ROOT.rglob("*.py")):
+    for path, tree in trees_with("record.msg", "context.get("):
         room = path.relative_to(ROOT).parts[0]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree):
             if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn | ast.Eq | ast.NotEq):
                 text, place = node.left, node.comparators[0]
             elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".startswith"):
@@ -362,9 +374,9 @@ def test_a_library_still_logs_the_text(each: _uvicorn.LogText) -> None:
 def test_the_table_has_the_loggers_that_the_gateway_names() -> None:
     found = {
         node.value
-        for path in ROOT.rglob("*.py")
+        for path, tree in trees_with("uvicorn.")
         if path.stem != "_uvicorn"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and re.fullmatch(r"uvicorn\.[a-z]+", str(node.value))
     }
     assert found == set(_uvicorn.LOGGERS)
