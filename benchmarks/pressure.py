@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import uvicorn
 
@@ -42,6 +42,8 @@ IN_FLIGHT: Final = 64
 PING_PAUSE, TICK = 0.1, 0.002
 #: Loads, in multiples of the best rate.
 LOADS: Final = (0.8, 1.0, 1.5, 2.0, 4.0)
+#: Seconds in which the best rate is measured, and of each load before it is measured.
+BEST_SECONDS, BEGINNING = 2.0, 1.0
 #: Calls of a connection in one write, and seconds of each part, where the cost of a refusal is measured.
 BUNCHES: Final = (1, 2, 4, 16)
 PART: Final = 0.4
@@ -322,66 +324,72 @@ def milliseconds(seconds: list[float]) -> str:
 # --- what is measured ---------------------------------------------------------------------------------------------
 
 
-async def best_rate(crowd: Crowd, callers: list[Visitor], pid: int, seconds: float) -> tuple[float, float]:
-    """Return the answers per second while IN_FLIGHT calls are in flight, and the seconds of CPU for each."""
+class Best(NamedTuple):
+    """Answers per second of a process that is busy all the time, and seconds of CPU for each."""
+
+    rate: float
+    call: float
+
+
+async def best_rate(crowd: Crowd, callers: list[Visitor], pid: int) -> Best:
+    """Measure the answers while IN_FLIGHT calls are in flight."""
     crowd.again = 1
     for each in callers[:IN_FLIGHT]:
         each.call()
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(0.5)
     crowd.restart()
     began, cpu = time.perf_counter(), cpu_seconds(pid)
-    await asyncio.sleep(seconds)
-    lasted = time.perf_counter() - began
-    rate = len(crowd.counts.answered) / lasted
-    busy = (cpu_seconds(pid) - cpu) / lasted
+    await asyncio.sleep(BEST_SECONDS)
+    lasted, busy, count = time.perf_counter() - began, cpu_seconds(pid) - cpu, len(crowd.counts.answered)
     crowd.again = 0
     await quiet(callers)
-    print(
-        f"best rate: {rate:,.0f} answers/s with {IN_FLIGHT} calls in flight, {milliseconds(crowd.counts.answered)} ms, "
-        f"{100 * busy:.0f} % of a core"
-    )
-    return rate, busy / rate
+    return Best(count / lasted, busy / count)
 
 
 async def overload(crowd: Crowd, pid: int, seconds: float) -> None:
-    """Call at 1, 1.5, 2 and 4 times the best rate."""
+    """Call at 0.8 to 4 times the best rate, which is measured anew around each load."""
     callers = await open_all(crowd, CALLERS, "caller")
     idle = await open_all(crowd, IDLE, "idle")
-    rate, call = await best_rate(crowd, callers, pid, min(seconds, 10.0))
+    before = await best_rate(crowd, callers, pid)
     print(
-        "| load | sent/s | answered/s | of the best | to each caller | ms | refused/s | ms | cost of a refusal | codes "
-        "| pong ms | closed | MiB |"
+        "| load | best/s | answered/s | of the best | to each caller | ms | refused/s | ms | of a call's CPU | codes "
+        "| pong ms | closed | MiB | beginning: refused ms |"
     )
     for times in LOADS:
+        memory = resident_bytes(pid)
         crowd.restart()
-        before = resident_bytes(pid)
-        sent, began, cpu = next(crowd.numbers), time.perf_counter(), cpu_seconds(pid)
         async with pinging(idle):
-            await pace(callers, times * rate, seconds)
+            # An overload is found out in its first half second, in which the calls of a queue wait for each other.
+            await pace(callers, times * before.rate, BEGINNING)
+            beginning = crowd.counts
+            crowd.restart()
+            began, cpu = time.perf_counter(), cpu_seconds(pid)
+            await pace(callers, times * before.rate, seconds)
         lasted, busy = time.perf_counter() - began, cpu_seconds(pid) - cpu
-        counts, sent = crowd.counts, next(crowd.numbers) - sent
-        refusals = busy / call - len(counts.answered)
+        counts = crowd.counts
+        closed = beginning.closed + counts.closed
+        left = await quiet(callers)
+        after = await best_rate(crowd, callers, pid)
+        rate, call = (before.rate + after.rate) / 2, (before.call + after.call) / 2
         served = sorted(counts.served[each.user] for each in callers)
         cells = [
             f"{times}",
-            f"{sent / lasted:,.0f}",
+            f"{rate:,.0f}",
             f"{len(counts.answered) / lasted:,.0f}",
             f"{100 * len(counts.answered) / lasted / rate:.0f} %",
             f"{served[0]} to {served[-1]}",
             milliseconds(counts.answered),
             f"{len(counts.refused) / lasted:,.0f}",
             milliseconds(counts.refused),
-            f"{refusals / len(counts.refused):.3f} calls" if counts.refused else "-",
+            f"{(busy / call - len(counts.answered)) / len(counts.refused):.2f}" if counts.refused else "-",
             ", ".join(f"{code} {count}" for code, count in counts.codes.items()) or "none",
             milliseconds(counts.pongs),
-            ", ".join(f"{code} {count}" for code, count in counts.closed.items()) or "none",
-            f"{before / 2**20:.0f} to {resident_bytes(pid) / 2**20:.0f}",
+            ", ".join(f"{code} {count}" for code, count in closed.items()) or "none",
+            f"{memory / 2**20:.0f} to {resident_bytes(pid) / 2**20:.0f}",
+            milliseconds(beginning.refused),
         ]
-        print("| " + " | ".join(cells) + " |", flush=True)
-        began = time.perf_counter()
-        await quiet(callers)
-        left = sum(len(each.waiting) for each in callers)
-        print(f"  the rest was answered within {time.perf_counter() - began:.1f} s; {left} never", flush=True)
+        print("| " + " | ".join(cells) + " |" + (f" {left} calls without an answer" if left else ""), flush=True)
+        before = after
 
 
 async def refusals(crowd: Crowd, pid: int, seconds: float) -> None:
@@ -532,11 +540,12 @@ async def many_events(crowd: Crowd, pid: int, seconds: float) -> None:
     )
 
 
-async def quiet(visitors: list[Visitor]) -> None:
-    """Wait until all is answered, for a minute and a half at most."""
+async def quiet(visitors: list[Visitor]) -> int:
+    """Wait until all is answered, for a minute and a half at most; return the number of calls without an answer."""
     deadline = time.perf_counter() + 90.0
     while any(each.waiting for each in visitors) and time.perf_counter() < deadline:
         await asyncio.sleep(0.05)
+    return sum(len(each.waiting) for each in visitors)
 
 
 SCENES: dict[str, Callable[[Crowd, int, float], Coroutine[Any, Any, None]]] = {
