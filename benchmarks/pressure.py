@@ -31,7 +31,7 @@ from nuropb_gateway_asgi import Gateway, Settings
 from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.limits.overload import Overload
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
-from nuropb_gateway_asgi.server import make_config
+from nuropb_gateway_asgi.server import make_config, new_event_loop, tune_collector
 
 KEY: Final = "k" * 48
 #: Connections that call, and connections that only answer the gateway's pings.
@@ -84,7 +84,9 @@ def serve(scene: str | None) -> None:
     config = make_config(gateway.app, settings, ws_per_message_deflate=False, access_log=False)
     listener = socket.create_server((HOST, 0), backlog=4096)
     print(listener.getsockname()[1], flush=True)
-    run(uvicorn.Server(config).serve(sockets=[listener]))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        tune_collector()
+        runner.run(uvicorn.Server(config).serve(sockets=[listener]))
 
 
 class Quick:

@@ -513,7 +513,7 @@ class HandlerManager:
         answers = encode_refusals(texts, _OVERLOADED)
         if answers:
             count = len(answers)
-            self._overload.refused += count
+            self._overload.count(count)
             self.statistics.limited["overload"] += count
             self._charge_late(handler, count)
         return answers

@@ -195,16 +195,17 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         self._heard_at = self._clock()
         if self._close is not None:
             return 0
-        session, traffic, direct = self._session, self._traffic, self._direct
-        answers = self._manager.refuse_late(self if session is None else session, texts)
-        if traffic is not None:
-            for text in texts[: len(answers)]:
-                traffic.on_received(text)
+        session, direct = self._session, self._direct
+        handler = self if session is None else session
+        answers = self._manager.refuse_late(handler, texts)
         if session is not None:
             session.proven = True
+        if self._traffic is not None:
+            for text in texts[: len(answers)]:
+                self._traffic.on_received(text)
         if session is not None or direct is None or self._writing_since is not None:
             for answer in answers:
-                (self if session is None else session).send_frame(answer)
+                handler.send_frame(answer)
         elif answers:
             direct.write_all(answers)
             if not direct.is_writable:

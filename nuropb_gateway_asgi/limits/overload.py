@@ -93,7 +93,7 @@ class Overload:
     def refuses(self) -> bool:
         """Return whether a call is refused. To be asked for each call while the overload is active, and only then."""
         if self.late:
-            self.refused += 1
+            self.count(1)
             return True
         if not self._asked:
             self._asked = True
@@ -105,6 +105,10 @@ class Overload:
         self.late = self._began is not None and self._cpu() - self._began > self._delay * SHARE
         self.refused += self.late
         return self.late
+
+    def count(self, refused: int) -> None:
+        """Count calls that were refused because they were :attr:`late`."""
+        self.refused += refused
 
     def _end_turn(self) -> None:
         """Begin another turn, with the work that the calls of this one have left to it, such as their answers."""

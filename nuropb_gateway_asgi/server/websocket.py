@@ -194,6 +194,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Keep data, and parse it unless the connection waits for its turn."""
+        if self._lateness.late and not (self._unread or self._waits_for_turn or self._failed or self.read_paused):
+            start = self._refuse_late(data, 0)
+            if start == len(data):
+                return
+            data = data[start:]
         if self.close_sent:
             self._late += len(data)
             if self._late > MAX_LATE:
