@@ -494,7 +494,8 @@ class HandlerManager:
             handler.send_frame(encode_error(Failure(ErrorCode.TOO_MANY_REQUESTS, OVERLOADED, retry_after_ms=1000)))
         else:
             handler.send_frame(encode_failed(id_, trace_id, next(_OVERLOADED).encode()))
-        self._charge_late(handler, 1)
+        assert handler.identity is not None  # noqa: S101 - it is registered
+        self._limits.charge(handler.session_id, handler.identity.user_id, self._clock(), 1)
         return True
 
     def refuse_late(self, handler: Handler, texts: Sequence[str]) -> list[str]:
@@ -513,15 +514,12 @@ class HandlerManager:
         answers = encode_refusals(texts, _OVERLOADED)
         if answers:
             count = len(answers)
-            self._overload.count(count)
+            self._overload.refused += count
             self.statistics.limited["overload"] += count
-            self._charge_late(handler, count)
+            # So that a flood is over its rate in an overload, too, and its connection is closed.
+            assert handler.identity is not None  # noqa: S101 - it is registered
+            self._limits.charge(session_id, handler.identity.user_id, self._clock(), count)
         return answers
-
-    def _charge_late(self, handler: Handler, count: int) -> None:
-        """Charge the rate limits for refused calls, so that a flood is one in an overload, too."""
-        assert handler.identity is not None  # noqa: S101 - it is registered
-        self._limits.charge(handler.session_id, handler.identity.user_id, self._clock(), count)
 
     def _refuse_at_a_glance(self, handler: Handler, data: str | bytes, excess: Excess) -> None:
         """Refuse a frame over a rate limit without decoding more than its type and ids."""

@@ -26,6 +26,8 @@ WEIGHT: Final = 0.1
 #: meanwhile. So the turns of an overload are short, and the overload lasts until there are fewer calls. Shorter turns
 #: would bring fewer frames with each read, and so make refusals dearer.
 BEGIN, END, SHARE = 0.5, 0.1, 0.3
+#: The part of the time between two late timers for which a thread has worked in a sudden overload.
+BUSY: Final = 0.7
 #: Seconds between two warnings.
 WARN_INTERVAL: Final = 60.0
 
@@ -34,10 +36,11 @@ class Overload:
     """Tells which calls come too late in a turn of the event loop, while its turns are too long.
 
     ``delay`` is how long turns may take, in seconds; 0 is no limit. A timer is due at any moment of a turn, so turns
-    are too long once timers have been later than half of ``delay`` for a while, or two in a row later than ``delay``: a
-    sudden overload doubles its turns. From then on a turn may work for three
-    tenths of ``delay`` before further calls are refused, until timers are hardly late any longer. ``cpu`` tells the CPU
-    time of the loop's thread, in seconds: a process that the machine gives no time refuses no more calls for it.
+    are too long once timers have been later than half of ``delay`` for a while; or two in a row later than ``delay`` in
+    a thread that worked all the time, for each turn of a sudden overload takes twice as long as the one before. From
+    then on a turn may work for three tenths of ``delay`` before further calls are refused, until timers are hardly late
+    any longer. ``cpu`` tells the CPU time of the loop's thread, in seconds: a process that the machine gives no time
+    refuses no more calls for it.
     """
 
     __slots__ = (
@@ -51,6 +54,7 @@ class Overload:
         "_mean",
         "_timer",
         "_warn_at",
+        "_worked",
         "active",
         "late",
         "refused",
@@ -59,10 +63,10 @@ class Overload:
     def __init__(self, delay: float, cpu: Callable[[], float] = time.thread_time) -> None:
         #: Whether turns are too long, and calls are to be asked for.
         self.active = False
-        #: Whether all further calls of this turn are refused, and need not be asked for. Wherever calls come in numbers,
+        #: Whether all further calls of this turn are refused, and need not be asked for. Where calls come in numbers,
         #: this attribute is looked at, and no function called.
         self.late = False
-        #: The calls that were refused so far.
+        #: The calls that were refused so far; those that were not asked for are added where they are refused.
         self.refused = 0
         self._delay = delay
         self._cpu = cpu
@@ -74,6 +78,8 @@ class Overload:
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._mean = self._last = 0.0
+        #: The CPU time at the last look.
+        self._worked = 0.0
         self._warn_at = -math.inf
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -93,7 +99,7 @@ class Overload:
     def refuses(self) -> bool:
         """Return whether a call is refused. To be asked for each call while the overload is active, and only then."""
         if self.late:
-            self.count(1)
+            self.refused += 1
             return True
         if not self._asked:
             self._asked = True
@@ -106,15 +112,10 @@ class Overload:
         self.refused += self.late
         return self.late
 
-    def count(self, refused: int) -> None:
-        """Count calls that were refused because they were :attr:`late`."""
-        self.refused += refused
-
     def _end_turn(self) -> None:
         """Begin another turn, with the work that the calls of this one have left to it, such as their answers."""
-        self.late = False
-        if self._asked and self._loop is not None:
-            self._asked = False
+        asked, self._asked, self.late = self._asked, False, False
+        if asked and self._loop is not None:
             self._began = self._cpu()
             self._loop.call_soon(self._end_turn)
         else:
@@ -129,10 +130,11 @@ class Overload:
         if loop is None:
             return
         now = loop.time()
-        late, former = now - self._due, self._last
-        self._last = late
+        late, former, cpu = now - self._due, self._last, self._cpu()
+        worked, self._last, self._worked = cpu - self._worked, late, cpu
         self._mean += WEIGHT * (late - self._mean)
-        begins = not self.active and (self._mean > self._delay * BEGIN or min(late, former) > self._delay)
+        is_sudden = min(late, former) > self._delay and worked > BUSY * (INTERVAL + late)
+        begins = not self.active and (is_sudden or self._mean > self._delay * BEGIN)
         self.active = begins or (self.active and self._mean > self._delay * END)
         if begins and now >= self._warn_at:
             self._warn_at = now + WARN_INTERVAL

@@ -41,7 +41,15 @@ from .text_frames import (
     take_texts,
 )
 
-__all__ = ["FRAMES_PER_TURN", "LATE_AT_ONCE", "MAX_FRAME_HEAD", "MAX_LATE", "SLICE", "PlacedWebSocketProtocol", "WebSocketProtocol"]
+__all__ = [
+    "FRAMES_PER_TURN",
+    "LATE_AT_ONCE",
+    "MAX_FRAME_HEAD",
+    "MAX_LATE",
+    "SLICE",
+    "PlacedWebSocketProtocol",
+    "WebSocketProtocol",
+]
 
 #: Bytes that are parsed in search of a client's close frame, after the gateway has sent its own.
 MAX_LATE: Final = 65536
