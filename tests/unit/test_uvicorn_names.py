@@ -81,6 +81,7 @@ OBJECTS: Final[dict[str, dict[str, str | None]]] = {
         **dict.fromkeys(["b''", "b''.join(self.frames)", "self._limited", "self.response.headers"]),
         **dict.fromkeys(["self.app_state", "self.logger", "self.tasks", "opening", "opening.target", "path", "root"]),
         **dict.fromkeys(["limited", "made", "task", "vars(config)", "logging", "conn", "self.connections"]),
+        "self._lateness": None,
         "Opcode": "websockets.frames:Opcode",
         "server_state": "uvicorn.server:ServerState",
         "State": "websockets.protocol:State",
