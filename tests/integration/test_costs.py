@@ -31,8 +31,8 @@ COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
     # One write for each answer, and for all requests together two or three to the broker, more if it is slow.
     ("request of many", "rabbitmq"): Cost(own_calls=91, all_calls=VARIES, callbacks=VARIES, tasks=0, writes=1.25),
     # In an overload: the answer of one that comes alone, and of one among sixteen that come together.
-    ("refusal", "embedded"): Cost(own_calls=13, all_calls=57, callbacks=1, tasks=0, writes=1),
-    ("refusal of many", "embedded"): Cost(own_calls=0.81, all_calls=15.8, callbacks=0.06, tasks=0, writes=0.06),
+    ("refusal", "embedded"): Cost(own_calls=13, all_calls=48, callbacks=1, tasks=0, writes=1),
+    ("refusal of many", "embedded"): Cost(own_calls=0.81, all_calls=15.2, callbacks=0.06, tasks=0, writes=0.06),
     ("call over HTTP", "embedded"): Cost(own_calls=159, all_calls=1445, callbacks=6, tasks=2, writes=2),
     # From its handshake to its end. uvicorn itself has compression, so the websockets library reads the handshake.
     ("connection", "embedded"): Cost(own_calls=164, all_calls=1110, callbacks=12, tasks=2, writes=2),
