@@ -110,18 +110,12 @@ newest-python: ## Run all tests on Python 3.14; if there is none, as root on Deb
 # Debian's build of RabbitMQ permits a feature that other builds of that version deny.
 DENIED := deprecated_features.permit.transient_nonexcl_queues = false
 
-# The shortest of the tests on clusters.
-ON_CLUSTER := tests/clusters/test_lost_nodes.py -k "go_on_without_the_node and classic"
-
 brokers: ## Run the tests that need RabbitMQ on 4.0 and on the newest, of Debian's trixie and sid; needs root on Debian.
 	@$(MAKE) --no-print-directory $(JOBS) setup
 	@$(BIN)/python -m tests.servers.debian trixie sid
 	NUROPB_TEST_RABBITMQ_ROOT="$(CURDIR)/.debian/trixie" $(BIN)/python $(PYTEST) -m broker tests/integration
-	NUROPB_TEST_RABBITMQ_ROOT="$(CURDIR)/.debian/trixie" $(BIN)/python -m pytest $(ON_CLUSTER)
 	NUROPB_TEST_RABBITMQ_ROOT="$(CURDIR)/.debian/sid" NUROPB_TEST_RABBITMQ_SETTINGS="$(DENIED)" \
 	    $(BIN)/python $(PYTEST) -m broker tests/integration
-	NUROPB_TEST_RABBITMQ_ROOT="$(CURDIR)/.debian/sid" NUROPB_TEST_RABBITMQ_SETTINGS="$(DENIED)" \
-	    $(BIN)/python -m pytest $(ON_CLUSTER)
 
 clusters: ## Run the tests on clusters of three brokers, whose nodes die and are restarted, in some minutes.
 	@$(MAKE) --no-print-directory $(JOBS) setup
@@ -279,8 +273,12 @@ peer: $(VENV)/.dev
 	rm -rf .venv-nuropb && "$$python" -m venv .venv-nuropb && \
 	.venv-nuropb/bin/python $(INSTALL) "nuropb>=0.1.8,<0.2" && touch .venv-nuropb/.done
 
+# The tests that failed run once more, one at a time.
 pytest:
-	$(BIN)/python $(PYTEST)
+	@(set -x; $(BIN)/python $(PYTEST)); result=$$?; \
+	[ $$result != 1 ] || { echo "Once more, one at a time: the tests that failed"; set -x; \
+	    $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; result=$$?; set +x; }; \
+	exit $$result
 
 # The unit tests on other Pythons, in a separate make, because the Makefile looks for the Pythons while make reads it.
 

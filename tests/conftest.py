@@ -34,6 +34,7 @@ if lane := os.environ.get("NUROPB_TEST_LANE"):
 
 #: Files whose tests wait longest. They are run first, or a single worker would wait for them at the end.
 LONG: Final = (
+    "test_cluster.py",
     "test_faults_broker.py",
     "test_stalled_readers.py",
     "test_history.py",

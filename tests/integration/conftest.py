@@ -33,7 +33,7 @@ def boot(*settings: str) -> RabbitMQNode:
 
 
 #: What tells that a test needs a broker: a fixture of it, or the folder for those that choose theirs by a parameter.
-BROKERS: Final = frozenset({"rabbitmq", "own_node", "any_scene"})
+BROKERS: Final = frozenset({"rabbitmq", "own_node", "cluster", "any_scene"})
 BROKER_FOLDERS: Final = frozenset({"rabbitmq", "mesh_contract"})
 
 
