@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import uvicorn
 
@@ -29,8 +29,9 @@ from benchmarks.process import cpu_seconds, end_with_parent, resident_bytes, run
 from benchmarks.samples import percentile
 from nuropb_gateway_asgi import Gateway, Settings
 from nuropb_gateway_asgi.authentication import issue_token
+from nuropb_gateway_asgi.limits.overload import Overload
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
-from nuropb_gateway_asgi.server import make_config
+from nuropb_gateway_asgi.server import make_config, new_event_loop, tune_collector
 
 KEY: Final = "k" * 48
 #: Connections that call, and connections that only answer the gateway's pings.
@@ -41,6 +42,11 @@ IN_FLIGHT: Final = 64
 PING_PAUSE, TICK = 0.1, 0.002
 #: Loads, in multiples of the best rate.
 LOADS: Final = (0.8, 1.0, 1.5, 2.0, 4.0)
+#: Seconds in which the best rate is measured, and of each load before it is measured.
+BEST_SECONDS, BEGINNING = 2.0, 1.0
+#: Calls of a connection in one write, and seconds of each part, where the cost of a refusal is measured.
+BUNCHES: Final = (1, 2, 4, 16)
+PART: Final = 0.4
 #: Connections that return after an outage, and the seconds over which they do.
 RETURNING, RETURN_SECONDS = 10_000, 5.0
 #: Events that are published in one turn of the event loop: else a publisher that is late would have it for itself.
@@ -53,7 +59,7 @@ PING_INTERVAL: Final = 5.0
 # --- the gateway --------------------------------------------------------------------------------------------------
 
 
-def serve() -> None:
+def serve(scene: str | None) -> None:
     """Run a gateway without rate limits for calls, and print its port."""
     end_with_parent()
     raise_file_limit()
@@ -66,6 +72,7 @@ def serve() -> None:
         rate_limit_user="off",
         handshake_rate_per_address="off",
         max_connections=30_000,
+        overload_delay=0.0 if scene == "refusals" else 0.05,
         service_name=f"gateway-{secrets.token_hex(4)}",
         ping_interval=PING_INTERVAL,
         log_level="warning",
@@ -73,10 +80,13 @@ def serve() -> None:
     quick = Quick()
     gateway = Gateway(settings, mesh=EmbeddedMesh({"quick": quick}))
     quick.publish_event = gateway.service_mesh_manager.publish_event
+    quick.overload = gateway.handler_manager.shared_limits.overload
     config = make_config(gateway.app, settings, ws_per_message_deflate=False, access_log=False)
     listener = socket.create_server((HOST, 0), backlog=4096)
     print(listener.getsockname()[1], flush=True)
-    run(uvicorn.Server(config).serve(sockets=[listener]))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        tune_collector()
+        runner.run(uvicorn.Server(config).serve(sockets=[listener]))
 
 
 class Quick:
@@ -86,9 +96,21 @@ class Quick:
 
     def __init__(self) -> None:
         self.publish_event: Callable[..., Coroutine[Any, Any, None]] | None = None
+        self.overload: Overload | None = None
 
     def echo(self, **kwargs: Any) -> dict[str, Any]:
         return kwargs
+
+    async def refuse(self, seconds: float) -> None:
+        """Have all calls refused for some seconds, in a gateway that does it never else."""
+        overload = self.overload
+        assert overload is not None
+        overload.active = overload.late = True
+
+        def end() -> None:
+            overload.active = overload.late = False
+
+        asyncio.get_running_loop().call_later(seconds, end)
 
     async def publish(self, topics: list[str], rate: float, seconds: float) -> int:
         """Publish events, to each topic in turn; return their number."""
@@ -115,6 +137,8 @@ class Counts:
     """Answers, refusals by code, pongs and ends of connections; times in seconds."""
 
     answered: list[float] = field(default_factory=list)
+    #: Answers by user.
+    served: Counter[str] = field(default_factory=Counter)
     refused: list[float] = field(default_factory=list)
     codes: Counter[str] = field(default_factory=Counter)
     pongs: list[float] = field(default_factory=list)
@@ -131,8 +155,8 @@ class Crowd:
         self.port = port
         self.counts = Counts()
         self.numbers = itertools.count(1)
-        #: Each answer is followed by another call.
-        self.again = False
+        #: The calls that follow once those of a connection are answered, in one write.
+        self.again = 0
 
     def restart(self) -> None:
         self.counts = Counts()
@@ -175,14 +199,18 @@ class Visitor(asyncio.Protocol):
         assert self._transport is not None
         self._transport.write(frame(TEXT, text.encode()))
 
-    def call(self) -> None:
-        """Send a call."""
-        number = next(self.crowd.numbers)
-        self.waiting[b"%d" % number] = time.perf_counter()
-        self.say(
-            f'{{"type":"request","payload":{{"service":"quick","method":"echo","params":{{"text":"{"x" * 64}"}},'
-            f'"id":"{number}"}}}}'
-        )
+    def call(self, count: int = 1) -> None:
+        """Send some calls in one write."""
+        assert self._transport is not None
+        frames = []
+        for number in itertools.islice(self.crowd.numbers, count):
+            self.waiting[b"%d" % number] = time.perf_counter()
+            text = (
+                f'{{"type":"request","payload":{{"service":"quick","method":"echo","params":{{"text":"{"x" * 64}"}},'
+                f'"id":"{number}"}}}}'
+            )
+            frames.append(frame(TEXT, text.encode()))
+        self._transport.write(b"".join(frames))
 
     def ask(self, kind: str, **payload: Any) -> None:
         """Send another frame."""
@@ -238,12 +266,13 @@ class Visitor(asyncio.Protocol):
             took = time.perf_counter() - asked
             if b'"error":null' in payload:
                 counts.answered.append(took)
+                counts.served[self.user] += 1
             else:
                 at = payload.find(b'"code":"') + 8
                 counts.codes[payload[at : payload.index(b'"', at)].decode()] += 1
                 counts.refused.append(took)
-            if self.crowd.again:
-                self.call()
+            if self.crowd.again and not self.waiting:
+                self.call(self.crowd.again)
 
 
 async def open_all(crowd: Crowd, count: int, prefix: str) -> list[Visitor]:
@@ -297,60 +326,106 @@ def milliseconds(seconds: list[float]) -> str:
 # --- what is measured ---------------------------------------------------------------------------------------------
 
 
-async def best_rate(crowd: Crowd, callers: list[Visitor], pid: int, seconds: float) -> float:
-    """Return the answers per second while IN_FLIGHT calls are in flight, and print them."""
-    crowd.again = True
+class Best(NamedTuple):
+    """Answers per second of a process that is busy all the time, and seconds of CPU for each."""
+
+    rate: float
+    call: float
+
+
+async def best_rate(crowd: Crowd, callers: list[Visitor], pid: int) -> Best:
+    """Measure the answers while IN_FLIGHT calls are in flight."""
+    crowd.again = 1
     for each in callers[:IN_FLIGHT]:
         each.call()
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(0.5)
     crowd.restart()
     began, cpu = time.perf_counter(), cpu_seconds(pid)
-    await asyncio.sleep(seconds)
-    lasted = time.perf_counter() - began
-    rate = len(crowd.counts.answered) / lasted
-    busy = (cpu_seconds(pid) - cpu) / lasted
-    crowd.again = False
-    while any(each.waiting for each in callers):
-        await asyncio.sleep(0.05)
-    print(
-        f"best rate: {rate:,.0f} answers/s with {IN_FLIGHT} calls in flight, {milliseconds(crowd.counts.answered)} ms, "
-        f"{100 * busy:.0f} % of a core"
-    )
-    return rate
+    await asyncio.sleep(BEST_SECONDS)
+    lasted, busy, count = time.perf_counter() - began, cpu_seconds(pid) - cpu, len(crowd.counts.answered)
+    crowd.again = 0
+    await quiet(callers)
+    return Best(count / lasted, busy / count)
 
 
 async def overload(crowd: Crowd, pid: int, seconds: float) -> None:
-    """Call at 1, 1.5, 2 and 4 times the best rate."""
+    """Call at 0.8 to 4 times the best rate, which is measured anew around each load."""
     callers = await open_all(crowd, CALLERS, "caller")
     idle = await open_all(crowd, IDLE, "idle")
-    rate = await best_rate(crowd, callers, pid, min(seconds, 10.0))
-    print("| load | sent/s | answered/s | of the best | ms | refused/s | ms | codes | pong ms | closed | MiB |")
+    before = await best_rate(crowd, callers, pid)
+    print(
+        "| load | best/s | answered/s | of the best | to each caller | ms | refused/s | ms | of a call's CPU | codes "
+        "| pong ms | closed | MiB | beginning: refused ms |"
+    )
     for times in LOADS:
+        memory = resident_bytes(pid)
         crowd.restart()
-        before = resident_bytes(pid)
-        sent, began = next(crowd.numbers), time.perf_counter()
         async with pinging(idle):
-            await pace(callers, times * rate, seconds)
-        lasted = time.perf_counter() - began
-        counts, sent = crowd.counts, next(crowd.numbers) - sent
+            # An overload is found out in its first half second, in which the calls of a queue wait for each other.
+            await pace(callers, times * before.rate, BEGINNING)
+            beginning = crowd.counts
+            crowd.restart()
+            began, cpu = time.perf_counter(), cpu_seconds(pid)
+            await pace(callers, times * before.rate, seconds)
+        lasted, busy = time.perf_counter() - began, cpu_seconds(pid) - cpu
+        counts = crowd.counts
+        closed = beginning.closed + counts.closed
+        left = await quiet(callers)
+        after = await best_rate(crowd, callers, pid)
+        rate, call = (before.rate + after.rate) / 2, (before.call + after.call) / 2
+        served = sorted(counts.served[each.user] for each in callers)
         cells = [
             f"{times}",
-            f"{sent / lasted:,.0f}",
+            f"{rate:,.0f}",
             f"{len(counts.answered) / lasted:,.0f}",
             f"{100 * len(counts.answered) / lasted / rate:.0f} %",
+            f"{served[0]} to {served[-1]}",
             milliseconds(counts.answered),
             f"{len(counts.refused) / lasted:,.0f}",
             milliseconds(counts.refused),
+            f"{(busy / call - len(counts.answered)) / len(counts.refused):.2f}" if counts.refused else "-",
             ", ".join(f"{code} {count}" for code, count in counts.codes.items()) or "none",
             milliseconds(counts.pongs),
-            ", ".join(f"{code} {count}" for code, count in counts.closed.items()) or "none",
-            f"{before / 2**20:.0f} to {resident_bytes(pid) / 2**20:.0f}",
+            ", ".join(f"{code} {count}" for code, count in closed.items()) or "none",
+            f"{memory / 2**20:.0f} to {resident_bytes(pid) / 2**20:.0f}",
+            milliseconds(beginning.refused),
         ]
-        print("| " + " | ".join(cells) + " |", flush=True)
-        began = time.perf_counter()
+        print("| " + " | ".join(cells) + " |" + (f" {left} calls without an answer" if left else ""), flush=True)
+        before = after
+
+
+async def refusals(crowd: Crowd, pid: int, seconds: float) -> None:
+    """Compare the CPU time of a refusal with that of a call, in pairs, by the frames that come with one read."""
+    callers = await open_all(crowd, IN_FLIGHT, "caller")
+    (other,) = await open_all(crowd, 1, "other")
+
+    async def cost(bunch: int, refuse: float) -> float:
+        if refuse:
+            other.ask("request", service="quick", method="refuse", params={"seconds": refuse})
+            await quiet([other])
+        crowd.again = bunch
+        for each in callers:
+            each.call(bunch)
+        await asyncio.sleep(0.05)
+        crowd.restart()
+        cpu = cpu_seconds(pid)
+        await asyncio.sleep(PART)
+        took, counts = cpu_seconds(pid) - cpu, crowd.counts
+        crowd.again = 0
         await quiet(callers)
-        left = sum(len(each.waiting) for each in callers)
-        print(f"  the rest was answered within {time.perf_counter() - began:.1f} s; {left} never", flush=True)
+        await asyncio.sleep(refuse - PART if refuse else 0.0)
+        if bool(refuse) != bool(counts.refused) or bool(refuse) == bool(counts.answered):
+            raise RuntimeError(f"{len(counts.answered)} calls answered, {len(counts.refused)} refused")
+        return 1e6 * took / len(counts.refused or counts.answered)
+
+    print("| frames in a read | call us | refusal us | in calls | answered at twice the best rate, by the model |")
+    for bunch in BUNCHES:
+        rows = [(await cost(bunch, 0.0), await cost(bunch, PART + 0.4)) for _ in range(max(3, int(seconds / 4)))]
+        call, refusal = (min(column) for column in zip(*rows, strict=True))
+        share = sorted(one / other for other, one in rows)[len(rows) // 2]
+        # Of two calls for each that the process has time for, `answered` are answered and the others refused.
+        answered = (1 - 2 * share) / (1 - share)
+        print(f"| {bunch} | {call:.0f} | {refusal:.1f} | {share:.3f} | {100 * max(answered, 0):.0f} % |", flush=True)
 
 
 async def returning(crowd: Crowd, pid: int, seconds: float) -> None:
@@ -467,14 +542,16 @@ async def many_events(crowd: Crowd, pid: int, seconds: float) -> None:
     )
 
 
-async def quiet(visitors: list[Visitor]) -> None:
-    """Wait until all is answered, for a minute and a half at most."""
+async def quiet(visitors: list[Visitor]) -> int:
+    """Wait until all is answered, for a minute and a half at most; return the number of calls without an answer."""
     deadline = time.perf_counter() + 90.0
     while any(each.waiting for each in visitors) and time.perf_counter() < deadline:
         await asyncio.sleep(0.05)
+    return sum(len(each.waiting) for each in visitors)
 
 
 SCENES: dict[str, Callable[[Crowd, int, float], Coroutine[Any, Any, None]]] = {
+    "refusals": refusals,
     "overload": overload,
     "return": returning,
     "subscriptions": subscribing,
@@ -485,7 +562,7 @@ SCENES: dict[str, Callable[[Crowd, int, float], Coroutine[Any, Any, None]]] = {
 
 async def measure(name: str, seconds: float) -> None:
     server = await asyncio.create_subprocess_exec(
-        sys.executable, *("-m", "benchmarks.pressure", "serve"), stdout=asyncio.subprocess.PIPE
+        sys.executable, *("-m", "benchmarks.pressure", "serve", "--only", name), stdout=asyncio.subprocess.PIPE
     )
     assert server.stdout is not None
     try:
@@ -504,7 +581,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
     options = parser.parse_args()
     if options.role == "serve":
-        serve()
+        serve(options.only)
         return
     raise_file_limit()
     for name in [options.only] if options.only else SCENES:

@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -55,6 +55,7 @@ from .protocol import (
     encode_failure,
     encode_json,
     encode_pong,
+    encode_refusals,
     encode_response,
     error_members,
 )
@@ -89,7 +90,7 @@ OVERLOADED: Final = "The gateway has more to do than it can"
 #: times, from half a second to one and a half.
 _OVERLOADED: Final = itertools.cycle(
     [
-        encode_json(error_members(Failure(ErrorCode.TOO_MANY_REQUESTS, OVERLOADED, retry_after_ms=wait)))
+        encode_json(error_members(Failure(ErrorCode.TOO_MANY_REQUESTS, OVERLOADED, retry_after_ms=wait))).decode()
         for wait in range(500, 1500, 10)
     ]
 )
@@ -492,8 +493,33 @@ class HandlerManager:
         if id_ is None and trace_id is None:
             handler.send_frame(encode_error(Failure(ErrorCode.TOO_MANY_REQUESTS, OVERLOADED, retry_after_ms=1000)))
         else:
-            handler.send_frame(encode_failed(id_, trace_id, next(_OVERLOADED)))
+            handler.send_frame(encode_failed(id_, trace_id, next(_OVERLOADED).encode()))
+        assert handler.identity is not None  # noqa: S101 - it is registered
+        self._limits.charge(handler.session_id, handler.identity.user_id, self._clock(), 1)
         return True
+
+    def refuse_late(self, handler: Handler, texts: Sequence[str]) -> list[str]:
+        """Return the answers to the calls at the beginning of ``texts``, which are refused: see :attr:`Overload.late`.
+
+        ``texts`` are short messages that follow each other. As many answers as there are of them take their frames; the
+        frame behind them has to be given to :meth:`on_handler_message`.
+        """
+        session_id = handler.session_id
+        if (
+            (self._handlers.get(session_id) is not handler and self._callers.get(session_id) is not handler)
+            or session_id in self._busy
+            or self._decoder.max_size < BYTES_PER_UNIT
+        ):
+            return []
+        answers = encode_refusals(texts, _OVERLOADED)
+        if answers:
+            count = len(answers)
+            self._overload.refused += count
+            self.statistics.limited["overload"] += count
+            # So that a flood is over its rate in an overload, too, and its connection is closed.
+            assert handler.identity is not None  # noqa: S101 - it is registered
+            self._limits.charge(session_id, handler.identity.user_id, self._clock(), count)
+        return answers
 
     def _refuse_at_a_glance(self, handler: Handler, data: str | bytes, excess: Excess) -> None:
         """Refuse a frame over a rate limit without decoding more than its type and ids."""

@@ -11,7 +11,7 @@ import enum
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import accumulate
 from operator import add
@@ -54,6 +54,7 @@ __all__ = [
     "encode_json",
     "encode_kept_event",
     "encode_pong",
+    "encode_refusals",
     "encode_response",
     "encode_resume",
     "encode_subscribe",
@@ -798,6 +799,51 @@ def encode_failure(id_: str | None, trace_id: str | None, failure: Failure) -> s
 def encode_failed(id_: str | None, trace_id: str | None, error: bytes) -> str:
     """Encode the answer to a failed frame. ``error`` is JSON, an object with the :func:`error_members`."""
     return (b'{"type":"response","payload":{%b"result":null,"error":%b}}' % (_ids(id_, trace_id), error)).decode()
+
+
+class _CallIds(Struct, gc=False):
+    id: str
+    trace_id: str | None = None
+
+
+class _LateRequest(Struct, tag_field="type", tag="request", gc=False):
+    payload: _CallIds
+
+
+class _LateCommand(Struct, tag_field="type", tag="command", gc=False):
+    payload: _CallIds
+
+
+class _LateDescribe(Struct, tag_field="type", tag="describe", gc=False):
+    payload: _CallIds
+
+
+#: Ids that :func:`_check_ids` lets pass, and that JSON has as they are, without escapes.
+_is_plain_id = re.compile(rf"[ !#-\[\]-~]{{1,{MAX_ID_LENGTH}}}").fullmatch
+_is_plain_trace_id = re.compile(rf"[ !#-\[\]-~]{{0,{MAX_TRACE_ID_LENGTH}}}").fullmatch
+_decode_late = msgspec.json.Decoder(_LateRequest | _LateCommand | _LateDescribe).decode
+
+
+def encode_refusals(texts: Iterable[str], errors: Iterator[str]) -> list[str]:
+    """Encode the answers to the calls at the beginning of ``texts``, which fail unread.
+
+    ``errors`` are as the error of :func:`encode_failed`. It stops at the first frame that is no call, or whose ids need
+    a closer look. No function of Python is called for a frame: a refusal has to cost far less than a call.
+    """
+    answers: list[str] = []
+    try:
+        for text in texts:
+            ids = _decode_late(text).payload
+            id_, trace_id = ids.id, ids.trace_id
+            if not _is_plain_id(id_) or not (trace_id is None or _is_plain_trace_id(trace_id)):
+                break
+            more = "" if trace_id is None else f'"trace_id":"{trace_id}",'
+            answers.append(
+                f'{{"type":"response","payload":{{"id":"{id_}",{more}"result":null,"error":{next(errors)}}}}}'
+            )
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        pass  # the frame is looked at as usual
+    return answers
 
 
 def encode_error(failure: Failure) -> str:

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import anyio.pytest_plugin
 import pytest
@@ -33,11 +33,47 @@ if lane := os.environ.get("NUROPB_TEST_LANE"):
 
 
 #: Files whose tests wait longest. They are run first, or a single worker would wait for them at the end.
-LONG: Final = ("test_cluster.py", "test_stalled_readers.py", "test_history.py", "test_command_line.py", "test_serve.py")
+LONG: Final = (
+    "test_cluster.py",
+    "test_faults_broker.py",
+    "test_stalled_readers.py",
+    "test_history.py",
+    "test_command_line.py",
+    "test_serve.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+#: Files with tests that stop a broker. A single worker runs all of them, as a boot takes 8 s of CPU.
+STOPPING: Final = frozenset(
+    {
+        "test_clients_survive.py",
+        "test_console.py",
+        "test_faults_broker.py",
+        "test_fleet.py",
+        "test_servers.py",
+        "test_serving.py",
+    }
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker of ``--dist loadfile`` a file at a time, but one worker all files of ``STOPPING``."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            integration = file.startswith("tests/integration/")
+            return "broker" if integration and file.rpartition("/")[2] in STOPPING else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol, cast
 
-__all__ = ["CUT", "EXTENSION", "FRAMES_PER_TURN", "SIZE_FACTOR", "DirectWebSocket"]
+__all__ = ["CUT", "EXTENSION", "FRAMES_PER_TURN", "NEVER_LATE", "SIZE_FACTOR", "DirectWebSocket", "Lateness"]
 
 #: The key of a DirectWebSocket in the ``extensions`` of a WebSocket's ASGI scope.
 EXTENSION: Final = "nuropb.direct"
@@ -17,6 +17,21 @@ SIZE_FACTOR: Final = 4
 #: Frames of one connection that are handled in a row before other connections get their turn. A large frame counts as
 #: several, as for the rate limits.
 FRAMES_PER_TURN: Final = 16
+
+
+class Lateness(Protocol):
+    """Tells whether calls that arrive now are refused: see :attr:`~..limits.overload.Overload.late`."""
+
+    late: bool
+
+
+class _NeverLate:
+    __slots__ = ()
+    late: ClassVar[bool] = False
+
+
+#: For a WebSocket without an application.
+NEVER_LATE: Final = cast("Lateness", _NeverLate())
 
 
 class DirectWebSocket(Protocol):
@@ -35,13 +50,20 @@ class DirectWebSocket(Protocol):
         ...
 
     def attach(
-        self, on_text: Callable[[str], bool], on_writable: Callable[[], None], is_busy: Callable[[], bool]
+        self,
+        on_text: Callable[[str], bool],
+        on_writable: Callable[[], None],
+        is_busy: Callable[[], bool],
+        on_late: Callable[[list[str]], int],
+        lateness: Lateness,
     ) -> None:
         """Have text messages given to ``on_text``, in order. Messages that wait for ``receive()`` come first.
 
         To be called once, after the handshake. The server calls ``on_writable`` when :attr:`is_writable` becomes true.
         ``on_text`` returns whether its message is still being worked on: the server then reads no more of the client
         before ``is_busy`` returns False.
+        While ``lateness.late``, ``on_late`` is given some messages at a time first: it returns how many of them, from
+        the first one on, it has taken and answered.
         """
 
     @property
@@ -51,6 +73,9 @@ class DirectWebSocket(Protocol):
 
     def write(self, text: str) -> None:
         """Send a text message. Never waits and never raises. After the end of the connection, nothing is sent."""
+
+    def write_all(self, texts: list[str]) -> None:
+        """Send some text messages, in one write."""
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame, and wait for the client's in the background. Repeated calls change nothing."""

@@ -138,7 +138,8 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
             async with TaskOwner() as tasks:
                 self._tasks = tasks
                 self._direct = direct if self._traffic is None else CountedWriter(direct, self._traffic)
-                direct.attach(self.on_message, self._flush, self.is_busy)
+                overload = self._manager.shared_limits.overload
+                direct.attach(self.on_message, self._flush, self.is_busy, self.on_late, overload)
                 self._flush()
                 while True:
                     try:
@@ -188,6 +189,28 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         direct.write(text)
         if not direct.is_writable:
             self._writing_since = self._clock()
+
+    def on_late(self, texts: list[str]) -> int:
+        """Refuse the calls at the beginning of ``texts``, for which the process has no time; return their number."""
+        self._heard_at = self._clock()
+        if self._close is not None:
+            return 0
+        session, direct = self._session, self._direct
+        handler = self if session is None else session
+        answers = self._manager.refuse_late(handler, texts)
+        if session is not None:
+            session.proven = True
+        if self._traffic is not None:
+            for text in texts[: len(answers)]:
+                self._traffic.on_received(text)
+        if session is not None or direct is None or self._writing_since is not None:
+            for answer in answers:
+                handler.send_frame(answer)
+        elif answers:
+            direct.write_all(answers)
+            if not direct.is_writable:
+                self._writing_since = self._clock()
+        return len(answers)
 
     def send_event(self, text: str, topic: str, delivery: Delivery) -> None:
         """Write an event, or put it into the outbox if the client does not keep up; there it may be dropped."""

@@ -46,11 +46,12 @@ class _Writer(Protocol):
 
     def prepare(self, max_size: int) -> bool: ...
 
-    def attach(
-        self, on_text: Callable[[str], bool], on_writable: Callable[[], None], is_busy: Callable[[], bool]
-    ) -> None: ...
+    @property
+    def attach(self) -> Callable[..., None]: ...
 
     def write(self, text: str) -> None: ...
+
+    def write_all(self, texts: list[str]) -> None: ...
 
     def close(self, code: int, reason: str) -> None: ...
 
@@ -76,6 +77,12 @@ class CountedWriter:
         """Send a text message, and count it."""
         self._traffic.on_sent(text)
         self._writer.write(text)
+
+    def write_all(self, texts: list[str]) -> None:
+        """Send some text messages, and count them."""
+        for text in texts:
+            self._traffic.on_sent(text)
+        self._writer.write_all(texts)
 
 
 class AccessLog:

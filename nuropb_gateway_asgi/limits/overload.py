@@ -1,8 +1,8 @@
 """Overload of a process: calls that arrive faster than its event loop can handle them.
 
 An event loop handles in one turn all that has arrived. In an overload each turn is longer than the one before, until
-all clients wait for seconds and pings are late. A call that is refused unread costs a fraction of one that is
-forwarded, so a turn that refuses what it cannot handle in time ends in time.
+all clients wait for seconds and pings are late. A call that is refused unread costs a tenth of one that is forwarded
+or less, so a turn that refuses what it cannot handle in time ends in time.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ INTERVAL: Final = 0.05
 #: The part of a new delay in the mean of the delays: it lasts about ten looks, half a second.
 WEIGHT: Final = 0.1
 #: Parts of the allowed delay: the mean at which an overload begins, the one at which it ends, and the work of a turn
-#: meanwhile. So the turns of an overload are short, and the overload lasts until there are fewer calls.
-BEGIN, END, SHARE = 0.5, 0.1, 0.2
+#: meanwhile. So the turns of an overload are short, and the overload lasts until there are fewer calls. Shorter turns
+#: would bring fewer frames with each read, and so make refusals dearer.
+BEGIN, END, SHARE = 0.5, 0.1, 0.3
+#: The part of the time between two late timers for which a thread has worked in a sudden overload.
+BUSY: Final = 0.7
 #: Seconds between two warnings.
 WARN_INTERVAL: Final = 60.0
 
@@ -33,26 +36,50 @@ class Overload:
     """Tells which calls come too late in a turn of the event loop, while its turns are too long.
 
     ``delay`` is how long turns may take, in seconds; 0 is no limit. A timer is due at any moment of a turn, so turns
-    are too long once timers have been later than half of ``delay`` for a while. From then on a turn may work for a
-    fifth of ``delay`` before further calls are refused, until timers are hardly late any longer. ``cpu`` tells the CPU
-    time of the loop's thread, in seconds: a process that the machine gives no time refuses no more calls for it.
+    are too long once timers have been later than half of ``delay`` for a while; or two in a row later than ``delay`` in
+    a thread that worked all the time, for each turn of a sudden overload takes twice as long as the one before. From
+    then on a turn may work for three tenths of ``delay`` before further calls are refused, until timers are hardly late
+    any longer. ``cpu`` tells the CPU time of the loop's thread, in seconds: a process that the machine gives no time
+    refuses no more calls for it.
     """
 
-    __slots__ = ("_began", "_cpu", "_delay", "_due", "_loop", "_mean", "_timer", "_warn_at", "active", "refused")
+    __slots__ = (
+        "_asked",
+        "_began",
+        "_cpu",
+        "_delay",
+        "_due",
+        "_last",
+        "_loop",
+        "_mean",
+        "_timer",
+        "_warn_at",
+        "_worked",
+        "active",
+        "late",
+        "refused",
+    )
 
     def __init__(self, delay: float, cpu: Callable[[], float] = time.thread_time) -> None:
         #: Whether turns are too long, and calls are to be asked for.
         self.active = False
-        #: The calls that were refused so far.
+        #: Whether all further calls of this turn are refused, and need not be asked for. Where calls come in numbers,
+        #: this attribute is looked at, and no function called.
+        self.late = False
+        #: The calls that were refused so far; those that were not asked for are added where they are refused.
         self.refused = 0
         self._delay = delay
         self._cpu = cpu
-        #: The CPU time at the first call of this turn.
+        #: The CPU time at the beginning of this turn, or at its first call if the turn before had none.
         self._began: float | None = None
+        #: Whether this turn has had a call.
+        self._asked = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
-        self._mean = 0.0
+        self._mean = self._last = 0.0
+        #: The CPU time at the last look.
+        self._worked = 0.0
         self._warn_at = -math.inf
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -66,22 +93,33 @@ class Overload:
         if self._timer is not None:
             self._timer.cancel()
         self._loop = self._timer = None
-        self._mean, self.active = 0.0, False
+        self._mean = self._last = 0.0
+        self.active = self.late = False
 
     def refuses(self) -> bool:
         """Return whether a call is refused. To be asked for each call while the overload is active, and only then."""
-        if self._began is None:
-            assert self._loop is not None  # noqa: S101 - nothing is active without it
-            self._began = self._cpu()
-            self._loop.call_soon(self._end_turn)  # the loop runs it before anything that arrives later
+        if self.late:
+            self.refused += 1
+            return True
+        if not self._asked:
+            self._asked = True
+            if self._began is None:
+                assert self._loop is not None  # noqa: S101 - nothing is active without it
+                self._began = self._cpu()
+                self._loop.call_soon(self._end_turn)  # the loop runs it before anything that arrives later
             return False
-        if self._cpu() - self._began <= self._delay * SHARE:
-            return False
-        self.refused += 1
-        return True
+        self.late = self._began is not None and self._cpu() - self._began > self._delay * SHARE
+        self.refused += self.late
+        return self.late
 
     def _end_turn(self) -> None:
-        self._began = None
+        """Begin another turn, with the work that the calls of this one have left to it, such as their answers."""
+        asked, self._asked, self.late = self._asked, False, False
+        if asked and self._loop is not None:
+            self._began = self._cpu()
+            self._loop.call_soon(self._end_turn)
+        else:
+            self._began = None
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         self._due = loop.time() + INTERVAL
@@ -92,8 +130,11 @@ class Overload:
         if loop is None:
             return
         now = loop.time()
-        self._mean += WEIGHT * (now - self._due - self._mean)
-        begins = not self.active and self._mean > self._delay * BEGIN
+        late, former, cpu = now - self._due, self._last, self._cpu()
+        worked, self._last, self._worked = cpu - self._worked, late, cpu
+        self._mean += WEIGHT * (late - self._mean)
+        is_sudden = min(late, former) > self._delay and worked > BUSY * (INTERVAL + late)
+        begins = not self.active and (is_sudden or self._mean > self._delay * BEGIN)
         self.active = begins or (self.active and self._mean > self._delay * END)
         if begins and now >= self._warn_at:
             self._warn_at = now + WARN_INTERVAL

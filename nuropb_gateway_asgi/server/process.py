@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 __all__ = [
+    "ACCEPTS_PER_TURN",
     "allow_files",
     "limit_event_loop",
     "make_config",
@@ -40,6 +41,11 @@ SPARE_FILES: Final = 64
 ROOM_FOR_HEADS: Final = 1000
 #: Seconds for a TLS handshake; asyncio's default is 60.
 TLS_HANDSHAKE_TIMEOUT: Final = 10.0
+#: Connections that asyncio's own event loop accepts in one turn. With the default of asyncio and uvicorn, all that wait
+#: in the backlog, up to 2048 clients that come back at once made turns of up to two seconds, for everybody.
+ACCEPTS_PER_TURN: Final = 16
+#: Connections that wait in the kernel where the caller does not say otherwise: asyncio's default.
+BACKLOG: Final = 100
 #: Seconds between two log lines about connections that cannot be accepted.
 ACCEPT_LOG_INTERVAL: Final = 60.0
 #: Seconds for uvicorn's shutdown to wait for connections, after the gateway's own drain.
@@ -104,7 +110,8 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 def limit_event_loop(loop: asyncio.AbstractEventLoop, *, tls: bool = True) -> None:
     """Have ``loop`` log connections that cannot be accepted once a minute; asyncio logs thousands per second.
 
-    With ``tls``, its servers have a timeout for TLS handshakes, too. An application's own exception handler stays.
+    With ``tls``, its servers have a timeout for TLS handshakes, too, and asyncio's own loop accepts ACCEPTS_PER_TURN
+    connections at a time; uvloop accepts all that wait. An application's own exception handler stays.
     """
     logged_at = -math.inf
 
@@ -122,10 +129,20 @@ def limit_event_loop(loop: asyncio.AbstractEventLoop, *, tls: bool = True) -> No
         return
     create_server: Callable[..., Any] = loop.create_server
 
-    def limited(*args: Any, **kwargs: Any) -> Any:
+    async def limited(*args: Any, **kwargs: Any) -> asyncio.Server:
         if kwargs.get("ssl") is not None:
             kwargs.setdefault("ssl_handshake_timeout", TLS_HANDSHAKE_TIMEOUT)
-        return create_server(*args, **kwargs)
+        backlog = kwargs.get("backlog", BACKLOG)
+        if not isinstance(loop, asyncio.SelectorEventLoop) or backlog <= ACCEPTS_PER_TURN:
+            made: asyncio.Server = await create_server(*args, **kwargs)
+            return made
+        # asyncio takes one number for both: the queue in the kernel, and the connections of a turn.
+        server: asyncio.Server = await create_server(*args, **kwargs | {"backlog": ACCEPTS_PER_TURN})
+        if server.is_serving():
+            for each in server.sockets:
+                with each.dup() as listener:
+                    listener.listen(backlog)
+        return server
 
     loop.create_server = limited  # type: ignore[method-assign]
 

@@ -5,6 +5,7 @@ The websockets library parses and checks all other frames: control frames, fragm
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 try:
@@ -12,10 +13,22 @@ try:
 except ImportError:  # pragma: no cover - websockets without its C extension
     from websockets.utils import apply_mask
 
-__all__ = ["decode_pong", "decode_text", "encode_text", "frame_size", "has_invalid_head", "is_fragment"]
+__all__ = [
+    "MAX_SHORT",
+    "decode_pong",
+    "decode_text",
+    "encode_text",
+    "encode_texts",
+    "frame_size",
+    "has_invalid_head",
+    "is_fragment",
+    "take_texts",
+]
 
 _TEXT: Final = 0x81  # FIN, without the bits of extensions
 _MASKED: Final = 0x80
+#: Bytes of the messages that :func:`take_texts` takes at most.
+MAX_SHORT: Final = 2048
 _OPCODES: Final = frozenset({0x0, 0x1, 0x2, 0x8, 0x9, 0xA})
 
 
@@ -59,6 +72,34 @@ def decode_text(buffer: bytes | bytearray, start: int, end: int) -> str | None:
         return None
 
 
+def take_texts(buffer: bytes | bytearray, start: int, most: int) -> tuple[list[str], list[int]]:
+    """Return the texts of the frames from ``start`` on, and where each of them ends.
+
+    It takes up to ``most`` frames, and stops at one that is incomplete, longer than MAX_SHORT, or not a whole text.
+    One function for all of them: a call of a function for each frame would cost as much as its decoding.
+    """
+    texts: list[str] = []
+    ends: list[int] = []
+    room = len(buffer)
+    while len(texts) < most and start + 6 <= room and buffer[start] == _TEXT:
+        mask, size = start + 2, buffer[start + 1] - _MASKED
+        if size == 126 and start + 8 <= room:
+            mask, size = start + 4, buffer[start + 2] << 8 | buffer[start + 3]
+            if size > MAX_SHORT:
+                break
+        elif not 0 <= size < 126:
+            break
+        start = mask + 4 + size
+        if start > room:
+            break
+        try:
+            texts.append(apply_mask(buffer[mask + 4 : start], buffer[mask : mask + 4]).decode())
+        except UnicodeDecodeError:
+            break
+        ends.append(start)
+    return texts, ends
+
+
 def decode_pong(buffer: bytes | bytearray, start: int, end: int) -> bytes | None:
     """Return the payload of the frame between ``start`` and ``end`` if it is a pong of 4 bytes, else None."""
     if buffer[start : start + 2] != b"\x8a\x84" or end - start != 10:
@@ -80,3 +121,14 @@ def encode_text(text: str) -> bytes:
     if length < 65536:
         return b"\x81\x7e" + length.to_bytes(2) + data
     return b"\x81\x7f" + length.to_bytes(8) + data
+
+
+def encode_texts(texts: Iterable[str]) -> bytes:
+    """Write a server's text messages as one frame each."""
+    frames: list[bytes] = []
+    for text in texts:
+        data = text.encode()
+        length = len(data)
+        # Written out for the size of an answer.
+        frames.append(b"\x81\x7e" + length.to_bytes(2) + data if 126 <= length < 65536 else encode_text(text))
+    return b"".join(frames)

@@ -21,7 +21,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from ..handlers.direct import EXTENSION, FRAMES_PER_TURN
+from ..handlers.direct import EXTENSION, FRAMES_PER_TURN, NEVER_LATE, Lateness
 from ..limits.prices import BYTES_PER_UNIT
 from ..protocol import CloseCode
 from ..sockets import hasten_end
@@ -30,14 +30,33 @@ from .frame_limits import LimitedServerProtocol
 from .http import MAX_HEADER_LINE
 from .message_queue import MessageQueue
 from .opening import Opening
-from .text_frames import decode_pong, decode_text, encode_text, frame_size, has_invalid_head, is_fragment
+from .text_frames import (
+    decode_pong,
+    decode_text,
+    encode_text,
+    encode_texts,
+    frame_size,
+    has_invalid_head,
+    is_fragment,
+    take_texts,
+)
 
-__all__ = ["FRAMES_PER_TURN", "MAX_FRAME_HEAD", "MAX_LATE", "SLICE", "PlacedWebSocketProtocol", "WebSocketProtocol"]
+__all__ = [
+    "FRAMES_PER_TURN",
+    "LATE_AT_ONCE",
+    "MAX_FRAME_HEAD",
+    "MAX_LATE",
+    "SLICE",
+    "PlacedWebSocketProtocol",
+    "WebSocketProtocol",
+]
 
 #: Bytes that are parsed in search of a client's close frame, after the gateway has sent its own.
 MAX_LATE: Final = 65536
 #: Bytes of the longest head of a frame.
 MAX_FRAME_HEAD: Final = 14
+#: Frames that are refused together while calls are late. They cost as much as one frame that is not.
+LATE_AT_ONCE: Final = 16
 #: Bytes of a handshake that are parsed at a time: the 256 KiB of one read could contain 40,000 messages.
 SLICE: Final = 8192
 
@@ -85,6 +104,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._on_text: Callable[[str], bool] | None = None
         self._on_writable: Callable[[], None] | None = None
         self._is_busy: Callable[[], bool] = bool  # no application yet: never busy
+        self._on_late: Callable[[list[str]], int] = len
+        self._lateness: Lateness = NEVER_LATE
         #: Whether the application works on its last message, and takes no other one.
         self._busy = self._waits_for_turn = False
 
@@ -181,6 +202,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Keep data, and parse it unless the connection waits for its turn."""
+        if self._lateness.late and not (self._unread or self._waits_for_turn or self._failed or self.read_paused):
+            start = self._refuse_late(data, 0)
+            if start == len(data):
+                return
+            data = data[start:]
         if self.close_sent:
             self._late += len(data)
             if self._late > MAX_LATE:
@@ -251,6 +277,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                 if count >= FRAMES_PER_TURN or self._busy:
                     self._wait_for_turn()
                     break
+                if self._lateness.late and (late := self._refuse_late(buffer, start)) > start:
+                    start = late
+                    count += 1
+                    continue
                 count += 1 + size // BYTES_PER_UNIT
                 text = None if self._fragmented or self.close_sent else decode_text(buffer, start, end)
                 if text is not None:
@@ -266,6 +296,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             super().data_received(piece)
         if start:
             self._unread = buffer[start:]
+
+    def _refuse_late(self, buffer: bytes | bytearray, start: int) -> int:
+        """Have the calls from ``start`` on refused; return the start of the first frame that is not refused."""
+        if self._fragmented or self.close_sent:
+            return start
+        texts, ends = take_texts(buffer, start, LATE_AT_ONCE)
+        taken = self._on_late(texts) if texts else 0
+        return ends[taken - 1] if taken else start
 
     def _takes_pong(self, buffer: bytes | bytearray, start: int, end: int) -> bool:
         """Take the answer to a ping, without the library's protocol if there is none yet."""
@@ -348,10 +386,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return not self.conn.extensions
 
     def attach(
-        self, on_text: Callable[[str], bool], on_writable: Callable[[], None], is_busy: Callable[[], bool]
+        self,
+        on_text: Callable[[str], bool],
+        on_writable: Callable[[], None],
+        is_busy: Callable[[], bool],
+        on_late: Callable[[list[str]], int],
+        lateness: Lateness,
     ) -> None:
         """Give text messages to ``on_text``, the waiting messages first."""
         self._on_text, self._on_writable, self._is_busy = on_text, on_writable, is_busy
+        self._on_late, self._lateness = on_late, lateness
         waiting = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
         for message in waiting:
             text = message.get("text")
@@ -373,6 +417,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Send a text message, unless the connection has ended."""
         if not (self.close_sent or self.disconnected or self.transport.is_closing()):
             self.transport.write(encode_text(text))
+
+    def write_all(self, texts: list[str]) -> None:
+        """Send some text messages in one write, unless the connection has ended."""
+        if not (self.close_sent or self.disconnected or self.transport.is_closing()):
+            self.transport.write(encode_texts(texts))
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame, unless the connection has ended, and wait for the client's in the background."""

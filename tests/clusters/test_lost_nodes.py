@@ -35,6 +35,7 @@ async def test_calls_and_events_go_on_without_the_node_that_had_the_queues(
 ) -> None:
     async with stage(cluster, queue_type) as set_:
         await set_.caller.subscribe("news.#")
+        former = set_.mesh.reply_queue
         held = await hold(set_, 10)
         await set_.lose_home()
         began = time.monotonic()
@@ -48,6 +49,8 @@ async def test_calls_and_events_go_on_without_the_node_that_had_the_queues(
         assert not set_.home.running
         if queue_type == "quorum":  # the service's queue has its copies
             assert set_.mesh.warnings == []
+        else:
+            assert set_.mesh.reply_queue != former
         assert (set_.caller.doubled, set_.caller.mixed_up, set_.service.repeated) == (0, 0, 0)
         assert set_.caller.closed is None
 

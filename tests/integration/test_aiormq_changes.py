@@ -59,10 +59,12 @@ def copy_of_libraries(directory: Path, name: str) -> Path:
     copied = directory / (name or "unchanged")
     for library in (aio_pika, aiormq):
         source = Path(library.__file__ or "").parent
-        shutil.copytree(source, copied / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(source, copied / source.name)  # with its bytecode, which saves time
     if name:
         for path in copied.rglob("*.py"):
-            path.write_text(re.sub(rf"\b{name}\b", f"{name}_renamed", path.read_text()))
+            text, count = re.subn(rf"\b{name}\b", f"{name}_renamed", path.read_text())
+            if count:
+                path.write_text(text)
     return copied
 
 

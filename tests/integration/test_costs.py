@@ -27,13 +27,16 @@ VARIES: Final = math.inf
 #: belongs here.
 COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
     ("request", "embedded"): Cost(own_calls=73, all_calls=257, callbacks=3, tasks=1, writes=1),
-    ("request", "rabbitmq"): Cost(own_calls=94, all_calls=287, callbacks=3, tasks=0, writes=2),
+    ("request", "rabbitmq"): Cost(own_calls=94, all_calls=269, callbacks=3, tasks=0, writes=2),
     # One write for each answer, and for all requests together two or three to the broker, more if it is slow.
     ("request of many", "rabbitmq"): Cost(own_calls=91, all_calls=VARIES, callbacks=VARIES, tasks=0, writes=1.25),
-    ("call over HTTP", "embedded"): Cost(own_calls=159, all_calls=1498, callbacks=6, tasks=2, writes=2),
+    # In an overload: the answer of one that comes alone, and of one among sixteen that come together.
+    ("refusal", "embedded"): Cost(own_calls=13, all_calls=48, callbacks=1, tasks=0, writes=1),
+    ("refusal of many", "embedded"): Cost(own_calls=0.81, all_calls=15.2, callbacks=0.06, tasks=0, writes=0.06),
+    ("call over HTTP", "embedded"): Cost(own_calls=159, all_calls=1445, callbacks=6, tasks=2, writes=2),
     # From its handshake to its end. uvicorn itself has compression, so the websockets library reads the handshake.
-    ("connection", "embedded"): Cost(own_calls=164, all_calls=1183, callbacks=12, tasks=2, writes=2),
-    ("negotiated connection", "embedded"): Cost(own_calls=182, all_calls=1768, callbacks=12, tasks=2, writes=2),
+    ("connection", "embedded"): Cost(own_calls=164, all_calls=1110, callbacks=12, tasks=2, writes=2),
+    ("negotiated connection", "embedded"): Cost(own_calls=182, all_calls=1647, callbacks=12, tasks=2, writes=2),
     ("delivery", "embedded"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
     ("delivery", "rabbitmq"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
 }
@@ -45,6 +48,8 @@ SAME_COST: Final[tuple[Server, ...]] = ("nuropb-gateway", "uvicorn")
 
 #: Requests that are sent at once.
 MANY: Final = 32
+#: Refusals that are made together.
+TOGETHER: Final = 16
 #: Connections that receive an event. The difference is the cost of deliveries, without the cost of the event itself.
 FEW_SUBSCRIBERS, SUBSCRIBERS = 5, 25
 TOPIC: Final = "costs.counted"
@@ -92,6 +97,24 @@ def requests(service: str, count: int) -> Callable[[Sequence[BlockingClient]], R
             ids = [f"{time}-{number}" for number in range(count)]
             client.send(*(request(f"{service}.echo", {"text": "x" * 64}, id_) for id_ in ids))
             assert {client.answer() for _ in ids} == set(ids)
+
+        return ask
+
+    return prepare
+
+
+def refused(count: int) -> Callable[[Sequence[BlockingClient]], Repeat]:
+    """Make ``count`` requests at once that are refused."""
+
+    def prepare(clients: Sequence[BlockingClient]) -> Repeat:
+        (client,) = clients
+
+        def ask(time: int) -> None:
+            ids = [f"{time}-{number}" for number in range(count)]
+            client.send(*(request("demo.echo", {"text": "x" * 64}, id_) for id_ in ids))
+            payloads = [client.read()["payload"] for _ in ids]
+            assert [each["id"] for each in payloads] == ids
+            assert {each["error"]["code"] for each in payloads} == {"too_many_requests"}
 
         return ask
 
@@ -171,6 +194,15 @@ async def test_requests_that_come_together_share_the_writes_to_the_broker(
     async with a_gateway("rabbitmq", amqp_url) as running:
         measured = await measure(running, 1, requests(echo_service.service, MANY))
     check("request of many", "rabbitmq", measured.cost / MANY, measured / MANY)
+
+
+@pytest.mark.parametrize("count", [1, TOGETHER])
+async def test_a_refusal_in_an_overload_costs_what_it_may(count: int, amqp_url: str) -> None:
+    async with a_gateway("embedded", amqp_url) as running:
+        overload = running.gateway.handler_manager.shared_limits.overload
+        overload.active = overload.late = True
+        measured = await measure(running, 1, refused(count))
+    check("refusal" if count == 1 else "refusal of many", "embedded", measured.cost / count, measured / count)
 
 
 async def test_a_call_over_http_costs_what_it_may(amqp_url: str) -> None:

@@ -416,8 +416,12 @@ format = %(levelname)s|%(name)s|%(message)s
 }
 
 
-@pytest.mark.parametrize("name", LOG_FILES)
-@pytest.mark.parametrize("count", [1, 2], ids=["alone", "workers"])
+# Workers read the file as a process alone does, so one notation will do.
+@pytest.mark.parametrize(
+    ("count", "name"),
+    [*((1, name) for name in LOG_FILES), (2, "logging.yaml")],
+    ids=[*(f"alone-{name}" for name in LOG_FILES), "workers-logging.yaml"],
+)
 async def test_a_logging_configuration_has_its_format_and_the_log_no_secrets(
     name: str, count: int, tmp_path: Path
 ) -> None:

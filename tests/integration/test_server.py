@@ -17,7 +17,7 @@ import pytest
 from websockets.frames import Frame
 
 from nuropb_gateway_asgi import server
-from nuropb_gateway_asgi.handlers.direct import EXTENSION
+from nuropb_gateway_asgi.handlers.direct import EXTENSION, NEVER_LATE
 from nuropb_gateway_asgi.server import frame_limits, http
 from nuropb_gateway_asgi.server.process import limit_event_loop
 from tests.kit.clients import CLOSE, PING, PONG, TEXT, RawClient, connect, refusal
@@ -368,7 +368,7 @@ async def close_on_the_first_text(heard: list[str], scope: Any, receive: Any, se
 
     await receive()
     await send({"type": "websocket.accept"})
-    direct.attach(on_text, lambda: None, lambda: False)
+    direct.attach(on_text, lambda: None, lambda: False, len, NEVER_LATE)
     while (await receive())["type"] != "websocket.disconnect":
         pass
 

@@ -33,6 +33,7 @@ WARM_UP: Final = 5
 
 _PACKAGE: Final = str(Path(nuropb_gateway_asgi.__file__).parent)
 _RUN_CALLBACK: Final = asyncio.Handle._run.__code__
+_MAKE_CALLBACK: Final = asyncio.Handle.__init__.__code__
 _WRITES: Final = frozenset({"send", "sendmsg", "sendto"})
 
 
@@ -79,11 +80,21 @@ _NAMES: Final = tuple(field.name for field in fields(Cost))
 
 
 class Meter:
-    """Counts on the thread that enters :meth:`running`, until it leaves."""
+    """Counts on the thread that enters :meth:`running`, until it leaves.
+
+    Only what clients cause is counted: the callbacks of sockets, and all callbacks, timers included, that these make.
+    Left out are the timers that ran before, and what they make: they tick while a client waits, more often on a busy
+    machine. Left out are the steps of the event loop between two callbacks, too, for the same reason.
+    """
 
     def __init__(self) -> None:
         self._python: dict[CodeType, int] = {}
         self._own = self._all = self._callbacks = self._tasks = self._writes = 0
+        #: Whether the callback that runs now is counted; None between callbacks.
+        self._counts: bool | None = None
+        #: Callbacks by their ids: timers that clients have caused, and callbacks that other timers have.
+        self._timers: dict[int, asyncio.Handle] = {}
+        self._others: dict[int, asyncio.Handle] = {}
 
     @contextmanager
     def running(self) -> Iterator[Self]:
@@ -103,21 +114,39 @@ class Meter:
         return cost, self._python.copy()
 
     def _on_event(self, frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
         if event == "call":
-            code = frame.f_code
-            self._all += 1
-            self._python[code] = self._python.get(code, 0) + 1
-            if code.co_filename.startswith(_PACKAGE):
-                self._own += 1
-            elif code is _RUN_CALLBACK:
-                self._callbacks += 1
-        elif event == "c_call":
+            if code is _RUN_CALLBACK:
+                self._counts = self._is_of_clients(frame.f_locals["self"])
+                self._callbacks += self._counts
+            elif code is _MAKE_CALLBACK and self._counts is not None:
+                self._note(frame.f_locals["self"])
+            if self._counts:
+                self._all += 1
+                self._python[code] = self._python.get(code, 0) + 1
+                self._own += code.co_filename.startswith(_PACKAGE)
+        elif event == "return":
+            if code is _RUN_CALLBACK:
+                self._counts = None
+        elif event == "c_call" and self._counts:
             self._all += 1
             if argument.__name__ in _WRITES and isinstance(argument.__self__, socket.socket):
                 self._writes += 1
 
+    def _is_of_clients(self, callback: asyncio.Handle) -> bool:
+        if isinstance(callback, asyncio.TimerHandle):
+            return self._timers.pop(id(callback), None) is not None
+        return self._others.pop(id(callback), None) is None
+
+    def _note(self, callback: asyncio.Handle) -> None:
+        """Remember the cause of a callback that is made by the one that runs now."""
+        if not self._counts:
+            self._others[id(callback)] = callback
+        elif isinstance(callback, asyncio.TimerHandle):
+            self._timers[id(callback)] = callback
+
     def _make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **more: Any) -> asyncio.Task[Any]:
-        self._tasks += 1
+        self._tasks += bool(self._counts)
         return asyncio.Task(coroutine, loop=loop, **more)
 
 
@@ -206,7 +235,7 @@ async def measure(
     """Measure the cost of the step that ``prepare`` returns. A thread repeats it many times.
 
     A repetition counts from its beginning to the beginning of the next: the work that an answer leaves behind is a part
-    of its cost. Timers run in between, on a busy machine more than once; so the result is the least of all.
+    of its cost. A broker that is slow answers in more pieces; so the result is the least of all.
     """
     meter = Meter()
     snapshots: list[tuple[Cost, dict[CodeType, int]]] = []

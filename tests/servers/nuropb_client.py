@@ -1,14 +1,19 @@
 """One call made with nuropb's own client; the response is printed as one line of JSON.
 
-``nuropb_client.py --url amqp://... --service NAME --method NAME --params '{}'``. It runs on Python 3.11 with
-nuropb 0.1.8 and imports nothing of the gateway.
+``nuropb_client.py --url amqp://... --service NAME --method NAME --params '{}'``. Without arguments it reads them from
+its standard input, a line of JSON for each call, and makes each call in a fork, which saves the import of nuropb. It
+runs on Python 3.11 with nuropb 0.1.8 and imports nothing of the gateway.
 """
 
 import argparse
 import asyncio
 import json
 import logging
+import os
 import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -48,7 +53,7 @@ async def send(api: Any, options: argparse.Namespace) -> Any:
     return await api.request(**message, rpc_response=False)
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="A NuroPb client for tests.")
     parser.add_argument("--url", required=True)
     parser.add_argument("--service", default="")
@@ -60,7 +65,7 @@ def main() -> int:
     parser.add_argument("--encrypted", action="store_true")
     parser.add_argument("--ttl", type=int, help="milliseconds")
     parser.add_argument("--timeout", type=float, default=15.0, help="seconds")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
     # nuropb's client itself would wait for ever.
     response = asyncio.run(asyncio.wait_for(call(options), options.timeout))
@@ -68,5 +73,29 @@ def main() -> int:
     return 0
 
 
+def make_calls() -> None:
+    """Make a call for each line of the standard input; print the exit status of each, its output and its errors."""
+    for line in sys.stdin:
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            pid = os.fork()
+            if not pid:
+                os.dup2(output.fileno(), 1)
+                os.dup2(errors.fileno(), 2)
+                status = 1
+                try:
+                    status = main(json.loads(line))
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    os._exit(status)
+            _, ended = os.waitpid(pid, 0)
+            texts = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode() for file in (output, errors)]
+            print(json.dumps([os.waitstatus_to_exitcode(ended), *texts]), flush=True)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    if len(sys.argv) > 1:
+        sys.exit(main(sys.argv[1:]))
+    make_calls()

@@ -6,6 +6,7 @@ Makefile makes; the gateway's own process never has it then.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import json
 import os
@@ -216,14 +217,55 @@ def call_with_nuropb(
         arguments += ["--encrypted"]
     if ttl is not None:
         arguments += ["--ttl", str(ttl)]
-    run = subprocess.run(
-        [nuropb_python(), "-P", str(HERE / "nuropb_client.py"), *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=timeout + START_TIMEOUT,
-        check=False,
-    )
-    if run.returncode != 0:
-        raise PeerError(f"nuropb's client ended with {run.returncode}:\n{run.stderr.decode(errors='replace')[-3000:]}")
-    response: dict[str, Any] = json.loads(run.stdout)
+    status, output, errors = _ask_client(arguments, timeout + START_TIMEOUT)
+    if status != 0:
+        raise PeerError(f"nuropb's client ended with {status}:\n{errors[-3000:]}")
+    response: dict[str, Any] = json.loads(output)
     return response
+
+
+#: Processes of nuropb_client.py without a call at the moment. Each call is made in a fork of one of them.
+_idle_clients: list[subprocess.Popen[str]] = []
+
+
+def _ask_client(arguments: Sequence[str], timeout: float) -> tuple[int, str, str]:
+    """Have a call made, and return its exit status, output and errors. May be called by several threads at once."""
+    try:
+        client = _idle_clients.pop()
+    except IndexError:
+        client = subprocess.Popen(
+            [nuropb_python(), "-P", str(HERE / "nuropb_client.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    assert client.stdin is not None
+    assert client.stdout is not None
+    try:
+        client.stdin.write(json.dumps(arguments) + "\n")
+        client.stdin.flush()
+        readable, _, _ = select.select([client.stdout], [], [], timeout)
+        line = client.stdout.readline() if readable else ""
+        if not line:
+            raise PeerError(f"nuropb's client did not end in {timeout:.0f} s")
+    except BaseException:
+        client.kill()
+        _end_client(client)
+        raise
+    _idle_clients.append(client)
+    status, output, errors = json.loads(line)
+    return status, output, errors
+
+
+def _end_client(client: subprocess.Popen[str]) -> None:
+    for pipe in (client.stdin, client.stdout):
+        assert pipe is not None
+        pipe.close()
+    client.wait()
+
+
+@atexit.register
+def _end_clients() -> None:
+    while _idle_clients:
+        _end_client(_idle_clients.pop())

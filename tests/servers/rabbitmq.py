@@ -153,8 +153,20 @@ def erlang_call(command: Sequence[str]) -> str | None:
     match words:
         case ["add_vhost" | "delete_vhost" as name, _]:
             function, arguments = f"rabbit_vhost:{name.removesuffix('_vhost')}", words[1:]
-        case ["add_user", _, _] | ["delete_user", _]:
+        case (
+            ["add_user", _, _]
+            | ["delete_user", _]
+            | ["change_password", _, _]
+            | ["set_user_limits", _, _]
+            | ["clear_user_limits", _, _]
+        ):
             function, arguments = f"rabbit_auth_backend_internal:{words[0]}", words[1:]
+        case ["set_vhost_limits", limits]:
+            function, arguments = "rabbit_vhost_limit:parse_set", [vhost, limits]
+        case ["clear_vhost_limits"]:
+            function, arguments = "rabbit_vhost_limit:clear", [vhost]
+        case ["stop_app" | "start_app" as name]:
+            return f"rabbit:{name.removesuffix('_app')}()"
         case (
             ["set_permissions", user, *more]
             | ["set_topic_permissions", user, *more]

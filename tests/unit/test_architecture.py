@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import importlib
 import re
@@ -44,34 +45,45 @@ def _is_for_types_only(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def _imports(module: str, *, for_types: bool) -> set[str]:
-    """The absolute names of all modules that ``module`` imports, within functions too."""
-    found: set[str] = set()
-    nodes: list[ast.AST] = [ast.parse(FILES[module].read_text(encoding="utf-8"))]
+def _imports(module: str) -> tuple[set[str], set[str]]:
+    """The absolute names of all modules that a module imports, within functions too; and those not for types only."""
+    found: tuple[set[str], set[str]] = set(), set()
+    nodes: list[tuple[ast.AST, bool]] = [(ast.parse(FILES[module].read_text(encoding="utf-8")), False)]
     while nodes:
-        node = nodes.pop()
-        if for_types or not _is_for_types_only(node):
-            nodes += ast.iter_child_nodes(node)
+        node, for_types = nodes.pop()
+        for_types = for_types or _is_for_types_only(node)
+        names: set[str] = set()
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            names = {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(module, node.level, node.module)
             for alias in node.names:
                 name = f"{base}.{alias.name}"
-                found.add(name if name.removeprefix(f"{PACKAGE}.") in FILES else base)
+                names.add(name if name.removeprefix(f"{PACKAGE}.") in FILES else base)
+        elif not isinstance(node, ast.expr):  # there are no imports in an expression
+            nodes += ((child, for_types) for child in ast.iter_child_nodes(node))
+        for each in found[:1] if for_types else found:
+            each.update(names)
     return found
 
 
-IMPORTS = {module: _imports(module, for_types=True) for module in FILES}
-#: By name within the package, and without what is never run.
-INTERNAL = {
-    module: {
-        name.removeprefix(PACKAGE).removeprefix(".")
-        for name in _imports(module, for_types=False)
-        if name.split(".")[0] == PACKAGE
+# Read by the first test that asks, because every worker of a run collects all modules of tests.
+@functools.cache
+def _read() -> dict[str, tuple[set[str], set[str]]]:
+    return {module: _imports(module) for module in FILES}
+
+
+def imports() -> dict[str, set[str]]:
+    """The absolute names that each module imports."""
+    return {module: names for module, (names, _) in _read().items()}
+
+
+def internal() -> dict[str, set[str]]:
+    """The names within the package that each module imports, without those that are never run."""
+    return {
+        module: {name.removeprefix(PACKAGE).removeprefix(".") for name in names if name.split(".")[0] == PACKAGE}
+        for module, (_, names) in _read().items()
     }
-    for module in FILES
-}
 
 
 def _room(module: str) -> str:
@@ -93,18 +105,16 @@ def _drawn() -> dict[str, int]:
 DRAWN = _drawn()
 
 
-def _neighbours() -> dict[str, set[str]]:
+@functools.cache
+def neighbours() -> dict[str, set[str]]:
     """The rooms that each room imports, for types and within functions, too."""
     found: dict[str, set[str]] = {room: set() for room in ROOMS}
-    for module, names in IMPORTS.items():
+    for module, names in imports().items():
         if module in DOORS:
             continue
         within = {name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")}
         found.setdefault(_room(module), set()).update(map(_room, within))
     return {room: others - {room, "_version"} for room, others in found.items()}
-
-
-NEIGHBOURS = _neighbours()
 
 
 def test_the_drawing_has_every_room_and_nothing_else() -> None:
@@ -114,17 +124,17 @@ def test_the_drawing_has_every_room_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
 def test_imports_only_point_down(room: str) -> None:
-    for imported in NEIGHBOURS[room]:
+    for imported in neighbours()[room]:
         assert imported not in DOORS
         assert DRAWN[imported] >= DRAWN[room], f"{room} imports {imported}, which is drawn above it"
 
 
 def test_no_room_imports_itself_by_a_detour() -> None:
-    graphlib.TopologicalSorter(NEIGHBOURS).prepare()
+    graphlib.TopologicalSorter(neighbours()).prepare()
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
-    graphlib.TopologicalSorter(INTERNAL).prepare()
+    graphlib.TopologicalSorter(internal()).prepare()
 
 
 def test_the_top_level_stays_small() -> None:
@@ -143,16 +153,16 @@ def test_the_gateway_imports_the_admin_api_only_when_it_is_on() -> None:
     tree = ast.parse(FILES["gateway"].read_text(encoding="utf-8"))
     at_once = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     assert not [node for node in at_once if (node.module or "").split(".")[0] == "admin"]
-    importers = {module for module in FILES if "admin" in map(_room, INTERNAL[module])} - {"gateway"}
+    importers = {module for module in FILES if "admin" in map(_room, internal()[module])} - {"gateway"}
     assert {_room(module) for module in importers} == {"admin"}
 
 
 def test_the_version_imports_nothing() -> None:
-    assert IMPORTS["_version"] <= {"__future__", "typing"}
+    assert imports()["_version"] <= {"__future__", "typing"}
 
 
 def test_a_private_module_is_only_imported_within_its_room() -> None:
-    for module, imported in INTERNAL.items():
+    for module, imported in internal().items():
         for name in imported - {"_version"}:
             package, _, last = name.rpartition(".")
             if last.startswith("_"):
@@ -203,13 +213,13 @@ KNOWN_TO = [
 
 @pytest.mark.parametrize(("library", "places"), KNOWN_TO)
 def test_a_library_is_known_in_few_places(library: str, places: set[str]) -> None:
-    found = {module for module, names in IMPORTS.items() if library in {name.split(".")[0] for name in names}}
+    found = {module for module, names in imports().items() if library in {name.split(".")[0] for name in names}}
     known = {module for module in found for place in places if module == place or module.startswith(f"{place}.")}
     assert found - known == set()
 
 
 def test_no_other_library_is_needed() -> None:
-    libraries = {name.split(".")[0] for names in IMPORTS.values() for name in names}
+    libraries = {name.split(".")[0] for names in imports().values() for name in names}
     assert libraries - sys.stdlib_module_names - {PACKAGE} <= {name for name, _ in KNOWN_TO} | {"anyio", "msgspec"}
 
 

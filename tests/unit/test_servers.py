@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import STOPPING
 from tests.servers import openid, provision
 from tests.servers.debian import ENTER
 from tests.servers.rabbitmq import (
@@ -245,6 +246,11 @@ def test_the_makefile_names_tests_that_are_there() -> None:
     assert {name for name in named if not (root / name).exists()} <= {"tests/servers/openid_provider/node_modules"}
 
 
+def test_the_files_with_tests_that_stop_a_broker_are_known() -> None:
+    files = (Path(__file__).resolve().parents[1] / "integration").rglob("test_*.py")
+    assert {file.name for file in files if "own_node: RabbitMQNode" in file.read_text(encoding="utf-8")} == STOPPING
+
+
 # --- RabbitMQ of another root -----------------------------------------------------------------------------------------
 
 
@@ -280,5 +286,8 @@ def test_commands_of_rabbitmqctl_are_calls_in_the_node() -> None:
         call = erlang_call(["set_permissions", *options, "u", "c", "w", "r"])
         assert call is not None
         assert call.startswith("rabbit_auth_backend_internal:set_permissions(<<117>>, <<118>>, <<99>>, <<119>>, ")
+    call = erlang_call(["set_vhost_limits", "--vhost", "v", "{}"])
+    assert call == "rabbit_vhost_limit:parse_set(<<118>>, <<123,125>>, <<116,101,115,116,115>>)"
+    assert (erlang_call(["stop_app"]), erlang_call(["start_app"])) == ("rabbit:stop()", "rabbit:start()")
     assert erlang_call(["list_queues"]) is None
     assert erlang_call(["add_vhost", "a", "--default-queue-type", "quorum"]) is None

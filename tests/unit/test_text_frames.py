@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
-from nuropb_gateway_asgi.server.text_frames import decode_text, encode_text, frame_size, has_invalid_head, is_fragment
+from nuropb_gateway_asgi.server.text_frames import (
+    MAX_SHORT,
+    decode_text,
+    encode_text,
+    encode_texts,
+    frame_size,
+    has_invalid_head,
+    is_fragment,
+    take_texts,
+)
 
 LENGTHS = [0, 1, 125, 126, 127, 65535, 65536]
 frames = st.one_of(
@@ -91,3 +100,39 @@ def test_an_invalid_head_is_one_that_the_library_refuses(head: bytes) -> None:
 )
 def test_fragments_are_recognised(first: int, unfinished: bool | None) -> None:
     assert is_fragment(first) is unfinished
+
+
+def one_by_one(data: bytes, most: int) -> tuple[list[str], list[int]]:
+    """Take short texts as the path for single frames does it."""
+    texts: list[str] = []
+    ends: list[int] = []
+    start = 0
+    while len(texts) < most and (size := frame_size(data, start)) and start + size <= len(data):
+        text = decode_text(data, start, start + size)
+        if text is None or len(text.encode()) > MAX_SHORT:
+            break
+        start += size
+        texts.append(text)
+        ends.append(start)
+    return texts, ends
+
+
+texts_and_more = st.one_of(st.builds(lambda text: Frame(Opcode.TEXT, text.encode()), st.text(max_size=200)), frames)
+at_the_limit = st.sampled_from([Frame(Opcode.TEXT, b"x" * size) for size in (126, MAX_SHORT, MAX_SHORT + 1, 65535)])
+
+
+@given(st.lists(st.one_of(texts_and_more, at_the_limit), max_size=8), st.integers(0, 8), st.integers(0, 20))
+def test_texts_are_taken_together_as_they_are_one_by_one(several: list[Frame], most: int, missing: int) -> None:
+    data = b"".join(map(written, several))
+    data = data[: len(data) - missing]
+    assert take_texts(data, 0, most) == take_texts(bytearray(data), 0, most) == one_by_one(data, most)
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_can_be_searched_for_texts(data: bytes) -> None:
+    assert take_texts(b"." + data, 1, 4)[0] == one_by_one(data, 4)[0]
+
+
+@given(st.lists(st.one_of(st.text(max_size=200), st.sampled_from(["x" * length for length in LENGTHS])), max_size=3))
+def test_texts_are_encoded_together_as_they_are_one_by_one(texts: list[str]) -> None:
+    assert encode_texts(texts) == b"".join(map(encode_text, texts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -80,6 +81,7 @@ OBJECTS: Final[dict[str, dict[str, str | None]]] = {
         **dict.fromkeys(["b''", "b''.join(self.frames)", "self._limited", "self.response.headers"]),
         **dict.fromkeys(["self.app_state", "self.logger", "self.tasks", "opening", "opening.target", "path", "root"]),
         **dict.fromkeys(["limited", "made", "task", "vars(config)", "logging", "conn", "self.connections"]),
+        "self._lateness": None,
         "Opcode": "websockets.frames:Opcode",
         "server_state": "uvicorn.server:ServerState",
         "State": "websockets.protocol:State",
@@ -238,18 +240,31 @@ def listed(table: Iterable[Reliance], source: dict[str, Names]) -> dict[str, Nam
     return dict(found)
 
 
-DERIVED: Final = derived(["server", "cli"])
-SUPERVISION: Final = {owner: names for owner, names in DERIVED.items() if owner.startswith("uvicorn.supervisors")}
-PROTOCOLS: Final = {owner: names for owner, names in DERIVED.items() if owner not in SUPERVISION}
+# Read by the first test that asks, because every worker of a run collects all modules of tests.
+@functools.cache
+def all_in_source() -> dict[str, Names]:
+    return derived(["server", "cli"])
 
 
-@pytest.mark.parametrize("owner", sorted({*PROTOCOLS, *listed(_uvicorn.RELIED_ON, PROTOCOLS)}))
+def in_source(*, of_supervision: bool) -> dict[str, Names]:
+    """Return the names that the supervisor uses, or those that all other modules use."""
+    found = all_in_source()
+    return {owner: names for owner, names in found.items() if owner.startswith("uvicorn.supervisors") is of_supervision}
+
+
+@pytest.mark.parametrize("owner", sorted({each.owner for each in _uvicorn.RELIED_ON}))
 def test_the_table_has_the_names_that_the_protocols_use(owner: str) -> None:
-    assert listed(_uvicorn.RELIED_ON, PROTOCOLS).get(owner) == PROTOCOLS.get(owner)
+    used = in_source(of_supervision=False)
+    assert listed(_uvicorn.RELIED_ON, used).get(owner) == used.get(owner)
+
+
+def test_the_table_has_every_owner_of_names_that_the_protocols_use() -> None:
+    assert {*in_source(of_supervision=False)} <= {each.owner for each in _uvicorn.RELIED_ON}
 
 
 def test_the_table_has_the_names_that_the_supervisor_uses() -> None:
-    assert listed(_uvicorn.SUPERVISION, SUPERVISION) == SUPERVISION
+    used = in_source(of_supervision=True)
+    assert listed(_uvicorn.SUPERVISION, used) == used
 
 
 def test_the_source_still_has_the_names_of_the_drain() -> None:
@@ -288,15 +303,24 @@ def test_an_object_lent_to_a_library_has_the_members_that_the_library_may_use() 
 def test_the_gateway_overrides_nothing_by_accident() -> None:
     for class_ in (http.HTTPProtocol, websocket.WebSocketProtocol, frame_limits.LimitedServerProtocol):
         base = class_.__bases__[0]
-        (table,) = [listed(_uvicorn.RELIED_ON, PROTOCOLS)[owner] for owner in BASES.values() if load(owner) is base]
+        names = listed(_uvicorn.RELIED_ON, in_source(of_supervision=False))
+        (table,) = [names[owner] for owner in BASES.values() if load(owner) is base]
         overridden = {name for name in vars(class_) if not name.startswith("__") and hasattr(base, name)}
         assert overridden - OF_ASYNCIO == set(table.overrides)
 
 
+def trees_with(*texts: str) -> Iterator[tuple[Path, ast.Module]]:
+    """Parse the modules of the package in which one of the texts is."""
+    for path in sorted(ROOT.rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if any(text in source for text in texts):
+            yield path, ast.parse(source)
+
+
 def test_only_the_server_room_imports_the_insides_of_uvicorn() -> None:
     found = set()
-    for path in ROOT.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, tree in trees_with("uvicorn", "h11"):
+        for node in ast.walk(tree):
             names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if any(str(name).split(".")[0] in ("uvicorn", "h11") for name in names):
@@ -311,9 +335,9 @@ def test_only_the_server_room_imports_the_insides_of_uvicorn() -> None:
 def matched_texts() -> set[tuple[str, str]]:
     """Find the texts that the gateway compares with log records and with asyncio's reports, each with its room."""
     found = set()
-    for path in sorted(ROOT.rglob("*.py")):
+    for path, tree in trees_with("record.msg", "context.get("):
         room = path.relative_to(ROOT).parts[0]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree):
             if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn | ast.Eq | ast.NotEq):
                 text, place = node.left, node.comparators[0]
             elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".startswith"):
@@ -351,9 +375,9 @@ def test_a_library_still_logs_the_text(each: _uvicorn.LogText) -> None:
 def test_the_table_has_the_loggers_that_the_gateway_names() -> None:
     found = {
         node.value
-        for path in ROOT.rglob("*.py")
+        for path, tree in trees_with("uvicorn.")
         if path.stem != "_uvicorn"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and re.fullmatch(r"uvicorn\.[a-z]+", str(node.value))
     }
     assert found == set(_uvicorn.LOGGERS)
