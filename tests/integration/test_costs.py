@@ -14,7 +14,7 @@ import pytest
 
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 from tests.integration.scene import delete_queues
-from tests.kit.costs import REPEATS, WARM_UP, BlockingClient, Cost, Measured, Repeat, measure
+from tests.kit.costs import REPEATS, WARM_UP, BlockingClient, BlockingStream, Cost, Measured, Repeat, measure
 from tests.kit.gateways import RunningGateway, Server, eventually, run_gateway
 from tests.servers.processes import ServiceProcess
 
@@ -35,6 +35,7 @@ COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
     ("connection", "embedded"): Cost(own_calls=164, all_calls=1183, callbacks=12, tasks=2, writes=2),
     ("negotiated connection", "embedded"): Cost(own_calls=182, all_calls=1768, callbacks=12, tasks=2, writes=2),
     ("delivery", "embedded"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
+    ("delivery to a stream", "embedded"): Cost(own_calls=1, all_calls=1, callbacks=0.2, tasks=0, writes=1),
     ("delivery", "rabbitmq"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
 }
 #: A cost above this multiple is a regression. Versions of Python and of libraries differ by less.
@@ -149,6 +150,26 @@ def events(publish: str) -> Callable[[Sequence[BlockingClient]], Repeat]:
     return prepare
 
 
+def streamed_events(url: str, count: int) -> Callable[[Sequence[BlockingClient]], Repeat]:
+    """Have a connection publish an event that ``count`` streams of Server-Sent Events receive."""
+
+    def prepare(clients: Sequence[BlockingClient]) -> Repeat:
+        (publisher,) = clients
+        streams = [BlockingStream(url, TOPIC, f"listener-{number}") for number in range(count)]
+
+        def have_published(time: int) -> None:
+            publisher.send(request("demo.publish", {"topic": TOPIC, "event": {"text": "x" * 64}}, str(time)))
+            assert publisher.answer() == str(time)
+            for stream in streams:
+                assert stream.read()["topic"] == TOPIC
+                if time == WARM_UP + REPEATS:
+                    stream.close()
+
+        return have_published
+
+    return prepare
+
+
 def request(name: str, params: object, id_: str) -> object:
     service, _, method = name.rpartition(".")
     return {"type": "request", "payload": {"service": service, "method": method, "params": params, "id": id_}}
@@ -198,3 +219,12 @@ async def test_a_delivery_costs_what_it_may(
         all_ = await measure(running, 1 + SUBSCRIBERS, events(publish))
     more = SUBSCRIBERS - FEW_SUBSCRIBERS
     check("delivery", mesh, (all_.cost - few.cost) / more, all_ / SUBSCRIBERS)
+
+
+@pytest.mark.parametrize("server", SAME_COST)
+async def test_a_delivery_to_a_stream_of_server_sent_events_costs_what_it_may(server: Server, amqp_url: str) -> None:
+    async with a_gateway("embedded", amqp_url, server, http="on") as running:
+        few = await measure(running, 1, streamed_events(running.url, FEW_SUBSCRIBERS))
+        all_ = await measure(running, 1, streamed_events(running.url, SUBSCRIBERS))
+    more = SUBSCRIBERS - FEW_SUBSCRIBERS
+    check("delivery to a stream", "embedded", (all_.cost - few.cost) / more, all_ / SUBSCRIBERS)
