@@ -13,6 +13,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from itertools import accumulate
+from operator import add
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -400,8 +402,12 @@ _NO_BRACKETS: Final = b" 0e+"
 #: Brackets and the quotes of strings, and nothing else.
 _LEVELS: Final = bytes.maketrans(b"{}", b"[]")
 _ALL_BUT_LEVELS: Final = bytes(set(range(256)) - set(b'{[]}"'))
-#: Most valleys are shallow, so these are looked for first, and twice; the last search is for texts with deep ones.
-_VALLEYS: Final = (b"][", b"][", b"]" * 8 + b"[" * 8)
+#: An opening bracket is a bit that is set, so that a byte holds eight brackets. By how many levels each byte rises in
+#: all, and how far above its start it gets.
+_BITS: Final = bytes.maketrans(b"[]", b"10")
+_STEPS: Final = [[1 if byte >> bit & 1 else -1 for bit in range(7, -1, -1)] for byte in range(256)]
+_RISES: Final = [sum(steps) for steps in _STEPS]
+_PEAKS: Final = [max(0, *accumulate(steps)) for steps in _STEPS]
 _LONG_NUMBER = re.compile(rb"(?<![0-9.eE+-])-?[0-9](?:[0-9.eE+-]{18,}|[0-9.]*+[eE]\+?[0-9]{3,})")
 
 
@@ -452,18 +458,16 @@ def nests_deeper(text: bytes, max_depth: int) -> bool:
 def _is_deeper(levels: bytes, max_depth: int) -> bool:
     """Tell whether ``levels``, balanced brackets, nest deeper than ``max_depth``.
 
-    Between two peaks of the nesting lies a valley, ``]]][[[``. Without its valleys a text is as deep as with them, and
-    consists of opening brackets, then closing ones. A search costs about a microsecond for a kilobyte, and the text
-    shrinks fast: 64 KiB take at most 2.5 ms, however they nest.
+    A valley between two brackets side by side, ``][``, makes no text deeper, and most texts have little else. The rest
+    is walked through in steps of eight brackets: 64 KiB of brackets take less than a millisecond, however they nest.
     """
-    before = -1
-    while len(levels) > 2 * max_depth:
-        if b"[" * (max_depth + 1) in levels or len(levels) == before:
-            return True
-        before = len(levels)
-        for valley in _VALLEYS:
-            levels = levels.replace(valley, b"")
-    return False
+    levels = levels.replace(b"][", b"").replace(b"][", b"")
+    if len(levels) <= 2 * max_depth:
+        return False
+    size = -(-len(levels) // 8)
+    packed = int(levels.translate(_BITS).ljust(8 * size, b"0"), base=2).to_bytes(size, "big")
+    starts = accumulate(map(_RISES.__getitem__, packed), initial=0)
+    return max(map(add, starts, map(_PEAKS.__getitem__, packed))) > max_depth
 
 
 def _is_double(digits: bytes) -> bool:

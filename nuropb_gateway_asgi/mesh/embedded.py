@@ -233,8 +233,9 @@ class EmbeddedMesh:
             service,
             service=message.service,
             method=message.method,
-            params=json.loads(bytes(message.params)),
-            context=json.loads(message.context),
+            # Of bytes, json would guess the encoding.
+            params=json.loads(str(message.params, "utf-8", "surrogatepass")),
+            context=json.loads(str(message.context, "utf-8", "surrogatepass")),
             trace_id=message.trace_id,
         )
         replies = 1
@@ -254,7 +255,8 @@ class EmbeddedMesh:
         if message.kind != "request" or replies == 0 or not told.expects(message.correlation_id):
             return
         try:
-            body = b'{"result":%b,"error":%b}' % (outcome.result, to_json(outcome.error))
+            error = b"null" if outcome.error is None else to_json(outcome.error)
+            body = b'{"result":%b,"error":%b}' % (outcome.result, error)
             reply = decode_reply(message.correlation_id, body)
         except NotJson:
             told.on_unreadable(message.correlation_id)

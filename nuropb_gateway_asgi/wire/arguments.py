@@ -125,8 +125,8 @@ def _shown(name: str) -> str:
 def _signature(function: Callable[..., Any], given: int) -> _Signature | None:
     key = getattr(function, "__func__", function)
     try:
-        if key in _signatures:
-            return _signatures[key]
+        return _signatures[key]
+    except KeyError:
         made = _signatures[key] = _read_signature(function, given)
     except TypeError:  # neither hashable nor to be referred to weakly
         made = _read_signature(function, given)

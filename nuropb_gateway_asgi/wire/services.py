@@ -263,9 +263,13 @@ def _jsonable(value: Any) -> Any:
     return str(value)
 
 
+#: ``json.dumps`` would make one for every value.
+_ENCODER: Final = json.JSONEncoder(default=_jsonable)
+
+
 def to_json(value: Any) -> bytes:
     """Encode ``value`` as nuropb would. Raises TypeError, ValueError or RecursionError if that is impossible."""
-    return json.dumps(value, default=_jsonable).encode()
+    return _ENCODER.encode(value).encode()
 
 
 # --- describe -------------------------------------------------------------------------------------------------
