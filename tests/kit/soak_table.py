@@ -107,6 +107,15 @@ def _mebibytes(size: int) -> str:
 
 async def read_rows(admin: Path, processes: Sequence[Process]) -> list[Row]:
     """Return the figures of processes; ``admin`` is the socket of their admin API."""
+    async with asyncio.timeout(DEADLINE):
+        # A process that is busy, or has no connection to the broker at the moment, is missing in the bundle.
+        while not {process.pid for process in processes} <= (reports := await _reports(admin)).keys():
+            await asyncio.sleep(0.5)
+    return await asyncio.gather(*(_row(process, reports[process.pid]) for process in processes))
+
+
+async def _reports(admin: Path) -> dict[int, dict[str, Any]]:
+    """Return the reports of all processes in a debug bundle, by process id."""
     async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(admin)), timeout=DEADLINE) as http:
         response = await http.get("http://localhost/v1/debug-bundle")
     assert response.status_code == 200, response.text
@@ -116,7 +125,7 @@ async def read_rows(admin: Path, processes: Sequence[Process]) -> list[Row]:
             if "/processes/" in member.name and (file := archive.extractfile(member)) is not None:
                 report = json.load(file)
                 reports[report["process"]["pid"]] = report
-    return await asyncio.gather(*(_row(process, reports[process.pid]) for process in processes))
+    return reports
 
 
 async def _row(process: Process, report: dict[str, Any]) -> Row:
