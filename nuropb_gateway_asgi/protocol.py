@@ -467,7 +467,8 @@ def _is_deeper(levels: bytes, max_depth: int) -> bool:
     size = -(-len(levels) // 8)
     packed = int(levels.translate(_BITS).ljust(8 * size, b"0"), base=2).to_bytes(size, "big")
     starts = accumulate(map(_RISES.__getitem__, packed), initial=0)
-    return max(map(add, starts, map(_PEAKS.__getitem__, packed))) > max_depth
+    deepest: int = max(map(add, starts, map(_PEAKS.__getitem__, packed)))
+    return deepest > max_depth
 
 
 def _is_double(digits: bytes) -> bool:
