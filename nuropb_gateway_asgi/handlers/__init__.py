@@ -6,7 +6,8 @@
 * ``outbox`` is the bounded queue of frames for a slow client.
 * ``exchange`` is an HTTP request and its response.
 * ``cross_origin`` is CORS for HTTP answers.
-* ``direct`` is the fast path between a server's WebSocket and its handler.
+* ``direct`` is the fast path between a server's WebSocket, or stream, and its handler: a ``direct_connection``.
+* ``server_sent_events`` has the format of streams.
 """
 
 from __future__ import annotations

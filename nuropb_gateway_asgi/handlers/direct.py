@@ -1,16 +1,28 @@
-"""The fast path of a WebSocket's text messages: server and handler call each other, without tasks and queues."""
+"""The fast paths of WebSockets and of streams: server and handler call each other, without tasks and queues."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import ClassVar, Final, Protocol, cast
 
-__all__ = ["CUT", "EXTENSION", "FRAMES_PER_TURN", "NEVER_LATE", "SIZE_FACTOR", "DirectWebSocket", "Lateness"]
+__all__ = [
+    "CUT",
+    "EXTENSION",
+    "FRAMES_PER_TURN",
+    "NEVER_LATE",
+    "RESPONSE",
+    "SIZE_FACTOR",
+    "DirectResponse",
+    "DirectWebSocket",
+    "Lateness",
+]
 
 #: The key of a DirectWebSocket in the ``extensions`` of a WebSocket's ASGI scope.
 EXTENSION: Final = "nuropb.direct"
 #: The key of a function in the ``extensions`` of an HTTP request's ASGI scope; it ends the connection at once.
 CUT: Final = "nuropb.cut"
+#: The key of a DirectResponse in the ``extensions`` of an HTTP request's ASGI scope.
+RESPONSE: Final = "nuropb.response"
 #: The server's limit for a message, in multiples of MAX_MESSAGE_SIZE: a message that is slightly above the gateway's
 #: own limit gets an explanation.
 SIZE_FACTOR: Final = 4
@@ -82,3 +94,30 @@ class DirectWebSocket(Protocol):
 
     def cut(self) -> None:
         """End the connection of a client that does not read: at once, in the kernel as well, without a close frame."""
+
+
+class DirectResponse(Protocol):
+    """A response without an end, whose server takes its parts by plain calls, on the event loop's thread.
+
+    ASGI carries the beginning: the head, and one part of the body. It carries the end as well, and the parts keep their
+    order: both ways write to the transport at once.
+    """
+
+    def prepare(self) -> None:
+        """Watch the response from its head on, until :meth:`attach` is called."""
+
+    def attach(self, on_writable: Callable[[], None], sent: bytes) -> bool:
+        """Return whether :meth:`write` may be called: if head and ``sent`` have come as they were sent, and no more.
+
+        They have not where a middleware of the application compresses or delays responses, or counts their bytes. The
+        server calls ``on_writable`` when :attr:`is_writable` becomes true.
+        """
+        ...
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the client keeps up. While it does not, written parts are kept in memory."""
+        ...
+
+    def write(self, body: bytes) -> None:
+        """Send a part of the body. Never waits and never raises. After the end of the connection, nothing is sent."""

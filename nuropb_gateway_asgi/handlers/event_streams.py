@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import random
-import re
 from collections.abc import Sequence
 from typing import Final
 
 import anyio
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from ..handler_manager import HandlerManager
 from ..protocol import (
-    PING,
     CloseCode,
     encode_event,
     encode_json,
     encode_resume,
     encode_subscribe,
-    is_counted,
-    on_one_line,
 )
 from ..settings import Settings
-from ..topics import GATEWAY_TOPICS
-from .connection import ClientLeft, Connection
-from .exchange import FRAME_ID, UNREADABLE, Answer, Exchange, read_answer
+from .connection import ClientLeft
+from .direct import RESPONSE, DirectResponse
+from .direct_connection import DirectConnection
+from .exchange import FRAME_ID, Answer, Exchange, read_answer
 from .refusals import Reason, Refusal
+from .server_sent_events import DirectStream, EventNumbers, payload_of
 
-__all__ = ["EVENT_STREAM_HEADERS", "EventStreamHandler", "refuse_stream", "server_sent_event"]
+__all__ = ["EVENT_STREAM_HEADERS", "EventStreamHandler", "refuse_stream"]
 
 #: The headers of every stream of events.
 EVENT_STREAM_HEADERS: Final = {
@@ -40,11 +37,9 @@ EVENT_STREAM_HEADERS: Final = {
 }
 #: Milliseconds after which a browser reconnects to a stream that has ended, at the earliest.
 RECONNECT_DELAY: Final = 3000
-#: Topics of the gateway's own events. These become named events; mesh events reach a page's ``message`` listener.
-_OWN_TOPIC = re.compile(rb'\{"topic":"(%b)"' % b"|".join(topic.encode() for topic in sorted(GATEWAY_TOPICS)))
 
 
-class EventStreamHandler(Connection):
+class EventStreamHandler(DirectConnection):
     """A stream of events. Its client cannot send anything; it can only leave.
 
     A stream with a resumable session gives each event an id of the session's key and the event's number, which a
@@ -65,9 +60,9 @@ class EventStreamHandler(Connection):
         #: The response to a subscription that is refused.
         self._refused: Answer | None = None
         self._has_begun = False
-        self._count = 0
-        #: The beginning of the ids of events.
-        self._stem = ""
+        self._numbers = EventNumbers()
+        #: Set once the last frame before the end is written by plain calls.
+        self._written = asyncio.Event()
 
     async def _resume(self) -> None:
         """Continue the session of the stream that the client had before, or make a resumable one."""
@@ -84,8 +79,8 @@ class EventStreamHandler(Connection):
         )
         answer = await self._resumed
         found = _decode_resumed(answer.body) if answer.status == 200 else _NOT_RESUMED
-        self._stem = f"{found.key}:" if found.key else ""
-        self._count = number if found.resumed else 0
+        self._numbers.stem = f"{found.key}:" if found.key else ""
+        self._numbers.count = number if found.resumed else 0
         if last and not found.resumed:
             self._send_gap()
 
@@ -121,7 +116,29 @@ class EventStreamHandler(Connection):
         self._refused = await self._subscribe()
         if self._refused is None:
             self._has_begun = True
+            await self._write_directly()
             await super()._write()
+
+    async def _write_directly(self) -> None:
+        """Have frames written as they come, where the server has a way, until the connection is to be closed."""
+        response: DirectResponse | None = self._exchange.scope.get("extensions", {}).get(RESPONSE)
+        if response is None:
+            return
+        response.prepare()
+        self._writing_since = self._clock()
+        try:
+            begun = await self._start()
+        except ClientLeft:
+            return
+        finally:
+            self._writing_since = None
+        if response.attach(self._flush, begun):
+            self._direct = DirectStream(response, self._numbers, self._traffic, self._written.set)
+            try:
+                self._flush()
+                await self._written.wait()
+            finally:
+                self._direct = None
 
     async def _subscribe(self) -> Answer | None:
         """Subscribe to the topics. Returns the response if the subscription is refused, else None. Raises Refusal."""
@@ -182,32 +199,24 @@ class EventStreamHandler(Connection):
         """Send a frame as an event, or a ping as a comment."""
         if not self._exchange.started:
             await self._start()
-        if text == PING:
-            await self._send(b": ping\n\n")
-            return
-        if not self._stem:
-            self._count += 1
-        elif is_counted(text):
-            self._count += 1
-            if read_answer(text) is not None:  # to a frame that the client did not send
-                return
-        await self._send(server_sent_event(text, f"{self._stem}{self._count}"))
+        data = self._numbers.encode(text)
+        if data:
+            await self._send(data)
 
     async def send_close(self, code: int, reason: str) -> None:
         """Send code and reason in a last event, and end the response."""
-        await self._send_closed(encode_event("closed", encode_json({"code": code, "reason": reason})))
-        await self._exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _send_closed(self, text: str) -> None:
         if not self._exchange.started:
             await self._start()
-        if not self._stem:
-            self._count += 1
-        await self._send(server_sent_event(text, f"{self._stem}{self._count}"))
+        text = encode_event("closed", encode_json({"code": code, "reason": reason}))
+        await self._send(self._numbers.encode_last(text))
+        await self._exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _start(self) -> None:
+    async def _start(self) -> bytes:
+        """Begin the response, and return its first bytes."""
         await _begin(self._exchange)
-        await self._send(b"retry: %d\n\n" % _jittered(RECONNECT_DELAY))
+        begun = b"retry: %d\n\n" % _jittered(RECONNECT_DELAY)
+        await self._send(begun)
+        return begun
 
     async def _send(self, data: bytes) -> None:
         await self._exchange.send({"type": "http.response.body", "body": data, "more_body": True})
@@ -222,8 +231,7 @@ async def refuse_stream(exchange: Exchange, refusal: Refusal) -> None:
     event = encode_event(
         "closed", encode_json({"code": int(CloseCode.TRY_AGAIN_LATER), "reason": refusal.failure.description})
     )
-    payload = bytes(_decode_event_frame(event).payload)
-    body = b"retry: %d\n\nevent: closed\ndata: %b\n\n" % (_jittered(wait), payload)
+    body = b"retry: %d\n\nevent: closed\ndata: %b\n\n" % (_jittered(wait), payload_of(event))
     await _begin(exchange)
     await exchange.send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -239,21 +247,6 @@ def _jittered(milliseconds: int) -> int:
     return round(milliseconds * random.uniform(1.0, 2.0))  # noqa: S311 - it spreads clients
 
 
-# --- the format ---------------------------------------------------------------------------------------------------
-
-
-class _EventFrame(Struct, tag_field="type", tag="event"):
-    payload: Raw
-
-
-class _Retry(Struct):
-    retry_after_ms: int
-
-
-class _Goodbye(Struct):
-    event: _Retry
-
-
 class _Resumed(Struct):
     """The result of ``resume``, as far as a stream needs it."""
 
@@ -263,27 +256,3 @@ class _Resumed(Struct):
 
 _NOT_RESUMED: Final = _Resumed()
 _decode_resumed = msgspec.json.Decoder(_Resumed).decode
-_decode_event_frame = msgspec.json.Decoder(_EventFrame).decode
-_decode_goodbye = msgspec.json.Decoder(_Goodbye).decode
-
-
-def server_sent_event(text: str, id_: str | int) -> bytes:
-    """Format an event frame's payload as a Server-Sent Event, or any other frame as an event named "frame"."""
-    head, data = _formatted(text)
-    return b"%bid: %b\ndata: %b\n\n" % (head, str(id_).encode(), data)
-
-
-@functools.lru_cache(maxsize=4)
-def _formatted(text: str) -> tuple[bytes, bytes]:
-    """Return the lines before the id, and the data: the same for all streams that get an event, one after the other."""
-    text = on_one_line(text)
-    try:
-        payload = bytes(_decode_event_frame(text).payload)
-    except UNREADABLE:  # sent by the host application
-        return b"event: frame\n", text.encode()
-    own = _OWN_TOPIC.match(payload)
-    head = b"" if own is None else b"event: %b\n" % own[1]
-    if own is not None and own[1] == b"goodbye":
-        with contextlib.suppress(*UNREADABLE):
-            head += b"retry: %d\n" % max(_decode_goodbye(payload).event.retry_after_ms, 0)
-    return head, payload

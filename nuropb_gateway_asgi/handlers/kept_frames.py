@@ -99,6 +99,15 @@ class SessionOutbox(Outbox):
             self._record(text)
         return text
 
+    def pass_on(self, text: str) -> bool:
+        """Return whether a frame may go to the client at once, as nothing waits; keep it then if it is counted."""
+        if self._held or self._again or self._items or self._dropped or self._closed:
+            return False
+        self._told = False
+        if is_counted(text):
+            self._record(text)
+        return True
+
     def _record(self, text: str) -> None:
         self.sent += 1
         if self.overflowed:

@@ -27,6 +27,14 @@ class Line(Protocol):
         """Take the answer to ``resume`` if it is the connection's own and not its client's."""
         ...
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a frame that nothing waits before may be written at once, by :meth:`write_now`."""
+        ...
+
+    def write_now(self, text: str) -> None:
+        """Write a frame that nothing waits before."""
+
     def wake(self) -> None:
         """Send the frames that wait in the outbox."""
 
@@ -166,7 +174,9 @@ class Session:
         """Put a frame into the outbox; without a connection, only if it is a counted one."""
         line = self._line
         if line is not None:
-            if not self.outbox.put(text):
+            if self.tap is None and line.is_ready and self.outbox.pass_on(text):
+                line.write_now(text)
+            elif not self.outbox.put(text):
                 self.outbox.overflow()
                 line.close(CloseCode.SLOW_CONSUMER, "slow consumer")
             elif self.tap is None:

@@ -71,5 +71,14 @@ class SessionCarrier:
         """Leave the answer to ``resume`` to the client."""
         return False
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a frame that nothing waits before may be written at once: not where a task writes."""
+        return False
+
+    def write_now(self, text: str) -> None:
+        """Write a frame that nothing waits before. To be called if the connection is ready."""
+        raise NotImplementedError
+
     def wake(self) -> None:
         """Send the frames in the outbox."""

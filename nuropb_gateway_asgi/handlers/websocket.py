@@ -15,15 +15,15 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..authentication.credentials import Credentials, find_credentials, take_subprotocols
 from ..authentication.origins import OriginPolicy
-from ..authorization.rules import Delivery
 from ..handler_manager import HandlerManager
 from ..journal import CountedWriter
 from ..limits.admission import Arrival, address_of
 from ..protocol import SUBPROTOCOL, CloseCode
 from ..settings import Settings
 from ..tasks import TaskOwner
-from .connection import ClientLeft, Connection
+from .connection import ClientLeft
 from .direct import EXTENSION, SIZE_FACTOR, DirectWebSocket
+from .direct_connection import DirectConnection
 from .handshake import admitted, arrival_of, check_credentials, check_origin, check_subprotocol, register
 from .refusals import DenialLogFilter, Reason, Refusal, count_refusal
 
@@ -35,13 +35,14 @@ _PROTOCOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9.-]{0,23}")
 _TOKEN_WORDS = re.compile("bearer|token|auth|key|secret", re.IGNORECASE)
 
 
-class WebSocketHandler(Connection, WebSocketEndpoint):
+class WebSocketHandler(DirectConnection, WebSocketEndpoint):
     """A WebSocket connection: handshake, frames and close.
 
     Applications may subclass it and override :meth:`on_connect` and :meth:`on_disconnect`.
     """
 
     may_be_legacy = True
+    _direct: DirectWebSocket | CountedWriter | None = None
 
     def __init__(
         self,
@@ -54,14 +55,13 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         origins: OriginPolicy,
     ) -> None:
         WebSocketEndpoint.__init__(self, scope, receive, send)
-        Connection.__init__(self, handler_manager, settings, address_of(scope.get("client")))
+        DirectConnection.__init__(self, handler_manager, settings, address_of(scope.get("client")))
         self._origins = origins
         self._accepted = False
         self._left_with: int = 1006
         #: The server's side of the fast path, and whether this connection may take it.
         self._offered_direct: DirectWebSocket | None = scope.get("extensions", {}).get(EXTENSION)
         self._is_direct = False
-        self._direct: DirectWebSocket | None = None
         #: The client's subprotocols, which may contain a token; emptied once it is read.
         self._offered: Sequence[str] = ()
 
@@ -126,7 +126,7 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         1006).
         """
 
-    # --- Connection -------------------------------------------------------------------------------------------
+    # --- DirectConnection -------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Read and write until the client or the gateway closes the connection."""
@@ -161,35 +161,6 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
         """The close code of a client that has left."""
         return self._left_with
 
-    def wake(self) -> None:
-        """Write the frames in the outbox while the client keeps up."""
-        if self._direct is not None and self._writing_since is None:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Write the frames in the outbox while the client keeps up, then the close frame if there is one to send."""
-        direct = self._direct
-        assert direct is not None  # noqa: S101 - the direct WebSocket calls this
-        while direct.is_writable:
-            text = self._outbox.get_nowait()
-            if text is None:
-                self._writing_since = None
-                if self._close is not None:
-                    direct.close(*self._close)
-                return
-            direct.write(text)
-        self._writing_since = self._clock()
-
-    def send_frame(self, text: str) -> None:
-        """Write a frame, or put it into the outbox if the client does not keep up."""
-        direct = self._direct
-        if direct is None or self._writing_since is not None or self._close is not None:
-            super().send_frame(text)
-            return
-        direct.write(text)
-        if not direct.is_writable:
-            self._writing_since = self._clock()
-
     def on_late(self, texts: list[str]) -> int:
         """Refuse the calls at the beginning of ``texts``, for which the process has no time; return their number."""
         self._heard_at = self._clock()
@@ -212,23 +183,10 @@ class WebSocketHandler(Connection, WebSocketEndpoint):
                 self._writing_since = self._clock()
         return len(answers)
 
-    def send_event(self, text: str, topic: str, delivery: Delivery) -> None:
-        """Write an event, or put it into the outbox if the client does not keep up; there it may be dropped."""
-        if self._direct is None or self._writing_since is not None:
-            super().send_event(text, topic, delivery)
-        else:
-            self.send_frame(text)
-
     def cut(self) -> None:
         """End the connection at once, where the server has a way."""
         if self._offered_direct is not None:
             self._offered_direct.cut()
-
-    def close(self, code: int, reason: str = "") -> None:
-        """Begin to close the connection. The first call decides on code and reason."""
-        super().close(code, reason)
-        if self._direct is not None and self._writing_since is None:
-            self._flush()
 
     async def receive_message(self) -> str | None:
         """Return the next message, or None once the client has left. Raises Refusal for a binary message."""

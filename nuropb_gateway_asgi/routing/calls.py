@@ -199,6 +199,11 @@ class CallTable:
         return sum(map(len, self._due.values()))
 
     @property
+    def remembered(self) -> int:
+        """The number of ended calls that are remembered, to know a late reply."""
+        return len(self._ended)
+
+    @property
     def orphans(self) -> tuple[str, ...]:
         """The calls that were given up by :meth:`orphan`, and whose answer or deadline is still to come."""
         return tuple(self._orphans)

@@ -99,6 +99,11 @@ class EventRouter:
         self.own_topics.stop()
         self._interest.clear()
 
+    @property
+    def bound(self) -> int:
+        """The number of topics that the mesh is asked for; those with history come from there."""
+        return len(self._interest)
+
     def sweep(self, now: float) -> None:
         """Unbind topics without subscribers; ``now`` is a time of the clock."""
         self._interest.sweep(now)

@@ -58,6 +58,10 @@ class Interest:
     def __contains__(self, topic: str) -> bool:
         return topic in self._wanted or topic in self._idle
 
+    def __len__(self) -> int:
+        """Return the number of topics that are bound or about to be, those without subscribers included."""
+        return len(self._wanted) + len(self._idle)
+
     @property
     def waiting(self) -> int:
         """The number of topics that the mesh is still to be asked for."""

@@ -40,7 +40,7 @@ RELIED_ON: Final = (
         owner=f"{_H11}:H11Protocol",
         overrides="handle_websocket_upgrade(event) on_response_complete() send_400_response(msg)",
         replaces="send_400_response",
-        uses="app_state client config connections cycle headers loop scheme scope server server_state transport "
+        uses="app_state client config connections cycle flow headers loop scheme scope server server_state transport "
         "ws_protocol_class",
         sets="conn",
     ),
@@ -49,6 +49,7 @@ RELIED_ON: Final = (
         uses="message_event response_complete",
         sets="disconnected",
     ),
+    Reliance(owner="uvicorn.protocols.http.flow_control:FlowControl", uses="write_paused"),
     Reliance(
         owner=f"{_SANSIO}:WebSocketsSansIOProtocol",
         overrides="handle_close(event) handle_connect(event) handle_parser_exception() handle_ping() "
@@ -94,7 +95,7 @@ RELIED_ON: Final = (
     Reliance(owner="websockets.frames:Opcode", documented="CLOSE CONT PING PONG"),
     Reliance(owner="websockets.http11:Request", documented="headers"),
     Reliance(owner="websockets.http11:Response", documented="headers"),
-    Reliance(owner="h11", documented="Connection Data IDLE RemoteProtocolError Request SEND_RESPONSE SERVER"),
+    Reliance(owner="h11", documented="Connection Data IDLE RemoteProtocolError Request Response SEND_RESPONSE SERVER"),
     Reliance(
         owner="h11:Connection",
         overrides="next_event()",

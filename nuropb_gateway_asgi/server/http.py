@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..handlers.direct import CUT
+from ..handlers.direct import CUT, RESPONSE
 from ..sockets import hasten_end, set_options
 from .closing import close_after_reading, cut, refusal, unsent
 from .opening import read_opening
 from .process import most_connections
+from .watched_response import WatchedResponse
 
 __all__ = ["HEAD_TIMEOUT", "LOOKS", "MAX_HEAD", "MAX_HEADERS", "MAX_HEADER_LINE", "STALL_TIMEOUT", "HTTPProtocol"]
 
@@ -29,8 +31,6 @@ MAX_CHUNKS: Final = 256
 BYTES_PER_CHUNK: Final = 64
 #: Seconds from the accept, or from the last response, to the end of a request's head.
 HEAD_TIMEOUT: Final = 10.0
-
-
 #: Seconds in which a client has to read something of its last response, and looks at it in that time.
 STALL_TIMEOUT: Final = 8.0
 LOOKS: Final = 4
@@ -108,6 +108,9 @@ class HTTPProtocol(H11Protocol):
         self._upgraded = self._refused = self._idles = False
         #: Bytes that the client had not acknowledged when the deadline began, and looks in a row that found no less.
         self._unsent = self._looks = 0
+        #: A response that may be written directly, and the callback of a client that keeps up again.
+        self._watched: WatchedResponse | None = None
+        self._on_writable: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline. If files run out, abort the connection that has been idle for longest."""
@@ -127,7 +130,12 @@ class HTTPProtocol(H11Protocol):
         hasten_end(self.transport.get_extra_info("socket"))
         scope: Any = self.scope  # None before the first request
         if scope is not None:
-            scope.get("extensions", {}).pop(CUT, None)  # breaks a reference cycle now, without the garbage collector
+            # Reference cycles end now, without the garbage collector.
+            for name in (CUT, RESPONSE):
+                scope.get("extensions", {}).pop(name, None)
+        self._on_writable = None
+        if self._watched is not None:
+            self._watched.end()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -140,6 +148,7 @@ class HTTPProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Start the deadline of the next request."""
+        self._on_writable = None
         super().on_response_complete()
         self._watch(idle_for=self.config.timeout_keep_alive)
 
@@ -170,6 +179,7 @@ class HTTPProtocol(H11Protocol):
             if self._serving:
                 extensions: dict[str, Any] = self.scope.setdefault("extensions", {})
                 extensions[CUT] = self.cut
+                extensions[RESPONSE] = self
         elif self._deadline is None:
             self._unsent, self._looks = unsent(self.transport), 0
             self._idles = idle_for > HEAD_TIMEOUT and not (self._unsent or self._requests.trailing_data[0])
@@ -234,6 +244,38 @@ class HTTPProtocol(H11Protocol):
         self.transport.set_protocol(protocol)
         protocol.open(opening, self.transport, self.server, self.client, self.scheme)
         return True
+
+    # --- DirectResponse -----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Watch the response from its head on."""
+        self._watched = WatchedResponse(self._requests)
+
+    def attach(self, on_writable: Callable[[], None], sent: bytes) -> bool:
+        """Return whether parts of the body may be written directly: the response is in chunks, and as it was sent."""
+        watched, self._watched = self._watched, None
+        assert watched is not None  # noqa: S101 - prepare() was called
+        watched.end()
+        if self.scope["method"] != "GET" or self.scope["http_version"] != "1.1" or not watched.has_begun_with(sent):
+            return False
+        self._on_writable = on_writable
+        return True
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the client keeps up with reading."""
+        return not self.flow.write_paused
+
+    def write(self, body: bytes) -> None:
+        """Send a part of the body as a chunk, unless the connection has ended."""
+        if not (self.cycle.disconnected or self.transport.is_closing()):
+            self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+
+    def resume_writing(self) -> None:
+        """Have writers continue."""
+        super().resume_writing()
+        if self._on_writable is not None:
+            self._on_writable()
 
     def _refuse(self, status: HTTPStatus) -> None:
         if self._serving:

@@ -72,6 +72,11 @@ class SessionStore:
         return iter(tuple(self._by_session.values()))
 
     @property
+    def remembered(self) -> int:
+        """The number of keys of former sessions whose end is remembered."""
+        return len(self._past)
+
+    @property
     def parked(self) -> int:
         """The number of sessions without a connection."""
         return len(self._parked)

@@ -14,7 +14,7 @@ import pytest
 
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 from tests.integration.scene import delete_queues
-from tests.kit.costs import REPEATS, WARM_UP, BlockingClient, Cost, Measured, Repeat, measure
+from tests.kit.costs import REPEATS, WARM_UP, BlockingClient, BlockingStream, Cost, Measured, Repeat, measure
 from tests.kit.gateways import RunningGateway, Server, eventually, run_gateway
 from tests.servers.processes import ServiceProcess
 
@@ -39,6 +39,8 @@ COSTS: Final[dict[tuple[str, MeshName], Cost]] = {
     ("negotiated connection", "embedded"): Cost(own_calls=182, all_calls=1647, callbacks=12, tasks=2, writes=2),
     ("delivery", "embedded"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
     ("delivery", "rabbitmq"): Cost(own_calls=4, all_calls=12, callbacks=0.2, tasks=0, writes=1),
+    # Of Server-Sent Events, with a session, which keeps the event until the client may have it.
+    ("delivery to a stream", "embedded"): Cost(own_calls=16.5, all_calls=32, callbacks=0.2, tasks=0, writes=1),
 }
 #: A cost above this multiple is a regression. Versions of Python and of libraries differ by less.
 MARGIN: Final = 1.2
@@ -172,6 +174,26 @@ def events(publish: str) -> Callable[[Sequence[BlockingClient]], Repeat]:
     return prepare
 
 
+def streamed_events(url: str, count: int) -> Callable[[Sequence[BlockingClient]], Repeat]:
+    """Have a connection publish an event that ``count`` streams of Server-Sent Events receive."""
+
+    def prepare(clients: Sequence[BlockingClient]) -> Repeat:
+        (publisher,) = clients
+        streams = [BlockingStream(url, TOPIC, f"listener-{number}") for number in range(count)]
+
+        def have_published(time: int) -> None:
+            publisher.send(request("demo.publish", {"topic": TOPIC, "event": {"text": "x" * 64}}, str(time)))
+            assert publisher.answer() == str(time)
+            for stream in streams:
+                assert stream.read()["topic"] == TOPIC
+                if time == WARM_UP + REPEATS:
+                    stream.close()
+
+        return have_published
+
+    return prepare
+
+
 def request(name: str, params: object, id_: str) -> object:
     service, _, method = name.rpartition(".")
     return {"type": "request", "payload": {"service": service, "method": method, "params": params, "id": id_}}
@@ -230,3 +252,12 @@ async def test_a_delivery_costs_what_it_may(
         all_ = await measure(running, 1 + SUBSCRIBERS, events(publish))
     more = SUBSCRIBERS - FEW_SUBSCRIBERS
     check("delivery", mesh, (all_.cost - few.cost) / more, all_ / SUBSCRIBERS)
+
+
+@pytest.mark.parametrize("server", SAME_COST)
+async def test_a_delivery_to_a_stream_of_server_sent_events_costs_what_it_may(server: Server, amqp_url: str) -> None:
+    async with a_gateway("embedded", amqp_url, server, http="on") as running:
+        few = await measure(running, 1, streamed_events(running.url, FEW_SUBSCRIBERS))
+        all_ = await measure(running, 1, streamed_events(running.url, SUBSCRIBERS))
+    more = SUBSCRIBERS - FEW_SUBSCRIBERS
+    check("delivery to a stream", "embedded", (all_.cost - few.cost) / more, all_ / SUBSCRIBERS)

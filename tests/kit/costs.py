@@ -23,7 +23,7 @@ import nuropb_gateway_asgi
 from .clients import TEXT, RawClient
 from .gateways import DEADLINE, RunningGateway
 
-__all__ = ["REPEATS", "WARM_UP", "BlockingClient", "Cost", "Measured", "Repeat", "measure"]
+__all__ = ["REPEATS", "WARM_UP", "BlockingClient", "BlockingStream", "Cost", "Measured", "Repeat", "measure"]
 
 #: Allowance for counts that are differences: an exact zero may come out slightly above.
 TOLERANCE: Final = 0.1
@@ -211,6 +211,31 @@ class BlockingClient:
         assert frame["payload"]["error"] is None, frame["payload"]["error"]
         id_: str = frame["payload"]["id"]
         return id_
+
+
+class BlockingStream:
+    """A stream of Server-Sent Events with blocking calls, of a user of its own."""
+
+    def __init__(self, url: str, topic: str, token: str) -> None:
+        address = url.removeprefix("ws://").partition("/")[0]
+        host, _, port = address.partition(":")
+        self._socket = socket.create_connection((host, int(port)), DEADLINE)
+        self._stream = self._socket.makefile("rb")
+        head = f"GET /events?topic={topic} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\r\n"
+        self._socket.sendall(head.encode())
+        status = self._stream.readline()
+        assert status.startswith(b"HTTP/1.1 200 "), status
+        assert self.read()["topic"] == "hello"
+
+    def close(self) -> None:
+        self._stream.close()
+        self._socket.close()
+
+    def read(self) -> Any:
+        """Return the data of the next event."""
+        while not (line := self._stream.readline()).startswith(b"data: "):
+            assert line, "the stream has ended"
+        return json.loads(line.removeprefix(b"data: "))
 
 
 @contextmanager

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 import anyio
+from websockets.exceptions import WebSocketException
 
 from nuropb_gateway_asgi.client import (
     Client,
@@ -21,10 +25,10 @@ from nuropb_gateway_asgi.client import (
     connect,
 )
 
+from .clients import connect as connect_frames
 from .processes import token_of
 
-__all__ = ["SoakClient", "Soakers"]
-
+__all__ = ["SoakClient", "Soakers", "Visitor"]
 
 #: One of so many clients subscribes to a topic with history as well. Every other one of these has no session and makes
 #: no calls: it depends on the history whenever its connection is cut.
@@ -40,6 +44,8 @@ class Serials:
         #: Events that came twice or too late, and events that are missing between two others.
         self.doubled = 0
         self.lost = 0
+        #: The numbers around missing events, and the unix time at which this was found.
+        self.holes: list[tuple[int, int, float]] = []
 
     def take(self, event: GatewayEvent) -> None:
         """Take an event."""
@@ -48,6 +54,8 @@ class Serials:
         if self._last is not None:
             self.doubled += number <= self._last
             self.lost += max(number - self._last - 1, 0)
+            if number > self._last + 1:
+                self.holes.append((self._last, number, time.time()))
         self._last = number
 
     def restart(self) -> None:
@@ -96,12 +104,14 @@ class SoakClient:
                 kept.on("gap", lambda gap: self.kept.restart())
             async with client.subscribe("news.#", self.events.take), anyio.create_task_group() as calls:
                 while not ends.is_set():
+                    await soakers.active.wait()
                     if self._has_session:
                         calls.start_soon(self._call, client)
                     await asyncio.sleep(soakers.interval * random.uniform(0.5, 1.5))
 
     async def _call(self, client: Client) -> None:
         self._calls += 1
+        self._soakers.busy += 1
         id_ = f"{self.name}.{self._calls}"
         try:
             answer = await client.request(self._soakers.service, "echo", {"id": id_}, timeout=30)
@@ -112,6 +122,8 @@ class SoakClient:
         else:
             self.outcomes["ok" if answer == id_ else "mixed up"] += 1
             self.answered.append(id_)
+        finally:
+            self._soakers.busy -= 1
 
     def _on_state(self, state: State) -> None:
         if state.name != "open":
@@ -139,6 +151,47 @@ class SoakClient:
             self.kept.restart()
 
 
+class Visitor:
+    """A client that comes and goes all the time, with a few calls and subscriptions on each visit.
+
+    If it ``lingers``, it has a session, and breaks every other connection without a goodbye: the gateway then keeps the
+    session until its time is over.
+    """
+
+    def __init__(self, number: int, soakers: Soakers, *, lingers: bool) -> None:
+        self._soakers = soakers
+        self._lingers = lingers
+        self._topic = f"visits.{number}"
+        self._numbers = itertools.count()
+        # One token for all visits: the gateway remembers tokens that it has checked, thousands of them.
+        self._token = token_of(f"visitor-{number}")
+
+    async def run(self) -> None:
+        """Come and go until cancelled."""
+        soakers = self._soakers
+        while True:
+            await soakers.active.wait()
+            soakers.busy += 1
+            try:
+                # The balancer cuts visitors as well, and a process that drains turns them away.
+                with contextlib.suppress(OSError, EOFError, WebSocketException):
+                    await self._visit()
+            finally:
+                soakers.busy -= 1
+            await asyncio.sleep(random.uniform(0, 2))
+
+    async def _visit(self) -> None:
+        soakers = self._soakers
+        async with connect_frames(soakers.url, self._token) as client:
+            if self._lingers:
+                await client.ask("resume")
+            await client.ask("subscribe", topics=["news.#", self._topic])
+            await client.call(f"{soakers.service}.echo", {"id": f"{self._topic}.{next(self._numbers)}"})
+            soakers.visits += 1
+            if self._lingers and soakers.visits % 2:
+                client.abort()
+
+
 class Soakers:
     """All clients, and what happened to them together."""
 
@@ -147,7 +200,20 @@ class Soakers:
         self.service = service
         #: Seconds between two calls of a client.
         self.interval = interval
+        #: Set unless all clients pause.
+        self.active = asyncio.Event()
+        self.active.set()
+        #: Calls and visits that have not ended.
+        self.busy = 0
+        #: Visits that have ended.
+        self.visits = 0
         self.clients = [SoakClient(number, self) for number in range(count)]
+
+    async def pause(self) -> None:
+        """Have all clients pause, and wait until their calls and visits have ended, which have deadlines."""
+        self.active.clear()
+        while self.busy:
+            await asyncio.sleep(0.05)
 
     def total(self, what: Callable[[SoakClient], int]) -> int:
         """Return the sum of a number of all clients."""
@@ -159,6 +225,7 @@ class Soakers:
         openings = sum((each.openings for each in self.clients), Counter[str]())
         answered = {id_ for each in self.clients for id_ in each.answered}
         return {
+            "visits": self.visits,
             "calls answered": outcomes.pop("ok", 0),
             **{f"calls: {outcome}": count for outcome, count in sorted(outcomes.items())},
             "calls answered twice": self.total(lambda each: len(each.warnings)),

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -340,11 +341,22 @@ class RabbitMQNode:
             raise RabbitMQError(f"rabbitmqctl {' '.join(arguments)} ended with {run.returncode}: {run.stderr}")
         return run.stdout
 
+    def count(self, vhost: str) -> tuple[int, int]:
+        """Return the numbers of queues and of bindings in a vhost, without a question to any queue."""
+        name = f"<<{','.join(map(str, vhost.encode()))}>>"
+        results = self._evaluate(f"{{length(rabbit_amqqueue:list({name})), length(rabbit_binding:list({name}))}}")
+        queues, bindings = re.findall(r"\d+", results)
+        return int(queues), int(bindings)
+
     def _succeeds(self, call: str) -> bool:
         """Have the node evaluate a call; return whether its result is ``ok``."""
+        return self._evaluate(call) == "{ok, ok}"
+
+    def _evaluate(self, call: str) -> str:
+        """Have the node evaluate a call, and return its result as a term of Erlang; empty without the program."""
         program = find_program("erl_call")
         if program is None or self._directory is None:
-            return False
+            return ""
         run = subprocess.run(
             [*command(program), "-sname", self.name, "-c", self._cookie, "-e"],
             input=f"{call}.\n",
@@ -354,7 +366,7 @@ class RabbitMQNode:
             timeout=CTL_TIMEOUT,
             check=False,
         )
-        return run.stdout.strip() == "{ok, ok}"
+        return run.stdout.strip()
 
     def _run_ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         if self._directory is None:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from nuropb_gateway_asgi.handler_manager import HandlerManager
-from nuropb_gateway_asgi.handlers.event_streams import server_sent_event
 from nuropb_gateway_asgi.handlers.exchange import FRAME_ID, Answer, failed, read_answer
 from nuropb_gateway_asgi.handlers.http_calls import CallHandler
+from nuropb_gateway_asgi.handlers.server_sent_events import server_sent_event
 from nuropb_gateway_asgi.protocol import (
     PING,
     CloseCode,

@@ -65,7 +65,8 @@ OBJECTS: Final[dict[str, dict[str, str | None]]] = {
         **dict.fromkeys(["_idle", "headers", "longest_idle", "self._deadline", "transport"]),
         **dict.fromkeys(["protocol", "self.ws_protocol_class"]),
         "self.config": "uvicorn.config:Config",
-        **dict.fromkeys(["scope", "scope.get('extensions', {})", "self.scope"]),
+        "self.flow": "uvicorn.protocols.http.flow_control:FlowControl",
+        **dict.fromkeys(["scope", "scope.get('extensions', {})", "self.scope", "self._watched", "watched"]),
     },
     "WebSocketProtocol": {
         "self": SANSIO,
