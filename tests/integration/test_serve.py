@@ -330,7 +330,7 @@ async def test_a_change_of_a_file_starts_it_again_with_the_same_token(tmp_path: 
     async with run_module(PACKAGE, "serve", "--port", "0", "--reload", cwd=tmp_path) as process:
         url = (await process.line(r"^The gateway is at (\S+)"))[1]
         token = (await process.line(r"^[\w-]+\.[\w-]+\.[\w-]+$"))[0]
-        await ready(process, 1)
+        # At once, as it is told: a client waits for the process that is still to start.
         async with connect(url, token) as client:
             changed = 2e9
             while "detected changes" not in process.output:  # the reloader may not have looked yet

@@ -99,6 +99,7 @@ def run(options: Options) -> int:
         is_own = token is not None and (not processes or bool(settings.development_key_file))
         link = f"{console}#token={token}" if console is not None and is_own else console
         if options.reload:
+            listener.listen(config.backlog)  # clients wait for the first process, and are not refused until it is there
             announce(url, settings, token, link, tools)
             ChangeReload(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
             return 0
