@@ -30,8 +30,6 @@ from .processes import token_of
 
 __all__ = ["SoakClient", "Soakers", "Visitor"]
 
-#: Seconds for which a client's token is valid: longer than any soak.
-LIFETIME: Final = 86400.0
 #: One of so many clients subscribes to a topic with history as well. Every other one of these has no session and makes
 #: no calls: it depends on the history whenever its connection is cut.
 WITH_HISTORY: Final = 4
@@ -95,7 +93,7 @@ class SoakClient:
         soakers = self._soakers
         async with connect(
             soakers.url,
-            token=token_of(self.name, lifetime=LIFETIME),
+            token=token_of(self.name),
             proxy=None,
             open_timeout=60,
             resume=self._has_session,
@@ -170,7 +168,7 @@ class Visitor:
         self._topic = f"visits.{number}"
         self._numbers = itertools.count()
         # One token for all visits: the gateway remembers tokens that it has checked, thousands of them.
-        self._token = token_of(f"visitor-{number}", lifetime=LIFETIME)
+        self._token = token_of(f"visitor-{number}")
 
     async def run(self) -> None:
         """Come and go until cancelled."""
