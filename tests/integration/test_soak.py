@@ -207,8 +207,10 @@ async def test_nothing_is_lost_done_twice_or_left_while_connections_break_and_pr
             day.processes[port] = await start(port)
             while not admin.exists():  # the first process, which lives longest, serves the admin API
                 await asyncio.sleep(0.05)
-        # The first answer of the admin API makes a thread, which stays.
-        await read_rows(admin, [each.process for each in day.processes.values()])
+        # The first answer of the admin API makes a thread, which stays. Topics that a process tries at its start stay
+        # bound for some seconds.
+        while (await read_rows(admin, [each.process for each in day.processes.values()]))[0].tables["bound_topics"]:
+            await asyncio.sleep(0.5)
         at_start = (await day.note(admin, "start"))[0].steady()
         restarting = itertools.cycle(ports[1:])
         ends = asyncio.Event()

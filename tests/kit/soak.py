@@ -92,11 +92,7 @@ class SoakClient:
         """Connect, call and listen until ``ends`` is set; then let calls in flight end."""
         soakers = self._soakers
         async with connect(
-            soakers.url,
-            token=token_of(self.name),
-            proxy=None,
-            open_timeout=60,
-            resume=self._has_session,
+            soakers.url, token=token_of(self.name), proxy=None, open_timeout=60, resume=self._has_session
         ) as client:
             client.on("state", self._on_state)
             client.on("warning", self.warnings.append)
