@@ -30,6 +30,8 @@ from .processes import token_of
 
 __all__ = ["SoakClient", "Soakers", "Visitor"]
 
+#: Seconds for which a client's token is valid: longer than any soak.
+LIFETIME: Final = 86400.0
 #: One of so many clients subscribes to a topic with history as well. Every other one of these has no session and makes
 #: no calls: it depends on the history whenever its connection is cut.
 WITH_HISTORY: Final = 4
@@ -92,7 +94,11 @@ class SoakClient:
         """Connect, call and listen until ``ends`` is set; then let calls in flight end."""
         soakers = self._soakers
         async with connect(
-            soakers.url, token=token_of(self.name), proxy=None, open_timeout=60, resume=self._has_session
+            soakers.url,
+            token=token_of(self.name, lifetime=LIFETIME),
+            proxy=None,
+            open_timeout=60,
+            resume=self._has_session,
         ) as client:
             client.on("state", self._on_state)
             client.on("warning", self.warnings.append)
@@ -164,7 +170,7 @@ class Visitor:
         self._topic = f"visits.{number}"
         self._numbers = itertools.count()
         # One token for all visits: the gateway remembers tokens that it has checked, thousands of them.
-        self._token = token_of(f"visitor-{number}")
+        self._token = token_of(f"visitor-{number}", lifetime=LIFETIME)
 
     async def run(self) -> None:
         """Come and go until cancelled."""
