@@ -128,3 +128,4 @@ async def stage(cluster: RabbitMQCluster, queue_type: str, **settings: Any) -> A
         set_ = Stage(cluster, vhost, running, home, service, service_name, caller)
         assert await caller.call() == "ok"
         yield set_
+        tasks.cancel_scope.cancel()  # it would read on until the gateway misses its pongs

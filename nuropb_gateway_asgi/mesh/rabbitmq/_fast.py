@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
@@ -189,5 +190,5 @@ class _DirectPublisher(Publisher):
         if not multiple:
             correlation_id = self._unconfirmed.pop(tag, None)
             return [] if correlation_id is None else [correlation_id]
-        tags = [each for each in self._unconfirmed if each <= tag]
+        tags = list(itertools.takewhile(lambda each: each <= tag, self._unconfirmed))  # they are in order
         return [self._unconfirmed.pop(each) for each in tags]
