@@ -4,6 +4,11 @@ The gateway is a process, the attacker another, and this process makes the calls
 those calls, which depends on the load of the machine, and the CPU time of the turns of the gateway's event loop, which
 does not. A call arrives at a random moment, so a turn counts as often as it is long: half of all calls that arrive
 while the gateway works wait for a turn longer than the median.
+
+The latency is to tell how long the gateway makes others wait, and not how long an attacker on the same machine keeps
+their processors busy. So on Linux the gateway has the first core alone, and this process, with the attacker on another
+core, goes first there: both get a real-time priority. That needs root; without it, the first line of the output says
+that all three share the machine.
 """
 
 from __future__ import annotations
@@ -40,6 +45,8 @@ PATTERNS = (65, 300)
 IN_FLIGHT = 32
 #: Seconds between two calls of another client.
 PAUSE = 0.01
+#: Real-time priorities of the three processes; the higher one goes first on a core that two of them share.
+GATEWAY_PRIORITY, ATTACKER_PRIORITY, CALLER_PRIORITY = 20, 10, 30
 
 
 # --- the gateway --------------------------------------------------------------------------------------------------
@@ -283,6 +290,20 @@ async def call_for(port: int, seconds: float) -> list[float]:
     return sorted(latencies)
 
 
+def other_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0) - {0}) or [0]
+
+
+def place(pid: int, cores: list[int], priority: int) -> bool:
+    """Give a process its cores and a real-time priority, and return if the system permits it."""
+    try:
+        os.sched_setaffinity(pid, cores)
+        os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(priority))
+    except (AttributeError, PermissionError):
+        return False
+    return True
+
+
 async def describe(port: int) -> None:
     """Have the service describe itself once: on the embedded mesh that is the service's work, in the same process."""
     async with opened(port, "alice") as connection:
@@ -305,10 +326,12 @@ async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: s
     attacker = None
     try:
         port = int(await server.stdout.readline())
+        place(server.pid, [0], GATEWAY_PRIORITY)
         await call_for(port, 0.5)
         await describe(port)
         if attack is not None:
             attacker = await start("attack", "--only", attack, "--port", str(port))
+            place(attacker.pid, other_cores(), ATTACKER_PRIORITY)
             await asyncio.sleep(0.7)
         server.stdin.write(b"read\n")
         await server.stdout.readline()
@@ -331,6 +354,8 @@ async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: s
 
 
 async def main(options: argparse.Namespace) -> None:
+    if len(os.sched_getaffinity(0)) < 2 or not place(os.getpid(), other_cores(), CALLER_PRIORITY):
+        print("Gateway, attacker and caller share the processors: a part of the latency is the attacker's load.")
     print("| attack | patterns | p50 (ms) | p99 | max | CPU (%) | turn p50 (ms) | p99 | max |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     chosen = options.only.split(",") if options.only else [None, *ATTACKS]
