@@ -6,9 +6,8 @@ does not. A call arrives at a random moment, so a turn counts as often as it is 
 while the gateway works wait for a turn longer than the median.
 
 The latency is to tell how long the gateway makes others wait, and not how long an attacker on the same machine keeps
-their processors busy. So on Linux the gateway has the first core alone, and this process, with the attacker on another
-core, goes first there: both get a real-time priority. That needs root; without it, the first line of the output says
-that all three share the machine.
+their processors busy. So on Linux the gateway has the first core, and this process, which shares the others with the
+attacker, goes first there. That needs root; without it, the first line of the output says so.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from nuropb_gateway_asgi import Gateway, Settings
 from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from nuropb_gateway_asgi.server import make_config
+from nuropb_gateway_asgi.server.process import tune_collector
 
 KEY = "k" * 48
 METHODS = 400
@@ -45,8 +45,6 @@ PATTERNS = (65, 300)
 IN_FLIGHT = 32
 #: Seconds between two calls of another client.
 PAUSE = 0.01
-#: Real-time priorities of the three processes; the higher one goes first on a core that two of them share.
-GATEWAY_PRIORITY, ATTACKER_PRIORITY, CALLER_PRIORITY = 20, 10, 30
 
 
 # --- the gateway --------------------------------------------------------------------------------------------------
@@ -121,6 +119,7 @@ def serve(patterns: int, mesh_url: str) -> None:
     gateway = Gateway(settings, mesh=mesh)
     config = make_config(gateway.app, settings, ws_per_message_deflate=False, access_log=False)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    tune_collector()
 
     async def run() -> None:
         turns = Turns(asyncio.get_running_loop())
@@ -290,15 +289,16 @@ async def call_for(port: int, seconds: float) -> list[float]:
     return sorted(latencies)
 
 
-def other_cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0) - {0}) or [0]
-
-
-def place(pid: int, cores: list[int], priority: int) -> bool:
-    """Give a process its cores and a real-time priority, and return if the system permits it."""
-    try:
+def place(pid: int, *cores: int) -> None:
+    """Give a process its cores, on systems where that can be done."""
+    if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(pid, cores)
-        os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(priority))
+
+
+def go_first() -> bool:
+    """Have this process, without its children, go first on its cores; return whether the system permits it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except (AttributeError, PermissionError):
         return False
     return True
@@ -311,7 +311,7 @@ async def describe(port: int) -> None:
         await connection.recv()
 
 
-async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: str) -> str:
+async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: str, core: int) -> str:
     def start(*arguments: str) -> Any:
         return asyncio.create_subprocess_exec(
             sys.executable,
@@ -326,12 +326,11 @@ async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: s
     attacker = None
     try:
         port = int(await server.stdout.readline())
-        place(server.pid, [0], GATEWAY_PRIORITY)
+        place(server.pid, core)
         await call_for(port, 0.5)
         await describe(port)
         if attack is not None:
             attacker = await start("attack", "--only", attack, "--port", str(port))
-            place(attacker.pid, other_cores(), ATTACKER_PRIORITY)
             await asyncio.sleep(0.7)
         server.stdin.write(b"read\n")
         await server.stdout.readline()
@@ -354,14 +353,16 @@ async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: s
 
 
 async def main(options: argparse.Namespace) -> None:
-    if len(os.sched_getaffinity(0)) < 2 or not place(os.getpid(), other_cores(), CALLER_PRIORITY):
-        print("Gateway, attacker and caller share the processors: a part of the latency is the attacker's load.")
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    if len(cores) < 2 or not go_first():
+        print("The caller shares its processor with the attacker, whose load is a part of the latency.")
+    place(os.getpid(), *(cores[1:] or cores))
     print("| attack | patterns | p50 (ms) | p99 | max | CPU (%) | turn p50 (ms) | p99 | max |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     chosen = options.only.split(",") if options.only else [None, *ATTACKS]
     for patterns in map(int, options.patterns.split(",")):
         for name in chosen:
-            print(await measure(name, patterns, options.seconds, options.mesh_url), flush=True)
+            print(await measure(name, patterns, options.seconds, options.mesh_url, cores[0]), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ __all__ = [
     "NEVER_LATE",
     "RESPONSE",
     "SIZE_FACTOR",
+    "TURNS_OF_OTHERS",
     "DirectResponse",
     "DirectWebSocket",
     "Lateness",
@@ -29,6 +30,9 @@ SIZE_FACTOR: Final = 4
 #: Frames of one connection that are handled in a row before other connections get their turn. A large frame counts as
 #: several, as for the rate limits.
 FRAMES_PER_TURN: Final = 16
+#: Iterations of the event loop that a connection leaves to others after so many frames. From frame to answer, a call
+#: takes up to three; it waits for one turn of a busy client then, and not for a turn in each of them.
+TURNS_OF_OTHERS: Final = 3
 
 
 class Lateness(Protocol):

@@ -21,7 +21,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from ..handlers.direct import EXTENSION, FRAMES_PER_TURN, NEVER_LATE, Lateness
+from ..handlers.direct import EXTENSION, FRAMES_PER_TURN, NEVER_LATE, TURNS_OF_OTHERS, Lateness
 from ..limits.prices import BYTES_PER_UNIT
 from ..protocol import CloseCode
 from ..sockets import hasten_end
@@ -108,6 +108,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._lateness: Lateness = NEVER_LATE
         #: Whether the application works on its last message, and takes no other one.
         self._busy = self._waits_for_turn = False
+        #: Iterations of the event loop that the connection leaves to others before its next turn.
+        self._rests = 0
 
     @property
     def conn(self) -> ServerProtocol:
@@ -296,6 +298,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             super().data_received(piece)
         if start:
             self._unread = buffer[start:]
+        if count >= FRAMES_PER_TURN and not self._is_deaf:
+            self._rests = TURNS_OF_OTHERS
+            if not self._waits_for_turn:
+                self._wait_for_turn()
 
     def _refuse_late(self, buffer: bytes | bytearray, start: int) -> int:
         """Have the calls from ``start`` on refused; return the start of the first frame that is not refused."""
@@ -332,12 +338,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.schedule_ping()
 
     def _wait_for_turn(self) -> None:
-        """Parse the rest of the received data in the next iteration of the event loop."""
+        """Parse the rest of the received data in a later iteration of the event loop."""
         self._waits_for_turn = True
         self.transport.pause_reading()
         self.loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
+        if self._rests:
+            self._rests -= 1
+            self.loop.call_soon(self._take_turn)
+            return
         self._waits_for_turn = False
         self._busy = self._is_busy()
         if self._busy:

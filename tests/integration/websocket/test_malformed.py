@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from nuropb_gateway_asgi.handlers.direct import FRAMES_PER_TURN
+from nuropb_gateway_asgi.handlers.direct import FRAMES_PER_TURN, TURNS_OF_OTHERS
 from tests.integration.websocket.conftest import LONG
 from tests.kit.clients import CLOSE, CONTINUATION, PING, PONG, TEXT, Client, RawClient, connect
 from tests.kit.gateways import RunningGateway, run_gateway
@@ -123,6 +123,9 @@ async def test_a_flood_of_frames_leaves_others_their_turn() -> None:
                 await asyncio.sleep(0)
                 turns.append(handled - before)
         assert max(turns) <= 2 * FRAMES_PER_TURN
+        # While another client has a call, from frame to answer, the flood has less than two full turns.
+        between = zip(*(turns[start:] for start in range(TURNS_OF_OTHERS)), strict=False)
+        assert max(map(sum, between)) < 2 * FRAMES_PER_TURN
 
 
 async def test_ten_broken_frames_in_a_row(running: RunningGateway) -> None:
