@@ -41,8 +41,10 @@ from nuropb_gateway_asgi.server.process import tune_collector
 KEY = "k" * 48
 METHODS = 400
 PATTERNS = (65, 300)
-#: Frames that the attacker has sent and that are not answered yet.
+#: Frames that the attacker has sent on a connection and that are not answered yet.
 IN_FLIGHT = 32
+#: Connections of an attack whose name says so.
+CONNECTIONS = 10
 #: Seconds between two calls of another client.
 PAUSE = 0.01
 
@@ -189,6 +191,7 @@ ATTACKS: dict[str, Callable[[], Iterator[str]] | None] = {
     "denied subscribe": denied_subscriptions,
     "describe 400": descriptions,
     "nested 64 kB": nested,
+    "nested, 10 connections": nested,
     "made-up methods": made_up_methods,
     "documents": None,
 }
@@ -201,6 +204,10 @@ async def attack(port: int, name: str) -> None:
     if frames is None:
         await asyncio.gather(*(fetch(port, token) for _ in range(8)))
         return
+    await asyncio.gather(*(flood(port, frames()) for _ in range(CONNECTIONS if "connections" in name else 1)))
+
+
+async def flood(port: int, frames: Iterator[str]) -> None:
     async with opened(port, "mallory") as connection:
         waiting = asyncio.Semaphore(IN_FLIGHT)
         resume_at = 0.0
@@ -223,7 +230,7 @@ async def attack(port: int, name: str) -> None:
                             print(f"{done[0]} answered, {done[1]} over the limit", file=sys.stderr, flush=True)
 
         reading = asyncio.create_task(read())
-        for text in frames():
+        for text in frames:
             await waiting.acquire()
             while (pause := resume_at - loop.time()) > 0:
                 await asyncio.sleep(pause + random.uniform(0, 0.2))

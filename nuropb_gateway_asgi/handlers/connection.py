@@ -23,6 +23,7 @@ from ..handler_manager import HandlerManager, encode_authorized, encode_malforme
 from ..journal import Traffic
 from ..limits.admission import Arrival
 from ..limits.prices import extra_for_size
+from ..limits.turns import FRAMES_PER_TURN, TURNS_OF_OTHERS
 from ..protocol import (
     PING,
     SUBPROTOCOL,
@@ -37,7 +38,6 @@ from ..protocol import (
 )
 from ..settings import Settings
 from ..tasks import TaskOwner
-from .direct import FRAMES_PER_TURN, TURNS_OF_OTHERS
 from .handshake import register
 from .refusals import Reason, Refusal, audit_refusal, log_refusal
 from .session_carrier import SessionCarrier
@@ -196,7 +196,9 @@ class Connection(SessionCarrier, ABC):
             if message is None:
                 self.on_left()
                 return
-            count += 1 + extra_for_size(len(message))
+            units = 1 + extra_for_size(len(message))
+            count += units
+            await self._manager.shared_limits.large_frames.wait(units)
             self.on_message(message)
 
     def on_left(self) -> None:
