@@ -12,7 +12,7 @@ import anyio
 import pytest
 from aiormq.exceptions import DeliveryError
 
-from tests.kit.amqp import peer_at, running
+from tests.kit.amqp import peer_at
 from tests.kit.clients import connect
 from tests.kit.clustered import SECONDS, Stage, eventually, in_thread, mesh_of, stage, warnings_of
 from tests.kit.gateways import run_gateway
@@ -187,37 +187,3 @@ async def test_a_history_outlives_the_restart_of_each_node(cluster: RabbitMQClus
             await in_thread(cluster.wait)
         assert await recovered(set_, position) == 60
         assert set_.caller.closed is None
-
-
-async def test_no_event_of_a_gateway_is_lost_while_a_history_changes_its_leader(cluster: RabbitMQCluster) -> None:
-    """The publisher waits for no confirm, but the broker has to keep an event until the stream has it."""
-    async with stage(cluster, "classic", history=["news.#:1h"], ping_interval=600) as set_:
-        await set_.caller.subscribe("news.#")
-        listed = await in_thread(cluster.nodes[0].ctl, "list_queues", "--vhost", set_.vhost, "name", "leader")
-        (name,) = (line.split("\t")[1] for line in listed.splitlines() if "-history-" in line)
-        (leader,) = (node for node in cluster.nodes if node.name == name.strip())
-        others = [node for node in cluster.nodes if node is not leader]
-        count = 0
-
-        def heard() -> list[int]:
-            payloads = [frame["payload"] for frame in set_.caller.client.inbox]
-            return [each["event"] for each in payloads if each["topic"] == "news.today"]
-
-        async def keep_publishing() -> None:
-            nonlocal count
-            while True:
-                publisher.mesh.publish("news.today", b"%d" % count, context=b"{}", trace_id="t", target=None)
-                count += 1
-                await anyio.sleep(0.02)
-
-        try:
-            async with running(cluster.url(set_.vhost, others)) as publisher, anyio.create_task_group() as tasks:
-                tasks.start_soon(keep_publishing)
-                await in_thread(leader.stop_app)
-                stopped = count
-                await eventually(lambda: max(heard(), default=0) > stopped)
-                tasks.cancel_scope.cancel()
-            await eventually(lambda: len(heard()) >= count)
-            assert heard() == list(range(count))
-        finally:
-            await in_thread(leader.start_app)

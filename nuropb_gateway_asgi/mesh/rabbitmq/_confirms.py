@@ -8,11 +8,7 @@ from typing import Final
 from ...exceptions import MeshUnavailable
 from ...identifiers import new_id
 
-__all__ = ["NOBODY", "Confirms"]
-
-#: The key of all messages whose fate nobody waits for: events. The broker confirms them all the same, since it keeps a
-#: message that it is to confirm until its queues have it: a stream whose leader is lost gets it again from the broker.
-NOBODY: Final = "nobody"
+__all__ = ["Confirms"]
 
 _UNCONFIRMED: Final = MeshUnavailable("the broker did not confirm the message")
 
@@ -33,9 +29,7 @@ class Confirms:
         return key, future
 
     def settle(self, key: str, error: Exception | None = _UNCONFIRMED) -> bool:
-        """Set a message's outcome; return False if it is for the receiver: the message is a call."""
-        if key == NOBODY:
-            return True
+        """Set a message's outcome; return False if the key belongs to no message that is waited for."""
         future = self._waiting.pop(key, None)
         if future is None:
             return False

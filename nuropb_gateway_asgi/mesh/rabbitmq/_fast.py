@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
@@ -190,5 +189,5 @@ class _DirectPublisher(Publisher):
         if not multiple:
             correlation_id = self._unconfirmed.pop(tag, None)
             return [] if correlation_id is None else [correlation_id]
-        tags = list(itertools.takewhile(lambda each: each <= tag, self._unconfirmed))  # they are in order
+        tags = [each for each in self._unconfirmed if each <= tag]
         return [self._unconfirmed.pop(each) for each in tags]

@@ -31,7 +31,7 @@ from ...wire.publish import encode_publish, expiration
 from ...wire.services import to_json
 from . import _aiormq
 from ._addresses import Addresses
-from ._confirms import NOBODY, Confirms
+from ._confirms import Confirms
 from ._connection import Connection, connect
 from ._dead_letters import DeadLetters
 from ._errors import explain
@@ -362,7 +362,7 @@ class RabbitMQMesh:
     def when_events_are_in(self, done: Callable[[], None]) -> None:
         """Send a message to this process's own event queue, and call ``done`` when it arrives."""
         correlation_id = new_id()
-        self._publish("event", "", self.event_queue, correlation_id, b"{}", expires=MESSAGE_EXPIRES, confirmed=True)
+        self._publish("event", "", self.event_queue, correlation_id, b"{}", expires=MESSAGE_EXPIRES)
         self._events.expect_marker(correlation_id, done)
 
     async def record(self, record: bytes) -> None:
@@ -408,7 +408,7 @@ class RabbitMQMesh:
         body = codec.encode_event(
             topic, event, context=context, trace_id=trace_id, correlation_id=correlation_id, target=target
         )
-        self._publish("event", codec.EVENTS_EXCHANGE, topic, correlation_id, body, trace_id=trace_id, confirmed=True)
+        self._publish("event", codec.EVENTS_EXCHANGE, topic, correlation_id, body, trace_id=trace_id)
 
     def _publish(
         self,
@@ -420,12 +420,11 @@ class RabbitMQMesh:
         *,
         trace_id: str | None = None,
         expires: float | None = None,
-        confirmed: bool = False,
     ) -> None:
         publisher = self._take_publisher()
         self.size_limit.check(body)
         frames = encode_publish(
-            channel=publisher.confirmed_channel if confirmed else publisher.plain_channel,
+            channel=publisher.plain_channel,
             exchange=exchange,
             routing_key=routing_key,
             kind=kind,
@@ -436,7 +435,7 @@ class RabbitMQMesh:
             expiration=None if expires is None else expiration(expires),
         )
         deadline = float("inf") if expires is None else time.monotonic() + expires
-        publisher.put(deadline, NOBODY, frames, confirmed=confirmed)
+        publisher.put(deadline, correlation_id, frames)
 
     def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
         """Bind the event queue to ``topic``; call ``done`` once it is bound or refused, or if that has to wait."""
