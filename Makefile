@@ -89,6 +89,7 @@ matrix: ## Run the tests that need many processes, or many versions of other pro
 	@$(MAKE) --no-print-directory $(JOBS) setup .venv-proxies/.done .venv-deploy/.done
 	@$(BIN)/python -m tests.servers.provision matrix
 	$(BIN)/python -m pytest tests/matrix
+	$(BIN)/python $(UNIT) -m hypothesis --hypothesis-profile thorough
 	RESTART_CLIENTS=400 $(BIN)/python -m pytest tests/integration/test_rolling_restart.py
 
 soak: ## Cut connections and restart processes under 400 clients for ten minutes, and count what is lost.

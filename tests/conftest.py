@@ -17,8 +17,9 @@ from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 # The fixtures for users' tests. pytest finds them by itself where the package was installed with its entry points.
 pytest_plugins = ["nuropb_gateway_asgi.testing.plugin"]
 
-# A busy machine is slow, and that is no failure.
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A busy machine is slow, and that is no failure. `make matrix` tries many more examples, by `--hypothesis-profile`.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
+settings.register_profile("thorough", settings.get_profile("tests"), max_examples=500)
 settings.load_profile("tests")
 
 
