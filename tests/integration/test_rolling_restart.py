@@ -277,7 +277,7 @@ async def test_four_processes_are_restarted_one_by_one_under_many_clients(
 def listed(rabbitmq: Broker, request: pytest.FixtureRequest) -> tuple[RabbitMQNode, str]:
     """A node whose queues can be listed, and one of its vhosts."""
     if rabbitmq.node is not None:
-        return rabbitmq.node, "nuropb"
+        return rabbitmq.node, rabbitmq.vhost
     return request.getfixturevalue("own_node"), "/"
 
 
