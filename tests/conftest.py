@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import logging
 import os
 import signal
+import ssl
 from collections.abc import Iterator
 from typing import Any, Final
 
 import anyio.pytest_plugin
+import certifi
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -21,6 +25,25 @@ pytest_plugins = ["nuropb_gateway_asgi.testing.plugin"]
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 settings.register_profile("thorough", settings.get_profile("tests"), max_examples=500)
 settings.load_profile("tests")
+
+
+# Clients of httpx and of mcp read the 140 authorities of the system once, and not anew for each client, in 20 ms.
+_original = ssl.create_default_context
+_authorities = functools.cache(_original)
+
+
+@functools.wraps(_original)
+def create_default_context(*args: Any, **options: Any) -> ssl.SSLContext:
+    if not args and options == {"cafile": certifi.where()}:
+        return _authorities(**options)
+    return _original(*args, **options)
+
+
+ssl.create_default_context = create_default_context
+with contextlib.suppress(ImportError):
+    import httpcore2
+
+    httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 
 
 # A shell ignores SIGINT for commands in the background, and their children inherit that: tests send it, though.
