@@ -69,6 +69,7 @@ class Fork:
     async def _follow(self, account: asyncio.StreamReader) -> None:
         with contextlib.suppress(ValueError):  # nobody tells
             self.returncode = int(await account.readline())
+        await account.read()  # to its end, which closes the pipe
         self._ended.set()
 
     def send_signal(self, number: int) -> None:
