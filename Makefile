@@ -15,7 +15,8 @@ comma := ,
 JS := clients/js
 CONSOLE := clients/console
 REACT := examples/react
-# Tests with brokers wait most of the time, so several run at once. Each worker has its own brokers and servers.
+# Tests with brokers wait most of the time, so several run at once. The workers share a broker, where each has its own
+# vhost; servers are their own.
 PYTEST := -m pytest -n $(or $(TEST_WORKERS),4) --dist loadfile --no-loadscope-reorder
 # Unit tests do not wait: one worker for each of two cores.
 UNIT := -m pytest -n $(or $(TEST_WORKERS),2) tests/unit

@@ -1,4 +1,4 @@
-"""Processes of Python that begin as forks of one that has imported what they need, which saves 0.6 s of CPU each.
+"""Processes of Python that begin as forks of one that has imported their modules, which saves 0.6 s of CPU each.
 
 ``forks.py DESCRIPTOR MODULE...`` is that one. It reads requests from a socket: a message of JSON each, with the
 descriptors of the new process's standard streams and of a pipe for its account, which are the process id and the exit
