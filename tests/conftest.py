@@ -58,13 +58,15 @@ if lane := os.environ.get("NUROPB_TEST_LANE"):
     (RabbitMQMesh.__init__.__kwdefaults__ or {})["lane"] = lane
 
 
-# Nothing of what a collection makes is garbage, and there is much of it.
-gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect without Python's collector: nothing that a collection makes is garbage, and there is much of it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
