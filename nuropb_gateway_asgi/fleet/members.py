@@ -17,6 +17,7 @@ from msgspec import Raw
 
 from ..exceptions import MeshUnavailable, MessageTooLarge
 from ..wire.interface import Mesh
+from .arrival import LISTEN, POSTPONED, Arrival, Bulletin
 from .messages import UNREADABLE, VERSION, Alive, Answer, Ask, Leaving, Message, decode, encode
 from .messages import Roster as RosterMessage
 from .roster import SMALL_FLEET, Member
@@ -63,6 +64,10 @@ class Fleet(Talk):
         self._known_as = ""
         self._observers: list[FleetObserver] = []
         self._listeners: dict[str, Callable[[str, Raw], None]] = {}
+        self._arrival = Arrival(self._greet)
+        self._bulletin = Bulletin(self._tell_newcomers)
+        #: The time to become the first leader, after the answers to a greeting.
+        self._first: asyncio.TimerHandle | None = None
 
     def bind_observer(self, observer: FleetObserver) -> None:
         """Add an observer of the peer processes."""
@@ -102,15 +107,53 @@ class Fleet(Talk):
             self.roster.refresh(self._clock())
             if moved:
                 self._send(Leaving(former))
-            if moved or self.roster.leads or self.roster.leader not in self._members or self.roster.has_older:
-                self._send(self._alive(new=True))
-            else:  # the leader tells what the others have to know
-                self._send(self._alive(sync=True), self.roster.leader)
+            self._arrive(moved)
             if moved:
                 for observer in self._observers:
                     observer.on_moved()
             else:
                 self._on_roster(True)
+        else:
+            self._stop_timers()
+
+    def _arrive(self, moved: bool) -> None:
+        roster = self.roster
+        if not moved and not roster.leader and not self._members:
+            self._arrival.begin()
+        elif moved or roster.leads or roster.leader not in self._members or roster.has_older:
+            self._greet()
+        else:  # the leader tells what the others have to know
+            self._send(self._alive(sync=True), roster.leader)
+
+    def announce(self) -> None:
+        """Have the other processes know of this one at once: it has users."""
+        arrival = self._arrival
+        if not arrival.is_wanted:
+            arrival.is_wanted = True
+            if not arrival.is_known and self._known_as and self._mesh.connected:
+                self._greet()
+
+    def _greet(self) -> None:
+        """Tell all processes that this one is new; lead them, if nobody answers who does."""
+        self._arrival.stop()
+        self._arrival.is_known = True
+        self._settle()
+        self._send(self._alive(new=True))
+        if not self.roster.leader and not self.roster.term and self._first is None:
+            self._first = asyncio.get_running_loop().call_later(ANSWER_TIMEOUT, self._claim_first)
+
+    def _claim_first(self) -> None:
+        self._first = None
+        if self._mesh.connected and self.roster.claim_first(self._clock()):
+            logger.info("process %s leads the %d others", self.instance_id, len(self._members))
+            self._tell(self.roster.tell_first(self.instance_id), {})
+
+    def _stop_timers(self) -> None:
+        self._arrival.stop()
+        self._bulletin.stop()
+        if self._first is not None:
+            self._first.cancel()
+            self._first = None
 
     async def run(self) -> None:
         """Give signs of life, and forget peer processes without any, until cancelled."""
@@ -127,6 +170,7 @@ class Fleet(Talk):
 
     def leave(self) -> None:
         """Tell the peer processes that this process ends."""
+        self._stop_timers()
         self._send(Leaving(self._mesh.address))
 
     def _alive(self, *, new: bool = False, sync: bool = False) -> Alive:
@@ -148,7 +192,15 @@ class Fleet(Talk):
 
     def _tell_roster(self) -> None:
         before = self.roster.registrars
-        self._send(self.roster.tell(self.instance_id))
+        self._tell(self.roster.tell(self.instance_id), before)
+
+    def _tell_newcomers(self) -> None:
+        if self.roster.leads and self.roster.has_news:
+            self._send(self.roster.tell(self.instance_id, assign=False))
+
+    def _tell(self, message: RosterMessage, before: Mapping[int, str]) -> None:
+        """Tell the roster, with new registrars after those ``before``."""
+        self._send(message)
         if before != self.roster.registrars:
             self._on_roster(False)
 
@@ -211,27 +263,51 @@ class Fleet(Talk):
         if self.roster.leads and message.version:
             if message.new or message.sync:
                 self._send(self.roster.tell_all(self.instance_id), message.sender)
+            if self.roster.has_news:
+                at_once = message.sync or not message.new or len(self._members) <= SMALL_FLEET
+                self._bulletin.note(len(self._members), at_once=at_once)
         elif message.new and (
             message.version == 0 or (not self.roster.leader and len(self._members) <= SMALL_FLEET)
         ):  # nobody else greets it: it does not know the roster, or there is no leader yet
             self._send(self._alive(), message.sender)
+        if message.new and self._arrival.listens and not self.roster.leader and message.version == VERSION:
+            self._arrival.postpone()
+            self._settled_at = self._clock() + POSTPONED + LISTEN + ANSWER_TIMEOUT
         if is_new or message.new:
             for observer in self._observers:
                 observer.on_member(message.sender, message.new)
 
     def _take_roster(self, message: RosterMessage) -> None:
         """Follow a leader."""
+        own = self._mesh.address
         if not self.roster.prefers(message):
+            if self.roster.leads and message.members is not None:  # it did not hear this one
+                self._send(self.roster.tell_all(self.instance_id), message.sender)
             return
         registrars = self.roster.registrars
         new, gone = self.roster.take(message, self._clock())
         for address in new:
             for observer in self._observers:
-                observer.on_member(address, False)
+                observer.on_member(address, len(self._members) <= 2 * SMALL_FLEET)
         for address in gone:
             self._on_forgotten(address)
-        if not self.roster.is_in_step(message):
-            self._send(self._alive(sync=True), message.sender)
-        anew = self._mesh.address in message.joined
+        self._take_note_of_arrival(message)
+        # It is there by its answer to the leader's greeting, or else the leader does not know of it.
+        is_there = message.members is None or own in message.members or own in message.joined
+        if not is_there or not self.roster.is_in_step(message):
+            self._send(self._alive(new=not self._arrival.is_known, sync=True), message.sender)
+        anew = self.roster.takes_back(message)
         if anew or registrars != self.roster.registrars:
             self._on_roster(anew)
+
+    def _take_note_of_arrival(self, message: RosterMessage) -> None:
+        """Greet nobody, if the leader tells all others of this process."""
+        if message.tells_all:
+            self._arrival.stop()
+        if self._mesh.address in (message.joined if message.members is None else message.members):
+            self._arrival.is_known = True
+            self._settle()
+
+    def _settle(self) -> None:
+        """End the longer time for unknown processes of one that has postponed its greeting."""
+        self._settled_at = min(self._settled_at, self._clock() + ANSWER_TIMEOUT)
