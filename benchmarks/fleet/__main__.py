@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the cost of a fleet of 2 to 1,000 processes.")
     parser.add_argument("--full", action="store_true", help=f"sizes {FULL} on a broker, {SIMULATED} by simulation")
     parser.add_argument("--sizes", help="other sizes, separated by commas")
-    parser.add_argument("--slow", type=float, help="multiply all intervals, by default by a hundredth of the members")
+    parser.add_argument("--slow", type=float, help="multiply all intervals, by default by a fiftieth of the members")
     parser.add_argument("--simulate", action="store_true", help="count messages, without a broker")
     parser.add_argument("--url", help="use this broker, and do not measure its CPU time")
     parser.add_argument("--raw", type=Path, help="write the figures into this file")
@@ -43,7 +43,7 @@ def main() -> None:
 
 def plans(options: argparse.Namespace) -> list[Plan]:
     def slow(size: int) -> float:
-        return float(options.slow or max(1.0, size / 100))
+        return float(options.slow or max(1.0, size / 50))
 
     broker = Broker(options.url) if options.url else None
     if options.full:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
-from benchmarks.fleet.members import QUESTIONS, USERS, Silent, authenticate
+from benchmarks.fleet.members import QUESTIONS, USERS, Silent, authenticate, kind_of
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.fleet import Fleet, FleetUsers, LocalUsers, Whereabouts
 from nuropb_gateway_asgi.fleet.members import ALIVE_INTERVAL
@@ -33,7 +33,7 @@ LATENCY: Final = 0.01
 A_SECOND: Final = 50
 
 
-class _Jump(selectors.DefaultSelector):  # type: ignore[valid-type,misc]
+class _Jump(selectors.DefaultSelector):
     """A selector that does not wait: it moves the time of its loop."""
 
     now = 0.0
@@ -71,7 +71,7 @@ class Network:
         self._loop.call_later(self._latency, self._deliver, address, message)
 
     def _deliver(self, address: str, message: bytes) -> None:
-        kind = message[9:].partition(b'"')[0].decode()  # its "type" is its first member
+        kind = kind_of(message)
         receivers = self.members.values() if not address else filter(None, [self.members.get(address)])
         for member in tuple(receivers):
             self.counts["delivered"] += 1
@@ -101,11 +101,12 @@ class SimulatedMember:
 
     def __init__(self, network: Network, number: int, fleet: type[Fleet] = Fleet) -> None:
         settings = Settings(targeted_topics=(), instance_id=f"member-{number}")
-        self.mesh: Any = SimulatedMesh(network, f"nuropb-fleet-{random.getrandbits(128):032x}-fq")
+        mesh: Any = SimulatedMesh(network, f"nuropb-fleet-{random.getrandbits(128):032x}-fq")
+        self.mesh: SimulatedMesh = mesh
         self.number = number
         self.handlers = HandlerManager(settings, authenticate, ExposePolicy([], []))
         local = LocalUsers(self.handlers, settings.instance_id)
-        self.fleet = fleet(self.mesh, settings.instance_id, network.time, local.answer)
+        self.fleet = fleet(mesh, settings.instance_id, network.time, local.answer)
         self.whereabouts = Whereabouts(self.fleet, self.handlers, network.time)
         self.users = FleetUsers(local, self.fleet, self.whereabouts, 1 << 20)
         self._network = network
@@ -175,7 +176,7 @@ async def _simulate(size: int, a_second: float) -> dict[str, Any]:
     found["rest"] = {
         name: (network.counts[name] - before[name]) / COUNTED / INTERVAL for name in ("delivered", "delivered bytes")
     }
-    found["start"]["delivered"] -= found["rest"]["delivered"] * (SETTLE * INTERVAL + known[0])
+    found["start"]["delivered"] -= found["start"].pop("delivered sign", 0)
     found["start"]["seconds"] = known[0]
     if a_second:
         return found

@@ -37,42 +37,48 @@ def listening_time(chance: float) -> float:
 
 
 class Arrival:
-    """The wait of a new process. ``greet`` tells all processes of this one."""
+    """The wait of a new process. ``greet`` tells all processes of this one, ``claim`` that it leads them."""
 
-    __slots__ = ("_greet", "_timer", "is_known", "is_wanted")
+    __slots__ = ("_claim", "_greet", "_timer", "is_known", "is_wanted", "listens")
 
-    def __init__(self, greet: Callable[[], None]) -> None:
+    def __init__(self, greet: Callable[[], None], claim: Callable[[], None]) -> None:
         self._greet = greet
+        self._claim = claim
+        #: Until the greeting, or after it until the claim.
         self._timer: asyncio.TimerHandle | None = None
+        #: Whether this process waits before it greets.
+        self.listens = False
         #: Whether all processes were told of this one.
         self.is_known = False
         #: Whether this process has had users, whom the others have to find.
         self.is_wanted = False
 
-    @property
-    def listens(self) -> bool:
-        """Whether this process waits before it greets."""
-        return self._timer is not None
-
     def begin(self) -> None:
-        """Listen for a moment, and greet then."""
+        """Listen for a moment, and greet then; at once, if this process has users."""
         if self.is_wanted:
-            self._end()
+            self._greet()
         else:
-            self._wait(0.0)
+            self._listen(0.0)
 
     def postpone(self) -> None:
         """Listen for longer: another process is about to lead."""
-        self._wait(POSTPONED)
+        self._listen(POSTPONED)
+
+    def wait_for_answers(self, seconds: float) -> None:
+        """Become the leader, if nobody stops this process within ``seconds`` after its greeting."""
+        self.stop()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._claim)
 
     def stop(self) -> None:
-        """Greet nobody: the leader tells the others, or there is no mesh."""
+        """Greet nobody, and claim nothing: another process leads, or there is no mesh."""
+        self.listens = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _wait(self, seconds: float) -> None:
+    def _listen(self, seconds: float) -> None:
         self.stop()
+        self.listens = True
         seconds += listening_time(random.random())  # noqa: S311 - no secret
         self._timer = asyncio.get_running_loop().call_later(seconds, self._end)
 

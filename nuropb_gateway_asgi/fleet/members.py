@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec import Raw
 
@@ -20,6 +20,7 @@ from ..wire.interface import Mesh
 from .arrival import LISTEN, POSTPONED, Arrival, Bulletin
 from .messages import UNREADABLE, VERSION, Alive, Answer, Ask, Leaving, Message, decode, encode
 from .messages import Roster as RosterMessage
+from .observer import FleetObserver
 from .roster import SMALL_FLEET, Member
 from .talk import ANSWER_TIMEOUT, Answerer, Talk
 
@@ -31,22 +32,6 @@ logger = logging.getLogger(__name__)
 ALIVE_INTERVAL: Final = 3.0
 #: Seconds without a sign of life after which a peer process counts as gone.
 SILENCE: Final = 10.0
-
-
-class FleetObserver(Protocol):
-    """A part of the gateway that follows the peer processes. ``address`` is theirs on the mesh."""
-
-    def on_news(self, address: str, topic: str, news: Raw) -> None:
-        """Take news (JSON) of a peer process."""
-
-    def on_member(self, address: str, new: bool) -> None:
-        """Note a peer process; a ``new`` one did not know of this process before."""
-
-    def on_gone(self, address: str) -> None:
-        """Note the end of a peer process."""
-
-    def on_moved(self) -> None:
-        """Note that this process has another address, which its peers know by now."""
 
 
 class Fleet(Talk):
@@ -64,10 +49,8 @@ class Fleet(Talk):
         self._known_as = ""
         self._observers: list[FleetObserver] = []
         self._listeners: dict[str, Callable[[str, Raw], None]] = {}
-        self._arrival = Arrival(self._greet)
+        self._arrival = Arrival(self._greet, self._claim_first)
         self._bulletin = Bulletin(self._tell_newcomers)
-        #: The time to become the first leader, after the answers to a greeting.
-        self._first: asyncio.TimerHandle | None = None
 
     def bind_observer(self, observer: FleetObserver) -> None:
         """Add an observer of the peer processes."""
@@ -135,25 +118,30 @@ class Fleet(Talk):
 
     def _greet(self) -> None:
         """Tell all processes that this one is new; lead them, if nobody answers who does."""
-        self._arrival.stop()
         self._arrival.is_known = True
         self._settle()
         self._send(self._alive(new=True))
-        if not self.roster.leader and not self.roster.term and self._first is None:
-            self._first = asyncio.get_running_loop().call_later(ANSWER_TIMEOUT, self._claim_first)
+        if self.roster.leader or self.roster.term:
+            self._arrival.stop()
+        else:
+            self._arrival.wait_for_answers(ANSWER_TIMEOUT)
 
     def _claim_first(self) -> None:
-        self._first = None
         if self._mesh.connected and self.roster.claim_first(self._clock()):
             logger.info("process %s leads the %d others", self.instance_id, len(self._members))
             self._tell(self.roster.tell_first(self.instance_id), {})
 
+    def _make_way(self, newcomer: str) -> None:
+        """Let another new process become the first leader; of several that greet, the one with the smallest address."""
+        if self._arrival.listens and not self.roster.leader:
+            self._arrival.postpone()
+            self._settled_at = self._clock() + POSTPONED + LISTEN + ANSWER_TIMEOUT
+        elif newcomer < self._mesh.address:
+            self._arrival.stop()
+
     def _stop_timers(self) -> None:
         self._arrival.stop()
         self._bulletin.stop()
-        if self._first is not None:
-            self._first.cancel()
-            self._first = None
 
     async def run(self) -> None:
         """Give signs of life, and forget peer processes without any, until cancelled."""
@@ -270,9 +258,8 @@ class Fleet(Talk):
             message.version == 0 or (not self.roster.leader and len(self._members) <= SMALL_FLEET)
         ):  # nobody else greets it: it does not know the roster, or there is no leader yet
             self._send(self._alive(), message.sender)
-        if message.new and self._arrival.listens and not self.roster.leader and message.version == VERSION:
-            self._arrival.postpone()
-            self._settled_at = self._clock() + POSTPONED + LISTEN + ANSWER_TIMEOUT
+        if message.new and message.version == VERSION:
+            self._make_way(message.sender)
         if is_new or message.new:
             for observer in self._observers:
                 observer.on_member(message.sender, message.new)
