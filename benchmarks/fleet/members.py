@@ -32,15 +32,17 @@ from nuropb_gateway_asgi.fleet import talk
 from nuropb_gateway_asgi.fleet.messages import News, encode
 from nuropb_gateway_asgi.fleet.roster import SMALL_FLEET
 from nuropb_gateway_asgi.handler_manager import HandlerManager
-from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _mesh, _self_check
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _link, _mesh, _parts, _self_check
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager
 from nuropb_gateway_asgi.settings import Settings
 
 #: What members send and get. Published and delivered messages are those between members; operations are declarations,
 #: bindings and channels, which are round trips to the broker.
 COUNTED: Final[Counter[str]] = Counter()
-#: Members that connect at a time: a listener has a backlog.
-STARTS_AT_ONCE: Final = 50
+#: Members that connect at a time: a listener has a backlog, and each of them waits for the others' processors.
+STARTS_AT_ONCE: Final = 10
+#: Times that a busy machine may take longer than the gateway allows a broker for connecting and declaring.
+PATIENT: Final = 10
 #: Seconds until a burst has arrived.
 BURST_TIMEOUT: Final = 60.0
 #: Users of each member.
@@ -293,6 +295,13 @@ def slowed(times: float) -> Iterator[None]:
     ):
         for name in names:
             setattr(module, name, getattr(module, name) * times)
+    for module, name in (
+        (_link, "SET_UP_TIMEOUT"),
+        (_mesh, "OWN_QUEUES_TIMEOUT"),
+        (_mesh, "TOPOLOGY_TIMEOUT"),
+        (_parts, "ATTEMPT_TIMEOUT"),
+    ):
+        setattr(module, name, getattr(module, name) * PATIENT)
     expires: Any = vars(_mesh)["MESSAGE_EXPIRES"]
     RabbitMQMesh._tell.__defaults__ = (expires,)
     yield

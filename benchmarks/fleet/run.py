@@ -30,7 +30,7 @@ FULL: Final = (2, 10, 25, 50, 100, 200, 500, 1000)
 #: Sizes of fleets without a broker.
 SIMULATED: Final = FULL
 #: Members in one Python process at most.
-MEMBERS_PER_PROCESS: Final = 500
+MEMBERS_PER_PROCESS: Final = 250
 #: Seconds at rest, and seconds until the last messages of a measurement have arrived.
 REST: Final = 15.0
 SETTLE: Final = 0.4

@@ -2,10 +2,10 @@
 
 If every process greeted all others at once, a start of all would cost the square of their number. So a process that is
 new waits for a short random time. If it hears the leader meanwhile, it tells the leader alone, which tells all others
-of many newcomers by one message. If it hears the greeting of another newcomer, it answers that one, which is about to
+of many newcomers by one message. If it hears the greetings of some other newcomers, it answers these, one of which is about to
 lead, and waits for longer. The first user ends the wait: nobody can miss the users of a process that has none.
 
-Most of the random times are near the longest one, so that one to three of any number of newcomers are the first.
+Most of the random times are near the longest one, so that a few of any number of newcomers are the first.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["CROWD", "LISTEN", "POSTPONED", "Arrival", "Bulletin", "listening_time"]
+__all__ = ["FEW", "LISTEN", "POSTPONED", "Arrival", "Bulletin", "listening_time"]
 
 #: Seconds for which a process listens at most. A message of the first newcomer arrives in a twentieth of that.
 LISTEN: Final = 0.4
 #: Seconds that another newcomer has, beyond that, to become the leader: those for answers, and some for the messages.
 POSTPONED: Final = 1.5
+#: Greetings after which a process waits for longer. Up to there, few processes start at once.
+FEW: Final = 8
 #: The number of newcomers for which the random times are made.
 CROWD: Final = 1000
 #: Seconds between two messages of the leader about newcomers, and those more for each process that gets them.
@@ -39,7 +41,7 @@ def listening_time(chance: float) -> float:
 class Arrival:
     """The wait of a new process. ``greet`` tells all processes of this one, ``claim`` that it leads them."""
 
-    __slots__ = ("_claim", "_greet", "_timer", "is_known", "is_wanted", "listens")
+    __slots__ = ("_claim", "_greet", "_heard", "_timer", "is_known", "is_wanted", "listens")
 
     def __init__(self, greet: Callable[[], None], claim: Callable[[], None]) -> None:
         self._greet = greet
@@ -48,6 +50,8 @@ class Arrival:
         self._timer: asyncio.TimerHandle | None = None
         #: Whether this process waits before it greets.
         self.listens = False
+        #: Greetings heard while it waits.
+        self._heard = 0
         #: Whether all processes were told of this one.
         self.is_known = False
         #: Whether this process has had users, whom the others have to find.
@@ -58,11 +62,16 @@ class Arrival:
         if self.is_wanted:
             self._greet()
         else:
+            self._heard = 0
             self._listen(0.0)
 
-    def postpone(self) -> None:
-        """Listen for longer: another process is about to lead."""
+    def hear_greeting(self) -> bool:
+        """Note the greeting of another process; listen for longer and return True, if one of many is about to lead."""
+        self._heard += 1
+        if self._heard < FEW:
+            return False
         self._listen(POSTPONED)
+        return True
 
     def wait_for_answers(self, seconds: float) -> None:
         """Become the leader, if nobody stops this process within ``seconds`` after its greeting."""

@@ -133,9 +133,9 @@ class Fleet(Talk):
 
     def _make_way(self, newcomer: str) -> None:
         """Let another new process become the first leader; of several that greet, the one with the smallest address."""
-        if self._arrival.listens and not self.roster.leader:
-            self._arrival.postpone()
-            self._settled_at = self._clock() + POSTPONED + LISTEN + ANSWER_TIMEOUT
+        if self._arrival.listens:
+            if not self.roster.leader and self._arrival.hear_greeting():
+                self._settled_at = self._clock() + POSTPONED + LISTEN + ANSWER_TIMEOUT
         elif newcomer < self._mesh.address:
             self._arrival.stop()
 
