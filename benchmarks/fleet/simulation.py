@@ -70,10 +70,14 @@ class Network:
         self.counts["published"] += 1
         self._loop.call_later(self._latency, self._deliver, address, message)
 
+    def hears(self, member: SimulatedMember, message: bytes) -> bool:
+        """Return whether a message reaches a member."""
+        return True
+
     def _deliver(self, address: str, message: bytes) -> None:
         kind = kind_of(message)
         receivers = self.members.values() if not address else filter(None, [self.members.get(address)])
-        for member in tuple(receivers):
+        for member in [each for each in receivers if self.hears(each, message)]:
             self.counts["delivered"] += 1
             self.counts[f"delivered {kind}"] += 1
             self.counts["delivered bytes"] += len(message)

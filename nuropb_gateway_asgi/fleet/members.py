@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from ..exceptions import MeshUnavailable, MessageTooLarge
 from ..wire.interface import Mesh
-from .arrival import LISTEN, POSTPONED, Arrival, Bulletin
+from .arrival import FEW, LISTEN, POSTPONED, Arrival, Bulletin
 from .messages import UNREADABLE, VERSION, Alive, Answer, Ask, Leaving, Message, decode, encode
 from .messages import Roster as RosterMessage
 from .observer import FleetObserver
@@ -127,7 +127,8 @@ class Fleet(Talk):
             self._arrival.wait_for_answers(ANSWER_TIMEOUT)
 
     def _claim_first(self) -> None:
-        if self._mesh.connected and self.roster.claim_first(self._clock()):
+        is_crowd = len(self._members) >= FEW  # the others wait for this claim
+        if is_crowd and self._mesh.connected and self.roster.claim_first(self._clock()):
             logger.info("process %s leads the %d others", self.instance_id, len(self._members))
             self._tell(self.roster.tell_first(self.instance_id), {})
 
