@@ -43,7 +43,6 @@ CASES: Final = (
     ("presence", 1000, True),
     ("presence", 17, True),
     ("presence", 16, True),
-    ("presence", 2, True),
 )
 
 

@@ -2,8 +2,8 @@
 
 If every process greeted all others at once, a start of all would cost the square of their number. So a process that is
 new waits for a short random time. If it hears the leader meanwhile, it tells the leader alone, which tells all others
-of many newcomers by one message. If it hears the greetings of some other newcomers, it answers these, one of which is about to
-lead, and waits for longer. The first user ends the wait: nobody can miss the users of a process that has none.
+of many newcomers by one message. If it hears the greetings of some other newcomers, it answers these, one of which is
+about to lead, and waits for longer. The first user ends the wait: nobody can miss the users of a process without any.
 
 Most of the random times are near the longest one, so that a few of any number of newcomers are the first.
 """

@@ -117,7 +117,7 @@ class Fleet(Talk):
                 self._greet()
 
     def _greet(self) -> None:
-        """Tell all processes that this one is new; lead them, if nobody answers who does."""
+        """Tell all processes that this one is new; lead them, if no leader answers."""
         self._arrival.is_known = True
         self._settle()
         self._send(self._alive(new=True))
