@@ -4,6 +4,10 @@ The gateway is a process, the attacker another, and this process makes the calls
 those calls, which depends on the load of the machine, and the CPU time of the turns of the gateway's event loop, which
 does not. A call arrives at a random moment, so a turn counts as often as it is long: half of all calls that arrive
 while the gateway works wait for a turn longer than the median.
+
+The latency is to tell how long the gateway makes others wait, and not how long an attacker on the same machine keeps
+their processors busy. So on Linux the gateway has the first core, and this process, which shares the others with the
+attacker, goes first there. That needs root; without it, the first line of the output says so.
 """
 
 from __future__ import annotations
@@ -32,12 +36,15 @@ from nuropb_gateway_asgi import Gateway, Settings
 from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from nuropb_gateway_asgi.server import make_config
+from nuropb_gateway_asgi.server.process import tune_collector
 
 KEY = "k" * 48
 METHODS = 400
 PATTERNS = (65, 300)
-#: Frames that the attacker has sent and that are not answered yet.
+#: Frames that the attacker has sent on a connection and that are not answered yet.
 IN_FLIGHT = 32
+#: Connections of an attack whose name says so.
+CONNECTIONS = 10
 #: Seconds between two calls of another client.
 PAUSE = 0.01
 
@@ -114,6 +121,7 @@ def serve(patterns: int, mesh_url: str) -> None:
     gateway = Gateway(settings, mesh=mesh)
     config = make_config(gateway.app, settings, ws_per_message_deflate=False, access_log=False)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    tune_collector()
 
     async def run() -> None:
         turns = Turns(asyncio.get_running_loop())
@@ -183,6 +191,7 @@ ATTACKS: dict[str, Callable[[], Iterator[str]] | None] = {
     "denied subscribe": denied_subscriptions,
     "describe 400": descriptions,
     "nested 64 kB": nested,
+    "nested on 10 connections": nested,
     "made-up methods": made_up_methods,
     "documents": None,
 }
@@ -195,6 +204,10 @@ async def attack(port: int, name: str) -> None:
     if frames is None:
         await asyncio.gather(*(fetch(port, token) for _ in range(8)))
         return
+    await asyncio.gather(*(flood(port, frames()) for _ in range(CONNECTIONS if name.endswith("connections") else 1)))
+
+
+async def flood(port: int, frames: Iterator[str]) -> None:
     async with opened(port, "mallory") as connection:
         waiting = asyncio.Semaphore(IN_FLIGHT)
         resume_at = 0.0
@@ -217,7 +230,7 @@ async def attack(port: int, name: str) -> None:
                             print(f"{done[0]} answered, {done[1]} over the limit", file=sys.stderr, flush=True)
 
         reading = asyncio.create_task(read())
-        for text in frames():
+        for text in frames:
             await waiting.acquire()
             while (pause := resume_at - loop.time()) > 0:
                 await asyncio.sleep(pause + random.uniform(0, 0.2))
@@ -283,6 +296,21 @@ async def call_for(port: int, seconds: float) -> list[float]:
     return sorted(latencies)
 
 
+def place(pid: int, *cores: int) -> None:
+    """Give a process its cores, on systems where that can be done."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(pid, cores)
+
+
+def go_first() -> bool:
+    """Have this process, without its children, go first on its cores; return whether the system permits it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except (AttributeError, PermissionError):
+        return False
+    return True
+
+
 async def describe(port: int) -> None:
     """Have the service describe itself once: on the embedded mesh that is the service's work, in the same process."""
     async with opened(port, "alice") as connection:
@@ -290,7 +318,7 @@ async def describe(port: int) -> None:
         await connection.recv()
 
 
-async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: str) -> str:
+async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: str, core: int) -> str:
     def start(*arguments: str) -> Any:
         return asyncio.create_subprocess_exec(
             sys.executable,
@@ -305,6 +333,7 @@ async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: s
     attacker = None
     try:
         port = int(await server.stdout.readline())
+        place(server.pid, core)
         await call_for(port, 0.5)
         await describe(port)
         if attack is not None:
@@ -331,12 +360,16 @@ async def measure(attack: str | None, patterns: int, seconds: float, mesh_url: s
 
 
 async def main(options: argparse.Namespace) -> None:
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    if len(cores) < 2 or not go_first():
+        print("The caller shares its processor with the attacker, whose load is a part of the latency.")
+    place(os.getpid(), *(cores[1:] or cores))
     print("| attack | patterns | p50 (ms) | p99 | max | CPU (%) | turn p50 (ms) | p99 | max |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     chosen = options.only.split(",") if options.only else [None, *ATTACKS]
     for patterns in map(int, options.patterns.split(",")):
         for name in chosen:
-            print(await measure(name, patterns, options.seconds, options.mesh_url), flush=True)
+            print(await measure(name, patterns, options.seconds, options.mesh_url, cores[0]), flush=True)
 
 
 if __name__ == "__main__":

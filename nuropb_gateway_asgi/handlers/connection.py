@@ -23,6 +23,7 @@ from ..handler_manager import HandlerManager, encode_authorized, encode_malforme
 from ..journal import Traffic
 from ..limits.admission import Arrival
 from ..limits.prices import extra_for_size
+from ..limits.turns import FRAMES_PER_TURN, TURNS_OF_OTHERS
 from ..protocol import (
     PING,
     SUBPROTOCOL,
@@ -37,7 +38,6 @@ from ..protocol import (
 )
 from ..settings import Settings
 from ..tasks import TaskOwner
-from .direct import FRAMES_PER_TURN
 from .handshake import register
 from .refusals import Reason, Refusal, audit_refusal, log_refusal
 from .session_carrier import SessionCarrier
@@ -184,8 +184,9 @@ class Connection(SessionCarrier, ABC):
         """Hand every message to the manager, which never waits: pongs are read even while the client is slow."""
         count = 0
         while True:
-            while count >= FRAMES_PER_TURN or self.is_busy():
-                count = 0
+            rests = TURNS_OF_OTHERS if count >= FRAMES_PER_TURN else 0
+            while rests or self.is_busy():
+                rests, count = max(0, rests - 1), 0
                 await asyncio.sleep(0)  # receive_message() does not suspend while messages are buffered
             try:
                 message = await self.receive_message()
@@ -195,7 +196,9 @@ class Connection(SessionCarrier, ABC):
             if message is None:
                 self.on_left()
                 return
-            count += 1 + extra_for_size(len(message))
+            units = 1 + extra_for_size(len(message))
+            count += units
+            await self._manager.shared_limits.large_frames.wait(units)
             self.on_message(message)
 
     def on_left(self) -> None:

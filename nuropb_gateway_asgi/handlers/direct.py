@@ -8,7 +8,6 @@ from typing import ClassVar, Final, Protocol, cast
 __all__ = [
     "CUT",
     "EXTENSION",
-    "FRAMES_PER_TURN",
     "NEVER_LATE",
     "RESPONSE",
     "SIZE_FACTOR",
@@ -26,9 +25,6 @@ RESPONSE: Final = "nuropb.response"
 #: The server's limit for a message, in multiples of MAX_MESSAGE_SIZE: a message that is slightly above the gateway's
 #: own limit gets an explanation.
 SIZE_FACTOR: Final = 4
-#: Frames of one connection that are handled in a row before other connections get their turn. A large frame counts as
-#: several, as for the rate limits.
-FRAMES_PER_TURN: Final = 16
 
 
 class Lateness(Protocol):
@@ -68,6 +64,7 @@ class DirectWebSocket(Protocol):
         is_busy: Callable[[], bool],
         on_late: Callable[[list[str]], int],
         lateness: Lateness,
+        take_large: Callable[[int], bool],
     ) -> None:
         """Have text messages given to ``on_text``, in order. Messages that wait for ``receive()`` come first.
 
@@ -75,7 +72,8 @@ class DirectWebSocket(Protocol):
         ``on_text`` returns whether its message is still being worked on: the server then reads no more of the client
         before ``is_busy`` returns False.
         While ``lateness.late``, ``on_late`` is given some messages at a time first: it returns how many of them, from
-        the first one on, it has taken and answered.
+        the first one on, it has taken and answered. The server asks ``take_large`` with the units of a large message
+        before it hands it over, and if that returns False, again in the next iteration of the event loop.
         """
 
     @property

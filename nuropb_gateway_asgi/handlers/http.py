@@ -21,6 +21,7 @@ from ..authentication.origins import OriginPolicy
 from ..exceptions import ProtocolError
 from ..handler_manager import HandlerManager
 from ..limits.admission import Arrival
+from ..limits.prices import extra_for_size
 from ..protocol import ErrorCode, Failure, encode_call
 from ..settings import Settings
 from .connection import ClientLeft
@@ -134,6 +135,7 @@ class CallEndpoint(Endpoint):
             body = await exchange.body()
             if body and not kinds:
                 raise Refusal(Reason.NOT_JSON)
+            await self._manager.shared_limits.large_frames.wait(1 + extra_for_size(len(body)))
             frame, applied = self._frame(exchange, body)
             self._manager.on_handler_message(call, frame, added=len(frame) - len(body))
             answer = await exchange.wait_for(call.answer)

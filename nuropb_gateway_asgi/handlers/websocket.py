@@ -138,8 +138,9 @@ class WebSocketHandler(DirectConnection, WebSocketEndpoint):
             async with TaskOwner() as tasks:
                 self._tasks = tasks
                 self._direct = direct if self._traffic is None else CountedWriter(direct, self._traffic)
-                overload = self._manager.shared_limits.overload
-                direct.attach(self.on_message, self._flush, self.is_busy, self.on_late, overload)
+                limits = self._manager.shared_limits
+                large = limits.large_frames.take
+                direct.attach(self.on_message, self._flush, self.is_busy, self.on_late, limits.overload, large)
                 self._flush()
                 while True:
                     try:

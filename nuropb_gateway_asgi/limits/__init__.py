@@ -6,6 +6,7 @@
 * ``prices``: prices of frames, in units of the rate limits
 * ``overload``: calls beyond what a process can do
 * ``slices``: long work, done in slices
+* ``turns``: turns of the event loop, and the turn that large frames share
 * ``lifetimes``: the maximum lifetime of connections
 * ``shared``: the limits that all connection kinds of a process share
 """

@@ -15,6 +15,7 @@ from .circuits import ErrorBudgets
 from .overload import Overload
 from .places import Orphans, Shares
 from .slices import Slices
+from .turns import LargeFrames
 
 __all__ = ["SharedLimits"]
 
@@ -24,11 +25,9 @@ REMEMBERED_COMMANDS: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class SharedLimits:
-    """Rate limits, admission, places, error budgets, revocations and slices shared by all connection kinds.
+    """Rate limits, admission, places, error budgets, revocations, slices and turns of a process.
 
-    All of one process share them.
-
-    So a limit per process or per user counts the connections of every kind.
+    All connection kinds share them, so a limit per process or per user counts the connections of every kind.
     """
 
     #: Places for connections, authorised or not yet.
@@ -47,6 +46,8 @@ class SharedLimits:
     overload: Overload
     #: Long work, done in slices.
     slices: Slices = field(default_factory=Slices)
+    #: The turn of large frames.
+    large_frames: LargeFrames = field(default_factory=LargeFrames)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:

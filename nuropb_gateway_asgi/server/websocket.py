@@ -21,8 +21,9 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from ..handlers.direct import EXTENSION, FRAMES_PER_TURN, NEVER_LATE, Lateness
+from ..handlers.direct import EXTENSION, NEVER_LATE, Lateness
 from ..limits.prices import BYTES_PER_UNIT
+from ..limits.turns import FRAMES_PER_TURN, TURNS_OF_OTHERS
 from ..protocol import CloseCode
 from ..sockets import hasten_end
 from .closing import close_after_reading, cut, refusal
@@ -42,7 +43,6 @@ from .text_frames import (
 )
 
 __all__ = [
-    "FRAMES_PER_TURN",
     "LATE_AT_ONCE",
     "MAX_FRAME_HEAD",
     "MAX_LATE",
@@ -106,8 +106,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._is_busy: Callable[[], bool] = bool  # no application yet: never busy
         self._on_late: Callable[[list[str]], int] = len
         self._lateness: Lateness = NEVER_LATE
+        self._take_large: Callable[[int], bool] = bool
         #: Whether the application works on its last message, and takes no other one.
         self._busy = self._waits_for_turn = False
+        #: Iterations of the event loop that the connection leaves to others before its next turn.
+        self._rests = 0
 
     @property
     def conn(self) -> ServerProtocol:
@@ -281,7 +284,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                     start = late
                     count += 1
                     continue
-                count += 1 + size // BYTES_PER_UNIT
+                units = 1 + size // BYTES_PER_UNIT
+                if units > 1 and not self._take_large(units):
+                    self._wait_for_turn()
+                    break
+                count += units
                 text = None if self._fragmented or self.close_sent else decode_text(buffer, start, end)
                 if text is not None:
                     start = end
@@ -296,6 +303,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             super().data_received(piece)
         if start:
             self._unread = buffer[start:]
+        if count >= FRAMES_PER_TURN and not self._is_deaf:
+            self._rests = TURNS_OF_OTHERS
+            if not self._waits_for_turn:
+                self._wait_for_turn()
 
     def _refuse_late(self, buffer: bytes | bytearray, start: int) -> int:
         """Have the calls from ``start`` on refused; return the start of the first frame that is not refused."""
@@ -332,12 +343,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.schedule_ping()
 
     def _wait_for_turn(self) -> None:
-        """Parse the rest of the received data in the next iteration of the event loop."""
+        """Parse the rest of the received data in a later iteration of the event loop."""
         self._waits_for_turn = True
         self.transport.pause_reading()
         self.loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
+        if self._rests:
+            self._rests -= 1
+            self.loop.call_soon(self._take_turn)
+            return
         self._waits_for_turn = False
         self._busy = self._is_busy()
         if self._busy:
@@ -392,10 +407,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         is_busy: Callable[[], bool],
         on_late: Callable[[list[str]], int],
         lateness: Lateness,
+        take_large: Callable[[int], bool],
     ) -> None:
         """Give text messages to ``on_text``, the waiting messages first."""
         self._on_text, self._on_writable, self._is_busy = on_text, on_writable, is_busy
-        self._on_late, self._lateness = on_late, lateness
+        self._on_late, self._lateness, self._take_large = on_late, lateness, take_large
         waiting = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
         for message in waiting:
             text = message.get("text")

@@ -368,7 +368,7 @@ async def close_on_the_first_text(heard: list[str], scope: Any, receive: Any, se
 
     await receive()
     await send({"type": "websocket.accept"})
-    direct.attach(on_text, lambda: None, lambda: False, len, NEVER_LATE)
+    direct.attach(on_text, lambda: None, lambda: False, len, NEVER_LATE, bool)
     while (await receive())["type"] != "websocket.disconnect":
         pass
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 
-from nuropb_gateway_asgi.handlers.direct import FRAMES_PER_TURN
+from nuropb_gateway_asgi.limits.turns import FRAMES_PER_TURN, TURNS_OF_OTHERS
+from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.integration.websocket.conftest import LONG
 from tests.kit.clients import CLOSE, CONTINUATION, PING, PONG, TEXT, Client, RawClient, connect
-from tests.kit.gateways import RunningGateway, run_gateway
+from tests.kit.gateways import RunningGateway, Server, make_gateway, run_gateway
+from tests.kit.waiting import DEADLINE
 
 BEARER = ("Authorization", "Bearer alice")
 
@@ -95,6 +99,21 @@ async def test_broken_json_has_the_name_that_nuropb_gw_gave_it(client: Client) -
     assert error["description"].startswith("Error decoding JSON")
 
 
+async def turns_until(count: int, handled: Callable[[], int]) -> list[int]:
+    """Let the event loop run until ``handled`` is ``count``; return by how much it grew in each iteration."""
+    turns = list[int]()
+    async with asyncio.timeout(DEADLINE):
+        while (before := handled()) < count:
+            await asyncio.sleep(0)
+            turns.append(handled() - before)
+    return turns
+
+
+def most_in_a_call(turns: list[int]) -> int:
+    """Return the most frames that were handled while a call takes from its frame to its answer."""
+    return max(map(sum, zip(*(turns[start:] for start in range(TURNS_OF_OTHERS)), strict=False)))
+
+
 async def test_a_flood_of_frames_leaves_others_their_turn() -> None:
     """Other tasks run between the thousands of frames that arrive at once."""
     count, handled = 20_000, 0
@@ -114,15 +133,47 @@ async def test_a_flood_of_frames_leaves_others_their_turn() -> None:
 
         manager.on_handler_message = counting  # type: ignore[method-assign]
         await flood.handshake("/ws", ("Authorization", "Bearer mallory"))
-        turns = []
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(flood.send, RawClient.frame(b'{"type":"ping"}') * count)
             tasks.start_soon(read)
-            while handled < count:
-                before = handled
-                await asyncio.sleep(0)
-                turns.append(handled - before)
+            turns = await turns_until(count, lambda: handled)
         assert max(turns) <= 2 * FRAMES_PER_TURN
+        assert most_in_a_call(turns) < 2 * FRAMES_PER_TURN
+
+
+class Lengths:
+    """A service that counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def measure(self, text: str) -> int:
+        self.calls += 1
+        return len(text)
+
+
+@pytest.mark.parametrize("server", ["nuropb-gateway", "wsproto"])
+@pytest.mark.parametrize("way", ["frames", "requests"])
+async def test_large_messages_of_many_connections_share_a_turn(way: str, server: Server) -> None:
+    lengths = Lengths()
+    gateway = make_gateway(mesh=EmbeddedMesh({"lengths": lengths}), expose=["lengths.*"], http="on")
+    params = json.dumps({"text": "x" * 40_000})
+    frame = f'{{"type":"request","payload":{{"service":"lengths","method":"measure","params":{params}}}}}'
+    headers = ("Host: h", "Authorization: Bearer mallory", "Content-Type: application/json")
+    head = "\r\n".join(("POST /rpc/lengths/measure HTTP/1.1", *headers, f"Content-Length: {len(params)}", "", ""))
+    data = RawClient.frame(frame.encode()) if way == "frames" else (head + params).encode()
+    async with run_gateway(gateway, server=server) as running, contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(RawClient.open(running.url)) for _ in range(10)]
+        if way == "frames":
+            for each in clients:
+                await each.handshake("/ws", ("Authorization", "Bearer mallory"))
+        async with anyio.create_task_group() as tasks:
+            for each in clients:
+                tasks.start_soon(each.send, data)
+            turns = await turns_until(len(clients), lambda: lengths.calls)
+        assert most_in_a_call(turns) == 1
+        for each in clients:
+            await each.read_until(b"40000")
 
 
 async def test_ten_broken_frames_in_a_row(running: RunningGateway) -> None:
