@@ -38,8 +38,8 @@ SETTLE: Final = 0.4
 BOOTED: Final = 5.0
 #: Seconds for an order at most: a start of 1,000 members takes minutes of CPU time.
 PATIENCE: Final = 3000
-#: Seconds of a slowed fleet at rest, for each time that it is slowed: more than an interval of signs of life.
-REST_SLOWED: Final = 4.0
+#: Seconds of a slowed fleet at rest, for each time that it is slowed: the interval of declarations, the longest one.
+REST_SLOWED: Final = 15.0
 
 
 @dataclass(frozen=True)
