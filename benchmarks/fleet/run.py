@@ -19,22 +19,27 @@ from benchmarks.fleet.members import QUESTIONS, USERS
 from benchmarks.fleet.simulation import simulate
 from benchmarks.process import cpu_seconds
 from benchmarks.stage import Process
+from nuropb_gateway_asgi.fleet.members import SILENCE
 from tests.servers.rabbitmq import RabbitMQNode
 
 __all__ = ["FULL", "QUICK", "SIMULATED", "Broker", "Plan", "measure"]
 
 #: Sizes of fleets in the quick form and in the full form.
 QUICK: Final = (2, 10, 25, 50)
-FULL: Final = (2, 10, 25, 50, 100, 200)
-#: Sizes beyond those that a broker and their connections leave processors for, on a machine with two cores.
-SIMULATED: Final = (25, 50, 100, 200, 500, 1000)
+FULL: Final = (2, 10, 25, 50, 100, 200, 500, 1000)
+#: Sizes of fleets without a broker.
+SIMULATED: Final = FULL
 #: Members in one Python process at most.
-MEMBERS_PER_PROCESS: Final = 500
+MEMBERS_PER_PROCESS: Final = 250
 #: Seconds at rest, and seconds until the last messages of a measurement have arrived.
 REST: Final = 15.0
 SETTLE: Final = 0.4
 #: Seconds until a broker that has booted is at rest.
 BOOTED: Final = 5.0
+#: Seconds for an order at most: a start of 1,000 members takes minutes of CPU time.
+PATIENCE: Final = 3000
+#: Seconds of a slowed fleet at rest, for each time that it is slowed: the interval of declarations, the longest one.
+REST_SLOWED: Final = 15.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Fleet:
         for process in self.processes:
             send(process, do, **arguments)
         for process in self.processes:
-            process.line(1000)
+            process.line(PATIENCE)
 
     def start(self) -> None:
         first = 0
@@ -94,14 +99,15 @@ class Fleet:
             send(process, "start", first=first, count=share)
             first += share
         for process in self.processes:
-            process.line(1000)
+            process.line(PATIENCE)
         self.order("know", total=self.size)
+        self.order("settle")
 
     def counts(self) -> Counter[str]:
         total: Counter[str] = Counter()
         for process in self.processes:
             send(process, "counts")
-            total.update(json.loads(process.line(1000)))
+            total.update(json.loads(process.line(PATIENCE)))
         total["broker"] = self.broker.cpu()  # type: ignore[assignment]
         total["seconds"] = time.monotonic()  # type: ignore[assignment]
         return total
@@ -121,8 +127,14 @@ def send(process: Process, do: str, **arguments: Any) -> None:
     process._process.stdin.flush()
 
 
+def _burst(process: Process, **arguments: Any) -> None:
+    send(process, "burst", **arguments)
+    process.line(PATIENCE)
+
+
 def _ask(process: Process, answers: list[Any], **arguments: Any) -> None:
-    answers.append(process.order("ask", **arguments))
+    send(process, "ask", **arguments)
+    answers.append(json.loads(process.line(PATIENCE)))
 
 
 def per(counts: Mapping[str, float], number: float) -> dict[str, float]:
@@ -160,14 +172,16 @@ def _measure_one(stack: contextlib.ExitStack, broker: Broker, size: int, plan: P
     fleet = Fleet(stack, broker, size, slow)
     found: dict[str, Any] = {"members": size, "slow": slow, "broker": True}
     found["start"] = fleet.over(fleet.start)
-    fleet.order("users", each=USERS)
-    fleet.order("settle")
     found["resident"] = fleet.counts()["resident"]
 
-    resting = fleet.over(lambda: fleet.order("sleep", seconds=plan.rest * min(slow, 2.0)), 0.0)
+    resting = fleet.over(lambda: fleet.order("sleep", seconds=max(plan.rest, REST_SLOWED * slow)), 0.0)
     resting["broker"] -= idle * resting["seconds"]
     # In the time of a fleet that is not slowed down.
     found["rest"] = {name: value * slow / resting["seconds"] for name, value in resting.items() if name != "seconds"}
+
+    found["start"]["delivered"] -= found["start"].pop("delivered sign", 0.0)
+    fleet.order("users", each=USERS)
+    fleet.order("settle")
 
     found["questions"] = {}
     times = 10 if size <= 100 else 5
@@ -182,16 +196,22 @@ def _measure_one(stack: contextlib.ExitStack, broker: Broker, size: int, plan: P
 
     found["change of a user"] = per(_of(fleet.over(churn, 1.0), "news"), 2 * 5 * size)
     for name, everybody, bursts in (("to one", False, 2000), ("to all", True, max(20, 4000 // size))):
-        cost = fleet.over(partial(fleet.processes[0].order, "burst", times=bursts, everybody=everybody))
+        cost = fleet.over(partial(_burst, fleet.processes[0], times=bursts, everybody=everybody))
         for part in ("cpu", "broker"):
             cost[part] -= resting[part] / resting["seconds"] * cost["seconds"]
         found[f"burst {name}"] = per(cost, bursts)
-    if slow == 1:
-        began = time.monotonic()
-        fleet.processes[-1].order("die")
-        death = fleet.over(lambda: fleet.order("know", total=size - 1), 0.0)
-        found["death"] = {**death, "seconds": time.monotonic() - began}
+    death = fleet.over(partial(_die, fleet), 0.0)
+    death["delivered"] -= death.pop("delivered sign", 0.0)
+    for name in ("cpu", "broker"):
+        death[name] -= resting[name] / resting["seconds"] * death["seconds"]
+    found["death"] = {**death, "silence": SILENCE * slow}
     return found
+
+
+def _die(fleet: Fleet) -> None:
+    fleet.processes[-1].order("die")
+    fleet.order("know", total=fleet.size - 1)
+    fleet.order("settle")
 
 
 def _of(counts: Mapping[str, float], *kinds: str) -> dict[str, float]:

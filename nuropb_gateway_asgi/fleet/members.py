@@ -11,14 +11,16 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec import Raw
 
 from ..exceptions import MeshUnavailable, MessageTooLarge
 from ..wire.interface import Mesh
+from .arrival import FEW, LISTEN, POSTPONED, Arrival, Bulletin
 from .messages import UNREADABLE, VERSION, Alive, Answer, Ask, Leaving, Message, decode, encode
 from .messages import Roster as RosterMessage
+from .observer import FleetObserver
 from .roster import SMALL_FLEET, Member
 from .talk import ANSWER_TIMEOUT, Answerer, Talk
 
@@ -30,22 +32,6 @@ logger = logging.getLogger(__name__)
 ALIVE_INTERVAL: Final = 3.0
 #: Seconds without a sign of life after which a peer process counts as gone.
 SILENCE: Final = 10.0
-
-
-class FleetObserver(Protocol):
-    """A part of the gateway that follows the peer processes. ``address`` is theirs on the mesh."""
-
-    def on_news(self, address: str, topic: str, news: Raw) -> None:
-        """Take news (JSON) of a peer process."""
-
-    def on_member(self, address: str, new: bool) -> None:
-        """Note a peer process; a ``new`` one did not know of this process before."""
-
-    def on_gone(self, address: str) -> None:
-        """Note the end of a peer process."""
-
-    def on_moved(self) -> None:
-        """Note that this process has another address, which its peers know by now."""
 
 
 class Fleet(Talk):
@@ -63,6 +49,8 @@ class Fleet(Talk):
         self._known_as = ""
         self._observers: list[FleetObserver] = []
         self._listeners: dict[str, Callable[[str, Raw], None]] = {}
+        self._arrival = Arrival(self._greet, self._claim_first)
+        self._bulletin = Bulletin(self._tell_newcomers)
 
     def bind_observer(self, observer: FleetObserver) -> None:
         """Add an observer of the peer processes."""
@@ -102,15 +90,59 @@ class Fleet(Talk):
             self.roster.refresh(self._clock())
             if moved:
                 self._send(Leaving(former))
-            if moved or self.roster.leads or self.roster.leader not in self._members or self.roster.has_older:
-                self._send(self._alive(new=True))
-            else:  # the leader tells what the others have to know
-                self._send(self._alive(sync=True), self.roster.leader)
+            self._arrive(moved)
             if moved:
                 for observer in self._observers:
                     observer.on_moved()
             else:
                 self._on_roster(True)
+        else:
+            self._stop_timers()
+
+    def _arrive(self, moved: bool) -> None:
+        roster = self.roster
+        if not moved and not roster.leader and not self._members:
+            self._arrival.begin()
+        elif moved or roster.leads or roster.leader not in self._members or roster.has_older:
+            self._greet()
+        else:  # the leader tells what the others have to know
+            self._send(self._alive(sync=True), roster.leader)
+
+    def announce(self) -> None:
+        """Have the other processes know of this one at once: it has users."""
+        arrival = self._arrival
+        if not arrival.is_wanted:
+            arrival.is_wanted = True
+            if not arrival.is_known and self._known_as and self._mesh.connected:
+                self._greet()
+
+    def _greet(self) -> None:
+        """Tell all processes that this one is new; lead them, if no leader answers."""
+        self._arrival.is_known = True
+        self._settle()
+        self._send(self._alive(new=True))
+        if self.roster.leader or self.roster.term:
+            self._arrival.stop()
+        else:
+            self._arrival.wait_for_answers(ANSWER_TIMEOUT)
+
+    def _claim_first(self) -> None:
+        is_crowd = len(self._members) >= FEW  # the others wait for this claim
+        if is_crowd and self._mesh.connected and self.roster.claim_first(self._clock()):
+            logger.info("process %s leads the %d others", self.instance_id, len(self._members))
+            self._tell(self.roster.tell_first(self.instance_id), {})
+
+    def _make_way(self, newcomer: str) -> None:
+        """Let another new process become the first leader; of several that greet, the one with the smallest address."""
+        if self._arrival.listens:
+            if not self.roster.leader and self._arrival.hear_greeting():
+                self._settled_at = self._clock() + POSTPONED + LISTEN + ANSWER_TIMEOUT
+        elif newcomer < self._mesh.address:
+            self._arrival.stop()
+
+    def _stop_timers(self) -> None:
+        self._arrival.stop()
+        self._bulletin.stop()
 
     async def run(self) -> None:
         """Give signs of life, and forget peer processes without any, until cancelled."""
@@ -127,6 +159,7 @@ class Fleet(Talk):
 
     def leave(self) -> None:
         """Tell the peer processes that this process ends."""
+        self._stop_timers()
         self._send(Leaving(self._mesh.address))
 
     def _alive(self, *, new: bool = False, sync: bool = False) -> Alive:
@@ -148,7 +181,15 @@ class Fleet(Talk):
 
     def _tell_roster(self) -> None:
         before = self.roster.registrars
-        self._send(self.roster.tell(self.instance_id))
+        self._tell(self.roster.tell(self.instance_id), before)
+
+    def _tell_newcomers(self) -> None:
+        if self.roster.leads and self.roster.has_news:
+            self._send(self.roster.tell(self.instance_id, assign=False))
+
+    def _tell(self, message: RosterMessage, before: Mapping[int, str]) -> None:
+        """Tell the roster, with new registrars after those ``before``."""
+        self._send(message)
         if before != self.roster.registrars:
             self._on_roster(False)
 
@@ -211,27 +252,50 @@ class Fleet(Talk):
         if self.roster.leads and message.version:
             if message.new or message.sync:
                 self._send(self.roster.tell_all(self.instance_id), message.sender)
+            if self.roster.has_news:
+                at_once = message.sync or not message.new or len(self._members) <= SMALL_FLEET
+                self._bulletin.note(len(self._members), at_once=at_once)
         elif message.new and (
             message.version == 0 or (not self.roster.leader and len(self._members) <= SMALL_FLEET)
         ):  # nobody else greets it: it does not know the roster, or there is no leader yet
             self._send(self._alive(), message.sender)
+        if message.new and message.version == VERSION:
+            self._make_way(message.sender)
         if is_new or message.new:
             for observer in self._observers:
                 observer.on_member(message.sender, message.new)
 
     def _take_roster(self, message: RosterMessage) -> None:
         """Follow a leader."""
+        own = self._mesh.address
         if not self.roster.prefers(message):
+            if self.roster.leads and message.members is not None:  # it did not hear this one
+                self._send(self.roster.tell_all(self.instance_id), message.sender)
             return
         registrars = self.roster.registrars
         new, gone = self.roster.take(message, self._clock())
         for address in new:
             for observer in self._observers:
-                observer.on_member(address, False)
+                observer.on_member(address, len(self._members) <= 2 * SMALL_FLEET)
         for address in gone:
             self._on_forgotten(address)
-        if not self.roster.is_in_step(message):
-            self._send(self._alive(sync=True), message.sender)
-        anew = self._mesh.address in message.joined
+        self._take_note_of_arrival(message)
+        # It is there by its answer to the leader's greeting, or else the leader does not know of it.
+        is_there = message.members is None or own in message.members or own in message.joined
+        if not is_there or not self.roster.is_in_step(message):
+            self._send(self._alive(new=not self._arrival.is_known, sync=True), message.sender)
+        anew = self.roster.takes_back(message)
         if anew or registrars != self.roster.registrars:
             self._on_roster(anew)
+
+    def _take_note_of_arrival(self, message: RosterMessage) -> None:
+        """Greet nobody, if the leader tells all others of this process."""
+        if message.tells_all:
+            self._arrival.stop()
+        if self._mesh.address in (message.joined if message.members is None else message.members):
+            self._arrival.is_known = True
+            self._settle()
+
+    def _settle(self) -> None:
+        """End the longer time for unknown processes of one that has postponed its greeting."""
+        self._settled_at = min(self._settled_at, self._clock() + ANSWER_TIMEOUT)

@@ -22,8 +22,9 @@ __all__ = [
     "encode",
 ]
 
-#: The version of these messages: 0 knows no roster, and expects signs of life from every process.
-VERSION: Final = 1
+#: The version of these messages: 0 knows no roster, and expects signs of life from every process. With 1, a process
+#: expects that every new one greets it.
+VERSION: Final = 2
 
 
 class Alive(Struct, tag="alive", gc=False, omit_defaults=True):
@@ -83,6 +84,8 @@ class Roster(Struct, tag="roster", omit_defaults=True):
     members: dict[str, str] | None = None
     #: Addresses of registrars by partition; with ``members`` all of them, else the changed ones.
     registrars: dict[int, str] = {}
+    #: Whether a new process needs to tell the leader alone, as all processes take note of ``joined``.
+    tells_all: bool = False
 
 
 Message: TypeAlias = Alive | Leaving | Ask | Answer | News | Roster

@@ -127,7 +127,7 @@ class OnlineWatch:
     def on_member(self, address: str, new: bool) -> None:
         """Note a peer process; a new one is told of this process's users."""
         self.presence.joined(address)
-        if new and not self._registrars:
+        if new and not self._fleet.roster.registrars:
             self._fleet.tell("users", _encode(self.presence.snapshot()), address)
 
     def on_gone(self, address: str) -> None:

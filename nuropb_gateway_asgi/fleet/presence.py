@@ -36,12 +36,14 @@ class Snapshot(Struct):
 class Presence:
     """The online users of all processes. ``own`` is the address of this process."""
 
-    __slots__ = ("_addresses", "_announced", "_due", "_holders", "_own", "_registrars")
+    __slots__ = ("_addresses", "_alone", "_announced", "_due", "_holders", "_own", "_registrars")
 
     def __init__(self, own: str) -> None:
         self._own = own
         self._addresses = {own}
-        self._holders: dict[str, set[str]] = {}
+        #: The processes of each user. Almost every user is in one, so users share these values.
+        self._holders: dict[str, tuple[str, ...]] = {}
+        self._alone: dict[str, tuple[str, ...]] = {}
         #: Users announced to the mesh as online.
         self._announced: set[str] = set()
         #: Users whose state has changed since, with the time at which to tell the mesh.
@@ -65,10 +67,10 @@ class Presence:
     def move(self, own: str) -> None:
         """Change the address of this process."""
         former, self._own = self._own, own
-        for addresses in (self._addresses, *self._holders.values()):
-            if former in addresses:
-                addresses.discard(former)
-                addresses.add(own)
+        self._addresses = {own if address == former else address for address in self._addresses}
+        for user_id, holders in self._holders.items():
+            if former in holders:
+                self._holders[user_id] = self._shared(*(own if each == former else each for each in holders))
 
     def share(self, registrars: Mapping[int, str]) -> None:
         """Leave the users of each partition to its registrar: forget them in other processes, unless that is this one.
@@ -80,8 +82,9 @@ class Presence:
             return
         for user_id, holders in tuple(self._holders.items()):
             if self._owner(user_id) != self._own:
-                holders &= {self._own}
-                if not holders:
+                if self._own in holders:
+                    self._holders[user_id] = self._shared(self._own)
+                else:
                     del self._holders[user_id]
                     self._announced.discard(user_id)
         for user_id in tuple(self._due):
@@ -92,20 +95,24 @@ class Presence:
     def gone(self, address: str, now: float) -> None:
         """Remove a process, and its users' connections."""
         self._addresses.discard(address)
+        self._alone.pop(address, None)
         for user_id in [user_id for user_id, holders in self._holders.items() if address in holders]:
             self.left(address, user_id, now)
 
     def came(self, address: str, user_id: str, now: float) -> None:
         """Note a user's first connection to a process."""
-        self._holders.setdefault(user_id, set()).add(address)
+        holders = self._holders.get(user_id, ())
+        if address not in holders:
+            self._holders[user_id] = self._shared(*holders, address)
         self._look(user_id, now)
 
     def left(self, address: str, user_id: str, now: float) -> None:
         """Note the end of a user's last connection to a process."""
-        holders = self._holders.get(user_id, set())
-        holders.discard(address)
-        if not holders:
-            self._holders.pop(user_id, None)
+        holders = self._holders.get(user_id, ())
+        if holders == (address,):
+            del self._holders[user_id]
+        elif address in holders:
+            self._holders[user_id] = self._shared(*(each for each in holders if each != address))
         self._look(user_id, now)
 
     def holds(self, address: str, user_id: str) -> bool:
@@ -154,6 +161,9 @@ class Presence:
             if self._owner(user_id) == self._own:
                 told.append((user_id, online))
         return told
+
+    def _shared(self, *holders: str) -> tuple[str, ...]:
+        return self._alone.setdefault(holders[0], holders) if len(holders) == 1 else holders
 
     def _look(self, user_id: str, now: float) -> None:
         if (user_id in self._holders) == (user_id in self._announced):

@@ -15,6 +15,7 @@ from zlib import crc32
 
 from msgspec import Struct
 
+from .messages import VERSION
 from .messages import Roster as RosterMessage
 
 __all__ = ["PARTITIONS", "SMALL_FLEET", "Member", "Roster"]
@@ -52,6 +53,8 @@ class Roster:
         self._left: dict[str, None] = {}
         #: Intervals without a leader.
         self._waited = 0
+        #: Whether the leader took this process for gone, since the leader has last told of it.
+        self._was_dropped = False
 
     @property
     def leads(self) -> bool:
@@ -62,6 +65,11 @@ class Roster:
     def has_older(self) -> bool:
         """Whether a process of an older release is there, which expects signs of life of every process."""
         return any(member.version == 0 for member in self.members.values())
+
+    @property
+    def has_news(self) -> bool:
+        """Whether this process, the leader, has newcomers to tell of."""
+        return bool(self._joined)
 
     def move(self, own: str) -> None:
         """Take an address. A leader with another one begins anew, as the others know it by its former address."""
@@ -117,24 +125,56 @@ class Roster:
         rank = sum(address < self.own for address, member in self.members.items() if member.version)
         if rank >= 4 ** (self._waited - 1):
             return False
-        self._follow(self.own, self.term + 1)
-        self._confirmed = {self.own, *(address for address, member in self.members.items() if member.version)}
-        self.refresh(now)
+        self._lead(self.term + 1, now)
         return True
 
-    def tell(self, instance_id: str) -> RosterMessage:
-        """Return the sign of life of this process, the leader, with all changes since the last one."""
+    def claim_first(self, now: float) -> bool:
+        """Become the first leader, if there was none yet; return whether this process is it.
+
+        It has term 0 until it tells of changes, so that it yields to a leader that it did not hear.
+        """
+        if self.leader or self.term or any(member.version < VERSION for member in self.members.values()):
+            return False
+        self._lead(0, now)
+        return True
+
+    def _lead(self, term: int, now: float) -> None:
+        self._follow(self.own, term)
+        self._confirmed = {self.own, *(address for address, member in self.members.items() if member.version)}
+        self.refresh(now)
+
+    def tell(self, instance_id: str, *, assign: bool = True) -> RosterMessage:
+        """Return the sign of life of this process, the leader, with all changes since the last one.
+
+        Without ``assign`` the registrars stay: more changes are about to come.
+        """
+        self.term = max(1, self.term)
         joined, left = self._joined, list(self._left)
         self._joined, self._left = {}, {}
         self._confirmed = (self._confirmed | joined.keys()).difference(left)
+        moved = self._assign() if assign else {}
+        digest = self._digest(self._confirmed)
+        return RosterMessage(
+            self.own, instance_id, self.term, digest, joined, left, registrars=moved, tells_all=self._tells_all
+        )
+
+    def tell_first(self, instance_id: str) -> RosterMessage:
+        """Return the claim of this process, the first leader, with the whole roster."""
+        self._assign()
+        return self.tell_all(instance_id)
+
+    @property
+    def _tells_all(self) -> bool:
+        """Whether all processes take note of newcomers by the roster."""
+        return all(member.version >= VERSION for member in self.members.values())
+
+    def _assign(self) -> dict[int, str]:
+        """Assign the partitions to registrars; return the changed ones."""
         before = self.registrars
         self.registrars = _assign(before, self._confirmed)
-        moved = {each: address for each, address in self.registrars.items() if before.get(each) != address}
         if before and not self.registrars:
-            moved = dict.fromkeys(before, "")
-        return RosterMessage(
-            self.own, instance_id, self.term, self._digest(self._confirmed), joined, left, registrars=moved
-        )
+            return dict.fromkeys(before, "")
+        return {each: address for each, address in self.registrars.items() if before.get(each) != address}
 
     def tell_all(self, instance_id: str) -> RosterMessage:
         """Return the whole roster of this process, the leader, as it was told before, with the changes since."""
@@ -149,6 +189,7 @@ class Roster:
             self._joined,
             members=known | {self.own: instance_id},
             registrars=self.registrars,
+            tells_all=self._tells_all,
         )
 
     # --- as a follower ----------------------------------------------------------------------------------------
@@ -174,7 +215,7 @@ class Roster:
         new = [
             address
             for address, instance_id in ((message.sender, message.instance_id), *entries.items())
-            if address != self.own and instance_id and self.hear(address, instance_id, 1, now)
+            if address != self.own and instance_id and self._learn(address, instance_id, now)
         ]
         if message.members is None:
             self._confirmed = (self._confirmed | message.joined.keys()).difference(message.left)
@@ -188,6 +229,19 @@ class Roster:
             self._confirmed = set(message.members)
             self.registrars = message.registrars
         return new, [address for address in message.left if address != self.own and self.forget(address)]
+
+    def _learn(self, address: str, instance_id: str, now: float) -> bool:
+        """Note a member of the leader's roster; return whether it is a new one."""
+        known = self.members.get(address)
+        return self.hear(address, instance_id, max(1, known.version if known else 1), now)
+
+    def takes_back(self, message: RosterMessage) -> bool:
+        """Return whether the leader tells of this process again, having taken it for gone. Once for each time."""
+        self._was_dropped = self._was_dropped or self.own in message.left
+        if not self._was_dropped or self.own not in message.joined:
+            return False
+        self._was_dropped = False
+        return True
 
     def is_in_step(self, message: RosterMessage) -> bool:
         """Return whether this roster is the leader's after the changes in ``message``."""

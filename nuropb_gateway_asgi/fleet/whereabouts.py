@@ -71,6 +71,7 @@ class Whereabouts:
 
     def look_at(self, user_id: str) -> None:
         """Have the user's registrar told, after a connection or a session came or went."""
+        self._fleet.announce()
         if self._registrars:
             if not self._changed:
                 asyncio.get_running_loop().call_soon(self._tell_changes)
