@@ -19,8 +19,8 @@ from tests.servers.processes import ServiceProcess
 
 CLIENTS: Final = 50
 CALLS: Final = 200
-#: Seconds after which the test fails. Ten thousand calls take about ten seconds; the test measures nothing.
-PATIENCE: Final = 120.0
+#: Seconds after which the test fails. Ten thousand calls take ten seconds of an idle machine; nothing is measured.
+PATIENCE: Final = 600.0
 
 
 @pytest.fixture(scope="module")

@@ -45,12 +45,14 @@ async def hang_up_at_once(set_: Scene) -> None:
 
 
 async def hang_up_over_http(set_: Scene, *, with_keys: bool = False) -> None:
+    # Only the answer is not waited for: a busy machine takes its time to connect.
+    soon = httpx.Timeout(DEADLINE, read=0.05)
     async with http_client(set_.running, "user-0") as client:
         for _ in range(ATTEMPTS):
             with contextlib.suppress(httpx.ReadTimeout):
                 path = f"/rpc/{set_.callers[0].service}/hold"
                 headers = {"Idempotency-Key": secrets.token_hex(16)} if with_keys else {}
-                response = await client.post(path, json={"id": secrets.token_hex(4)}, headers=headers, timeout=0.05)
+                response = await client.post(path, json={"id": secrets.token_hex(4)}, headers=headers, timeout=soon)
                 assert response.status_code == 429
 
 
@@ -203,10 +205,15 @@ async def test_the_circuit_of_a_dead_service_opens_for_all_users_and_heals(amqp_
             assert await other.call(service=name) == "ok"
             service.freeze()
             # No circuit opens while the mesh has not proven itself, so a slow machine may need another round.
+            outcomes: Counter[str] = Counter()
             while not set_.running.gateway.service_mesh_manager.open_circuits:
+                assert set(outcomes) <= {"timeout"}
                 calls = [(caller, await caller.start(count=2, service=name, timeout=1.5)) for caller in callers]
                 for caller, ids in calls:
-                    assert await caller.ended(ids) == {"timeout": 2}
+                    outcomes += await caller.ended(ids)
+            # Five timeouts open it. On a slow machine the last calls of the round come only then, and are refused.
+            assert set(outcomes) <= {"timeout", "service_unavailable"}
+            assert outcomes["timeout"] >= 5
             # The first one may be late enough to be the probe of the open circuit.
             _, refused = ids = await other.start(count=2, service=name, timeout=1.5)
             assert (await other.ended(ids))["service_unavailable"] >= 1
