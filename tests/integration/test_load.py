@@ -62,6 +62,7 @@ async def delete_queues(url: str, *names: str) -> None:
             await channel.queue_delete(name)
 
 
+@pytest.mark.usefixtures("patient_mesh")
 async def test_ten_thousand_calls_of_fifty_clients_are_each_answered_once_to_their_asker(
     running: RunningGateway, services: list[str]
 ) -> None:
