@@ -191,7 +191,7 @@ ATTACKS: dict[str, Callable[[], Iterator[str]] | None] = {
     "denied subscribe": denied_subscriptions,
     "describe 400": descriptions,
     "nested 64 kB": nested,
-    "nested, 10 connections": nested,
+    "nested on 10 connections": nested,
     "made-up methods": made_up_methods,
     "documents": None,
 }
@@ -204,7 +204,7 @@ async def attack(port: int, name: str) -> None:
     if frames is None:
         await asyncio.gather(*(fetch(port, token) for _ in range(8)))
         return
-    await asyncio.gather(*(flood(port, frames()) for _ in range(CONNECTIONS if "connections" in name else 1)))
+    await asyncio.gather(*(flood(port, frames()) for _ in range(CONNECTIONS if name.endswith("connections") else 1)))
 
 
 async def flood(port: int, frames: Iterator[str]) -> None:

@@ -301,6 +301,19 @@ def test_importing_the_client_imports_nothing_of_a_server() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
+def test_a_gateway_with_an_embedded_mesh_imports_no_library_of_a_broker() -> None:
+    program = (
+        "import sys\n"
+        f"from {PACKAGE} import Gateway, Settings\n"
+        "Gateway(Settings(mesh_url='embedded://demo'))\n"
+        "assert not {'aio_pika', 'aiormq', 'pamqp'} & sys.modules.keys()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_importing_the_package_makes_no_app_and_needs_no_settings_and_no_nuropb() -> None:
     program = (
         "import sys; sys.modules['nuropb'] = None\n"
