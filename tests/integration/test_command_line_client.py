@@ -11,7 +11,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -42,7 +42,8 @@ def portal() -> Iterator[BlockingPortal]:
 
 @pytest.fixture(scope="module")
 def gateway(portal: BlockingPortal) -> Iterator[RunningGateway]:
-    made = Gateway(Settings(jwt_key=SECRET, jwt_audience="gateway", expose=["demo.*", "ghost.*"]))
+    options: dict[str, Any] = {"jwt_audience": "gateway", "expose": ["demo.*", "ghost.*"], "overload_delay": 0.0}
+    made = Gateway(Settings(jwt_key=SECRET, **options))
     with portal.wrap_async_context_manager(run_gateway(made)) as running:
         yield running
 
@@ -316,7 +317,7 @@ STEPS = ["url", "dns", "tcp", "tls", "http", "clock", "token", "handshake", "hel
 
 
 def test_all_is_well(portal: BlockingPortal, run: Run) -> None:
-    made = Gateway(Settings(jwt_key=SECRET))
+    made = Gateway(Settings(jwt_key=SECRET, overload_delay=0.0))
     with portal.wrap_async_context_manager(run_gateway(made)) as gateway:
         statuses, _ = examine(run, "demo", "add", "a:=2", "b:=3", "--topic", "demo.tick", "--url", gateway.url)
         assert statuses == dict.fromkeys(STEPS, "ok") | {"tls": "not checked"}
