@@ -227,6 +227,8 @@ def _uvicorn(name: str, max_size: int, options: dict[str, Any]) -> _Run:
         options = {"ws_per_message_deflate": False, **options, "ws": name}
     if name == "nuropb-gateway":
         options |= {"http": HTTPProtocol, "ws": WebSocketProtocol}
+    # On a busy machine clients of tests answer late; the pings of the gateway suffice, where a test has any.
+    options = {"ws_ping_interval": None, **options}
 
     async def run(app: Any, listener: socket.socket, started: asyncio.Event, stop: asyncio.Event) -> None:
         class Server(uvicorn.Server):
