@@ -15,7 +15,8 @@ comma := ,
 JS := clients/js
 CONSOLE := clients/console
 REACT := examples/react
-# Tests with brokers wait most of the time, so several run at once. Each worker has its own brokers and servers.
+# Tests with brokers wait most of the time, so several run at once. The workers share a broker, where each has its own
+# vhost; servers are their own.
 PYTEST := -m pytest -n $(or $(TEST_WORKERS),4) --dist loadfile --no-loadscope-reorder
 # Unit tests do not wait: one worker for each of two cores.
 UNIT := -m pytest -n $(or $(TEST_WORKERS),2) tests/unit
@@ -89,6 +90,7 @@ matrix: ## Run the tests that need many processes, or many versions of other pro
 	@$(MAKE) --no-print-directory $(JOBS) setup .venv-proxies/.done .venv-deploy/.done
 	@$(BIN)/python -m tests.servers.provision matrix
 	$(BIN)/python -m pytest tests/matrix
+	$(BIN)/python $(UNIT) -m hypothesis --hypothesis-profile thorough
 	RESTART_CLIENTS=400 $(BIN)/python -m pytest tests/integration/test_rolling_restart.py
 
 soak: ## Cut connections and restart processes under 400 clients for ten minutes, and count what is lost.

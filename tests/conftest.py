@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
+import importlib
 import inspect
 import logging
 import os
 import signal
+import ssl
 from collections.abc import Iterator
 from typing import Any, Final
 
 import anyio.pytest_plugin
+import certifi
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -17,9 +23,29 @@ from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
 # The fixtures for users' tests. pytest finds them by itself where the package was installed with its entry points.
 pytest_plugins = ["nuropb_gateway_asgi.testing.plugin"]
 
-# A busy machine is slow, and that is no failure.
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A busy machine is slow, and that is no failure. `make matrix` tries many more examples, by `--hypothesis-profile`.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
+settings.register_profile("thorough", settings.get_profile("tests"), max_examples=500)
 settings.load_profile("tests")
+
+
+# Clients of httpx and of mcp read the 140 authorities of the system once, and not anew for each client, in 20 ms.
+_original = ssl.create_default_context
+_authorities = functools.cache(_original)
+
+
+@functools.wraps(_original)
+def create_default_context(*args: Any, **options: Any) -> ssl.SSLContext:
+    if not args and options == {"cafile": certifi.where()}:
+        return _authorities(**options)
+    return _original(*args, **options)
+
+
+ssl.create_default_context = create_default_context
+with contextlib.suppress(ImportError):
+    import httpcore2
+
+    httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 
 
 # A shell ignores SIGINT for commands in the background, and their children inherit that: tests send it, though.
@@ -30,6 +56,34 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if lane := os.environ.get("NUROPB_TEST_LANE"):
     (Settings.__init__.__kwdefaults__ or {})["mesh_lane"] = lane
     (RabbitMQMesh.__init__.__kwdefaults__ or {})["lane"] = lane
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect without Python's collector: nothing that a collection makes is garbage, and there is much of it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Import this worker's share of the modules first.
+
+    pytest rewrites the assertions of each module, which takes a fresh clone 17 s of CPU, and keeps the result: each
+    worker finds that of the others when it collects.
+    """
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker is None:
+        return
+    chosen = (session.config.rootpath / argument for argument in session.config.args)
+    files = sorted({file for path in chosen for file in path.rglob("test_*.py")})
+    for file in files[int(worker.removeprefix("gw")) % count :: count]:
+        # What fails now fails again in the collection, which reports it.
+        with contextlib.suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(".".join(file.relative_to(session.config.rootpath).with_suffix("").parts))
 
 
 #: Files whose tests wait longest. They are run first, or a single worker would wait for them at the end.

@@ -1,11 +1,19 @@
-"""Real brokers and real services, started for the first test that needs them, and ended with the session."""
+"""Real brokers and real services, started for the first test that needs them, and ended with the session.
+
+All workers of a run share a broker. Each has a vhost of its own there, so that no test meets the events of another.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import json
+import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import aio_pika
@@ -17,7 +25,7 @@ from nuropb_gateway_asgi.mesh.rabbitmq._peers import Peers
 from tests.kit.waiting import DEADLINE
 from tests.servers.processes import ServiceProcess, unavailable
 from tests.servers.provision import external_url, installed
-from tests.servers.rabbitmq import RabbitMQNode
+from tests.servers.rabbitmq import RabbitMQNode, answers_amqp
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,8 @@ class Broker:
 
     url: str
     node: RabbitMQNode | None
+    #: That of ``url``; empty for a broker that is not ours.
+    vhost: str = ""
 
 
 def boot(*settings: str) -> RabbitMQNode:
@@ -33,6 +43,39 @@ def boot(*settings: str) -> RabbitMQNode:
     if not installed():
         unavailable("rabbitmq-server is not installed")
     return RabbitMQNode(settings=settings)
+
+
+@contextlib.contextmanager
+def locked(path: Path, how: int) -> Iterator[None]:
+    """Hold a lock on a file, which ends with this process at the latest. ``how`` is LOCK_SH or LOCK_EX of fcntl."""
+    with path.open("w") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+@contextlib.contextmanager
+def shared(folder: Path) -> Iterator[RabbitMQNode]:
+    """The node of all workers of a run, whose files are in ``folder``.
+
+    The first worker that needs it boots it. At its own end, this worker waits for the others that use it.
+    """
+    about, users = folder / "broker.json", folder / "broker.users"
+    with contextlib.ExitStack() as stack:
+        with locked(folder / "broker.lock", fcntl.LOCK_EX):
+            found = RabbitMQNode.at(json.loads(about.read_text())) if about.exists() else None
+            if found is not None and answers_amqp(found.url(), DEADLINE):
+                stack.enter_context(locked(users, fcntl.LOCK_SH))
+            else:
+                found = None
+                own = stack.enter_context(boot())
+                about.write_text(json.dumps(own.description))
+        if found is not None:
+            yield found
+            return
+        yield own
+        with locked(folder / "broker.lock", fcntl.LOCK_EX):
+            about.unlink(missing_ok=True)
+        stack.enter_context(locked(users, fcntl.LOCK_EX))
 
 
 #: What tells that a test needs a broker: a fixture of it, or the folder for those that choose theirs by a parameter.
@@ -48,13 +91,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq() -> Iterator[Broker]:
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """The broker for tests that leave it unchanged: the one at NUROPB_TEST_AMQP_URL, or a throwaway one."""
     if (url := external_url()) is not None:
         yield Broker(url, None)
         return
-    with boot() as node:
-        yield Broker(node.add_vhost("nuropb"), node)
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    vhost = f"nuropb-{worker}" if worker else "nuropb"
+    # The workers' folders have one parent.
+    with shared(tmp_path_factory.getbasetemp().parent) if worker else boot() as node:
+        yield Broker(node.add_vhost(vhost), node, vhost)
 
 
 @pytest.fixture(scope="session", autouse=True)

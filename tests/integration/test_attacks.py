@@ -18,7 +18,7 @@ from nuropb_gateway_asgi.authentication import issue_token
 from tests.kit.attacks import COSTLY, FLOODS, Flood, bomb, frames, handshakes, head
 from tests.kit.certificates import Certificate
 from tests.kit.clients import CONTINUATION, TEXT, RawClient, connect
-from tests.kit.processes import Process, run_module, run_process
+from tests.kit.processes import Process, run_forked, run_process
 
 KEY = "a secret that is long enough to sign with, and no longer"
 TOKEN = issue_token(KEY, "alice")
@@ -78,7 +78,7 @@ PROTOCOLS = (
 async def running(*command: str, server_protocols: str = "on", **more: str) -> AsyncIterator[Target]:
     settings = {"JWT_KEY": KEY, "AUTH_COOKIE": "Authorization", "ALLOWED_ORIGINS": "https://app.example.com"} | more
     settings["SERVER_PROTOCOLS"] = server_protocols
-    async with run_module(*command, settings=settings) as process:
+    async with run_forked(*command, settings=settings) as process:
         last = (
             r"gateway is at wss?://127\.0\.0\.1:(\d+)" if command[:2] == SERVE[:2] else r"running on http://[^:]+:(\d+)"
         )

@@ -19,7 +19,7 @@ from tests.kit.balancer import Balancer, run_balancer
 from tests.kit.conformance import THE_END, Driver, JavaScriptDriver, PythonDriver
 from tests.kit.gateways import eventually
 from tests.kit.javascript import node
-from tests.kit.processes import Process, run_module
+from tests.kit.processes import Process, run_forked
 from tests.kit.scripted import Markers
 from tests.servers.javascript import CLIENT
 from tests.servers.rabbitmq import RabbitMQNode, free_port
@@ -121,7 +121,7 @@ async def test_an_outage_of_the_broker(own_node: RabbitMQNode, drivers: list[Dri
 @contextlib.asynccontextmanager
 async def gateway_process(url: str, port: int) -> AsyncIterator[Process]:
     settings = {"MESH_URL": url, "JWT_KEY": SECRET, "EXPOSE": "*.*", "EXPOSE_TOPICS": "news.#"}
-    async with run_module("nuropb_gateway_asgi", "serve", "--port", str(port), settings=settings) as process:
+    async with run_forked("nuropb_gateway_asgi", "serve", "--port", str(port), settings=settings) as process:
         yield process
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from nuropb_gateway_asgi.client import MethodNotFound, ServiceUnavailable, connect
 from nuropb_gateway_asgi.mocks.traffic import CallRecord, EventRecord, read_traffic
-from tests.kit.processes import SECRET, run_module, token_of
+from tests.kit.processes import SECRET, run_forked, token_of
 from tests.servers.processes import ServiceProcess
 
 MOCKS = """\
@@ -65,7 +65,7 @@ async def test_a_page_has_its_mocks_its_tokens_and_every_change_of_a_file(tmp_pa
         "--port",
         "0",
     )
-    async with run_module("nuropb_gateway_asgi", *arguments, cwd=tmp_path) as process:
+    async with run_forked("nuropb_gateway_asgi", *arguments, cwd=tmp_path) as process:
         url = (await process.line(r"The gateway is at (ws://\S+)"))[1]
         await process.line(r"http://127.0.0.1:\d+/#token=ey")
         await process.line(r"orders\.create +an answer, with events: orders\.created +.*services\.yaml")
@@ -102,7 +102,7 @@ async def test_recorded_events_come_after_the_first_subscription_and_again_after
     event = '{"kind":"event","at":%s,"topic":"old.changed","event":%d}\n'
     write(traffic, TRAFFIC + event % (0.1, 1) + event % (0.2, 2), 1)
     arguments = ("dev", "--replay", "traffic.jsonl", "--user", "carol", "--port", "0")
-    async with run_module("nuropb_gateway_asgi", *arguments, cwd=tmp_path) as process:
+    async with run_forked("nuropb_gateway_asgi", *arguments, cwd=tmp_path) as process:
         url = (await process.line(r"The gateway is at (ws://\S+)"))[1]
         token = (await process.line(r"^(ey\S+)$"))[1]
         async with connect(url, token=token, proxy=None) as client, client.subscribe("old.*") as events:
@@ -119,11 +119,11 @@ async def test_recorded_events_come_after_the_first_subscription_and_again_after
 async def test_record_writes_the_calls_and_events_of_a_client(tmp_path: Path) -> None:
     (tmp_path / "services.yaml").write_text(MOCKS)
     dev = ("dev", "--mock", "services.yaml", "--user", "carol", "--port", "0")
-    async with run_module("nuropb_gateway_asgi", *dev, cwd=tmp_path) as gateway:
+    async with run_forked("nuropb_gateway_asgi", *dev, cwd=tmp_path) as gateway:
         url = (await gateway.line(r"The gateway is at (ws://\S+)"))[1]
         token = (await gateway.line(r"^(ey\S+)$"))[1]
         record = ("record", "--url", url, "-o", "traffic.jsonl", "--redact", "item", "--port", "0")
-        async with run_module("nuropb_gateway_asgi", *record, cwd=tmp_path) as process:
+        async with run_forked("nuropb_gateway_asgi", *record, cwd=tmp_path) as process:
             relay = (await process.line(r"Connect clients to (ws://\S+) in place of"))[1]
             async with connect(relay, token=token, proxy=None) as client, client.subscribe("orders.*") as events:
                 await client.request("orders", "create", {"item": "tea"})
@@ -151,7 +151,7 @@ async def test_serve_records_the_side_of_the_mesh_and_dev_replays_it(
     path = tmp_path / "traffic.jsonl"
     settings["JWT_KEY"] = SECRET
     recording = ("serve", "--port", "0", "--record", "traffic.jsonl")
-    async with run_module("nuropb_gateway_asgi", *recording, cwd=tmp_path, settings=settings) as process:
+    async with run_forked("nuropb_gateway_asgi", *recording, cwd=tmp_path, settings=settings) as process:
         url = (await process.line(r"The gateway is at (ws://\S+)"))[1]
         await process.line("are recorded in traffic.jsonl")
         async with connect(url, token=token_of("alice"), proxy=None) as client:
@@ -160,7 +160,7 @@ async def test_serve_records_the_side_of_the_mesh_and_dev_replays_it(
         await process.wait()
     assert "eyJ" not in path.read_text()  # no token
     arguments = ("dev", "--replay", "traffic.jsonl", "--user", "carol", "--port", "0")
-    async with run_module("nuropb_gateway_asgi", *arguments, cwd=tmp_path) as process:
+    async with run_forked("nuropb_gateway_asgi", *arguments, cwd=tmp_path) as process:
         url = (await process.line(r"The gateway is at (ws://\S+)"))[1]
         token = (await process.line(r"^(ey\S+)$"))[1]
         async with connect(url, token=token, proxy=None) as client:
@@ -184,7 +184,7 @@ async def test_a_recording_that_cannot_be_made_is_refused(
     arguments: tuple[str, ...], text: str, tmp_path: Path
 ) -> None:
     (tmp_path / "there.jsonl").write_text("")
-    async with run_module("nuropb_gateway_asgi", "serve", "--port", "0", *arguments, cwd=tmp_path) as process:
+    async with run_forked("nuropb_gateway_asgi", "serve", "--port", "0", *arguments, cwd=tmp_path) as process:
         assert await process.wait() == 2
         assert text in process.output
 

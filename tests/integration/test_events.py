@@ -107,7 +107,7 @@ async def test_an_event_costs_nothing_where_nobody_wants_it(rabbitmq: Broker, ec
         assert mesh_of(other).subscriptions.bindings == {f"{prefix}.news", f"{prefix}.users.#"}
         assert mesh_of(empty).subscriptions.bindings == set()
         if rabbitmq.node is not None:
-            bindings = await anyio.to_thread.run_sync(rabbitmq.node.list_bindings, "nuropb")
+            bindings = await anyio.to_thread.run_sync(rabbitmq.node.list_bindings, rabbitmq.vhost)
             events = [row for row in bindings if row["source_name"] == "nuropb-events-exchange"]
             keys = [
                 {row["routing_key"] for row in events if row["destination_name"] == mesh_of(each).event_queue}

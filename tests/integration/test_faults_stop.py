@@ -29,7 +29,7 @@ from tests.integration.conftest import Broker
 from tests.integration.scene import Caller, Record, eventually_within, scene
 from tests.kit.clients import RawClient, connect
 from tests.kit.gateways import DEADLINE, eventually
-from tests.kit.processes import Process, run_module
+from tests.kit.processes import Process, run_forked, run_module
 from tests.servers.faults import FaultProxy
 from tests.servers.surviving_service import SurvivingService, host
 
@@ -83,7 +83,8 @@ async def stage(url: str, *arguments: str, prefix: str = "", clients: int = 4, *
     async with contextlib.AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(FaultProxy(url))
         settings = {"MESH_URL": proxy.url, "JWT_KEY": SECRET, "EXPOSE": "*.*", "SERVICE_NAME": f"g-{name}"} | settings
-        process = await stack.enter_async_context(run_module("uvicorn", *arguments, "--port", "0", settings=settings))
+        run = run_forked if workers == 1 else run_module
+        process = await stack.enter_async_context(run("uvicorn", *arguments, "--port", "0", settings=settings))
         stack.push_async_callback(stop, process)
         mesh = await stack.enter_async_context(host(url, name, service))
         stack.callback(service.released.set)
@@ -325,7 +326,7 @@ async def queues_of(rabbitmq: Broker, unique: str) -> list[str]:
     """Return the queues with ``unique`` in their names."""
     if rabbitmq.node is None:
         return []  # a broker that is not ours can only be asked by name
-    queues = await anyio.to_thread.run_sync(rabbitmq.node.list_queues, "nuropb")
+    queues = await anyio.to_thread.run_sync(rabbitmq.node.list_queues, rabbitmq.vhost)
     return sorted(queue["name"] for queue in queues if unique in queue["name"])
 
 

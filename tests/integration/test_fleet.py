@@ -25,7 +25,7 @@ from tests.integration.conftest import Broker
 from tests.integration.scene import delete_queues
 from tests.kit.clients import Client, connect, refusal
 from tests.kit.gateways import DEADLINE, RunningGateway, eventually, make_gateway, run_gateway
-from tests.kit.processes import run_module
+from tests.kit.processes import run_forked
 from tests.servers.faults import FaultProxy
 from tests.servers.processes import ServiceProcess, call_with_nuropb
 from tests.servers.rabbitmq import RabbitMQNode
@@ -185,7 +185,7 @@ async def test_a_process_that_hangs_or_dies_is_named_and_then_forgotten(
     name = f"gateway-{secrets.token_hex(4)}"
     settings = {"MESH_URL": amqp_url, "JWT_KEY": SECRET, "SERVICE_NAME": name, "INSTANCE_ID": "mortal"}
     async with process(amqp_url, name, instance_id="witness") as witness:
-        async with run_module("uvicorn", "nuropb_gateway_asgi:app", "--port", "0", settings=settings) as mortal:
+        async with run_forked("uvicorn", "nuropb_gateway_asgi:app", "--port", "0", settings=settings) as mortal:
             site = (await mortal.line(r"running on http://([0-9.:]+)"))[1]
             await mortal.line("mesh: revocations are read")
             await eventually(lambda: members(witness) == 1)

@@ -17,7 +17,7 @@ from nuropb_gateway_asgi.authentication import issue_token
 from tests.integration.conftest import Broker
 from tests.kit.attacks import frames, handshakes
 from tests.kit.clients import Client, RawClient, bearer_subprotocol, connect
-from tests.kit.processes import ROOT, Process, run_module
+from tests.kit.processes import ROOT, Process, run_forked, run_module
 from tests.servers.processes import ServiceProcess, unavailable
 
 ORIGIN = "https://app.example.com"
@@ -197,7 +197,7 @@ async def test_no_secret_of_the_mesh_is_logged(rabbitmq: Broker) -> None:
         unavailable("the broker is not ours, so it has no user with a password to look for")
     password = "p4ssword-of-the-gateway"
     rabbitmq.node.ctl("add_user", "gateway-that-logs", password)
-    rabbitmq.node.ctl("set_permissions", "-p", "nuropb", "gateway-that-logs", ".*", ".*", ".*")
+    rabbitmq.node.ctl("set_permissions", "-p", rabbitmq.vhost, "gateway-that-logs", ".*", ".*", ".*")
     mesh_url = re.sub(r"//[^@]*@", f"//gateway-that-logs:{password}@", rabbitmq.url)
     with ServiceProcess(rabbitmq.url, "service-that-fails") as service:
         settings = {"MESH_URL": mesh_url, "EXPOSE": "*.*", "EXPOSE_TOPICS": "#"}
@@ -243,7 +243,7 @@ async def test_what_makes_a_line_of_its_own_is_escaped() -> None:
 
 async def test_a_stranger_cannot_fill_the_log_with_a_few_requests() -> None:
     settings = {"JWT_KEY": KEY, "HANDSHAKE_RATE_PER_ADDRESS": "1/min"}
-    async with run_module(*SERVE, "--forwarded-allow-ips", "*", settings=settings) as process:
+    async with run_forked(*SERVE, "--forwarded-allow-ips", "*", settings=settings) as process:
         url = (await process.line(r"ws://\S+"))[0]
         before = len(process.output)
         long = "x" * 15_000
@@ -259,7 +259,7 @@ async def test_a_stranger_cannot_fill_the_log_with_a_few_requests() -> None:
 
 
 async def test_the_lines_about_refused_requests_are_summed_up() -> None:
-    async with run_module(*SERVE, settings={"JWT_KEY": KEY}) as process:
+    async with run_forked(*SERVE, settings={"JWT_KEY": KEY}) as process:
         url = (await process.line(r"ws://\S+"))[0]
         for _ in range(150):
             async with RawClient.open(url) as raw:

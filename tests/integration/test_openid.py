@@ -21,7 +21,7 @@ from nuropb_gateway_asgi.__main__ import main
 from nuropb_gateway_asgi.authentication.fetching import Document, Fetcher
 from tests.kit.clients import bearer_subprotocol, connect, refusal, turned_away
 from tests.kit.gateways import RunningGateway, eventually, run_gateway
-from tests.kit.processes import run_module
+from tests.kit.processes import run_forked
 from tests.kit.tokens import ED25519_KEY, P256_KEY, P384_KEY, RSA_KEY, RSA_OTHER, jwk, private_jwk
 from tests.servers.openid import OpenIDProvider, installed
 from tests.servers.processes import unavailable
@@ -210,7 +210,7 @@ async def test_keys_at_a_url_need_no_discovery(provider: OpenIDProvider) -> None
 
 async def test_the_command_that_checks_says_what_the_provider_has(provider: OpenIDProvider) -> None:
     settings = {"JWT_OIDC_ISSUER": provider.issuer}
-    async with run_module("nuropb_gateway_asgi", "check", settings=settings) as process:
+    async with run_forked("nuropb_gateway_asgi", "check", settings=settings) as process:
         assert await process.wait() == 0
         (line,) = (line for line in process.stdout if line.startswith("provider"))
         assert re.fullmatch(rf"provider +ok: (1 key|[2-9] keys) of {re.escape(provider.issuer)}", line)
@@ -221,7 +221,7 @@ async def test_it_is_settings_alone_that_make_it_work(
 ) -> None:
     settings = {"JWT_OIDC_ISSUER": provider.issuer, "JWT_AUDIENCE": AUDIENCE}
     monkeypatch.setenv("NUROPB_GATEWAY_TOKEN", await client_credentials(provider))
-    async with run_module("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
+    async with run_forked("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
         url = (await process.line(r"ws://\S+"))[0]
         await process.line(rf"keys: 1 of {provider.issuer}/jwks")
         assert await asyncio.to_thread(main, ["call", "demo", "add", "a:=2", "b:=3", "--url", url]) == 0
@@ -432,7 +432,7 @@ async def test_the_commands_know_several_issuers(
     settings = {"JWT_ISSUERS": issuers["jwt_issuers"]}
 
     async def check() -> tuple[int, str]:
-        async with run_module("nuropb_gateway_asgi", "check", settings=settings) as process:
+        async with run_forked("nuropb_gateway_asgi", "check", settings=settings) as process:
             return await process.wait(), "\n".join(process.stdout)
 
     status, text = await check()

@@ -24,7 +24,7 @@ from nuropb_gateway_asgi.authorization import Decision, ExposePolicy
 from nuropb_gateway_asgi.authorization import policy_file as _policy_file
 from tests.kit.clients import Client, connect
 from tests.kit.gateways import RunningGateway, eventually, make_gateway, run_gateway
-from tests.kit.processes import Process, run_module
+from tests.kit.processes import Process, run_forked, run_module
 from tests.servers.processes import ServiceProcess
 
 from .conftest import Broker
@@ -240,7 +240,7 @@ when = { scope = { equals = "all" } }
 @contextlib.asynccontextmanager
 async def serving(path: Path, **settings: str) -> AsyncIterator[tuple[Process, str]]:
     settings = {"JWT_KEY": SECRET, "POLICY": str(path), **settings}
-    async with run_module("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
+    async with run_forked("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
         yield process, (await process.line(r"ws://\S+"))[0]
 
 
@@ -310,7 +310,7 @@ async def test_every_worker_takes_the_policy_up_again(path: Path) -> None:
 async def test_a_mistake_in_the_file_stops_the_start_with_one_line(path: Path, text: str, said: str) -> None:
     path.write_text(text)
     settings = {"POLICY": str(path)}
-    async with run_module("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
+    async with run_forked("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
         assert await process.wait() == 2
         assert process.stdout == []
         (line,) = process.stderr
@@ -455,7 +455,7 @@ per = "process"
 
 @contextlib.asynccontextmanager
 async def explaining(*arguments: str, **settings: str) -> AsyncIterator[Process]:
-    async with run_module("nuropb_gateway_asgi", "explain", *arguments, settings=settings) as process:
+    async with run_forked("nuropb_gateway_asgi", "explain", *arguments, settings=settings) as process:
         yield process
 
 
@@ -530,7 +530,7 @@ async def test_a_real_service_is_asked_and_nothing_is_taken_from_running_gateway
         assert await process.wait() == 1
         assert process.stdout[0] == "call nobody.at_all: no, Service nobody is not available (service_unavailable)"
     if rabbitmq.node is not None:
-        queues = [queue["name"] for queue in rabbitmq.node.list_queues("nuropb")]
+        queues = [queue["name"] for queue in rabbitmq.node.list_queues(rabbitmq.vhost)]
         assert f"nuropb-{name}-sq" not in queues
 
 

@@ -15,7 +15,7 @@ from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.authentication.tokens import is_token
 from tests.kit.clients import bearer_subprotocol, connect, refusal
 from tests.kit.gateways import DEADLINE, RunningGateway, make_gateway, run_gateway
-from tests.kit.processes import run_module
+from tests.kit.processes import run_forked
 from tests.kit.token_table import HONEST, HOSTILE, Row, clock_of_the_table, verifiers
 from tests.servers.rabbitmq import free_port
 
@@ -125,7 +125,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[tuple[int, int
     """Run a server with all kinds of connections; return its ports for HTTP and TCP."""
     tcp = free_port()
     settings = {"JWT_KEY": KEY, "ALLOWED_ORIGINS": ORIGIN, "AUTH_COOKIE": COOKIE, "HTTP": "on"}
-    async with run_module(*request.param, settings=settings | {"TCP": f"127.0.0.1:{tcp}"}) as process:
+    async with run_forked(*request.param, settings=settings | {"TCP": f"127.0.0.1:{tcp}"}) as process:
         pattern = (
             r"gateway is at ws://127\.0\.0\.1:(\d+)" if request.param is SERVE else r"running on http://[^:]+:(\d+)"
         )

@@ -191,7 +191,7 @@ async def test_on_a_broker_two_gateways_reach_connections_of_every_kind(amqp_url
                 assert (count.count, len(count.by_process)) == (6, 6)
             await eventually(lambda: one.occupancy == two.occupancy == (0, 0, 0))
             if rabbitmq.node is not None:
-                queues = await asyncio.to_thread(rabbitmq.node.list_queues, "nuropb")
+                queues = await asyncio.to_thread(rabbitmq.node.list_queues, rabbitmq.vhost)
                 (own,) = (queue for queue in queues if queue["name"] == f"nuropb-{name}-sq")
                 assert own["consumers"] == len(gateways)
     finally:

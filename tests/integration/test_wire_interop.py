@@ -9,7 +9,7 @@ from typing import Any
 
 import pamqp.frame
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
@@ -39,7 +39,6 @@ json_values = st.recursive(
     max_leaves=4,
 )
 objects = st.dictionaries(texts, json_values, max_size=3)
-fuzz = settings(max_examples=100)
 
 
 def encoded(value: Any) -> bytes:
@@ -58,7 +57,6 @@ def received(frames: bytes) -> tuple[Any, Any, bytes]:
 
 
 @given(st.sampled_from(["request", "command"]), names, names, objects, hexes, objects, st.none() | texts, st.booleans())
-@fuzz
 def test_nuropb_reads_our_calls(
     kind: Any,
     service: str,
@@ -115,7 +113,6 @@ def test_nuropb_reads_our_calls(
 
 
 @given(names, json_values, objects, hexes, st.none() | texts, st.none() | st.lists(texts, max_size=3))
-@fuzz
 def test_nuropb_reads_our_events(
     topic: str,
     event: Any,
@@ -163,7 +160,6 @@ def test_nuropb_reads_our_events(
     json_values,
     st.none() | st.fixed_dictionaries({"error": texts, "description": texts}),
 )
-@fuzz
 def test_nuropb_reads_our_responses(call: codec.ServiceCall, result: Any, error: dict[str, str] | None) -> None:
     body = codec.encode_reply(call, result=encoded(result), error=error, reply_to="reply")
     assert decode_payload(body) == {
@@ -182,14 +178,12 @@ def test_nuropb_reads_our_responses(call: codec.ServiceCall, result: Any, error:
     st.fixed_dictionaries({"tag": st.just("response"), "result": json_values, "context": objects}),
     st.none() | st.fixed_dictionaries({"error": texts, "description": texts}),
 )
-@fuzz
 def test_we_read_responses_of_nuropb(response: dict[str, Any], error: dict[str, str] | None) -> None:
     reply = codec.decode_reply("c", encode_payload(response | {"error": error, "warning": None, "reply_to": "r"}))
     assert (json.loads(bytes(reply.result)), reply.error) == (response["result"], error)
 
 
 @given(names, json_values, objects, st.none() | texts, st.none() | st.lists(texts, max_size=3))
-@fuzz
 def test_we_read_events_of_nuropb(
     topic: str, event: Any, context: dict[str, Any], trace_id: str | None, target: list[str] | None
 ) -> None:
@@ -200,7 +194,6 @@ def test_we_read_events_of_nuropb(
 
 
 @given(names, names, objects, objects, st.none() | texts)
-@fuzz
 def test_we_read_calls_of_nuropb(
     service: str, method: str, params: dict[str, Any], context: dict[str, Any], trace_id: str | None
 ) -> None:
@@ -210,7 +203,6 @@ def test_we_read_calls_of_nuropb(
 
 
 @given(names, names, hexes, st.none() | texts, st.booleans())
-@fuzz
 def test_we_send_the_properties_that_nuropb_sends(
     routing_key: str, reply_to: str, correlation_id: str, trace_id: str | None, encrypted: bool
 ) -> None:

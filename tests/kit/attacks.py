@@ -250,8 +250,9 @@ COSTLY: Final[dict[str, Callable[[str], str]]] = {
 def bomb(size: int, *, fragment: int | None = None) -> bytes:
     """Return a text message of ``size`` bytes, deflated to a thousandth, in fragments of a given size if any."""
     deflate = zlib.compressobj(9, wbits=-12)
-    data = deflate.compress(b'{"type":"ping","payload":"')
-    data += b"".join(deflate.compress(b"x" * 2**20) for _ in range(size >> 20))
+    data = deflate.compress(b'{"type":"ping","payload":"') + deflate.flush(zlib.Z_FULL_FLUSH)
+    # After a full flush nothing refers to what was before, so that the same bytes can follow again and again.
+    data += (deflate.compress(b"x" * 2**20) + deflate.flush(zlib.Z_FULL_FLUSH)) * (size >> 20)
     data += deflate.compress(b'"}') + deflate.flush(zlib.Z_SYNC_FLUSH).removesuffix(b"\x00\x00\xff\xff")
     step = fragment or len(data)
     pieces = [data[start : start + step] for start in range(0, len(data), step)]

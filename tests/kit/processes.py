@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -20,19 +21,72 @@ import httpx
 
 from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.settings import ENV_PREFIX
+from tests.servers.forks import Forks
 
 from .waiting import DEADLINE
 
-__all__ = ["ROOT", "GatewayProcess", "Process", "run_gateway_process", "run_module", "run_process", "token_of"]
+__all__ = [
+    "ROOT",
+    "GatewayProcess",
+    "Process",
+    "run_forked",
+    "run_gateway_process",
+    "run_module",
+    "run_process",
+    "token_of",
+]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+#: What a gateway and the command line import sooner or later.
+MODULES: Final = (
+    "nuropb_gateway_asgi.cli",
+    "nuropb_gateway_asgi.gateway",
+    "nuropb_gateway_asgi.mesh.rabbitmq",
+    "nuropb_gateway_asgi.server",
+    "uvicorn.lifespan.on",
+    "uvicorn.logging",
+    "uvicorn.loops.auto",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.protocols.websockets.auto",
+)
+#: The variables by which coverage follows processes.
+COVERAGE: Final = frozenset({"COV_CORE_SOURCE", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"})
 SECRET: Final = secrets.token_urlsafe(48)
+
+
+class Fork:
+    """What :class:`Process` needs of a process that is no child of this one, but of ``tests.servers.forks``."""
+
+    def __init__(
+        self, pid: int, account: asyncio.StreamReader, stdout: asyncio.StreamReader, stderr: asyncio.StreamReader
+    ) -> None:
+        self.pid = pid
+        self.stdout, self.stderr = stdout, stderr
+        self.returncode: int | None = None
+        self._ended = asyncio.Event()
+        self._follower = asyncio.create_task(self._follow(account))
+
+    async def _follow(self, account: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ValueError):  # nobody tells
+            self.returncode = int(await account.readline())
+        await account.read()  # to its end, which closes the pipe
+        self._ended.set()
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    async def wait(self) -> int:
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
 
 
 class Process:
     """A running process, and all its output so far."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | Fork) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         self._process = process
@@ -110,17 +164,47 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
+@functools.cache
+def _forks() -> Forks:
+    return Forks(sys.executable, *MODULES, environment={"PYTHONPATH": str(ROOT)})
+
+
+async def _pipe() -> tuple[asyncio.StreamReader, int]:
+    """Make a pipe; return its one end as a stream, and the descriptor of the other."""
+    reading, writing = os.pipe()
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb", 0)
+    )
+    return reader, writing
+
+
+async def _fork(arguments: tuple[str, ...], folder: Path | str, variables: Mapping[str, str]) -> Fork:
+    (stdout, one), (stderr, two), (account, three) = [await _pipe() for _ in range(3)]
+    module, *rest = arguments
+    given = os.open(os.devnull, os.O_RDONLY)
+    request = {"module": module, "arguments": rest, "folder": str(folder), "environment": dict(variables)}
+    try:
+        _forks().start([given, one, two], three, **request)
+    finally:
+        for descriptor in (given, one, two, three):
+            os.close(descriptor)
+    return Fork(int(await account.readline()), account, stdout, stderr)
+
+
 @contextlib.asynccontextmanager
 async def run_process(
     *command: str,
     settings: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    forked: bool = False,
     **options: Any,
 ) -> AsyncIterator[Process]:
     """Run a command in an empty folder, or in ``cwd``, with only these ``settings`` (named without prefix).
 
-    ``environment`` is added to that of the tests; ``options`` are those of subprocess.Popen.
+    ``environment`` is added to that of the tests; ``options`` are those of subprocess.Popen. With ``forked``, the
+    command is that of :func:`run_forked`.
     """
     variables = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     variables |= {"PYTHONPATH": str(ROOT)}
@@ -130,7 +214,9 @@ async def run_process(
         # The gateway keeps its key for development in the folder in which it is started.
         folder = cwd or stack.enter_context(tempfile.TemporaryDirectory(prefix="nuropb-gateway-test-"))
         process = Process(
-            await asyncio.create_subprocess_exec(
+            await _fork(command, folder, variables)
+            if forked
+            else await asyncio.create_subprocess_exec(
                 *command, cwd=folder, env=variables, stdout=PIPE, stderr=PIPE, **options
             )
         )
@@ -143,6 +229,21 @@ async def run_process(
 def run_module(*arguments: str, **options: Any) -> contextlib.AbstractAsyncContextManager[Process]:
     """Run ``python -m`` with these arguments, and the options of :func:`run_process`."""
     return run_process(sys.executable, "-m", *arguments, **options)
+
+
+def run_forked(
+    *arguments: str, environment: Mapping[str, str] | None = None, **options: Any
+) -> contextlib.AbstractAsyncContextManager[Process]:
+    """Run ``python -m`` with these arguments, in a fork of a process that has imported the gateway.
+
+    That saves 0.6 s of CPU. A test of the start itself uses :func:`run_module`, and so does this function where
+    coverage is measured, which begins with Python, or where the ``environment`` has a variable of Python. The
+    options are ``settings``, ``environment`` and ``cwd`` of :func:`run_process`.
+    """
+    python = any(name.startswith("PYTHON") for name in environment or {})
+    if python or not sys.platform.startswith("linux") or COVERAGE.intersection(os.environ):
+        return run_module(*arguments, environment=environment, **options)
+    return run_process(*arguments, environment=environment, forked=True, **options)
 
 
 def token_of(user_id: str, **claims: Any) -> str:
@@ -199,7 +300,7 @@ async def run_gateway_process(mesh_url: str, *options: str, **settings: str) -> 
     """
     chosen = {"MESH_URL": mesh_url, "JWT_KEY": SECRET, "OVERLOAD_DELAY": "0"}
     chosen |= {name.upper(): value for name, value in settings.items()}
-    async with run_module("tests.servers.gateway", *options, settings=chosen) as process:
+    async with run_forked("tests.servers.gateway", *options, settings=chosen) as process:
         gateway = GatewayProcess(process, int((await process.line(r"listening on (\d+)"))[1]))
         await gateway.ready()
         yield gateway

@@ -7,6 +7,8 @@ Makefile makes; the gateway's own process never has it then.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -22,6 +24,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
 import pytest
+
+from tests.servers.forks import Forks
 
 __all__ = ["PeerError", "ServiceProcess", "call_with_nuropb", "nuropb_python", "unavailable"]
 
@@ -59,6 +63,41 @@ def nuropb_python() -> str:
     unavailable("nuropb is not installed: it needs Python 3.11, and 'make test' found none")
 
 
+class Fork:
+    """A process in a session of its own, forked from one that has imported nuropb; its pipes are as those of Popen."""
+
+    def __init__(self, forks: Forks, script: str, arguments: Sequence[str], stderr: int) -> None:
+        pipes = [os.pipe() for _ in range(3)]
+        (given, stdin), (stdout, output), (account, told) = pipes
+        try:
+            forks.start([given, output, stderr], told, script=script, arguments=arguments, session=True)
+        finally:
+            for descriptor in (given, output, told):
+                os.close(descriptor)
+        self.stdin, self.stdout = os.fdopen(stdin, "wb", 0), os.fdopen(stdout, "rb", 0)
+        self._account = os.fdopen(account, "rb", 0)
+        self._status: int | None = None
+        self.pid = int(self._account.readline())
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end, and return the exit status; raises TimeoutExpired."""
+        if self._status is None:
+            if not select.select([self._account], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("nuropb's service", timeout or 0.0)
+            self._status = int(self._account.readline())
+            self._account.close()
+        return self._status
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+@functools.cache
+def _forks(python: str) -> Forks:
+    return Forks(python, "nuropb.rmq_api", "nuropb.testing.stubs")
+
+
 class ServiceProcess:
     """A NuroPb service in a process of its own, for a ``with`` block.
 
@@ -84,8 +123,9 @@ class ServiceProcess:
             arguments += ["--dl-queue", dl_queue]
         for pattern in events:
             arguments += ["--events", pattern]
-        self._command = [nuropb_python(), "-P", str(HERE / "nuropb_service.py"), *arguments]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._python = nuropb_python()
+        self._arguments = arguments
+        self._process: Fork | None = None
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
 
     def __enter__(self) -> Self:
@@ -114,13 +154,8 @@ class ServiceProcess:
         """Start, or start again after ``kill``, and wait until the service consumes its queue."""
         if self._process is not None:
             raise PeerError(f"service {self.service} is running already")
-        self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            start_new_session=True,
-        )
+        script = str(HERE / "nuropb_service.py")
+        self._process = Fork(_forks(self._python), script, self._arguments, self._stderr.fileno())
         try:
             self._wait_until_ready(self._process)
         except BaseException:
@@ -165,13 +200,12 @@ class ServiceProcess:
         end = os.fstat(self._stderr.fileno()).st_size
         return os.pread(self._stderr.fileno(), size, max(0, end - size)).decode(errors="replace")
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Fork:
         if self._process is None:
             raise PeerError(f"service {self.service} is not running")
         return self._process
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
+    def _wait_until_ready(self, process: Fork) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         said = b""
         while not said.endswith(b"READY\n"):
@@ -183,10 +217,9 @@ class ServiceProcess:
             said += chunk
 
     @staticmethod
-    def _close_pipes(process: subprocess.Popen[bytes]) -> None:
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+    def _close_pipes(process: Fork) -> None:
+        process.stdin.close()
+        process.stdout.close()
 
 
 def call_with_nuropb(

@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 from nuropb_gateway_asgi.authentication import issue_token
 from tests.kit.certificates import Certificate
 from tests.kit.gateways import DEADLINE
-from tests.kit.processes import ROOT, Process, run_module, run_process
+from tests.kit.processes import ROOT, Process, run_forked, run_process
 from tests.servers.processes import unavailable
 from tests.servers.provision import find_tool
 from tests.servers.rabbitmq import free_port
@@ -84,7 +84,7 @@ http {{
 async def serving(**settings: str) -> AsyncIterator[tuple[Process, str]]:
     """Run a gateway for proxies, in a process of its own; yield it with the URL of its WebSocket."""
     settings = {"JWT_KEY": SECRET, "ALLOWED_ORIGINS": ORIGIN, "AUTH_COOKIE": "session"} | settings
-    async with run_module("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
+    async with run_forked("nuropb_gateway_asgi", "serve", "--port", "0", settings=settings) as process:
         yield process, (await process.line(r"ws://\S+"))[0]
 
 

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
@@ -227,6 +227,14 @@ class RabbitMQNode:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._app_stopped = False
 
+    @classmethod
+    def at(cls, description: Mapping[str, Any]) -> Self:
+        """Make another process's node from its ``description``, to ask and change it; that process ends it."""
+        node = cls(name=description["name"])
+        node.port, node._cookie = description["port"], description["cookie"]
+        node._directory, node._environment = Path(description["directory"]), description["environment"]
+        return node
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -237,6 +245,12 @@ class RabbitMQNode:
     def url(self, vhost: str = "/") -> str:
         """The AMQP URL of a vhost of this node, with the default user."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}/{quote(vhost, safe='')}"
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What another process needs for ``at``, as JSON can have it."""
+        about = {"name": self.name, "port": self.port, "cookie": self._cookie}
+        return about | {"directory": str(self._directory), "environment": self._environment}
 
     @property
     def pid(self) -> int:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 
@@ -67,8 +67,6 @@ METHOD = "payload.method: must be a name of at most 255 ASCII letters, digits an
 PRIVATE = "payload.method: names that start with an underscore are private to the service"
 TIMEOUT = "payload.timeout: must be greater than 0 seconds"
 CALL = {"service": "orders", "method": "get"}
-
-fuzz = settings(max_examples=150)
 
 
 def frame(kind: Any, payload: Any) -> str:
@@ -617,13 +615,11 @@ snippets = st.sampled_from([b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\
 
 
 @given(st.binary() | st.text())
-@fuzz
 def test_arbitrary_data_is_decoded_or_refused(data: bytes | str) -> None:
     decode(data)
 
 
 @given(sound_frames, st.data())
-@fuzz
 def test_a_mutated_frame_is_decoded_or_refused(text: str, data: st.DataObject) -> None:
     encoded = text.encode()
     for _ in range(data.draw(st.integers(1, 4))):
@@ -634,25 +630,21 @@ def test_a_mutated_frame_is_decoded_or_refused(text: str, data: st.DataObject) -
 
 
 @given(sound_frames)
-@fuzz
 def test_a_sound_frame_is_decoded(text: str) -> None:
     assert decode(text) is not None
 
 
 @given(made_up_frames, st.integers(2, 34))
-@fuzz
 def test_a_made_up_frame_is_decoded_or_refused(text: str, max_depth: int) -> None:
     decode(text, max_depth)
 
 
 @given(hostile_json, st.sampled_from([request_with_params('{"a":%s}'), '{"type":"ping","payload":%s}', "%s"]))
-@fuzz
 def test_params_get_through_unchanged_or_not_at_all(value: str, template: str) -> None:
     decode(template.replace("%s", value))
 
 
 @given(hostile_json, st.integers(1, 45))
-@fuzz
 def test_the_limits_are_those_of_the_plain_reference(text: str, max_depth: int) -> None:
     try:
         json.loads(text)
@@ -663,7 +655,6 @@ def test_the_limits_are_those_of_the_plain_reference(text: str, max_depth: int) 
 
 
 @given(plain_json, st.integers(1, 8))
-@fuzz
 @example({"]": ["}", {'\\"[': [1]}]}, 3)
 def test_the_levels_of_a_text_are_those_of_its_value(value: Any, max_depth: int) -> None:
     text = json.dumps(value).encode()
@@ -671,7 +662,6 @@ def test_the_levels_of_a_text_are_those_of_its_value(value: Any, max_depth: int)
 
 
 @given(plain_json)
-@fuzz
 def test_plain_json_is_within_the_limits(value: Any) -> None:
     assert check_limits(json.dumps(value).encode(), 32) is None
     assert check_limits(json.dumps(value, ensure_ascii=False).encode(), 32) is None
@@ -709,7 +699,6 @@ def test_a_message_at_a_glance(message: str, kind: str | None, id_: str | None, 
 
 
 @given(made_up_frames | sound_frames | st.binary() | st.text())
-@fuzz
 def test_a_glance_sees_the_ids_that_decoding_finds(message: str | bytes) -> None:
     glance = Decoder().glance(message)
     found = attempt(message)
@@ -727,7 +716,6 @@ def test_a_glance_sees_the_ids_that_decoding_finds(message: str | bytes) -> None
 
 
 @given(st.text(max_size=12) | st.binary(max_size=12), st.integers(0, 40))
-@fuzz
 def test_the_size_of_a_message_is_counted_in_bytes(data: str | bytes, max_size: int) -> None:
     encoded = data.encode(errors="surrogatepass") if isinstance(data, str) else data
     assert Decoder(max_size=max_size).is_too_big(data) == (len(encoded) > max_size)
@@ -825,7 +813,6 @@ def ids(id_: str | None, trace_id: str | None) -> dict[str, str]:
 
 
 @given(maybe, maybe, plain_json)
-@fuzz
 def test_a_response_has_the_ids_that_were_given_a_result_and_no_error(
     id_: str | None, trace_id: str | None, result: Any
 ) -> None:
@@ -835,7 +822,6 @@ def test_a_response_has_the_ids_that_were_given_a_result_and_no_error(
 
 
 @given(maybe, maybe, st.sampled_from(ERRORS), texts, texts, retry)
-@fuzz
 def test_a_failure_has_no_result_and_an_error_of_five_members(
     id_: str | None,
     trace_id: str | None,
@@ -858,7 +844,6 @@ def test_a_failure_has_no_result_and_an_error_of_five_members(
 
 
 @given(st.sampled_from(ERRORS), texts, texts, retry)
-@fuzz
 def test_an_error_that_belongs_to_no_frame_is_flat(
     error: tuple[str, str, bool], description: str, class_name: str, retry_after_ms: int | None
 ) -> None:
@@ -876,7 +861,6 @@ def test_an_error_that_belongs_to_no_frame_is_flat(
 
 
 @given(texts, plain_json, maybe)
-@fuzz
 def test_an_event_has_its_topic_and_the_trace_id_that_was_given(topic: str, event: Any, trace_id: str | None) -> None:
     trace = {} if trace_id is None else {"trace_id": trace_id}
     expected = {"type": "event", "payload": {"topic": topic, "event": event} | trace}
@@ -888,7 +872,6 @@ def test_an_event_needs_no_trace_id() -> None:
 
 
 @given(plain_json)
-@fuzz
 def test_a_pong_has_the_payload_of_the_ping(payload: Any) -> None:
     accepted = Decoder().decode(frame("ping", payload))
     assert isinstance(accepted, Ping)
@@ -902,7 +885,6 @@ def test_a_ping_without_a_payload_gets_a_pong_without_one() -> None:
 
 
 @given(st.lists(texts))
-@fuzz
 def test_the_topics_of_a_connection_are_a_list(topics: list[str]) -> None:
     assert json.loads(encode_topics(topics)) == {"topics": topics}
 
@@ -949,7 +931,6 @@ def test_parameters_that_are_nested_too_deeply_become_no_frame(levels: int) -> N
 
 
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]",:\\ \n01enul', max_size=40).map(str.encode), texts, texts)
-@fuzz
 def test_parameters_and_names_never_add_to_a_frame(params: bytes, service: str, method: str) -> None:
     try:
         text = encode_call("request", service, method, params, id_="1", trace_id="t")
@@ -963,14 +944,12 @@ def test_parameters_and_names_never_add_to_a_frame(params: bytes, service: str, 
 
 
 @given(st.lists(texts))
-@fuzz
 def test_a_subscription_has_the_topics_that_were_named(topics: list[str]) -> None:
     frame = json.loads(encode_subscribe(topics, id_="1", trace_id="t"))
     assert frame == {"type": "subscribe", "payload": {"id": "1", "trace_id": "t", "topics": topics}}
 
 
 @given(st.recursive(st.none() | texts, lambda each: st.lists(each) | st.dictionaries(texts, each)))
-@fuzz
 def test_a_frame_on_one_line_is_the_same_frame(value: Any) -> None:
     for indent in (None, 1, " \r"):
         text = json.dumps(value, indent=indent, ensure_ascii=False)

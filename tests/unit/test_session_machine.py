@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.authentication import Identity
@@ -326,6 +326,5 @@ LOST: Final = [
 
 @example([(what, number) for number, what in enumerate(LOST)])
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5)), max_size=40))
-@settings(deadline=None, max_examples=100)
 def test_nothing_is_lost_doubled_or_out_of_order(steps: list[tuple[str, int]]) -> None:
     asyncio.run(walk(steps))

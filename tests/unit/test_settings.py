@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.exceptions import GatewayError, SettingsError
@@ -476,7 +476,6 @@ def test_values_at_the_limits_are_accepted(variables: dict[str, str]) -> None:
 
 
 @given(st.sampled_from([name for name, *_ in FIELDS]), st.text(st.characters(exclude_characters="\0"), min_size=1))
-@settings(max_examples=300)
 def test_any_text_is_a_value_or_one_line(name: str, text: str) -> None:
     try:
         given_settings = from_env(**{name: text})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pamqp.frame
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 from pamqp import commands
@@ -18,8 +18,6 @@ from nuropb_gateway_asgi.wire import codec
 from nuropb_gateway_asgi.wire.codec import InvalidMessage, NotJson, ServiceCall
 from nuropb_gateway_asgi.wire.interface import EventMessage, Reply
 from nuropb_gateway_asgi.wire.publish import encode_publish, expiration
-
-fuzz = settings(max_examples=100)
 
 texts = st.text(st.characters(codec="utf-8"), max_size=10)
 names = texts.filter(lambda text: len(text.encode()) <= 255)
@@ -51,7 +49,6 @@ def same(body: bytes, expected: dict[str, Any]) -> bool:
 
 
 @given(st.sampled_from(["request", "command"]), texts, texts, objects, hexes, objects, trace_ids)
-@fuzz
 def test_a_call_has_the_seven_members_of_nuropb(
     kind: Any,
     service: str,
@@ -84,7 +81,6 @@ def test_a_call_has_the_seven_members_of_nuropb(
 
 
 @given(texts, json_values, objects, trace_ids, hexes, st.none() | st.lists(texts, max_size=3))
-@fuzz
 def test_an_event_has_the_seven_members_of_nuropb(
     topic: str,
     event: Any,
@@ -122,7 +118,6 @@ def test_an_event_has_the_seven_members_of_nuropb(
     st.none() | st.fixed_dictionaries({"error": texts, "description": texts}),
     texts,
 )
-@fuzz
 def test_a_response_has_the_eight_members_of_nuropb_and_the_context_of_the_request(
     call: ServiceCall, result: Any, error: dict[str, str] | None, reply_to: str
 ) -> None:
@@ -145,7 +140,6 @@ def test_a_response_has_the_eight_members_of_nuropb_and_the_context_of_the_reque
 
 
 @given(st.sampled_from(["request", "command"]), texts, texts, objects, hexes, objects, trace_ids)
-@fuzz
 def test_a_call_is_read_as_it_was_written(
     kind: Any,
     service: str,
@@ -262,7 +256,6 @@ def test_on_every_python_a_message_has_as_many_levels(decode: Callable[[bytes], 
 
 
 @given(st.binary() | st.text().map(lambda text: text.encode(errors="surrogatepass")) | json_values.map(encoded))
-@fuzz
 @example(b'{"error":1}')
 @example(b'{"tag":1,"topic":"t","event":1,"target":1}')
 def test_no_message_of_the_mesh_gets_further_than_the_decoders(body: bytes) -> None:
@@ -511,13 +504,11 @@ def test_a_body_is_cut_where_the_frames_end(size: int) -> None:
         }
     )
 )
-@fuzz
 def test_a_publish_is_byte_for_byte_what_pamqp_makes_of_it(message: dict[str, Any]) -> None:
     assert encode_publish(**message) == by_pamqp(**message)
 
 
 @given(hexes, trace_ids, names, st.binary(max_size=100), st.sampled_from(["event", "response"]), st.booleans())
-@fuzz
 def test_an_event_and_a_response_have_a_reply_to_that_is_empty(
     correlation_id: str, trace_id: str | None, routing_key: str, body: bytes, kind: str, encrypted: bool
 ) -> None:

@@ -128,14 +128,13 @@ REFUSED_VHOST_TEXT: Final = "got <Connection.Close "
 
 
 def _find(owner: str) -> Any:
-    """Import a module, or get a class or function of one. Raises AttributeError or ImportError."""
-    try:
-        return importlib.import_module(owner)
-    except ModuleNotFoundError:
-        parent, _, name = owner.rpartition(".")
-        if not parent:
-            raise
-        return getattr(_find(parent), name)
+    """Get a module, or a class or function of one. Raises ImportError."""
+    parent, _, name = owner.rpartition(".")
+    # An import of what is no module would search all of sys.path, for each name of each mesh.
+    with contextlib.suppress(AttributeError):
+        if parent:
+            return getattr(_find(parent), name)
+    return importlib.import_module(owner)
 
 
 def _is_module(owner: str) -> bool:
@@ -145,7 +144,7 @@ def _is_module(owner: str) -> bool:
 def _has(owner: str, name: str, use: Use = "attribute") -> bool:
     try:
         found = _find(owner)
-    except (AttributeError, ImportError):
+    except ImportError:
         return False
     if use == "parameter":
         return name in inspect.signature(found).parameters

@@ -9,6 +9,7 @@ import aiormq
 import anyio
 import pytest
 
+from tests.integration.conftest import Broker
 from tests.kit.amqp import (
     DEAD_LETTERS,
     EVENTS,
@@ -64,9 +65,11 @@ async def test_processes_of_one_gateway_share_the_service_queue_and_no_other(
         assert len({*queues_of(gateway), *queues_of(other)}) == 5
 
 
-async def test_rabbitmq_itself_says_the_same(gateway: Gateway, peer: Peer, node: RabbitMQNode) -> None:
+async def test_rabbitmq_itself_says_the_same(
+    gateway: Gateway, peer: Peer, node: RabbitMQNode, rabbitmq: Broker
+) -> None:
     await gateway.subscribe("orders.#")
-    vhost = "nuropb"
+    vhost = rabbitmq.vhost
 
     def listed(*arguments: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = json.loads(node.ctl(*arguments, "--vhost", vhost, "--formatter", "json"))
