@@ -132,12 +132,28 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def logging_stays() -> Iterator[None]:
-    """Give the package's logger back as it was: a gateway of its own configures logging for its whole process."""
-    package = logging.getLogger("nuropb_gateway_asgi")
-    before = package.handlers, package.propagate, package.level
+    """Give the loggers of the package and of uvicorn back as they were.
+
+    A gateway of its own and uvicorn configure logging for their whole process, and each logged line counts among
+    the costs of a connection.
+    """
+    before = {logger: (logger.handlers[:], logger.propagate, logger.level) for logger in _loggers()}
     yield
-    package.handlers, package.propagate = before[:2]
-    package.setLevel(before[2])
+    for logger in _loggers():
+        # A module that a test has imported may have set the level of its own logger.
+        level = logger.level if logger.name.startswith("nuropb_gateway_asgi.") else logging.NOTSET
+        logger.handlers[:], logger.propagate, level = before.get(logger, ([], True, level))
+        if level != logger.level:
+            logger.setLevel(level)  # it clears the caches of all loggers
+
+
+def _loggers() -> list[logging.Logger]:
+    loggers = logging.Logger.manager.loggerDict
+    return [
+        logger
+        for name, logger in list(loggers.items())
+        if name.startswith(("nuropb_gateway", "uvicorn")) and isinstance(logger, logging.Logger)
+    ]
 
 
 # The oldest allowed anyio, with which `make oldest` runs, lacks `anyio_mode = "auto"`.

@@ -53,6 +53,7 @@ class Overload:
         "_loop",
         "_mean",
         "_timer",
+        "_told",
         "_warn_at",
         "_worked",
         "active",
@@ -80,6 +81,8 @@ class Overload:
         self._mean = self._last = 0.0
         #: The CPU time at the last look.
         self._worked = 0.0
+        #: The refused calls at the last look. Timers that the machine alone makes late are no reason to warn.
+        self._told = 0
         self._warn_at = -math.inf
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -136,11 +139,12 @@ class Overload:
         is_sudden = min(late, former) > self._delay and worked > BUSY * (INTERVAL + late)
         begins = not self.active and (is_sudden or self._mean > self._delay * BEGIN)
         self.active = begins or (self.active and self._mean > self._delay * END)
-        if begins and now >= self._warn_at:
+        if self.refused > self._told and now >= self._warn_at:
             self._warn_at = now + WARN_INTERVAL
             logger.warning(
-                "The process has more to do than it can, and refuses a part of the calls (%d before). Start more "
+                "The process has more to do than it can, and has refused a part of the calls (%d so far). Start more "
                 "processes, or look for a function that blocks the event loop",
                 self.refused,
             )
+        self._told = self.refused
         self._schedule(loop)

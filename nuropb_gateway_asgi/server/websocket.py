@@ -516,6 +516,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def keepalive_timeout(self) -> None:
         """Close the connection of a client that does not answer pings."""
+        if (self._waits_for_turn or self.read_paused) and not self.close_sent:
+            # The answer may be in what this process, which is late, has not read yet.
+            self.pong_timer = self.loop.call_later(self.ping_timeout or 0.0, self.keepalive_timeout)
+            return
         super().keepalive_timeout()
         if self.transport.get_write_buffer_size():
             cut(self.transport)  # close() would wait for a client that does not read

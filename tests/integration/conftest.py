@@ -20,6 +20,7 @@ import aio_pika
 import pytest
 
 from nuropb_gateway_asgi.fleet import talk
+from nuropb_gateway_asgi.mesh.rabbitmq import _self_check
 from nuropb_gateway_asgi.mesh.rabbitmq._peers import Peers
 from tests.kit.waiting import DEADLINE
 from tests.servers.processes import ServiceProcess, unavailable
@@ -154,3 +155,9 @@ def echo_service(amqp_url: str) -> Iterator[ServiceProcess]:
 def patient_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let processes wait long for each other: on a busy machine an answer can be late, and nobody is gone here."""
     monkeypatch.setattr(talk, "ANSWER_TIMEOUT", DEADLINE)
+
+
+@pytest.fixture
+def patient_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let gateways wait long for messages to themselves: a busy machine delays them, and no connection is dead here."""
+    monkeypatch.setattr(_self_check, "PING_TIMEOUT", DEADLINE)

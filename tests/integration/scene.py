@@ -47,13 +47,15 @@ class Caller:
         self._prefix = secrets.token_hex(4)
 
     async def read(self) -> None:
-        """Read frames until the connection ends."""
+        """Read frames, and answer pings, until the connection ends."""
         try:
             while True:
                 frame = json.loads(await self.client.connection.recv())
                 now = time.monotonic()
                 if frame["type"] == "response":
                     self.answers.setdefault(frame["payload"]["id"], []).append((now, frame["payload"]))
+                elif frame["type"] == "ping":
+                    await self.client.send("pong")
                 else:
                     self.client.inbox.append(frame)
         except ConnectionClosed as error:

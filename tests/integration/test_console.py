@@ -675,9 +675,12 @@ async def test_a_token_that_expires_soon_can_be_replaced_before(pages: Pages, ga
 async def test_a_token_that_names_another_user_is_refused_before_it_is_sent(pages: Pages) -> None:
     secret = new_secret()
     async with (
-        run_gateway(Gateway(Settings(jwt_key=secret))) as gateway,
-        console(pages, gateway, issue_token(secret, "alice", lifetime=8)) as page,
+        run_gateway(Gateway(Settings(jwt_key=secret, overload_delay=0.0))) as gateway,
+        console(pages, gateway, token="") as page,
     ):
+        # Its time runs from now, and not while the gateway and the page start.
+        await sign_in(page, issue_token(secret, "alice", lifetime=12))
+        await page.sees("Connected")
         be_patient(gateway)
         await page.sees("The token expires soon")
         await page.fill("Newer token", issue_token(secret, "bob"))

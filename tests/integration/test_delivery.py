@@ -52,8 +52,8 @@ OUTBOX: Final = 32_768
 SIZE: Final = 4_000
 #: So many events of that size do not fit.
 TOO_MANY: Final = 60
-#: Seconds; longer than any test takes.
-PATIENT: Final = {"write_timeout": "120", "ping_timeout": "120"}
+#: Seconds; longer than any test takes, on any machine: a client that does not read for longer is cut off.
+PATIENT: Final = {"write_timeout": "3600", "ping_timeout": "3600"}
 #: All of a crowd come from one address, and at once.
 UNLIMITED: Final = {"handshake_rate": "off", "handshake_rate_per_address": "off"}
 

@@ -285,6 +285,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.usefixtures("patient_mesh")
 async def test_two_hundred_visits_leave_nothing_behind(rabbitmq: Broker, record_property: Record) -> None:
     seed = secrets.randbits(32)
     print(f"{seed=}")

@@ -19,8 +19,8 @@ from tests.servers.processes import ServiceProcess
 
 CLIENTS: Final = 50
 CALLS: Final = 200
-#: Seconds after which the test fails. Ten thousand calls take about ten seconds; the test measures nothing.
-PATIENCE: Final = 120.0
+#: Seconds after which the test fails. Ten thousand calls take ten seconds of an idle machine; nothing is measured.
+PATIENCE: Final = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,7 @@ async def delete_queues(url: str, *names: str) -> None:
             await channel.queue_delete(name)
 
 
+@pytest.mark.usefixtures("patient_mesh")
 async def test_ten_thousand_calls_of_fifty_clients_are_each_answered_once_to_their_asker(
     running: RunningGateway, services: list[str]
 ) -> None:

@@ -25,6 +25,7 @@ from tests.integration.conftest import Broker
 from tests.integration.scene import Record, delete_queues, delete_shared, eventually_within
 from tests.kit.balancer import Balancer, run_balancer
 from tests.kit.processes import GatewayProcess, run_gateway_process, token_of
+from tests.kit.waiting import DEADLINE
 from tests.servers.rabbitmq import RabbitMQNode, free_port
 from tests.servers.surviving_service import SurvivingService, host
 
@@ -36,7 +37,7 @@ EVENT_INTERVAL: Final = 1.0
 #: Seconds over which the reconnections of the clients are spread.
 SPREAD: Final = 2.0
 #: Seconds within which all clients have to be connected again.
-PATIENCE: Final = 60.0
+PATIENCE: Final = DEADLINE
 
 
 @dataclass

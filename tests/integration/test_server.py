@@ -272,6 +272,48 @@ async def test_a_client_that_neither_reads_nor_answers_pings_is_dropped() -> Non
         await eventually(lambda: len(gateway.handler_manager) == 0)
 
 
+async def test_a_client_whose_answer_to_a_ping_waits_unread_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    protocols: list[server.WebSocketProtocol] = []
+    start_keepalive = server.WebSocketProtocol.start_keepalive
+
+    def started(self: server.WebSocketProtocol) -> None:
+        protocols.append(self)
+        start_keepalive(self)
+
+    monkeypatch.setattr(server.WebSocketProtocol, "start_keepalive", started)
+    reads = asyncio.Event()
+
+    async def busy(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        await receive()
+        await send({"type": "websocket.accept"})
+        await reads.wait()
+        while (await receive()).get("text") != "last":
+            pass
+        await send({"type": "websocket.send", "text": "read"})
+        await receive()
+
+    async with (
+        serve(busy, ws_ping_interval=3600.0, ws_ping_timeout=3600.0) as site,
+        RawClient.open(site.ws()) as raw,
+    ):
+        await raw.handshake("/ws")
+        await raw.send(b"".join(RawClient.frame(b"x" * 1000) for _ in range(100)))
+        await eventually(lambda: protocols and protocols[0].read_paused)
+        (protocol,) = protocols
+        protocol.send_keepalive_ping()
+        opcode, ping = await raw.read_frame()
+        assert opcode == PING
+        await raw.send(RawClient.frame(ping, PONG) + RawClient.frame(b"last"))
+        for _ in range(3):
+            protocol.keepalive_timeout()
+        reads.set()
+        assert await raw.read_frame() == (TEXT, b"read")
+        assert protocol.pending_ping_payload is None
+
+
 async def test_the_kernel_drops_a_client_that_acknowledges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     connection_made = http.HTTPProtocol.connection_made

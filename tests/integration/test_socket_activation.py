@@ -15,7 +15,8 @@ from typing import Final
 import httpx
 import pytest
 
-from tests.kit.processes import DEADLINE, ROOT, SECRET, Process, run_process
+from tests.kit.processes import ROOT, SECRET, Process, run_process
+from tests.kit.waiting import DEADLINE
 
 #: Moves the sockets to the descriptors from 3 on, and becomes the gateway, whose id is known only then.
 ACTIVATE: Final = """

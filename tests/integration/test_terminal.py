@@ -24,6 +24,7 @@ from websockets.typing import Subprotocol
 
 from nuropb_gateway_asgi.__main__ import main
 from tests.kit.processes import ROOT
+from tests.kit.waiting import DEADLINE
 from tests.servers.processes import unavailable
 
 #: Sets the title of a window, moves the cursor, begins a line, hides text, and is one byte long.
@@ -111,11 +112,18 @@ def run_in_terminal(command: list[str], environment: dict[str, str], cwd: Path) 
         os.close(outer)
 
 
+#: The command line, with the time that a completion takes on a busy machine, for the second that a user waits.
+PATIENT_COMMAND: Final = (
+    "import sys; from nuropb_gateway_asgi import __main__; from nuropb_gateway_asgi.cli import _completion; "
+    f"_completion.COMPLETION_TIMEOUT = {DEADLINE}; sys.exit(__main__.main())"
+)
+
+
 def environment_for(url: str, tmp_path: Path) -> dict[str, str]:
     """Return an environment in which ``nuropb-gateway`` is this package, and ``url`` its gateway."""
     script = tmp_path / "bin" / "nuropb-gateway"
     script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m nuropb_gateway_asgi "$@"\n')
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c \'{PATIENT_COMMAND}\' "$@"\n')
     script.chmod(0o755)
     return {
         "PATH": f"{script.parent}:/usr/bin:/bin",

@@ -92,12 +92,17 @@ def make_gateway(settings: Settings | None = None, /, **options: Any) -> Gateway
 
     ``options`` are parts of the gateway, or settings unless ``settings`` are given. A uvicorn keeps its own protocols,
     and the texts of exceptions stay in the gateway, as they do by default with RabbitMQ; calls are not refused in an
-    overload.
+    overload, and neither calls nor idle connections end by time, unless a setting says so.
     """
     options.setdefault("error_details", "nuropb")
     options.setdefault("server_protocols", "off")
     # Clients and services of tests share the event loop with the gateway, and make its turns long.
     options.setdefault("overload_delay", 0.0)
+    # On a busy machine a test takes longer than a call or a ping may: calls would time out that it lets wait for their
+    # whole time, and open the circuit of their service.
+    options.setdefault("ping_interval", 3600.0)
+    if "request_timeout_max" not in options:
+        options.setdefault("request_timeout", 3600.0)
     parts = ("authenticator", "service_controller", "policy", "authorizer", "mesh", "handler_class")
     given = {name: options.pop(name) for name in parts if name in options}
     given.setdefault("authenticator", FunctionAuthenticator(_authorise))
@@ -222,6 +227,8 @@ def _uvicorn(name: str, max_size: int, options: dict[str, Any]) -> _Run:
         options = {"ws_per_message_deflate": False, **options, "ws": name}
     if name == "nuropb-gateway":
         options |= {"http": HTTPProtocol, "ws": WebSocketProtocol}
+    # On a busy machine clients of tests answer late; the pings of the gateway suffice, where a test has any.
+    options = {"ws_ping_interval": None, **options}
 
     async def run(app: Any, listener: socket.socket, started: asyncio.Event, stop: asyncio.Event) -> None:
         class Server(uvicorn.Server):

@@ -16,12 +16,13 @@ from tests.servers.javascript import CONSOLE
 from tests.servers.processes import unavailable
 
 from .javascript import chromium, node
+from .waiting import DEADLINE
 
 __all__ = ["Page", "PageError", "Pages", "run_pages"]
 
 HERE: Final = Path(__file__).resolve().parent
 #: Seconds for one step. Waiting steps of Playwright time out earlier.
-PATIENCE: Final = 60.0
+PATIENCE: Final = DEADLINE
 
 
 class PageError(AssertionError):

@@ -23,6 +23,8 @@ from nuropb_gateway_asgi.authentication import issue_token
 from nuropb_gateway_asgi.settings import ENV_PREFIX
 from tests.servers.forks import Forks
 
+from .waiting import DEADLINE
+
 __all__ = [
     "ROOT",
     "GatewayProcess",
@@ -34,8 +36,6 @@ __all__ = [
     "token_of",
 ]
 
-#: Seconds for a start, which takes one second of CPU time; longer on a busy machine.
-DEADLINE: Final = 60.0
 ROOT: Final = Path(__file__).resolve().parents[2]
 #: What a gateway and the command line import sooner or later.
 MODULES: Final = (
@@ -294,8 +294,12 @@ class GatewayProcess:
 
 @contextlib.asynccontextmanager
 async def run_gateway_process(mesh_url: str, *options: str, **settings: str) -> AsyncIterator[GatewayProcess]:
-    """Run ``tests.servers.gateway`` with these options, and wait until it is connected to the mesh."""
-    chosen = {"MESH_URL": mesh_url, "JWT_KEY": SECRET} | {name.upper(): value for name, value in settings.items()}
+    """Run ``tests.servers.gateway`` with these options, and wait until it is connected to the mesh.
+
+    Calls are not refused in an overload, unless a setting says so: all clients of a test call at once.
+    """
+    chosen = {"MESH_URL": mesh_url, "JWT_KEY": SECRET, "OVERLOAD_DELAY": "0"}
+    chosen |= {name.upper(): value for name, value in settings.items()}
     async with run_forked("tests.servers.gateway", *options, settings=chosen) as process:
         gateway = GatewayProcess(process, int((await process.line(r"listening on (\d+)"))[1]))
         await gateway.ready()

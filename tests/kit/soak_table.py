@@ -16,7 +16,8 @@ from typing import Any, Final, NamedTuple
 
 import httpx
 
-from .processes import DEADLINE, Process
+from .processes import Process
+from .waiting import DEADLINE
 
 __all__ = ["Line", "Row", "Rows", "fit", "growth_of_memory", "read_rows"]
 

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.kit.processes import DEADLINE, ROOT, SECRET, Process, run_process, token_of
+from tests.kit.processes import ROOT, SECRET, Process, run_process, token_of
+from tests.kit.waiting import DEADLINE
 from tests.matrix.deploy_tools import find_deploy_tool
 from tests.servers.processes import unavailable
 from tests.servers.provision import find_tool

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from tests.kit.pages import Page, Pages, run_pages
-from tests.kit.processes import DEADLINE, ROOT
-from tests.kit.waiting import eventually
+from tests.kit.processes import ROOT
+from tests.kit.waiting import DEADLINE, eventually
 from tests.kit.walk import Walk, blocks_of, walk
 from tests.servers.processes import unavailable
 from tests.servers.provision import find_tool

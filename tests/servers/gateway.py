@@ -15,6 +15,7 @@ import itertools
 import signal
 import socket
 import sys
+from typing import Any
 
 import uvicorn
 
@@ -54,7 +55,9 @@ def main() -> None:
     if options.send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer)  # the connections inherit it
     settings = Settings.from_env()
-    config = make_config(create_app(settings, announce=False), settings, ws_per_message_deflate=False, access_log=False)
+    # No pings of the server, which cut off a client that reads nothing for 40 s: those of the gateway suffice.
+    chosen: dict[str, Any] = {"ws_per_message_deflate": False, "access_log": False, "ws_ping_interval": None}
+    config = make_config(create_app(settings, announce=False), settings, **chosen)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # uvicorn raises it again at the end
     free_at_a_signal()
     print(f"listening on {listener.getsockname()[1]}", flush=True)

@@ -31,7 +31,7 @@ __all__ = ["PeerError", "ServiceProcess", "call_with_nuropb", "nuropb_python", "
 
 HERE = Path(__file__).resolve().parent
 NUROPB_VENV = HERE.parent.parent / ".venv-nuropb"
-START_TIMEOUT = 30.0
+START_TIMEOUT = 180.0
 STOP_TIMEOUT = 10.0
 #: The line of rabbitmq.conf by which a broker denies queues that are neither durable nor exclusive.
 DENIED = r"deprecated_features\.permit\.transient_nonexcl_queues\s*=\s*false"

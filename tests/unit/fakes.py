@@ -36,9 +36,10 @@ from nuropb_gateway_asgi.wire.history import (
     parse_kept_topics,
 )
 from nuropb_gateway_asgi.wire.interface import CallMessage, EventMessage, MeshReceiver, Reply
+from tests.kit.waiting import DEADLINE
 
 #: Seconds after which a wait fails; code that works needs far less.
-PATIENCE = 10.0
+PATIENCE = DEADLINE
 
 KEY = "-----BEGIN PUBLIC KEY-----\none\n-----END PUBLIC KEY-----\n"
 OTHER_KEY = KEY.replace("one", "two")

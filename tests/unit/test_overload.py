@@ -208,13 +208,24 @@ def test_an_overload_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -
     turns = Turns()
     for _ in range(3):
         turns.until_active()
+        assert turns.turn(0.0, 0.1) == [False, True]
         while turns.overload.active:
             turns.turn(0.0, 0.001)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "more to do than it can" in caplog.text
+    assert "has refused a part of the calls (1 so far)" in caplog.text
     turns.loop.now += 60.0
     turns.until_active()
+    assert len(caplog.records) == 1
+    assert turns.turn(0.0, 0.1) == [False, True]
     assert len(caplog.records) == 2
+
+
+def test_a_process_that_the_machine_makes_late_warns_of_no_overload(caplog: pytest.LogCaptureFixture) -> None:
+    turns = Turns()
+    for _ in range(100):
+        assert turns.turn(0.0, 0.009, wall=1.0) == [False, False]
+    assert turns.overload.active
+    assert caplog.records == []
 
 
 def test_an_overload_lasts_while_its_turns_are_short_because_calls_are_refused() -> None:

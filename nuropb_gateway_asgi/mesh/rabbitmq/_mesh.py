@@ -122,6 +122,7 @@ class RabbitMQMesh:
         self.self_check = SelfCheck(
             self.reply_queue,
             (self.publishing, self.consuming),
+            self.statistics,
             publisher=lambda: self._publisher,
             blocked=lambda: self._blocked,
             on_change=self._update,

@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 class ReplyQueue:
     """Gives the replies of a queue to the receiver; drops messages that are no replies, or not to a call in flight.
 
-    ``on_own`` is called for the message ``own_id``, which the process sends to itself.
+    ``on_own`` is called with the body of the message ``own_id``, which the process sends to itself.
     """
 
-    def __init__(self, name: str, statistics: RabbitMQStatistics, own_id: str, on_own: Callable[[], None]) -> None:
+    def __init__(self, name: str, statistics: RabbitMQStatistics, own_id: str, on_own: Callable[[bytes], None]) -> None:
         self.name = name
         self._statistics = statistics
         self._own_id = own_id
@@ -39,7 +39,7 @@ class ReplyQueue:
         """Take a message of the queue."""
         correlation_id = message.correlation_id
         if correlation_id == self._own_id:
-            self._on_own()
+            self._on_own(message.body)
             return
         try:
             if message.kind != "response":
@@ -63,4 +63,5 @@ class ReplyQueue:
             logger.debug("mesh: a message on the reply queue was dropped: %s", error)
         else:
             self.keys.pop(correlation_id, None)
+            self._statistics.replies += 1
             self._receiver.on_reply(reply)

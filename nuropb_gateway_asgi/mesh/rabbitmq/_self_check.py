@@ -3,6 +3,11 @@
 A connection can be dead at one end only, which the heartbeat notices after half a minute. The message proves the whole
 way, publishing, routing and consuming, and notices a dead connection within 9 seconds. It is also a message to learn of
 an alarm by: a broker tells only those that publish that it blocks publishers.
+
+A message that is late proves nothing while others arrive before it, or while the machine gives this process no time: a
+connection that works must not be dropped with all calls in flight because there is much to do. So the time to come back
+is counted in looks at quiet times: a look that comes late counts as one in time, and one since which a reply has come
+does not count.
 """
 
 from __future__ import annotations
@@ -19,25 +24,30 @@ from ...identifiers import new_id
 from ...wire.publish import encode_publish, expiration
 from ._lane import Publisher
 from ._link import Link
+from ._statistics import RabbitMQStatistics
 
 __all__ = ["SelfCheck"]
 
-#: Seconds between two messages, and for one to come back.
+#: Seconds between two messages, and for one to come back; between two looks for it.
 PING_INTERVAL: Final = 3.0
 PING_TIMEOUT: Final = 6.0
+LOOKS: Final = 6  # in a PING_INTERVAL
+#: The time to come back while replies arrive, in PING_TIMEOUT: half a minute, like the heartbeat's.
+BUSY: Final = 5
 
 
 class SelfCheck:
     """Sends the message at intervals, and drops both connections if it does not come back.
 
     ``publisher`` returns the publisher of the present connection; ``on_change`` is called when the connections are
-    proven to work.
+    proven to work. ``statistics`` tell of the replies that arrive meanwhile.
     """
 
     def __init__(
         self,
         queue: str,
         links: tuple[Link, Link],
+        statistics: RabbitMQStatistics,
         *,
         publisher: Callable[[], Publisher | None],
         blocked: Callable[[], bool],
@@ -54,7 +64,16 @@ class SelfCheck:
         self._get_publisher = publisher
         self._is_blocked = blocked
         self._on_change = on_change
+        #: The time of the next message.
+        self._due = 0.0
+        self._statistics = statistics
         self._sent_at: float | None = None
+        #: The body of the latest message: its number. An earlier one, from a queue that was cut off, proves nothing.
+        self._body = b"0"
+        #: Looks for the message on its way, and those of them before which no reply came.
+        self._looks = self._quiet_looks = 0
+        #: The replies that had come at the last look.
+        self._replies = 0
         #: Callbacks for the return of the message on its way, and for that of the next one.
         self._on_proof: list[Callable[[], None]] = []
         self._on_next_proof: list[Callable[[], None]] = []
@@ -87,6 +106,7 @@ class SelfCheck:
         if publisher is None:
             return
         now = time.monotonic()
+        self._body = b"%d" % (int(self._body) + 1)
         frames = encode_publish(
             channel=publisher.plain_channel,
             exchange="",
@@ -94,18 +114,21 @@ class SelfCheck:
             kind="response",
             correlation_id=self.message_id,
             trace_id=None,
-            body=b"{}",
+            body=self._body,
             frame_max=publisher.frame_max,
-            expiration=expiration(PING_TIMEOUT),
+            expiration=expiration(BUSY * PING_TIMEOUT),
         )
         with contextlib.suppress(MeshUnavailable):
-            publisher.put(now + PING_TIMEOUT, self.message_id, frames)
+            publisher.put(now + BUSY * PING_TIMEOUT, self.message_id, frames)
             self._sent_at = now
+            self._looks = self._quiet_looks = 0
+            self._replies = self._statistics.replies
 
-    def on_return(self) -> None:
-        """Take note that a message has come back."""
-        if self._sent_at is not None:
-            self.round_trips.append(time.monotonic() - self._sent_at)
+    def on_return(self, body: bytes) -> None:
+        """Take note that a message with this body has come back."""
+        if self._sent_at is None or body != self._body:
+            return
+        self.round_trips.append(time.monotonic() - self._sent_at)
         self._sent_at = None
         publishing, _ = self._links
         if not self.proven and publishing.up:
@@ -119,17 +142,24 @@ class SelfCheck:
 
     async def run(self) -> None:
         """Send messages until cancelled, and drop the connections when one does not come back."""
-        due = 0.0
         while True:
-            await asyncio.sleep(PING_INTERVAL / 6)
-            now = time.monotonic()
-            if not all(link.up for link in self._links) or self._is_blocked():
-                self.forget()
-            elif self._sent_at is not None:
-                if now - self._sent_at > PING_TIMEOUT:
-                    self.forget()
-                    for link in self._links:
-                        link.abort("a message to itself did not come back")
-            elif now >= due or not self.proven:
-                due = now + PING_INTERVAL
+            await asyncio.sleep(PING_INTERVAL / LOOKS)
+            self.look(time.monotonic())
+
+    def look(self, now: float) -> None:
+        """Send a message if it is time, or count the time of the one on its way."""
+        if not all(link.up for link in self._links) or self._is_blocked():
+            self.forget()
+        elif self._sent_at is None:
+            if now >= self._due or not self.proven:
+                self._due = now + PING_INTERVAL
                 self.send()
+        else:
+            self._looks += 1
+            self._quiet_looks += self._statistics.replies == self._replies
+            self._replies = self._statistics.replies
+            allowed = PING_TIMEOUT / PING_INTERVAL * LOOKS
+            if self._quiet_looks > allowed or self._looks > BUSY * allowed:
+                self.forget()
+                for link in self._links:
+                    link.abort("a message to itself did not come back")

@@ -15,6 +15,8 @@ class RabbitMQStatistics(msgspec.Struct):
     published: int = 0
     #: Messages that expired before they could be published.
     expired_unsent: int = 0
+    #: Replies to calls in flight.
+    replies: int = 0
     #: Messages that break the wire protocol.
     dropped_replies: int = 0
     dropped_events: int = 0

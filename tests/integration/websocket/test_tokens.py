@@ -34,7 +34,7 @@ async def test_the_token_expires(running: RunningGateway) -> None:
 @pytest.mark.parametrize("server", SERVERS)
 async def test_the_leeway_holds_for_the_whole_life_of_a_connection(server: Server) -> None:
     # The leeway is chosen such that one token is within it for the whole test, and the other ends during the test.
-    gateway = Gateway(Settings(jwt_key=SECRET, jwt_leeway=60, allowed_origins=[]))
+    gateway = Gateway(Settings(jwt_key=SECRET, jwt_leeway=60, allowed_origins=[], overload_delay=0.0))
     kept, brief = issue_token(SECRET, "alice", lifetime=-5), issue_token(SECRET, "bob", lifetime=-56)
     async with run_gateway(gateway, server=server) as running:
         async with connect(running.url, kept) as alice, connect(running.url, brief) as bob:
