@@ -31,6 +31,8 @@ async def test_clients_are_served_without_the_node_that_had_the_queues(cluster: 
         await set_.hears("news.today")
         assert await set_.caller.ended(held, within=SECONDS) == {"timeout": 1}
         assert set_.mesh.reply_queue != former
+        # The stream of revocations is declared before its replica on this node is there.
+        await eventually(lambda: len(set_.mesh.warnings) == 1)
         status, (warning,) = await warnings_of(set_.running)
         assert status == 200
         assert warning.startswith(f"mesh: the queue nuropb-{set_.gateway_name}-sq is missing (")
