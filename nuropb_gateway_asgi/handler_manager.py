@@ -389,9 +389,11 @@ class HandlerManager:
         self.tokens.rename(old, session_id, handler.identity)
         if self.tracing is not None:
             self.tracing.rename(old, session_id)
-        sessions = self._user_sessions[handler.identity.user_id]
-        sessions.discard(old)
-        sessions.add(session_id)
+        for sessions in (self._user_sessions[handler.identity.user_id], self._parked, self._refreshing):
+            if old in sessions:
+                sessions.discard(old)
+                sessions.add(session_id)
+        self.slices.rename(old, session_id)
         self._malformed.pop(old, None)
         self._lifetimes.forget(old)
         self._limits.forget(old)

@@ -72,6 +72,15 @@ class Slices:
         """Keep a message until the work of its session is done."""
         self.held[session_id].append(message)
 
+    def rename(self, old: str, new: str) -> None:
+        """Go on with the work of a session that has another id from now on, and hold its messages."""
+        held = self.held.pop(old, None)
+        if held is not None:
+            self.held[new] = held
+            self._pending = deque(
+                each._replace(session_id=new) if each.session_id == old else each for each in self._pending
+            )
+
     def forget(self, session_id: str) -> None:
         """Give up the work of a session that has ended, and its messages."""
         self.held.pop(session_id, None)

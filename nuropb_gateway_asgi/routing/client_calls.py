@@ -223,11 +223,16 @@ class ClientCalls:
             if isinstance(call, ClientCall):
                 call.follow(handler, successor)
 
-    def rename(self, old: str, new: str) -> None:
-        """Give a session's calls another session id."""
+    def rename(self, handler: Handler, old: str) -> None:
+        """Have a session's calls under its present id; ``old`` was its id before."""
+        new = handler.session_id
         places = self._sessions.pop(old, None)
         if places is not None:
             self._sessions[new] = places
+        parked = set() if handler.identity is None else self._parked.get(handler.identity.user_id, set())
+        if old in parked:
+            parked.discard(old)
+            parked.add(new)
         self.idempotent.rename(old, new)
 
     def detach(self, handler: Handler) -> dict[str, str]:

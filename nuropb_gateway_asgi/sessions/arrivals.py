@@ -134,7 +134,7 @@ class Arrivals:
         former = session.session_id
         self._handlers.rename(session, state.session_id)
         self._events.rename(former, state.session_id)
-        self._client_calls.rename(former, state.session_id)
+        self._client_calls.rename(session, former)
         for call in state.calls:
             self._expect(session, call, found.address)
         self.count += 1

@@ -364,3 +364,21 @@ async def test_subscribers_may_leave_while_answers_are_handed_out(gateway: FakeG
     gateway.mesh.describe("orders", ["get"])
     assert sum(len(handler.frames) for handler in handlers) == 1
     gateway.assert_idle()
+
+
+async def test_the_calls_of_a_session_that_got_another_id_without_a_connection_count_for_its_user() -> None:
+    async with running(max_in_flight=1) as gateway:
+        gateway.know()
+        alice, again = await gateway.connect(), await gateway.connect()
+        gateway.request(alice, id="1")
+        former = alice.session_id
+        gateway.handlers.park(alice)
+        gateway.handlers.rename(alice, "another")
+        gateway.manager.client_calls.rename(alice, former)
+        gateway.request(again, id="2")
+        assert again.codes == ["too_many_requests"]
+        gateway.mesh.reply(gateway.mesh.calls[0], 1)
+        gateway.handlers.unregister(alice)
+        again.take()
+        gateway.request(again, id="3")
+        assert again.codes == []

@@ -403,3 +403,31 @@ async def test_a_refusal_is_not_logged_with_the_token(caplog: pytest.LogCaptureF
     harness.manager.unregister(handler)
     assert "refused" in caplog.text
     assert "c0ffee" not in caplog.text
+
+
+async def test_a_session_gets_another_id_while_its_newer_token_is_checked() -> None:
+    harness = HandlerHarness()
+    handler = await harness.connect("alice/1")
+    harness.authenticator.gate = asyncio.Event()
+    harness.receive(handler, authorize_frame("alice/2", id="1"))
+    await asyncio.sleep(0)
+    harness.manager.rename(handler, "another")
+    harness.receive(handler, authorize_frame("alice/3", id="2"))
+    assert handler.codes == ["too_many_requests"]
+    harness.authenticator.gate.set()
+    await handler.finish()
+    assert handler.identity is not None
+    assert handler.identity.token == "alice/2"
+    harness.manager.unregister(handler)
+    harness.assert_empty()
+
+
+async def test_a_session_that_got_another_id_without_a_connection_has_no_place_among_the_connections() -> None:
+    harness = HandlerHarness()
+    handler = await harness.connect()
+    harness.manager.park(handler)
+    harness.manager.rename(handler, "another")
+    assert len(harness.manager) == 0
+    assert harness.manager.is_parked(handler)
+    harness.manager.unregister(handler)
+    harness.assert_empty()

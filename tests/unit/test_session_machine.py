@@ -188,6 +188,11 @@ class World:
 
     async def connect(self, to: int) -> None:
         """Connect to a process, and resume."""
+        await self.begin(to)
+        await self.settle()
+
+    async def begin(self, to: int) -> None:
+        """Connect to a process, and ask it to resume."""
         client, kind = self.client, self.kinds[to]
         wire = Wire(kind)
         await kind.handler_manager.register(wire, "alice")
@@ -195,7 +200,6 @@ class World:
         client.wire = wire
         known = {} if client.key is None else {"key": client.key, "received": client.received}
         client.send("resume", id="resume", **known)
-        await self.settle()
 
     async def step(self, step: tuple[str, int]) -> None:
         """Take a step of the walk."""
@@ -230,6 +234,12 @@ class World:
             await self.connect(number % 2)
             client.read(1)  # hello
             client.read(1)  # the answer
+        elif what == "glimpse" and client.wire is None:
+            await self.begin(number % 2)
+            for _ in range(number):
+                await asyncio.sleep(0)
+            client.wire.cut()
+            client.wire = None
         if number % 3:
             await asyncio.sleep(0)
         else:
@@ -265,7 +275,7 @@ async def world() -> AsyncIterator[World]:
         await asyncio.gather(*made.tasks, return_exceptions=True)
 
 
-STEPS = ["call", "event", "kept event", "answer", "read", "acknowledge", "cut", "lose", "resume"]
+STEPS = ["call", "event", "kept event", "answer", "read", "acknowledge", "cut", "lose", "resume", "glimpse"]
 
 
 async def walk(steps: list[tuple[str, int]]) -> None:
@@ -307,6 +317,9 @@ async def walk(steps: list[tuple[str, int]]) -> None:
         for kind in made.kinds:
             assert kind.service_mesh_manager.resumption.is_idle
             assert kind.service_mesh_manager.events.history.is_idle
+            assert kind.handler_manager.is_idle
+            assert len(kind.handler_manager) == 0
+            assert kind.handler_manager.admission.is_idle
 
 
 #: A client that loses its session with events on the wire, and misses others.
@@ -324,6 +337,11 @@ LOST: Final = [
 ]
 
 
+#: A session that moves, and loses its connection on its way: after some turns of the event loop, and after more.
+MOVED: Final = [[("cut", 0), ("glimpse", turns)] for turns in (1, 3, 5, 7, 9, 15)]
+
+
+@example([step for steps in MOVED for step in steps])
 @example([(what, number) for number, what in enumerate(LOST)])
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5)), max_size=40))
 def test_nothing_is_lost_doubled_or_out_of_order(steps: list[tuple[str, int]]) -> None:

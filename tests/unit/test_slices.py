@@ -76,3 +76,14 @@ def test_work_of_an_event_loop_that_has_ended_holds_nothing_up() -> None:
         loop.close()
     assert done[-2:] == ["b0", "b1"]
     assert "a9" not in done
+
+
+async def test_a_session_that_gets_another_id_keeps_its_work_and_its_messages() -> None:
+    slices, done = Slices(), list[str]()
+    slices.run(counting(done, "a", 3), "one", lambda message: done.append(str(message)))
+    slices.hold("one", "x")
+    slices.rename("one", "two")
+    assert list(slices.held) == ["two"]
+    slices.hold("two", "y")
+    await until(lambda: not slices.held)
+    assert done == ["a0", "a1", "a2", "x", "y"]
