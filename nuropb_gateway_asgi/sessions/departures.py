@@ -35,6 +35,9 @@ FORWARD_TIMEOUT: Final = 15.0
 FLUSH_TIMEOUT: Final = 1.0
 FLUSH_INTERVAL: Final = 0.01
 
+#: The answer to a take of a session that has ended, or whose client came back since.
+_NOTHING: Final = b"null"
+
 _encode = msgspec.json.encode
 
 
@@ -85,6 +88,7 @@ class Departures:
         session = found.session
         if not session.acknowledge(claim.received):
             return Claimed(bad_number=True)
+        self.keep(found)
         if session.connected:  # the old connection is dead, but this process has not noticed
             session.detach()
             self._keeper.on_parked(session)
@@ -100,6 +104,12 @@ class Departures:
         session.tap = functools.partial(self._note_event, events)
         return Claimed(claim=found.claim, topics=self._events.topics_of(session))
 
+    def keep(self, record: Record) -> None:
+        """Withdraw a session from the process that has claimed it: its client came back since, here or elsewhere."""
+        if record.claim is not None and self._claims.pop(record.claim, None) is not None:
+            record.session.tap = None
+        record.claim = None
+
     def _note_event(self, events: list[str], text: str) -> None:
         if self._events.delivering is not None:
             events.append(self._events.delivering)
@@ -113,16 +123,20 @@ class Departures:
         if claim in self._claims:
             session = self._claims[claim][0].session
             self._events.history.when_answered(session, functools.partial(self._hand_over, claim, reply))
+        else:
+            reply(_NOTHING)
 
     def _hand_over(self, claim: str, reply: Callable[[bytes], None]) -> None:
         record, events = self._claims.pop(claim, (None, []))
         if record is None or record.claim != claim:
-            return  # it has ended meanwhile, and the other process hears nothing
+            reply(_NOTHING)
+            return
         session = record.session
         session.tap = None
         session.outbox.settle()
         if session.outbox.overflowed:
             self._keeper.end(record, "overflow")
+            reply(_NOTHING)
             return
         state = State(
             session_id=session.session_id,

@@ -58,7 +58,7 @@ class Claimed(Struct, omit_defaults=True):
 
 
 class Take(Struct, tag="take"):
-    """Take a claimed session. The answer is :class:`State`."""
+    """Take a claimed session. The answer is :class:`State`, or null if it cannot be had any more."""
 
     claim: str
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -78,6 +79,8 @@ class Resumption:
         )
         #: Answers to ``resume``, by reason; "resumed" for those that brought a session back.
         self.answers: Counter[str] = Counter()
+        #: Sessions that are being brought from another process, by the digests of their keys.
+        self._coming: dict[bytes, asyncio.Event] = {}
         fleet.bind_answerer(SUBJECT, self.on_question)
 
     async def __aenter__(self) -> Resumption:
@@ -96,7 +99,11 @@ class Resumption:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is kept for any session."""
-        return not (len(self.store) or self.keeper.arriving) and self.departures.is_idle and self.arrivals.is_idle
+        return (
+            not (len(self.store) or self.keeper.arriving or self._coming)
+            and self.departures.is_idle
+            and self.arrivals.is_idle
+        )
 
     def sweep(self, now: float) -> None:
         """End the sessions that no client came back to within the window; ``now`` is a time of the clock."""
@@ -142,6 +149,10 @@ class Resumption:
 
     def _come_back(self, handler: ResumableConnection, frame: Resume, key: str) -> None:
         assert handler.identity is not None  # noqa: S101 - it is registered
+        coming = self._coming.get(digest_of(key))
+        if coming is not None:  # the client has broken the connection on which its session was to come
+            self._tasks.start_soon(self._resume_later, coming, handler, frame, name="session")
+            return
         found = self.store.find(digest_of(key), handler.identity.user_id)
         if isinstance(found, Record):
             if found.session.acknowledge(frame.received):
@@ -178,6 +189,7 @@ class Resumption:
     def _go_on(self, record: Record, connection: ResumableConnection, frame: Resume, used: bytes) -> None:
         """Give a session of this process a new connection."""
         session = record.session
+        self.departures.keep(record)
         if session.connected:  # the old connection is dead, but this process has not noticed
             session.detach()
             self._handlers.park(session)
@@ -220,8 +232,22 @@ class Resumption:
         result |= {"session_id": session.session_id, "key": key, "window": window, "received": received}
         session.go_on(encode_response(frame.id, frame.trace_id, encode_json(result)))
 
+    async def _resume_later(self, coming: asyncio.Event, handler: ResumableConnection, frame: Resume) -> None:
+        """Take a ``resume`` once the session with its key is here, or cannot be had."""
+        await coming.wait()
+        if self._handlers.get_session(handler.session_id) is handler:
+            self.on_resume(handler, frame)
+
     async def _fetch(self, session: ResumableSession, frame: Resume, key: str, process: str) -> None:
         """Bring a session from the process that has it, and answer."""
+        coming = self._coming[digest_of(key)] = asyncio.Event()
+        try:
+            await self._bring(session, frame, key, process)
+        finally:
+            del self._coming[digest_of(key)]
+            coming.set()
+
+    async def _bring(self, session: ResumableSession, frame: Resume, key: str, process: str) -> None:
         self.keeper.arriving.add(session.session_id)
         former = session.session_id
         try:

@@ -104,9 +104,7 @@ class SessionStore:
         identity = record.session.identity
         if identity is None or identity.user_id != user_id:
             return Past(user_id, "unknown")
-        if record.claim is not None or (
-            digest != record.digests[0] and (record.session.proven or record.session.connected)
-        ):
+        if digest != record.digests[0] and (record.session.proven or record.session.connected):
             return Past(user_id, "unknown")  # a used key
         if record.session.outbox.overflowed:
             return Past(user_id, "overflow")

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -191,8 +192,8 @@ class World:
         await self.begin(to)
         await self.settle()
 
-    async def begin(self, to: int) -> None:
-        """Connect to a process, and ask it to resume."""
+    async def begin(self, to: int) -> tuple[Wire, asyncio.Task[None]]:
+        """Connect to a process, and ask it to resume; return the connection, and the task that ends with it."""
         client, kind = self.client, self.kinds[to]
         wire = Wire(kind)
         await kind.handler_manager.register(wire, "alice")
@@ -200,6 +201,7 @@ class World:
         client.wire = wire
         known = {} if client.key is None else {"key": client.key, "received": client.received}
         client.send("resume", id="resume", **known)
+        return wire, self.tasks[-1]
 
     async def step(self, step: tuple[str, int]) -> None:
         """Take a step of the walk."""
@@ -235,11 +237,12 @@ class World:
             client.read(1)  # hello
             client.read(1)  # the answer
         elif what == "glimpse" and client.wire is None:
-            await self.begin(number % 2)
+            wire, task = await self.begin(number % 2)
             for _ in range(number):
                 await asyncio.sleep(0)
-            client.wire.cut()
+            wire.cut()
             client.wire = None
+            await task  # the key is good once more when the process knows that the connection is broken
         if number % 3:
             await asyncio.sleep(0)
         else:
@@ -337,12 +340,14 @@ LOST: Final = [
 ]
 
 
-#: A session that moves, and loses its connection on its way: after some turns of the event loop, and after more.
-MOVED: Final = [[("cut", 0), ("glimpse", turns)] for turns in (1, 3, 5, 7, 9, 15)]
-
-
-@example([step for steps in MOVED for step in steps])
 @example([(what, number) for number, what in enumerate(LOST)])
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5)), max_size=40))
 def test_nothing_is_lost_doubled_or_out_of_order(steps: list[tuple[str, int]]) -> None:
+    asyncio.run(walk(steps))
+
+
+@pytest.mark.parametrize("turns", range(1, 16, 2))
+@pytest.mark.parametrize("to", [0, 1])
+def test_a_connection_breaks_while_its_session_moves(turns: int, to: int) -> None:
+    steps = [("call", 0), ("event", 0), ("cut", 0), ("event", 1), ("glimpse", turns), ("event", 1), ("resume", to)]
     asyncio.run(walk(steps))
