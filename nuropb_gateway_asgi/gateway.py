@@ -288,6 +288,8 @@ class Gateway:
             if self._tcp is not None:  # first of all: from here on only a port in use can fail the start
                 await stack.enter_async_context(self._tcp.listening())
             await stack.enter_async_context(self.authentication())
+            if self._metrics is not None:  # the sums of several processes keep the counts of one that has ended
+                stack.callback(self._metrics.collect)
             for kind in self.connection_kinds.values():
                 await stack.enter_async_context(kind.running())
             if self._agents is not None:

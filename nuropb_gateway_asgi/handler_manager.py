@@ -35,18 +35,17 @@ from .limits.prices import BYTES_PER_UNIT, extra_for_size, extra_for_topics
 from .limits.shared import SharedLimits
 from .limits.slices import TOPICS_PER_SLICE
 from .protocol import (
+    CALL_FRAMES,
     FINAL,
     Authorize,
     Cancel,
     ClientFrame,
     CloseCode,
-    Command,
     Decoder,
     ErrorCode,
     Failure,
     Ping,
     Pong,
-    Request,
     Subscribe,
     TraceContext,
     Unsubscribe,
@@ -555,7 +554,7 @@ class HandlerManager:
         """Return whether a frame goes on to the receiver; answer it otherwise."""
         identity = handler.identity
         assert identity is not None  # noqa: S101 - it is registered
-        if isinstance(frame, Request | Command):
+        if isinstance(frame, CALL_FRAMES):
             allowed, rate = _PRIVATE
             if not is_private(frame.method):
                 allowed, rate = self._policy.judge_call(identity, frame.service, frame.method)

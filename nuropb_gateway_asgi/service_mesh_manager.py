@@ -35,14 +35,13 @@ from .fleet import (
 from .handler_manager import Handler, HandlerManager
 from .limits.prices import extra_for_topics
 from .protocol import (
+    CALL_FRAMES,
     Ack,
     Cancel,
     ClientFrame,
     CloseCode,
-    Command,
     Describe,
     Failure,
-    Request,
     Resume,
     Subscribe,
     Unsubscribe,
@@ -208,7 +207,7 @@ class ServiceMeshManager:
 
     def on_handler_message_received(self, handler: Handler, frame: ClientFrame) -> None:
         """Take a frame that the HandlerManager has checked, and answer it exactly once, now or later."""
-        if isinstance(frame, Request | Command):
+        if isinstance(frame, CALL_FRAMES):
             self.client_calls.on_call(handler, frame)
         elif isinstance(frame, Cancel):
             self.client_calls.on_cancel(handler, frame)

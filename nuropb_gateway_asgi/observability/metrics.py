@@ -1,8 +1,9 @@
 """Metrics in Prometheus' format. They need ``prometheus-client`` (the extra ``metrics``).
 
-Only the end of a call is counted here as it happens. All other figures are plain integers of the managers and of the
-mesh, carried over on every request for ``/metrics`` and every few seconds. With several worker processes
-(``PROMETHEUS_MULTIPROC_DIR`` set, see prometheus-client), any of them answers for all.
+Only how long a call took is noted in a metric as it happens. All other figures are plain integers of this module, of
+the managers and of the mesh, carried over on every request for ``/metrics``, every few seconds, and at the end of the
+gateway. With several worker processes (``PROMETHEUS_MULTIPROC_DIR`` set, see prometheus-client), any of them answers
+for all.
 
 Label values are names chosen by the operator or a service, never text sent by a client. The label ``transport`` is the
 kind of connection.
@@ -173,7 +174,7 @@ class Metrics:
         #: Refused requests to the admin API, by reason.
         self.admin_refused: Mapping[str, int] = MappingProxyType({})
         self._carried: dict[tuple[str, tuple[str, ...]], int] = {}
-        self._ended: dict[tuple[str, str, str], tuple[Callable[[], None], Callable[[float], None]]] = {}
+        self._ended: dict[tuple[str, str, str], _Ended] = {}
         for kind in kinds:
             kind.service_mesh_manager.calls.on_call_ended = functools.partial(self._on_call_ended, kind.name)
 
@@ -201,6 +202,8 @@ class Metrics:
                 self._carry("policy_reloads", count, result)
         for reason, count in self.admin_refused.items():
             self._carry("admin_refused", count, reason)
+        for ended in self._ended.values():
+            ended.carry()
         for labels, key_set in self._key_sets.items():
             self._carry("key_fetch_failures", key_set.failures, *labels)
 
@@ -277,11 +280,10 @@ class Metrics:
         # As many as there are series of calls. The library takes a lock and makes strings to find one by its labels.
         ended = self._ended.get((transport, service, code))
         if ended is None:
-            series = self._calls.labels(service, code, transport), self._duration.labels(service, transport)
-            ended = self._ended[transport, service, code] = series[0].inc, series[1].observe
-        count, observe = ended
-        count()
-        observe(seconds)
+            calls, durations = self._calls.labels(service, code, transport), self._duration.labels(service, transport)
+            ended = self._ended[transport, service, code] = _Ended(calls, durations.observe)
+        ended.count += 1
+        ended.observe(seconds)
 
     def _carry(self, name: str, count: int, *labels: str) -> None:
         """Bring a counter up to ``count``. A count of 0 makes a series, too: growth is told by a reading before it."""
@@ -294,6 +296,26 @@ class Metrics:
 
     def _policy_broken(self) -> float:
         return 0.0 if self._policy_file is None or self._policy_file.problem is None else 1.0
+
+
+class _Ended:
+    """The calls of one series that have ended."""
+
+    __slots__ = ("_carried", "_counter", "count", "observe")
+
+    def __init__(self, counter: Counter, observe: Callable[[float], None]) -> None:
+        self._counter = counter
+        self._carried = 0
+        self.count = 0
+        #: Notes how long a call took, in seconds.
+        self.observe = observe
+
+    def carry(self) -> None:
+        """Bring the counter up to the count."""
+        new = self.count - self._carried
+        if new:
+            self._carried = self.count
+            self._counter.inc(new)
 
 
 def _forget_dead_processes() -> None:

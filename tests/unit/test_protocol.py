@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from nuropb_gateway_asgi import protocol
 from nuropb_gateway_asgi.exceptions import ProtocolError
 from nuropb_gateway_asgi.protocol import (
     PING,
@@ -956,3 +957,11 @@ def test_a_frame_on_one_line_is_the_same_frame(value: Any) -> None:
         line = on_one_line(text)
         assert not {"\r", "\n"} & set(line)
         assert json.loads(line) == json.loads(text)
+
+
+def test_names_that_are_refused_are_not_kept() -> None:
+    kept = protocol._accept_names.cache_info().currsize
+    for number in range(100):
+        refusal(call(service=f"{number}" * 1000))
+        refusal(call(method=f"m{number}" * 1000))
+    assert protocol._accept_names.cache_info().currsize == kept
