@@ -366,6 +366,8 @@ class EventRouter:
         for topic, stream in self._kept(waiting).items() if self._has_history else ():
             self._add(handler, topic, stream, begins=False)
             waiting.discard(topic)
+        for subscription in self._subscriptions_of(handler, topics).values():
+            subscription.arrive(handler)
 
         def on_bound(topic: str, accepted: bool) -> None:
             if not accepted:
@@ -474,9 +476,9 @@ class EventRouter:
         """Return the offset behind which a session gets the events of a topic from its history, or None."""
         subscribed = self._topics.get(handler.session_id, {})
         begins = [
-            each.offset
+            each.behind
             for pattern, each in subscribed.items()
-            if isinstance(each, KeptSubscription) and each.offset is not None and matches(pattern, topic)
+            if isinstance(each, KeptSubscription) and each.behind is not None and matches(pattern, topic)
         ]
         return min(begins, default=None)
 

@@ -45,31 +45,47 @@ Positions: TypeAlias = Mapping[str, tuple[str, int]]
 class KeptSubscription:
     """A session's subscription to a topic with history: it gets the events behind ``offset``; None until it begins."""
 
-    __slots__ = ("delivery", "is_over", "offset", "stream", "topic")
+    __slots__ = ("behind", "delivery", "is_over", "offset", "stream", "topic")
 
     def __init__(self, stream: HistoryStream, topic: str, delivery: Delivery) -> None:
         self.stream = stream
         self.topic = topic
         self.delivery = delivery
         self.offset: int | None = None
+        #: The offset behind which the session gets no event from the event queue; None if it gets all of them.
+        self.behind: int | None = None
         self.is_over = False
         stream.hold()
+
+    def arrive(self, handler: Handler) -> None:
+        """Have no events come from the event queue: the session has them, or gets them, by the history alone.
+
+        It comes from another process, and goes on behind the events that it got there.
+        """
+        self.behind = -1
+        self.stream.arriving[self] = handler
 
     def begin(self, handler: Handler, offset: int) -> None:
         """Have events behind ``offset`` come."""
         if not self.is_over:
             if self.offset is None:
                 self.stream.subscribers.add(self.topic, handler, self.delivery)
+            if self.behind is None:
+                self.behind = offset
+            self.stream.arriving.pop(self, None)
             self.offset = offset
 
     def replace(self, handler: Handler, successor: Handler) -> None:
         """Give it to another handler of its session."""
         if self.offset is not None:
             self.stream.subscribers.replace(self.topic, handler, successor, self.delivery)
+        elif self in self.stream.arriving:
+            self.stream.arriving[self] = successor
 
     def end(self, handler: Handler, now: float) -> None:
         """End it; ``now`` is a time of the clock. Its events that wait are not sent."""
         self.is_over = True
+        self.stream.arriving.pop(self, None)
         self.stream.subscribers.remove(self.topic, handler, self.delivery)
         self.stream.release(now)
         catch_up = self.stream.catch_ups.get(handler)
@@ -100,6 +116,8 @@ class HistoryStream:
         self.idle_since: float | None = None
         #: Subscriptions in the past that have not ended, by their handlers, whose events wait in them.
         self.catch_ups: dict[Handler, CatchUp] = {}
+        #: Subscriptions of sessions that come from another process, until they begin here.
+        self.arriving: dict[KeptSubscription, Handler] = {}
         self.started = asyncio.Event()
         #: Callbacks of the subscriptions that wait for the start, and whether some have not waited.
         self._waiting: list[Callable[[], None]] = []
@@ -230,7 +248,7 @@ class HistoryStream:
         """
         own, own_lossy = self.subscribers.of(event.topic)
         offset = self._seen.get(event.id) if event.id else None
-        for handler in (*own, *own_lossy):
+        for handler in (*own, *own_lossy, *self.arriving.values()):
             begins = begin(handler, event.topic)
             # An event that has not come from here yet lies behind the beginning.
             if begins is not None and (offset is None or offset > begins):

@@ -13,7 +13,7 @@ from typing import Final
 
 from .codec import MAX_TRACE_ID_LENGTH, MESSAGE_TYPES, NUROPB_VERSION, PROTOCOL_VERSION, InvalidMessage, MessageType
 
-__all__ = ["encode_publish", "expiration"]
+__all__ = ["encode_publish", "expiration", "on_channel"]
 
 #: A day. No caller waits longer, and an expiration out of RabbitMQ's range closes the channel.
 MAX_EXPIRATION_MS: Final = 86_400_000
@@ -123,6 +123,19 @@ def encode_publish(
         part = body if len(body) <= room else body[start : start + room]
         frames += (_FRAME.pack(3, channel, len(part)), part, _END)
     return b"".join(frames)
+
+
+def on_channel(frames: bytes, channel: int) -> bytes:
+    """Return the frames of one message as those of ``channel``."""
+    if frames[1:3] == channel.to_bytes(2):
+        return frames
+    moved = bytearray(frames)
+    at = 0
+    while at < len(moved):
+        kind, _, length = _FRAME.unpack_from(moved, at)
+        _FRAME.pack_into(moved, at, kind, channel, length)
+        at += _FRAME.size + length + len(_END)
+    return bytes(moved)
 
 
 @functools.lru_cache(maxsize=256)

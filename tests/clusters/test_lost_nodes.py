@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import anyio
 import pytest
-from aiormq.exceptions import DeliveryError
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelPreconditionFailed, DeliveryError
 
-from tests.kit.amqp import peer_at
+from nuropb_gateway_asgi.exceptions import MeshUnavailable
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh
+from nuropb_gateway_asgi.mesh.rabbitmq._event_window import can_confirm_events
+from tests.kit.amqp import peer_at, running
 from tests.kit.clients import connect
 from tests.kit.clustered import SECONDS, Stage, eventually, in_thread, mesh_of, stage, warnings_of
 from tests.kit.gateways import run_gateway
@@ -187,3 +193,149 @@ async def test_a_history_outlives_the_restart_of_each_node(cluster: RabbitMQClus
             await in_thread(cluster.wait)
         assert await recovered(set_, position) == 60
         assert set_.caller.closed is None
+
+
+# --- events of the gateway and of a hosted service --------------------------------------------------------------
+
+
+async def stream_of(set_: Stage, node: RabbitMQNode | None = None) -> tuple[str, str]:
+    """Return the names of the stream of the history, and of the node that leads it; ``node`` is asked."""
+    node = node or set_.cluster.nodes[0]
+    listed = await in_thread(node.ctl, "list_queues", "--vhost", set_.vhost, "name", "leader")
+    (found,) = (line.split("\t") for line in listed.splitlines() if "-history-" in line)
+    return found[0].strip(), found[-1].strip()
+
+
+class Publisher:
+    """Publishes numbered events, each with the name of its publisher."""
+
+    def __init__(self, mesh: RabbitMQMesh, name: str) -> None:
+        self.mesh = mesh
+        self.name = name
+        #: The events that the mesh took.
+        self.published: list[int] = []
+
+    def publish(self, number: int) -> None:
+        body = json.dumps([self.name, number]).encode()
+        self.mesh.publish("news.today", body, context=b"{}", trace_id="t", target=None)
+
+    async def keep_publishing(self, pause: float) -> None:
+        for number in itertools.count():
+            with contextlib.suppress(MeshUnavailable):
+                self.publish(number)
+                self.published.append(number)
+            await anyio.sleep(pause)
+
+    async def finish(self) -> None:
+        """Publish a last event, numbered -1, which follows all others."""
+        await eventually(lambda: self.mesh.connected)
+        self.publish(-1)
+
+    def lost(self, kept: Sequence[int]) -> list[int]:
+        """Return the events that the stream has not; those that it has came in order, and each once."""
+        assert kept[-1] == -1
+        assert kept[:-1] == sorted(set(kept[:-1]))
+        return sorted(set(self.published) - set(kept))
+
+
+async def read_stream(url: str, stream: str, names: Iterable[str]) -> dict[str, list[int]]:
+    """Return the numbers of all events of a stream, by their publishers, up to the last one of each."""
+    kept: dict[str, list[int]] = {name: [] for name in names}
+
+    async def take(message: DeliveredMessage) -> None:
+        await message.channel.basic_ack(message.delivery_tag or 0)
+        event = json.loads(message.body).get("event")
+        if event is not None:  # else it is a mark, or a stamp
+            kept[event[0]].append(event[1])
+
+    with anyio.fail_after(SECONDS):
+        while True:
+            try:
+                async with peer_at(url) as peer:
+                    await peer.channel.basic_qos(prefetch_count=100)
+                    await peer.channel.basic_consume(stream, take, arguments={"x-stream-offset": "first"})
+                    await eventually(lambda: all(numbers[-1:] == [-1] for numbers in kept.values()))
+                    break
+            except ChannelPreconditionFailed:  # the node's copy is not there yet
+                await anyio.sleep(0.1)
+    return kept
+
+
+def keeps_events(node: RabbitMQNode) -> bool:
+    """Whether a stream gets the events from the broker that it missed without a leader."""
+    return can_confirm_events({"version": node.ctl("version").strip()})
+
+
+async def test_no_event_is_lost_while_a_history_changes_its_leader(
+    cluster: RabbitMQCluster, record_property: Record
+) -> None:
+    """Events of other topics go by the same channel, as their number matters to a stream of RabbitMQ 3."""
+    async with stage(cluster, "classic", history=["news.#:1h"], ping_interval=600) as set_:
+        stream, name = await stream_of(set_)
+        (leader,) = (node for node in cluster.nodes if node.name == name)
+        others = [node for node in cluster.nodes if node is not leader]
+        url = cluster.url(set_.vhost, others)
+        keeps = await in_thread(keeps_events, leader)
+        try:
+            async with running(url) as gateway, running(url, role="service") as service:
+                publishers = [Publisher(gateway.mesh, "gateway"), Publisher(service.mesh, "service")]
+                for each in publishers:
+                    for _ in range(1000):
+                        each.mesh.publish("another.topic", b"{}", context=b"{}", trace_id="t", target=None)
+                async with anyio.create_task_group() as tasks:
+                    for each in publishers:
+                        tasks.start_soon(each.keep_publishing, 0.005)
+                    await in_thread(leader.stop_app)
+                    while (await stream_of(set_, others[0]))[1] in ("", name):
+                        await anyio.sleep(0.1)
+                    had = [len(each.published) for each in publishers]
+                    await eventually(
+                        lambda: all(
+                            len(each.published) > 100 + count for each, count in zip(publishers, had, strict=True)
+                        )
+                    )
+                    tasks.cancel_scope.cancel()
+                for each in publishers:
+                    await each.finish()
+                kept = await read_stream(
+                    cluster.url(set_.vhost, others[:1]), stream, [each.name for each in publishers]
+                )
+                for each in publishers:
+                    lost = each.lost(kept[each.name])
+                    record_property(each.name, f"{len(each.published)} events, {len(lost)} lost")
+                    assert each.mesh.statistics.reconnects == 0
+                    assert not (keeps and lost)
+        finally:
+            await in_thread(leader.start_app)
+
+
+async def test_events_that_are_published_while_nodes_are_restarted_in_turn(
+    cluster: RabbitMQCluster, record_property: Record
+) -> None:
+    """A publisher loses its own node, too: of the events on their way there, it cannot know which ones arrive."""
+    async with stage(cluster, "classic", history=["news.#:1h"], ping_interval=600) as set_:
+        stream, _ = await stream_of(set_)
+        keeps = await in_thread(keeps_events, cluster.nodes[0])
+        async with running(cluster.url(set_.vhost), role="service") as service:
+            publishers = [Publisher(set_.mesh, "gateway"), Publisher(service.mesh, "service")]
+            async with anyio.create_task_group() as tasks:
+                for each in publishers:
+                    tasks.start_soon(each.keep_publishing, 0.01)
+                for node in cluster.nodes:
+                    await in_thread(node.stop_app)
+                    await in_thread(node.start_app)
+                    await in_thread(cluster.wait)
+                    await eventually(lambda: all(each.mesh.connected for each in publishers))
+                tasks.cancel_scope.cancel()
+            for each in publishers:
+                await each.finish()
+            names = [each.name for each in publishers]
+            kept = await read_stream(cluster.url(set_.vhost, cluster.nodes[:1]), stream, names)
+            for each in publishers:
+                lost, statistics = each.lost(kept[each.name]), each.mesh.statistics
+                record_property(
+                    each.name,
+                    f"{len(each.published)} events, {len(lost)} lost, {statistics.unconfirmed_events} unknown, "
+                    f"{statistics.refused_events} refused, {statistics.reconnects} reconnects",
+                )
+                assert not keeps or len(lost) <= statistics.unconfirmed_events

@@ -730,6 +730,20 @@ async def test_a_session_takes_its_positions_along(gateway: FakeGateway, orders:
     await until(lambda: [event for _, event in events(other)] == [3, 4])
 
 
+async def test_a_session_that_moves_gets_an_event_that_matches_an_ordinary_pattern_too_once(
+    gateway: FakeGateway, orders: FakeLog
+) -> None:
+    handler = await adopted(gateway, "orders.#", "#")
+    for number, name in enumerate(("had", "missed", "later")):
+        orders.event("orders.new", number, id=name)
+        gateway.mesh.event("orders.new", number, id=name)  # before the history begins here
+    gateway.manager.events.continue_after(handler, {"orders.#": ("first", 0)})
+    await until(lambda: events(handler) == [(1, 1), (2, 2)])
+    gateway.mesh.event("orders.new", 0, id="had")
+    gateway.mesh.event("orders.new", 2, id="later")
+    assert len(handler.frames) == 2
+
+
 async def test_a_session_in_the_middle_of_its_past_takes_that_position_along(
     gateway: FakeGateway, orders: FakeLog
 ) -> None:

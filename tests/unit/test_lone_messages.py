@@ -57,6 +57,7 @@ async def publisher(lane: FastLane) -> Publisher:
         Channel(1),  # type: ignore[arg-type]
         Channel(2),  # type: ignore[arg-type]
         RabbitMQStatistics(),
+        confirm_events=True,
         on_return=lambda _: None,
         on_confirm=lambda *_: None,
     )

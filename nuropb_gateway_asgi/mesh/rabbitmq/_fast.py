@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
@@ -19,7 +20,7 @@ from pamqp import commands
 
 from ._aiormq import frame_max
 from ._frames import HEARTBEAT_FRAME, Content, Splitter
-from ._lane import SMALL, Lane, LaneName, OnConfirm, OnMessage, OnReturn, Publisher, body_size, guarded
+from ._lane import EVENT, SMALL, Lane, LaneName, OnConfirm, OnMessage, OnReturn, Publisher, body_size, guarded
 from ._statistics import RabbitMQStatistics
 
 __all__ = ["FastLane"]
@@ -73,13 +74,16 @@ class FastLane(Lane):
         confirmed: AbstractChannel,
         statistics: RabbitMQStatistics,
         *,
+        confirm_events: bool,
         on_return: OnReturn,
         on_confirm: OnConfirm,
     ) -> Publisher:
-        publisher = _DirectPublisher(self, plain.number, confirmed.number, frame_max(connection), statistics)
+        publisher = _DirectPublisher(
+            self, plain.number, confirmed.number, frame_max(connection), statistics, confirm_events=confirm_events
+        )
 
         def on_confirms(tag: int, multiple: bool, accepted: bool) -> None:
-            for correlation_id in publisher.confirm(tag, multiple=multiple):
+            for correlation_id in publisher.confirm(tag, multiple=multiple, accepted=accepted):
                 guarded(on_confirm, correlation_id, accepted)
 
         def on_returned(correlation_id: str) -> None:
@@ -144,12 +148,16 @@ class _DirectPublisher(Publisher):
         confirmed_channel: int,
         frame_max: int,
         statistics: RabbitMQStatistics,
+        *,
+        confirm_events: bool,
     ) -> None:
-        super().__init__(plain_channel, confirmed_channel, frame_max, statistics)
+        super().__init__(plain_channel, confirmed_channel, frame_max, statistics, confirm_events=confirm_events)
         self._lane = lane
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._woken_at = 0.0
+        #: Events that expired in the present turn, whose places others take once it is written.
+        self._expired_events = 0
         #: Whether no other message has come shortly after the latest one that came after a while.
         self._alone = False
         self._soon: Callable[[Callable[[], None]], object] = self._loop.call_soon
@@ -183,6 +191,9 @@ class _DirectPublisher(Publisher):
             frames = self._take(time.monotonic())
             if frames:
                 self._lane.write(b"".join(frames))
+            if self._expired_events:
+                expired, self._expired_events = self._expired_events, 0
+                self._settle_events(expired, accepted=True)
 
     def _take(self, now: float) -> list[bytes]:
         """Empty the queue; return the frames of the messages that have not expired."""
@@ -192,6 +203,7 @@ class _DirectPublisher(Publisher):
             deadline, correlation_id, data, confirmed = self._items.popleft()
             if deadline <= now:
                 self._statistics.expired_unsent += 1
+                self._expired_events += confirmed and correlation_id == EVENT
                 continue
             if confirmed:
                 self._tag += 1
@@ -202,10 +214,17 @@ class _DirectPublisher(Publisher):
         self._statistics.published += len(frames)
         return frames
 
-    def confirm(self, tag: int, *, multiple: bool) -> list[str]:
-        """Return the messages that a confirm is about, and forget them."""
+    def confirm(self, tag: int, *, multiple: bool, accepted: bool) -> list[str]:
+        """Take a confirm; return the calls that it is about, and forget them."""
         if not multiple:
             correlation_id = self._unconfirmed.pop(tag, None)
-            return [] if correlation_id is None else [correlation_id]
-        tags = [each for each in self._unconfirmed if each <= tag]
-        return [self._unconfirmed.pop(each) for each in tags]
+            if correlation_id != EVENT:
+                return [] if correlation_id is None else [correlation_id]
+            self._settle_events(1, accepted=accepted)
+            return []
+        tags = list(itertools.takewhile(tag.__ge__, self._unconfirmed))
+        settled = [self._unconfirmed.pop(each) for each in tags]
+        calls = [each for each in settled if each != EVENT]
+        if len(calls) < len(settled):
+            self._settle_events(len(settled) - len(calls), accepted=accepted)
+        return calls

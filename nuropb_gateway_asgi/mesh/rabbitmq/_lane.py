@@ -18,11 +18,14 @@ from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
 from pamqp import commands
 
 from ...exceptions import MeshUnavailable
+from ...wire.publish import on_channel
+from ._event_window import EventWindow
 from ._frames import Incoming
 from ._sockets import SocketListener
 from ._statistics import RabbitMQStatistics
 
 __all__ = [
+    "EVENT",
     "SMALL",
     "Acknowledger",
     "Lane",
@@ -47,6 +50,8 @@ ACKNOWLEDGE_WITHIN: Final = 0.02
 REMEMBERED: Final = 10_000
 #: Bytes of a message's frames from which on the size of its body matters.
 SMALL: Final = 1024
+#: The key of all events, whose fate is counted and not told. Calls have their correlation ids.
+EVENT: Final = ""
 
 OnMessage: TypeAlias = Callable[[Incoming], None]
 #: Called with the correlation id of a message that the broker sent back.
@@ -59,12 +64,19 @@ LaneName: TypeAlias = Literal["fast", "plain"]
 class Publisher(ABC):
     """Writes messages to one connection, in batches.
 
-    The broker confirms messages on the channel ``confirmed_channel``. Requests go by ``plain_channel``: their reply
-    says more than a confirm would.
+    The broker confirms messages on the channel ``confirmed_channel``: commands, replies, and, with ``confirm_events``,
+    events with all messages that have an order with them. Requests go by ``plain_channel``: their reply says more than
+    a confirm would.
     """
 
     def __init__(
-        self, plain_channel: int, confirmed_channel: int, frame_max: int, statistics: RabbitMQStatistics
+        self,
+        plain_channel: int,
+        confirmed_channel: int,
+        frame_max: int,
+        statistics: RabbitMQStatistics,
+        *,
+        confirm_events: bool,
     ) -> None:
         self.plain_channel = plain_channel
         self.confirmed_channel = confirmed_channel
@@ -75,7 +87,11 @@ class Publisher(ABC):
         self._items: deque[tuple[float, str, bytes, bool]] = deque()
         self._size = 0
         self._tag = 0
+        #: Messages by their tags, in the order of these.
         self._unconfirmed: dict[int, str] = {}
+        self._events = EventWindow(can_confirm=confirm_events)
+        #: Set once no event waits or is unconfirmed, for the one who waits for that.
+        self._settled: asyncio.Event | None = None
         #: The latest messages handed to the connection: correlation id, size of the body (0 for a small one), and
         #: whether by the confirmed channel.
         self._written: deque[tuple[str, int, bool]] = deque(maxlen=REMEMBERED)
@@ -92,6 +108,71 @@ class Publisher(ABC):
         self._wake()
 
     @property
+    def event_channel(self) -> int:
+        """The channel by which events go."""
+        return self.confirmed_channel if self._events.confirms else self.plain_channel
+
+    def put_event(self, deadline: float, frames: bytes) -> None:
+        """Queue an event, or another message that has an order with events; its frames are for :attr:`event_channel`.
+
+        Raises MeshUnavailable if too many bytes wait already. ``deadline`` is that of :meth:`put`.
+        """
+        events = self._events
+        if events.is_open:
+            self.put(deadline, EVENT, frames, confirmed=events.confirms)
+            events.admit()
+        else:
+            events.hold(deadline, frames)
+
+    def look_after_events(self, now: float) -> bool:
+        """Have events go without a confirm if none has come for long; return whether they wait to be confirmed again.
+
+        The caller then calls :meth:`confirm_events` once all messages of the plain channel have arrived.
+        """
+        if self._events.stands_still(now):
+            logger.warning(
+                "mesh: the broker confirms no events, as if a history had no leader: others go without a confirm, and "
+                "may be missing in histories"
+            )
+            self._events.give_up()
+            self._release_events()
+        return self._events.pause()
+
+    def confirm_events(self) -> None:
+        """Have the broker confirm events again."""
+        logger.warning("mesh: the broker confirms events again")
+        self._events.resume()
+        self._release_events()
+
+    async def finish_events(self) -> None:
+        """Wait until the broker has confirmed all events."""
+        if self.unsettled_events:
+            self._settled = asyncio.Event()
+            await self._settled.wait()
+
+    def _settle_events(self, count: int, *, accepted: bool) -> None:
+        """Count confirms of events."""
+        if not accepted:
+            # Published again, an event would come twice to all queues that have it.
+            self._statistics.refused_events += count
+        self._events.settle(count)
+        if self._events.held:
+            self._release_events()
+        elif self._settled is not None and not self._events.unconfirmed:
+            self._settled.set()
+
+    def _release_events(self) -> None:
+        """Queue the events that may be written by now."""
+        events = self._events
+        was_empty = not self._items
+        while (event := events.release()) is not None:
+            deadline, frames = event
+            self._items.append((deadline, EVENT, on_channel(frames, self.event_channel), events.confirms))
+            self._size += len(frames)
+        if was_empty and self._items:
+            self._wake()
+
+    @property
     @abstractmethod
     def blocked(self) -> bool:
         """Whether the broker has said that it blocks publishers."""
@@ -104,14 +185,24 @@ class Publisher(ABC):
     async def run(self) -> None:
         """Write messages until cancelled."""
 
+    @property
+    def queued(self) -> int:
+        """The number of messages that were not handed to the connection."""
+        return len(self._items) + self._events.held
+
+    @property
+    def unsettled_events(self) -> int:
+        """The number of events that wait, or that the broker has not confirmed."""
+        return self._events.unconfirmed + self._events.held
+
     def unsent(self) -> list[str]:
-        """Return the messages that were not handed to the connection."""
-        return [item[1] for item in self._items]
+        """Return the calls that were not handed to the connection."""
+        return [item[1] for item in self._items if item[1] != EVENT]
 
     def refused(self, size: int) -> list[str]:
         """Return the messages that were lost as the broker closed a channel for one of ``size`` bytes: that one first.
 
-        The broker takes nothing more from the channel that it closes.
+        Events are among them, by their common key. The broker takes nothing more from the channel that it closes.
         """
         written = list(self._written)
         for at, (correlation_id, each, confirmed) in enumerate(written):
@@ -121,8 +212,8 @@ class Publisher(ABC):
         return []
 
     def unconfirmed(self) -> list[str]:
-        """Return the messages that were handed to the connection, and that the broker has not confirmed."""
-        return list(self._unconfirmed.values())
+        """Return the calls that were handed to the connection, and that the broker has not confirmed."""
+        return [correlation_id for correlation_id in self._unconfirmed.values() if correlation_id != EVENT]
 
 
 class Lane(SocketListener, ABC):
@@ -138,6 +229,7 @@ class Lane(SocketListener, ABC):
         confirmed: AbstractChannel,
         statistics: RabbitMQStatistics,
         *,
+        confirm_events: bool,
         on_return: OnReturn,
         on_confirm: OnConfirm,
     ) -> Publisher:

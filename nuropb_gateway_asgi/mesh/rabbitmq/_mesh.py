@@ -35,11 +35,12 @@ from ._confirms import Confirms
 from ._connection import Connection, connect
 from ._dead_letters import DeadLetters
 from ._errors import explain
+from ._event_window import can_confirm_events
 from ._events import EventQueue
 from ._exchanges import SERVICE_QUEUE, declare_exchanges
 from ._frames import Incoming
 from ._history import StreamLog
-from ._lane import Acknowledger, LaneName, OnMessage, Publisher
+from ._lane import EVENT, Acknowledger, LaneName, OnMessage, Publisher
 from ._link import Link
 from ._parts import Part
 from ._peers import MESSAGE_EXPIRES, Peers
@@ -64,6 +65,8 @@ BLOCKED: Final = "the broker blocks publishers (a memory or disk alarm)"
 REASSERT_INTERVAL: Final = 15.0
 #: Seconds to declare and consume the queues of this process.
 OWN_QUEUES_TIMEOUT: Final = 5.0
+#: Seconds that a process waits at its end for the next confirm of an event.
+CONFIRMS_TIMEOUT: Final = 1.0
 #: Messages that the broker may send ahead of an acknowledgement.
 PREFETCH: Final = 1000
 
@@ -212,7 +215,7 @@ class RabbitMQMesh:
     @property
     def queued(self) -> int:
         """The number of messages that wait for the connection."""
-        return 0 if self._publisher is None else len(self._publisher.unsent())
+        return 0 if self._publisher is None else self._publisher.queued
 
     @property
     def keys(self) -> frozenset[str]:
@@ -240,7 +243,7 @@ class RabbitMQMesh:
 
     def _make_history(self, topic: KeptTopic) -> StreamLog:
         def publish(stream: str, correlation_id: str) -> None:
-            self._publish("event", "", stream, correlation_id, b"{}")
+            self._publish("", stream, correlation_id, b"{}")
 
         def wake() -> None:
             part.lose()
@@ -295,10 +298,23 @@ class RabbitMQMesh:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self._finish_events()
         await self._stack.__aexit__(exc_type, exc, traceback)
         self._replies.keys.clear()
         self.consuming.usable = False
         self._update()
+
+    async def _finish_events(self) -> None:
+        """Wait for the confirms of the latest events for as long as some come: a stream may have no leader."""
+        publisher = self._publisher
+        # A cancelled scope of anyio would cancel this again in every turn of the event loop.
+        with anyio.CancelScope(shield=True):
+            while publisher is not None and (before := publisher.unsettled_events):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CONFIRMS_TIMEOUT):
+                        await publisher.finish_events()
+                if publisher.unsettled_events >= before:
+                    break
 
     async def finish_calls(self) -> None:
         """Take no more calls from other services, and wait until the running ones are answered.
@@ -358,12 +374,17 @@ class RabbitMQMesh:
         self._tell("", address, message, MESSAGE_EXPIRES if expires is None else expires)
 
     def _tell(self, exchange: str, routing_key: str, message: bytes, expires: float = MESSAGE_EXPIRES) -> None:
-        self._publish("event", exchange, routing_key, new_id(), message, expires=expires)
+        publisher = self._take_publisher()
+        correlation_id = new_id()
+        frames = self._encode_event(
+            publisher, publisher.plain_channel, exchange, routing_key, correlation_id, message, expires=expires
+        )
+        publisher.put(time.monotonic() + expires, correlation_id, frames)
 
     def when_events_are_in(self, done: Callable[[], None]) -> None:
         """Send a message to this process's own event queue, and call ``done`` when it arrives."""
         correlation_id = new_id()
-        self._publish("event", "", self.event_queue, correlation_id, b"{}", expires=MESSAGE_EXPIRES)
+        self._publish("", self.event_queue, correlation_id, b"{}", expires=MESSAGE_EXPIRES)
         self._events.expect_marker(correlation_id, done)
 
     async def record(self, record: bytes) -> None:
@@ -409,11 +430,10 @@ class RabbitMQMesh:
         body = codec.encode_event(
             topic, event, context=context, trace_id=trace_id, correlation_id=correlation_id, target=target
         )
-        self._publish("event", codec.EVENTS_EXCHANGE, topic, correlation_id, body, trace_id=trace_id)
+        self._publish(codec.EVENTS_EXCHANGE, topic, correlation_id, body, trace_id=trace_id)
 
     def _publish(
         self,
-        kind: codec.MessageType,
         exchange: str,
         routing_key: str,
         correlation_id: str,
@@ -422,21 +442,39 @@ class RabbitMQMesh:
         trace_id: str | None = None,
         expires: float | None = None,
     ) -> None:
+        """Publish an event, or a mark, stamp or marker, whose place among events and records its reader goes by."""
         publisher = self._take_publisher()
+        channel = publisher.event_channel
+        frames = self._encode_event(
+            publisher, channel, exchange, routing_key, correlation_id, body, trace_id=trace_id, expires=expires
+        )
+        publisher.put_event(float("inf") if expires is None else time.monotonic() + expires, frames)
+
+    def _encode_event(
+        self,
+        publisher: Publisher,
+        channel: int,
+        exchange: str,
+        routing_key: str,
+        correlation_id: str,
+        body: bytes,
+        *,
+        trace_id: str | None = None,
+        expires: float | None = None,
+    ) -> bytes:
+        """Encode a message of the type event. Raises MessageTooLarge."""
         self.size_limit.check(body)
-        frames = encode_publish(
-            channel=publisher.plain_channel,
+        return encode_publish(
+            channel=channel,
             exchange=exchange,
             routing_key=routing_key,
-            kind=kind,
+            kind="event",
             correlation_id=correlation_id,
             trace_id=trace_id,
             body=body,
             frame_max=publisher.frame_max,
             expiration=None if expires is None else expiration(expires),
         )
-        deadline = float("inf") if expires is None else time.monotonic() + expires
-        publisher.put(deadline, correlation_id, frames)
 
     def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
         """Bind the event queue to ``topic``; call ``done`` once it is bound or refused, or if that has to wait."""
@@ -481,7 +519,7 @@ class RabbitMQMesh:
             return
         if self.peers.can_record:
             with contextlib.suppress(MeshUnavailable):  # lost again: the next connection writes another marker
-                self._publish("event", "", self.peers.stream, new_id(), self.peers.draw_marker())
+                self._publish("", self.peers.stream, new_id(), self.peers.draw_marker())
         elif self.peers.records_refused or self._records_part not in self._parts:
             self._on_records_read()
 
@@ -506,6 +544,7 @@ class RabbitMQMesh:
             plain,
             confirmed,
             self.statistics,
+            confirm_events=can_confirm_events(connection.raw.server_properties),
             on_return=self._on_returned,
             on_confirm=self._on_confirm,
         )
@@ -518,22 +557,32 @@ class RabbitMQMesh:
             finally:
                 self._publisher = None
                 refused = self._settle_refused(publisher, self.size_limit.learn((plain, confirmed)))
+                self._count_lost_events(publisher.unsettled_events)
                 for correlation_id in publisher.unsent():
                     self._reject(correlation_id)
                 for correlation_id in publisher.unconfirmed():
                     if correlation_id not in refused and not self._confirms.settle(correlation_id):
                         self._told.on_unconfirmed(correlation_id)
 
+    def _count_lost_events(self, count: int) -> None:
+        """Take note of events that the broker may have or not. They are not published again, lest they come twice."""
+        if count:
+            self.statistics.unconfirmed_events += count
+            logger.warning("mesh: whether the broker has %d of the latest events is unknown", count)
+
     def _settle_refused(self, publisher: Publisher, size: int | None) -> list[str]:
         """Report and return the message of ``size`` bytes for which the broker closed a channel, and those after it."""
         refused = [] if size is None else publisher.refused(size)
         for correlation_id in refused[:1]:
+            if correlation_id == EVENT:
+                continue
             error = self.size_limit.error()
             self._replies.keys.pop(correlation_id, None)
             if not self._confirms.settle(correlation_id, error):
                 self._told.on_too_large(correlation_id, str(error))
         for correlation_id in refused[1:]:
-            self._reject(correlation_id)
+            if correlation_id != EVENT:
+                self._reject(correlation_id)
         return refused
 
     def _reject(self, correlation_id: str) -> None:
@@ -545,6 +594,8 @@ class RabbitMQMesh:
     async def _watch_blocked(self, publisher: Publisher) -> None:
         while True:
             self._check_blocked(publisher)
+            if publisher.look_after_events(time.monotonic()):
+                self.self_check.when_proven(publisher.confirm_events)
             await asyncio.sleep(BLOCKED_INTERVAL)
 
     def _check_blocked(self, publisher: Publisher) -> None:

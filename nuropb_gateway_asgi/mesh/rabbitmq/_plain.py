@@ -24,7 +24,7 @@ from pamqp.header import ContentHeader
 
 from ._aiormq import written
 from ._errors import CONNECTION_ERRORS
-from ._lane import Lane, LaneName, OnConfirm, OnReturn, Publisher, guarded
+from ._lane import EVENT, Lane, LaneName, OnConfirm, OnReturn, Publisher, guarded
 from ._statistics import RabbitMQStatistics
 
 __all__ = ["PlainLane"]
@@ -56,10 +56,13 @@ class PlainLane(Lane):
         confirmed: AbstractChannel,
         statistics: RabbitMQStatistics,
         *,
+        confirm_events: bool,
         on_return: OnReturn,
         on_confirm: OnConfirm,
     ) -> Publisher:
-        return _TaskPublisher(connection, plain, confirmed, statistics, on_return, on_confirm)
+        return _TaskPublisher(
+            connection, plain, confirmed, statistics, on_return, on_confirm, confirm_events=confirm_events
+        )
 
     def acknowledge(self, channel: AbstractChannel, tag: int) -> bool:
         if channel in self._acknowledging:
@@ -94,6 +97,11 @@ class _Message(NamedTuple):
     #: The key in the table of unconfirmed messages, for a message on the confirmed channel.
     tag: int | None
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether it is an event that the broker is to confirm: these are limited by their own number."""
+        return self.tag is not None and self.correlation_id == EVENT
+
 
 class _TaskPublisher(Publisher):
     """Publishes in batches, each message in a task, and each batch once the one before has been written.
@@ -109,8 +117,10 @@ class _TaskPublisher(Publisher):
         statistics: RabbitMQStatistics,
         on_return: OnReturn,
         on_confirm: OnConfirm,
+        *,
+        confirm_events: bool,
     ) -> None:
-        super().__init__(1, 2, _NO_FRAME_MAX, statistics)
+        super().__init__(1, 2, _NO_FRAME_MAX, statistics, confirm_events=confirm_events)
         self._connection = connection
         self._plain = plain
         self._confirmed = confirmed
@@ -164,7 +174,8 @@ class _TaskPublisher(Publisher):
         while self._items and not self._room.locked():
             message = self._take(time.monotonic())
             if message is not None:
-                await self._room.acquire()
+                if not message.is_counted:  # whose confirm may take long
+                    await self._room.acquire()
                 tasks.start_soon(self._publish, message)
         await asyncio.sleep(0)  # the tasks begin
         await written(self._plain)
@@ -196,13 +207,16 @@ class _TaskPublisher(Publisher):
             self._settle(message, accepted=True)
         finally:
             self._size -= message.size
-            self._room.release()
+            if not message.is_counted:
+                self._room.release()
 
     def _settle(self, message: _Message, *, accepted: bool | None = None) -> None:
         if message.tag is None:
             return
         del self._unconfirmed[message.tag]
-        if accepted is not None:
+        if message.is_counted:
+            self._settle_events(1, accepted=accepted is not False)
+        elif accepted is not None:
             guarded(self._on_confirm, message.correlation_id, accepted)
 
     def _take(self, now: float) -> _Message | None:
@@ -211,6 +225,8 @@ class _TaskPublisher(Publisher):
         if deadline <= now:
             self._statistics.expired_unsent += 1
             self._size -= len(frames)
+            if confirmed and correlation_id == EVENT:
+                self._settle_events(1, accepted=True)
             return None
         publish, header, body = _read(frames)
         self._statistics.published += 1

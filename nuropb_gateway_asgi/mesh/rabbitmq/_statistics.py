@@ -22,3 +22,7 @@ class RabbitMQStatistics(msgspec.Struct):
     dropped_events: int = 0
     #: Events that the broker delivered again after a loss of the connection.
     repeated_events: int = 0
+    #: Events that a queue refused, as one of a lost node does. Other queues have them.
+    refused_events: int = 0
+    #: Events that the broker had not confirmed when the connection was lost.
+    unconfirmed_events: int = 0
