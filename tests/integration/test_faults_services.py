@@ -17,7 +17,7 @@ from nuropb_gateway_asgi.limits.circuits import PAUSE
 from nuropb_gateway_asgi.mesh.rabbitmq import _self_check
 from nuropb_gateway_asgi.wire import codec
 from tests.integration.scene import Caller, Record, Scene, scene
-from tests.kit.gateways import eventually
+from tests.kit.gateways import DEADLINE, eventually
 from tests.servers.processes import ServiceProcess
 
 #: Seconds.
@@ -188,7 +188,7 @@ async def test_a_call_of_a_service_that_died_is_given_to_its_sibling(amqp_url: s
 
 async def eventually_taken(channel: aio_pika.abc.AbstractChannel, queue: str) -> None:
     """Wait until a service has taken all messages of its queue."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(DEADLINE):
         while (await channel.declare_queue(queue, passive=True)).declaration_result.message_count:
             await anyio.sleep(0.05)
 

@@ -27,6 +27,7 @@ from tests.integration.scene import delete_queues
 from tests.kit.clients import Client, connect, refusal
 from tests.kit.gateways import DEADLINE, RunningGateway, eventually, make_gateway, run_gateway
 from tests.kit.processes import run_forked
+from tests.kit.waiting import in_time
 from tests.servers.faults import FaultProxy
 from tests.servers.processes import ServiceProcess, call_with_nuropb
 from tests.servers.rabbitmq import RabbitMQNode
@@ -86,7 +87,7 @@ def token_of(user_id: str, **claims: Any) -> str:
 
 
 async def closed_within(client: Client, seconds: float) -> int:
-    with anyio.fail_after(seconds):
+    async with in_time(seconds):
         return (await client.closed()).code
 
 
@@ -99,12 +100,11 @@ async def test_users_are_reached_in_all_processes(amqp_url: str) -> None:
         alices = [await connected(one, "alice"), await connected(two, "alice")]
         bob = await connected(three, "bob")
         manager = three.gateway.service_mesh_manager
-        began = time.monotonic()
-        reached = await manager.send_to_users(["alice"], "private", {"n": 1})
-        assert (reached.count, reached.processes, reached.missing) == (2, 3, [])
-        for alice in alices:
-            assert (await alice.event("private"))["event"] == {"n": 1}
-        assert time.monotonic() - began < REACH
+        async with in_time(REACH):
+            reached = await manager.send_to_users(["alice"], "private", {"n": 1})
+            assert (reached.count, reached.processes, reached.missing) == (2, 3, [])
+            for alice in alices:
+                assert (await alice.event("private"))["event"] == {"n": 1}
         assert (await manager.send_to_all("news", None)).count == 3
         assert (await manager.send_to_session(alices[0].hello["session_id"], "mine", 1)).count == 1
         assert (await alices[0].event("mine"))["event"] == 1
@@ -194,10 +194,9 @@ async def test_a_process_that_hangs_or_dies_is_named_and_then_forgotten(
                 manager = witness.gateway.service_mesh_manager
                 assert (await manager.count()).by_process == {"witness": 0, "mortal": 1}
                 mortal.signal(signal.SIGKILL)
-                began = time.monotonic()
-                counted = await manager.count()
+                async with in_time(REACH):
+                    counted = await manager.count()
                 assert (counted.count, counted.missing) == (0, ["mortal"])
-                assert time.monotonic() - began < REACH
         await eventually(lambda: members(witness) == 0)
         assert (await manager.count()).missing == []
     await delete_fleet(amqp_url, name)

@@ -144,9 +144,9 @@ async def test_lines_over_tcp(is_tls: bool, tmp_path: Path) -> None:
         port = int((await process.line(r"listening on (?:tcp|tls)://127\.0\.0\.1:(\d+)"))[1])
         context = certificate.client() if is_tls else None
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
-        writer.write(b'{"type":"authorise","token":"%s"}\n' % TOKEN.encode())
+        writer.write(b'{"type":"authorize","payload":{"token":"%s"}}\n' % TOKEN.encode())
         async with asyncio.timeout(DEADLINE):
-            await reader.readline()
+            assert b'"topic":"hello"' in await reader.readline()
         assert holds_nothing_back(process, writer.get_extra_info("sockname")[1])
         writer.close()
 

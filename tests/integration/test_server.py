@@ -22,6 +22,7 @@ from nuropb_gateway_asgi.server import frame_limits, http
 from nuropb_gateway_asgi.server.process import limit_event_loop
 from tests.kit.clients import CLOSE, PING, PONG, TEXT, RawClient, connect, refusal
 from tests.kit.gateways import RunningGateway, Site, eventually, make_gateway, run_gateway, serve
+from tests.kit.waiting import in_time
 
 BEARER = ("Authorization", "Bearer alice")
 
@@ -245,7 +246,7 @@ async def test_a_client_that_does_not_read_its_answer_is_dropped(monkeypatch: py
     monkeypatch.setattr(http.HTTPProtocol, "connection_lost", on_lost)
     async with serve(big, send_buffer=4096) as site, open_socket(site) as raw:
         await raw.send(b"GET / HTTP/1.1\r\nHost: gateway\r\n\r\n")
-        async with asyncio.timeout(20):
+        async with in_time(20):
             await lost.wait()
 
 

@@ -157,10 +157,11 @@ class Process:
 def _descendants(pid: int) -> list[int]:
     """Return the processes that a process has started, and those that these have started. Linux tells them."""
     found: list[int] = []
-    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in map(int, tasks.read_text().split()):
-                found += [*_descendants(child), child]
+    with contextlib.suppress(OSError):  # it has ended
+        for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                for child in map(int, tasks.read_text().split()):
+                    found += [*_descendants(child), child]
     return found
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import uvicorn
 
-from nuropb_gateway_asgi import handler_manager
+from nuropb_gateway_asgi import handler_manager, sockets
 from nuropb_gateway_asgi.gateway import create_app
 from nuropb_gateway_asgi.mesh.rabbitmq import _events, _mesh
 from nuropb_gateway_asgi.server import make_config
@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--queue-length", type=int, metavar="EVENTS", default=_events.EVENT_QUEUE_LENGTH)
     parser.add_argument("--goodbye-spread", type=float, metavar="SECONDS", default=handler_manager.GOODBYE_SPREAD)
     options = parser.parse_args()
+    # The kernel gives up on a client that takes nothing for 30 s, however long a write may last by WRITE_TIMEOUT.
+    sockets.USER_TIMEOUT = 3600  # type: ignore[misc]
     _mesh.QUEUE_EXPIRES = options.queue_expires  # type: ignore[misc]
     _events.EVENT_QUEUE_LENGTH = options.queue_length  # type: ignore[misc]
     handler_manager.GOODBYE_SPREAD = options.goodbye_spread  # type: ignore[misc]

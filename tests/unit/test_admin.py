@@ -27,7 +27,7 @@ from nuropb_gateway_asgi.admin.guard import ATTEMPTS
 from nuropb_gateway_asgi.exceptions import AuthenticationFailed
 from nuropb_gateway_asgi.mesh.embedded import EmbeddedMesh
 from tests.kit.gateways import make_gateway
-from tests.kit.waiting import eventually
+from tests.kit.waiting import DEADLINE, eventually
 
 from .fakes import FakeHandler, request_frame
 
@@ -55,7 +55,7 @@ async def running(
     url = "http://localhost" if path is not None else f"http://{address}"
     transport = httpx.AsyncHTTPTransport(uds=path)
     async with gateway.lifespan(), httpx.AsyncClient(transport=transport, base_url=url, trust_env=False) as client:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             while True:
                 with contextlib.suppress(httpx.TransportError):
                     if (await client.get("/v1/nothing")).status_code == 404:
@@ -357,7 +357,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
     reader, writer = await asyncio.open_unix_connection(path)
     head = "POST /v1/reset HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
     writer.write(head.encode())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE):
         assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
     writer.close()
 
@@ -367,13 +367,13 @@ async def test_connections_without_requests_are_bounded(at_port: tuple[Gateway, 
     host, _, port = gateway.settings.admin_listen.partition(":")
     opened = [socket.create_connection((host, int(port))) for _ in range(40)]
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             while (await client.get("/v1/status", headers=HEADERS)).status_code != 503:
                 await asyncio.sleep(0.01)
     finally:
         for each in opened:
             each.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE):
         while (await client.get("/v1/status", headers=HEADERS)).status_code != 200:
             await asyncio.sleep(0.01)
 

@@ -13,6 +13,7 @@ from nuropb_gateway_asgi.authentication import Identity
 from nuropb_gateway_asgi.authorization import ExposePolicy
 from nuropb_gateway_asgi.exceptions import CallError, MeshUnavailable, MessageTooLarge, NotStartedError
 from nuropb_gateway_asgi.wire.interface import Reply
+from tests.kit.waiting import DEADLINE
 
 from .fakes import FakeGateway, FakeHandler, application_call, end_call, running, strict_json, until
 
@@ -158,7 +159,7 @@ async def test_a_call_whose_time_is_up_before_it_begins_ends(gateway: FakeGatewa
     await gateway.sweep(1.0)
     task, _ = await application_call(gateway, timeout=timeout)
     gateway.clock.now += 0.2
-    with pytest.raises(CallError) as caught, anyio.fail_after(5):
+    with pytest.raises(CallError) as caught, anyio.fail_after(DEADLINE):
         await task
     assert caught.value.code == "timeout"
 

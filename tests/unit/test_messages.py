@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from nuropb_gateway_asgi.server.message_queue import MessageQueue
+from tests.kit.waiting import DEADLINE
 
 
 async def test_messages_keep_their_order() -> None:
@@ -26,7 +27,7 @@ async def test_each_waiting_reader_gets_one_message() -> None:
     async def read() -> None:
         got.append(await messages.get())
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(DEADLINE):
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
                 tasks.start_soon(read)
@@ -47,5 +48,5 @@ async def test_a_cancelled_reader_loses_no_message() -> None:
     reader.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reader
-    with anyio.fail_after(5):
+    with anyio.fail_after(DEADLINE):
         assert await messages.get() == "kept"

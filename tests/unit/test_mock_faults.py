@@ -14,6 +14,7 @@ from nuropb_gateway_asgi.cli.dev.faults_api import faults_route
 from nuropb_gateway_asgi.client import CallTimeout, MeshUnavailable, ServiceUnavailable
 from nuropb_gateway_asgi.mocks.faults import FAULTS, Faults
 from nuropb_gateway_asgi.testing import AsyncTestClient, TestGateway, TestMesh
+from tests.kit.waiting import DEADLINE
 
 
 async def outcomes(mesh: TestMesh, client: AsyncTestClient, number: int = 12) -> list[bool]:
@@ -100,7 +101,7 @@ async def test_a_connection_ends_and_its_client_comes_back(nuropb_gateway: TestG
 
     nuropb_gateway._portal.call(lambda: client._client.on("state", on_state))
     assert mesh.disturb(fault).name == fault
-    with anyio.fail_after(20):
+    with anyio.fail_after(DEADLINE):
         await back.wait()
     assert "reconnecting" in states
     assert await client.request("orders", "list") == []

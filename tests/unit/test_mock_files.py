@@ -17,6 +17,7 @@ from nuropb_gateway_asgi.mocks.mock_file import read_mocks
 from nuropb_gateway_asgi.mocks.nodes import MAX_DEPTH
 from nuropb_gateway_asgi.mocks.openapi import read_openapi
 from nuropb_gateway_asgi.wire.services import Outcome, call_service, describe_service
+from tests.kit.waiting import DEADLINE
 
 SHOP = """\
 services:
@@ -141,7 +142,7 @@ async def test_another_method_tells_which_there_are(orders: FileService) -> None
 
 
 async def test_an_event_follows_its_call_and_timers_publish(orders: FileService) -> None:
-    async with events_of(orders) as events, asyncio.timeout(10):
+    async with events_of(orders) as events, asyncio.timeout(DEADLINE):
         await call(orders, "create", item="tea")
         found = [await events.get(), await events.get()]
     assert ("orders.created", {"number": 1}, None) in found

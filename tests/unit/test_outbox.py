@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nuropb_gateway_asgi.handlers.outbox import MAX_DROPPED_TOPICS, Outbox
+from tests.kit.waiting import DEADLINE
 
 
 async def drain(outbox: Outbox) -> list[str]:
     """Take all frames that are left in a closed outbox."""
     texts = []
-    with anyio.fail_after(10):
+    with anyio.fail_after(DEADLINE):
         while (text := await outbox.get()) is not None:
             texts.append(text)
     return texts
@@ -76,7 +77,7 @@ async def test_getting_waits_for_a_message() -> None:
         texts.append(await outbox.get())
         texts.append(await outbox.get())
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(DEADLINE):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(reader)
             await anyio.wait_all_tasks_blocked()
@@ -95,7 +96,7 @@ async def test_closing_ends_the_wait(discard: bool) -> None:
     async def reader() -> None:
         texts.append(await outbox.get())
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(DEADLINE):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(reader)
             await anyio.wait_all_tasks_blocked()
@@ -131,7 +132,7 @@ async def test_a_message_that_is_discarded_before_its_reader_runs_is_not_handed_
     async def reader() -> None:
         texts.append(await outbox.get())
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(DEADLINE):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(reader)
             await anyio.wait_all_tasks_blocked()
@@ -276,7 +277,7 @@ async def test_an_empty_outbox_takes_an_event_of_any_size() -> None:
 
 async def test_a_reader_that_waits_gets_an_event() -> None:
     outbox = Outbox(4)
-    with anyio.fail_after(10):
+    with anyio.fail_after(DEADLINE):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(outbox.get)
             await anyio.wait_all_tasks_blocked()

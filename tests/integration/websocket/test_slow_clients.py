@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nuropb_gateway_asgi import CloseCode
+from nuropb_gateway_asgi import CloseCode, sockets
 from tests.integration.websocket.conftest import LONG, publish
 from tests.kit.clients import CLOSE, Client, RawClient, connect
 from tests.kit.gateways import DEADLINE, RunningGateway, eventually, run_gateway
@@ -60,7 +60,16 @@ async def test_whatever_comes_back_shows_that_the_client_is_there(answer: Any) -
 
 # --- slow consumers ---------------------------------------------------------------------------------------------
 
-SMALL: dict[str, Any] = {"send_buffer": 4096, "max_message_size": 2048, "outbox_size": 16384}
+#: Buffers that are soon full. A client that takes nothing for WRITE_TIMEOUT is cut off, and reads no close frame later.
+SMALL: dict[str, Any] = {
+    "send_buffer": 4096, "max_message_size": 2048, "outbox_size": 16384, "write_timeout": 3600.0
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def patient_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients read nothing for as long as a test takes: the kernel would cut them off after 30 s."""
+    monkeypatch.setattr(sockets, "USER_TIMEOUT", 3600)
 
 
 @contextlib.asynccontextmanager
