@@ -49,8 +49,8 @@ async def test_calls_and_events_go_on_without_the_node_that_had_the_queues(
         record_property("seconds to their answers", f"{max(set_.caller.seconds(id_) for id_ in held):.2f} s")
         assert ended == {"timeout": 10}
         assert not set_.home.running
-        if queue_type == "quorum":  # the service's queue has its copies
-            assert set_.mesh.warnings == []
+        if queue_type == "quorum":  # its copies take over; the stream of records may need a second attempt
+            await eventually(lambda: not set_.mesh.warnings)
         else:
             assert set_.mesh.reply_queue != former
         assert (set_.caller.doubled, set_.caller.mixed_up, set_.service.repeated) == (0, 0, 0)
