@@ -6,9 +6,9 @@ import contextlib
 import itertools
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import pytest
@@ -55,8 +55,8 @@ async def test_calls_and_events_go_on_without_the_node_that_had_the_queues(
         record_property("seconds to their answers", f"{max(set_.caller.seconds(id_) for id_ in held):.2f} s")
         assert ended == {"timeout": 10}
         assert not set_.home.running
-        if queue_type == "quorum":  # the service's queue has its copies
-            assert set_.mesh.warnings == []
+        if queue_type == "quorum":  # its copies take over; the stream of records may need a second attempt
+            await eventually(lambda: not set_.mesh.warnings)
         else:
             assert set_.mesh.reply_queue != former
         assert (set_.caller.doubled, set_.caller.mixed_up, set_.service.repeated) == (0, 0, 0)
@@ -142,56 +142,71 @@ async def test_calls_go_on_without_a_node_that_stands_still(
 # --- histories --------------------------------------------------------------------------------------------------
 
 
-async def publish(url: str, first: int, count: int = 20) -> None:
-    """Publish numbered events, and wait until the broker has them, or has refused them.
+#: Seconds for the confirm of an event. RabbitMQ 3.10 may never confirm one that came while its stream had no leader.
+CONFIRM_TIMEOUT: Final = 10.0
 
-    On 4.3 the classic queues of a lost node stay bound and refuse each event, so its publisher gets a nack, although
-    the stream has the event.
+
+async def publish(url: str, first: int, count: int = 20) -> set[int]:
+    """Publish numbered events, each once, and return those that the broker has confirmed.
+
+    The broker refuses events whose classic queues are lost with their node, whether or not the stream has the event.
     """
-    async with peer_at(url) as peer:
-        for number in range(first, first + count):
-            with contextlib.suppress(DeliveryError):
-                await peer.event("news.today", number)
+    confirmed = set()
+    left = deque(range(first, first + count))
+    while left:
+        async with peer_at(url) as peer:
+            with anyio.move_on_after(CONFIRM_TIMEOUT):
+                while left:
+                    number = left.popleft()
+                    with contextlib.suppress(DeliveryError):
+                        await peer.event("news.today", number)
+                        confirmed.add(number)
+    return confirmed
 
 
-async def hears_all(set_: Stage, count: int) -> list[dict[str, Any]]:
-    """Wait for ``count`` events, each once, in order, and of one history; return their positions."""
-    inbox = set_.caller.client.inbox
-    await eventually(lambda: len(inbox) >= count)
-    payloads = [frame["payload"] for frame in inbox]
-    assert [each.get("event") for each in payloads] == list(range(count)), payloads[-1]
-    positions = [each["position"] for each in payloads]
-    assert len({each["epoch"] for each in positions}) == 1
-    offsets = [each["offset"] for each in positions]
-    assert offsets == sorted(set(offsets))
-    return positions
-
-
-async def recovered(set_: Stage, position: dict[str, Any]) -> int:
-    """Subscribe behind a position by a new client; return the number of events since then, none of them missing."""
+async def kept(set_: Stage, position: dict[str, Any]) -> list[dict[str, Any]]:
+    """Subscribe behind a position by a new client; return the payloads of the events since then, none missing."""
     async with connect(set_.running.url, "bob") as client:
-        answer = await client.ask("subscribe", topics=["news.#"], since={"news.#": position})
+        with anyio.fail_after(SECONDS):
+            while True:
+                answer = await client.ask("subscribe", topics=["news.#"], since={"news.#": position})
+                if answer["error"] is None:
+                    break
+                assert answer["error"]["code"] == "mesh_unavailable"
+                await anyio.sleep(0.1)
         found = answer["result"]["history"]["news.#"]
         assert found["recovered"]
-        count: int = found["count"]
-        return count
+        return [await client.event("news.today") for _ in range(found["count"])]
 
 
 async def test_a_history_outlives_the_restart_of_each_node(cluster: RabbitMQCluster, record_property: Record) -> None:
     async with stage(cluster, "classic", history=["news.#:1h"], ping_interval=600) as set_:
         await set_.caller.subscribe("news.#")
-        await publish(cluster.url(set_.vhost, cluster.nodes[:1]), 0)
-        position = (await hears_all(set_, 20))[-1]
+        inbox = set_.caller.client.inbox
+        confirmed = await publish(cluster.url(set_.vhost, cluster.nodes[:1]), 0)
+        await eventually(lambda: len(inbox) == 20)
+        first, *_ = events = [frame["payload"] for frame in inbox]
+        assert confirmed == set(range(20))
         for number, node in enumerate(cluster.nodes, 1):
             await in_thread(node.stop_app)
             began = time.monotonic()
             (other, *_) = (each for each in cluster.nodes if each is not node)
-            await publish(cluster.url(set_.vhost, [other]), 20 * number)
-            await hears_all(set_, 20 * (number + 1))
-            record_property(f"without node {number}", f"{time.monotonic() - began:.2f} s")
+            new = await publish(cluster.url(set_.vhost, [other]), 20 * number)
+            count = len(events)
+            events = [first, *await kept(set_, first["position"])]
+            assert confirmed | new <= {each["event"] for each in events}
+            assert len(events) > count
+            await eventually(lambda: len(inbox) >= len(events))  # noqa: B023
+            record_property(f"without node {number}", f"{time.monotonic() - began:.2f} s, {len(new)} confirmed")
+            # The subscriber has what the stream has, each event once and in order.
+            assert [frame["payload"] for frame in inbox] == events
+            confirmed |= new
             await in_thread(node.start_app)
             await in_thread(cluster.wait)
-        assert await recovered(set_, position) == 60
+        numbers, positions = [each["event"] for each in events], [each["position"] for each in events]
+        assert numbers == sorted(set(numbers))
+        assert len({each["epoch"] for each in positions}) == 1
+        record_property("refused or not confirmed", f"{80 - len(confirmed)}, of these lost: {80 - len(events)}")
         assert set_.caller.closed is None
 
 

@@ -63,7 +63,7 @@ async def test_a_call_is_a_span_of_the_clients_trace_in_a_collector(protocol: st
             "OTEL_LOGS_EXPORTER": "none",
         }
         async with run_process(*programs, settings=settings, environment=environment) as gateway:
-            await gateway.line("Application startup complete")
+            await gateway.line("The gateway is at")  # it listens only after "Application startup complete"
             headers = {"Authorization": f"Bearer {token_of('alice')}", "traceparent": CLIENT_SPAN}
             async with httpx.AsyncClient(trust_env=False, timeout=SECONDS) as http:
                 answer = await http.post(f"http://127.0.0.1:{port}/rpc/demo/whoami", headers=headers, json={})

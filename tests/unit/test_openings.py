@@ -90,7 +90,7 @@ async def test_the_application_and_the_client_get_what_the_library_would_give_th
     config = uvicorn.Config(app, http=HTTPProtocol, ws=WebSocketProtocol, root_path="/root", lifespan="off")
     config.load()
     state = ServerState()
-    state.default_headers = [(b"server", b"s")]
+    state.default_headers = [(b"date", b"today"), (b"server", b"s")]
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: HTTPProtocol(config=config, server_state=state, app_state={"key": 1}), "127.0.0.1", 0
@@ -112,7 +112,8 @@ async def test_the_application_and_the_client_get_what_the_library_would_give_th
         del scope["extensions"]["nuropb.direct"]
         scope["client"] = scope["client"][0]
     assert ordinary == by_library
-    assert answers[0] == answers[1]
+    # The one permitted difference: uvicorn before 0.52.4 leaves the library's own Date beside the server's.
+    assert answers[0] == [line for line in answers[1] if line == b"date: today" or not line.startswith(b"date:")]
     accept = base64.b64encode(
         hashlib.sha1(KEY + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11", usedforsecurity=False).digest()
     )
