@@ -1,4 +1,4 @@
-"""Messages whose sender waits for the broker's confirm: records, and replies to other services."""
+"""Replies to other services, which wait for the broker's confirm."""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ from ._lane import EVENT, Acknowledger, LaneName, OnMessage, Publisher
 from ._link import Link
 from ._parts import Part
 from ._peers import MESSAGE_EXPIRES, Peers
+from ._records import write_record
 from ._replies import ReplyQueue
 from ._self_check import SelfCheck
 from ._service_host import SERVICE_PREFETCH, ServiceHost
@@ -113,6 +114,8 @@ class RabbitMQMesh:
         self._receiver: MeshReceiver | None = None
         self._controller: object = None
         self._publisher: Publisher | None = None
+        #: The channel of records, while there is a publisher.
+        self._record_channel: AbstractChannel | None = None
         self._connected = False
         self._blocked = False
         self._stopping = False
@@ -391,30 +394,11 @@ class RabbitMQMesh:
         """Write ``record`` into the stream, and wait for the broker's confirm."""
         if not self.peers.can_record:
             raise MeshUnavailable("there is no stream for records")
-        publisher = self._take_publisher()
-        frames = encode_publish(
-            channel=publisher.confirmed_channel,
-            exchange="",
-            routing_key=self.peers.stream,
-            kind="event",
-            correlation_id=new_id(),
-            trace_id=None,
-            body=record,
-            frame_max=publisher.frame_max,
-            mandatory=True,
-        )
-        await self._put_confirmed(publisher, frames)
-
-    async def _put_confirmed(self, publisher: Publisher, frames: bytes) -> None:
-        """Queue a message and wait for the broker's confirm. Raises MeshUnavailable or MessageTooLarge without one."""
-        key, settled = self._confirms.expect()
-        try:
-            publisher.put(float("inf"), key, frames, confirmed=True)
-            error = await settled
-        finally:
-            self._confirms.settle(key)
-        if error is not None:
-            raise error
+        self._take_publisher()
+        if self._record_channel is None:  # only a gateway has one, which is there with the publisher
+            raise MeshUnavailable("there is no channel for records")
+        self.statistics.published += 1
+        await write_record(self._record_channel, self.peers.stream, record, self.size_limit)
 
     def when_proven(self, proven: Callable[[], None]) -> None:
         """Call ``proven`` once a message that this process sends itself now has come back."""
@@ -442,7 +426,7 @@ class RabbitMQMesh:
         trace_id: str | None = None,
         expires: float | None = None,
     ) -> None:
-        """Publish an event, or a mark, stamp or marker, whose place among events and records its reader goes by."""
+        """Publish an event, or a mark, stamp or marker, whose place among other messages its reader goes by."""
         publisher = self._take_publisher()
         channel = publisher.event_channel
         frames = self._encode_event(
@@ -539,6 +523,7 @@ class RabbitMQMesh:
             await self.peers.declare(connection)
         plain = await connection.open_channel()
         confirmed = await connection.open_channel(confirms=True)
+        for_records = [await connection.open_channel(confirms=True)] if self._is_gateway else []
         publisher = connection.lane.publisher(
             connection.raw,
             plain,
@@ -550,13 +535,16 @@ class RabbitMQMesh:
         )
         self._blocked = False
         async with _running(publisher.run, lambda: self._watch_blocked(publisher)):
-            self._publisher = publisher
+            self._publisher, self._record_channel = publisher, next(iter(for_records), None)
             self.self_check.forget()
             try:
-                yield plain, confirmed
+                yield plain, confirmed, *for_records
             finally:
-                self._publisher = None
-                refused = self._settle_refused(publisher, self.size_limit.learn((plain, confirmed)))
+                self._publisher = self._record_channel = None
+                size = None
+                if self.size_limit.learn(for_records) is None:  # else a record was too large, whose writer knows
+                    size = self.size_limit.learn((plain, confirmed))
+                refused = self._settle_refused(publisher, size)
                 self._count_lost_events(publisher.unsettled_events)
                 for correlation_id in publisher.unsent():
                     self._reject(correlation_id)
@@ -828,7 +816,14 @@ class RabbitMQMesh:
             frame_max=publisher.frame_max,
             encrypted=encrypted,
         )
-        await self._put_confirmed(publisher, frames)
+        key, settled = self._confirms.expect()
+        try:
+            publisher.put(float("inf"), key, frames, confirmed=True)
+            error = await settled
+        finally:
+            self._confirms.settle(key)
+        if error is not None:
+            raise error
 
     def _publish_for_controller(self, topic: str, event: Any, target: list[str] | None) -> None:
         self.publish(topic, to_json(event), context=b"{}", trace_id=new_id(), target=target)

@@ -27,7 +27,7 @@ from ._errors import CONNECTION_ERRORS
 from ._lane import EVENT, Lane, LaneName, OnConfirm, OnReturn, Publisher, guarded
 from ._statistics import RabbitMQStatistics
 
-__all__ = ["PlainLane"]
+__all__ = ["NO_FRAME_MAX", "PlainLane", "read_publish"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ READY_WITHIN: Final = 0.01
 #: Seconds between looks at ``ready()`` beside those before each batch.
 READY_INTERVAL: Final = 0.25
 #: aiormq splits bodies by the connection's own limit, so the frames between the mesh and this lane have none.
-_NO_FRAME_MAX: Final = 2**31
+NO_FRAME_MAX: Final = 2**31
 
 
 class PlainLane(Lane):
@@ -120,7 +120,7 @@ class _TaskPublisher(Publisher):
         *,
         confirm_events: bool,
     ) -> None:
-        super().__init__(1, 2, _NO_FRAME_MAX, statistics, confirm_events=confirm_events)
+        super().__init__(1, 2, NO_FRAME_MAX, statistics, confirm_events=confirm_events)
         self._connection = connection
         self._plain = plain
         self._confirmed = confirmed
@@ -228,7 +228,7 @@ class _TaskPublisher(Publisher):
             if confirmed and correlation_id == EVENT:
                 self._settle_events(1, accepted=True)
             return None
-        publish, header, body = _read(frames)
+        publish, header, body = read_publish(frames)
         self._statistics.published += 1
         # Requests go by the confirmed channel, too.
         self._written.append((correlation_id, len(body), confirmed or publish.mandatory))
@@ -248,7 +248,7 @@ class _TaskPublisher(Publisher):
         )
 
 
-def _read(frames: bytes) -> tuple[commands.Basic.Publish, ContentHeader, bytes]:
+def read_publish(frames: bytes) -> tuple[commands.Basic.Publish, ContentHeader, bytes]:
     """Decode the frames of one message, which has one body frame at the most."""
     decoded: list[Any] = []
     while frames:

@@ -38,6 +38,14 @@ class SizeLimit:
         """Return the error for a message that is too large."""
         return MessageTooLarge(f"The message is larger than the broker takes; the limit is {self.limit} bytes")
 
+    def refuses(self, body: bytes, error: BaseException) -> bool:
+        """Return whether a channel was closed by ``error`` because of this body; the limit is known then."""
+        found = _TOO_LARGE.search(str(error))
+        if found is None or int(found[1]) != len(body):
+            return False
+        self.limit = int(found[2])
+        return True
+
     def learn(self, channels: Iterable[AbstractChannel]) -> int | None:
         """Look at the end of ``channels``; return the size of the message that one of them was closed for, or None."""
         for channel in channels:

@@ -78,6 +78,19 @@ async def test_a_limit_is_forgotten_with_a_connection_that_was_lost_by_another_c
         await gateway.told("too large", gateway.send(service, params=text(LIMIT)))
 
 
+@pytest.mark.parametrize("lane", ["fast", "plain"])
+async def test_a_record_above_the_brokers_limit_is_refused(small: str, lane: str) -> None:
+    async with running(small, lane=lane) as gateway:
+        await eventually(lambda: gateway.receiver.records_read)
+        for _ in range(2):  # by the broker, and by what was learned
+            with pytest.raises(MessageTooLarge, match=f"the limit is {LIMIT} bytes"):
+                await gateway.mesh.record(text(LIMIT))
+            await reconnected(gateway)
+        assert gateway.mesh.statistics.reconnects == 1
+        await gateway.mesh.record(b"small")
+        await eventually(lambda: gateway.receiver.records[-1:] == [b"small"])
+
+
 class Texts:
     """A service with long results."""
 
