@@ -34,6 +34,9 @@ BOOT_TIMEOUT = 180.0
 CTL_TIMEOUT = 180.0
 #: rabbitmqctl's words for a node without a running broker.
 NOT_RUNNING = "requires the 'rabbit' app to be running"
+#: rabbitmqctl's words for a process of the broker that ends as it is asked, and how often a list is tried.
+HAS_ENDED = "{:noproc,"
+LIST_ATTEMPTS = 5
 
 # Waits for its standard input to close, which happens at any end of this process, even by SIGKILL. Then it removes all
 # processes and files of the node.
@@ -397,7 +400,14 @@ class RabbitMQNode:
         )
 
     def _list(self, command: str, *options: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads(self.ctl(command, *options, "--formatter", "json", *columns))
+        for attempt in range(LIST_ATTEMPTS):
+            try:
+                listed = self.ctl(command, *options, "--formatter", "json", *columns)
+                break
+            except RabbitMQError as error:  # a queue or a channel, of any vhost, may end while it is asked
+                if HAS_ENDED not in str(error) or attempt + 1 == LIST_ATTEMPTS:
+                    raise
+        rows: list[dict[str, Any]] = json.loads(listed)
         tables = {"arguments", "client_properties"}
         return [{name: table(row[name]) if name in tables else row[name] for name in columns} for row in rows]
 
