@@ -26,6 +26,7 @@ class Balancer:
         task = asyncio.create_task(self.serve(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: writer.close())  # also of a task that is cancelled before its first step
 
     async def cut(self) -> None:
         """Cut all connections."""
@@ -43,22 +44,21 @@ class Balancer:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection until either side ends it."""
-        with contextlib.closing(writer):
-            backend = await self._connect()
-            if backend is None:
-                return
-            other_reader, other_writer = backend
-            with contextlib.closing(other_writer):
-                pipes = [
-                    asyncio.create_task(_pipe(reader, other_writer)),
-                    asyncio.create_task(_pipe(other_reader, writer)),
-                ]
-                try:
-                    await asyncio.wait(pipes, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for pipe in pipes:
-                        pipe.cancel()
-                    await asyncio.wait(pipes)
+        backend = await self._connect()
+        if backend is None:
+            return
+        other_reader, other_writer = backend
+        with contextlib.closing(other_writer):
+            pipes = [
+                asyncio.create_task(_pipe(reader, other_writer)),
+                asyncio.create_task(_pipe(other_reader, writer)),
+            ]
+            try:
+                await asyncio.wait(pipes, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for pipe in pipes:
+                    pipe.cancel()
+                await asyncio.wait(pipes)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         for _ in range(len(self.backends)):
