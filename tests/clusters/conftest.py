@@ -1,4 +1,4 @@
-"""A cluster of three nodes. A test may leave some of them dead."""
+"""A cluster of three nodes. A test may leave some of them dead, or closed."""
 
 from __future__ import annotations
 
@@ -25,5 +25,7 @@ def cluster(whole_cluster: RabbitMQCluster) -> RabbitMQCluster:
     for node in whole_cluster.nodes:
         if not node.running:
             node.start()
+        elif node.app_stopped:
+            node.start_app()
     whole_cluster.wait()
     return whole_cluster

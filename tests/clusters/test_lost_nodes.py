@@ -193,13 +193,14 @@ async def test_a_history_outlives_the_restart_of_each_node(cluster: RabbitMQClus
             (other, *_) = (each for each in cluster.nodes if each is not node)
             new = await publish(cluster.url(set_.vhost, [other]), 20 * number)
             count = len(events)
-            events = [first, *await kept(set_, first["position"])]
+            # The subscriber has what the stream has, each event once and in order. A stream without a leader gets
+            # events late, also those that a lost queue has refused at once.
+            with anyio.fail_after(SECONDS):
+                while len(events) == count or [frame["payload"] for frame in inbox] != events:
+                    await anyio.sleep(0.1)
+                    events = [first, *await kept(set_, first["position"])]
             assert confirmed | new <= {each["event"] for each in events}
-            assert len(events) > count
-            await eventually(lambda: len(inbox) >= len(events))  # noqa: B023
             record_property(f"without node {number}", f"{time.monotonic() - began:.2f} s, {len(new)} confirmed")
-            # The subscriber has what the stream has, each event once and in order.
-            assert [frame["payload"] for frame in inbox] == events
             confirmed |= new
             await in_thread(node.start_app)
             await in_thread(cluster.wait)

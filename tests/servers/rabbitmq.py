@@ -265,6 +265,11 @@ class RabbitMQNode:
         """Whether the server runs, or stands still."""
         return "server" in self._processes
 
+    @property
+    def app_stopped(self) -> bool:
+        """Whether the broker is closed by :meth:`stop_app`, in a server that runs."""
+        return self.running and self._app_stopped
+
     def start(self) -> None:
         """Boot, or boot again after ``kill``, and wait until AMQP is answered."""
         self.prepare()
