@@ -80,6 +80,7 @@ _GAUGES: Final[Sequence[tuple[str, str, Callable[[ConnectionKind], float]]]] = (
 )
 #: Counters that are carried over: name, text and labels.
 _COUNTERS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
+    ("requests", "Calls that ended, by service and code", ("service", "code", "transport")),
     ("handshakes_refused", "Handshakes refused, by reason", ("reason", "transport")),
     ("connections_closed", "Connections closed by the gateway, by code", ("code", "transport")),
     ("dropped", "Replies and events dropped, by reason", ("reason", "transport")),
@@ -123,12 +124,6 @@ class Metrics:
         def gauge(name: str, text: str, mode: Any = "livesum", labels: tuple[str, ...] = ()) -> Any:
             return prometheus.Gauge(f"nuropb_gateway_{name}", text, labels, registry=registry, multiprocess_mode=mode)
 
-        self._calls = prometheus.Counter(
-            "nuropb_gateway_requests",
-            "Calls that ended, by service and code",
-            ("service", "code", "transport"),
-            registry=registry,
-        )
         self._duration = prometheus.Histogram(
             "nuropb_gateway_request_duration_seconds",
             "From a call's frame to its answer, by service",
@@ -202,8 +197,8 @@ class Metrics:
                 self._carry("policy_reloads", count, result)
         for reason, count in self.admin_refused.items():
             self._carry("admin_refused", count, reason)
-        for ended in self._ended.values():
-            ended.carry()
+        for (transport, service, code), ended in self._ended.items():
+            self._carry("requests", ended.count, service, code, transport)
         for labels, key_set in self._key_sets.items():
             self._carry("key_fetch_failures", key_set.failures, *labels)
 
@@ -280,8 +275,7 @@ class Metrics:
         # As many as there are series of calls. The library takes a lock and makes strings to find one by its labels.
         ended = self._ended.get((transport, service, code))
         if ended is None:
-            calls, durations = self._calls.labels(service, code, transport), self._duration.labels(service, transport)
-            ended = self._ended[transport, service, code] = _Ended(calls, durations.observe)
+            ended = self._ended[transport, service, code] = _Ended(self._duration.labels(service, transport).observe)
         ended.count += 1
         ended.observe(seconds)
 
@@ -301,21 +295,12 @@ class Metrics:
 class _Ended:
     """The calls of one series that have ended."""
 
-    __slots__ = ("_carried", "_counter", "count", "observe")
+    __slots__ = ("count", "observe")
 
-    def __init__(self, counter: Counter, observe: Callable[[float], None]) -> None:
-        self._counter = counter
-        self._carried = 0
+    def __init__(self, observe: Callable[[float], None]) -> None:
         self.count = 0
         #: Notes how long a call took, in seconds.
         self.observe = observe
-
-    def carry(self) -> None:
-        """Bring the counter up to the count."""
-        new = self.count - self._carried
-        if new:
-            self._carried = self.count
-            self._counter.inc(new)
 
 
 def _forget_dead_processes() -> None:

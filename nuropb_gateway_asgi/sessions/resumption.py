@@ -149,14 +149,15 @@ class Resumption:
 
     def _come_back(self, handler: ResumableConnection, frame: Resume, key: str) -> None:
         assert handler.identity is not None  # noqa: S101 - it is registered
-        coming = self._coming.get(digest_of(key))
+        digest = digest_of(key)
+        coming = self._coming.get(digest)
         if coming is not None:  # the client has broken the connection on which its session was to come
             self._tasks.start_soon(self._resume_later, coming, handler, frame, name="session")
             return
-        found = self.store.find(digest_of(key), handler.identity.user_id)
+        found = self.store.find(digest, handler.identity.user_id)
         if isinstance(found, Record):
             if found.session.acknowledge(frame.received):
-                self._go_on(found, handler, frame, digest_of(key))
+                self._go_on(found, handler, frame, digest)
             else:
                 handler.send_frame(encode_failure(frame.id, frame.trace_id, _BAD_NUMBER))
             return
@@ -240,11 +241,12 @@ class Resumption:
 
     async def _fetch(self, session: ResumableSession, frame: Resume, key: str, process: str) -> None:
         """Bring a session from the process that has it, and answer."""
-        coming = self._coming[digest_of(key)] = asyncio.Event()
+        digest = digest_of(key)
+        coming = self._coming[digest] = asyncio.Event()
         try:
             await self._bring(session, frame, key, process)
         finally:
-            del self._coming[digest_of(key)]
+            del self._coming[digest]
             coming.set()
 
     async def _bring(self, session: ResumableSession, frame: Resume, key: str, process: str) -> None:
