@@ -29,7 +29,7 @@ from tests.servers.rabbitmq import RabbitMQNode
 NOTICED, RECOVERED, FAST = 2.0, 3.0, 1.0
 #: The broker checks its memory and disk at intervals, and the gateway learns of a block by publishing.
 BLOCK_NOTICED = 10.0
-#: Attempts to connect, of both links together, within a second.
+#: Attempts to connect, of all links together, within a second.
 ATTEMPTS = 4.0
 
 
@@ -50,7 +50,7 @@ async def go_away(set_: Scene, function: Callable[[], None]) -> None:
     """Stop the broker by ``function``; the fault begins with the end of the first connection."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anyio.to_thread.run_sync, function)
-        await eventually_within(20, lambda: len(set_.proxy.connections()) < 2)
+        await eventually_within(20, lambda: len(set_.proxy.connections()) < 3)
         set_.begin()
         await set_.notices(NOTICED)
 
@@ -296,7 +296,7 @@ async def test_the_operator_closes_all_connections(own_node: RabbitMQNode, recor
             reconnected = set_.reconnected()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(ctl, own_node, "close_all_connections", "maintenance")
-                await eventually_within(20, lambda: len(set_.proxy.connections()) < 2)
+                await eventually_within(20, lambda: len(set_.proxy.connections()) < 3)
                 set_.begin()
                 await set_.notices(NOTICED, reconnected)
             await set_.recovers(RECOVERED)
@@ -347,7 +347,7 @@ async def test_the_vhost_is_deleted(own_node: RabbitMQNode, record_property: Rec
         with few_attempts(set_):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(ctl, own_node, "delete_vhost", vhost)
-                await eventually_within(20, lambda: len(set_.proxy.connections()) < 2)
+                await eventually_within(20, lambda: len(set_.proxy.connections()) < 3)
                 set_.begin()
                 await set_.notices(NOTICED)
             await eventually_within(NOTICED, lambda: "refuses the vhost" in set_.not_ready)

@@ -19,12 +19,12 @@ NOTICED, HALF_OPEN_NOTICED, RECOVERED, FAST = 2.0, 10.0, 3.0, 1.0
 
 
 @pytest.mark.parametrize("how", ["reset", "end"])
-@pytest.mark.parametrize("purpose", [None, "publish", "consume"])
+@pytest.mark.parametrize("purpose", [None, "publish", "consume", "stream"])
 async def test_a_cut_costs_no_call_that_the_service_has(
     amqp_url: str, purpose: Purpose | None, how: Literal["reset", "end"], record_property: Record
 ) -> None:
     async with scene(amqp_url) as set_:
-        assert len(set_.proxy.connections(purpose)) == (2 if purpose is None else 1)
+        assert len(set_.proxy.connections(purpose)) == (3 if purpose is None else 1)
         in_flight = await set_.hold(15)
         set_.begin()
         set_.proxy.cut(purpose, how=how)
@@ -33,7 +33,7 @@ async def test_a_cut_costs_no_call_that_the_service_has(
         for caller, ids in in_flight:
             assert await caller.ended(ids) == {"ok": 15}
         await set_.recovers(RECOVERED)
-        set_.check(record_property, f"{how} of {purpose or 'both'}", in_flight)
+        set_.check(record_property, f"{how} of {purpose or 'all'}", in_flight)
 
 
 def _published_more(set_: Scene, before: int) -> bool:
@@ -43,8 +43,8 @@ def _published_more(set_: Scene, before: int) -> bool:
 async def test_calls_around_cuts_end_once_and_run_once_at_the_most(amqp_url: str, record_property: Record) -> None:
     async with scene(amqp_url, clients=3, max_in_flight=1000) as set_:
         rounds = []
-        purposes: itertools.cycle[Purpose | None] = itertools.cycle((None, "publish", "consume"))
-        for purpose in itertools.islice(purposes, 9):
+        purposes: itertools.cycle[Purpose | None] = itertools.cycle((None, "publish", "consume", "stream"))
+        for purpose in itertools.islice(purposes, 8):
             reconnected, published = set_.reconnected(), set_.mesh.statistics.published
             rounds += [(caller, await caller.start(count=10, timeout=3.0)) for caller in set_.callers]
             await eventually_within(RECOVERED, functools.partial(_published_more, set_, published))
@@ -55,11 +55,11 @@ async def test_calls_around_cuts_end_once_and_run_once_at_the_most(amqp_url: str
         codes: Counter[str] = Counter()
         for caller, ids in rounds:
             codes += await caller.ended(ids)
-        assert codes.total() == 9 * 3 * 20
+        assert codes.total() == 8 * 3 * 20
         assert codes.keys() <= {"ok", "mesh_unavailable", "timeout"}
         await set_.recovers(RECOVERED)
         record_property("answers", dict(codes))
-        set_.check(record_property, "9 cuts among 540 calls", rounds)
+        set_.check(record_property, "8 cuts among 480 calls", rounds)
 
 
 async def test_nobody_is_blamed_for_calls_that_were_lost_with_a_connection(amqp_url: str) -> None:
@@ -90,7 +90,7 @@ async def test_a_half_open_connection_is_noticed(
         set_.proxy.resume()  # now the broker notices the end, too, and delivers unacknowledged messages again
         for caller, ids in in_flight:
             assert await caller.ended(ids) == {"ok": 10}
-        set_.check(record_property, f"stall ({direction}) of {purpose or 'both'}", in_flight)
+        set_.check(record_property, f"stall ({direction}) of {purpose or 'all'}", in_flight)
 
 
 async def test_no_service_is_blamed_for_calls_on_a_half_open_connection(amqp_url: str) -> None:

@@ -296,9 +296,9 @@ async def test_a_lost_connection_to_the_broker_costs_no_event(two: Scene) -> Non
     async with two.client(1) as client:
         await client.ask("subscribe", topics=[two.pattern])
         await two.publish(*range(100))
-        mesh.consuming.abort("test")
+        mesh.streams.link.abort("test")
         await two.publish(*range(100, 200))
-        await eventually(lambda: mesh.connected)
+        await eventually(lambda: mesh.streams.link.up)
         await two.publish(*range(200, 300))
         assert await contents(client, 300) == list(range(300))
 

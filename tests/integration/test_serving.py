@@ -222,10 +222,11 @@ async def test_a_hosted_service_publishes_events_of_its_own(amqp_url: str, caplo
                 await caller.request(name, "tell", wrong)
         proxy.refuse()
         proxy.cut()
-        await eventually(lambda: not manager.connected)
+        assert isinstance(manager.mesh, RabbitMQMesh)
+        await eventually(lambda: not manager.mesh.streams.can_publish)  # type: ignore[attr-defined]
         publisher.publish(f"{topic}.lost", 1)  # which fails no call
         proxy.accept()
-        await eventually(lambda: manager.connected)
+        await eventually(lambda: manager.mesh.streams.can_publish)  # type: ignore[attr-defined]
         publisher.publish(f"{topic}.made", 2)
         await eventually(lambda: len(orders.events) == 3)
         assert orders.events[2][1] == 2
@@ -245,7 +246,7 @@ async def test_what_a_service_does_by_itself_is_not_swallowed_when_it_fails(amqp
 # --- faults -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("purpose", [None, "consume", "publish"])
+@pytest.mark.parametrize("purpose", [None, "consume", "publish", "stream"])
 async def test_a_call_that_runs_while_the_connection_is_lost_runs_once_and_is_answered(
     amqp_url: str, purpose: Any
 ) -> None:

@@ -27,7 +27,7 @@ class Link:
     def purpose(self) -> str:
         """The purpose of the connection, from the name that its client gave it."""
         start = bytes(self.sent[:4096])
-        return next((name for name in ("publish", "consume") if f" {name}".encode() in start), "")
+        return next((name for name in ("publish", "consume", "stream") if f" {name}".encode() in start), "")
 
     def cut(self) -> None:
         for writer in self.writers:

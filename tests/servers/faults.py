@@ -1,7 +1,7 @@
 """Faults of a network: a TCP proxy in front of a broker that can cut, stall, refuse, delay and throttle.
 
-It distinguishes AMQP connections by the names that their clients give them. The gateway's end with ``publish`` or
-``consume``.
+It distinguishes AMQP connections by the names that their clients give them. The gateway's end with ``publish``,
+``consume`` or ``stream``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.servers.rabbitmq import free_port
 
 __all__ = ["FaultProxy", "ProxiedConnection"]
 
-Purpose: TypeAlias = Literal["publish", "consume"]
+Purpose: TypeAlias = Literal["publish", "consume", "stream"]
 Direction: TypeAlias = Literal["both", "up", "down"]
 
 CHUNK: Final = 65536
@@ -129,7 +129,7 @@ class ProxiedConnection:
 class FaultProxy:
     """Listens on a port of its own for as long as its context lasts, and forwards to the broker of an AMQP URL.
 
-    Faults concern the connections that are open; ``purpose`` chooses the publishing or the consuming ones. The end of
+    Faults concern the connections that are open; ``purpose`` chooses those of one kind. The end of
     the context closes everything.
     """
 

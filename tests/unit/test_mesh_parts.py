@@ -16,7 +16,14 @@ from nuropb_gateway_asgi.mesh.rabbitmq._parts import Part
 
 from .fakes import until
 
-CONNECTION = cast("Connection", object())
+
+class FakeConnection:
+    """A connection until its test ends it."""
+
+    end: BaseException | None = None
+
+
+CONNECTION = cast("Connection", FakeConnection())
 NODE_DOWN = ChannelNotFoundEntity("home node is down")
 
 

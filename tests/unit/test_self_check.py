@@ -37,8 +37,9 @@ class Broker:
         self.now = 100.0
         self.self_check = SelfCheck(
             "replies",
-            cast("tuple[Link, Link]", self.links),
+            *cast("tuple[Link, Link]", self.links),
             self.statistics,
+            drops=cast("tuple[Link, ...]", self.links),
             publisher=lambda: cast("Publisher", self),
             blocked=lambda: self.blocked,
             on_change=lambda: None,

@@ -52,6 +52,11 @@ class Connection:
         """The end of the connection, with the exception that it ended by."""
         return self.raw.closing
 
+    @property
+    def end(self) -> BaseException | None:
+        """The exception that the connection has ended by, or None."""
+        return self.closing.exception() if self.closing.done() and not self.closing.cancelled() else None
+
     async def open_channel(self, *, confirms: bool = False) -> AbstractChannel:
         """Open a channel; with ``confirms``, the broker confirms the messages that are published on it."""
         await self.raw.ready()

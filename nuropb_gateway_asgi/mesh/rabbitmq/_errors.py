@@ -6,12 +6,18 @@ import asyncio
 import re
 from typing import Final
 
-from aiormq.exceptions import AuthenticationError, InvalidFrameError, ProbableAuthenticationError
+from aiormq.exceptions import (
+    AuthenticationError,
+    ConnectionInternalError,
+    ConnectionResourceError,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+)
 
 from ._aiormq import REFUSED_VHOST_TEXT
 from ._tls import explain_certificate
 
-__all__ = ["CONNECTION_ERRORS", "BrokerRefused", "explain"]
+__all__ = ["CONNECTION_ERRORS", "BrokerRefused", "explain", "is_error_of_broker"]
 
 #: Every way in which an attempt to connect, or a connection, can end. aiormq cancels the tasks that wait for an answer
 #: of the broker when a connection is lost (CancelledError), decodes tables recursively (RecursionError), and raises a
@@ -47,8 +53,15 @@ def explain(error: BaseException) -> str:
         return "the broker refuses the vhost: it does not exist, or this user may not use it"
     if (certificate := explain_certificate(error)) is not None:
         return certificate
+    if is_error_of_broker(error):
+        return f"the broker closed the connection for an error of its own ({error})"
     if isinstance(error, TimeoutError):
         return "no answer from the broker in time"
     if isinstance(error, asyncio.CancelledError):
         return "the connection was lost"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def is_error_of_broker(error: BaseException | None) -> bool:
+    """Tell whether the broker has closed a connection for an error of its own (541), or for a lack (506)."""
+    return isinstance(error, ConnectionInternalError | ConnectionResourceError)

@@ -8,7 +8,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -18,7 +18,7 @@ from ._connection import Connection
 from ._errors import CONNECTION_ERRORS, explain
 from ._logs import quiet_aiormq
 
-__all__ = ["Link", "SetUp"]
+__all__ = ["Link", "SetUp", "running"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ SetUp: TypeAlias = Callable[[Connection], contextlib.AbstractAsyncContextManager
 class Link:
     """Keeps one connection, and calls ``on_change`` whenever it comes up or is lost.
 
-    ``connect`` limits its own time.
+    ``connect`` limits its own time. A problem that several links have at the same time is logged by the first of them.
     """
 
     def __init__(
@@ -58,6 +58,10 @@ class Link:
         self.usable = False
         self.problem: str | None = "not connected yet"
         self.connects = 0
+        #: All links of a mesh.
+        self.siblings: Sequence[Link] = ()
+        #: The latest problem that was logged since the link was up.
+        self._logged: str | None = None
         self._connection: Connection | None = None
         self._lost: asyncio.Event | None = None
         #: Whether the loss of the latest connection has been told.
@@ -146,8 +150,22 @@ class Link:
             self._lost.set()
 
     def _set(self, *, up: bool, usable: bool, problem: str | None) -> None:
-        changed = up != self.up or problem != self.problem or (problem is not None and self.up)
+        if self.up or up:
+            self._logged = None
         self.up, self.usable, self.problem = up, usable, problem
-        if changed and problem is not None:
+        if problem not in (None, self._logged, *(link._logged for link in self.siblings)):
+            self._logged = problem
             logger.warning("mesh: %s connection: %s", self.name, problem)
         self._on_change()
+
+
+@contextlib.asynccontextmanager
+async def running(*functions: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run ``functions`` for as long as the context lasts."""
+    async with anyio.create_task_group() as tasks:
+        for function in functions:
+            tasks.start_soon(function)
+        try:
+            yield
+        finally:
+            tasks.cancel_scope.cancel()

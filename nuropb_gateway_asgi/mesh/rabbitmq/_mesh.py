@@ -1,4 +1,4 @@
-"""The mesh on RabbitMQ: its two connections, and the messages that go out."""
+"""The mesh on RabbitMQ: its connections for calls and for what comes in, and the messages that go out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias
 
@@ -35,21 +35,20 @@ from ._confirms import Confirms
 from ._connection import Connection, connect
 from ._dead_letters import DeadLetters
 from ._errors import explain
-from ._event_window import can_confirm_events
 from ._events import EventQueue
 from ._exchanges import SERVICE_QUEUE, declare_exchanges
 from ._frames import Incoming
 from ._history import StreamLog
-from ._lane import EVENT, Acknowledger, LaneName, OnMessage, Publisher
-from ._link import Link
+from ._lane import Acknowledger, LaneName, OnMessage, Publisher
+from ._link import Link, running
 from ._parts import Part
 from ._peers import MESSAGE_EXPIRES, Peers
-from ._records import write_record
 from ._replies import ReplyQueue
 from ._self_check import SelfCheck
 from ._service_host import SERVICE_PREFETCH, ServiceHost
 from ._sizes import SizeLimit
 from ._statistics import RabbitMQStatistics
+from ._streams import BLOCKED, Streams, encode_event
 from ._subscriptions import TOPOLOGY_TIMEOUT, Subscriptions
 from ._tls import is_verified
 
@@ -61,13 +60,12 @@ logger = logging.getLogger(__name__)
 QUEUE_EXPIRES: Final = 60
 #: Seconds between checks whether the broker blocks publishers, while nothing is published.
 BLOCKED_INTERVAL: Final = 0.25
-BLOCKED: Final = "the broker blocks publishers (a memory or disk alarm)"
 #: Seconds between declarations of exchanges and bindings: the broker tells nobody of their end.
 REASSERT_INTERVAL: Final = 15.0
 #: Seconds to declare and consume the queues of this process.
 OWN_QUEUES_TIMEOUT: Final = 5.0
-#: Seconds that a process waits at its end for the next confirm of an event.
-CONFIRMS_TIMEOUT: Final = 1.0
+#: Seconds that calls wait for the connection of events, so that both can be used from the beginning.
+STREAMS_PATIENCE: Final = 3.0
 #: Messages that the broker may send ahead of an acknowledgement.
 PREFETCH: Final = 1000
 
@@ -114,10 +112,10 @@ class RabbitMQMesh:
         self._receiver: MeshReceiver | None = None
         self._controller: object = None
         self._publisher: Publisher | None = None
-        #: The channel of records, while there is a publisher.
-        self._record_channel: AbstractChannel | None = None
         self._connected = False
         self._blocked = False
+        #: Whether events can be published, as it was told last.
+        self._could_publish = False
         self._stopping = False
         #: Whether all present queues of this process have been there.
         self._had_queues = False
@@ -127,16 +125,29 @@ class RabbitMQMesh:
         self.consuming = Link("consuming", lambda: self._connect("consume"), self._set_up_consuming, self._update)
         self.self_check = SelfCheck(
             self.reply_queue,
-            (self.publishing, self.consuming),
+            self.publishing,
+            self.consuming,
             self.statistics,
+            drops=(self.publishing, self.consuming),
             publisher=lambda: self._publisher,
             blocked=lambda: self._blocked,
             on_change=self._update,
         )
-        self.subscriptions = Subscriptions(self._on_gap, self._on_topic_refused)
-        self._replies = ReplyQueue(
-            self.reply_queue, self.statistics, self.self_check.message_id, self.self_check.on_return
+        self.size_limit = SizeLimit()
+        self.streams = Streams(
+            lambda: self._connect("stream"),
+            self.reply_queue,
+            self.consuming,
+            self.statistics,
+            self.size_limit,
+            blocked=lambda: self._blocked,
+            on_change=self._update,
         )
+        self._links = (self.publishing, self.consuming, self.streams.link)
+        for link in self._links:
+            link.siblings = self._links
+        self.subscriptions = Subscriptions(self._on_gap, self._on_topic_refused)
+        self._replies = ReplyQueue(self.reply_queue, self.statistics, (self.self_check, self.streams.self_check))
         self._events = EventQueue(self.event_queue, self.statistics, self.subscriptions)
         self.peers = Peers(
             service_name,
@@ -149,7 +160,6 @@ class RabbitMQMesh:
         self.dead_letters = DeadLetters(dead_letter_queue, self._on_dead_lettered, queue_arguments=_own_arguments())
         self._confirms = Confirms()
         self._refused_service_topics: dict[str, str] = {}
-        self.size_limit = SizeLimit()
         #: Whether all records from before the start are read.
         self._records_read = False
         self._calls_part = Part(
@@ -161,15 +171,11 @@ class RabbitMQMesh:
         self._records_part = Part(
             f"the stream {self.peers.stream}",
             "tokens that other processes revoke are still accepted here, and a process that starts admits no client",
-            self.peers.declare_stream,
+            self._declare_records,
             self._read_records,
         )
-        self._parts: tuple[Part, ...] = {
-            "gateway": (self._calls_part, self._records_part),
-            "transport": (self._records_part,),
-            "service": (self._calls_part,),
-            "observer": (),
-        }[role]
+        self._parts = (self._calls_part,) if role in ("gateway", "service") else ()
+        self.streams.parts = () if role == "service" else (self._records_part,)
         #: The histories of topics, by pattern.
         self.histories: dict[str, StreamLog] = {}
         self.service_host = ServiceHost(
@@ -206,7 +212,10 @@ class RabbitMQMesh:
     @property
     def warnings(self) -> list[str]:
         """The parts that are missing while everything else works, in words for an operator."""
-        missing = [part.warning for part in self._parts if part.warning is not None]
+        parts = (*self._parts, *self.streams.parts)
+        missing = [part.warning for part in parts if part.warning is not None]
+        if self.connected and not self.streams.link.up:
+            missing.append(f"events cannot be published, and histories cannot be read: {self.streams.problem}")
         others = [history.warning for history in self.histories.values() if history.warning is not None]
         return [*missing, *others, *self.peers.warnings.values(), *self._refused_service_topics.values()]
 
@@ -218,7 +227,7 @@ class RabbitMQMesh:
     @property
     def queued(self) -> int:
         """The number of messages that wait for the connection."""
-        return 0 if self._publisher is None else self._publisher.queued
+        return self.streams.queued + (0 if self._publisher is None else self._publisher.queued)
 
     @property
     def keys(self) -> frozenset[str]:
@@ -246,15 +255,15 @@ class RabbitMQMesh:
 
     def _make_history(self, topic: KeptTopic) -> StreamLog:
         def publish(stream: str, correlation_id: str) -> None:
-            self._publish("", stream, correlation_id, b"{}")
+            self.streams.publish("", stream, correlation_id, b"{}")
 
         def wake() -> None:
             part.lose()
 
-        log = StreamLog(self._service_name, topic, publish, lambda: self.connected, wake)
+        log = StreamLog(self._service_name, topic, publish, lambda: self.streams.can_publish, wake)
         without = f"events of {topic.pattern} have no history, and no positions"
         part = Part(f"the stream {log.stream}", without, log.declare, log.consume)
-        self._parts = (*self._parts, part)
+        self.streams.parts = (*self.streams.parts, part)
         return log
 
     def _draw_queue_names(self) -> tuple[str, str, str, str]:
@@ -265,7 +274,7 @@ class RabbitMQMesh:
         """Give the queues of this process new names, as forked processes share the former ones, or they are lost."""
         self._had_queues = False
         self.reply_queue, self.event_queue, self.peers.queue, self.dead_letters.queue = self._draw_queue_names()
-        self._replies.name = self.self_check.queue = self.reply_queue
+        self._replies.name = self.self_check.queue = self.streams.self_check.queue = self.reply_queue
         self._events.name = self.event_queue
 
     def take_instance_id(self, instance_id: str) -> None:
@@ -292,6 +301,7 @@ class RabbitMQMesh:
             )
         tasks.start_soon(self.publishing.run, name="mesh publishing")
         tasks.start_soon(self.consuming.run, name="mesh consuming")
+        tasks.start_soon(self.streams.run, name="mesh streams")
         tasks.start_soon(self.self_check.run, name="mesh self-check")
         return self
 
@@ -301,23 +311,11 @@ class RabbitMQMesh:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._finish_events()
+        await self.streams.finish()
         await self._stack.__aexit__(exc_type, exc, traceback)
         self._replies.keys.clear()
         self.consuming.usable = False
         self._update()
-
-    async def _finish_events(self) -> None:
-        """Wait for the confirms of the latest events for as long as some come: a stream may have no leader."""
-        publisher = self._publisher
-        # A cancelled scope of anyio would cancel this again in every turn of the event loop.
-        with anyio.CancelScope(shield=True):
-            while publisher is not None and (before := publisher.unsettled_events):
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(CONFIRMS_TIMEOUT):
-                        await publisher.finish_events()
-                if publisher.unsettled_events >= before:
-                    break
 
     async def finish_calls(self) -> None:
         """Take no more calls from other services, and wait until the running ones are answered.
@@ -379,7 +377,8 @@ class RabbitMQMesh:
     def _tell(self, exchange: str, routing_key: str, message: bytes, expires: float = MESSAGE_EXPIRES) -> None:
         publisher = self._take_publisher()
         correlation_id = new_id()
-        frames = self._encode_event(
+        self.size_limit.check(message)
+        frames = encode_event(
             publisher, publisher.plain_channel, exchange, routing_key, correlation_id, message, expires=expires
         )
         publisher.put(time.monotonic() + expires, correlation_id, frames)
@@ -387,18 +386,14 @@ class RabbitMQMesh:
     def when_events_are_in(self, done: Callable[[], None]) -> None:
         """Send a message to this process's own event queue, and call ``done`` when it arrives."""
         correlation_id = new_id()
-        self._publish("", self.event_queue, correlation_id, b"{}", expires=MESSAGE_EXPIRES)
+        self.streams.publish("", self.event_queue, correlation_id, b"{}", expires=MESSAGE_EXPIRES)
         self._events.expect_marker(correlation_id, done)
 
     async def record(self, record: bytes) -> None:
         """Write ``record`` into the stream, and wait for the broker's confirm."""
         if not self.peers.can_record:
             raise MeshUnavailable("there is no stream for records")
-        self._take_publisher()
-        if self._record_channel is None:  # only a gateway has one, which is there with the publisher
-            raise MeshUnavailable("there is no channel for records")
-        self.statistics.published += 1
-        await write_record(self._record_channel, self.peers.stream, record, self.size_limit)
+        await self.streams.record(self.peers.stream, record)
 
     def when_proven(self, proven: Callable[[], None]) -> None:
         """Call ``proven`` once a message that this process sends itself now has come back."""
@@ -414,51 +409,7 @@ class RabbitMQMesh:
         body = codec.encode_event(
             topic, event, context=context, trace_id=trace_id, correlation_id=correlation_id, target=target
         )
-        self._publish(codec.EVENTS_EXCHANGE, topic, correlation_id, body, trace_id=trace_id)
-
-    def _publish(
-        self,
-        exchange: str,
-        routing_key: str,
-        correlation_id: str,
-        body: bytes,
-        *,
-        trace_id: str | None = None,
-        expires: float | None = None,
-    ) -> None:
-        """Publish an event, or a mark, stamp or marker, whose place among other messages its reader goes by."""
-        publisher = self._take_publisher()
-        channel = publisher.event_channel
-        frames = self._encode_event(
-            publisher, channel, exchange, routing_key, correlation_id, body, trace_id=trace_id, expires=expires
-        )
-        publisher.put_event(float("inf") if expires is None else time.monotonic() + expires, frames)
-
-    def _encode_event(
-        self,
-        publisher: Publisher,
-        channel: int,
-        exchange: str,
-        routing_key: str,
-        correlation_id: str,
-        body: bytes,
-        *,
-        trace_id: str | None = None,
-        expires: float | None = None,
-    ) -> bytes:
-        """Encode a message of the type event. Raises MessageTooLarge."""
-        self.size_limit.check(body)
-        return encode_publish(
-            channel=channel,
-            exchange=exchange,
-            routing_key=routing_key,
-            kind="event",
-            correlation_id=correlation_id,
-            trace_id=trace_id,
-            body=body,
-            frame_max=publisher.frame_max,
-            expiration=None if expires is None else expiration(expires),
-        )
+        self.streams.publish(codec.EVENTS_EXCHANGE, topic, correlation_id, body, trace_id=trace_id)
 
     def subscribe(self, topic: str, done: Callable[[bool], None]) -> None:
         """Bind the event queue to ``topic``; call ``done`` once it is bound or refused, or if that has to wait."""
@@ -470,7 +421,7 @@ class RabbitMQMesh:
         """Unbind the event queue from ``topic``."""
         self.subscriptions.remove(topic)
 
-    # --- both connections -------------------------------------------------------------------------------------
+    # --- the connections -------------------------------------------------------------------------------------
 
     async def _connect(self, purpose: str) -> Connection:
         name = f"{self._service_name} {self._instance_id} {purpose}"
@@ -488,24 +439,29 @@ class RabbitMQMesh:
             self.self_check.proven = False
         elif self.consuming.up and not self.self_check.proven and not self.self_check.pending:
             self.self_check.send()
-        links = (self.publishing, self.consuming)
-        self.statistics.reconnects = sum(max(link.connects - 1, 0) for link in links)
+        self.statistics.reconnects = sum(max(link.connects - 1, 0) for link in self._links)
         if self.connected != self._connected:
             self._connected = self.connected
             self._told.on_connection_change(connected=self._connected)
-            self._find_end_of_records()
-            for history in self.histories.values() if self._connected else ():
+        self._find_end_of_records()
+        if self.streams.can_publish != self._could_publish:
+            self._could_publish = self.streams.can_publish
+            for history in self.histories.values() if self._could_publish else ():
                 history.resume()
 
     def _find_end_of_records(self) -> None:
-        """Write a marker into the stream: when it is read, all earlier records are read, too."""
-        if self._records_read or not self._connected:
-            return
-        if self.peers.can_record:
-            with contextlib.suppress(MeshUnavailable):  # lost again: the next connection writes another marker
-                self._publish("", self.peers.stream, new_id(), self.peers.draw_marker())
-        elif self.peers.records_refused or self._records_part not in self._parts:
+        """Have it told once all records from before the start are read, or if there are none for this user."""
+        if self.peers.records_refused and self._connected and not self._records_read:
             self._on_records_read()
+        elif self._records_part.is_there:  # the broker may have lost the marker, as at the failure of a node
+            self._mark_end_of_records()
+
+    def _mark_end_of_records(self) -> None:
+        """Write a marker into the stream: when it is read, all earlier records are read, too."""
+        if self._records_read or not self._connected:  # clients that are let in can call at once
+            return
+        with contextlib.suppress(MeshUnavailable):  # the next connection writes another one
+            self.streams.publish("", self.peers.stream, new_id(), self.peers.draw_marker())
 
     # --- the publishing connection ----------------------------------------------------------------------------
 
@@ -523,54 +479,41 @@ class RabbitMQMesh:
             await self.peers.declare(connection)
         plain = await connection.open_channel()
         confirmed = await connection.open_channel(confirms=True)
-        for_records = [await connection.open_channel(confirms=True)] if self._is_gateway else []
         publisher = connection.lane.publisher(
             connection.raw,
             plain,
             confirmed,
             self.statistics,
-            confirm_events=can_confirm_events(connection.raw.server_properties),
+            confirm_events=False,
             on_return=self._on_returned,
             on_confirm=self._on_confirm,
         )
+        await self.streams.wait_until_up(STREAMS_PATIENCE)
         self._blocked = False
-        async with _running(publisher.run, lambda: self._watch_blocked(publisher)):
-            self._publisher, self._record_channel = publisher, next(iter(for_records), None)
+        async with running(publisher.run, lambda: self._watch_blocked(publisher)):
+            self._publisher = publisher
             self.self_check.forget()
             try:
-                yield plain, confirmed, *for_records
+                yield plain, confirmed
             finally:
-                self._publisher = self._record_channel = None
-                size = None
-                if self.size_limit.learn(for_records) is None:  # else a record was too large, whose writer knows
-                    size = self.size_limit.learn((plain, confirmed))
-                refused = self._settle_refused(publisher, size)
-                self._count_lost_events(publisher.unsettled_events)
+                self._publisher = None
+                refused = self._settle_refused(publisher, self.size_limit.learn((plain, confirmed)))
                 for correlation_id in publisher.unsent():
                     self._reject(correlation_id)
                 for correlation_id in publisher.unconfirmed():
                     if correlation_id not in refused and not self._confirms.settle(correlation_id):
                         self._told.on_unconfirmed(correlation_id)
 
-    def _count_lost_events(self, count: int) -> None:
-        """Take note of events that the broker may have or not. They are not published again, lest they come twice."""
-        if count:
-            self.statistics.unconfirmed_events += count
-            logger.warning("mesh: whether the broker has %d of the latest events is unknown", count)
-
     def _settle_refused(self, publisher: Publisher, size: int | None) -> list[str]:
         """Report and return the message of ``size`` bytes for which the broker closed a channel, and those after it."""
         refused = [] if size is None else publisher.refused(size)
         for correlation_id in refused[:1]:
-            if correlation_id == EVENT:
-                continue
             error = self.size_limit.error()
             self._replies.keys.pop(correlation_id, None)
             if not self._confirms.settle(correlation_id, error):
                 self._told.on_too_large(correlation_id, str(error))
         for correlation_id in refused[1:]:
-            if correlation_id != EVENT:
-                self._reject(correlation_id)
+            self._reject(correlation_id)
         return refused
 
     def _reject(self, correlation_id: str) -> None:
@@ -582,8 +525,6 @@ class RabbitMQMesh:
     async def _watch_blocked(self, publisher: Publisher) -> None:
         while True:
             self._check_blocked(publisher)
-            if publisher.look_after_events(time.monotonic()):
-                self.self_check.when_proven(publisher.confirm_events)
             await asyncio.sleep(BLOCKED_INTERVAL)
 
     def _check_blocked(self, publisher: Publisher) -> None:
@@ -686,17 +627,23 @@ class RabbitMQMesh:
             channels += await own(self.event_queue, self._events.on_message), *await self.peers.set_up(connection, own)
         if self._role == "gateway":
             channels += await self.dead_letters.set_up(connection, own)
-        if self._role == "observer":
-            channels += await self.peers.read_records(connection, own)
         self._had_queues = True
         return channels
+
+    async def _declare_records(self, connection: Connection) -> None:
+        if self._is_gateway:  # an observer reads them if they are there
+            await self.peers.declare_stream(connection)
 
     async def _read_records(self, connection: Connection) -> Sequence[AbstractChannel]:
         async def consume(queue: str, take: OnMessage, arguments: dict[str, Any] | None = None) -> AbstractChannel:
             return await self._consume(connection, queue, take, arguments or {}, self._records_part.lose)
 
-        channels = await self.peers.read_records(connection, consume) if self.peers.can_record else ()
-        self._find_end_of_records()
+        if self._is_gateway and not self.peers.can_record:
+            self._find_end_of_records()
+            return ()
+        channels = await self.peers.read_records(connection, consume)
+        if channels:
+            self._mark_end_of_records()
         return channels
 
     async def _declare_service_queue(self, connection: Connection) -> None:
@@ -794,7 +741,6 @@ class RabbitMQMesh:
             for part in self._parts:
                 await part.reassert(connection)
             self.subscriptions.rebind()
-            self._find_end_of_records()  # the broker may have lost the marker, as at the failure of a node
 
     # --- for the controller -----------------------------------------------------------------------------------
 
@@ -834,15 +780,3 @@ def _own_arguments() -> dict[str, Any]:
     # Classic also where the vhost's default is quorum: each reply would be written to the disks of several nodes, for a
     # process that is answered by new queues when a node dies.
     return {"x-expires": QUEUE_EXPIRES * 1000, "x-queue-type": "classic"}
-
-
-@contextlib.asynccontextmanager
-async def _running(*functions: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Run ``functions`` for as long as the context lasts."""
-    async with anyio.create_task_group() as tasks:
-        for function in functions:
-            tasks.start_soon(function)
-        try:
-            yield
-        finally:
-            tasks.cancel_scope.cancel()

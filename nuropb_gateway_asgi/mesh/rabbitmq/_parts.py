@@ -1,4 +1,4 @@
-"""A part of the consuming connection that clients can do without: the service's queue, or the stream of records.
+"""A part of a connection that clients can do without: the service's queue, the stream of records, or a history.
 
 On a cluster either may be out of reach while everything else works: a classic queue is gone with its node, a stream
 without a majority of its nodes. A queue that others have declared with other arguments cannot be had at all.
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from aiormq.abc import AbstractChannel
 from aiormq.exceptions import AMQPChannelError
 
 from ._connection import Connection, close
-from ._errors import explain
+from ._errors import explain, is_error_of_broker
 
 __all__ = ["Part"]
 
@@ -54,21 +55,39 @@ class Part:
         self.warning: str | None = None
         self._channels: tuple[AbstractChannel, ...] = ()
         self._lost = asyncio.Event()
+        #: The time before which it is not tried, as an attempt has cost a connection.
+        self._due = 0.0
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is set up, and messages come."""
+        return self.warning is None and bool(self._channels)
 
     def lose(self) -> None:
         """Set it up again, for the broker has ended its consumer."""
         self._lost.set()
 
     async def attempt(self, connection: Connection) -> None:
-        """Set it up once. If that fails, there is a warning. Raises the error of a connection that is lost."""
+        """Set it up once. If that fails, there is a warning. Raises the error of a connection that is lost.
+
+        After an attempt for which the broker closed the connection, the others on it get some seconds without one.
+        """
         self._channels, self._lost = (), asyncio.Event()
+        if time.monotonic() < self._due:
+            self._lost.set()
+            return
         try:
             async with asyncio.timeout(ATTEMPT_TIMEOUT):
                 await self._declare(connection)
                 self._channels = tuple(await self._consume(connection))
         except _ERRORS as error:
             self._on_error(error)
+            self._spare(connection, error)
             return
+        except BaseException as error:
+            if self._spare(connection, error):
+                self._on_error(error)
+            raise
         for channel in self._channels:
             channel.closing.add_done_callback(functools.partial(_on_closed, self._lost))
         if self.warning is not None:
@@ -94,6 +113,13 @@ class Part:
                 await self._declare(connection)
         except _ERRORS as error:
             self._on_error(error)
+
+    def _spare(self, connection: Connection, error: BaseException) -> bool:
+        """Wait with the next attempt if the broker has closed the connection for this one; return whether it has."""
+        has_ended = is_error_of_broker(error) or is_error_of_broker(connection.end)
+        if has_ended:
+            self._due = time.monotonic() + RETRY_INTERVAL
+        return has_ended
 
     def _on_error(self, error: BaseException) -> None:
         if self.warning is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ...wire import codec
 from ...wire.encryption import UndecryptableMessage, decrypt_reply
 from ...wire.interface import MeshReceiver
 from ._frames import Incoming
+from ._self_check import SelfCheck
 from ._statistics import RabbitMQStatistics
 
 __all__ = ["ReplyQueue"]
@@ -19,14 +20,13 @@ logger = logging.getLogger(__name__)
 class ReplyQueue:
     """Gives the replies of a queue to the receiver; drops messages that are no replies, or not to a call in flight.
 
-    ``on_own`` is called with the body of the message ``own_id``, which the process sends to itself.
+    ``checks`` get the messages that the process sends to itself.
     """
 
-    def __init__(self, name: str, statistics: RabbitMQStatistics, own_id: str, on_own: Callable[[bytes], None]) -> None:
+    def __init__(self, name: str, statistics: RabbitMQStatistics, checks: Iterable[SelfCheck]) -> None:
         self.name = name
         self._statistics = statistics
-        self._own_id = own_id
-        self._on_own = on_own
+        self._on_own: dict[str | None, Callable[[bytes], None]] = {each.message_id: each.on_return for each in checks}
         self._receiver: MeshReceiver
         #: The keys of encrypted requests in flight, by their correlation ids.
         self.keys: dict[str, bytes] = {}
@@ -38,8 +38,8 @@ class ReplyQueue:
     def on_message(self, message: Incoming) -> None:
         """Take a message of the queue."""
         correlation_id = message.correlation_id
-        if correlation_id == self._own_id:
-            self._on_own(message.body)
+        if correlation_id in self._on_own:
+            self._on_own[correlation_id](message.body)
             return
         try:
             if message.kind != "response":

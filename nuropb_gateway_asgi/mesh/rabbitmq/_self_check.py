@@ -37,7 +37,7 @@ BUSY: Final = 5
 
 
 class SelfCheck:
-    """Sends the message at intervals, and drops both connections if it does not come back.
+    """Sends the message at intervals, out by one link and in by the other; drops ``drops`` if it does not come back.
 
     ``publisher`` returns the publisher of the present connection; ``on_change`` is called when the connections are
     proven to work. ``statistics`` tell of the replies that arrive meanwhile.
@@ -46,9 +46,11 @@ class SelfCheck:
     def __init__(
         self,
         queue: str,
-        links: tuple[Link, Link],
+        publishing: Link,
+        consuming: Link,
         statistics: RabbitMQStatistics,
         *,
+        drops: tuple[Link, ...],
         publisher: Callable[[], Publisher | None],
         blocked: Callable[[], bool],
         on_change: Callable[[], None],
@@ -60,7 +62,9 @@ class SelfCheck:
         #: Seconds that the latest messages took. Their reader takes them away.
         self.round_trips: deque[float] = deque(maxlen=100)
         self.queue = queue
-        self._links = links
+        self._publishing = publishing
+        self._links = (publishing, consuming)
+        self._drops = drops
         self._get_publisher = publisher
         self._is_blocked = blocked
         self._on_change = on_change
@@ -130,8 +134,7 @@ class SelfCheck:
             return
         self.round_trips.append(time.monotonic() - self._sent_at)
         self._sent_at = None
-        publishing, _ = self._links
-        if not self.proven and publishing.up:
+        if not self.proven and self._publishing.up:
             self.proven = True
             self._on_change()
         called, self._on_proof, self._on_next_proof = self._on_proof, self._on_next_proof, []
@@ -161,5 +164,5 @@ class SelfCheck:
             allowed = PING_TIMEOUT / PING_INTERVAL * LOOKS
             if self._quiet_looks > allowed or self._looks > BUSY * allowed:
                 self.forget()
-                for link in self._links:
+                for link in self._drops:
                     link.abort("a message to itself did not come back")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from nuropb_gateway_asgi.mesh import hosting
-from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _mesh
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _mesh, _streams
 from nuropb_gateway_asgi.mesh.rabbitmq._event_window import WINDOW
 from tests.integration.scene import delete_queues
 from tests.kit.amqp import EVENTS, Gateway, Peer, running
@@ -25,7 +25,7 @@ def lane(request: pytest.FixtureRequest) -> Any:
 def confirms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the broker confirms events, of any version: none fails without a change of leaders."""
     can = bool(getattr(request, "param", True))
-    monkeypatch.setattr(_mesh, "can_confirm_events", lambda properties: can)
+    monkeypatch.setattr(_streams, "can_confirm_events", lambda properties: can)
     return can
 
 
@@ -115,7 +115,7 @@ async def test_events_that_the_broker_may_not_have_are_told_when_the_connection_
     topic = f"{gateway.service_name}.new"
     queue = await peer.queue(EVENTS, topic)
     publish(gateway, topic, 1, 2, 3)
-    gateway.mesh.publishing.abort("by the test")
+    gateway.mesh.streams.link.abort("by the test")
     await eventually(lambda: gateway.mesh.statistics.reconnects and gateway.mesh.connected)
     assert gateway.mesh.statistics.unconfirmed_events == 3
     assert "whether the broker has 3 of the latest events is unknown" in caplog.text

@@ -60,8 +60,8 @@ async def test_a_channel_publishes_records_and_nothing_else(
         await eventually(lambda: read(reader) == [b"first", b"second"])
     await delete_queues(amqp_url, reader.mesh)
     stream = writer.mesh.peers.stream
-    keys = published(bytes(proxy.link("publish").sent))
-    assert [each for each in keys.values() if service in each]
+    keys = published(bytes(proxy.link("stream").sent))
+    assert [each for each in keys.values() if "some.topic" in each]
     assert {stream} in keys.values()
 
 
@@ -79,21 +79,23 @@ async def until_deleted(peer: Peer, stream: str) -> None:
 
 
 async def test_a_record_without_a_stream_fails(writer: Gateway, proxy: Proxy, peer: Peer) -> None:
-    proxy.link("consume").to_broker.clear()  # the mesh would declare the stream again
+    proxy.link("stream").to_broker.clear()  # the mesh would declare the stream again
     await peer.channel.queue_delete(writer.mesh.peers.stream)
     with anyio.fail_after(DEADLINE), pytest.raises(ChannelNotFoundEntity):
         await until_deleted(peer, writer.mesh.peers.stream)
     with pytest.raises(MeshUnavailable, match="did not confirm"):
         await writer.mesh.record(b"returned")
-    proxy.link("consume").to_broker.set()
+    proxy.link("stream").to_broker.set()
     await written(writer)
 
 
-async def held(writer: Gateway, proxy: Proxy) -> asyncio.Task[Any]:
+async def held(writer: Gateway, proxy: Proxy, amqp_url: str) -> asyncio.Task[Any]:
     """Write a record that the broker confirms, and hold the confirm back."""
-    proxy.link("publish").to_client.clear()
-    task = asyncio.create_task(writer.mesh.record(b"held"))
-    await eventually(lambda: read(writer) == [b"held"])
+    async with running(amqp_url, writer.service_name, role="observer") as reader:
+        proxy.link("stream").to_client.clear()
+        task = asyncio.create_task(writer.mesh.record(b"held"))
+        await eventually(lambda: read(reader) == [b"held"])
+    await delete_queues(amqp_url, reader.mesh)
     assert not task.done()
     return task
 
@@ -111,20 +113,24 @@ async def written(writer: Gateway) -> None:
     await eventually(lambda: read(writer)[-1:] == [b"again"])
 
 
-async def test_a_record_fails_whose_connection_is_lost_before_the_confirm(writer: Gateway, proxy: Proxy) -> None:
-    task = await held(writer, proxy)
-    proxy.cut("publish")
+async def test_a_record_fails_whose_connection_is_lost_before_the_confirm(
+    writer: Gateway, proxy: Proxy, amqp_url: str
+) -> None:
+    task = await held(writer, proxy, amqp_url)
+    proxy.cut("stream")
     with pytest.raises(MeshUnavailable, match="did not confirm"):
         await task
     await reconnected(writer)
     await written(writer)
 
 
-async def test_a_record_that_nobody_waits_for_any_more_disturbs_no_other(writer: Gateway, proxy: Proxy) -> None:
-    task = await held(writer, proxy)
+async def test_a_record_that_nobody_waits_for_any_more_disturbs_no_other(
+    writer: Gateway, proxy: Proxy, amqp_url: str
+) -> None:
+    task = await held(writer, proxy, amqp_url)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    proxy.link("publish").to_client.set()
+    proxy.link("stream").to_client.set()
     await written(writer)
     assert writer.mesh.statistics.reconnects == 0
