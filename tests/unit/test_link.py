@@ -181,6 +181,24 @@ async def test_a_loss_is_told_once_whatever_the_channels_of_the_connection_raise
     assert [record.getMessage() for record in caplog.records] == ["mesh: testing connection: OSError: gone"]
 
 
+async def test_a_problem_that_several_links_have_is_logged_by_one_of_them_at_a_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one, other = Stage(on_connect=[OSError("refused")] * 3), Stage(on_connect=[OSError("refused")] * 200)
+    one.link.siblings = other.link.siblings = (one.link, other.link)
+    one.link.name, other.link.name = "one", "other"
+    async with one.running():
+        await until(lambda: one.link.problem == "OSError: refused")
+        async with other.running():
+            await until(lambda: one.link.up)
+            # Now the other one is alone with it.
+            await until(lambda: len(caplog.records) == 2)
+            await until(lambda: other.link.up)
+    said = [record.getMessage() for record in caplog.records][:2]
+    assert said == ["mesh: one connection: OSError: refused", "mesh: other connection: OSError: refused"]
+    assert len(caplog.records) == 2
+
+
 async def test_what_is_no_error_of_a_connection_is_not_kept_silent() -> None:
     class Bug(BaseException):
         pass

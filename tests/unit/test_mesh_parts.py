@@ -8,7 +8,13 @@ from typing import Any, cast
 
 import pytest
 from aiormq.abc import AbstractChannel
-from aiormq.exceptions import AMQPConnectionError, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import (
+    AMQPConnectionError,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    ConnectionInternalError,
+    ConnectionResourceError,
+)
 
 from nuropb_gateway_asgi.mesh.rabbitmq import _parts
 from nuropb_gateway_asgi.mesh.rabbitmq._connection import Connection
@@ -100,6 +106,38 @@ async def test_a_part_that_is_there_is_not_told_of(caplog: pytest.LogCaptureFixt
     async with Stage().running():
         pass
     assert lines(caplog) == []
+
+
+@pytest.mark.parametrize("error", [ConnectionInternalError("541"), ConnectionResourceError("506")], ids=repr)
+@pytest.mark.parametrize("told_by", ["the error", "the end of the connection"])
+async def test_a_part_that_costs_a_connection_is_left_alone_for_a_while(
+    error: AMQPConnectionError, told_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_parts, "RETRY_INTERVAL", 0.05)
+    connection = FakeConnection()
+    if told_by == "the error":
+        stage = Stage(error)
+        with pytest.raises(type(error)):
+            await stage.part.attempt(cast("Connection", connection))
+    else:
+        connection.end = error
+        stage = Stage(TimeoutError("the history was lost"))
+        await stage.part.attempt(cast("Connection", connection))
+    warning = stage.part.warning
+    async with stage.running():  # on the next connection
+        assert stage.declared == 1
+        assert (stage.part.warning, stage.part.is_there) == (warning, False)
+        await until(lambda: stage.part.is_there)
+    assert stage.declared == 2
+
+
+@pytest.mark.parametrize("error", [AMQPConnectionError("cut"), asyncio.CancelledError()], ids=repr)
+async def test_a_part_whose_connection_is_lost_is_tried_on_the_next_one(error: BaseException) -> None:
+    stage = Stage(error)
+    with pytest.raises(type(error)):
+        await stage.part.attempt(CONNECTION)
+    await stage.part.attempt(CONNECTION)
+    assert (stage.declared, stage.part.is_there) == (2, True)
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])

@@ -1,11 +1,13 @@
 """The mesh on RabbitMQ, without nuropb's own client, which does not survive faults of a network.
 
-Two connections, one to publish and one to consume: a broker with a memory or disk alarm stops reading from connections
-that publish. A link keeps each: it connects, sets up, waits for the end and begins again. Every process has queues of
-its own. They are durable and outlive a short loss of the connection (``x-expires``), so that a reply sent meanwhile is
-there afterwards. aiormq makes connections and channels; the messages go through a lane.
+Three connections, for calls that go out, for what comes in, and for events and streams: a broker with a memory or disk
+alarm stops reading from connections that publish, and it closes connections that reach a stream at a bad moment. A link
+keeps each: it connects, sets up, waits for the end and begins again. Every process has queues of its own. They are
+durable and outlive a short loss of the connection (``x-expires``), so that a reply sent meanwhile is there afterwards.
+aiormq makes connections and channels; the messages go through a lane.
 
-``_mesh``           the mesh: its two connections, and the messages that go out
+``_mesh``           the mesh: its connections for calls and for what comes in, and the messages that go out
+``_streams``        the connection for events, records and all that may reach a stream
 ``_replies``        the reply queue, and the keys of encrypted calls
 ``_events``         the event queue, and the events that it has lost
 ``_subscriptions``  topics and the bindings of the event queue

@@ -5,7 +5,7 @@ message again from the broker. So events go by the confirmed channel, and so doe
 them: the marks and stamps of histories, and the markers of a process. Nobody waits for these confirms: they are
 counted.
 
-The broker stops reading the whole connection, calls included, once 256 messages of a channel wait for one stream
+The broker stops reading the whole connection, records included, once 256 messages of a channel wait for one stream
 (``stream_messages_soft_limit``). So fewer events are on their way, and the others wait here. A stream can be without a
 leader for long, and events of other topics must not wait for it: when no confirm has come for a while, events go
 without one, until all that are on their way are confirmed.

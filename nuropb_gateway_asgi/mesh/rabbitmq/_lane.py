@@ -66,7 +66,7 @@ class Publisher(ABC):
 
     The broker confirms messages on the channel ``confirmed_channel``: commands, replies, and, with ``confirm_events``,
     events with all messages that have an order with them. Requests go by ``plain_channel``: their reply says more than
-    a confirm would.
+    a confirm would. A mesh has one publisher for calls and one for events.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ class Link:
         #: All links of a mesh.
         self.siblings: Sequence[Link] = ()
         #: The latest problem that was logged since the link was up.
-        self._logged: str | None = None
+        self.logged: str | None = None
         self._connection: Connection | None = None
         self._lost: asyncio.Event | None = None
         #: Whether the loss of the latest connection has been told.
@@ -151,10 +151,10 @@ class Link:
 
     def _set(self, *, up: bool, usable: bool, problem: str | None) -> None:
         if self.up or up:
-            self._logged = None
+            self.logged = None
         self.up, self.usable, self.problem = up, usable, problem
-        if problem not in (None, self._logged, *(link._logged for link in self.siblings)):
-            self._logged = problem
+        if problem not in (None, self.logged, *(link.logged for link in self.siblings)):
+            self.logged = problem
             logger.warning("mesh: %s connection: %s", self.name, problem)
         self._on_change()
 
