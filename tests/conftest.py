@@ -107,6 +107,7 @@ STOPPING: Final = frozenset(
         "test_clients_survive.py",
         "test_console.py",
         "test_faults_broker.py",
+        "test_faults_streams.py",
         "test_fleet.py",
         "test_servers.py",
         "test_serving.py",

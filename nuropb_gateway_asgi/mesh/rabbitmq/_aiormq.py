@@ -73,7 +73,7 @@ REQUIRED: Final[dict[str, tuple[str, ...]]] = {
     "aiormq.exceptions": (
         *("AMQPChannelError", "AMQPConnectionError", "AMQPException", "AuthenticationError", "ChannelAccessRefused"),
         *("ChannelInvalidStateError", "ChannelLockedResource", "ChannelNotFoundEntity", "ChannelPreconditionFailed"),
-        *("ConnectionClosed",),
+        *("ConnectionClosed", "ConnectionInternalError", "ConnectionResourceError"),
         *("DeliveryError", "InvalidFrameError", "ProbableAuthenticationError", "PublishError"),
     ),
     "pamqp": ("commands", "frame"),
