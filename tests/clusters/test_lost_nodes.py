@@ -244,7 +244,7 @@ class Publisher:
 
     async def finish(self) -> None:
         """Publish a last event, numbered -1, which follows all others."""
-        await eventually(lambda: self.mesh.connected)
+        await eventually(lambda: self.mesh.streams.can_publish)
         self.publish(-1)
 
     def lost(self, kept: Sequence[int]) -> list[int]:

@@ -61,7 +61,7 @@ async def test_no_record_is_lost_after_their_stream_has_changed_its_leader(clust
                 # The broker has read the record once a later message has come back.
                 arrived = anyio.Event()
                 await anyio.lowlevel.checkpoint()
-                writer.mesh.when_proven(arrived.set)
+                writer.mesh.streams.self_check.when_proven(arrived.set)
                 await eventually(arrived.is_set)
                 assert read(reader) == [b"before"]
             finally:

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Self
 
-from tests.servers.rabbitmq import RabbitMQNode
+from tests.servers.rabbitmq import RabbitMQError, RabbitMQNode
 
 __all__ = ["RabbitMQCluster"]
 
 #: A node that stands still counts as dead after about this many seconds, in place of the default minute.
 TICK_TIME: Final = 8
+#: Seconds for streams to be complete again.
+COMPLETE: Final = 120.0
+#: Seconds until a node has written that it belongs to the coordinator of streams. One that is killed before that never
+#: gets its place back, on 3.10 and on 4.3, and without another node there are no streams.
+WRITTEN: Final = 5.0
+#: Whether each running node has the coordinator of streams, and its copy of each stream.
+HAVE_STREAMS: Final = """
+    Streams = length([Q || Q <- rabbit_amqqueue:list(), amqqueue:get_type(Q) =:= rabbit_stream_queue]),
+    lists:all(
+        fun(Node) ->
+            is_pid(rpc:call(Node, erlang, whereis, [rabbit_stream_coordinator])) andalso
+            length([P || {_, P, _, _} <- rpc:call(Node, supervisor, which_children, [osiris_server_sup]), is_pid(P)])
+                >= Streams
+        end,
+        [node() | nodes()]
+    ).
+"""
 
 
 class RabbitMQCluster:
@@ -37,7 +55,9 @@ class RabbitMQCluster:
             self.nodes[0].prepare()  # with the port mapper of all
             with ThreadPoolExecutor() as threads:
                 list(threads.map(RabbitMQNode.start, self.nodes))
+            self.nodes[0].ctl("eval", "rabbit_stream_coordinator:ensure_coordinator_started().")
             self.wait()
+            time.sleep(WRITTEN)
         except BaseException:
             self.stop()
             raise
@@ -53,9 +73,18 @@ class RabbitMQCluster:
                 stack.callback(node.stop)  # the first one, whose port mapper the others use, ends last
 
     def wait(self) -> None:
-        """Wait until all nodes run and see each other: one that stood still may restart by itself."""
+        """Wait until all nodes run and see each other, and have their copies of streams.
+
+        A node that stood still may restart by itself. The loss of another node before the copies are there would be
+        that of two.
+        """
         for node in self.nodes:
             node.ctl("await_online_nodes", str(len(self.nodes)))
+        until = time.monotonic() + COMPLETE
+        while self.nodes[0].ctl("eval", HAVE_STREAMS).strip() != "true":
+            if time.monotonic() > until:
+                raise RabbitMQError(f"the streams are not complete after {COMPLETE:.0f} s")
+            time.sleep(0.2)
 
     def add_vhost(self, name: str, queue_type: str = "classic") -> str:
         """Make a vhost whose queues have that type, unless they say otherwise; return its URL with all nodes.

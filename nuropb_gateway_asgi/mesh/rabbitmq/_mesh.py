@@ -214,7 +214,7 @@ class RabbitMQMesh:
         """The parts that are missing while everything else works, in words for an operator."""
         parts = (*self._parts, *self.streams.parts)
         missing = [part.warning for part in parts if part.warning is not None]
-        if self.connected and not self.streams.link.up:
+        if self.connected and not self.streams.can_publish:
             missing.append(f"events cannot be published, and histories cannot be read: {self.streams.problem}")
         others = [history.warning for history in self.histories.values() if history.warning is not None]
         return [*missing, *others, *self.peers.warnings.values(), *self._refused_service_topics.values()]
@@ -603,7 +603,8 @@ class RabbitMQMesh:
         self.consuming.usable = False
         self._update()
         self._name_queues()
-        self.self_check.forget()
+        for check in (self.self_check, self.streams.self_check):
+            check.forget()  # its message has gone to the former queue
         self.subscriptions.missed("expired")
         self._told.on_replies_lost()
 

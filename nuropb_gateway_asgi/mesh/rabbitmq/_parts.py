@@ -70,7 +70,8 @@ class Part:
     async def attempt(self, connection: Connection) -> None:
         """Set it up once. If that fails, there is a warning. Raises the error of a connection that is lost.
 
-        After an attempt for which the broker closed the connection, the others on it get some seconds without one.
+        After an attempt for which the broker closed the connection, or may do so, whatever else is on it gets some
+        seconds without one.
         """
         self._channels, self._lost = (), asyncio.Event()
         if time.monotonic() < self._due:
@@ -115,9 +116,12 @@ class Part:
             self._on_error(error)
 
     def _spare(self, connection: Connection, error: BaseException) -> bool:
-        """Wait with the next attempt if the broker has closed the connection for this one; return whether it has."""
+        """Wait with the next attempt if the broker has closed the connection for this one; return whether it has.
+
+        It may still do so if it has not answered, which it gives up after 5 s.
+        """
         has_ended = is_error_of_broker(error) or is_error_of_broker(connection.end)
-        if has_ended:
+        if has_ended or isinstance(error, TimeoutError):
             self._due = time.monotonic() + RETRY_INTERVAL
         return has_ended
 
