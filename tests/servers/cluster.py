@@ -20,6 +20,13 @@ COMPLETE: Final = 120.0
 #: Seconds until a node has written that it belongs to the coordinator of streams. One that is killed before that never
 #: gets its place back, on 3.10 and on 4.3, and without another node there are no streams.
 WRITTEN: Final = 5.0
+#: The first stream starts the coordinator.
+MAKE_STREAM: Final = """
+    rabbit_amqqueue:declare(
+        rabbit_misc:r(<<"/">>, queue, <<"first">>), true, false, [{<<"x-queue-type">>, longstr, <<"stream">>}], none,
+        <<"guest">>
+    ).
+"""
 #: Whether each running node has the coordinator of streams, and its copy of each stream.
 HAVE_STREAMS: Final = """
     Streams = length([Q || Q <- rabbit_amqqueue:list(), amqqueue:get_type(Q) =:= rabbit_stream_queue]),
@@ -55,7 +62,7 @@ class RabbitMQCluster:
             self.nodes[0].prepare()  # with the port mapper of all
             with ThreadPoolExecutor() as threads:
                 list(threads.map(RabbitMQNode.start, self.nodes))
-            self.nodes[0].ctl("eval", "rabbit_stream_coordinator:ensure_coordinator_started().")
+            self.nodes[0].ctl("eval", MAKE_STREAM)
             self.wait()
             time.sleep(WRITTEN)
         except BaseException:
