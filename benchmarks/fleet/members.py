@@ -32,7 +32,7 @@ from nuropb_gateway_asgi.fleet import talk
 from nuropb_gateway_asgi.fleet.messages import News, encode
 from nuropb_gateway_asgi.fleet.roster import SMALL_FLEET
 from nuropb_gateway_asgi.handler_manager import HandlerManager
-from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _link, _mesh, _parts, _self_check
+from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _link, _mesh, _parts, _self_check, _streams
 from nuropb_gateway_asgi.service_mesh_manager import ServiceMeshManager
 from nuropb_gateway_asgi.settings import Settings
 
@@ -291,6 +291,7 @@ def slowed(times: float) -> Iterator[None]:
         (fleet_members, ("ALIVE_INTERVAL", "SILENCE")),
         (_self_check, ("PING_INTERVAL", "PING_TIMEOUT")),
         (_mesh, ("REASSERT_INTERVAL", "MESSAGE_EXPIRES")),
+        (_streams, ("REASSERT_INTERVAL",)),
         (talk, ("ANSWER_TIMEOUT",)),
     ):
         for name in names:

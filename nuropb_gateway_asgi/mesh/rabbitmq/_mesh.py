@@ -458,7 +458,8 @@ class RabbitMQMesh:
 
     def _mark_end_of_records(self) -> None:
         """Write a marker into the stream: when it is read, all earlier records are read, too."""
-        if self._records_read or not self._connected:  # clients that are let in can call at once
+        # Clients that are let in can call at once, and ask for histories.
+        if self._records_read or not self._connected or not self.streams.link.up:
             return
         with contextlib.suppress(MeshUnavailable):  # the next connection writes another one
             self.streams.publish("", self.peers.stream, new_id(), self.peers.draw_marker())
@@ -488,7 +489,7 @@ class RabbitMQMesh:
             on_return=self._on_returned,
             on_confirm=self._on_confirm,
         )
-        await self.streams.wait_until_up(STREAMS_PATIENCE)
+        await self.streams.wait_until_usable(STREAMS_PATIENCE)
         self._blocked = False
         async with running(publisher.run, lambda: self._watch_blocked(publisher)):
             self._publisher = publisher

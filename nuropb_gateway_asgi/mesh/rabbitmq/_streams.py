@@ -62,7 +62,7 @@ class Streams:
         blocked: Callable[[], bool],
         on_change: Callable[[], None],
     ) -> None:
-        self.link = Link("streaming", connect, self._set_up, self._update)
+        self.link = Link("streaming", connect, self._set_up, on_change)
         self.self_check = SelfCheck(
             queue,
             self.link,
@@ -82,7 +82,8 @@ class Streams:
         self._publisher: Publisher | None = None
         #: The channel of records, while there is a publisher.
         self._record_channel: AbstractChannel | None = None
-        self._up = asyncio.Event()
+        #: Set while there is a publisher.
+        self._usable = asyncio.Event()
 
     @property
     def blocked(self) -> bool:
@@ -106,16 +107,16 @@ class Streams:
 
     async def run(self) -> None:
         """Keep the connection, until cancelled."""
-        self._up = asyncio.Event()
+        self._usable = asyncio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.link.run, name="mesh streaming")
             tasks.start_soon(self.self_check.run, name="mesh self-check of events")
 
-    async def wait_until_up(self, timeout: float) -> None:  # noqa: ASYNC109 - it is no error that it passes
-        """Wait until the connection is up and each stream was tried, for ``timeout`` seconds at most."""
+    async def wait_until_usable(self, timeout: float) -> None:  # noqa: ASYNC109 - it is no error that it passes
+        """Wait until events can be published, for ``timeout`` seconds at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await self._up.wait()
+                await self._usable.wait()
 
     # --- messages ---------------------------------------------------------------------------------------------
 
@@ -188,6 +189,7 @@ class Streams:
         channels = (plain, confirmed, for_records)
         async with running(publisher.run, lambda: self._look_after_events(publisher)):
             self._publisher, self._record_channel = publisher, for_records
+            self._usable.set()
             self.self_check.forget()
             try:
                 async with anyio.create_task_group() as tasks:
@@ -198,15 +200,9 @@ class Streams:
                     yield channels
             finally:
                 self._publisher = self._record_channel = None
+                self._usable.clear()
                 self._size_limit.learn(channels)
                 self._count_lost_events(publisher.unsettled_events)
-
-    def _update(self) -> None:
-        if self.link.up:
-            self._up.set()
-        else:
-            self._up.clear()
-        self._on_change()
 
     async def _look_after_events(self, publisher: Publisher) -> None:
         """Take note of alarms, and of a standstill of confirms, until cancelled."""
