@@ -98,7 +98,7 @@ class OnlineWatch:
         """Tell changes to the peer processes and the mesh, until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL)
-            if self._mesh.connected:  # changes wait for the mesh
+            if self._mesh.connected and self._mesh.can_publish:  # changes wait for the mesh
                 self.look()
 
     def look(self) -> None:

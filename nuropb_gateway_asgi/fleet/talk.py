@@ -190,3 +190,5 @@ class Talk:
         except (msgspec.MsgspecError, RecursionError, LookupError, ValueError, TypeError) as error:
             # The question is one of another version. The process that asked names this one as missing.
             logger.warning("a question of another process cannot be answered: %s", type(error).__name__)
+        except MeshUnavailable:
+            logger.debug("no mesh: a question of another process cannot be answered")

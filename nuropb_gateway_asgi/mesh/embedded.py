@@ -61,6 +61,11 @@ class EmbeddedMesh:
         return self._tasks is not None and not self.host.away
 
     @property
+    def can_publish(self) -> bool:
+        """Whether events can be published now."""
+        return self.connected
+
+    @property
     def problem(self) -> str | None:
         """The reason why the mesh is not connected."""
         if self._tasks is None:

@@ -157,7 +157,7 @@ class EventRouter:
             if topic in kept:
                 if topic not in since:
                     kept[topic].when_started(
-                        functools.partial(done, True), self._clock(), connected=self._mesh.connected
+                        functools.partial(done, True), self._clock(), connected=self._mesh.can_publish
                     )
             elif topic in unasked:
                 self._interest.add(topic, done, user_id=user_id)
@@ -193,7 +193,7 @@ class EventRouter:
         for topic in since:
             if self.history.covering(topic) is None:
                 return Failure(ErrorCode.BAD_REQUEST, "payload.since: a topic without history")
-            if topic not in kept or not self._mesh.connected:
+            if topic not in kept or not self._mesh.can_publish:
                 return _NO_HISTORY
         return None
 

@@ -372,7 +372,7 @@ class History:
 
     async def begin(self, stream: HistoryStream) -> None:
         """Wait until a history is followed. Raises MeshUnavailable."""
-        if not self._mesh.connected:
+        if not self._mesh.can_publish:
             raise MeshUnavailable("not connected")
         try:
             async with asyncio.timeout(START_TIMEOUT):

@@ -136,6 +136,11 @@ class Mesh(Protocol):
         ...
 
     @property
+    def can_publish(self) -> bool:
+        """Whether events can be published now, and histories be read. Calls may go on without."""
+        ...
+
+    @property
     def problem(self) -> str | None:
         """The reason why the mesh is not connected, in words for an operator (without secrets), or None."""
         ...

@@ -215,11 +215,17 @@ async def test_a_history_outlives_the_restart_of_each_node(cluster: RabbitMQClus
 
 
 async def stream_of(set_: Stage, node: RabbitMQNode | None = None) -> tuple[str, str]:
-    """Return the names of the stream of the history, and of the node that leads it; ``node`` is asked."""
+    """Return the names of the stream of the history, and of the node that leads it; ``node`` is asked.
+
+    Both are empty while the broker does not know.
+    """
     node = node or set_.cluster.nodes[0]
     listed = await in_thread(node.ctl, "list_queues", "--vhost", set_.vhost, "name", "leader")
-    (found,) = (line.split("\t") for line in listed.splitlines() if "-history-" in line)
-    return found[0].strip(), found[-1].strip()
+    for line in listed.splitlines():
+        if "-history-" in line:
+            name, *_, leader = line.split("\t")
+            return name.strip(), leader.strip()
+    return "", ""
 
 
 class Publisher:

@@ -166,12 +166,19 @@ async def alarm(node: RabbitMQNode, kind: str) -> AsyncIterator[Callable[[], Any
 async def test_an_alarm_blocks_publishers(own_node: RabbitMQNode, kind: str, record_property: Record) -> None:
     async with scene(own_node.url(), max_in_flight=10_000) as set_, alarm(own_node, kind) as clear:
         set_.begin()
-        calls = []
+        calls, revoking = [], []
+        manager = set_.running.gateway.service_mesh_manager
         async with in_time(BLOCK_NOTICED):
             while not set_.not_ready:
                 calls += [(caller, await caller.start(count=10, timeout=1.0)) for caller in set_.callers]
+                revoking.append(asyncio.create_task(manager.revoke(user_id="nobody")))
                 await asyncio.sleep(0.02)
         await set_.notices(1)
+        async with in_time(NOTICED):
+            revoked = await asyncio.gather(*revoking, return_exceptions=True)
+        assert {getattr(each, "code", "ok") for each in revoked} <= {"ok", "mesh_unavailable"}
+        with pytest.raises(CallError, match="mesh_unavailable"):
+            await manager.publish_event("news", {})
         await fail_fast(set_.callers)
         for caller, ids in calls:
             assert (await caller.ended(ids, within=4)).keys() <= {"ok", "timeout", "mesh_unavailable"}

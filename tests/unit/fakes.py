@@ -329,6 +329,10 @@ class FakeMesh:
     def bind(self, receiver: MeshReceiver, controller: object) -> None:
         self.receiver, self.controller = receiver, controller
 
+    @property
+    def can_publish(self) -> bool:
+        return self.connected
+
     def for_transport(self, instance_id: str) -> FakeMesh:
         return FakeMesh(address=instance_id) if self.network is None else self.network.mesh()
 

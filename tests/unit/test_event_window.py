@@ -185,6 +185,18 @@ async def test_events_go_without_a_confirm_while_none_comes_for_long(broker: Bro
     assert not broker.publisher.look_after_events(time.monotonic())  # one is still on its way
 
 
+async def test_a_broker_that_blocks_publishers_does_not_stand_still(broker: Broker) -> None:
+    broker.events(*range(WINDOW + 1))
+    await broker.read()
+    now = time.monotonic()
+    for minute in range(5):
+        assert not broker.publisher.look_after_events(now + minute * 60, blocked=True)
+    assert not broker.publisher.look_after_events(now + 240 + PATIENCE)
+    assert broker.publisher.event_channel == CONFIRMED
+    broker.publisher.look_after_events(now + 241 + PATIENCE)
+    assert broker.publisher.event_channel == PLAIN
+
+
 async def test_events_are_confirmed_again_once_those_without_a_confirm_have_arrived(broker: Broker) -> None:
     broker.events(*range(WINDOW + 1))
     stand_still(broker)
@@ -193,7 +205,7 @@ async def test_events_are_confirmed_again_once_those_without_a_confirm_have_arri
     broker.confirm(WINDOW, multiple=True)
     assert broker.publisher.look_after_events(time.monotonic())
     broker.events("a", "b")
-    assert not broker.publisher.look_after_events(time.monotonic())  # it is under way
+    assert broker.publisher.look_after_events(time.monotonic())  # until they are
     assert await broker.read() == []
     broker.publisher.confirm_events()
     broker.event("c")

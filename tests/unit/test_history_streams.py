@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiormq.exceptions import ChannelPreconditionFailed
 
 from nuropb_gateway_asgi.exceptions import MeshUnavailable, SettingsError
 from nuropb_gateway_asgi.mesh.rabbitmq import RabbitMQMesh, _history, _marks
@@ -61,27 +62,6 @@ def test_a_stamp_is_one_of_this_stream_only_behind_the_offset_that_its_writer_kn
     correlation_id: str | None, offset: int, epoch: str | None
 ) -> None:
     assert read_stamp(correlation_id, offset) == epoch
-
-
-async def test_marks_within_a_moment_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_marks, "MARK_INTERVAL", 0.01)
-    published: list[tuple[str, str]] = []
-    log = make_log(published)
-    for _ in range(100):
-        log.mark(lambda offset: None)
-    assert len(published) == 1
-    await until(lambda: len(published) == 2)
-    await asyncio.sleep(0.02)
-    assert len(published) == 2
-
-
-async def test_a_mark_that_cannot_be_written_is_an_error() -> None:
-    def publish(stream: str, correlation_id: str) -> None:
-        raise MeshUnavailable("not connected")
-
-    log = StreamLog("gateway", TOPIC, publish, lambda: False, lambda: None)
-    with pytest.raises(MeshUnavailable):
-        log.mark(lambda offset: None)
 
 
 class Listener:
@@ -152,6 +132,72 @@ async def following(log: StreamLog, stream: FakeStream, published: list[tuple[st
     assert listener.got == ["started", (2, "abc"), (3, "abc")]
     listener.got.clear()
     return listener
+
+
+async def test_marks_within_a_moment_are_one_message(stream: FakeStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_marks, "MARK_INTERVAL", 0.01)
+    published: list[tuple[str, str]] = []
+    log = make_log(published)
+    await following(log, stream, published)
+    published.clear()
+    for _ in range(100):
+        log.mark(lambda offset: None)
+    assert len(published) == 1
+    await until(lambda: len(published) == 2)
+    await asyncio.sleep(0.02)
+    assert len(published) == 2
+
+
+async def test_a_mark_that_cannot_be_written_is_an_error(stream: FakeStream) -> None:
+    published: list[tuple[str, str]] = []
+    log = make_log(published)
+    await following(log, stream, published)
+
+    def publish(stream: str, correlation_id: str) -> None:
+        raise MeshUnavailable("not connected")
+
+    log._marks._publish = publish
+    with pytest.raises(MeshUnavailable):
+        log.mark(lambda offset: None)
+
+
+async def test_no_mark_is_written_into_a_stream_that_is_not_read(stream: FakeStream) -> None:
+    published: list[tuple[str, str]] = []
+    log = make_log(published)
+    with pytest.raises(MeshUnavailable):
+        log.mark(lambda offset: None)
+    await following(log, stream, published)
+    published.clear()
+    log._on_cancelled()
+    with pytest.raises(MeshUnavailable):
+        log.mark(lambda offset: None)
+    assert published == []
+
+
+@pytest.mark.parametrize(
+    ("refusal", "available"),
+    [
+        ("PRECONDITION_FAILED - stream queue 'a' in vhost '/' does not have a running replica on the local node", True),
+        (
+            "PRECONDITION_FAILED - queue 'queue 'a' in vhost '/'' does not have a replica on the local node",
+            True,
+        ),
+        ("PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'a' in vhost '/'", False),
+    ],
+)
+async def test_a_stream_without_a_copy_at_this_node_stays_a_history(refusal: str, available: bool) -> None:
+    """3.10 and 4.0 have these words for the first consumer after a change of the leader."""
+    told: list[str] = []
+    log = make_log([])
+    log.follow(SimpleNamespace(on_unavailable=lambda: told.append("unavailable")))
+
+    async def declare(connection: Any) -> bool:
+        raise ChannelPreconditionFailed(refusal)
+
+    log._queue.declare = declare  # type: ignore[method-assign]
+    with pytest.raises(ChannelPreconditionFailed):
+        await log.declare(object())  # type: ignore[arg-type]
+    assert (log.available, told) == (available, [] if available else ["unavailable"])
 
 
 async def test_messages_that_come_before_the_brokers_answer_to_a_consumer_count(stream: FakeStream) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
+
+import pytest
 
 from nuropb_gateway_asgi.mesh.rabbitmq._lane import Publisher
 from nuropb_gateway_asgi.mesh.rabbitmq._link import Link
@@ -29,7 +32,7 @@ class Broker:
     plain_channel = 1
     frame_max = 131072
 
-    def __init__(self) -> None:
+    def __init__(self, other: SelfCheck | None = None) -> None:
         self.links = FakeLink(), FakeLink()
         self.statistics = RabbitMQStatistics()
         self.blocked = False
@@ -40,6 +43,7 @@ class Broker:
             *cast("tuple[Link, Link]", self.links),
             self.statistics,
             drops=cast("tuple[Link, ...]", self.links),
+            other=other,
             publisher=lambda: cast("Publisher", self),
             blocked=lambda: self.blocked,
             on_change=lambda: None,
@@ -88,6 +92,23 @@ def test_replies_keep_a_connection_by_which_no_message_comes_back_for_half_a_min
     assert broker.look()
     assert broker.look(BUSY * ALLOWED, replies=1)
     assert not broker.look(replies=1)
+
+
+def test_replies_to_calls_do_not_keep_the_connection_of_events_whose_message_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = Broker()
+    events = Broker(calls.self_check)
+    monkeypatch.setattr(time, "monotonic", lambda: calls.now)
+    assert events.look()
+    calls.now = events.now
+    assert calls.look()
+    # The way in is slow: neither message has come back.
+    assert events.look(ALLOWED + 1, replies=1)
+    calls.self_check.on_return(calls.sent[-1])
+    # It was sent later, and is back.
+    assert events.look(ALLOWED, replies=1)
+    assert not events.look(replies=1)
 
 
 def test_a_message_of_an_earlier_connection_proves_nothing() -> None:

@@ -100,9 +100,9 @@ class EventWindow:
         self._look_for_room()
         return event
 
-    def stands_still(self, now: float) -> bool:
-        """Look whether events have waited for too long, and no confirm has come meanwhile."""
-        moves = not self._held or not self.confirms or self._confirmed != self._seen
+    def stands_still(self, now: float, *, excused: bool = False) -> bool:
+        """Look whether events have waited for too long, and no confirm has come meanwhile, without an excuse."""
+        moves = excused or not self._held or not self.confirms or self._confirmed != self._seen
         if moves or self._moved_at is None:
             self._seen = self._confirmed
             self._moved_at = now
@@ -113,11 +113,11 @@ class EventWindow:
         self.confirms = False
 
     def pause(self) -> bool:
-        """Hold all events if confirms are possible again; return whether that begins now.
+        """Hold all events if confirms are possible again; return whether they are held.
 
         The owner calls :meth:`resume` once the events without a confirm have arrived.
         """
-        if self.confirms or self.unconfirmed or self._pauses or not self._can_confirm:
+        if self.confirms or self.unconfirmed or not self._can_confirm:
             return False
         self._pauses = True
         self.is_open = False

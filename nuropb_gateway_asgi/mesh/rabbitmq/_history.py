@@ -26,7 +26,7 @@ from ...wire.history import Follower, KeptTopic, Read, Start
 from ...wire.interface import EventMessage
 from ._connection import Connection
 from ._frames import Incoming
-from ._history_queue import HistoryQueue
+from ._history_queue import HistoryQueue, is_away
 from ._marks import Marks, mark_id
 from ._stamps import STAMP_AFTER, Stamps, read_stamp, stamp_id
 from ._stream_reader import MARK, StreamConsumer, as_event, collect, read
@@ -90,14 +90,15 @@ class StreamLog:
         """The epoch of the stream, once it is followed."""
         return self._epoch if self._beginning is None else None
 
-    # --- its part of the consuming connection -----------------------------------------------------------------
+    # --- its part of the connection of streams --------------------------------------------------------------------
 
     async def declare(self, connection: Connection) -> None:
         """Declare the stream and its binding."""
         try:
             is_new = await self._queue.declare(connection)
-        except (ChannelAccessRefused, ChannelPreconditionFailed):
-            self._give_up()
+        except (ChannelAccessRefused, ChannelPreconditionFailed) as error:
+            if not is_away(error):
+                self._give_up()
             raise
         self.available = True
         self._is_new = self._is_new or is_new
@@ -275,7 +276,9 @@ class StreamLog:
     # --- marks and stamps -------------------------------------------------------------------------------------
 
     def mark(self, done: Callable[[int], None]) -> None:
-        """Call ``done`` with the offset of a message that is written now, once it has come."""
+        """Call ``done`` with the offset of a message that is written now, once it has come. Raises MeshUnavailable."""
+        if self._consumer is None:  # and to write into a stream that is away would cost the connection
+            raise MeshUnavailable("the history is not read at the moment")
         self._marks.ask(done)
 
     def _stamp(self) -> None:

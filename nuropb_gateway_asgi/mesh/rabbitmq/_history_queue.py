@@ -15,7 +15,7 @@ from ._errors import explain
 from ._frames import Incoming
 from ._stream_reader import StreamConsumer
 
-__all__ = ["HOME_NODE", "HistoryQueue"]
+__all__ = ["HOME_NODE", "HistoryQueue", "is_away"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ SEGMENTS: Final = 8
 MAX_NAME_BYTES: Final = 255
 #: In RabbitMQ's words for a queue that exists, and cannot be reached.
 HOME_NODE: Final = "home node"
+#: In its words for a stream of which this node has no copy that runs, as for a moment after a change of the leader.
+NO_REPLICA: Final = "replica on the local node"
 
 
 class HistoryQueue:
@@ -45,7 +47,8 @@ class HistoryQueue:
     async def declare(self, connection: Connection) -> bool:
         """Declare the stream and its binding; return whether it is a new one.
 
-        Raises ChannelAccessRefused without a permission, and ChannelPreconditionFailed for a queue of another kind.
+        Raises ChannelAccessRefused without a permission, and ChannelPreconditionFailed for a queue of another kind, or
+        for a stream that :func:`is_away`.
         """
         try:
             is_there = await self._is_there(connection)
@@ -116,6 +119,11 @@ class HistoryQueue:
         if topic.seconds is not None:
             arguments["x-max-age"] = f"{topic.seconds}s"
         return arguments
+
+
+def is_away(error: BaseException) -> bool:
+    """Tell whether a stream is refused because this node has no copy that runs, which will come back."""
+    return isinstance(error, ChannelPreconditionFailed) and NO_REPLICA in str(error)
 
 
 def _ignore(offset: int, message: Incoming) -> None:

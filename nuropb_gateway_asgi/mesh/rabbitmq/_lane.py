@@ -124,12 +124,13 @@ class Publisher(ABC):
         else:
             events.hold(deadline, frames)
 
-    def look_after_events(self, now: float) -> bool:
+    def look_after_events(self, now: float, *, blocked: bool = False) -> bool:
         """Have events go without a confirm if none has come for long; return whether they wait to be confirmed again.
 
-        The caller then calls :meth:`confirm_events` once all messages of the plain channel have arrived.
+        The caller then calls :meth:`confirm_events` once all messages of the plain channel have arrived. While the
+        broker is ``blocked``, none comes.
         """
-        if self._events.stands_still(now):
+        if self._events.stands_still(now, excused=blocked):
             logger.warning(
                 "mesh: the broker confirms no events, as if a history had no leader: others go without a confirm, and "
                 "may be missing in histories"

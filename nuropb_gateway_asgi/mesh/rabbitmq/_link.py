@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 SET_UP_TIMEOUT: Final = 10.0
 #: Seconds to close a connection in good order, before it is dropped.
 BROKER_CLOSE_TIMEOUT: Final = 1.0
+#: Seconds within which links get the same problem by one cause.
+SAME_TIME: Final = 10.0
 #: Turns of the event loop in which aiormq ends its tasks once a connection is closed; it offers no future to wait for.
 CLOSING_TURNS: Final = 20
 #: Seconds between attempts, from the first to the last, each with jitter.
@@ -39,7 +41,7 @@ SetUp: TypeAlias = Callable[[Connection], contextlib.AbstractAsyncContextManager
 class Link:
     """Keeps one connection, and calls ``on_change`` whenever it comes up or is lost.
 
-    ``connect`` limits its own time. A problem that several links have at the same time is logged by the first of them.
+    ``connect`` limits its own time. A problem that several links get at the same time is logged by the first of them.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Link:
         self.connects = 0
         #: All links of a mesh.
         self.siblings: Sequence[Link] = ()
-        #: The latest problem that was logged since the link was up.
+        #: The latest problem that was logged since the link was up, and when.
         self.logged: str | None = None
+        self.logged_at = 0.0
         self._connection: Connection | None = None
         self._lost: asyncio.Event | None = None
         #: Whether the loss of the latest connection has been told.
@@ -153,8 +156,10 @@ class Link:
         if self.up or up:
             self.logged = None
         self.up, self.usable, self.problem = up, usable, problem
-        if problem not in (None, self.logged, *(link.logged for link in self.siblings)):
-            self.logged = problem
+        now = time.monotonic()
+        others = (link.logged for link in self.siblings if now - link.logged_at < SAME_TIME)
+        if problem not in (None, self.logged, *others):
+            self.logged, self.logged_at = problem, now
             logger.warning("mesh: %s connection: %s", self.name, problem)
         self._on_change()
 

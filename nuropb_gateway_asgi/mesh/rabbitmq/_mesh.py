@@ -65,7 +65,7 @@ REASSERT_INTERVAL: Final = 15.0
 #: Seconds to declare and consume the queues of this process.
 OWN_QUEUES_TIMEOUT: Final = 5.0
 #: Seconds that calls wait for the connection of events, so that both can be used from the beginning.
-STREAMS_PATIENCE: Final = 3.0
+STREAMS_PATIENCE: Final = 1.0
 #: Messages that the broker may send ahead of an acknowledgement.
 PREFETCH: Final = 1000
 
@@ -140,6 +140,7 @@ class RabbitMQMesh:
             self.consuming,
             self.statistics,
             self.size_limit,
+            self.self_check,
             blocked=lambda: self._blocked,
             on_change=self._update,
         )
@@ -193,6 +194,11 @@ class RabbitMQMesh:
         return self.publishing.up and self.consuming.usable and self.self_check.proven and not self._blocked
 
     @property
+    def can_publish(self) -> bool:
+        """Whether events can be published now, and histories be read."""
+        return self.streams.can_publish
+
+    @property
     def problem(self) -> str | None:
         """The reason why the mesh is not connected."""
         if self.connected:
@@ -215,7 +221,10 @@ class RabbitMQMesh:
         parts = (*self._parts, *self.streams.parts)
         missing = [part.warning for part in parts if part.warning is not None]
         if self.connected and not self.streams.can_publish:
-            missing.append(f"events cannot be published, and histories cannot be read: {self.streams.problem}")
+            without = "events cannot be published, histories cannot be read"
+            if self._is_gateway:
+                without += ", and tokens that other processes revoke are still accepted here"
+            missing.append(f"{without}: {self.streams.problem}")
         others = [history.warning for history in self.histories.values() if history.warning is not None]
         return [*missing, *others, *self.peers.warnings.values(), *self._refused_service_topics.values()]
 
@@ -374,9 +383,16 @@ class RabbitMQMesh:
         """Send a message to the peer process at ``address``."""
         self._tell("", address, message, MESSAGE_EXPIRES if expires is None else expires)
 
-    def _tell(self, exchange: str, routing_key: str, message: bytes, expires: float = MESSAGE_EXPIRES) -> None:
+    def _tell(
+        self,
+        exchange: str,
+        routing_key: str,
+        message: bytes,
+        expires: float = MESSAGE_EXPIRES,
+        correlation_id: str | None = None,
+    ) -> None:
         publisher = self._take_publisher()
-        correlation_id = new_id()
+        correlation_id = correlation_id or new_id()
         self.size_limit.check(message)
         frames = encode_event(
             publisher, publisher.plain_channel, exchange, routing_key, correlation_id, message, expires=expires
@@ -386,12 +402,15 @@ class RabbitMQMesh:
     def when_events_are_in(self, done: Callable[[], None]) -> None:
         """Send a message to this process's own event queue, and call ``done`` when it arrives."""
         correlation_id = new_id()
-        self.streams.publish("", self.event_queue, correlation_id, b"{}", expires=MESSAGE_EXPIRES)
+        if self.streams.can_publish:  # behind the events of this process
+            self.streams.publish("", self.event_queue, correlation_id, b"{}", expires=MESSAGE_EXPIRES)
+        else:
+            self._tell("", self.event_queue, b"{}", correlation_id=correlation_id)
         self._events.expect_marker(correlation_id, done)
 
     async def record(self, record: bytes) -> None:
         """Write ``record`` into the stream, and wait for the broker's confirm."""
-        if not self.peers.can_record:
+        if not self.peers.can_record or not self._records_part.is_there:
             raise MeshUnavailable("there is no stream for records")
         await self.streams.record(self.peers.stream, record)
 

@@ -2,7 +2,7 @@
 
 A connection can be dead at one end only, which the heartbeat notices after half a minute. The message proves the whole
 way, publishing, routing and consuming, and notices a dead connection within 9 seconds. It is also a message to learn of
-an alarm by: a broker tells only those that publish that it blocks publishers.
+an alarm by: a broker tells only those that publish that it blocks publishers. There is one for each way out.
 
 A message that is late proves nothing while others arrive before it, or while the machine gives this process no time: a
 connection that works must not be dropped with all calls in flight because there is much to do. So the time to come back
@@ -40,7 +40,8 @@ class SelfCheck:
     """Sends the message at intervals, out by one link and in by the other; drops ``drops`` if it does not come back.
 
     ``publisher`` returns the publisher of the present connection; ``on_change`` is called when the connections are
-    proven to work. ``statistics`` tell of the replies that arrive meanwhile.
+    proven to work. ``statistics`` tell of the replies that arrive meanwhile; where they come by another way out, the
+    check of that one, ``other``, tells whether the way in is quick.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class SelfCheck:
         statistics: RabbitMQStatistics,
         *,
         drops: tuple[Link, ...],
+        other: SelfCheck | None = None,
         publisher: Callable[[], Publisher | None],
         blocked: Callable[[], bool],
         on_change: Callable[[], None],
@@ -65,6 +67,9 @@ class SelfCheck:
         self._publishing = publishing
         self._links = (publishing, consuming)
         self._drops = drops
+        self._other = other
+        #: The time at which the latest message that came back was sent.
+        self.proven_since = 0.0
         self._get_publisher = publisher
         self._is_blocked = blocked
         self._on_change = on_change
@@ -86,6 +91,11 @@ class SelfCheck:
     def pending(self) -> bool:
         """Whether a message is on its way."""
         return self._sent_at is not None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody is to be called for the return of a message."""
+        return bool(self._on_proof or self._on_next_proof)
 
     def forget(self) -> None:
         """Wait no longer for a message on its way: the connection was lost, or is a new one."""
@@ -133,7 +143,7 @@ class SelfCheck:
         if self._sent_at is None or body != self._body:
             return
         self.round_trips.append(time.monotonic() - self._sent_at)
-        self._sent_at = None
+        self.proven_since, self._sent_at = self._sent_at, None
         if not self.proven and self._publishing.up:
             self.proven = True
             self._on_change()
@@ -159,8 +169,11 @@ class SelfCheck:
                 self.send()
         else:
             self._looks += 1
-            self._quiet_looks += self._statistics.replies == self._replies
-            self._replies = self._statistics.replies
+            if self._other is not None:
+                self._quiet_looks += self._other.proven_since > self._sent_at
+            else:
+                self._quiet_looks += self._statistics.replies == self._replies
+                self._replies = self._statistics.replies
             allowed = PING_TIMEOUT / PING_INTERVAL * LOOKS
             if self._quiet_looks > allowed or self._looks > BUSY * allowed:
                 self.forget()

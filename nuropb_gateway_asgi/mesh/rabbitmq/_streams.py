@@ -47,8 +47,9 @@ BLOCKED: Final = "the broker blocks publishers (a memory or disk alarm)"
 class Streams:
     """Publishes events, marks and records, and keeps the parts that are streams.
 
-    ``queue`` gets the connection's message to itself, and ``consuming`` brings it back. ``blocked`` tells whether the
-    broker blocks publishers on another connection. ``on_change`` is called when the connection comes up or is lost.
+    ``queue`` gets the connection's message to itself, and ``consuming`` brings it back, as it does for ``calls``.
+    ``blocked`` tells whether the broker blocks publishers on another connection. ``on_change`` is called when the
+    connection comes up or is lost.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Streams:
         consuming: Link,
         statistics: RabbitMQStatistics,
         size_limit: SizeLimit,
+        calls: SelfCheck,
         *,
         blocked: Callable[[], bool],
         on_change: Callable[[], None],
@@ -68,7 +70,8 @@ class Streams:
             self.link,
             consuming,
             statistics,
-            drops=(self.link,),  # what comes in is proven by the calls' message
+            drops=(self.link,),
+            other=calls,
             publisher=lambda: self._publisher,
             blocked=lambda: self.blocked,
             on_change=lambda: None,
@@ -78,6 +81,8 @@ class Streams:
         self._statistics = statistics
         self._size_limit = size_limit
         self._is_blocked = blocked
+        #: The records on their way.
+        self._writing: set[anyio.CancelScope] = set()
         self._on_change = on_change
         self._publisher: Publisher | None = None
         #: The channel of records, while there is a publisher.
@@ -151,11 +156,21 @@ class Streams:
         publisher.put_event(float("inf") if expires is None else time.monotonic() + expires, frames)
 
     async def record(self, stream: str, record: bytes) -> None:
-        """Write ``record`` into ``stream``, and wait for the broker's confirm. Raises MeshUnavailable without one."""
+        """Write ``record`` into ``stream``, and wait for the broker's confirm. Raises MeshUnavailable without one.
+
+        An alarm of the broker ends the waiting as well: the record may be written when it is over.
+        """
         if self._record_channel is None or self.blocked:
             raise MeshUnavailable(self.problem)
         self._statistics.published += 1
-        await write_record(self._record_channel, stream, record, self._size_limit)
+        with anyio.CancelScope() as writing:
+            self._writing.add(writing)
+            try:
+                await write_record(self._record_channel, stream, record, self._size_limit)
+            finally:
+                self._writing.discard(writing)
+        if writing.cancelled_caught:
+            raise MeshUnavailable(BLOCKED)
 
     async def finish(self) -> None:
         """Wait for the confirms of the latest events for as long as some come: a stream may have no leader."""
@@ -208,10 +223,12 @@ class Streams:
         """Take note of alarms, and of a standstill of confirms, until cancelled."""
         blocked = False
         while True:
-            if publisher.look_after_events(time.monotonic()):
+            if publisher.look_after_events(time.monotonic(), blocked=self.blocked) and not self.self_check.awaited:
                 self.self_check.when_proven(publisher.confirm_events)
-            if publisher.blocked != blocked:
-                blocked = publisher.blocked
+            if self.blocked != blocked:
+                blocked = self.blocked
+                for writing in self._writing if blocked else ():
+                    writing.cancel()
                 self._on_change()
             await asyncio.sleep(LOOK_INTERVAL)
 
