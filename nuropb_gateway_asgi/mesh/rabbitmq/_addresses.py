@@ -42,7 +42,7 @@ class Addresses:
     """The addresses of the broker at ``url``, for the connections of one process.
 
     They are tried in a random order, which spreads the processes over the nodes of a cluster; first the address of the
-    other connection, as the two need one node then, and last those that failed or were lost.
+    other connections, as all need one node then, and last those that failed or were lost.
     """
 
     def __init__(self, url: str) -> None:
