@@ -98,7 +98,7 @@ class OnlineWatch:
         """Tell changes to the peer processes and the mesh, until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL)
-            if self._mesh.connected and self._mesh.can_publish:  # changes wait for the mesh
+            if self._mesh.connected:  # changes wait for the mesh
                 self.look()
 
     def look(self) -> None:
@@ -109,6 +109,8 @@ class OnlineWatch:
                 self._fleet.tell("changed", _encode(changed))
             else:
                 self._tell_registrars(changed)
+        if not self._mesh.can_publish:  # lasting changes wait for that
+            return
         for user_id, online in self.presence.settle(self._clock()):
             self._publish(ONLINE if online else OFFLINE, user_id)
 

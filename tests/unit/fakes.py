@@ -278,6 +278,8 @@ class FakeMesh:
     """A mesh whose broker and services are played by the test."""
 
     connected: bool = True
+    #: Whether events can be published while it is connected.
+    publishes: bool = True
     problem: str | None = None
     sent: list[CallMessage] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
@@ -331,7 +333,7 @@ class FakeMesh:
 
     @property
     def can_publish(self) -> bool:
-        return self.connected
+        return self.connected and self.publishes
 
     def for_transport(self, instance_id: str) -> FakeMesh:
         return FakeMesh(address=instance_id) if self.network is None else self.network.mesh()
@@ -346,6 +348,8 @@ class FakeMesh:
 
     def publish(self, topic: str, event: bytes, *, context: bytes, trace_id: str, target: list[str] | None) -> None:
         self._check()
+        if not self.publishes:
+            raise MeshUnavailable("no streams")
         self.published.append(Published(topic, json.loads(event), strict_json(context), trace_id, target))
 
     def broadcast(self, message: bytes) -> None:

@@ -354,6 +354,22 @@ async def test_what_happens_while_the_mesh_is_away_is_told_when_it_is_back() -> 
         await until(lambda: published([one]) == [(ONLINE, "alice")])
 
 
+async def test_what_happens_while_no_event_can_be_published_is_told_later_and_known_at_once() -> None:
+    async with processes(2, presence_events="on") as gateways:
+        one, two = gateways
+        for gateway in gateways:
+            gateway.mesh.publishes = False
+        await one.connect("alice")
+        await until(lambda: two.manager.online.presence.online)  # type: ignore[union-attr]
+        for gateway in gateways:
+            gateway.clock.now += DEBOUNCE + 1
+        await asyncio.sleep(0.3)
+        assert published(gateways) == []
+        for gateway in gateways:
+            gateway.mesh.publishes = True
+        await until(lambda: published(gateways) == [(ONLINE, "alice")])
+
+
 async def test_a_process_that_comes_later_knows_who_is_online() -> None:
     network = Network()
     async with processes(1, network, presence_events="on") as (one,):

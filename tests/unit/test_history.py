@@ -223,6 +223,17 @@ async def test_a_subscriber_without_a_mesh_is_answered_and_told_of_the_gap_later
     assert handler.take()[0]["payload"]["event"] == {"reason": "disconnected", "topics": ["orders.#"]}
 
 
+async def test_a_subscriber_without_streams_is_answered_at_once(gateway: FakeGateway, orders: FakeLog) -> None:
+    orders.answers = False
+    handler = await gateway.connect()
+    gateway.mesh.publishes = False
+    subscribe(gateway, handler, "orders.#", id="1")
+    assert handler.take()[0]["payload"]["id"] == "1"
+    gateway.mesh.publishes = True
+    orders.start()
+    assert handler.take()[0]["payload"]["event"] == {"reason": "disconnected", "topics": ["orders.#"]}
+
+
 async def test_a_gap_of_the_event_queue_concerns_no_topic_with_history(gateway: FakeGateway) -> None:
     one, other = await gateway.connect(), await gateway.connect("bob")
     subscribe(gateway, one, "orders.#", "news")
@@ -563,9 +574,12 @@ async def test_too_many_subscriptions_are_refused_as_ever(gateway: FakeGateway) 
     assert error_of(handler)[0] == "bad_request"
 
 
-async def test_without_a_mesh_the_past_is_unavailable(gateway: FakeGateway) -> None:
+@pytest.mark.parametrize("without", ["a mesh", "streams"])
+async def test_without_a_mesh_the_past_is_unavailable(gateway: FakeGateway, without: str) -> None:
     handler = await gateway.connect()
-    gateway.mesh.lose()
+    if without == "a mesh":
+        gateway.mesh.lose()
+    gateway.mesh.publishes = False
     subscribe(gateway, handler, "orders.#", id="s", since={"orders.#": {"last": 1}})
     assert error_of(handler)[0] == "mesh_unavailable"
     assert gateway.manager.events.topics_of(handler) == []
