@@ -101,6 +101,14 @@ async def test_a_part_that_is_missing_is_told_once_and_tried_on(
     assert stage.declared == 6
 
 
+async def test_a_part_may_be_set_up_by_its_keeper() -> None:
+    stage = Stage(NODE_DOWN)
+    task = asyncio.create_task(stage.part.keep(CONNECTION, attempt=True))
+    await until(lambda: stage.part.is_there)
+    assert stage.declared == 2
+    task.cancel()
+
+
 async def test_a_part_that_is_there_is_not_told_of(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with Stage().running():

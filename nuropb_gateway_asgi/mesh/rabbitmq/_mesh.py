@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections import deque
@@ -579,13 +580,15 @@ class RabbitMQMesh:
     async def _set_up_consuming(self, connection: Connection) -> AsyncIterator[Sequence[AbstractChannel]]:
         await declare_exchanges(connection)
         topology, *channels = await self._take_own_queues(connection)
-        async with anyio.create_task_group() as tasks:
-            for part in self._parts:
-                tasks.start_soon(part.attempt, connection, name="mesh part")
+        # Replies wait for no part but at the start: one that is gone with its node costs an attempt its whole time.
+        waits = not self.consuming.connects
+        for part in self._parts if waits else ():
+            await part.attempt(connection)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_asserted, connection, name="mesh topology")
             for part in self._parts:
-                tasks.start_soon(part.keep, connection, name="mesh part")
+                keep = functools.partial(part.keep, connection, attempt=not waits)
+                tasks.start_soon(keep, name="mesh part")
             if self._is_gateway:
                 bindings = await connection.open_channel()
                 tasks.start_soon(

@@ -95,8 +95,10 @@ class Part:
             self.warning = None
             logger.info("mesh: %s is there again", self._name)
 
-    async def keep(self, connection: Connection) -> None:
-        """Set it up again whenever it is lost, until cancelled."""
+    async def keep(self, connection: Connection, *, attempt: bool = False) -> None:
+        """Set it up again whenever it is lost, until cancelled; with ``attempt``, set it up first."""
+        if attempt:
+            await self.attempt(connection)
         while True:
             await self._lost.wait()
             await asyncio.sleep(SETTLE_TIME if self.warning is None else RETRY_INTERVAL)
