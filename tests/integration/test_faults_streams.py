@@ -65,6 +65,7 @@ async def test_calls_go_on_while_no_stream_can_be_used(
     own_node: RabbitMQNode, lane: Literal["fast", "plain"], record_property: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: dict[str, Any] = {"expose_topics": ["#"], "history": ["kept.#:1h"], "mesh_lane": lane}
+    settings["request_timeout"] = DEADLINE  # for the calls that are held meanwhile
     async with scene(own_node.url(), **settings) as set_:
         manager, mesh = set_.running.gateway.service_mesh_manager, set_.mesh
         async with connect(set_.running.url, "carol") as client:

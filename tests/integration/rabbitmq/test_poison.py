@@ -8,6 +8,7 @@ import struct
 from typing import Any, Final
 from uuid import uuid4
 
+import anyio
 import pytest
 
 from nuropb_gateway_asgi.mesh.rabbitmq import _sockets
@@ -22,7 +23,7 @@ from tests.kit.amqp import (
     reply_properties,
     response,
 )
-from tests.kit.gateways import eventually
+from tests.kit.gateways import DEADLINE, eventually
 
 NOT_UTF8: Final = b"\xff\xfe\xff\xfe"
 
@@ -263,5 +264,8 @@ async def test_a_message_that_the_library_cannot_read_costs_one_connection_at_mo
         assert mesh.statistics.dropped_events == 2
         # With undecodable headers alone it may look like a response, but to no call in flight.
         assert mesh.statistics.dropped_replies + len(gateway.receiver.unexpected) == 2
+        with anyio.fail_after(DEADLINE):
+            while await peer.waiting(dead) < 2:  # the broker moves them there when it has read the rejections
+                await anyio.sleep(0.01)
         assert await peer.waiting(dead) == 2
         await peer.channel.queue_purge(dead)
