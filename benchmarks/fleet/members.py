@@ -304,7 +304,7 @@ def slowed(times: float) -> Iterator[None]:
     ):
         setattr(module, name, getattr(module, name) * PATIENT)
     expires: Any = vars(_mesh)["MESSAGE_EXPIRES"]
-    RabbitMQMesh._tell.__defaults__ = (expires,)
+    RabbitMQMesh._tell.__defaults__ = (expires, None)
     yield
 
 
