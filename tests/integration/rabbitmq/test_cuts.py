@@ -154,7 +154,7 @@ async def test_queues_that_were_deleted_are_made_again(gateway: Gateway, peer: P
 async def test_nothing_is_taken_while_the_broker_is_away(proxied: Gateway, proxy: Proxy) -> None:
     proxy.refuses = True
     proxy.cut()
-    await eventually(lambda: not proxied.mesh.connected)
+    await eventually(lambda: not proxied.mesh.connected and not proxied.mesh.can_publish)
     with pytest.raises(MeshUnavailable):
         proxied.send("anybody")
     with pytest.raises(MeshUnavailable):
