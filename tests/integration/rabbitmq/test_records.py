@@ -15,6 +15,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp import commands
 
 from nuropb_gateway_asgi.exceptions import MeshUnavailable
+from nuropb_gateway_asgi.mesh.rabbitmq import _parts
 from tests.integration.scene import delete_queues, delete_shared
 from tests.kit.amqp import Gateway, Peer, reconnected, running
 from tests.kit.gate_proxy import Proxy
@@ -78,14 +79,14 @@ async def until_deleted(peer: Peer, stream: str) -> None:
         await peer.channel.queue_declare(stream, passive=True)
 
 
-async def test_a_record_without_a_stream_fails(writer: Gateway, proxy: Proxy, peer: Peer) -> None:
-    proxy.link("stream").to_broker.clear()  # the mesh would declare the stream again
+async def test_a_record_without_a_stream_fails(writer: Gateway, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parts, "SETTLE_TIME", 60.0)  # the mesh would declare the stream again
     await peer.channel.queue_delete(writer.mesh.peers.stream)
     with anyio.fail_after(DEADLINE), pytest.raises(ChannelNotFoundEntity):
         await until_deleted(peer, writer.mesh.peers.stream)
     with pytest.raises(MeshUnavailable, match="did not confirm"):
         await writer.mesh.record(b"returned")
-    proxy.link("stream").to_broker.set()
+    writer.mesh.streams.link.abort("by the test")
     await written(writer)
 
 
