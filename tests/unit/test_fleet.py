@@ -303,6 +303,7 @@ async def test_a_process_that_falls_silent_is_taken_for_gone(monkeypatch: pytest
     network = Network()
     async with processes(3, network) as (one, two, three):
         network.cut_off.add(one.mesh.address)
+        await anyio.wait_all_tasks_blocked()  # so that no sign of life on its way comes later than that
         one.clock.now += SILENCE + 0.1
         await until(lambda: not one.manager.fleet.members)
         network.cut_off.clear()
