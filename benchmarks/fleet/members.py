@@ -303,8 +303,6 @@ def slowed(times: float) -> Iterator[None]:
         (_parts, "ATTEMPT_TIMEOUT"),
     ):
         setattr(module, name, getattr(module, name) * PATIENT)
-    expires: Any = vars(_mesh)["MESSAGE_EXPIRES"]
-    RabbitMQMesh._tell.__defaults__ = (expires, None)
     yield
 
 

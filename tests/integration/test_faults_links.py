@@ -44,7 +44,7 @@ async def test_calls_around_cuts_end_once_and_run_once_at_the_most(amqp_url: str
     async with scene(amqp_url, clients=3, max_in_flight=1000) as set_:
         rounds = []
         purposes: itertools.cycle[Purpose | None] = itertools.cycle((None, "publish", "consume", "stream"))
-        for purpose in itertools.islice(purposes, 8):
+        for purpose in itertools.islice(purposes, 12):
             reconnected, published = set_.reconnected(), set_.mesh.statistics.published
             rounds += [(caller, await caller.start(count=10, timeout=3.0)) for caller in set_.callers]
             await eventually_within(RECOVERED, functools.partial(_published_more, set_, published))
@@ -55,11 +55,11 @@ async def test_calls_around_cuts_end_once_and_run_once_at_the_most(amqp_url: str
         codes: Counter[str] = Counter()
         for caller, ids in rounds:
             codes += await caller.ended(ids)
-        assert codes.total() == 8 * 3 * 20
+        assert codes.total() == 12 * 3 * 20
         assert codes.keys() <= {"ok", "mesh_unavailable", "timeout"}
         await set_.recovers(RECOVERED)
         record_property("answers", dict(codes))
-        set_.check(record_property, "8 cuts among 480 calls", rounds)
+        set_.check(record_property, "12 cuts among 720 calls", rounds)
 
 
 async def test_nobody_is_blamed_for_calls_that_were_lost_with_a_connection(amqp_url: str) -> None:

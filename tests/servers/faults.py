@@ -129,8 +129,8 @@ class ProxiedConnection:
 class FaultProxy:
     """Listens on a port of its own for as long as its context lasts, and forwards to the broker of an AMQP URL.
 
-    Faults concern the connections that are open; ``purpose`` chooses those of one kind. The end of
-    the context closes everything.
+    Faults concern the connections that are open; ``purpose`` chooses those of one kind. The end of the context closes
+    everything.
     """
 
     def __init__(self, url: str) -> None:

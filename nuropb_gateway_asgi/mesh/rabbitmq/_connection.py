@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -18,11 +18,12 @@ from yarl import URL
 
 from . import _aiormq
 from ._addresses import Address
-from ._errors import BrokerRefused
+from ._errors import BrokerRefused, ending
 from ._fast import FastLane
-from ._lane import Lane, LaneName
+from ._lane import Lane, LaneName, OnConfirm, OnReturn, Publisher
 from ._plain import PlainLane
 from ._sockets import Socket
+from ._statistics import RabbitMQStatistics
 from ._tls import check_files
 
 __all__ = ["Connection", "close", "connect"]
@@ -55,12 +56,28 @@ class Connection:
     @property
     def end(self) -> BaseException | None:
         """The exception that the connection has ended by, or None."""
-        return self.closing.exception() if self.closing.done() and not self.closing.cancelled() else None
+        return ending(self.closing)
 
     async def open_channel(self, *, confirms: bool = False) -> AbstractChannel:
         """Open a channel; with ``confirms``, the broker confirms the messages that are published on it."""
         await self.raw.ready()
         return await self.raw.channel(publisher_confirms=confirms)
+
+    async def open_publisher(
+        self, statistics: RabbitMQStatistics, *, confirm_events: bool, on_return: OnReturn, on_confirm: OnConfirm
+    ) -> tuple[Publisher, Sequence[AbstractChannel]]:
+        """Open a plain and a confirmed channel, and make a publisher on them (:meth:`Lane.publisher`); return all."""
+        plain, confirmed = await self.open_channel(), await self.open_channel(confirms=True)
+        publisher = self.lane.publisher(
+            self.raw,
+            plain,
+            confirmed,
+            statistics,
+            confirm_events=confirm_events,
+            on_return=on_return,
+            on_confirm=on_confirm,
+        )
+        return publisher, (plain, confirmed)
 
     @contextlib.asynccontextmanager
     async def channel(self) -> AsyncIterator[AbstractChannel]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Final
+from typing import Any, Final
 
 from aiormq.exceptions import (
     AuthenticationError,
@@ -17,7 +17,7 @@ from aiormq.exceptions import (
 from ._aiormq import REFUSED_VHOST_TEXT
 from ._tls import explain_certificate
 
-__all__ = ["CONNECTION_ERRORS", "BrokerRefused", "explain", "is_error_of_broker"]
+__all__ = ["CONNECTION_ERRORS", "BrokerRefused", "ending", "explain", "is_error_of_broker"]
 
 #: Every way in which an attempt to connect, or a connection, can end. aiormq cancels the tasks that wait for an answer
 #: of the broker when a connection is lost (CancelledError), decodes tables recursively (RecursionError), and raises a
@@ -60,6 +60,11 @@ def explain(error: BaseException) -> str:
     if isinstance(error, asyncio.CancelledError):
         return "the connection was lost"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def ending(closing: asyncio.Future[Any]) -> BaseException | None:
+    """Return the exception by which a connection or channel has ended, or None; ``closing`` is its end."""
+    return closing.exception() if closing.done() and not closing.cancelled() else None
 
 
 def is_error_of_broker(error: BaseException | None) -> bool:

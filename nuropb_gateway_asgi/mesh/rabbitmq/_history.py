@@ -277,7 +277,7 @@ class StreamLog:
 
     def mark(self, done: Callable[[int], None]) -> None:
         """Call ``done`` with the offset of a message that is written now, once it has come. Raises MeshUnavailable."""
-        if self._consumer is None:  # and to write into a stream that is away would cost the connection
+        if self._consumer is None:  # a message into a stream that is away could cost the connection
             raise MeshUnavailable("the history is not read at the moment")
         self._marks.ask(done)
 

@@ -49,7 +49,7 @@ from ._self_check import SelfCheck
 from ._service_host import SERVICE_PREFETCH, ServiceHost
 from ._sizes import SizeLimit
 from ._statistics import RabbitMQStatistics
-from ._streams import BLOCKED, Streams, encode_event
+from ._streams import BLOCKED, Streams
 from ._subscriptions import TOPOLOGY_TIMEOUT, Subscriptions
 from ._tls import is_verified
 
@@ -142,6 +142,7 @@ class RabbitMQMesh:
             self.statistics,
             self.size_limit,
             self.self_check,
+            writes_records=self._is_gateway,
             blocked=lambda: self._blocked,
             on_change=self._update,
         )
@@ -378,25 +379,28 @@ class RabbitMQMesh:
     def broadcast(self, message: bytes) -> None:
         """Send a message to all peer processes, if the user may declare their exchange."""
         if self.peers.can_talk:
-            self._tell(self.peers.exchange, "", message)
+            self._tell(self.peers.exchange, "", message, expires=MESSAGE_EXPIRES)
 
     def tell(self, address: str, message: bytes, *, expires: float | None = None) -> None:
         """Send a message to the peer process at ``address``."""
-        self._tell("", address, message, MESSAGE_EXPIRES if expires is None else expires)
+        self._tell("", address, message, expires=MESSAGE_EXPIRES if expires is None else expires)
 
     def _tell(
-        self,
-        exchange: str,
-        routing_key: str,
-        message: bytes,
-        expires: float = MESSAGE_EXPIRES,
-        correlation_id: str | None = None,
+        self, exchange: str, routing_key: str, message: bytes, *, expires: float, correlation_id: str | None = None
     ) -> None:
         publisher = self._take_publisher()
         correlation_id = correlation_id or new_id()
         self.size_limit.check(message)
-        frames = encode_event(
-            publisher, publisher.plain_channel, exchange, routing_key, correlation_id, message, expires=expires
+        frames = encode_publish(
+            channel=publisher.plain_channel,
+            exchange=exchange,
+            routing_key=routing_key,
+            kind="event",
+            correlation_id=correlation_id,
+            trace_id=None,
+            body=message,
+            frame_max=publisher.frame_max,
+            expiration=expiration(expires),
         )
         publisher.put(time.monotonic() + expires, correlation_id, frames)
 
@@ -406,7 +410,7 @@ class RabbitMQMesh:
         if self.streams.can_publish:  # behind the events of this process
             self.streams.publish("", self.event_queue, correlation_id, b"{}", expires=MESSAGE_EXPIRES)
         else:
-            self._tell("", self.event_queue, b"{}", correlation_id=correlation_id)
+            self._tell("", self.event_queue, b"{}", expires=MESSAGE_EXPIRES, correlation_id=correlation_id)
         self._events.expect_marker(correlation_id, done)
 
     async def record(self, record: bytes) -> None:
@@ -441,7 +445,7 @@ class RabbitMQMesh:
         """Unbind the event queue from ``topic``."""
         self.subscriptions.remove(topic)
 
-    # --- the connections -------------------------------------------------------------------------------------
+    # --- the connections --------------------------------------------------------------------------------------
 
     async def _connect(self, purpose: str) -> Connection:
         name = f"{self._service_name} {self._instance_id} {purpose}"
@@ -498,16 +502,8 @@ class RabbitMQMesh:
         await declare_exchanges(connection)
         if self._is_gateway:
             await self.peers.declare(connection)
-        plain = await connection.open_channel()
-        confirmed = await connection.open_channel(confirms=True)
-        publisher = connection.lane.publisher(
-            connection.raw,
-            plain,
-            confirmed,
-            self.statistics,
-            confirm_events=False,
-            on_return=self._on_returned,
-            on_confirm=self._on_confirm,
+        publisher, channels = await connection.open_publisher(
+            self.statistics, confirm_events=False, on_return=self._on_returned, on_confirm=self._on_confirm
         )
         await self.streams.wait_until_usable(STREAMS_PATIENCE)
         self._blocked = False
@@ -515,10 +511,10 @@ class RabbitMQMesh:
             self._publisher = publisher
             self.self_check.forget()
             try:
-                yield plain, confirmed
+                yield channels
             finally:
                 self._publisher = None
-                refused = self._settle_refused(publisher, self.size_limit.learn((plain, confirmed)))
+                refused = self._settle_refused(publisher, self.size_limit.learn(channels))
                 for correlation_id in publisher.unsent():
                     self._reject(correlation_id)
                 for correlation_id in publisher.unconfirmed():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from aiormq.abc import AbstractChannel
 
 from ...exceptions import MessageTooLarge
+from ._errors import ending
 
 __all__ = ["SizeLimit"]
 
@@ -49,7 +50,7 @@ class SizeLimit:
     def learn(self, channels: Iterable[AbstractChannel]) -> int | None:
         """Look at the end of ``channels``; return the size of the message that one of them was closed for, or None."""
         for channel in channels:
-            found = _TOO_LARGE.search(_reason(channel.closing))
+            found = _TOO_LARGE.search(str(ending(channel.closing) or ""))
             if found is not None:
                 self.limit = int(found[2])
                 logger.warning(
@@ -60,10 +61,3 @@ class SizeLimit:
                 return int(found[1])
         self.limit = None
         return None
-
-
-def _reason(closing: Any) -> str:
-    if not closing.done() or closing.cancelled():
-        return ""
-    error = closing.exception()
-    return "" if error is None else str(error)

@@ -31,7 +31,7 @@ from ._self_check import SelfCheck
 from ._sizes import SizeLimit
 from ._statistics import RabbitMQStatistics
 
-__all__ = ["BLOCKED", "Streams", "encode_event"]
+__all__ = ["BLOCKED", "Streams"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Streams:
 
     ``queue`` gets the connection's message to itself, and ``consuming`` brings it back, as it does for ``calls``.
     ``blocked`` tells whether the broker blocks publishers on another connection. ``on_change`` is called when the
-    connection comes up or is lost.
+    connection comes up or is lost. Records have a channel of their own, if the process ``writes_records``.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Streams:
         size_limit: SizeLimit,
         calls: SelfCheck,
         *,
+        writes_records: bool,
         blocked: Callable[[], bool],
         on_change: Callable[[], None],
     ) -> None:
@@ -80,12 +81,13 @@ class Streams:
         self.parts: tuple[Part, ...] = ()
         self._statistics = statistics
         self._size_limit = size_limit
+        self._writes_records = writes_records
         self._is_blocked = blocked
         #: The records on their way.
         self._writing: set[anyio.CancelScope] = set()
         self._on_change = on_change
         self._publisher: Publisher | None = None
-        #: The channel of records, while there is a publisher.
+        #: The channel of records, if this process writes any, while there is a publisher.
         self._record_channel: AbstractChannel | None = None
         #: Set while there is a publisher.
         self._usable = asyncio.Event()
@@ -143,15 +145,16 @@ class Streams:
         if publisher is None or self.blocked:
             raise MeshUnavailable(self.problem)
         self._size_limit.check(body)
-        frames = encode_event(
-            publisher,
-            publisher.event_channel,
-            exchange,
-            routing_key,
-            correlation_id,
-            body,
+        frames = encode_publish(
+            channel=publisher.event_channel,
+            exchange=exchange,
+            routing_key=routing_key,
+            kind="event",
+            correlation_id=correlation_id,
             trace_id=trace_id,
-            expires=expires,
+            body=body,
+            frame_max=publisher.frame_max,
+            expiration=None if expires is None else expiration(expires),
         )
         publisher.put_event(float("inf") if expires is None else time.monotonic() + expires, frames)
 
@@ -189,21 +192,16 @@ class Streams:
     @contextlib.asynccontextmanager
     async def _set_up(self, connection: Connection) -> AsyncIterator[Sequence[AbstractChannel]]:
         await declare_exchanges(connection)
-        plain = await connection.open_channel()
-        confirmed = await connection.open_channel(confirms=True)
-        for_records = await connection.open_channel(confirms=True)
-        publisher = connection.lane.publisher(
-            connection.raw,
-            plain,
-            confirmed,
+        publisher, channels = await connection.open_publisher(
             self._statistics,
             confirm_events=can_confirm_events(connection.raw.server_properties),
             on_return=lambda _: None,  # the message to itself, to a queue that is replaced: it will be missed
             on_confirm=lambda *_: None,
         )
-        channels = (plain, confirmed, for_records)
+        for_records = [await connection.open_channel(confirms=True)] if self._writes_records else []
+        channels = (*channels, *for_records)
         async with running(publisher.run, lambda: self._look_after_events(publisher)):
-            self._publisher, self._record_channel = publisher, for_records
+            self._publisher, self._record_channel = publisher, next(iter(for_records), None)
             self._usable.set()
             self.self_check.forget()
             try:
@@ -245,28 +243,3 @@ class Streams:
         if count:
             self._statistics.unconfirmed_events += count
             logger.warning("mesh: whether the broker has %d of the latest events is unknown", count)
-
-
-def encode_event(
-    publisher: Publisher,
-    channel: int,
-    exchange: str,
-    routing_key: str,
-    correlation_id: str,
-    body: bytes,
-    *,
-    trace_id: str | None = None,
-    expires: float | None = None,
-) -> bytes:
-    """Encode a message of the type event for a channel of ``publisher``; it expires after that many seconds."""
-    return encode_publish(
-        channel=channel,
-        exchange=exchange,
-        routing_key=routing_key,
-        kind="event",
-        correlation_id=correlation_id,
-        trace_id=trace_id,
-        body=body,
-        frame_max=publisher.frame_max,
-        expiration=None if expires is None else expiration(expires),
-    )
